@@ -177,3 +177,60 @@ def xpos_logit(q, k, i, j, train_length, scale=512.0, gamma=0.4, base=10_000.0):
         turn = complex(math.cos(angle), math.sin(angle))
         total += zeta ** ((i - j) / scale) * (a * turn * b.conjugate()).real
     return total
+
+
+def forget_bias(log_gates, i, j):
+    """Lin et al. 2025, eq. 6: the log-gates after j, up to and including i, one by one."""
+    total = 0.0
+    for step in range(j + 1, i + 1):
+        total += float(log_gates[step])
+    return total
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-float(x)))
+
+
+def linear_attention(q_TNH, k_TNH, v_TNH, visible, turn):
+    """RoFormer eq. 19 with phi = elu + 1: turn(vector, index) rotates, in the numerator alone."""
+
+    def phi(x):
+        return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+    T, N, _ = q_TNH.shape
+    out = np.zeros_like(v_TNH)
+    for n in range(N):
+        for i in range(T):
+            over, under = np.zeros(v_TNH.shape[-1]), 0.0
+            for j in range(T):
+                if visible(i, j):
+                    q, k = phi(q_TNH[i, n]), phi(k_TNH[j, n])
+                    over += float(turn(q, i) @ turn(k, j)) * v_TNH[j, n]
+                    under += float(q @ k)
+            if under:
+                out[i, n] = over / under
+    return out
+
+
+def rope_by_angles(x, angles, pairing="half"):
+    """One head's vector with a given angle for every pair, by complex multiplication."""
+    x = np.asarray(x, np.float64)
+    h = len(x) // 2
+    a, b = (x[:h], x[h:]) if pairing == "half" else (x[0::2], x[1::2])
+    turned = (a + 1j * b) * np.exp(1j * np.asarray(angles, np.float64))
+    if pairing == "half":
+        return np.concatenate([turned.real, turned.imag])
+    return np.stack([turned.real, turned.imag], axis=-1).ravel()
+
+
+def axial_angles(position, width, dim, base):
+    """Heo et al. 2024, eq. 12: dim/4 frequencies base^(-4i/dim) for the column, the same for the row."""
+    row, column = divmod(position, width)
+    freq = [base ** (-4 * i / dim) for i in range(dim // 4)]
+    return [column * f for f in freq] + [row * f for f in freq]
+
+
+def scale_invariant(distance, t):
+    """Anson et al. 2025: factor and shift of a content logit, a^2 = 2 ln(1 + d/t) + 1, m = 1 - a^2."""
+    square = 2 * math.log(1 + distance / t) + 1
+    return math.sqrt(square), 1 - square

@@ -10,6 +10,10 @@ HYBRIDS = (
     "rope(fraction=0.5,pairing=interleaved,stretch=yarn(factor=2.0))+alibi(factor=2.0)",
     "rope+alibi,nope~logn",
     "sinusoidal+t5|fire",
+    "prope+log(c=2.0,t=10.0)~scale_invariant",
+    "rope+forget(start=match)|nope~scale_invariant",
+    "mixed|axial+alibi2d",
+    "rope+linear,rope+annealed~yarn_temperature",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)

@@ -10,7 +10,7 @@ import pytest
 import schemes
 
 from posenc_jax.attention import attend, dense_attention, visible
-from posenc_jax.encodings import parse
+from posenc_jax.encodings import parse, running_clock
 
 N, H, L = 4, 16, 64
 
@@ -30,9 +30,13 @@ def tensors(B, T, K=N, seed=0, dtype=jnp.float32):
 def run(line, q, k, v, pos, seg=None, layer=0):
     place = placed(line).layers[layer]
     seg = jnp.ones_like(pos) if seg is None else seg
+    params, clock = place.init(jax.random.key(7)), None
+    if place.gated:
+        x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
+        clock = running_clock(place.ticks(params, x), seg)
     return attend(
-        q, k, v, place, place.init(jax.random.key(7)),
-        q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
+        q, k, v, place, params,
+        q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_clock_BTN=clock, k_clock_BSN=clock,
     )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.encodings import REGISTRY, Alibi, Bias, Place
+from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, Place
 from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_slopes
 from posenc_jax.encodings.learned_bias import (
     T5,
+    Annealed,
     Fire,
     KerpleLog,
     KerplePower,
@@ -134,19 +135,34 @@ def test_a_monotone_bias_never_rises_with_distance_up_to_sixteen_training_length
     np.testing.assert_allclose(bias[:, 0], 0, atol=1e-6)
 
 
+WORDS = {"match": "standard", "standard": "match", "half": "match", "euclidean": "manhattan"}
+NUMBERS = {"width": 5, "begin": 0.4, "end": 0.95, "last": 0.5}
+
+
+def shown(part, params, query):
+    """What a bias does late in training, to positions and, where it reads them, to tokens."""
+    params = part.scheduled(params, jnp.float32(0.8), PLACE)
+    out = [values(part, params, query=query)]
+    if isinstance(part, GatedBias):
+        out.append(part.tick(params, jax.random.normal(jax.random.key(1), (1, 3, 32)), PLACE))
+    return out
+
+
 @pytest.mark.parametrize("name", BIASES)
 def test_every_setting_of_a_bias_changes_it(name):
     part = REGISTRY[name]()
     for field in dataclasses.fields(part):
-        other = {"match": "standard", "standard": "match"}.get(field.default) or field.default * 2 + (field.default == 0)  # fmt: skip
+        other = WORDS.get(field.default) or NUMBERS.get(field.name) or field.default * 2 + (field.default == 0)  # fmt: skip
         changed = dataclasses.replace(part, **{field.name: other})
+        changed.check(PLACE)
         params = part.init(jax.random.key(0), PLACE)
-        seen = [
-            (values(part), values(changed)),
-            (values(part, query=20), values(changed, query=20)),  # FIRE's threshold
+        # Initial slopes are the same under any floor; learned ones cannot sink as deep.
+        theirs = params if field.name == "floor" else changed.init(jax.random.key(0), PLACE)
+        seen = [  # FIRE's threshold shows at early queries
+            pair
+            for query in (QUERY, 20)
+            for pair in zip(shown(part, params, query), shown(changed, theirs, query), strict=True)
         ]
-        if field.name == "floor":  # initial slopes are the same; learned ones cannot sink as deep
-            seen = [(values(part, params), values(changed, params))]
         assert any(not np.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in seen), field.name
 
 
@@ -163,6 +179,10 @@ def test_every_setting_of_a_bias_changes_it(name):
         (T5(longest_distance=10), "longest_distance"),
         (Sandwich(dim=7), "even"),
         (Fire(c=0.0), "c must be"),
+        (Annealed(first=-1.0), "shares must be zero or above"),
+        (Annealed(begin=0.5, end=0.5), "needs 0 <= begin < end <= 1"),
+        (Forget(start="flat"), "start must be half, match or standard"),
+        (Forget(stddev=0.0), "stddev"),
     ],
 )
 def test_a_bias_that_makes_no_sense_says_why(part, message):

@@ -26,8 +26,8 @@ def other(field):
     """Another legal value of a field."""
     if field.name == "stretch":
         return Yarn()
-    if field.name == "size":
-        return 500
+    if field.name in ("size", "width"):
+        return 500 if field.name == "size" else 5
     if isinstance(field.default, bool):
         return not field.default
     if isinstance(field.default, str):
@@ -43,7 +43,7 @@ def output(part):
     if isinstance(part, Rotation):
         x = jax.random.normal(jax.random.key(1), (1, 5, 4, 16))
         return part.rotate(params, x, POSITIONS, PLACE, "query"), None
-    return part.temperature(params, POSITIONS, PLACE), None
+    return part.temperature(params, POSITIONS, POSITIONS, PLACE), None
 
 
 KINDS = (Absolute, Rotation, Temperature)  # biases: tests/test_biases.py

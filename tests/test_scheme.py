@@ -16,6 +16,7 @@ from posenc_jax.encodings import (
     Rope,
     Scheme,
     Sinusoidal,
+    Temperature,
     parse,
     unparse,
 )
@@ -33,6 +34,8 @@ LINES = [
     "sinusoidal+alibi",
     "learned(size=128)",
     "sinusoidal|alibi",
+    "prope+log(c=2.0,t=10.0)~scale_invariant(t=20.0)",
+    "rope+linear,rope+forget(start=match)",
 ]
 SHAPE = {"num_layers": 2, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 
@@ -51,7 +54,7 @@ def test_every_registered_part_can_be_named_with_every_field_set(name):
         f"{k}={v.lower() if v in ('True', 'False', 'None') else v}" for k, v in shown.items()
     )
     line = f"{name}({settings})" if settings else name
-    before = "nope~" if name == "logn" else ""
+    before = "nope~" if issubclass(REGISTRY[name], Temperature) else ""
     assert parse(before + line) == parse(before + name)
 
 
@@ -126,14 +129,14 @@ def test_only_the_heads_that_rotate_are_touched():
 
 def test_temperature_reaches_its_own_heads_only():
     layer = parse("rope|nope~logn").place(**SHAPE).layers[0]
-    tau = layer.temperature({}, jnp.array([[511]]))
-    np.testing.assert_allclose(tau[0, 0], [1, 1, 1.5, 1.5], rtol=1e-6)
+    tau = layer.temperature({}, jnp.array([[511]]), jnp.array([[0, 9]]))
+    np.testing.assert_allclose(tau[0, :, 0, 0], [1, 1, 1.5, 1.5], rtol=1e-6)
 
 
 def test_a_scheme_without_a_kind_of_part_returns_none_for_it():
     layer = parse("nope").place(**SHAPE).layers[0]
     assert layer.bias({}, jnp.zeros((1, 1), int), jnp.zeros((1, 1), int)) is None
-    assert layer.temperature({}, jnp.zeros((1, 1), int)) is None
+    assert layer.temperature({}, jnp.zeros((1, 1), int), jnp.zeros((1, 1), int)) is None
 
 
 def test_key_heads_are_shared_when_their_queries_turn_alike():

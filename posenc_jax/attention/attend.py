@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention.dense import dense_attention
+from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -22,7 +23,10 @@ def attend(
     k_pos_BS: jax.Array,
     q_seg_BT: jax.Array,
     k_seg_BS: jax.Array,
+    q_clock_BTN: jax.Array | None = None,
+    k_clock_BSN: jax.Array | None = None,
     causal: bool = True,
+    aligned: bool = False,
     implementation: str = "auto",
 ) -> jax.Array:
     """Returns out_BTNH: attention under a positional scheme.
@@ -35,11 +39,15 @@ def attend(
       params: what `layer.init(key)` returned.
       q_pos_BT, k_pos_BS: positions inside the document, integer.
       q_seg_BT, k_seg_BS: document of each token inside the row; 0 is padding.
+      q_clock_BTN, k_clock_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
+        of `layer.ticks` (`encodings.running_clock`).
       causal: keys after the query's position are out of sight.
+      aligned: queries and keys are the same tokens in the same slots, in the order of their positions,
+        those of a document together; linear attention then takes time linear in T.
       implementation: "dense", or "auto" for the best one that can serve (today: dense).
 
     Raises:
-      ValueError: unknown implementation, or K does not divide N.
+      ValueError: unknown implementation, K does not divide N, or a gated scheme without clocks.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
@@ -51,9 +59,29 @@ def attend(
     if num_heads != layer.num_heads:
         raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {num_heads}")
 
-    tau_BTN = layer.temperature(params, q_pos_BT)
-    if tau_BTN is not None:
-        q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN[..., None]).astype(q_BTNH.dtype)
+    if layer.gated and (q_clock_BTN is None or k_clock_BSN is None):
+        raise ValueError(
+            "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"
+        )
+
+    v_BSNH = _per_query_head(v_BSKH, num_heads)
+    if layer.form is not None:
+        q_BTNH = layer.form.features(q_BTNH)
+        k_BSNH = _per_query_head(layer.form.features(k_BSKH), num_heads)
+        turned_q = layer.rotate(params, q_BTNH, q_pos_BT, "query")
+        turned_k = layer.rotate(params, k_BSNH, k_pos_BS, "key")
+        tensors = (q_BTNH, k_BSNH, turned_q, turned_k, v_BSNH)
+        if aligned and causal:
+            return linear_attention_in_order(*tensors, q_pos_BT, q_seg_BT)
+        return linear_attention(
+            *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal)
+        )
+
+    tau_BNTS = layer.temperature(params, q_pos_BT, k_pos_BS)
+    if tau_BNTS is not None and tau_BNTS.shape[-1] == 1:  # no key matters: it goes with the queries
+        tau_BTN1 = tau_BNTS.swapaxes(1, 2)
+        q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
+        tau_BNTS = None
     q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
     if layer.shares_keys(num_kv_heads):
         k_BSNH = _per_query_head(layer.rotate(params, k_BSKH, k_pos_BS, "key"), num_heads)
@@ -62,9 +90,10 @@ def attend(
     return dense_attention(
         q_BTNH,
         k_BSNH,
-        _per_query_head(v_BSKH, num_heads),
-        layer.bias(params, q_pos_BT, k_pos_BS),
+        v_BSNH,
+        layer.bias(params, q_pos_BT, k_pos_BS, q_clock_BTN, k_clock_BSN),
         visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal),
+        tau_BNTS,
     )
 
 

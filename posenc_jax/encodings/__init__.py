@@ -2,8 +2,9 @@
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal, sinusoid
 from posenc_jax.encodings.bias import Alibi, alibi_slopes, distances, linear_bias, matched_slopes
+from posenc_jax.encodings.forget import Forget, running_clock
 from posenc_jax.encodings.language import near_names, parse, unparse
-from posenc_jax.encodings.part import Absolute, Bias, Place, Rotation, Temperature
+from posenc_jax.encodings.part import Absolute, Bias, Form, GatedBias, Place, Rotation, Temperature
 from posenc_jax.encodings.reading import stretched
 from posenc_jax.encodings.registry import REGISTRY, register
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos, angles, inverse_frequencies, rotate
@@ -15,6 +16,9 @@ __all__ = [
     "Absolute",
     "Alibi",
     "Bias",
+    "Forget",
+    "Form",
+    "GatedBias",
     "Heads",
     "Learned",
     "LogN",
@@ -39,6 +43,7 @@ __all__ = [
     "parse",
     "register",
     "rotate",
+    "running_clock",
     "sinusoid",
     "stretched",
     "unparse",

@@ -61,7 +61,7 @@ def ntk_slopes(slope_N: np.ndarray, factor: float) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sloped(Bias):
+class Sloped(Bias):
     """What the biases with one fixed slope a head share.
 
     Attributes:
@@ -98,11 +98,11 @@ class _Sloped(Bias):
 
 
 @dataclasses.dataclass(frozen=True)
-class Alibi(_Sloped):
+class Alibi(Sloped):
     """ALiBi: a fixed linear penalty on distance, one slope a head; symmetric where j > i.
 
     Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3). Settings: see
-    `_Sloped`: slopes, factor, ntk.
+    `Sloped`: slopes, factor, ntk.
     """
 
     def bias(
@@ -113,7 +113,7 @@ class Alibi(_Sloped):
 
 
 @dataclasses.dataclass(frozen=True)
-class Capped(_Sloped):
+class Capped(Sloped):
     """A linear penalty that stops growing: -min(m d, cap), in nats.
 
     Beyond d = cap/m every distance costs the same, so a needle is never further than `cap` nats away.
@@ -139,7 +139,7 @@ class Capped(_Sloped):
 
 
 @dataclasses.dataclass(frozen=True)
-class Power(_Sloped):
+class Power(Sloped):
     """A penalty that grows as a power of distance, -m d^p, p below 1 for a longer tail.
 
     Attributes:

@@ -15,14 +15,15 @@
 
 Examples: ``rope+alibi`` (both on every head), ``rope|alibi`` (half the heads each),
 ``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer flat),
-``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``. An absolute part belongs to the whole scheme wherever it stands.
+``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
+``rope+linear`` (linear attention: a form, not a bias). An absolute part belongs to the whole scheme wherever it stands.
 """
 
 import dataclasses
 import difflib
 import re
 
-from posenc_jax.encodings.part import Absolute, Bias, Part, Rotation, Temperature
+from posenc_jax.encodings.part import Absolute, Bias, Form, Part, Rotation, Temperature
 from posenc_jax.encodings.registry import REGISTRY, name_of
 from posenc_jax.encodings.scheme import Heads, Layer, Scheme
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
@@ -30,7 +31,13 @@ from posenc_jax.encodings.stretch import STRETCHES, Stretch
 _TOKEN = re.compile(
     r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9.-]*)|(?P<number>[+-]?[0-9][0-9.eE+-]*)|(?P<sign>.))"
 )
-_KINDS = {Rotation: "rotation", Bias: "bias", Temperature: "temperature", Absolute: "absolute"}
+_KINDS = {
+    Rotation: "rotation",
+    Bias: "bias",
+    Form: "form",
+    Temperature: "temperature",
+    Absolute: "absolute",
+}
 
 
 def parse(text: str) -> Scheme:
@@ -77,7 +84,8 @@ def _enclose(text: str) -> str:
 
 
 def _unparse_heads(heads: Heads, absolute: Absolute | None) -> str:
-    terms = [_unparse_part(p) for p in (absolute, heads.rotation, heads.bias) if p is not None]
+    parts = (absolute, heads.rotation, heads.bias, heads.form)
+    terms = [_unparse_part(p) for p in parts if p is not None]
     tail = f"~{_unparse_part(heads.temperature)}" if heads.temperature else ""
     return ("+".join(terms) or "nope") + tail
 

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.bias import alibi_slopes, distances, matched_slopes
+from posenc_jax.encodings.bias import (
+    Sloped,
+    alibi_slopes,
+    distances,
+    linear_bias,
+    matched_slopes,
+)
 from posenc_jax.encodings.part import MATCH, Bias, Params, Place, check_positive
 
 
@@ -53,6 +59,51 @@ class LearnedSlopes(Bias):
         """Returns bias_BNTS = -(softplus(raw) + floor) d."""
         slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
         return -slope_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealed(Sloped):
+    """ALiBi whose slopes are multiplied by a share that follows the training: they fade, or come in.
+
+    The share goes linearly from `first` to `last` between the shares `begin` and `end` of training.
+    It is set by schedule, never by a gradient, and a checkpoint holds the one it was trained to.
+
+    Attributes:
+      first, last: shares of the slopes before and after. begin, end: of training, in [0, 1].
+      slopes, factor, ntk: as for ALiBi.
+    """
+
+    learns: ClassVar[bool] = True
+    first: float = 1.0
+    last: float = 0.0
+    begin: float = 0.7
+    end: float = 1.0
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a share below zero or a stretch of training that is none."""
+        super().check(place)
+        if not (0 <= self.first < math.inf and 0 <= self.last < math.inf):
+            raise ValueError(
+                f"annealed: shares must be zero or above, not {self.first}, {self.last}"
+            )
+        if not 0 <= self.begin < self.end <= 1:
+            raise ValueError(f"annealed: needs 0 <= begin < end <= 1, not {self.begin}, {self.end}")
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns {"share"}: the one that training starts with."""
+        return {"share": jnp.asarray(self.first, jnp.float32)}
+
+    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+        """Returns {"share"} after a share `progress` of training."""
+        way = jnp.clip((progress - self.begin) / (self.end - self.begin), 0.0, 1.0)
+        return {"share": (self.first + (self.last - self.first) * way).astype(jnp.float32)}
+
+    def bias(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns bias_BNTS = -share m d."""
+        share = jax.lax.stop_gradient(params["share"])
+        return share * linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The contract of an encoding: four kinds of part, and the place a part is put in.
+"""The contract of an encoding: five kinds of part, and the place a part is put in.
 
 A part is a frozen dataclass whose fields are its hyperparameters. It holds no arrays: learned
 values are a pytree made by ``init(key, place)`` and handed back to every call. To add an encoding,
-subclass one of the four kinds, implement its one function, and register it in
+subclass one of the kinds, implement its one function, and register it in
 :mod:`posenc_jax.encodings.registry`.
 """
 
@@ -25,6 +25,7 @@ class Place:
       head_dim: H.
       model_dim: D.
       train_length: L, the context length the model is trained at, in tokens.
+      first: index in the layer of the first of these heads.
     """
 
     heads: int
@@ -32,6 +33,7 @@ class Place:
     head_dim: int
     model_dim: int
     train_length: int
+    first: int = 0
 
 
 class Part:
@@ -43,6 +45,14 @@ class Part:
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns the learned parameters of this part; most have none (an empty dict)."""
         return {}
+
+    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+        """Returns `params` as they stand when a share `progress` in [0, 1] of training is done.
+
+        For values that follow a schedule and not a gradient: training sets them after every update,
+        and a checkpoint keeps them, so that reading one needs no clock.
+        """
+        return params
 
     def check(self, place: Place) -> None:
         """Raises ValueError, in the reader's words, when the part cannot stand at `place`."""
@@ -65,10 +75,16 @@ class Absolute(Part):
 class Rotation(Part):
     """The R of the equation: a position-dependent linear map of queries and keys."""
 
+    per_head: ClassVar[bool] = False  # True where the heads of a group turn by angles of their own
+
     def rotate(
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
-        """Returns x_BTNH turned to its positions; `side` is "query" or "key"."""
+        """Returns x_BTNH turned to its positions; `side` is "query" or "key".
+
+        x_BTNH has all heads of the layer (or its key/value heads, unless `per_head`); the layer keeps
+        the turned ones of this part's group.
+        """
         raise NotImplementedError
 
     def stretched(self, stretch) -> "Rotation":
@@ -76,7 +92,7 @@ class Rotation(Part):
         raise ValueError(f"{type(self).__name__.lower()} cannot be stretched when it is read")
 
     def wavelengths(self, place: Place) -> tuple[float, ...]:
-        """Returns the wavelength of every rotary pair in tokens, for reports (empty: none)."""
+        """Returns the wavelength of every rotary pair in tokens, for reports (empty: none fixed)."""
         return ()
 
 
@@ -98,13 +114,43 @@ class Bias(Part):
         return self
 
 
+class GatedBias(Bias):
+    """A bias that the tokens themselves decide: b(i, j) = clock(i) - clock(j).
+
+    Every token makes its head's clock tick by an amount of its own; a clock is the running sum of the
+    ticks inside a document (`posenc_jax.encodings.forget.running_clock`).
+    """
+
+    def tick(self, params: Params, x_BTD: jax.Array, place: Place) -> jax.Array:
+        """Returns tick_BTN, float32, at most 0: nats that all earlier tokens lose at this one.
+
+        x_BTD is what the layer's projections read. The inherited `bias` must return what the clocks
+        give for tokens of x = 0, for reports that have positions and no tokens.
+        """
+        raise NotImplementedError
+
+
 class Temperature(Part):
     """The tau of the equation: multiplies the content logit, never the bias."""
 
     relative: ClassVar[bool] = False
 
-    def temperature(self, params: Params, q_pos_BT: jax.Array, place: Place) -> jax.Array:
-        """Returns tau_BT, float32, shared by the heads of the group."""
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BTS, float32, shared by the heads of the group; tau_BT1 where no key matters."""
+        raise NotImplementedError
+
+    def stretched(self, factor: float) -> "Temperature":
+        """Returns the temperature for reading `factor` times further: by default the same."""
+        return self
+
+
+class Form(Part):
+    """Another form of attention than softmax: whole layers of feature maps (see attention/linear.py)."""
+
+    def features(self, x_BTNH: jax.Array) -> jax.Array:
+        """Returns phi(x)_BTNH, float32, above zero: weights are products of features."""
         raise NotImplementedError
 
 

@@ -18,7 +18,8 @@ def portrait(
       grid_G: positions at which the full bias matrix is sampled.
 
     The arrays: `bias_LNS` at the distances, `grid_bias_LNGG` (nan above the diagonal),
-    `temperature_LNG` at the grid's positions; zeros and ones where a head has no such part.
+    `temperature_LNG` at the grid's positions, on the logit of the first key; zeros and ones where a
+    head has no such part. A bias that tokens decide is shown for tokens at rest.
     """
     last = int(distance_S.max())
     query_11 = jnp.full((1, 1), last, jnp.int32)
@@ -33,8 +34,10 @@ def portrait(
         matrix = layer.bias(learned, grid_1G, grid_1G)
         matrix = np.zeros((N, len(grid_G), len(grid_G))) if matrix is None else np.array(matrix[0])
         grid_bias.append(np.where(future_GG, np.nan, matrix))
-        tau = layer.temperature(learned, grid_1G)
-        temperature.append(np.ones((N, len(grid_G))) if tau is None else np.asarray(tau[0]).T)
+        tau = layer.temperature(learned, grid_1G, grid_1G[:, :1])  # of the farthest key, the first
+        temperature.append(
+            np.ones((N, len(grid_G))) if tau is None else np.asarray(tau[0, :, :, 0])
+        )
         for group in layer.groups:
             rotation = group.heads.rotation
             waves = list(rotation.wavelengths(group.place)) if rotation else None

@@ -31,7 +31,7 @@ class HeadReach:
       blind: dtype -> largest distance whose weight, relative to distance 0, is not exactly zero;
         None where every one of the `length` distances has weight.
       unseen_pairs: rotary pairs that never complete a turn within the training length.
-      temperature: tau at the last position.
+      temperature: tau of the last query on the farthest key.
     """
 
     layer: int
@@ -60,11 +60,21 @@ def bias_of_distance(
     return np.concatenate(pieces, axis=1)
 
 
-def horizon(bias_D: np.ndarray, margin: float) -> int:
+def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> np.ndarray:
+    """Returns tau_ND, float64: the temperature of a query at length - 1 on a key d tokens back."""
+    keys_1S = jnp.arange(length - 1, -1, -1, jnp.int32)[None]
+    tau = layer.temperature(params, jnp.full((1, 1), length - 1, jnp.int32), keys_1S)
+    if tau is None:
+        return np.ones((layer.num_heads, length))
+    return np.broadcast_to(np.asarray(tau[0, :, 0], np.float64), (layer.num_heads, length))
+
+
+def horizon(bias_D: np.ndarray, margin: float | np.ndarray) -> int:
     """Returns the largest distance at which a needle keeps weight 1/2, or -1.
 
-    The needle's content logit exceeds that of every other key by `margin` nats; the others are alike.
-    It keeps half of the weight where margin + b(d) is at least the log of the others' summed weight.
+    The needle's content logit exceeds that of every other key by `margin` nats (one number, or one for
+    every distance); the others are alike. It keeps half of the weight where margin + b(d) is at least
+    the log of the others' summed weight.
     """
     weight_D = np.exp(bias_D - bias_D.max())
     others_D = np.maximum(weight_D.sum() - weight_D, 0.0)
@@ -93,8 +103,7 @@ def reaches(
             out += [dataclasses.replace(head, layer=number) for head in known[layer]]
             continue
         bias_ND = bias_of_distance(layer, learned, length)
-        tau = layer.temperature(learned, jnp.full((1, 1), length - 1, jnp.int32))
-        tau_N = np.ones(layer.num_heads) if tau is None else np.asarray(tau[0, 0], np.float64)
+        tau_ND = temperature_of_distance(layer, learned, length)
         heads = []
         for group in layer.groups:
             rotation = group.heads.rotation
@@ -109,10 +118,10 @@ def reaches(
                         wavelengths=waves,
                         slope=float(b_D[0] - b_D[min(1, length - 1)]),
                         slope_times_length=float(b_D[0] - b_D[at_L]) * train_length / max(at_L, 1),
-                        horizon={m: horizon(b_D, m * tau_N[n]) for m in margins},
+                        horizon={m: horizon(b_D, m * tau_ND[n]) for m in margins},
                         blind={name: blind_distance(b_D, tiny) for name, tiny in SMALLEST.items()},
                         unseen_pairs=sum(wave > train_length for wave in waves),
-                        temperature=float(tau_N[n]),
+                        temperature=float(tau_ND[n, -1]),
                     )
                 )
         known[layer] = heads

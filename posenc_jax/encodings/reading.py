@@ -3,10 +3,11 @@
 A rule is ``name:factor``. It gives every rotation the stretch of that name and every bias the same
 factor, in this order of meaning: the stretch changes R (and may scale it: YaRN's temperature, which
 multiplies content only); the bias is read at distance / factor, m' = m L / L', and is never
-multiplied by a temperature; log-n temperature keeps the training length as its reference.
+multiplied by a temperature; log-n temperature keeps the training length as its reference, and the
+scale-invariant one, a function of distance, is read at distance / factor like the bias it belongs to.
 
 ============== ===================================== ==========================================
-rule           rotations                             biases with slopes (log: its scale t)
+rule           rotations                             biases with slopes or gates (log: its t)
 ============== ===================================== ==========================================
 pi:4, yarn:4,  that stretch with factor 4            slopes / 4
 llama3:4
@@ -92,4 +93,6 @@ def _stretched_heads(heads: Heads, rotation: Stretch | None, factor: float, ntk:
         changed["rotation"] = heads.rotation.stretched(rotation)
     if factor != 1 and heads.bias is not None:
         changed["bias"] = heads.bias.stretched(factor, ntk)
+    if factor != 1 and heads.temperature is not None:
+        changed["temperature"] = heads.temperature.stretched(factor)
     return dataclasses.replace(heads, **changed)

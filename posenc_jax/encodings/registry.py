@@ -6,11 +6,21 @@ pictures and the tests that run over every registered part pick it up from this 
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal
 from posenc_jax.encodings.bias import Alibi, Capped, Log, Power, Sandwich
-from posenc_jax.encodings.learned_bias import T5, Fire, KerpleLog, KerplePower, LearnedSlopes
+from posenc_jax.encodings.forget import Forget
+from posenc_jax.encodings.learned_bias import (
+    T5,
+    Annealed,
+    Fire,
+    KerpleLog,
+    KerplePower,
+    LearnedSlopes,
+)
+from posenc_jax.encodings.linear import Linear
 from posenc_jax.encodings.part import Part
+from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
-from posenc_jax.encodings.temperature import LogN
+from posenc_jax.encodings.temperature import LogN, ScaleInvariant, YarnTemperature
 
 REGISTRY: dict[str, type[Part]] = {
     "sinusoidal": Sinusoidal,
@@ -18,17 +28,25 @@ REGISTRY: dict[str, type[Part]] = {
     "rope": Rope,
     "prope": Prope,
     "xpos": Xpos,
+    "axial": Axial,
+    "mixed": Mixed,
     "alibi": Alibi,
+    "alibi2d": Alibi2d,
     "capped": Capped,
     "log": Log,
     "power": Power,
     "sandwich": Sandwich,
     "slopes": LearnedSlopes,
+    "annealed": Annealed,
+    "forget": Forget,
     "kerple_log": KerpleLog,
     "kerple_power": KerplePower,
     "t5": T5,
     "fire": Fire,
     "logn": LogN,
+    "yarn_temperature": YarnTemperature,
+    "scale_invariant": ScaleInvariant,
+    "linear": Linear,
 }
 
 

@@ -57,7 +57,7 @@ def rotate(
 
     Args:
       x_BTNH: queries or keys, any float type; the product is taken in float32 and cast back once.
-      angle_BTh: radians, one per pair, shared by the heads.
+      angle_BTh: radians, one per pair, shared by the heads; or angle_BTNh, of every head its own.
       pairing: "half" pairs dims (i, i + h); "interleaved" pairs dims (2i, 2i + 1). The two are equal
         only under the same permutation of the projection weights.
       amplitude: factor on cos and sin, a number or an array like angle_BTh; 1.0 is a pure rotation.
@@ -65,8 +65,9 @@ def rotate(
     Source: Su et al. 2021, eq. 34.
     """
     h = angle_BTh.shape[-1]
-    cos_BT1h = (jnp.cos(angle_BTh) * amplitude)[..., None, :]
-    sin_BT1h = (jnp.sin(angle_BTh) * amplitude)[..., None, :]
+    cos_BT1h, sin_BT1h = jnp.cos(angle_BTh) * amplitude, jnp.sin(angle_BTh) * amplitude
+    if angle_BTh.ndim < x_BTNH.ndim:
+        cos_BT1h, sin_BT1h = cos_BT1h[..., None, :], sin_BT1h[..., None, :]
     x = x_BTNH.astype(jnp.float32)
     turned, rest = x[..., : 2 * h], x[..., 2 * h :]
     if pairing == "half":
@@ -101,7 +102,7 @@ class Rope(Rotation):
         check_positive("rope", base=self.base, fraction=self.fraction)
         if self.fraction > 1:
             raise ValueError(f"rope: fraction must lie in (0, 1], not {self.fraction}")
-        _check_pairs("rope", place, self.pairing)
+        check_pairs("rope", place, self.pairing)
         if self.rotary_dim(place) < 2:
             raise ValueError(
                 f"rope: fraction {self.fraction} of head dim {place.head_dim} leaves no pair to rotate"
@@ -158,7 +159,7 @@ class Prope(Rotation):
     def check(self, place: Place) -> None:
         """Raises ValueError for an odd head dim, or a share that keeps no pair."""
         check_positive("prope", base=self.base, kept=self.kept)
-        _check_pairs("prope", place, self.pairing)
+        check_pairs("prope", place, self.pairing)
         if self.kept > 1 or not self.pairs(place):
             raise ValueError(
                 f"prope: kept must lie in (0, 1] and keep a pair of the {place.head_dim // 2}, not {self.kept}"
@@ -206,7 +207,7 @@ class Xpos(Rotation):
     def check(self, place: Place) -> None:
         """Raises ValueError for an odd head dim or a setting that is not positive."""
         check_positive("xpos", base=self.base, scale=self.scale, gamma=self.gamma)
-        _check_pairs("xpos", place, self.pairing)
+        check_pairs("xpos", place, self.pairing)
 
     def log_zeta(self, place: Place) -> np.ndarray:
         """Returns ln zeta_h per pair, float64, below zero."""
@@ -243,7 +244,8 @@ def matched_base(train_length: int) -> float:
     return 2.4 * train_length
 
 
-def _check_pairs(owner: str, place: Place, pairing: str) -> None:
+def check_pairs(owner: str, place: Place, pairing: str) -> None:
+    """Raises ValueError for an unknown pairing or a head dim without pairs."""
     if pairing not in PAIRINGS:
         raise ValueError(f"{owner}: pairing must be one of {PAIRINGS}, not {pairing!r}")
     if place.head_dim % 2:

@@ -7,21 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.bias import distances, linear_bias
-from posenc_jax.encodings.part import Absolute, Bias, Params, Part, Place, Rotation, Temperature
+from posenc_jax.encodings.part import (
+    Absolute,
+    Bias,
+    Form,
+    GatedBias,
+    Params,
+    Part,
+    Place,
+    Rotation,
+    Temperature,
+)
+
+KINDS = ("rotation", "bias", "temperature", "form")
 
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """One group of heads and what it carries; `share` is its weight among the layer's groups."""
+    """One group of heads and what it carries; `share` is its weight among the layer's groups.
+
+    `form` is another form of attention than softmax; it takes neither bias nor temperature.
+    """
 
     rotation: Rotation | None = None
     bias: Bias | None = None
     temperature: Temperature | None = None
     share: int = 1
+    form: Form | None = None
 
     def parts(self) -> tuple[Part, ...]:
         """Returns the parts that are there."""
-        return tuple(p for p in (self.rotation, self.bias, self.temperature) if p is not None)
+        return tuple(p for p in (getattr(self, kind) for kind in KINDS) if p is not None)
 
 
 Layer = tuple[Heads, ...]
@@ -81,26 +97,50 @@ class PlacedLayer:
         """Query heads of the layer."""
         return self.groups[-1].stop
 
+    @property
+    def gated(self) -> bool:
+        """Whether the tokens themselves decide a bias, so that `bias` needs their clocks."""
+        return any(isinstance(group.heads.bias, GatedBias) for group in self.groups)
+
+    @property
+    def form(self) -> Form | None:
+        """The form of attention of all heads; None is softmax."""
+        return self.groups[0].heads.form
+
     def init(self, key: jax.Array) -> Params:
         """Returns learned parameters by "group.kind"; empty for schemes that learn nothing."""
         params = {}
-        for g, group in enumerate(self.groups):
-            for kind in ("rotation", "bias", "temperature"):
-                part = getattr(group.heads, kind)
-                learned = (
-                    part.init(jax.random.fold_in(key, len(params)), group.place) if part else {}
-                )
-                if learned:
-                    params[f"{g}.{kind}"] = learned
+        for g, group, kind, part in self._parts():
+            learned = part.init(jax.random.fold_in(key, len(params)), group.place)
+            if learned:
+                params[f"{g}.{kind}"] = learned
         return params
+
+    def scheduled(self, params: Params, progress: jax.Array) -> Params:
+        """Returns `params` with those that follow a schedule set to a share `progress` of training."""
+        named = {f"{g}.{kind}": (part, group.place) for g, group, kind, part in self._parts()}
+        return {
+            name: named[name][0].scheduled(learned, progress, named[name][1])
+            for name, learned in params.items()
+        }
+
+    def _parts(self):
+        for g, group in enumerate(self.groups):
+            for kind in KINDS:
+                part = getattr(group.heads, kind)
+                if part is not None:
+                    yield g, group, kind, part
 
     def shares_keys(self, num_kv_heads: int) -> bool:
         """Whether all query heads of each key/value head rotate alike (grouped-query attention)."""
         turns = []
         for g, group in enumerate(self.groups):
             rotation = group.heads.rotation
-            alike = (rotation, g if rotation is not None and rotation.learns else None)
-            turns += [alike] * group.place.heads
+            own = rotation is not None and rotation.learns
+            for n in range(group.place.heads):
+                turns.append(
+                    (rotation, g if own else None, n if own and rotation.per_head else None)
+                )
         size = self.num_heads // num_kv_heads
         return all(len(set(turns[k : k + size])) == 1 for k in range(0, self.num_heads, size))
 
@@ -122,8 +162,32 @@ class PlacedLayer:
             out = turned if owned_N.all() else jnp.where(owned_N[None, None, :, None], turned, out)
         return out
 
-    def bias(self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array) -> jax.Array | None:
-        """Returns bias_BNTS, float32, over all query heads, or None when no head has one."""
+    def ticks(self, params: Params, x_BTD: jax.Array) -> jax.Array | None:
+        """Returns tick_BTN, float32, over all query heads, of what the layer reads; None if not `gated`."""
+        if not self.gated:
+            return None
+        pieces = []
+        for g, group in enumerate(self.groups):
+            part = group.heads.bias
+            if isinstance(part, GatedBias):
+                pieces.append(part.tick(params.get(f"{g}.bias", {}), x_BTD, group.place))
+            else:
+                pieces.append(jnp.zeros((*x_BTD.shape[:2], group.place.heads), jnp.float32))
+        return jnp.concatenate(pieces, axis=2)
+
+    def bias(
+        self,
+        params: Params,
+        q_pos_BT: jax.Array,
+        k_pos_BS: jax.Array,
+        q_clock_BTN: jax.Array | None = None,
+        k_clock_BSN: jax.Array | None = None,
+    ) -> jax.Array | None:
+        """Returns bias_BNTS, float32, over all query heads, or None when no head has one.
+
+        The clocks are running sums of `ticks` (`forget.running_clock`). Without them a gated bias is
+        that of tokens at rest, which is for looking at and not for attention.
+        """
         if all(group.heads.bias is None for group in self.groups):
             return None
         pieces = []
@@ -132,24 +196,39 @@ class PlacedLayer:
             if part is None:
                 flat_N = np.zeros(group.place.heads)
                 pieces.append(linear_bias(flat_N, distances(q_pos_BT, k_pos_BS)))
+            elif isinstance(part, GatedBias) and q_clock_BTN is not None:
+                mine = slice(group.first, group.stop)
+                q_BNT = q_clock_BTN[:, :, mine].swapaxes(1, 2)
+                k_BNS = k_clock_BSN[:, :, mine].swapaxes(1, 2)
+                pieces.append(q_BNT[:, :, :, None] - k_BNS[:, :, None, :])
             else:
                 pieces.append(part.bias(learned, q_pos_BT, k_pos_BS, group.place))
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
-    def temperature(self, params: Params, q_pos_BT: jax.Array) -> jax.Array | None:
-        """Returns tau_BTN, float32, over all query heads, or None when no head has one."""
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array
+    ) -> jax.Array | None:
+        """Returns tau_BNTS, float32, over all query heads, or None when no head has one.
+
+        Its last dim is 1 where no temperature depends on the key: then it may multiply the queries.
+        """
         if all(group.heads.temperature is None for group in self.groups):
             return None
         pieces = []
         for g, group in enumerate(self.groups):
             part, learned = group.heads.temperature, params.get(f"{g}.temperature", {})
-            tau_BT = (
-                jnp.ones_like(q_pos_BT, jnp.float32)
+            tau_BTS = (
+                jnp.ones_like(q_pos_BT, jnp.float32)[..., None]
                 if part is None
-                else part.temperature(learned, q_pos_BT, group.place)
+                else part.temperature(learned, q_pos_BT, k_pos_BS, group.place)
             )
-            pieces += [tau_BT[:, :, None]] * group.place.heads
-        return jnp.concatenate(pieces, axis=2)
+            pieces.append((tau_BTS, group.place.heads))
+        S = max(tau_BTS.shape[-1] for tau_BTS, _ in pieces)
+        wide = [
+            jnp.broadcast_to(tau_BTS[:, None], (tau_BTS.shape[0], heads, tau_BTS.shape[1], S))
+            for tau_BTS, heads in pieces
+        ]
+        return wide[0] if len(wide) == 1 else jnp.concatenate(wide, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +244,7 @@ class PlacedScheme:
         if self.absolute is not None:
             self.absolute.check(self.whole)
         for layer in dict.fromkeys(self.layers):
+            _check_form(layer)
             for group in layer.groups:
                 for part in group.heads.parts():
                     part.check(group.place)
@@ -196,7 +276,17 @@ def _place_layer(layer: Layer, whole: Place) -> PlacedLayer:
         )
     unit, first, groups = whole.num_heads // sum(shares), 0, []
     for heads in layer:
-        place = dataclasses.replace(whole, heads=unit * heads.share)
+        place = dataclasses.replace(whole, heads=unit * heads.share, first=first)
         groups.append(PlacedHeads(heads, first, place))
         first += place.heads
     return PlacedLayer(tuple(groups))
+
+
+def _check_form(layer: PlacedLayer) -> None:
+    groups = [group.heads for group in layer.groups]
+    if len({heads.form for heads in groups}) > 1:
+        raise ValueError(
+            "all heads of a layer share one form of attention: put linear attention on layers of its own, with ','"
+        )
+    if layer.form is not None and any(heads.bias or heads.temperature for heads in groups):
+        raise ValueError("linear attention takes neither a bias nor a temperature")

@@ -124,7 +124,13 @@ class Yarn(Stretch):
         return max(low, 0), min(high, dim - 1)
 
     def frequencies(self, freq_h, base, length):
-        """Returns freq_h / s * ramp + freq_h * (1 - ramp)."""
+        """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError where the ramp is none."""
+        turns = (self.original or length) / (2 * math.pi)
+        if not self.beta_slow < min(self.beta_fast, turns):
+            raise ValueError(
+                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} and below the "
+                f"{turns:.3g} turns of the fastest pair within the original length"
+            )
         low, high = self.ramp_ends(2 * len(freq_h), base, self.original or length)
         width = (high - low) or 0.001
         ramp_h = np.clip((np.arange(len(freq_h)) - low) / width, 0, 1)

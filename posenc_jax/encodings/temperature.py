@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings.part import Params, Place, Temperature
+from posenc_jax.encodings.bias import distances
+from posenc_jax.encodings.part import Params, Place, Temperature, check_positive
+from posenc_jax.encodings.stretch import Yarn
 
 
 def log_n(pos_BT: jax.Array, length: int) -> jax.Array:
@@ -34,7 +37,65 @@ class LogN(Temperature):
         if place.train_length < 2:
             raise ValueError(f"logn: training length must be at least 2, not {place.train_length}")
 
-    def temperature(self, params: Params, q_pos_BT: jax.Array, place: Place) -> jax.Array:
-        """Returns tau_BT, float32."""
-        tau_BT = log_n(q_pos_BT, place.train_length)
-        return jnp.maximum(tau_BT, 1.0) if self.clip else tau_BT
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BT1, float32."""
+        tau_BT1 = log_n(q_pos_BT, place.train_length)[..., None]
+        return jnp.maximum(tau_BT1, 1.0) if self.clip else tau_BT1
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnTemperature(Temperature):
+    """YaRN's temperature alone, (0.1 ln s + 1)^2 on every content logit (Peng et al. 2023, eq. 22).
+
+    `rope(stretch=yarn(...))` has it already, on the dims that rotate. This part gives it to all content
+    of a head: heads without a rotation, or dims that a partial rotation leaves out.
+
+    Attributes:
+      factor: s; 1 and below leave the logits as they are.
+    """
+
+    relative: ClassVar[bool] = True
+    factor: float = 4.0
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a factor that is not positive."""
+        check_positive("yarn_temperature", factor=self.factor)
+
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BT1, the same everywhere, float32."""
+        tau = Yarn(factor=self.factor).amplitude(place.train_length) ** 2
+        return jnp.full_like(q_pos_BT, tau, jnp.float32)[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleInvariant(Temperature):
+    """A temperature that grows with distance: tau(d) = sqrt(2 ln(1 + d/t) + 1).
+
+    With the bias -2 ln(1 + d/t), that is ``log(c=2.0,t=10.0)~scale_invariant(t=10.0)``, and Gaussian
+    content logits of unit variance, every range of distances [d, a d] holds the same expected weight,
+    and weight is sparser the farther it lies. Source: Anson et al. 2025, sec. 3 (with p-RoPE).
+
+    Attributes:
+      t: tokens; give the bias the same.
+    """
+
+    relative: ClassVar[bool] = True
+    t: float = 10.0
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a length scale that is not positive."""
+        check_positive("scale_invariant", t=self.t)
+
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BTS, float32."""
+        return jnp.sqrt(2 * jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t) + 1)
+
+    def stretched(self, factor: float) -> Temperature:
+        """Returns the temperature with t grown by the factor, like that of the logarithmic bias."""
+        return dataclasses.replace(self, t=self.t * factor)

@@ -13,10 +13,11 @@ from posenc_jax.model.config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values, S slots."""
+    """One layer's keys and values, S slots; and ticks, where tokens decide a bias (`layer.gated`)."""
 
     k_BSKH: jax.Array
     v_BSKH: jax.Array
+    tick_BSN: jax.Array | None
 
 
 class Cache(NamedTuple):
@@ -31,9 +32,13 @@ class Cache(NamedTuple):
 def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
     """Returns a cache of `slots` tokens for `batch` rows."""
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    layer = LayerCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    none = jnp.zeros(shape, config.dtype)
+    still = jnp.zeros((batch, slots, config.num_heads), jnp.float32)
+    layers = tuple(
+        LayerCache(none, none, still if layer.gated else None) for layer in config.placed.layers
+    )
     none_BS = jnp.zeros((batch, slots), jnp.int32)
-    return Cache((layer,) * config.num_layers, none_BS, none_BS, jnp.zeros((), jnp.int32))
+    return Cache(layers, none_BS, none_BS, jnp.zeros((), jnp.int32))
 
 
 def write(slots_BS: jax.Array, new_BT: jax.Array, filled: jax.Array) -> jax.Array:

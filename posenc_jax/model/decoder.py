@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention import attend
+from posenc_jax.encodings import running_clock
 from posenc_jax.model.cache import Cache, LayerCache, write
 from posenc_jax.model.config import ModelConfig
 
@@ -34,6 +35,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     index: int
+    causal: bool
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache: Cache | None):
@@ -57,14 +59,21 @@ class Attention(nn.Module):
             q_BTNH = rms_norm(q_BTNH, next(gains), c.norm_epsilon)
             k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
 
-        kept, k_pos_BS, k_seg_BS = LayerCache(k_BTKH, v_BTKH), pos_BT, seg_BT
+        kept = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD))
+        k_pos_BS, k_seg_BS = pos_BT, seg_BT
         if cache is not None:
-            old = cache.layers[self.index]
-            kept = LayerCache(
-                write(old.k_BSKH, k_BTKH, cache.filled), write(old.v_BSKH, v_BTKH, cache.filled)
+            kept = jax.tree.map(
+                lambda old, new: write(old, new, cache.filled), cache.layers[self.index], kept
             )
             k_pos_BS = write(cache.pos_BS, pos_BT, cache.filled)
             k_seg_BS = write(cache.seg_BS, seg_BT, cache.filled)
+        q_clock_BTN = k_clock_BSN = None
+        if layer.gated:
+            q_clock_BTN = k_clock_BSN = running_clock(kept.tick_BSN, k_seg_BS)
+            if cache is not None:
+                q_clock_BTN = jax.lax.dynamic_slice_in_dim(
+                    k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
+                )
         o_BTNH = attend(
             q_BTNH,
             kept.k_BSKH,
@@ -75,6 +84,10 @@ class Attention(nn.Module):
             k_pos_BS=k_pos_BS,
             q_seg_BT=seg_BT,
             k_seg_BS=k_seg_BS,
+            q_clock_BTN=q_clock_BTN,
+            k_clock_BSN=k_clock_BSN,
+            causal=self.causal,
+            aligned=cache is None,
             implementation=c.attention,
         )
         stream = on_mesh("data", None, None)
@@ -114,6 +127,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     index: int
+    causal: bool = True
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache):
@@ -122,10 +136,26 @@ class Block(nn.Module):
         normed = rms_norm(
             x_BTD, self.param("attention_gain_D", ones, (c.model_dim,)), c.norm_epsilon
         )
-        out_BTD, kept = Attention(c, self.index, name="attention")(normed, pos_BT, seg_BT, cache)
+        attention = Attention(c, self.index, self.causal, name="attention")
+        out_BTD, kept = attention(normed, pos_BT, seg_BT, cache)
         x_BTD = x_BTD + out_BTD
         normed = rms_norm(x_BTD, self.param("mlp_gain_D", ones, (c.model_dim,)), c.norm_epsilon)
         return x_BTD + Mlp(c, name="mlp")(normed), kept
+
+
+def at_progress(config: ModelConfig, params, progress: jax.Array):
+    """Returns a decoder's parameters with those that follow a schedule set to a share of training.
+
+    Most schemes have none and get their parameters back as they are.
+    """
+    params = dict(params)
+    for i, layer in enumerate(config.placed.layers):
+        block = params[f"layer_{i}"]
+        if "scheme" in block["attention"]:
+            learned = layer.scheduled(block["attention"]["scheme"], progress)
+            attention = {**block["attention"], "scheme": learned}
+            params[f"layer_{i}"] = {**block, "attention": attention}
+    return params
 
 
 class Decoder(nn.Module):

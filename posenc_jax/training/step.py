@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.decoder import Decoder, at_progress
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import optimizer_layout, parameter_layout
 
@@ -166,9 +166,12 @@ def make_step(config: RunConfig, model: Decoder):
         kept = {"params": params, "optimizer": state["optimizer"]}
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         missed = 1 - good.astype(jnp.int32)
+        done = state["step"] + 1
+        progress = done.astype(jnp.float32) / config.train.steps
         new_state = {
-            **chosen,
-            "step": state["step"] + 1,
+            "params": at_progress(model.config, chosen["params"], progress),
+            "optimizer": chosen["optimizer"],
+            "step": done,
             "skipped": state["skipped"] + missed,
             "skipped_in_a_row": (state["skipped_in_a_row"] + 1) * missed,
         }

@@ -1,0 +1,177 @@
+"""Positions in the plane: axial and mixed RoPE, and ALiBi by distance on a grid.
+
+A token's place is still one integer, its index in raster order; a part unfolds it into (row, column)
+with its `width`. So the same parts serve a decoder that writes an image row by row and an encoder that
+sees all patches, and reading a larger image is the same scheme with another width. The functions
+below take (row, column) pairs of any kind.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.encodings.bias import Sloped, linear_bias
+from posenc_jax.encodings.part import Params, Place, Rotation, check_positive
+from posenc_jax.encodings.rotary import angles, check_pairs, inverse_frequencies, rotate
+
+METRICS = ("euclidean", "manhattan")
+
+
+def raster(pos_BT: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (row_BT, column_BT) of raster positions on a grid `width` columns wide."""
+    return pos_BT // width, pos_BT % width
+
+
+def axial_angles(row_BT: jax.Array, column_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
+    """Returns angle_BTh: the first half of the pairs turns with the column, the second with the row.
+
+    Args:
+      row_BT, column_BT: places, integer or float. freq_h: radians per step, of either half.
+    """
+    return jnp.concatenate([angles(column_BT, freq_h), angles(row_BT, freq_h)], axis=-1)
+
+
+def mixed_angles(row_BT: jax.Array, column_BT: jax.Array, freq_2Nh: jax.Array) -> jax.Array:
+    """Returns angle_BTNh = column * freq[0] + row * freq[1], float32, a direction for every pair.
+
+    Learned frequencies leave no constant to reduce by: the error grows as 1e-7 of the angle. Source:
+    Heo et al. 2024, eq. 14.
+    """
+    column, row = (x.astype(jnp.float32)[:, :, None, None] for x in (column_BT, row_BT))
+    return column * freq_2Nh[0][None, None] + row * freq_2Nh[1][None, None]
+
+
+def grid_distances(
+    q_row_BT: jax.Array, q_column_BT: jax.Array, k_row_BS: jax.Array, k_column_BS: jax.Array,
+    metric: str,
+) -> jax.Array:  # fmt: skip
+    """Returns the distance of two places as float32 [B,T,S], in grid steps."""
+    down_BTS = (q_row_BT[:, :, None] - k_row_BS[:, None, :]).astype(jnp.float32)
+    across_BTS = (q_column_BT[:, :, None] - k_column_BS[:, None, :]).astype(jnp.float32)
+    if metric == "manhattan":
+        return jnp.abs(down_BTS) + jnp.abs(across_BTS)
+    return jnp.sqrt(down_BTS**2 + across_BTS**2)
+
+
+def grid_width(width: int, place: Place) -> int:
+    """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
+    return width or math.isqrt(place.train_length - 1) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Axial(Rotation):
+    """2-D RoPE by axes: half of the pairs turn with the column, half with the row (Heo et al. 2024, eq. 12).
+
+    Attributes:
+      width: columns of the grid; 0 takes the side of the smallest square that holds train_length tokens.
+      base: of each half's spectrum (published: 100, images being small). pairing: as in `Rope`.
+    """
+
+    relative: ClassVar[bool] = False  # of the raster index; of rows and columns it is
+    width: int = 0
+    base: float = 100.0
+    pairing: str = "half"
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
+        check_positive("axial", base=self.base)
+        check_pairs("axial", place, self.pairing)
+        _check_grid("axial", self.width)
+        _check_two_axes("axial", place)
+
+    def rotate(
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+    ) -> jax.Array:
+        """Returns x_BTNH turned to its row and column."""
+        row_BT, column_BT = raster(pos_BT, grid_width(self.width, place))
+        freq_h = inverse_frequencies(place.head_dim // 2, self.base)
+        return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Rotation):
+    """2-D RoPE with learned directions: every pair of every head turns with a mix of row and column.
+
+    Starts from two spectra at right angles, turned by a random angle per head. Source: Heo et al.
+    2024, eq. 14 (RoPE-Mixed).
+
+    Attributes:
+      width: as in `Axial`. base: of the initial spectra (published: 10). pairing: as in `Rope`.
+    """
+
+    learns: ClassVar[bool] = True
+    relative: ClassVar[bool] = False
+    per_head: ClassVar[bool] = True
+    width: int = 0
+    base: float = 10.0
+    pairing: str = "half"
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
+        check_positive("mixed", base=self.base)
+        check_pairs("mixed", place, self.pairing)
+        _check_grid("mixed", self.width)
+        _check_two_axes("mixed", place)
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns {"freq_2Nh"}: radians per column and per row, of each pair of each head."""
+        size_h = jnp.asarray(inverse_frequencies(place.head_dim // 2, self.base), jnp.float32)
+        turn_N1 = jax.random.uniform(key, (place.heads, 1), maxval=2 * math.pi)
+        across_N2h = [jnp.cos(turn_N1) * size_h[None], -jnp.sin(turn_N1) * size_h[None]]
+        down_N2h = [jnp.sin(turn_N1) * size_h[None], jnp.cos(turn_N1) * size_h[None]]
+        return {"freq_2Nh": jnp.stack([jnp.concatenate(x, -1) for x in (across_N2h, down_N2h)])}
+
+    def rotate(
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+    ) -> jax.Array:
+        """Returns x_BTNH turned to its row and column; heads of other groups do not turn."""
+        row_BT, column_BT = raster(pos_BT, grid_width(self.width, place))
+        after = place.num_heads - place.first - place.heads
+        freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (place.first, after), (0, 0)))
+        return rotate(x_BTNH, mixed_angles(row_BT, column_BT, freq_2Nh), self.pairing, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alibi2d(Sloped):
+    """ALiBi in the plane: -m times the distance of two patches (Fuller et al. 2023, CROMA, sec. 3).
+
+    Attributes:
+      width: as in `Axial`. metric: "euclidean" or "manhattan". slopes, factor, ntk: as for ALiBi.
+    """
+
+    relative: ClassVar[bool] = False
+    width: int = 0
+    metric: str = "euclidean"
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for an unknown metric or a width below 0."""
+        super().check(place)
+        _check_grid("alibi2d", self.width)
+        if self.metric not in METRICS:
+            raise ValueError(f"alibi2d: metric must be one of {METRICS}, not {self.metric!r}")
+
+    def bias(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns bias_BNTS."""
+        width = grid_width(self.width, place)
+        places = (*raster(q_pos_BT, width), *raster(k_pos_BS, width))
+        return linear_bias(self.slope_N(place), grid_distances(*places, self.metric))
+
+
+def _check_grid(owner: str, width: int) -> None:
+    if width < 0:
+        raise ValueError(
+            f"{owner}: width, the columns of the grid, must be 0 or above, not {width}"
+        )
+
+
+def _check_two_axes(owner: str, place: Place) -> None:
+    if place.head_dim % 4:
+        raise ValueError(
+            f"{owner}: two axes of pairs need head dim divisible by 4, not {place.head_dim}"
+        )
