@@ -55,8 +55,18 @@ def main() -> None:
         w: angle_errors(w, _LENGTH.value) for w in {h.wavelengths for h in heads if h.wavelengths}
     }
     said = warnings(heads, _LENGTH.value, _TRAIN.value)
-    if any(params):
+    if any(params) or (placed.absolute is not None and placed.absolute.learns):
         said.append("learned parts are shown at their initial values")
+    grids = {n for layer in placed.layers for g in layer.groups for p in g.heads.parts() if (n := p.columns(g.place))}  # fmt: skip
+    for columns in sorted(grids):
+        said.append(
+            f"positions are read on a grid of {columns} columns; distances in this table run in raster order"
+        )
+    gated = sum(layer.gated for layer in placed.layers)
+    if gated:
+        said.append(
+            f"tokens decide a bias in {gated} layers: it is shown for tokens at rest, x = 0"
+        )
 
     print(f"{_SCHEME.value}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
     print(_table(heads, margins))
@@ -87,7 +97,7 @@ def _table(heads, margins) -> str:
     for h in heads:
         blind = ["-" if h.blind[n] is None else f"{h.blind[n]:,}" for n in ("float32", "bfloat16")]
         unseen = f"{h.unseen_pairs} of {len(h.wavelengths)}" if h.wavelengths else "-"
-        reach = ["none" if h.horizon[m] < 0 else f"{h.horizon[m]:,}" for m in margins]
+        reach = [_tokens(h.horizon[m]) for m in margins]
         lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, *blind, unseen])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
@@ -95,13 +105,25 @@ def _table(heads, margins) -> str:
     )
 
 
+def _tokens(horizon: int | None) -> str:
+    if horizon is None:
+        return "-"
+    return "none" if horizon < 0 else f"{horizon:,}"
+
+
 def _pictures(placed, params, heads, out: Path):
     """Writes the pictures of each kind of layer and yields their paths."""
+    import jax
     import numpy as np
 
-    from posenc_jax.encodings.portrait import portrait
-    from posenc_jax.encodings.reach import decay_bound, rotary_kernel
-    from posenc_jax.report import inspection
+    from posenc_jax.encodings.portrait import plane, portrait, similarity, stretched_pairs
+    from posenc_jax.encodings.reach import (
+        decay_bound,
+        rotary_kernel,
+        temperature_of_distance,
+        temperature_of_position,
+    )
+    from posenc_jax.report import inspection, parts
 
     length, train_length = _LENGTH.value, _TRAIN.value
     distance_S = np.unique(
@@ -109,6 +131,10 @@ def _pictures(placed, params, heads, out: Path):
     )
     grid_G = np.unique(np.linspace(0, min(2 * train_length, length - 1), 49).astype(int))
     _, arrays = portrait(placed, params, distance_S, grid_G)
+    if placed.absolute is not None:
+        learned = placed.init_absolute(jax.random.key(0))
+        yield from _written(parts.similarity_picture(grid_G, similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
+    yield from _written(parts.stretch_picture(stretched_pairs(placed)), out)
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:
         number = placed.layers.index(layer)
@@ -121,18 +147,36 @@ def _pictures(placed, params, heads, out: Path):
             name: (rotary_kernel(w, distance_S), decay_bound(w, distance_S))
             for name, w in rotations.items()
         }
-        for picture in (
+        learned = params[number]
+        tau_NS = temperature_of_distance(layer, learned, length)[:, distance_S]
+        pictures = [
             inspection.bias_picture(grid_G, arrays["grid_bias_LNGG"][number], train_length),
             inspection.rotation_picture(rotations, train_length, length / train_length),
             inspection.kernel_picture(distance_S, arrays["bias_LNS"][number], curves, train_length),
-            inspection.horizon_picture([h.horizon for h in mine], length, train_length),
-        ):
-            if picture.draw is None:
-                continue
-            name = picture.name if len(kinds) == 1 else f"layer{number}_{picture.name}"
-            (out / f"{name}.csv").write_text(picture.csv())
-            (out / f"{name}.png").write_bytes(picture.png())
-            yield out / f"{name}.png"
+            parts.temperature_picture(
+                distance_S,
+                temperature_of_position(layer, learned, distance_S),
+                tau_NS,
+                train_length,
+            ),
+        ]
+        if layer.form is None:
+            pictures.append(
+                inspection.horizon_picture([h.horizon for h in mine], length, train_length)
+            )
+        on_grid = [p.columns(g.place) for g in layer.groups for p in g.heads.parts()]
+        for columns in dict.fromkeys(n for n in on_grid if n is not None):
+            pictures.append(parts.plane_picture(**plane(layer, learned, columns, 16)))
+        for picture in pictures:
+            yield from _written(picture, out, "" if len(kinds) == 1 else f"layer{number}_")
+
+
+def _written(picture, out: Path, before: str = ""):
+    """Writes a picture and its table, if there is anything to draw, and yields its path."""
+    if picture.draw is not None:
+        (out / f"{before}{picture.name}.csv").write_text(picture.csv())
+        (out / f"{before}{picture.name}.png").write_bytes(picture.png())
+        yield out / f"{before}{picture.name}.png"
 
 
 if __name__ == "__main__":

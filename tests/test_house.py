@@ -17,6 +17,7 @@ FLOORS = {
     "model": 2,
     "training": 3,
     "evaluation": 4,
+    "bench": 5,
     "study": 5,
     "report": 6,
     "door": 7,

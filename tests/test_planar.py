@@ -11,7 +11,7 @@ import pytest
 
 from posenc_jax.attention import attend
 from posenc_jax.encodings import Place, parse
-from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed, grid_width, mixed_angles
+from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed, mixed_angles
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 POSITIONS = np.array([0, 1, 7, 8, 9, 63, 64, 4095])
@@ -118,8 +118,9 @@ def test_mixed_angles_take_fractional_places():
 def test_without_a_width_the_grid_is_the_smallest_square_that_holds_the_training_length(
     length, side
 ):
-    assert grid_width(0, dataclasses.replace(PLACE, train_length=length)) == side
-    assert grid_width(5, PLACE) == 5
+    place = dataclasses.replace(PLACE, train_length=length)
+    assert {part.columns(place) for part in (Axial(), Mixed(), Alibi2d())} == {side}
+    assert Axial(width=5).columns(PLACE) == 5
 
 
 @pytest.mark.parametrize(

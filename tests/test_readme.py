@@ -63,6 +63,9 @@ def test_an_encoding_added_from_the_readme_trains_evaluates_and_is_drawn(copy):
         out = run(copy, *arguments, f"--workdir={workdir}")
         assert out.returncode == 0, out.stderr
     assert "rope+gauss(sigma=9.0)|nope~logn" in (workdir / "report.html").read_text()
+    look = run(copy, "scripts/inspect_scheme.py", "--scheme=rope+gauss(sigma=9.0)", "--num_heads=2", "--train_length=32", "--length=128", f"--out={copy / 'look'}")  # fmt: skip
+    assert look.returncode == 0, look.stderr
+    assert (copy / "look" / "bias.png").exists()
 
 
 def test_an_encoding_added_from_the_readme_brings_its_own_property_tests(copy):

@@ -12,7 +12,9 @@ import numpy as np
 import optax
 import pytest
 import runs
+import schemes
 
+from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
@@ -115,15 +117,16 @@ def test_a_second_trainer_in_one_folder_is_refused(tmp_path, data_dir):
 
 
 def steps(config, batches):
-    """States after each batch [slices, B, T], on one device."""
-    mesh = make_mesh(1, 1)
+    """States after each batch [slices, B, T], on the devices of the configuration (one, if unsaid)."""
+    mesh = make_mesh(config.train.data_devices or 1, config.train.model_devices)
+    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
     with jax.set_mesh(mesh):
         model = Decoder(config.model_config(260))
         build, _ = state_builder(config, model, mesh)
         state, step, seen = build(jax.random.key(0)), make_step(config, model), []
         seen.append(jax.device_get(state))
         for batch in batches:
-            state, metrics = step(state, batch)
+            state, metrics = step(state, jax.device_put(batch, rows))
             seen.append(jax.device_get(state) | {"metrics": jax.device_get(metrics)})
     return seen
 
@@ -217,6 +220,55 @@ def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name
             assert spec == owner[0]
             found += 1
     assert found >= len(by_path)
+
+
+SINGLE = [line for line in schemes.ALL if "," not in line and parse(line).absolute is None]
+STACKS = [",".join(SINGLE[i : i + 6]) for i in range(0, len(SINGLE), 6)]
+STACKS += [line for line in schemes.ALL if line not in SINGLE]  # interleaved, absolute
+
+
+def on_mesh(tmp_path, stack, data, model):
+    """The configuration of a stack, one layer per scheme, on a mesh."""
+    return runs.config(
+        tmp_path, stack, model={"num_layers": len(parse(stack).layers)}, optimizer={"epsilon": 1e-3},
+        train={"data_devices": data, "model_devices": model},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_out(
+    tmp_path, stack
+):
+    """Layers of different schemes; gradients are laid out (a wrong layout raises), not compiled."""
+    batch = random_batch(weights=np.ones((1, 8, 16), np.float32))
+    losses = []
+    for data, tensor in ((1, 1), (2, 4)):
+        config = on_mesh(tmp_path, stack, data, tensor)
+        mesh, model = make_mesh(data, tensor), Decoder(config.model_config(260))
+        rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+        with jax.set_mesh(mesh):
+            build, _ = state_builder(config, model, mesh)
+            state, placed = build(jax.random.key(0)), jax.device_put(batch, rows)
+
+            def loss(params, batch, model=model):
+                read = (batch[k][0] for k in ("tokens_BT", "positions_BT", "segments_BT"))
+                logits, _ = model.apply({"params": params}, *read)
+                return token_losses(logits, batch["targets_BT"][0]).mean()
+
+            losses.append(float(jax.jit(loss)(state["params"], placed)))
+            jax.eval_shape(make_step(config, model), state, placed)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_scheme_trains_on_a_mesh_as_on_one_device(tmp_path, stack):
+    batch = random_batch(weights=np.ones((1, 8, 16), np.float32))
+    one, many = (steps(on_mesh(tmp_path, stack, *axes), [batch])[1] for axes in ((1, 1), (2, 4)))
+    np.testing.assert_allclose(one["metrics"]["loss"], many["metrics"]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["metrics"]["grad_norm"], many["metrics"]["grad_norm"], rtol=1e-4)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one["params"]), jax.tree.leaves(many["params"]), strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
 def test_a_parameter_without_a_row_in_the_layout_raises():

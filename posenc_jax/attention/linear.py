@@ -47,12 +47,15 @@ def linear_attention_in_order(
     sums over earlier chunks are carried as one H x H matrix and one vector per head; a query reads them
     when its document is the one that was open at the end of the chunk before.
     """
-    B, T, N, _ = q_BTNH.shape
+    B, T = pos_BT.shape
     chunks = -(-T // CHUNK)
 
     def cut(x):  # [chunks, B, CHUNK, ...], padded with segment 0
         padded = jnp.pad(x, ((0, 0), (0, chunks * CHUNK - T)) + ((0, 0),) * (x.ndim - 2))
-        return padded.reshape(B, chunks, CHUNK, *x.shape[2:]).swapaxes(0, 1)
+        layout = jax.typeof(x).sharding  # chunks lie where their tokens lie
+        spec = None if layout.mesh.empty else jax.P(layout.spec[0], None, None, *layout.spec[2:])
+        shape = (B, chunks, CHUNK, *x.shape[2:])
+        return padded.reshape(shape, out_sharding=spec).swapaxes(0, 1)
 
     def step(carry, chunk):
         state_BNHV, sum_BNH, open_B = carry
@@ -78,8 +81,14 @@ def linear_attention_in_order(
     empty_BNHV = jnp.zeros_like(jnp.einsum("BTNH,BTNV->BNHV", first, cut(_wide(v_BTNH))[0]))
     start = (empty_BNHV, jnp.zeros_like(first.sum(1)), jnp.zeros_like(seg_BT[:, 0]))
     _, (over, under) = jax.lax.scan(step, start, tuple(map(cut, tensors)))
-    over, under = (x.swapaxes(0, 1).reshape(B, chunks * CHUNK, N, -1)[:, :T] for x in (over, under))
-    return _divided(over, under[..., 0], v_BTNH.dtype)
+
+    def joined(x):  # [B, T, ...] of the first T
+        layout = jax.typeof(x).sharding
+        spec = None if layout.mesh.empty else jax.P(layout.spec[1], None, *layout.spec[3:])
+        shape = (B, chunks * CHUNK, *x.shape[3:])
+        return x.swapaxes(0, 1).reshape(shape, out_sharding=spec)[:, :T]
+
+    return _divided(joined(over), joined(under), v_BTNH.dtype)
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -17,16 +17,14 @@ def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
     Begins anew at every change of segment, by resetting and not by subtracting: what stands before a
     document cannot cost it precision. The tokens of a document stand together and in order.
     """
-    new_BT1 = jnp.concatenate(
-        [jnp.ones_like(seg_BT[:, :1], bool), seg_BT[:, 1:] != seg_BT[:, :-1]], axis=1
-    )[..., None]
+    before_BT = jnp.concatenate([seg_BT[:, :1] - 1, seg_BT[:, :-1]], axis=1)
+    new_BT1 = (seg_BT != before_BT)[..., None]
 
     def join(left, right):
         (a, a_new), (b, b_new) = left, right
         return jnp.where(b_new, b, a + b), a_new | b_new
 
-    new_BTN = jnp.broadcast_to(new_BT1, tick_BTN.shape)
-    return jax.lax.associative_scan(join, (tick_BTN.astype(jnp.float32), new_BTN), axis=1)[0]
+    return jax.lax.associative_scan(join, (tick_BTN.astype(jnp.float32), new_BT1), axis=1)[0]
 
 
 @dataclasses.dataclass(frozen=True)

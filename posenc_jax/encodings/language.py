@@ -85,12 +85,13 @@ def _enclose(text: str) -> str:
 
 def _unparse_heads(heads: Heads, absolute: Absolute | None) -> str:
     parts = (absolute, heads.rotation, heads.bias, heads.form)
-    terms = [_unparse_part(p) for p in parts if p is not None]
-    tail = f"~{_unparse_part(heads.temperature)}" if heads.temperature else ""
+    terms = [unparse_part(p) for p in parts if p is not None]
+    tail = f"~{unparse_part(heads.temperature)}" if heads.temperature else ""
     return ("+".join(terms) or "nope") + tail
 
 
-def _unparse_part(part: Part) -> str:
+def unparse_part(part: Part | Stretch) -> str:
+    """Returns a part or a stretch as it stands in a line, defaults left out."""
     changed = [
         f"{f.name}={_unparse_value(getattr(part, f.name))}"
         for f in dataclasses.fields(part)
@@ -101,7 +102,7 @@ def _unparse_part(part: Part) -> str:
 
 def _unparse_value(value) -> str:
     if isinstance(value, Stretch):
-        return _unparse_part(value)
+        return unparse_part(value)
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -61,6 +61,10 @@ class Part:
         """Number of positions the part is defined for, or None when there is no limit."""
         return None
 
+    def columns(self, place: Place) -> int | None:
+        """Columns of the grid on which the part reads a position as (row, column); None on a line."""
+        return None
+
 
 class Absolute(Part):
     """The a(i) of the equation: a vector added to the token embedding."""

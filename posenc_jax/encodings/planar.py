@@ -57,13 +57,23 @@ def grid_distances(
     return jnp.sqrt(down_BTS**2 + across_BTS**2)
 
 
-def grid_width(width: int, place: Place) -> int:
-    """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
-    return width or math.isqrt(place.train_length - 1) + 1
+class _OnGrid:
+    """What parts with a `width` share."""
+
+    def columns(self, place: Place) -> int:
+        """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
+        return self.width or math.isqrt(place.train_length - 1) + 1
+
+    def check_width(self, owner: str) -> None:
+        """Raises ValueError for a width below 0."""
+        if self.width < 0:
+            raise ValueError(
+                f"{owner}: width, the columns of the grid, must be 0 or above, not {self.width}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Axial(Rotation):
+class Axial(_OnGrid, Rotation):
     """2-D RoPE by axes: half of the pairs turn with the column, half with the row (Heo et al. 2024, eq. 12).
 
     Attributes:
@@ -80,20 +90,20 @@ class Axial(Rotation):
         """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
         check_positive("axial", base=self.base)
         check_pairs("axial", place, self.pairing)
-        _check_grid("axial", self.width)
+        self.check_width("axial")
         _check_two_axes("axial", place)
 
     def rotate(
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
         """Returns x_BTNH turned to its row and column."""
-        row_BT, column_BT = raster(pos_BT, grid_width(self.width, place))
+        row_BT, column_BT = raster(pos_BT, self.columns(place))
         freq_h = inverse_frequencies(place.head_dim // 2, self.base)
         return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed(Rotation):
+class Mixed(_OnGrid, Rotation):
     """2-D RoPE with learned directions: every pair of every head turns with a mix of row and column.
 
     Starts from two spectra at right angles, turned by a random angle per head. Source: Heo et al.
@@ -114,7 +124,7 @@ class Mixed(Rotation):
         """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
         check_positive("mixed", base=self.base)
         check_pairs("mixed", place, self.pairing)
-        _check_grid("mixed", self.width)
+        self.check_width("mixed")
         _check_two_axes("mixed", place)
 
     def init(self, key: jax.Array, place: Place) -> Params:
@@ -129,14 +139,14 @@ class Mixed(Rotation):
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
         """Returns x_BTNH turned to its row and column; heads of other groups do not turn."""
-        row_BT, column_BT = raster(pos_BT, grid_width(self.width, place))
+        row_BT, column_BT = raster(pos_BT, self.columns(place))
         after = place.num_heads - place.first - place.heads
         freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (place.first, after), (0, 0)))
         return rotate(x_BTNH, mixed_angles(row_BT, column_BT, freq_2Nh), self.pairing, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Alibi2d(Sloped):
+class Alibi2d(_OnGrid, Sloped):
     """ALiBi in the plane: -m times the distance of two patches (Fuller et al. 2023, CROMA, sec. 3).
 
     Attributes:
@@ -150,7 +160,7 @@ class Alibi2d(Sloped):
     def check(self, place: Place) -> None:
         """Raises ValueError for an unknown metric or a width below 0."""
         super().check(place)
-        _check_grid("alibi2d", self.width)
+        self.check_width("alibi2d")
         if self.metric not in METRICS:
             raise ValueError(f"alibi2d: metric must be one of {METRICS}, not {self.metric!r}")
 
@@ -158,16 +168,9 @@ class Alibi2d(Sloped):
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
         """Returns bias_BNTS."""
-        width = grid_width(self.width, place)
+        width = self.columns(place)
         places = (*raster(q_pos_BT, width), *raster(k_pos_BS, width))
         return linear_bias(self.slope_N(place), grid_distances(*places, self.metric))
-
-
-def _check_grid(owner: str, width: int) -> None:
-    if width < 0:
-        raise ValueError(
-            f"{owner}: width, the columns of the grid, must be 0 or above, not {width}"
-        )
 
 
 def _check_two_axes(owner: str, place: Place) -> None:

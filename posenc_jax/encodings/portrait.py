@@ -1,10 +1,13 @@
 """What a placed scheme looks like, as plain arrays: for pictures and tables, without training."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.encodings.language import unparse_part
 from posenc_jax.encodings.part import Params
-from posenc_jax.encodings.scheme import PlacedScheme
+from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
 
 def portrait(
@@ -61,6 +64,65 @@ def portrait(
         "temperature_LNG": np.stack(temperature),
     }
     return heads, arrays
+
+
+def pair_vector(head_dim: int, pairing: str) -> np.ndarray:
+    """Returns e_H with every rotary pair at (1, 0): <R(i) e, R(j) e> sums the cosines of the pairs."""
+    pair = np.zeros((2, head_dim // 2) if pairing == "half" else (head_dim // 2, 2))
+    pair[(0, slice(None)) if pairing == "half" else (slice(None), 0)] = 1.0
+    return pair.ravel()
+
+
+def plane(layer: PlacedLayer, params: Params, columns: int, radius: int) -> dict[str, np.ndarray]:
+    """Returns what a query in the middle of a grid sees of the keys up to `radius` rows and columns away.
+
+    `bias_NRR` in nats, zeros without a bias; `kernel_NRR`, the mean cosine over rotary pairs, ones
+    without a rotation; `away_R`, the offsets. A radius that the columns do not hold is cut to them.
+    """
+    radius = min(radius, (columns - 1) // 2)
+    away_R = np.arange(-radius, radius + 1)
+    middle = radius * columns + radius
+    places = (middle + away_R[:, None] * columns + away_R[None, :]).ravel()
+    query_11, keys_1S = jnp.full((1, 1), middle, jnp.int32), jnp.asarray(places, jnp.int32)[None]
+    shape = (layer.num_heads, len(away_R), len(away_R))
+    bias = layer.bias(params, query_11, keys_1S)
+    bias_NRR = np.zeros(shape) if bias is None else np.asarray(bias[0, :, 0]).reshape(shape)
+    kernel_NRR = np.ones(shape)
+    for group in layer.groups:
+        if group.heads.rotation is not None:
+            e_H = pair_vector(
+                group.place.head_dim, getattr(group.heads.rotation, "pairing", "half")
+            )
+            x = jnp.broadcast_to(jnp.asarray(e_H, jnp.float32), (1, keys_1S.shape[1], layer.num_heads, len(e_H)))  # fmt: skip
+            q = layer.rotate(params, x[:, :1], query_11, "query")
+            k = layer.rotate(params, x, keys_1S, "key")
+            cosine = np.asarray(jnp.einsum("BTNH,BSNH->NS", q, k)) / (len(e_H) // 2)
+            mine = slice(group.first, group.stop)
+            kernel_NRR[mine] = cosine[mine].reshape(-1, *shape[1:])
+    return {"bias_NRR": bias_NRR, "kernel_NRR": kernel_NRR, "away_R": away_R}
+
+
+def similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray) -> np.ndarray:
+    """Returns cosine_GG of the absolute vectors a(i) and a(j) at the grid's positions."""
+    vector_GD = np.asarray(
+        scheme.embed(params, jnp.asarray(grid_G, jnp.int32)[None])[0], np.float64
+    )
+    vector_GD /= np.linalg.norm(vector_GD, axis=-1, keepdims=True)
+    return vector_GD @ vector_GD.T
+
+
+def stretched_pairs(scheme: PlacedScheme) -> dict[str, np.ndarray]:
+    """Returns by stretch, in the words of the scheme language, each pair's frequency over the plain one."""
+    ratios = {}
+    for layer in dict.fromkeys(scheme.layers):
+        for group in layer.groups:
+            rotation = group.heads.rotation
+            if getattr(rotation, "stretch", None) is not None:
+                plain = dataclasses.replace(rotation, stretch=None).frequencies(group.place)
+                ratio_h = rotation.frequencies(group.place) / plain
+                name = f"{unparse_part(rotation.stretch)}, amplitude {rotation.stretch.amplitude(group.place.train_length):.3f}"  # fmt: skip
+                ratios[name] = ratio_h
+    return ratios
 
 
 def layer_parameters(scheme: PlacedScheme, params: Params) -> list[Params]:

@@ -27,7 +27,8 @@ class HeadReach:
       layer, head: indices. wavelengths: of its rotary pairs, tokens per turn (empty: no rotation).
       slope: nats lost from distance 0 to 1, or 0. slope_times_length: nats lost over L.
       horizon: content margin in nats -> largest distance at which a needle with that margin over every
-        other key keeps weight 1/2 among `length` keys; -1 where even distance 0 does not.
+        other key keeps weight 1/2 among `length` keys; -1 where even distance 0 does not, None in linear
+        attention, where weights are no softmax.
       blind: dtype -> largest distance whose weight, relative to distance 0, is not exactly zero;
         None where every one of the `length` distances has weight.
       unseen_pairs: rotary pairs that never complete a turn within the training length.
@@ -39,7 +40,7 @@ class HeadReach:
     wavelengths: tuple[float, ...]
     slope: float
     slope_times_length: float
-    horizon: dict[float, int]
+    horizon: dict[float, int | None]
     blind: dict[str, int | None]
     unseen_pairs: int
     temperature: float
@@ -67,6 +68,17 @@ def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> 
     if tau is None:
         return np.ones((layer.num_heads, length))
     return np.broadcast_to(np.asarray(tau[0, :, 0], np.float64), (layer.num_heads, length))
+
+
+def temperature_of_position(
+    layer: PlacedLayer, params: Params, position_S: np.ndarray
+) -> np.ndarray:
+    """Returns tau_NS, float64: the temperature of a query at each position on the first key."""
+    queries_1S = jnp.asarray(position_S, jnp.int32)[None]
+    tau = layer.temperature(params, queries_1S, jnp.zeros((1, 1), jnp.int32))
+    if tau is None:
+        return np.ones((layer.num_heads, len(position_S)))
+    return np.asarray(tau[0, :, :, 0], np.float64)
 
 
 def horizon(bias_D: np.ndarray, margin: float | np.ndarray) -> int:
@@ -118,7 +130,9 @@ def reaches(
                         wavelengths=waves,
                         slope=float(b_D[0] - b_D[min(1, length - 1)]),
                         slope_times_length=float(b_D[0] - b_D[at_L]) * train_length / max(at_L, 1),
-                        horizon={m: horizon(b_D, m * tau_ND[n]) for m in margins},
+                        horizon={
+                            m: None if layer.form else horizon(b_D, m * tau_ND[n]) for m in margins
+                        },
                         blind={name: blind_distance(b_D, tiny) for name, tiny in SMALLEST.items()},
                         unseen_pairs=sum(wave > train_length for wave in waves),
                         temperature=float(tau_ND[n, -1]),
@@ -180,9 +194,15 @@ def warnings(heads: list[HeadReach], length: int, train_length: int) -> list[str
                 f"{count} of {total} heads cannot see past {where} tokens in {name}: weights beyond are exactly 0"
             )
             break
+    linear = sum(None in h.horizon.values() for h in heads)
+    if linear:
+        said.append(
+            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no blind distance"
+        )
     for margin in heads[0].horizon:
-        if margin <= 10 and all(h.horizon[margin] < length - 1 for h in heads):
-            far = max(h.horizon[margin] for h in heads)
+        reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
+        if reach and margin <= 10 and max(reach) < length - 1:
+            far = max(reach)
             said.append(
                 f"no head holds a needle of content margin {margin:g} at distance {length - 1:,}; "
                 f"the farthest reaches {max(far, 0):,}"

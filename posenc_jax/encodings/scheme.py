@@ -172,7 +172,7 @@ class PlacedLayer:
             if isinstance(part, GatedBias):
                 pieces.append(part.tick(params.get(f"{g}.bias", {}), x_BTD, group.place))
             else:
-                pieces.append(jnp.zeros((*x_BTD.shape[:2], group.place.heads), jnp.float32))
+                pieces.append(jnp.zeros_like(x_BTD[:, :, : group.place.heads], jnp.float32))
         return jnp.concatenate(pieces, axis=2)
 
     def bias(

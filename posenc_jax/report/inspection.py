@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -39,9 +40,9 @@ def bias_picture(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Pictu
         for i, j in zip(*np.nonzero(np.isfinite(bias_GG)), strict=True)
     )
     caption = f"Query down, key across, to position {grid_G[-1]}; the red line is distance = L = {length}."
-    return Picture(
-        "bias", "Bias of each head", caption, ("head", "query", "key", "bias"), records, draw
-    )
+    flat = not np.any(np.nan_to_num(bias_NGG))  # no head has a bias
+    columns = ("head", "query", "key", "bias")
+    return Picture("bias", "Bias of each head", caption, columns, records, None if flat else draw)
 
 
 def rotation_picture(
@@ -82,39 +83,35 @@ def kernel_picture(
     """exp(bias) of every head, and the rotary kernel with RoFormer's bound, over log distance."""
 
     def draw(layout: Layout) -> Figure:
-        figure, (left, right) = style.panels(layout, 1, 2, 3.4)
-        for head, bias_S in enumerate(bias_NS):
-            left.plot(
-                distance_S + 1,
-                np.where(bias_S > -110, bias_S, np.nan),
-                color=style.colour(head % 8),
-                label=f"head {head}",
-            )
-        left.set_ylim(
-            max(-110, float(bias_NS.min()) * 1.05 - 1), max(1.0, float(bias_NS.max()) + 1)
-        )
-        left.set_title("bias by distance")
-        left.set_ylabel("nats")
-        for index, (name, (kernel_S, bound_S)) in enumerate(rotary.items()):
-            right.plot(
-                distance_S + 1, kernel_S, color=style.colour(index), label=f"{name}: mean cosine"
-            )
-            right.plot(
-                distance_S + 1, bound_S / bound_S[0], color=style.colour(index), linestyle="--",
-                label=f"{name}: RoFormer bound, relative",
-            )  # fmt: skip
-        right.set_title("rotary kernel of constant vectors")
-        for axes in (left, right):
+        drawn = [draw_bias] * bool(bias_NS.any()) + [draw_rotary] * bool(rotary)
+        figure, grid = style.panels(layout, 1, len(drawn), 3.4)
+        for axes, panel in zip(grid, drawn, strict=True):
+            panel(axes)
             axes.set_xscale("log")
             axes.axvline(length + 1, color=LINE, linewidth=1.0)
             axes.set_xlabel("distance + 1 (tokens); red: L")
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False, fontsize="small", ncols=2 if axes is left else 1)
-        if not rotary:
-            right.text(
-                0.5, 0.5, "no head rotates", transform=right.transAxes, ha="center", color=MUTED
-            )
         return figure
+
+    def draw_bias(axes: Axes) -> None:
+        for head, bias_S in enumerate(bias_NS):
+            shown_S = np.where(bias_S > -110, bias_S, np.nan)
+            axes.plot(distance_S + 1, shown_S, color=style.colour(head % 8), label=f"head {head}")
+        low, high = float(bias_NS.min()), float(bias_NS.max())
+        axes.set_ylim(max(-110, low * 1.05 - 1), max(1.0, high + 1))
+        axes.set_title("bias by distance")
+        axes.set_ylabel("nats")
+        axes.legend(frameon=False, fontsize="small", ncols=2)
+
+    def draw_rotary(axes: Axes) -> None:
+        for index, (name, (kernel_S, bound_S)) in enumerate(rotary.items()):
+            hex_ = style.colour(index)
+            axes.plot(distance_S + 1, kernel_S, color=hex_, label=f"{name}: mean cosine")
+            axes.plot(
+                distance_S + 1, bound_S / bound_S[0], color=hex_, linestyle="--",
+                label=f"{name}: RoFormer bound, relative",
+            )  # fmt: skip
+        axes.set_title("rotary kernel of constant vectors")
+        axes.legend(frameon=False, fontsize="small")
 
     records = [
         {"what": f"bias of head {n}", "distance": int(d), "value": float(b)}
@@ -127,7 +124,9 @@ def kernel_picture(
                 {"what": f"{what} of {name}", "distance": int(d), "value": float(v)}
                 for d, v in zip(distance_S, curve, strict=True)
             ]
-    return Picture("kernels", "Kernels", "", ("what", "distance", "value"), tuple(records), draw)
+    nothing = not rotary and not bias_NS.any()
+    columns = ("what", "distance", "value")
+    return Picture("kernels", "Kernels", "", columns, tuple(records), None if nothing else draw)
 
 
 def horizon_picture(
@@ -140,7 +139,7 @@ def horizon_picture(
         figure, (axes,) = style.panels(layout, 1, 1, 3.2)
         width = 0.8 / len(margins)
         for index, margin in enumerate(margins):
-            reach = [max(h[margin] + 1, 0.8) for h in horizons]
+            reach = [0.8 if h[margin] is None else max(h[margin] + 1, 0.8) for h in horizons]
             place = np.arange(len(horizons)) + (index - (len(margins) - 1) / 2) * width
             axes.bar(
                 place, reach, width, color=style.colour(index), label=f"margin {margin:g} nats"

@@ -111,7 +111,9 @@ def rotation_rings(study: Study) -> Picture:
             if head.get("wavelengths"):
                 groups.setdefault(tuple(head["wavelengths"]), []).append(head)
         if not groups:
-            missing.append(f"{study.names[arm]} rotates no head")
+            turns = any(head.get("rotates") for head in scheme["heads"])
+            why = "turns by rows and columns: no ring" if turns else "rotates no head"
+            missing.append(f"{study.names[arm]} {why}")
         for waves, heads in groups.items():
             share = f"{len(heads)} of {len(scheme['heads'])} heads"
             rings.append((arm, share, waves))

@@ -84,8 +84,10 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
     optimizer = make_optimizer(config)
 
     def build(key: jax.Array) -> State:
-        # Linen's init runs the forward pass, so its dummy batch must divide the data axis.
-        dummy_BT = jnp.ones((mesh.shape["data"], 8), jnp.int32)
+        # Linen's init runs the forward pass, so its dummy batch must divide the data axis and lie on it.
+        dummy_BT = jax.sharding.reshard(
+            jnp.ones((mesh.shape["data"], 8), jnp.int32), jax.P("data", None)
+        )
         params = model.init(key, dummy_BT, dummy_BT, dummy_BT)["params"]
         zero = jnp.zeros((), jnp.int32)
         return {

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Draws the pictures of docs/encodings/ again: one look at one scheme each, before any training.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+looks="$(mktemp -d)"
+trap 'rm -rf "$looks"' EXIT
+mkdir -p docs/encodings/figures
+
+draw() { # page, picture, scheme, then flags of inspect_scheme.py
+  local page="$1" picture="$2" scheme="$3"
+  shift 3
+  JAX_PLATFORMS=cpu .venv/bin/python scripts/inspect_scheme.py --scheme="$scheme" --out="$looks/$page" "$@" >"$looks/$page.txt"
+  cp "$looks/$page/$picture.png" "docs/encodings/figures/$page-$picture.png"
+}
+
+draw absolute similarity 'sinusoidal' --train_length=256 --length=1024
+draw rotary rotation 'rope|rope(fraction=0.25)|prope(kept=0.75)|rope(base=match)' --num_heads=4 --head_dim=32
+draw rotary kernels 'rope' --num_heads=1
+draw stretches stretch 'rope(stretch=pi(factor=4.0))|rope(stretch=ntk(factor=4.0))|rope(stretch=yarn(factor=4.0))|rope(stretch=llama3(factor=4.0))' --num_heads=4 --train_length=4096 --head_dim=128
+draw planar plane '3*mixed|1*(axial+alibi2d)' --num_heads=4 --train_length=1024 --length=1024
+draw bias bias 'alibi' --train_length=1024 --length=4096
+draw bias horizon 'alibi'
+draw shapes kernels 'capped(slopes=match)|power(slopes=match)|log|sandwich' --num_heads=4
+draw learned kernels 'kerple_log|t5|fire|forget(start=match)' --num_heads=4
+draw temperature temperature 'nope~logn|nope~logn(clip=false)|nope~yarn_temperature|nope~scale_invariant' --num_heads=4
+draw linear kernels 'rope(base=100.0)+linear' --num_heads=1 --head_dim=16 --train_length=64 --length=512
+draw hybrids kernels '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4
+draw hybrids horizon '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4
