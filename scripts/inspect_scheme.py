@@ -21,6 +21,9 @@ _HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Dims per head", lower_bound=1)
 _TRAIN = flags.DEFINE_integer("train_length", 1024, "L, tokens", lower_bound=2)
 _LENGTH = flags.DEFINE_integer("length", 16384, "Keys in sight, tokens", lower_bound=2)
 _MARGINS = flags.DEFINE_list("margins", ["10", "20", "30"], "Content margins, nats")
+_BOUND = flags.DEFINE_float(
+    "bound", 8.0, "Largest |content logit|, for the windows of attention", lower_bound=0.0
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for reach.json and the pictures")
 
 
@@ -28,6 +31,7 @@ def main() -> None:
     """Flags to one look."""
     import jax
 
+    from posenc_jax.attention.cutoff import windows
     from posenc_jax.encodings import parse
     from posenc_jax.encodings.reach import angle_errors, initial_parameters, reaches, warnings
 
@@ -51,6 +55,11 @@ def main() -> None:
         raise ValueError(f"--margins must lie between 0 and 700 nats, not {margins}")
     params = initial_parameters(placed, jax.random.key(0))
     heads = reaches(placed, params, _LENGTH.value, margins)
+    window_N = [
+        None if layer.form or n >= _LENGTH.value else int(n)
+        for layer, learned in zip(placed.layers, params, strict=True)
+        for n in windows(layer, learned, _BOUND.value, _LENGTH.value)
+    ]
     errors = {
         w: angle_errors(w, _LENGTH.value) for w in {h.wavelengths for h in heads if h.wavelengths}
     }
@@ -69,7 +78,7 @@ def main() -> None:
         )
 
     print(f"{_SCHEME.value}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
-    print(_table(heads, margins))
+    print(_table(heads, margins, window_N))
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
         print(f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} to {max(waves):,.0f} tokens): {shown} rad")  # fmt: skip
@@ -82,7 +91,10 @@ def main() -> None:
             "scheme": _SCHEME.value,
             "train_length": _TRAIN.value,
             "length": _LENGTH.value,
-            "heads": [dataclasses.asdict(h) for h in heads],
+            "content_bound": _BOUND.value,
+            "heads": [
+                dataclasses.asdict(h) | {"window": w} for h, w in zip(heads, window_N, strict=True)
+            ],
             "angle_errors": [{"wavelengths": list(w), **e} for w, e in errors.items()],
             "warnings": said,
         }
@@ -91,14 +103,14 @@ def main() -> None:
             print(path)
 
 
-def _table(heads, margins) -> str:
-    names = ["layer", "head", "slope", "slope x L", "tau", *(f"horizon {m:g}" for m in margins), "blind f32", "blind bf16", "pairs unseen"]  # fmt: skip
+def _table(heads, margins, window_N) -> str:
+    names = ["layer", "head", "slope", "slope x L", "tau", *(f"horizon {m:g}" for m in margins), "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
     lines = [names]
-    for h in heads:
+    for h, w in zip(heads, window_N, strict=True):
         blind = ["-" if h.blind[n] is None else f"{h.blind[n]:,}" for n in ("float32", "bfloat16")]
         unseen = f"{h.unseen_pairs} of {len(h.wavelengths)}" if h.wavelengths else "-"
         reach = [_tokens(h.horizon[m]) for m in margins]
-        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, *blind, unseen])  # fmt: skip
+        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines

@@ -18,3 +18,11 @@ jax.config.update("jax_disable_most_optimizations", True)
 def data_dir(tmp_path_factory):
     """One prepared copy of the embedded corpus for the whole session."""
     return tmp_path_factory.mktemp("data")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of one scheme go to one worker (--dist loadgroup), which compiles its model once."""
+    for item in items:
+        line = getattr(item, "callspec", None) and item.callspec.params.get("line")
+        if line and item.module.__name__ == "test_decoder":
+            item.add_marker(pytest.mark.xdist_group(line))

@@ -9,7 +9,7 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, dense_attention, visible
+from posenc_jax.attention import attend, choose, dense_attention, visible
 from posenc_jax.encodings import parse, running_clock
 
 N, H, L = 4, 16, 64
@@ -33,7 +33,7 @@ def run(line, q, k, v, pos, seg=None, layer=0):
     params, clock = place.init(jax.random.key(7)), None
     if place.gated:
         x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
-        clock = running_clock(place.ticks(params, x), seg)
+        clock = jax.jit(running_clock)(place.ticks(params, x), seg)
     return attend(
         q, k, v, place, params,
         q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_clock_BTN=clock, k_clock_BSN=clock,
@@ -166,3 +166,23 @@ def test_wrong_heads_and_kernels_are_refused():
             *tensors(1, 4), place, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones,
             implementation="flash",
         )  # fmt: skip
+
+
+def test_attend_takes_the_path_it_says_and_all_paths_agree():
+    q, k, v = tensors(2, 40, K=2)
+    pos = jnp.broadcast_to(jnp.arange(40), (2, 40))
+    ones = jnp.ones_like(pos)
+    layer = placed("rope+alibi|nope~logn").layers[0]
+
+    def over(how, window=None):
+        return attend(
+            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones, window=window,
+            implementation=how,
+        )  # fmt: skip
+
+    np.testing.assert_allclose(over("dense"), over("blockwise"), atol=2e-6)
+    np.testing.assert_array_equal(over("auto"), over("dense"))
+    assert choose(layer, 40, 40, "auto").name == "dense"
+    assert choose(layer, 1, 10**6, "auto").name == "blockwise"
+    np.testing.assert_allclose(over("dense", window=9), over("blockwise", window=9), atol=2e-6)
+    assert np.abs(over("dense", window=9) - over("dense")).max() > 1e-3

@@ -103,10 +103,10 @@ def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
 def test_packed_documents_equal_separate_ones(line):
     _, params, apply = model(line)
     tokens, _, _ = row(12)
-    pos = jnp.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0]])
-    seg = jnp.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0]])
+    pos = jnp.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]])
+    seg = jnp.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0]])
     packed, _ = apply(params, tokens, pos, seg)
-    for a, b in ((0, 5), (5, 11)):
+    for a, b in ((0, 5), (5, 10)):
         alone, _ = apply(
             params, tokens[:, a:b], jnp.arange(b - a)[None], jnp.ones((1, b - a), jnp.int32)
         )
@@ -116,11 +116,11 @@ def test_packed_documents_equal_separate_ones(line):
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_left_padding_changes_nothing(line):
     _config, params, apply = model(line)
-    tokens, pos, seg = row(7)
-    padded = jnp.pad(tokens, ((0, 0), (4, 0)), constant_values=5)
-    place = jnp.maximum(jnp.arange(11) - 4, 0)[None]
-    out, _ = apply(params, padded, place, (jnp.arange(11) >= 4).astype(jnp.int32)[None])
-    assert_same(out[:, 4:], apply(params, tokens, pos, seg)[0])
+    tokens, pos, seg = row(5)
+    padded = jnp.pad(tokens, ((0, 0), (7, 0)), constant_values=5)
+    place = jnp.maximum(jnp.arange(12) - 7, 0)[None]
+    out, _ = apply(params, padded, place, (jnp.arange(12) >= 7).astype(jnp.int32)[None])
+    assert_same(out[:, 7:], apply(params, tokens, pos, seg)[0])
 
 
 @pytest.mark.parametrize("line", ["learned", "rope+alibi|nope~logn", "fire"])
@@ -199,7 +199,7 @@ KNOBS = {
 @pytest.mark.parametrize("knob", [f.name for f in dataclasses.fields(ModelConfig)])
 def test_every_field_of_the_model_changes_its_output(knob):
     if knob == "attention":
-        pytest.skip("the choice of kernel may change nothing but rounding; dense is the only one")
+        pytest.skip("the choice of kernel may change nothing but rounding: the test below")
     if knob == "train_length":
         one, two = (
             dataclasses.replace(BASE, scheme="rope(base=match)", train_length=n) for n in (64, 32)
@@ -216,6 +216,19 @@ def test_every_field_of_the_model_changes_its_output(knob):
     assert outs[0].shape != outs[1].shape or not np.allclose(*outs, atol=1e-6)
 
 
+@pytest.mark.parametrize("line", ["rope+alibi|nope~logn", "rope+forget"])
+def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
+    config, params, apply = model(line)
+    rival = Decoder(dataclasses.replace(config, attention="blockwise"))
+    tokens, pos, seg = row(20)
+    assert_same(
+        rival.apply({"params": params}, tokens, pos, seg)[0], apply(params, tokens, pos, seg)[0]
+    )
+    assert config.attention_paths(20) == ["dense (20 x 20 logits are few)"]
+    assert rival.config.attention_paths(20) == ["blockwise (asked for)"]
+    assert config.attention_paths(4096)[0].startswith("blockwise (4096 x 4096 logits are many")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -224,6 +237,7 @@ def test_every_field_of_the_model_changes_its_output(knob):
         ({"activation": "relu"}, "activation"),
         ({"dtype": "float16"}, "dtype"),
         ({"attention": "flash"}, "attention"),
+        ({"attention": "blockwise", "scheme": "rope,linear"}, "linear attention takes"),
         ({"num_layers": 0}, "num_layers"),
         ({"embedding_scale": math.nan}, "embedding_scale"),
         ({"scheme": "rope|alibi|nope"}, "4 heads do not divide"),

@@ -112,6 +112,8 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     assert "! " in out.stdout
     record = json.loads((tmp_path / "look" / "reach.json").read_text())
     assert [h["head"] for h in record["heads"]] == [0, 1, 2, 3]
+    assert record["heads"][0]["window"] < 512
+    assert record["heads"][3]["window"] is None  # flat: sees everything
     for name in ("bias", "rotation", "kernels", "horizon"):
         assert (tmp_path / "look" / f"{name}.png").stat().st_size > 5000
         assert (tmp_path / "look" / f"{name}.csv").read_text().count("\n") > 3

@@ -3,8 +3,16 @@
 Needs jax and numpy alone. Start at :func:`attend`.
 """
 
-from posenc_jax.attention.attend import IMPLEMENTATIONS, attend
+from posenc_jax.attention.attend import IMPLEMENTATIONS, attend, choose
+from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.mask import visible
 
-__all__ = ["IMPLEMENTATIONS", "attend", "dense_attention", "visible"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "attend",
+    "blockwise_attention",
+    "choose",
+    "dense_attention",
+    "visible",
+]

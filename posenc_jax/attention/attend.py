@@ -1,15 +1,50 @@
 """One entry to attention: turns q and k to their positions, builds bias and mask, picks a kernel."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-IMPLEMENTATIONS = ("auto", "dense")
+IMPLEMENTATIONS = ("auto", "dense", "blockwise")
+DENSE_LOGITS = 512 * 512  # of one head and row: up to here dense is as fast, and its memory small
+
+
+class Path(NamedTuple):
+    """The way attention takes, and why, in words."""
+
+    name: str
+    why: str
+
+
+def choose(layer: PlacedLayer, queries: int, keys: int, implementation: str) -> Path:
+    """Returns the path that `attend` takes for a layer, and why.
+
+    Args:
+      layer: the scheme of the layer. queries, keys: T and S. implementation: as for `attend`.
+
+    Raises:
+      ValueError: an unknown implementation, or one that cannot serve this layer.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    if layer.form is not None:
+        if implementation == "blockwise":
+            raise ValueError("attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'")  # fmt: skip
+        if implementation == "dense":
+            return Path("linear, dense", "asked for")
+        return Path("linear", "the scheme's form of attention")
+    if implementation != "auto":
+        return Path(implementation, "asked for")
+    if queries * keys <= DENSE_LOGITS:
+        return Path("dense", f"{queries} x {keys} logits are few")
+    return Path("blockwise", f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early")  # fmt: skip
 
 
 def attend(
@@ -26,6 +61,7 @@ def attend(
     q_clock_BTN: jax.Array | None = None,
     k_clock_BSN: jax.Array | None = None,
     causal: bool = True,
+    window: int | None = None,
     aligned: bool = False,
     implementation: str = "auto",
 ) -> jax.Array:
@@ -42,15 +78,17 @@ def attend(
       q_clock_BTN, k_clock_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
         of `layer.ticks` (`encodings.running_clock`).
       causal: keys after the query's position are out of sight.
+      window: keys at that distance or further are out of sight, in both directions.
       aligned: queries and keys are the same tokens in the same slots, in the order of their positions,
         those of a document together; linear attention then takes time linear in T.
-      implementation: "dense", or "auto" for the best one that can serve (today: dense).
+      implementation: "dense" (the definition), "blockwise" (memory linear in length), or "auto"; see
+        `choose`. All give the same numbers up to rounding.
 
     Raises:
-      ValueError: unknown implementation, K does not divide N, or a gated scheme without clocks.
+      ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
+        scheme without clocks.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    path = choose(layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation)
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:
         raise ValueError(
@@ -64,17 +102,17 @@ def attend(
             "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"
         )
 
-    v_BSNH = _per_query_head(v_BSKH, num_heads)
     if layer.form is not None:
+        v_BSNH = _per_query_head(v_BSKH, num_heads)
         q_BTNH = layer.form.features(q_BTNH)
         k_BSNH = _per_query_head(layer.form.features(k_BSKH), num_heads)
         turned_q = layer.rotate(params, q_BTNH, q_pos_BT, "query")
         turned_k = layer.rotate(params, k_BSNH, k_pos_BS, "key")
         tensors = (q_BTNH, k_BSNH, turned_q, turned_k, v_BSNH)
-        if aligned and causal:
+        if aligned and causal and window is None and path.name == "linear":
             return linear_attention_in_order(*tensors, q_pos_BT, q_seg_BT)
         return linear_attention(
-            *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal)
+            *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window)
         )
 
     tau_BNTS = layer.temperature(params, q_pos_BT, k_pos_BS)
@@ -83,16 +121,23 @@ def attend(
         q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
         tau_BNTS = None
     q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
-    if layer.shares_keys(num_kv_heads):
-        k_BSNH = _per_query_head(layer.rotate(params, k_BSKH, k_pos_BS, "key"), num_heads)
-    else:  # a key/value head serves queries that rotate differently
-        k_BSNH = layer.rotate(params, _per_query_head(k_BSKH, num_heads), k_pos_BS, "key")
+    if not layer.shares_keys(
+        num_kv_heads
+    ):  # a key/value head serves queries that rotate differently
+        k_BSKH, v_BSKH = (_per_query_head(x, num_heads) for x in (k_BSKH, v_BSKH))
+    k_BSKH = layer.rotate(params, k_BSKH, k_pos_BS, "key")
+    if path.name == "blockwise":
+        return blockwise_attention(
+            q_BTNH, k_BSKH, v_BSKH, layer, params,
+            q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
+            q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, causal=causal, window=window,
+        )  # fmt: skip
     return dense_attention(
         q_BTNH,
-        k_BSNH,
-        v_BSNH,
+        _per_query_head(k_BSKH, num_heads),
+        _per_query_head(v_BSKH, num_heads),
         layer.bias(params, q_pos_BT, k_pos_BS, q_clock_BTN, k_clock_BSN),
-        visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal),
+        visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window),
         tau_BNTS,
     )
 

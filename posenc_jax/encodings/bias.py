@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,7 @@ class Sandwich(Bias):
       dim: of the sinusoids (the paper: 128). base: of their frequencies.
     """
 
+    joint: ClassVar[bool] = True
     dim: int = 128
     base: float = 10_000.0
 

@@ -180,6 +180,7 @@ class T5(Bias):
         the last bucket. stddev: of the normal initial values.
     """
 
+    joint: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     buckets: int = 32
     longest_distance: int = 128
@@ -220,6 +221,7 @@ class Fire(Bias):
       width: hidden units. c: initial c. threshold: its initial value in units of the training length.
     """
 
+    joint: ClassVar[bool] = True
     learns: ClassVar[bool] = True
     relative: ClassVar[bool] = False
     width: int = 32

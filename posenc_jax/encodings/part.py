@@ -103,6 +103,8 @@ class Rotation(Part):
 class Bias(Part):
     """The b of the equation: added to the scaled logits, in float32."""
 
+    joint: ClassVar[bool] = False  # True where heads share costly work: all are best done at once
+
     def bias(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:

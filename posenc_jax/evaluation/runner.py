@@ -105,7 +105,13 @@ def evaluate(
         bar.update(done, item=item)
     bar.close()
     write_json(
-        folder / "evaluation.json", settings | {"split": split, "programs": scorer.compilations}
+        folder / "evaluation.json",
+        settings
+        | {
+            "split": split,
+            "programs": scorer.compilations,
+            "attention": {n: c.attention_paths(n) for n, c in model_configs.items()},
+        },
     )
     return folder / "rows.jsonl"
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from posenc_jax.attention import IMPLEMENTATIONS
+from posenc_jax.attention import IMPLEMENTATIONS, choose
 from posenc_jax.encodings import PlacedScheme, parse
 
 DTYPES = ("float32", "bfloat16")
@@ -64,7 +64,18 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name} must be one of {known}, not {getattr(self, name)!r}"
                 )
-        _ = self.placed
+        self.attention_paths(self.train_length)
+
+    def attention_paths(self, length: int) -> list[str]:
+        """Returns the way that attention over `length` tokens takes, and why, for each kind of layer.
+
+        Raises:
+          ValueError: an `attention` asked for that cannot serve a layer.
+        """
+        kinds = dict.fromkeys(
+            choose(layer, length, length, self.attention) for layer in self.placed.layers
+        )
+        return [f"{path.name} ({path.why})" for path in kinds]
 
     @functools.cached_property
     def placed(self) -> PlacedScheme:

@@ -61,12 +61,14 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     first = checkpoints.latest() or 0
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
     record = _record(config, command, inputs, state["params"])
+    record["attention"] = model.config.attention_paths(t.length)
     _refuse_other_text(workdir, record)
     spent = _seconds_before(workdir)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
         _finish(workdir, record, spent, t, state)
         return
+    print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
     if first:
         print(f"resuming {workdir} after step {first} of {t.steps}")
 

@@ -1,0 +1,191 @@
+"""Tiles of attention: one block of queries against one block of keys, cut out of whole arrays.
+
+Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are counted by I (queries)
+and J (keys).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.mask import visible
+from posenc_jax.encodings.part import Params
+from posenc_jax.encodings.scheme import PlacedLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known before tracing: the head group and how its work is cut up."""
+
+    layer: PlacedLayer  # of one head group, or whole where devices share its heads
+    shares: int  # query heads of one key/value head
+    tile_heads: int  # all heads, or 1
+    q_block: int
+    k_block: int
+    causal: bool
+    window: int | None
+    epsilon: float  # 0: nothing is left out
+
+
+class Floats(NamedTuple):
+    """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer."""
+
+    q_BNTH: jax.Array
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    params: Params
+    q_clock_BTN: jax.Array | None
+    k_clock_BSN: jax.Array | None
+
+
+class Places(NamedTuple):
+    q_pos_BT: jax.Array
+    q_seg_BT: jax.Array
+    k_pos_BS: jax.Array
+    k_seg_BS: jax.Array
+    first_head: jax.Array  # of the plan's layer, where this device has some of its heads only
+
+
+class Tile:
+    """One (sequence, head or heads, query block) of the work, and its cuts through the arrays."""
+
+    def __init__(self, plan: Plan, floats: Floats, places: Places, index: jax.Array):
+        _B, N, T, _ = floats.q_BNTH.shape
+        G, q_blocks = plan.tile_heads, T // plan.q_block
+        self.plan, self.floats, self.places = plan, floats, places
+        self.b, rest = index // (N // G * q_blocks), index % (N // G * q_blocks)
+        self.n, self.i = rest // q_blocks * G, rest % q_blocks
+        self.kv, self.kv_heads = self.n // plan.shares, max(G // plan.shares, 1)
+        self.kv_G = (self.n + jnp.arange(G)) // plan.shares
+        self.head = self.n + places.first_head  # n counts the heads here, head those of the layer
+
+    def queries(self, x_BNTx):
+        """Returns the tile's heads and queries, float32."""
+        at = (self.b, self.n, self.i * self.plan.q_block) + (0,) * (x_BNTx.ndim - 3)
+        size = (1, self.plan.tile_heads, self.plan.q_block, *x_BNTx.shape[3:])
+        return lax.dynamic_slice(x_BNTx, at, size)[0].astype(jnp.float32)
+
+    def keys(self, x_BKSH, j):
+        """Returns key block j for every head of the tile, float32."""
+        size = (1, self.kv_heads, self.plan.k_block, x_BKSH.shape[-1])
+        x_KSH = lax.dynamic_slice(x_BKSH, (self.b, self.kv, j * self.plan.k_block, 0), size)[0]
+        x_KSH = x_KSH.astype(jnp.float32)
+        return jnp.repeat(x_KSH, self.plan.tile_heads // self.kv_heads, axis=0)
+
+    def add_to_keys(self, x_BKSH, j, d_GSH):
+        """Returns x_BKSH with key block j grown by d_GSH, summed over the heads that share a key."""
+        d_KSH = d_GSH.reshape(self.kv_heads, -1, *d_GSH.shape[1:]).sum(1)
+        at = (self.b, self.kv, j * self.plan.k_block, 0)
+        old_1KSH = lax.dynamic_slice(x_BKSH, at, (1, *d_KSH.shape))
+        return lax.dynamic_update_slice(x_BKSH, old_1KSH + d_KSH[None], at)
+
+    def row(self, x_BTx, block, index):
+        """Returns block `index` of a row of positions, segments or clocks."""
+        size = (1, block, *x_BTx.shape[2:])
+        return lax.dynamic_slice(x_BTx, (self.b, index * block) + (0,) * (x_BTx.ndim - 2), size)[0]
+
+    def q_row(self, x_BTx):
+        return self.row(x_BTx, self.plan.q_block, self.i)
+
+    def clock(self, x_TN):
+        """Returns the tile's heads of a clock, x_GT."""
+        return lax.dynamic_slice_in_dim(x_TN, self.head, self.plan.tile_heads, axis=1).T
+
+    def add_to_row(self, x_BTN, index, d_TN):
+        """Returns x_BTN, unless None, with block `index` grown by d_TN."""
+        if x_BTN is None:
+            return None
+        at = (self.b, index * d_TN.shape[0], 0)
+        old_1TN = lax.dynamic_slice(x_BTN, at, (1, *d_TN.shape))
+        return lax.dynamic_update_slice(x_BTN, old_1TN + d_TN[None], at)
+
+    def content(self, q_GTH, k_GSH):
+        """Returns the content logits of the tile."""
+        return dot(q_GTH, k_GSH, 2, 2) / math.sqrt(q_GTH.shape[-1])
+
+    def learned(self, j):
+        """Returns parameters and clocks of the tile, as `logits` wants them."""
+        clocks = (self.floats.q_clock_BTN, self.floats.k_clock_BSN)
+        if clocks[0] is None:
+            return self.floats.params, None, None
+        return self.floats.params, self.q_row(clocks[0]), self.row(clocks[1], self.plan.k_block, j)
+
+    def logits(self, j):
+        """Returns the function of content, parameters and clocks that gives the tile's logits."""
+        layer, places, heads = self.plan.layer, self.places, self.plan.tile_heads
+        q_pos_1T, q_seg_1T = self.q_row(places.q_pos_BT)[None], self.q_row(places.q_seg_BT)[None]
+        k_pos_1S, k_seg_1S = (self.row(x, self.plan.k_block, j)[None] for x in places[2:4])
+
+        def own(x_1NTS):
+            return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)
+
+        def logits_GTS(content_GTS, params, q_clock_TN, k_clock_SN):
+            tau_1NTS = layer.temperature(params, q_pos_1T, k_pos_1S)
+            if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
+                content_GTS = content_GTS * own(tau_1NTS)
+            clocks = (c if c is None else c[None] for c in (q_clock_TN, k_clock_SN))
+            bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *clocks)
+            if bias_1NTS is not None:
+                content_GTS = content_GTS + own(bias_1NTS)
+            mask_1TS = visible(
+                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S,
+                causal=self.plan.causal, window=self.plan.window,
+            )  # fmt: skip
+            return jnp.where(mask_1TS, content_GTS, NEVER)
+
+        return logits_GTS
+
+
+def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
+    """Returns first_BI, end_BI: key blocks outside of [first, end) are out of sight of query block I.
+
+    By ranges: the positions and segments that stand in a block, padding left out.
+    """
+
+    def extremes(x_BT, seg_BT, block):
+        least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        x_BIt, live_BIt = (y.reshape(y.shape[0], -1, block) for y in (x_BT, seg_BT != 0))
+        return jnp.where(live_BIt, x_BIt, most).min(-1), jnp.where(live_BIt, x_BIt, least).max(-1)
+
+    q_seg, q_pos = (
+        extremes(x, places.q_seg_BT, plan.q_block) for x in (places.q_seg_BT, places.q_pos_BT)
+    )
+    k_seg, k_pos = (
+        extremes(x, places.k_seg_BS, plan.k_block) for x in (places.k_seg_BS, places.k_pos_BS)
+    )
+    (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
+    (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
+    near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
+    if plan.causal:
+        near_BIJ &= k_low <= q_high
+    if plan.window is not None:  # the sums cannot overflow: both blocks hold a position
+        near_BIJ &= (q_low - k_high < plan.window) & (k_low - q_high < plan.window)
+    J = near_BIJ.shape[-1]
+    end_BI = jnp.where(near_BIJ, jnp.arange(1, J + 1), 0).max(-1)
+    first_BI = jnp.where(near_BIJ, jnp.arange(J), J).min(-1)
+    return jnp.minimum(first_BI, end_BI), end_BI
+
+
+def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
+    return lax.dot_general(
+        a, b, (((a_dim,), (b_dim,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+
+
+def even_block(length: int, most: int) -> int:
+    """Returns the size of a block when `length` is cut evenly into as few as `most` allows."""
+    size = -(-length // -(-length // most))
+    return size if size < 8 else -(-size // 8) * 8
+
+
+def pad(x: jax.Array, axis: int, block: int) -> jax.Array:
+    missing = -x.shape[axis] % block
+    if not missing:
+        return x
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
