@@ -27,7 +27,7 @@ ONLY_IN = {
     "ml_collections": set(),
     "absl": {"door.py"},
     "matplotlib": {"report/"},
-    "flax": {"model/decoder.py"},
+    "flax": {"model/decoder.py", "model/vision.py"},
     "optax": {"training/step.py"},
     "tensorflow_datasets": {"data/corpora.py", "data/public.py"},
     "grain": {"data/pipeline.py"},

@@ -10,6 +10,7 @@ MESH_AXES = ("data", "model")
 # Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises.
 LAYOUT = (
     (r"(embedding|head)_VD", (None, "model")),
+    (r"patch_PD", (None, "model")),
     (r"layer_\d+/attention/query_DNH", (None, "model", None)),
     (r"layer_\d+/attention/(key|value)_DKH", (None, "model", None)),
     (r"layer_\d+/attention/out_NHD", ("model", None, None)),

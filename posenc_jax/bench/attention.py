@@ -1,0 +1,168 @@
+"""What attention under ALiBi costs: ours, cut and uncut, beside other people's kernels."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.attention import blockwise_attention, dense_attention, visible
+from posenc_jax.bench import peers
+from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.timing import interleaved, spread
+from posenc_jax.encodings import parse
+
+BASELINE = "ours"
+DENSE_LIMIT = 2**28  # logits of all heads; above it a dense array of them is not tried
+DIRECTIONS = {"forward": False, "forward+backward": True}
+
+
+def measure(
+    *,
+    lengths: Sequence[int] = (512, 1024, 4096),
+    directions: Sequence[str] = tuple(DIRECTIONS),
+    heads: int = 8,
+    head_dim: int = 64,
+    qk_norm: bool = True,
+    rounds: int = 7,
+    seed: int = 0,
+) -> Outcome:
+    """Returns times of every candidate that survives each length, relative to ours.
+
+    Batch 1, float32, causal, ALiBi with the standard slopes where a candidate has a bias. Parity comes
+    first: the largest difference of a candidate's result to the dense definition (to ours where the
+    definition is too large); candidates without a bias do other work and have none.
+
+    Args:
+      lengths: T. directions: of `DIRECTIONS`. qk_norm: queries and keys of RMS 1, as a decoder with
+        qk-norm has them; otherwise plain Gaussian ones.
+
+    Raises:
+      ValueError: an unknown direction, or a length below 8.
+    """
+    unknown = set(directions) - set(DIRECTIONS)
+    if unknown or not directions:
+        raise ValueError(
+            f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}"
+        )
+    if not lengths or min(lengths) < 8:
+        raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
+    rows, skipped, parity = [], [], {}
+    for length in lengths:
+        tensors = _tensors(length, heads, head_dim, qk_norm, seed)
+        for direction in directions:
+            candidates = _ours(length, heads, head_dim, tensors, DIRECTIONS[direction])
+            dense = heads * length**2 <= DENSE_LIMIT
+            found, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
+            candidates |= found
+            skipped += [f"{name}, {length:,} tokens: {why}" for name, why in missing.items()]
+            want = _result(candidates["ours, dense" if dense else BASELINE])
+            for name, run in candidates.items():
+                biased = "no bias" not in name
+                error = float(np.abs(_result(run) - want).max()) if biased else None
+                parity[name, length, direction] = error
+            seconds = interleaved(candidates, rounds=rounds, seed=seed)
+            rows += [
+                {
+                    "bench": "attention", "implementation": name, "length": length,
+                    "direction": direction, "heads": heads, "head_dim": head_dim, "rounds": rounds,
+                    **spread(seconds_R, seconds[BASELINE]),
+                    "difference": parity[name, length, direction],
+                }
+                for name, seconds_R in seconds.items()
+            ]  # fmt: skip
+    settings = {
+        "lengths": list(lengths), "directions": list(directions), "heads": heads,
+        "head_dim": head_dim, "qk_norm": qk_norm, "rounds": rounds, "seed": seed,
+        "skipped": sorted(set(skipped)), "peers": peers.versions(),
+    }  # fmt: skip
+    return Outcome(
+        name="attention",
+        title="Attention under ALiBi",
+        caption=f"Batch 1, {heads} heads of {head_dim}, float32, causal; time relative to ours in the same round.",
+        settings=settings,
+        rows=tuple(rows),
+        table=_table(rows, settings["skipped"]),
+        panels=tuple(_panel(rows, direction) for direction in directions),
+    )
+
+
+def _tensors(length: int, heads: int, head_dim: int, qk_norm: bool, seed: int):
+    q, k, v = jax.random.normal(jax.random.key(seed), (3, 1, length, heads, head_dim))
+    if qk_norm:
+        q, k = (x / jnp.sqrt((x * x).mean(-1, keepdims=True)) for x in (q, k))
+    return q, k, v
+
+
+def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> dict[str, Callable]:
+    place = {
+        "num_layers": 1,
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "model_dim": heads * head_dim,
+    }
+    alibi, nope = (
+        parse(line).place(train_length=length, **place).layers[0] for line in ("alibi", "nope")
+    )
+    pos = jnp.arange(length, dtype=jnp.int32)[None]
+    seg = jnp.ones_like(pos)
+
+    def blockwise(layer, epsilon):
+        def attention(q, k, v, pos, seg):
+            how = {} if epsilon is None else {"epsilon": epsilon}
+            return blockwise_attention(
+                q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, **how
+            )
+
+        return attention
+
+    def dense(q, k, v, pos, seg):
+        mask = visible(pos, pos, seg, seg, causal=True)
+        return dense_attention(q, k, v, alibi.bias({}, pos, pos), mask)
+
+    runs = {
+        BASELINE: blockwise(alibi, None),
+        "ours, nothing cut": blockwise(alibi, 0.0),
+        "ours, no bias": blockwise(nope, 0.0),
+    }
+    if heads * length**2 <= DENSE_LIMIT:
+        runs["ours, dense"] = dense
+    return {name: _jitted(run, (*tensors, pos, seg), backward) for name, run in runs.items()}
+
+
+def _jitted(attention: Callable, arrays: tuple, backward: bool) -> Callable:
+    """Returns a function of nothing: the result, and with `backward` also the three gradients."""
+
+    @jax.jit
+    def run(q, k, v, *rest):
+        if not backward:
+            return (attention(q, k, v, *rest),)
+        out, pull = jax.vjp(lambda *qkv: attention(*qkv, *rest), q, k, v)
+        return out, *pull(q)  # any cotangent of the right shape
+
+    return lambda: run(*arrays)
+
+
+def _result(run: Callable) -> np.ndarray:
+    return np.asarray(run()[0], np.float32)
+
+
+def _table(rows: list[dict], skipped: list[str]) -> str:
+    lines = []
+    for row in rows:
+        difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
+        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row)]
+        lines.append(
+            [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
+        )
+    names = ("implementation", "length", "direction", "difference", "min ms", "median ms", "x ours")
+    return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
+
+
+def _panel(rows: list[dict], direction: str) -> Panel:
+    series: dict[str, list] = {}
+    for row in rows:
+        if row["direction"] == direction:
+            mark = (row["implementation"], row["ratio_q1"], row["ratio"], row["ratio_q3"])
+            series.setdefault(f"{row['length']:,} tokens", []).append(mark)
+    return Panel(f"{direction}: time relative to ours", series)

@@ -1,0 +1,219 @@
+"""A small vision transformer: the decoder's blocks, reading both ways over a grid of patches.
+
+Patches are read in raster order. A patch's position is one integer, row * width + column, and parts
+that know a grid (axial, mixed, alibi2d) unfold it again by their `width`; so a larger image is read
+with the same parameters and a scheme of another width: `read_at`. In this file H, W, C are an image's
+height, width and channels, P = size * size * C the numbers of a patch, and V the classes.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.encodings import parse, unparse
+from posenc_jax.encodings.scheme import KINDS
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Block, on_mesh, rms_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Shape and choices of an encoder of images.
+
+    Attributes:
+      model: of the blocks. Its vocab_size is the number of classes, its train_length the number of
+        patches in a training image, its embedding_scale a factor on projected patches; tied_head must
+        be False, for there is no table of embeddings.
+      patch_size: side of a patch, in pixels. channels: of an image.
+    """
+
+    model: ModelConfig
+    patch_size: int
+    channels: int
+
+    def __post_init__(self):
+        for name in ("patch_size", "channels"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"vision.{name} must be positive, not {getattr(self, name)}")
+        if self.model.tied_head:
+            raise ValueError(
+                "model.tied_head must be False: patches have no table of embeddings to tie a head to"
+            )
+        if any(layer.gated for layer in self.model.placed.layers):
+            raise ValueError(
+                f"scheme {self.model.scheme!r}: a bias that the tokens decide fades what came before; "
+                "an encoder reads both ways"
+            )
+        _ = self.width
+
+    @property
+    def classes(self) -> int:
+        """V, the number of classes."""
+        return self.model.vocab_size
+
+    @functools.cached_property
+    def width(self) -> int | None:
+        """Columns of the grid that the scheme unfolds positions on; None when it knows no grid.
+
+        Raises:
+          ValueError: parts that unfold the same position on grids of different widths.
+        """
+        placed = self.model.placed
+        parts = [p for layer in placed.layers for g in layer.groups for p in g.heads.parts()]
+        parts += [placed.absolute] if placed.absolute else []
+        widths = {part.columns(placed.whole) for part in parts} - {None}
+        if len(widths) > 1:
+            raise ValueError(
+                f"scheme {self.model.scheme!r} unfolds one position on grids of "
+                f"{' and '.join(map(str, sorted(widths)))} columns; give its parts one width"
+            )
+        return widths.pop() if widths else None
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Returns (rows, columns) of patches; ValueError for an image that does not divide into them."""
+        return _grid(height, width, self.patch_size)
+
+    def positions(self, rows: int, columns: int) -> np.ndarray:
+        """Returns pos_T, int32, of a grid of patches in raster order.
+
+        A scheme without a grid counts patches in reading order, whatever the width of the image.
+
+        Raises:
+          ValueError: a grid wider than the scheme's, or more positions than the scheme has.
+        """
+        width = self.width or columns
+        if columns > width:
+            raise ValueError(
+                f"an image of {columns} columns of patches under a scheme whose grid has {width}: places "
+                "would be confused; read it with read_at(config, (height, width))"
+            )
+        pos_T = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel().astype(np.int32)
+        limit = self.model.placed.longest()
+        if limit is not None and pos_T[-1] >= limit:
+            raise ValueError(
+                f"an image of {rows} x {columns} patches needs {pos_T[-1] + 1} positions; "
+                f"{self.model.scheme!r} has {limit}"
+            )
+        return pos_T
+
+
+def _grid(height: int, width: int, size: int) -> tuple[int, int]:
+    if height < 1 or width < 1 or height % size or width % size:
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not divide into patches of {size} x {size}"
+        )
+    return height // size, width // size
+
+
+def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
+    """Returns the config under which the same parameters read images of another size.
+
+    Parts that know a grid get one as wide as the image; nothing else changes, and nothing at all where
+    the grid is wide enough already, so that what a learned table calls a position stays.
+
+    Args:
+      config: as trained. image_size: (height, width), pixels.
+
+    Raises:
+      ValueError: a size that does not divide into patches, or with more positions than the scheme has.
+    """
+    rows, columns = config.grid(*image_size)
+    if config.width is not None and columns > config.width:
+        scheme, whole = parse(config.model.scheme), config.model.placed.whole
+
+        def widened(holder, kinds):
+            parts = {kind: getattr(holder, kind) for kind in kinds}
+            planar = {kind: part for kind, part in parts.items() if part and part.columns(whole)}
+            wide = {k: dataclasses.replace(part, width=columns) for k, part in planar.items()}
+            return dataclasses.replace(holder, **wide)
+
+        layers = tuple(tuple(widened(heads, KINDS) for heads in layer) for layer in scheme.layers)
+        scheme = dataclasses.replace(widened(scheme, ["absolute"]), layers=layers)
+        model = dataclasses.replace(config.model, scheme=unparse(scheme))
+        config = dataclasses.replace(config, model=model)
+    config.positions(rows, columns)
+    return config
+
+
+def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
+    """Returns patch_BTP: squares of `size` pixels in raster order, the pixels of each in raster order too.
+
+    Raises:
+      ValueError: an image that does not divide into such squares.
+    """
+    B, H, W, C = image_BHWC.shape
+    rows, columns = _grid(H, W, size)
+    layout = jax.typeof(image_BHWC).sharding  # patches lie where their images lie
+    place = None if layout.mesh.empty else jax.P(layout.spec[0])
+    cut, flat = (B, rows, size, columns, size, C), (B, rows * columns, size * size * C)
+    squares = jnp.reshape(image_BHWC, cut, out_sharding=place).swapaxes(2, 3)
+    return jnp.reshape(squares, flat, out_sharding=place)
+
+
+class Encoder(nn.Module):
+    """Images in, logits of classes out: blocks that read both ways, a final norm, a mean, a head.
+
+    ``apply({"params": p}, image_BHWC)`` returns logits_BV, float32. With seg_BT, patches of segment 0
+    are padding: nobody reads them and they are left out of the mean. To read patches that form no
+    whole grid, pass their positions: ``apply({"params": p}, patch_BTP, pos_BT, seg_BT, method="read")``.
+    """
+
+    config: VisionConfig
+
+    def __call__(self, image_BHWC: jax.Array, seg_BT: jax.Array | None = None) -> jax.Array:
+        """Returns logits_BV; ValueError for an image or segments that do not fit the config."""
+        c = self.config
+        if image_BHWC.ndim != 4 or image_BHWC.shape[3] != c.channels:
+            raise ValueError(
+                f"images must be [batch, height, width, {c.channels} channels], not {image_BHWC.shape}"
+            )
+        if not jnp.issubdtype(image_BHWC.dtype, jnp.floating):
+            raise ValueError(f"pixels must be floats of about unit size, not {image_BHWC.dtype}")
+        pos_T = c.positions(*c.grid(*image_BHWC.shape[1:3]))
+        shape, rows = (image_BHWC.shape[0], len(pos_T)), on_mesh("data", None)
+        pos_BT = jnp.broadcast_to(pos_T[None], shape)
+        if rows is not None:
+            pos_BT = jax.sharding.reshard(pos_BT, rows)
+        if seg_BT is None:
+            seg_BT = jnp.ones_like(pos_BT)
+        elif seg_BT.shape != shape:
+            raise ValueError(
+                f"segments {seg_BT.shape} do not fit a batch of {shape[0]} images of {shape[1]} patches"
+            )
+        return self.read(patches(image_BHWC, c.patch_size), pos_BT, seg_BT)
+
+    @nn.compact
+    def read(self, patch_BTP: jax.Array, pos_BT: jax.Array, seg_BT: jax.Array) -> jax.Array:
+        """Returns logits_BV of patches at any positions; a row is one image, its padding segment 0."""
+        c, model = self.config, self.config.model
+        P, D, V = c.patch_size**2 * c.channels, model.model_dim, c.classes
+        patch_PD = self.param("patch_PD", nn.initializers.normal(P**-0.5), (P, D))
+        x_BTD = jnp.einsum(
+            "BTP,PD->BTD",
+            patch_BTP.astype(model.dtype),
+            patch_PD.astype(model.dtype),
+            preferred_element_type=jnp.float32,
+            out_sharding=on_mesh("data", None, None),
+        )
+        x_BTD = x_BTD * model.embedding_scale
+        absolute = model.placed.absolute
+        if absolute is not None:
+            learned = self.param("absolute", model.placed.init_absolute) if absolute.learns else {}
+            x_BTD = x_BTD + model.placed.embed(learned, pos_BT)
+        x_BTD = x_BTD.astype(model.dtype)
+
+        for i in range(model.num_layers):
+            block = Block(model, i, causal=False, name=f"layer_{i}")
+            x_BTD, _ = block(x_BTD, pos_BT, seg_BT, None)
+        gain_D = self.param("final_gain_D", nn.initializers.ones, (D,))
+        x_BTD = rms_norm(x_BTD, gain_D, model.norm_epsilon)
+
+        here_BT = (seg_BT != 0).astype(jnp.float32)
+        total_BD = jnp.einsum("BTD,BT->BD", x_BTD.astype(jnp.float32), here_BT)
+        mean_BD = total_BD / jnp.maximum(here_BT.sum(-1, keepdims=True), 1.0)
+        head_VD = self.param("head_VD", nn.initializers.normal(D**-0.5), (V, D))
+        return jnp.einsum("BD,VD->BV", mean_BD, head_VD, out_sharding=on_mesh("data", None))

@@ -1,0 +1,143 @@
+"""What things cost: python scripts/bench.py encodings --out=looks/costs.
+
+    encodings   a training step, a forward pass, memory and parameters of every encoding, against nope
+    rotation    RoPE by integer range reduction, against the plain float32 product and a table
+    attention   attention under ALiBi, ours beside jax.nn and, where installed, PyTorch (extra: peers)
+
+Candidates are timed side by side, round by round, and compared within a round. Prints a table; with
+--out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. A bench reads the flags
+that its function in posenc_jax/bench/ has arguments for; another one is an error. Exit code 2 for
+wrong input.
+"""
+
+import inspect
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from posenc_jax import door
+
+_READ = {
+    "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between; none: every registered one"),
+    "train_length": flags.DEFINE_integer("train_length", None, "Tokens per sequence", lower_bound=8),
+    "batch": flags.DEFINE_integer("batch", None, "Sequences per step", lower_bound=1),
+    "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
+    "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
+    "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
+    "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
+    "seed": flags.DEFINE_integer("seed", None, "Seed of the data and of the order", lower_bound=0),
+}  # fmt: skip
+_OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the picture")
+
+
+def main(name: str | None) -> None:
+    """A bench and flags to one measurement."""
+    from posenc_jax.bench import attention, encodings, rotation
+
+    benches = {
+        "encodings": encodings.measure,
+        "rotation": rotation.measure,
+        "attention": attention.measure,
+    }
+    if name not in benches:
+        raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")
+    given = _given(name, inspect.signature(benches[name]).parameters)
+    out = Path(_OUT.value) if _OUT.value else None
+    if out:
+        _refuse_unwritable(out)
+    outcome = benches[name](**given)
+    print(outcome.table)
+    if out:
+        for path in _written(outcome, out):
+            print(path)
+
+
+def _given(name: str, parameters) -> dict:
+    """Returns the flags that were given, by argument; the others keep the bench's own defaults."""
+    given = {flag: holder.value for flag, holder in _READ.items() if holder.value is not None}
+    for flag in given:
+        if flag not in parameters:
+            raise ValueError(f"--{flag} is not read by {name}, which reads {', '.join(parameters)}")
+    if "schemes" in given:
+        given["schemes"] = tuple(s.strip() for s in given["schemes"].split(";") if s.strip())
+    if "lengths" in given:
+        try:
+            given["lengths"] = tuple(int(n) for n in given["lengths"])
+        except ValueError:
+            raise ValueError(
+                f"--lengths must be whole numbers, not {','.join(given['lengths'])!r}"
+            ) from None
+    return given
+
+
+def _refuse_unwritable(out: Path) -> None:
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"--out={out}: {nearest} is no folder that can be written to")
+
+
+def _written(outcome, out: Path):
+    from posenc_jax.training.workdir import provenance, write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "bench": outcome.name,
+        "command": shlex.join(["python", *_COMMAND]),
+        "settings": dict(outcome.settings),
+        **provenance(),
+        "rows": list(outcome.rows),
+    }
+    write_json(out / f"{outcome.name}.json", record)
+    picture = _picture(outcome)
+    (out / f"{outcome.name}.csv").write_text(picture.csv())
+    (out / f"{outcome.name}.png").write_bytes(picture.png())
+    return [out / f"{outcome.name}{suffix}" for suffix in (".json", ".csv", ".png")]
+
+
+def _picture(outcome):
+    """Returns the panels of an outcome side by side, one line of marks per label."""
+    from posenc_jax.report import style
+
+    labels = [mark[0] for mark in next(iter(outcome.panels[0].series.values()))]
+
+    def draw(layout):
+        height = 1.0 + 0.23 * len(labels)
+        figure, grid = style.panels(layout, 1, len(outcome.panels), height, sharey=True)
+        for axes, panel in zip(grid, outcome.panels, strict=True):
+            for index, (name, marks) in enumerate(panel.series.items()):
+                _, low, middle, high = zip(*marks, strict=True)
+                place = [y + 0.3 * (index - (len(panel.series) - 1) / 2) for y in range(len(marks))]
+                looks = style.line_style(index)
+                axes.hlines(place, low, high, color=looks["color"], linewidth=1.6)
+                axes.plot(
+                    middle, place, label=name,
+                    linestyle="none", color=looks["color"], marker=looks["marker"],
+                )  # fmt: skip
+            axes.axvline(1, color=style.MUTED, linewidth=0.8)
+            if panel.limit:
+                axes.axvline(panel.limit, color=style.INK, linewidth=0.8, linestyle="--")
+            axes.set_xlim(left=0)
+            axes.set_title(panel.title)
+            if len(panel.series) > 1:
+                axes.legend(frameon=False)
+        grid[0].set_yticks(range(len(labels)), labels)
+        grid[0].set_ylim(len(labels) - 0.4, -0.6)
+        return figure
+
+    return style.Picture(
+        outcome.name,
+        outcome.title,
+        outcome.caption,
+        tuple(outcome.rows[0]),
+        outcome.rows,
+        draw,
+    )
+
+
+if __name__ == "__main__":
+    _COMMAND = sys.argv[:]
+    _NAME = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else None
+    door.enter(lambda: main(_NAME))

@@ -1,0 +1,188 @@
+"""The benches: who is compared with whom, and that a table leaves nothing out."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from posenc_jax.bench import attention, encodings, rotation
+from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
+from posenc_jax.encodings import REGISTRY, parse
+
+ROOT = Path(__file__).parent.parent
+
+
+class Machine:
+    """A clock that only candidates move, on a machine that halves its speed with every round."""
+
+    def __init__(self, costs):
+        self.costs, self.now, self.calls = costs, 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def candidates(self):
+        return {name: lambda name=name: self.run(name) for name in self.costs}
+
+    def run(self, name):
+        rounds = len(self.calls) // len(self.costs) - WARM_UPS
+        self.calls.append(name)
+        return Pending(self, self.costs[name] * (2.0**rounds if rounds >= 0 else 1000.0))
+
+
+class Pending:
+    """A result that takes its time only when it is waited for, as an accelerator's does."""
+
+    def __init__(self, machine, seconds):
+        self.machine, self.seconds = machine, seconds
+
+    def block_until_ready(self):
+        self.machine.now += self.seconds
+        return self
+
+
+def timed(seed=0, rounds=6):
+    machine = Machine({"nope": 2.0, "rope": 3.0, "alibi": 5.0})
+    seconds = interleaved(machine.candidates(), rounds=rounds, seed=seed, clock=machine.clock)
+    return machine.calls[WARM_UPS * 3 :], seconds
+
+
+def test_every_round_runs_every_candidate_once_in_an_order_of_its_own():
+    calls, _ = timed()
+    orders = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(orders) == 6
+    assert all(sorted(order) == ["alibi", "nope", "rope"] for order in orders)
+    assert len(set(orders)) > 1
+    assert timed()[0] == calls
+    assert timed(seed=1)[0] != calls
+
+
+def test_a_run_is_over_when_its_arrays_are_there_and_warm_ups_do_not_count():
+    _, seconds = timed(rounds=3)
+    np.testing.assert_array_equal(seconds["rope"], [3, 6, 12])
+
+
+def test_the_ratio_holds_while_the_machine_slows_down():
+    _, seconds = timed()
+    row = spread(seconds["alibi"], seconds["nope"])
+    assert (row["ratio_q1"], row["ratio"], row["ratio_q3"]) == (2.5, 2.5, 2.5)
+    assert row["min_ms"] == 5000
+    assert row["q3_ms"] > row["median_ms"] > row["q1_ms"] > row["min_ms"]
+
+
+def test_a_ratio_is_taken_in_every_round_and_not_of_the_medians():
+    row = spread(np.array([1.0, 2.0, 30.0]), np.array([2.0, 1.0, 10.0]))
+    assert row["ratio"] == 2  # of 1/2, 2 and 3
+    assert (row["ratio_q1"], row["ratio_q3"]) == (1.25, 2.5)
+    assert row["median_ms"] == 2000  # both medians are 2 s
+
+
+def test_nothing_to_time_is_refused():
+    with pytest.raises(ValueError, match="a candidate and a round"):
+        interleaved({}, rounds=3, seed=0)
+    with pytest.raises(ValueError, match="a candidate and a round"):
+        interleaved({"nope": lambda: None}, rounds=0, seed=0)
+
+
+def test_the_cost_table_names_every_registered_encoding_alone():
+    alone = [parse(line) for line in encodings.all_schemes()[: len(REGISTRY)]]
+    named = []
+    for scheme in alone:
+        inside = [part for heads in scheme.layers[0] for part in heads.parts()]
+        named += [type(part) for part in (*inside, *([scheme.absolute] if scheme.absolute else []))]
+    assert named == list(REGISTRY.values())
+    assert len(set(encodings.all_schemes())) == len(encodings.all_schemes())
+
+
+def test_the_cost_table_has_one_line_for_each_scheme_and_one_for_nope(monkeypatch):
+    shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
+    monkeypatch.setattr(encodings, "SHAPE", shape)
+    outcome = encodings.measure(
+        schemes=("slopes", "slopes", "nope"), train_length=8, batch=1, rounds=2
+    )
+    lines = outcome.table.splitlines()
+    assert sorted(line.split()[0] for line in lines[1:]) == ["nope", "slopes"]
+    for direction in ("forward", "forward+backward"):
+        rows = {r["scheme"]: r for r in outcome.rows if r["direction"] == direction}
+        assert len(rows) == 2
+        assert rows["nope"]["ratio"] == rows["nope"]["temp_ratio"] == 1
+        assert rows["slopes"]["parameters_added"] == 2
+        assert rows["nope"]["parameters_added"] == 0
+        assert all(r["min_ms"] > 0 and r["temp_mb"] > 0 for r in rows.values())
+
+
+def test_what_ours_is_compared_with_turns_as_rope_does():
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
+    pos = np.array([[5, 0, 31]])
+    freq_h = 10_000.0 ** (-np.arange(0, 8, 2) / 8)
+    tables = [jnp.asarray(x) for x in rotation.tables(freq_h, np.arange(32))]
+    for name, turn in rotation.turns(freq_h).items():
+        got = turn(jnp.asarray(x), jnp.asarray(pos), *tables)
+        for t, n in np.ndindex(3, 2):
+            want = oracles.rope_vector(x[0, t, n], pos[0, t])
+            np.testing.assert_allclose(got[0, t, n], want, atol=5e-6, err_msg=name)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "scripts/bench.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+
+
+def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
+    run = command("rotation", "--lengths=16", "--rounds=2", f"--out={tmp_path / 'out'}")
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "out" / "rotation.json").read_text())
+    assert len(record["rows"]) == 4 * 2 * 2  # implementations, dtypes, directions
+    assert record["settings"]["rounds"] == 2
+    assert "jax" in record["versions"]
+    assert record["command"].startswith("python scripts/bench.py rotation --lengths=16")
+    with open(tmp_path / "out" / "rotation.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(record["rows"])
+    assert (tmp_path / "out" / "rotation.png").read_bytes().startswith(b"\x89PNG")
+    errors = {row["implementation"]: row["angle_error"] for row in record["rows"]}
+    assert errors["ours"] < 1e-6 < 1e-2 < errors["float32 product"]
+    assert max(errors["table"], errors["polynomial"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encodings", "--schemes=alibi;ropee"), "did you mean 'rope'"),
+        (("rotation", "--schemes=rope"), "--schemes is not read by rotation"),
+        (("rotations",), "encodings or rotation, not 'rotations'"),
+    ],
+)
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arguments, message):
+    run = command(*arguments, f"--out={tmp_path / 'out'}")
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert message in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
+    outcome = attention.measure(
+        lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=2
+    )
+    names = {row["implementation"] for row in outcome.rows}
+    assert {"ours", "ours, nothing cut", "ours, dense", "jax.nn, dense ALiBi"} <= names
+    for row in outcome.rows:
+        assert (row["difference"] is None) == ("no bias" in row["implementation"])
+        assert row["difference"] is None or row["difference"] < 1e-5
+    if importlib.util.find_spec("torch") is None:
+        assert any("torch" in line for line in outcome.settings["skipped"])
+    with pytest.raises(ValueError, match="directions must be some of"):
+        attention.measure(directions=("sideways",))
