@@ -162,7 +162,7 @@ def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
     [
         (("encodings", "--schemes=alibi;ropee"), "did you mean 'rope'"),
         (("rotation", "--schemes=rope"), "--schemes is not read by rotation"),
-        (("rotations",), "encodings or rotation, not 'rotations'"),
+        (("rotations",), "encodings, rotation, attention, not 'rotations'"),
     ],
 )
 def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arguments, message):
