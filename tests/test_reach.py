@@ -106,13 +106,17 @@ def test_the_warning_counts_blind_heads_in_words():
 
 
 def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
-    command = [sys.executable, "scripts/inspect_scheme.py", "--scheme=rope+alibi|nope~logn", "--num_heads=4", "--train_length=64", "--length=512"]  # fmt: skip
+    command = [sys.executable, "scripts/inspect_scheme.py", "--scheme=rope+alibi|nope~logn", "--num_heads=4", "--train_length=64", "--length=512", "--bound=2"]  # fmt: skip
     out = subprocess.run([*command, f"--out={tmp_path / 'look'}"], capture_output=True, text=True, cwd=ROOT)  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert "! " in out.stdout
     record = json.loads((tmp_path / "look" / "reach.json").read_text())
     assert [h["head"] for h in record["heads"]] == [0, 1, 2, 3]
-    assert record["heads"][0]["window"] < 512
+    m = 2.0**-4
+    window = (
+        2 * 2 + 24 * math.log(2) - math.log(1 - math.exp(-m))
+    ) / m  # docs/attention.md, epsilon 2^-24
+    assert record["heads"][0]["window"] == pytest.approx(window, abs=1)
     assert record["heads"][3]["window"] is None  # flat: sees everything
     for name in ("bias", "rotation", "kernels", "horizon"):
         assert (tmp_path / "look" / f"{name}.png").stat().st_size > 5000
