@@ -24,5 +24,5 @@ def pytest_collection_modifyitems(items):
     """Tests of one scheme go to one worker (--dist loadgroup), which compiles its model once."""
     for item in items:
         line = getattr(item, "callspec", None) and item.callspec.params.get("line")
-        if line and item.module.__name__ == "test_decoder":
+        if line and item.module.__name__ in ("test_attention", "test_decoder"):
             item.add_marker(pytest.mark.xdist_group(line))

@@ -109,16 +109,14 @@ def test_a_sum_reduces_to_its_parents():
 
 
 @pytest.mark.parametrize("line", schemes.RELATIVE)
-@pytest.mark.parametrize("shift", [1, 7, L, 8 * L])
-def test_attention_does_not_change_when_all_positions_shift(line, shift):
+def test_attention_does_not_change_when_all_positions_shift(line):
     q, k, v = tensors(1, 10)
     pos = jnp.array([[0, 1, 2, 3, 9, 10, 40, 41, 63, 64]])
-    for layer in range(2):
-        np.testing.assert_allclose(
-            run(line, q, k, v, pos, layer=layer),
-            run(line, q, k, v, pos + shift, layer=layer),
-            atol=1e-5,
-        )
+    for layer in range(len(parse(line).layers)):
+        here = run(line, q, k, v, pos, layer=layer)
+        for shift in (1, 7, L, 8 * L):
+            there = run(line, q, k, v, pos + shift, layer=layer)
+            np.testing.assert_allclose(there, here, atol=1e-5, err_msg=f"shift {shift}")
 
 
 @pytest.mark.parametrize("line", schemes.ALL)
