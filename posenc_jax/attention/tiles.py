@@ -45,6 +45,8 @@ class Floats(NamedTuple):
 
 
 class Places(NamedTuple):
+    """What has none: positions and segments, padded like `Floats` (padding has segment 0)."""
+
     q_pos_BT: jax.Array
     q_seg_BT: jax.Array
     k_pos_BS: jax.Array
@@ -173,6 +175,7 @@ def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
 
 
 def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
+    """Returns the product of two stacks of matrices, float32, summed over the given dims."""
     return lax.dot_general(
         a, b, (((a_dim,), (b_dim,)), ((0,), (0,))), preferred_element_type=jnp.float32
     )
@@ -185,6 +188,7 @@ def even_block(length: int, most: int) -> int:
 
 
 def pad(x: jax.Array, axis: int, block: int) -> jax.Array:
+    """Returns x with zeros behind it along `axis`, up to whole blocks."""
     missing = -x.shape[axis] % block
     if not missing:
         return x
