@@ -76,6 +76,13 @@ def test_a_gated_scheme_without_clocks_is_refused_and_not_attended_at_rest():
         attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos)  # fmt: skip
 
 
+def test_a_gated_scheme_that_reads_both_ways_is_refused():
+    layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
+    q, clock = jnp.ones((1, 3, 4, 16)), jnp.zeros((1, 3, 4))
+    with pytest.raises(ValueError, match="needs causal=True"):
+        attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos, q_clock_BTN=clock, k_clock_BSN=clock, causal=False)  # fmt: skip
+
+
 def model(line):
     config = ModelConfig(
         scheme=line, vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,

@@ -86,7 +86,7 @@ def attend(
 
     Raises:
       ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
-        scheme without clocks.
+        scheme without clocks or without causality.
     """
     path = choose(layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation)
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
@@ -97,6 +97,10 @@ def attend(
     if num_heads != layer.num_heads:
         raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {num_heads}")
 
+    if layer.gated and not causal:
+        raise ValueError(
+            "a bias that the tokens decide fades what came before: it needs causal=True"
+        )
     if layer.gated and (q_clock_BTN is None or k_clock_BSN is None):
         raise ValueError(
             "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"

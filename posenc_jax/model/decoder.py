@@ -164,6 +164,8 @@ class Decoder(nn.Module):
     ``apply({"params": p}, tokens_BT, pos_BT, seg_BT)`` returns (logits_BTV float32, None); with a
     cache, (logits_BTV, cache) where the cache also holds the T tokens just read. The caller keeps
     track of free slots: writing past the last one is not an error the program can raise.
+    Without a cache, tokens stand in the order of their positions and those of a document together, which
+    linear attention and the forget gate rely on.
     """
 
     config: ModelConfig
