@@ -28,6 +28,7 @@ _READ = {
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
+    "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
     "seed": flags.DEFINE_integer("seed", None, "Seed of the data and of the order", lower_bound=0),
 }  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the picture")

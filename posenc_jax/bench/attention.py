@@ -1,5 +1,6 @@
 """What attention under ALiBi costs: ours, cut and uncut, beside other people's kernels."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 
 from posenc_jax.attention import blockwise_attention, dense_attention, visible
 from posenc_jax.bench import peers
+from posenc_jax.bench.memory import peak_bytes
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
-from posenc_jax.bench.timing import interleaved, spread
+from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
 from posenc_jax.encodings import parse
 
 BASELINE = "ours"
 DENSE_LIMIT = 2**28  # logits of all heads; above it a dense array of them is not tried
+LONG = 2.0  # seconds; a candidate that takes longer has warmed up by its first runs
 DIRECTIONS = {"forward": False, "forward+backward": True}
 
 
@@ -25,17 +28,20 @@ def measure(
     head_dim: int = 64,
     qk_norm: bool = True,
     rounds: int = 7,
+    patience: int = 60,
     seed: int = 0,
 ) -> Outcome:
-    """Returns times of every candidate that survives each length, relative to ours.
+    """Returns time and peak memory of every candidate that survives each length, relative to ours.
 
     Batch 1, float32, causal, ALiBi with the standard slopes where a candidate has a bias. Parity comes
     first: the largest difference of a candidate's result to the dense definition (to ours where the
     definition is too large); candidates without a bias do other work and have none.
 
     Args:
-      lengths: T. directions: of `DIRECTIONS`. qk_norm: queries and keys of RMS 1, as a decoder with
-        qk-norm has them; otherwise plain Gaussian ones.
+      lengths: T, taken in ascending order. directions: of `DIRECTIONS`. qk_norm: queries and keys of
+        RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones.
+      patience: seconds; a candidate that would take longer for one run, at the rate at which it has
+        grown so far (at first: with the square of the length), is left out and listed.
 
     Raises:
       ValueError: an unknown direction, or a length below 8.
@@ -47,33 +53,31 @@ def measure(
         )
     if not lengths or min(lengths) < 8:
         raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
-    rows, skipped, parity = [], [], {}
-    for length in lengths:
+    rows, skipped, pace = [], [], {direction: _Pace(patience) for direction in directions}
+    for length in sorted(lengths):
         tensors = _tensors(length, heads, head_dim, qk_norm, seed)
         for direction in directions:
             candidates = _ours(length, heads, head_dim, tensors, DIRECTIONS[direction])
             dense = heads * length**2 <= DENSE_LIMIT
             found, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
-            candidates |= found
+            missing |= pace[direction].left_out(length, [*candidates, *found])
+            runs = {n: run for n, run in (candidates | found).items() if n not in missing}
             skipped += [f"{name}, {length:,} tokens: {why}" for name, why in missing.items()]
-            want = _result(candidates["ours, dense" if dense else BASELINE])
-            for name, run in candidates.items():
-                biased = "no bias" not in name
-                error = float(np.abs(_result(run) - want).max()) if biased else None
-                parity[name, length, direction] = error
-            seconds = interleaved(candidates, rounds=rounds, seed=seed)
-            rows += [
-                {
+            want = _result(runs["ours, dense" if dense else BASELINE])
+            seen = {name: _look(name, run, want, heads, length) for name, run in runs.items()}
+            slow = any(look["seconds"] > LONG for look in seen.values())
+            seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0 if slow else WARM_UPS)
+            for name, seconds_R in seconds.items():
+                pace[direction].saw(name, length, float(np.median(seconds_R)))
+                rows.append({
                     "bench": "attention", "implementation": name, "length": length,
                     "direction": direction, "heads": heads, "head_dim": head_dim, "rounds": rounds,
                     **spread(seconds_R, seconds[BASELINE]),
-                    "difference": parity[name, length, direction],
-                }
-                for name, seconds_R in seconds.items()
-            ]  # fmt: skip
+                    "peak_mb": seen[name]["peak_mb"], "difference": seen[name]["difference"],
+                })  # fmt: skip
     settings = {
         "lengths": list(lengths), "directions": list(directions), "heads": heads,
-        "head_dim": head_dim, "qk_norm": qk_norm, "rounds": rounds, "seed": seed,
+        "head_dim": head_dim, "qk_norm": qk_norm, "rounds": rounds, "patience": patience, "seed": seed,
         "skipped": sorted(set(skipped)), "peers": peers.versions(),
     }  # fmt: skip
     return Outcome(
@@ -147,15 +151,68 @@ def _result(run: Callable) -> np.ndarray:
     return np.asarray(run()[0], np.float32)
 
 
+def _look(name: str, run: Callable, want: np.ndarray, heads: int, length: int) -> dict:
+    """Returns a candidate's difference to what is wanted, its peak memory, and seconds of that run."""
+    got = _result(run)  # what must be compiled is compiled here
+    difference = None if "no bias" in name else float(np.abs(got - want).max())
+    start = time.perf_counter()
+    peak = peak_bytes(run)
+    seconds = time.perf_counter() - start
+    if peak is not None and name in peers.HOLD_A_BIAS:  # made before the run, and held all the time
+        peak += 4 * heads * length**2
+    return {
+        "difference": difference,
+        "peak_mb": None if peak is None else peak / 1e6,
+        "seconds": seconds,
+    }
+
+
+class _Pace:
+    """How a candidate's time grew with length, and which one is not worth waiting for."""
+
+    def __init__(self, patience: float):
+        self._patience, self._seen = patience, {}
+
+    def saw(self, name: str, length: int, seconds: float) -> None:
+        self._seen.setdefault(name, []).append((length, seconds))
+
+    def left_out(self, length: int, names: Sequence[str]) -> dict[str, str]:
+        """Returns why, by name, for those whose next run would take longer than patience."""
+        reasons = {}
+        for name in names:
+            if name == BASELINE or name not in self._seen:
+                continue
+            *before, (last, seconds) = self._seen[name]
+            power = 2.0
+            if before:
+                power = np.log(seconds / before[-1][1]) / np.log(last / before[-1][0])
+            expected = seconds * (length / last) ** power
+            if expected > self._patience:
+                reasons[name] = (
+                    f"about {expected:.0f} s a run, longer than patience={self._patience}"
+                )
+        return reasons
+
+
 def _table(rows: list[dict], skipped: list[str]) -> str:
     lines = []
     for row in rows:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
-        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row)]
+        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
+        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), peak]
         lines.append(
             [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
         )
-    names = ("implementation", "length", "direction", "difference", "min ms", "median ms", "x ours")
+    names = (
+        "implementation",
+        "length",
+        "direction",
+        "difference",
+        "min ms",
+        "median ms",
+        "x ours",
+        "peak MB",
+    )
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 

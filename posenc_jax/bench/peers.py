@@ -11,6 +11,7 @@ import numpy as np
 from posenc_jax.encodings import alibi_slopes
 
 Runs = dict[str, Callable]
+HOLD_A_BIAS = ("jax.nn, dense ALiBi", "torch SDPA, dense ALiBi")  # N T T numbers, beside q, k and v
 
 
 def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str, str]]:
@@ -45,7 +46,7 @@ def _distances(length: int) -> np.ndarray:
 
 def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str, str]]:
     T, N = tensors[0].shape[1:3]
-    names = ("jax.nn, dense ALiBi", "jax.nn, no bias")
+    names = (HOLD_A_BIAS[0], "jax.nn, no bias")
     if not dense:  # the plain path holds all logits, bias or no bias
         return {}, dict.fromkeys(names, f"{N} x {T} x {T} logits are too many")
     bias = -alibi_slopes(N)[:, None, None] * np.maximum(_distances(T), 0)
@@ -93,11 +94,9 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str,
     if dense:
         apart = torch.tensor(_distances(T), dtype=torch.float32)
         biases = torch.where(apart >= 0, -slope_N[:, None, None] * apart, float("-inf"))[None]
-        runs["torch SDPA, dense ALiBi"] = run(
-            lambda *x: scaled_dot_product_attention(*x, attn_mask=biases)
-        )
+        runs[HOLD_A_BIAS[1]] = run(lambda *x: scaled_dot_product_attention(*x, attn_mask=biases))
     else:
-        missing["torch SDPA, dense ALiBi"] = f"{N} x {T} x {T} biases are too many"
+        missing[HOLD_A_BIAS[1]] = f"{N} x {T} x {T} biases are too many"
     if backward:
         missing["torch FlexAttention, ALiBi"] = "its backward pass does not run on CPU"
         return runs, missing

@@ -21,15 +21,16 @@ def interleaved(
     rounds: int,
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
+    warm_ups: int = WARM_UPS,
 ) -> dict[str, np.ndarray]:
     """Returns seconds_R of every candidate: R rounds, each with every candidate once.
 
-    Two runs of each come first and are not counted, so a `jax.jit` has compiled. A run ends when all
+    Some runs of each come first and are not counted, so a `jax.jit` has compiled. A run ends when all
     arrays it returned are there; what it returned is freed outside of the clock.
 
     Args:
       candidates: functions of nothing, by name. rounds: R. seed: of the order within the rounds.
-      clock: returns seconds.
+      clock: returns seconds. warm_ups: how many runs come first; 0 for candidates that ran already.
 
     Raises:
       ValueError: no candidate, or fewer rounds than one.
@@ -39,7 +40,7 @@ def interleaved(
             f"timing needs a candidate and a round, not {len(candidates)} and {rounds}"
         )
     for run in candidates.values():
-        for _ in range(WARM_UPS):
+        for _ in range(warm_ups):
             jax.block_until_ready(run())
     names = list(candidates)
     seconds = {name: np.zeros(rounds) for name in names}
