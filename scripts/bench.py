@@ -27,6 +27,7 @@ _READ = {
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
+    "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
     "seed": flags.DEFINE_integer("seed", None, "Seed of the data and of the order", lower_bound=0),
@@ -36,12 +37,13 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 def main(name: str | None) -> None:
     """A bench and flags to one measurement."""
-    from posenc_jax.bench import attention, encodings, rotation
+    from posenc_jax.bench import attention, encodings, rotation, step
 
     benches = {
         "encodings": encodings.measure,
         "rotation": rotation.measure,
         "attention": attention.measure,
+        "step": step.measure,
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")

@@ -13,7 +13,7 @@ from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 IMPLEMENTATIONS = ("auto", "dense", "blockwise")
-DENSE_LOGITS = 512 * 512  # of one head and row: up to here dense is as fast, and its memory small
+DENSE_LOGITS = 384 * 384  # of one head and row: up to here dense is as fast, and its memory small
 
 
 class Path(NamedTuple):

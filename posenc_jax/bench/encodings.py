@@ -124,7 +124,7 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _S
     with jax.set_mesh(mesh):
         build, _ = state_builder(config, model, mesh)
         held = build(jax.random.key(seed))
-        data = _batch(train_length, batch, seed, mesh)
+        data = random_batch(train_length, batch, seed, mesh)
         step = make_step(config, model).lower(held, data).compile()
 
         @jax.jit
@@ -150,7 +150,7 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _S
     )
 
 
-def _batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
+def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
     """Returns random tokens as one slice [1, B, T] of what training reads."""
     shape = (1, batch, train_length)
     tokens = np.random.default_rng(seed).integers(VOCABULARY, size=shape, dtype=np.int32)

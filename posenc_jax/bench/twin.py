@@ -1,0 +1,193 @@
+"""The same decoder in plain PyTorch, from the same weights, and other people's decoders of its size.
+
+The twin is what a careful user would write: fused attention (`scaled_dot_product_attention`), `F.linear`,
+`AdamW` and gradient clipping, and `torch.compile` where asked for. ALiBi takes the dense bias that PyTorch's
+fused attention wants. Without PyTorch (extra: peers) nothing here can be imported.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from posenc_jax.encodings import alibi_slopes
+
+SCHEMES = ("nope", "rope", "alibi", "rope+alibi")
+
+
+class Twin:
+    """A training step of the twin: calling it trains once and returns (loss, gradient norm).
+
+    Args:
+      params: ours, as NumPy arrays. scheme: of `SCHEMES`. shape: num_layers, num_heads, head_dim and
+        norm_epsilon of the model. tokens_BT, targets_BT: the batch. optimizer: beta1, beta2, epsilon,
+        weight_decay and clip_norm. rate: learning rate by update. compiled: through `torch.compile`.
+
+    Raises:
+      ValueError: a scheme that the twin does not know.
+    """
+
+    def __init__(self, params, scheme, shape, tokens_BT, targets_BT, optimizer, rate, compiled):
+        if scheme not in SCHEMES:
+            raise ValueError(f"the PyTorch twin knows {', '.join(SCHEMES)}, not {scheme!r}")
+        self._shape, self._rotates = shape, "rope" in scheme
+        self.weights = {n: t.requires_grad_() for n, t in _weights(params, shape).items()}
+        self._tokens, self._targets = (torch.tensor(np.asarray(x)).long() for x in (tokens_BT, targets_BT))  # fmt: skip
+        T, h = self._tokens.shape[1], shape["head_dim"] // 2
+        angle_Th = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(h) / h)
+        self._cos, self._sin = angle_Th.cos(), angle_Th.sin()
+        self._bias = _alibi(T, shape["num_heads"]) if "alibi" in scheme else None
+        self._rate, self._clip, self._done = rate, optimizer["clip_norm"], 0
+        matrices = [w for w in self.weights.values() if w.ndim > 1]
+        vectors = [w for w in self.weights.values() if w.ndim == 1]
+        self._adam = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optimizer["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}],
+            lr=1.0, betas=(optimizer["beta1"], optimizer["beta2"]), eps=optimizer["epsilon"], fused=True,
+        )  # fmt: skip
+        self._loss = torch.compile(self.loss) if compiled else self.loss
+
+    def __call__(self) -> tuple[float, float]:
+        for group in self._adam.param_groups:
+            group["lr"] = self._rate(self._done)
+        self._adam.zero_grad(set_to_none=True)
+        loss = self._loss(self._tokens, self._targets)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self._clip)
+        self._adam.step()
+        self._done += 1
+        return float(loss.detach()), float(norm)
+
+    def loss(self, tokens, targets):
+        """Returns the mean loss in nats."""
+        w, N, H = self.weights, self._shape["num_heads"], self._shape["head_dim"]
+        x = w["embedding"][tokens]
+        B, T, _ = x.shape
+        for i in range(self._shape["num_layers"]):
+            normed = self._norm(x, w[f"{i}.attention_gain"])
+            q, k, v = (
+                F.linear(normed, w[f"{i}.{name}"]).view(B, T, N, H).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
+            if self._rotates:
+                q, k = self._turn(q), self._turn(k)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias, is_causal=self._bias is None)  # fmt: skip
+            x = x + F.linear(mixed.transpose(1, 2).reshape(B, T, N * H), w[f"{i}.out"])
+            normed = self._norm(x, w[f"{i}.mlp_gain"])
+            hidden = F.silu(F.linear(normed, w[f"{i}.gate"])) * F.linear(normed, w[f"{i}.up"])
+            x = x + F.linear(hidden, w[f"{i}.down"])
+        logits = F.linear(self._norm(x, w["final_gain"]), w["embedding"])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _norm(self, x, gain):
+        return F.rms_norm(x, gain.shape, gain, self._shape["norm_epsilon"])
+
+    def _turn(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * self._cos - b * self._sin, b * self._cos + a * self._sin], dim=-1)
+
+
+def _weights(params: Mapping, shape: Mapping) -> dict[str, torch.Tensor]:
+    """Returns our parameters the way PyTorch holds them: [out, in]."""
+
+    def tensor(x, rows):
+        return torch.tensor(np.asarray(x).reshape(rows, -1).T.copy())
+
+    D = params["embedding_VD"].shape[1]
+    found = {
+        "embedding": torch.tensor(np.asarray(params["embedding_VD"])),
+        "final_gain": torch.tensor(np.asarray(params["final_gain_D"])),
+    }
+    for i in range(shape["num_layers"]):
+        block = params[f"layer_{i}"]
+        attention, mlp = block["attention"], block["mlp"]
+        wide = shape["num_heads"] * shape["head_dim"]
+        found |= {
+            f"{i}.attention_gain": torch.tensor(np.asarray(block["attention_gain_D"])),
+            f"{i}.mlp_gain": torch.tensor(np.asarray(block["mlp_gain_D"])),
+            f"{i}.query": tensor(attention["query_DNH"], D),
+            f"{i}.key": tensor(attention["key_DKH"], D),
+            f"{i}.value": tensor(attention["value_DKH"], D),
+            f"{i}.out": tensor(attention["out_NHD"], wide),
+            f"{i}.up": tensor(mlp["up_DF"], D),
+            f"{i}.gate": tensor(mlp["gate_DF"], D),
+            f"{i}.down": tensor(mlp["down_FD"], mlp["down_FD"].shape[0]),
+        }
+    return found
+
+
+def _alibi(length: int, heads: int) -> torch.Tensor:
+    apart = torch.arange(length)[:, None] - torch.arange(length)[None]
+    slope_N11 = torch.tensor(alibi_slopes(heads), dtype=torch.float32)[:, None, None]
+    return torch.where(apart >= 0, -slope_N11 * apart, float("-inf"))[None]
+
+
+def others(params, shape, vocab_size, tokens_BT, targets_BT) -> dict[tuple[str, str], Callable]:
+    """Returns training steps of other people's decoders, by (name, scheme); each returns its loss.
+
+    transformers' Llama is our architecture and gets our weights. Its BLOOM (LayerNorm, GELU, linear
+    biases) and x-transformers are of the same width, depth and heads, with their own weights.
+    """
+    import transformers
+    from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+    from x_transformers import Decoder, TransformerWrapper
+
+    transformers.logging.set_verbosity_error()
+    tokens, targets = (torch.tensor(np.asarray(x)).long() for x in (tokens_BT, targets_BT))
+    D, N, H = shape["model_dim"], shape["num_heads"], shape["head_dim"]
+    F_dim = params["layer_0"]["mlp"]["up_DF"].shape[1]
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size, hidden_size=D, intermediate_size=F_dim, num_hidden_layers=shape["num_layers"],
+            num_attention_heads=N, head_dim=H, rms_norm_eps=shape["norm_epsilon"], tie_word_embeddings=True,
+            max_position_embeddings=tokens.shape[1], attn_implementation="sdpa", use_cache=False,
+            pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+    ours = _weights(params, shape)
+    named = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "final_gain", "lm_head.weight": "embedding"}  # fmt: skip
+    for i in range(shape["num_layers"]):
+        at = f"model.layers.{i}"
+        named |= {f"{at}.self_attn.{t}_proj.weight": f"{i}.{o}" for t, o in zip("qkvo", ("query", "key", "value", "out"), strict=True)}  # fmt: skip
+        named |= {f"{at}.mlp.{o}_proj.weight": f"{i}.{o}" for o in ("up", "gate", "down")}
+        named |= {f"{at}.input_layernorm.weight": f"{i}.attention_gain", f"{at}.post_attention_layernorm.weight": f"{i}.mlp_gain"}  # fmt: skip
+    llama.load_state_dict({theirs: ours[name] for theirs, name in named.items()})
+    bloom = BloomForCausalLM(
+        BloomConfig(
+            vocab_size=vocab_size, hidden_size=D, n_layer=shape["num_layers"], n_head=N, use_cache=False,
+            hidden_dropout=0.0, attention_dropout=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )
+    )  # fmt: skip
+
+    def wrapped(**encoding):
+        layers = Decoder(
+            dim=D, depth=shape["num_layers"], heads=N, attn_dim_head=H, attn_flash=True, use_rmsnorm=True,
+            ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=F_dim / D, **encoding,
+        )  # fmt: skip
+        return TransformerWrapper(
+            num_tokens=vocab_size, max_seq_len=tokens.shape[1], tie_embedding=True, use_abs_pos_emb=False, attn_layers=layers
+        )  # fmt: skip
+
+    def step(model, logits):
+        model.train()
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+        def run():
+            adam.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(logits(model).flatten(0, 1), targets.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            return float(loss.detach()), math.nan
+
+        return run
+
+    return {
+        ("transformers, Llama", "rope"): step(llama, lambda model: model(tokens).logits),
+        ("transformers, BLOOM", "alibi"): step(bloom, lambda model: model(tokens).logits),
+        ("x-transformers", "rope"): step(wrapped(rotary_pos_emb=True), lambda model: model(tokens)),
+        ("x-transformers", "alibi"): step(
+            wrapped(alibi_pos_bias=True), lambda model: model(tokens)
+        ),
+    }
