@@ -3,6 +3,8 @@
     encodings   a training step, a forward pass, memory and parameters of every encoding, against nope
     rotation    RoPE by integer range reduction, against the plain float32 product and a table
     attention   attention under ALiBi, ours beside jax.nn and, where installed, PyTorch (extra: peers)
+    step        a training step beside its twin in PyTorch, transformers and x-transformers (extra: peers)
+    evaluation  scoring per token, and its memory, from the training length to 64 times that
 
 Candidates are timed side by side, round by round, and compared within a round. Prints a table; with
 --out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. A bench reads the flags
@@ -37,13 +39,14 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 def main(name: str | None) -> None:
     """A bench and flags to one measurement."""
-    from posenc_jax.bench import attention, encodings, rotation, step
+    from posenc_jax.bench import attention, encodings, evaluation, rotation, step
 
     benches = {
         "encodings": encodings.measure,
         "rotation": rotation.measure,
         "attention": attention.measure,
         "step": step.measure,
+        "evaluation": evaluation.measure,
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")
