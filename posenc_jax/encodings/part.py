@@ -7,6 +7,7 @@ subclass one of the kinds, implement its one function, and register it in
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -90,6 +91,13 @@ class Rotation(Part):
         the turned ones of this part's group.
         """
         raise NotImplementedError
+
+    def amplitude(self, place: Place) -> float:
+        """Returns the largest factor by which `rotate` lengthens a vector, at any position.
+
+        1.0 for a pure rotation. By default infinite: nothing is known, and a cache then evicts nothing.
+        """
+        return math.inf
 
     def stretched(self, stretch) -> "Rotation":
         """Returns the rotation under a `Stretch`; ValueError for a rotation that has no such form."""

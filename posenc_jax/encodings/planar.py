@@ -101,6 +101,10 @@ class Axial(_OnGrid, Rotation):
         freq_h = inverse_frequencies(place.head_dim // 2, self.base)
         return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
 
+    def amplitude(self, place: Place) -> float:
+        """Returns 1: a pure rotation."""
+        return 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(_OnGrid, Rotation):
@@ -143,6 +147,10 @@ class Mixed(_OnGrid, Rotation):
         after = place.num_heads - place.first - place.heads
         freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (place.first, after), (0, 0)))
         return rotate(x_BTNH, mixed_angles(row_BT, column_BT, freq_2Nh), self.pairing, 1.0)
+
+    def amplitude(self, place: Place) -> float:
+        """Returns 1: a pure rotation."""
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,8 +137,12 @@ class Rope(Rotation):
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
         """Returns x_BTNH rotated to pos_BT; queries and keys turn alike."""
-        amplitude = self.stretch.amplitude(place.train_length) if self.stretch else 1.0
-        return rotate(x_BTNH, angles(pos_BT, self.frequencies(place)), self.pairing, amplitude)
+        factor = self.stretch.amplitude(place.train_length) if self.stretch else 1.0
+        return rotate(x_BTNH, angles(pos_BT, self.frequencies(place)), self.pairing, factor)
+
+    def amplitude(self, place: Place) -> float:
+        """Returns the stretch's factor on the dims that rotate, and at least 1."""
+        return max(self.stretch.amplitude(place.train_length), 1.0) if self.stretch else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +188,10 @@ class Prope(Rotation):
     ) -> jax.Array:
         """Returns x_BTNH with its fast pairs rotated to pos_BT."""
         return rotate(x_BTNH, angles(pos_BT, self.frequencies(place)), self.pairing, 1.0)
+
+    def amplitude(self, place: Place) -> float:
+        """Returns 1: a pure rotation."""
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)

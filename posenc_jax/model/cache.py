@@ -2,46 +2,186 @@
 
 A change of frequencies between two reads (dynamic NTK, LongRoPE's two lists) can then never meet
 stale keys, and positions may be anything at all.
+
+Heads whose bias leaves nothing of what lies far back need not keep it: `slots_that_matter` says how many
+of the last tokens each head group can still read, and `empty_cache` then gives it a ring of that size, in
+which a new token takes the place of the oldest one.
 """
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from posenc_jax.attention import cutoff
+from posenc_jax.encodings.part import Params
+from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values, S slots; and ticks, where tokens decide a bias (`layer.gated`)."""
+    """Keys and values in S slots, and where they stand; ticks where tokens decide a bias (`layer.gated`).
+
+    Slots that are not in use have segment 0. A layer has one, or one for every head group.
+    """
 
     k_BSKH: jax.Array
     v_BSKH: jax.Array
     tick_BSN: jax.Array | None
-
-
-class Cache(NamedTuple):
-    """Keys and values of all layers; `filled` slots are in use, the others have segment 0."""
-
-    layers: tuple[LayerCache, ...]
     pos_BS: jax.Array
     seg_BS: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The caches of all layers.
+
+    Attributes:
+      layers: per layer, those of its head groups, or one.
+      filled: tokens written so far.
+      slots: tokens it is made for. longest_call: tokens that may be written at once, where a ring is.
+    """
+
+    layers: tuple[tuple[LayerCache, ...], ...]
     filled: jax.Array
+    slots: int = dataclasses.field(metadata={"static": True})
+    longest_call: int = dataclasses.field(metadata={"static": True})
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int) -> Cache:
-    """Returns a cache of `slots` tokens for `batch` rows."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
-    none = jnp.zeros(shape, config.dtype)
-    still = jnp.zeros((batch, slots, config.num_heads), jnp.float32)
-    layers = tuple(
-        LayerCache(none, none, still if layer.gated else None) for layer in config.placed.layers
-    )
-    none_BS = jnp.zeros((batch, slots), jnp.int32)
-    return Cache(layers, none_BS, none_BS, jnp.zeros((), jnp.int32))
+class Reading(NamedTuple):
+    """What query heads first to stop attend to, and the layer that they are alone."""
+
+    first: int
+    stop: int
+    layer: PlacedLayer
+    params: Params
+    kept: LayerCache
 
 
-def write(slots_BS: jax.Array, new_BT: jax.Array, filled: jax.Array) -> jax.Array:
-    """Returns slots_BS... with new_BT... written from slot `filled` on; later dims are carried."""
-    start = (0, filled) + (0,) * (slots_BS.ndim - 2)
-    return jax.lax.dynamic_update_slice(slots_BS, new_BT.astype(slots_BS.dtype), start)
+def empty_cache(
+    config: ModelConfig,
+    batch: int,
+    slots: int,
+    kept: tuple[tuple[int, ...], ...] | None = None,
+    longest_call: int | None = None,
+) -> Cache:
+    """Returns a cache of `slots` tokens for `batch` rows.
+
+    Args:
+      kept: from `slots_that_matter` for the same `slots` and `longest_call`; none: everything is kept.
+      longest_call: tokens that may be written at once; none: any number.
+    """
+    longest_call = longest_call or slots
+    kept = kept or ((slots,),) * config.num_layers
+
+    def blank(size, kv_heads, num_heads):
+        none = jnp.zeros((batch, size, kv_heads, config.head_dim), config.dtype)
+        none_BS = jnp.zeros((batch, size), jnp.int32)
+        ticks = None if num_heads is None else jnp.zeros((batch, size, num_heads), jnp.float32)
+        return LayerCache(none, none, ticks, none_BS, none_BS)
+
+    layers = []
+    for layer, sizes in zip(config.placed.layers, kept, strict=True):
+        if len(sizes) == 1:
+            gated = config.num_heads if layer.gated else None
+            layers.append((blank(sizes[0], config.num_kv_heads, gated),))
+        else:
+            share = config.num_heads // config.num_kv_heads
+            pieces = zip(sizes, layer.groups, strict=True)
+            layers.append(tuple(blank(s, g.place.heads // share, None) for s, g in pieces))
+    return Cache(tuple(layers), jnp.zeros((), jnp.int32), slots, longest_call)
+
+
+def slots_that_matter(
+    config: ModelConfig, params, slots: int, longest_call: int, epsilon: float = cutoff.EXACT
+) -> tuple[tuple[int, ...], ...]:
+    """Returns, per layer and head group, the slots that lose no more than `epsilon` of a row's weight.
+
+    A proof needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains
+    times sqrt(H), grown by temperature and by a rotation's amplitude. Without it, for heads without a
+    bias that falls, and for a gate, everything is kept. Tokens must stand in the order of their positions.
+
+    Args:
+      params: of the decoder, concrete. slots: tokens in all. longest_call: tokens written at once: a call's
+        first query still needs its window when its last token has been written.
+    """
+    everything = ((slots,),) * config.num_layers
+    if not config.qk_norm or not epsilon:
+        return everything
+    kept = []
+    for i, layer in enumerate(config.placed.layers):
+        attention = params[f"layer_{i}"]["attention"]
+        gains = (attention["query_gain_H"], attention["key_gain_H"])
+        bound = math.sqrt(config.head_dim) * math.prod(float(jnp.abs(g).max()) for g in gains)
+        kept.append(
+            _slots_of_layer(layer, attention.get("scheme", {}), config, bound, slots, longest_call, epsilon)
+        )  # fmt: skip
+    return tuple(kept)
+
+
+def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) -> tuple[int, ...]:
+    share = config.num_heads // config.num_kv_heads
+    apart = all(group.first % share == 0 for group in layer.groups)
+    own = any(g.heads.rotation is not None and g.heads.rotation.per_head for g in layer.groups)
+    if layer.gated or layer.form is not None or own or not apart:
+        return (slots,)
+    sizes = []
+    for g, group in enumerate(layer.groups):
+        alone, learned = cutoff.layer_of_group(layer, scheme, g)
+        most = bound * _most_temperature(alone, learned, slots)
+        if group.heads.rotation is not None:
+            most *= group.heads.rotation.amplitude(group.place) ** 2
+        window = slots
+        if math.isfinite(most):
+            window = int(cutoff.windows(alone, learned, most, slots, epsilon).max())
+        sizes.append(min(window + longest_call - 1, slots))
+    return (slots,) if min(sizes) == slots else tuple(sizes)
+
+
+def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
+    """Returns the largest tau over `slots` positions: those of the last query, and of every one."""
+    every, last, first = jnp.arange(slots)[None], jnp.array([[slots - 1]]), jnp.array([[0]])
+    taus = (layer.temperature(params, last, every), layer.temperature(params, every, first))
+    return max((float(jnp.abs(tau).max()) for tau in taus if tau is not None), default=1.0)
+
+
+def write_and_read(
+    cache: Cache, index: int, new: LayerCache, layer: PlacedLayer, params: Params
+) -> tuple[tuple[LayerCache, ...], tuple[Reading, ...]]:
+    """Returns the caches of layer `index` with the new tokens in them, and what each head reads.
+
+    Args:
+      new: keys, values, ticks, positions and segments of T new tokens, of all heads.
+
+    Raises:
+      ValueError: more tokens at once than rings were made for.
+    """
+    old, T = cache.layers[index], new.pos_BS.shape[1]
+    if cache.longest_call < T:
+        raise ValueError(f"{T} tokens at once; this cache takes {cache.longest_call}")
+    if len(old) == 1:
+        kept = jax.tree.map(lambda x, y: _written(cache, x, y), old[0], new)
+        return (kept,), (Reading(0, layer.num_heads, layer, params, kept),)
+    share = layer.num_heads // new.k_BSKH.shape[2]
+    pieces, readings = [], []
+    for g, (group, piece) in enumerate(zip(layer.groups, old, strict=True)):
+        mine = slice(group.first // share, group.stop // share)
+        own = new._replace(k_BSKH=new.k_BSKH[:, :, mine], v_BSKH=new.v_BSKH[:, :, mine])
+        pieces.append(jax.tree.map(lambda x, y: _written(cache, x, y), piece, own))
+        alone, learned = cutoff.layer_of_group(layer, params, g)
+        readings.append(Reading(group.first, group.stop, alone, learned, pieces[-1]))
+    return tuple(pieces), tuple(readings)
+
+
+def _written(cache: Cache, slots_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+    """Returns slots_BS... with new_BT... written after what is there, around a ring; later dims are carried."""
+    S, T = slots_BS.shape[1], new_BT.shape[1]
+    new_BT = new_BT.astype(slots_BS.dtype)
+    if cache.slots > S:
+        return slots_BS.at[:, (cache.filled + np.arange(T)) % S].set(new_BT)
+    start = (0, cache.filled) + (0,) * (slots_BS.ndim - 2)
+    return jax.lax.dynamic_update_slice(slots_BS, new_BT, start)

@@ -4,13 +4,15 @@ Pre-norm, RMSNorm, grouped-query attention, SwiGLU or GELU, optional qk-norm, ti
 The model never asks which encoding it has: it hands queries, keys and positions to `attend`.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention import attend
 from posenc_jax.encodings import running_clock
-from posenc_jax.model.cache import Cache, LayerCache, write
+from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
 
 
@@ -78,37 +80,38 @@ class Attention(nn.Module):
             q_BTNH = rms_norm(q_BTNH, next(gains), c.norm_epsilon)
             k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
 
-        kept = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD))
-        k_pos_BS, k_seg_BS = pos_BT, seg_BT
+        new = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD), pos_BT, seg_BT)
+        kept, readings = None, (Reading(0, N, layer, scheme, new),)
         if cache is not None:
-            kept = jax.tree.map(
-                lambda old, new: write(old, new, cache.filled), cache.layers[self.index], kept
-            )
-            k_pos_BS = write(cache.pos_BS, pos_BT, cache.filled)
-            k_seg_BS = write(cache.seg_BS, seg_BT, cache.filled)
-        q_clock_BTN = k_clock_BSN = None
-        if layer.gated:
-            q_clock_BTN = k_clock_BSN = running_clock(kept.tick_BSN, k_seg_BS)
-            if cache is not None:
-                q_clock_BTN = jax.lax.dynamic_slice_in_dim(
-                    k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
+            kept, readings = write_and_read(cache, self.index, new, layer, scheme)
+        pieces = []
+        for first, stop, own, learned, keys in readings:
+            q_clock_BTN = k_clock_BSN = None
+            if own.gated:
+                q_clock_BTN = k_clock_BSN = running_clock(keys.tick_BSN, keys.seg_BS)
+                if cache is not None:
+                    q_clock_BTN = jax.lax.dynamic_slice_in_dim(
+                        k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
+                    )
+            pieces.append(
+                attend(
+                    q_BTNH if len(readings) == 1 else q_BTNH[:, :, first:stop],
+                    keys.k_BSKH,
+                    keys.v_BSKH,
+                    own,
+                    learned,
+                    q_pos_BT=pos_BT,
+                    k_pos_BS=keys.pos_BS,
+                    q_seg_BT=seg_BT,
+                    k_seg_BS=keys.seg_BS,
+                    q_clock_BTN=q_clock_BTN,
+                    k_clock_BSN=k_clock_BSN,
+                    causal=self.causal,
+                    aligned=cache is None,
+                    implementation=c.attention,
                 )
-        o_BTNH = attend(
-            q_BTNH,
-            kept.k_BSKH,
-            kept.v_BSKH,
-            layer,
-            scheme,
-            q_pos_BT=pos_BT,
-            k_pos_BS=k_pos_BS,
-            q_seg_BT=seg_BT,
-            k_seg_BS=k_seg_BS,
-            q_clock_BTN=q_clock_BTN,
-            k_clock_BSN=k_clock_BSN,
-            causal=self.causal,
-            aligned=cache is None,
-            implementation=c.attention,
-        )
+            )
+        o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
         return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype), None), kept
 
 
@@ -216,9 +219,5 @@ class Decoder(nn.Module):
         )
         if cache is None:
             return logits_BTV, None
-        return logits_BTV, Cache(
-            tuple(kept),
-            write(cache.pos_BS, pos_BT, cache.filled),
-            write(cache.seg_BS, seg_BT, cache.filled),
-            cache.filled + tokens_BT.shape[1],
-        )
+        written = cache.filled + tokens_BT.shape[1]
+        return logits_BTV, dataclasses.replace(cache, layers=tuple(kept), filled=written)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.model.cache import empty_cache
+from posenc_jax.attention.cutoff import EXACT
+from posenc_jax.model.cache import empty_cache, slots_that_matter
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
@@ -44,12 +45,19 @@ def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arra
     return jax.random.categorical(key, logits_BV)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "new_tokens", "sampling"))
-def _generate(params, prompt_BT, seg_BT, pos_BT, key, *, config, new_tokens, sampling):
+@functools.partial(jax.jit, static_argnames=("config", "new_tokens", "sampling", "kept", "call"))
+def _generate(params, prompt_BT, seg_BT, pos_BT, key, *, config, new_tokens, sampling, kept, call):
     model = Decoder(config)
     batch, prompt_length = prompt_BT.shape
-    cache = empty_cache(config, batch, prompt_length + new_tokens)
-    logits_BTV, cache = model.apply({"params": params}, prompt_BT, pos_BT, seg_BT, cache)
+    cache = empty_cache(config, batch, prompt_length + new_tokens, kept, call)
+
+    def read(cache, call_B3T):
+        tokens_BT, pos_BT, seg_BT = call_B3T
+        logits_BTV, cache = model.apply({"params": params}, tokens_BT, pos_BT, seg_BT, cache)
+        return cache, logits_BTV[:, -1]
+
+    calls = [x.reshape(batch, -1, call).swapaxes(0, 1) for x in (prompt_BT, pos_BT, seg_BT)]
+    cache, logits_CBV = jax.lax.scan(read, cache, calls)
 
     def step(carry, step_key):
         logits_BV, cache, pos_B1 = carry
@@ -58,7 +66,7 @@ def _generate(params, prompt_BT, seg_BT, pos_BT, key, *, config, new_tokens, sam
         logits_B1V, cache = model.apply({"params": params}, token_B[:, None], pos_B1, one_B1, cache)
         return (logits_B1V[:, 0], cache, pos_B1 + 1), token_B
 
-    carry = (logits_BTV[:, -1], cache, pos_BT[:, -1:] + 1)
+    carry = (logits_CBV[-1], cache, pos_BT[:, -1:] + 1)
     _, tokens_TB = jax.lax.scan(step, carry, jax.random.split(key, new_tokens))
     return tokens_TB.T
 
@@ -72,11 +80,18 @@ def generate(
     pad: int,
     sampling: Sampling,
     key: jax.Array,
+    epsilon: float = EXACT,
+    call: int = 256,
 ) -> np.ndarray:
     """Returns tokens [B, new_tokens] that continue the prompts.
 
     Prompts of different lengths are padded on the left; padding has segment 0 and positions count
     from each prompt's first token, so a row's result does not depend on its neighbours.
+
+    Args:
+      epsilon: share of a row's attention that a cache may lose by keeping no more of a head's past than
+        its bias leaves anything of (`posenc_jax.model.cache.slots_that_matter`); 0 keeps everything.
+      call: tokens of a prompt read at a time.
 
     Raises:
       ValueError: an empty prompt, or more positions than a learned table has.
@@ -87,7 +102,9 @@ def generate(
     longest, limit = int(lengths.max()) + new_tokens, config.placed.longest()
     if limit is not None and longest > limit:
         raise ValueError(f"{longest} positions asked for; {config.scheme!r} has {limit}")
-    place_BT = np.arange(lengths.max())[None, :] - (lengths.max() - lengths)[:, None]
+    call = min(call, int(lengths.max()))
+    wide = -(-lengths.max() // call) * call
+    place_BT = np.arange(wide)[None, :] - (wide - lengths)[:, None]
     prompt_BT = np.full(place_BT.shape, pad, np.int32)
     for row, prompt in zip(prompt_BT, prompts, strict=True):
         row[len(row) - len(prompt) :] = prompt
@@ -100,5 +117,7 @@ def generate(
         config=config,
         new_tokens=new_tokens,
         sampling=sampling,
+        kept=slots_that_matter(config, params, wide + new_tokens, call, epsilon),
+        call=call,
     )
     return np.asarray(tokens_BT)

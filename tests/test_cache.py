@@ -1,0 +1,161 @@
+"""A cache that evicts what cannot matter: as much as it should, and nothing that is missed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posenc_jax.encodings import REGISTRY, Rotation, parse
+from posenc_jax.encodings.part import Place
+from posenc_jax.model.cache import empty_cache, slots_that_matter
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.generate import Sampling, generate
+
+BASE = ModelConfig(
+    scheme="nope", vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
+    num_kv_heads=4, head_dim=8, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
+    embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="dense",
+)  # fmt: skip
+TOKENS, CALL = 224, 8
+STEEP = "alibi(factor=0.01)"  # slopes 25, 6.25, 1.6 and 0.39
+
+
+@functools.cache
+def model(line, **changes):
+    config = dataclasses.replace(BASE, scheme=line, **changes)
+    ones = jnp.ones((1, 4), jnp.int32)
+    params = Decoder(config).init(jax.random.key(3), ones, ones, ones)["params"]
+    return config, jax.tree.map(lambda p: 2 * p, params)  # gains of 2: content logits up to 11
+
+
+def tokens_of(length):
+    return jnp.asarray(np.random.default_rng(0).integers(0, BASE.vocab_size, (1, length)))
+
+
+def decoded(config, params, kept):
+    """Logits of reading TOKENS tokens, CALL at a time, through a cache that keeps `kept`."""
+    rows = tokens_of(TOKENS)
+
+    @jax.jit
+    def read(cache, place):
+        part = jax.lax.dynamic_slice_in_dim(rows, place, CALL, axis=1)
+        pos = place + jnp.arange(CALL)[None]
+        logits, cache = Decoder(config).apply(
+            {"params": params}, part, pos, jnp.ones((1, CALL), jnp.int32), cache
+        )
+        return cache, logits
+
+    cache = empty_cache(config, 1, TOKENS, kept, CALL)
+    out = []
+    for place in range(0, TOKENS, CALL):
+        cache, logits = read(cache, place)
+        out.append(logits)
+    return np.concatenate(out, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [STEEP, f"rope+{STEEP}|nope~logn", f"nope,prope+{STEEP}~logn", f"rope(stretch=yarn(factor=4.0))+{STEEP}"],
+)  # fmt: skip
+def test_evicting_changes_nothing_that_float32_can_hold(line):
+    config, params = model(line)
+    everything = ((TOKENS,),) * 2
+    kept = slots_that_matter(config, params, TOKENS, CALL)
+    assert min(s for layer in kept for s in layer) < TOKENS - CALL  # there is something to evict
+    want = decoded(config, params, everything)
+    error = np.abs(decoded(config, params, kept) - want).max()
+    assert error <= 4e-6 * np.abs(want).max()
+    # And the window is no wider than it must be by far: a tenth of it is missed.
+    narrow = tuple(tuple(s if s == TOKENS else CALL + s // 10 for s in layer) for layer in kept)
+    assert np.abs(decoded(config, params, narrow) - want).max() > 10 * max(error, 1e-6)
+
+
+def test_key_value_heads_that_serve_two_groups_keep_what_either_needs():
+    config, params = model(f"{STEEP}|nope", num_kv_heads=2)
+    assert len(slots_that_matter(config, params, TOKENS, CALL)[0]) == 2
+    config, params = model(f"{STEEP}|nope", num_kv_heads=1)
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+
+
+@pytest.mark.parametrize(
+    "line", ["nope", "rope", "forget", f"xpos+{STEEP}", f"mixed+{STEEP}", "linear"]
+)
+def test_heads_without_a_proof_keep_everything(line):
+    config, params = model(line)
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+
+
+def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero():
+    config, params = model(STEEP, qk_norm=False)
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    assert slots_that_matter(*model(STEEP), TOKENS, CALL, epsilon=0.0) == ((TOKENS,),) * 2
+
+
+def test_larger_content_and_hotter_temperature_keep_more():
+    config, params = model(STEEP)
+    least = slots_that_matter(config, params, TOKENS, CALL)[0][0]
+    grown = jax.tree.map(lambda p: 2 * p, params)
+    assert slots_that_matter(config, grown, TOKENS, CALL)[0][0] > least
+    assert slots_that_matter(*model(f"{STEEP}~logn"), TOKENS, CALL)[0][0] > least
+    stretched = model(f"rope(stretch=yarn(factor=64.0))+{STEEP}")
+    assert slots_that_matter(*stretched, TOKENS, CALL)[0][0] > least
+
+
+def test_a_long_cache_of_alibi_heads_is_small():
+    config, params = model("alibi", num_heads=8, num_kv_heads=8)
+    slots = 131_072
+    kept = slots_that_matter(config, params, slots, 256)
+    full, ring = (
+        jax.eval_shape(lambda k=k: empty_cache(config, 1, slots, k, 256)) for k in (None, kept)
+    )
+
+    def size(cache):
+        return sum(x.size for x in jax.tree.leaves(cache.layers))
+
+    assert size(ring) < 0.11 * size(full)
+
+
+def test_a_ring_refuses_a_call_longer_than_it_was_made_for():
+    config, params = model(STEEP)
+    cache = empty_cache(config, 1, TOKENS, slots_that_matter(config, params, TOKENS, CALL), CALL)
+    part = tokens_of(CALL + 1)
+    with pytest.raises(ValueError, match="9 tokens at once; this cache takes 8"):
+        Decoder(config).apply(
+            {"params": params}, part, jnp.arange(CALL + 1)[None], jnp.ones_like(part), cache
+        )
+
+
+def test_generation_is_the_same_with_and_without_eviction():
+    config, params = model(f"rope+{STEEP}|nope~logn")
+    prompts = [np.asarray(tokens_of(n)[0]) for n in (150, 40)]
+    ask = {"new_tokens": 40, "pad": 0, "sampling": Sampling(), "key": jax.random.key(0)}
+    assert slots_that_matter(config, params, 200, 16)[0][0] < 150
+    evicted = generate(params, config, prompts, call=16, **ask)
+    np.testing.assert_array_equal(evicted, generate(params, config, prompts, epsilon=0.0, **ask))
+
+
+PLACE = Place(2, 2, 16, 32, 64)
+ROTATIONS = [n for n, part in REGISTRY.items() if issubclass(part, Rotation) and part().amplitude(PLACE) < np.inf]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(REGISTRY[n]() for n in ROTATIONS),
+        parse("rope(fraction=0.5,stretch=yarn(factor=8.0))").layers[0][0].rotation,
+    ],
+)
+def test_a_rotation_lengthens_no_vector_by_more_than_its_amplitude(part):
+    place = PLACE
+    params = part.init(jax.random.key(0), place)
+    x = jax.random.normal(jax.random.key(1), (1, 512, 2, 16))
+    pos = jnp.asarray(np.random.default_rng(0).integers(0, 2**20, (1, 512)))
+    for side in ("query", "key"):
+        turned = part.rotate(params, x, pos, place, side)
+        growth = jnp.linalg.norm(turned, axis=-1) / jnp.linalg.norm(x, axis=-1)
+        assert growth.max() <= part.amplitude(place) * (1 + 1e-5)
+    assert part.amplitude(place) < 1.3  # and says no more than it must
