@@ -13,7 +13,8 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.bench import attention, encodings, rotation
+from posenc_jax.bench import attention, encodings, evaluation, rotation, step
+from posenc_jax.bench.memory import peak_bytes
 from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
 
@@ -162,7 +163,10 @@ def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
     [
         (("encodings", "--schemes=alibi;ropee"), "did you mean 'rope'"),
         (("rotation", "--schemes=rope"), "--schemes is not read by rotation"),
-        (("rotations",), "encodings, rotation, attention, not 'rotations'"),
+        (
+            ("rotations",),
+            "name a bench first: encodings, rotation, attention, step, evaluation, not 'rotations'",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arguments, message):
@@ -182,7 +186,64 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
     for row in outcome.rows:
         assert (row["difference"] is None) == ("no bias" in row["implementation"])
         assert row["difference"] is None or row["difference"] < 1e-5
+        assert row["peak_mb"] is None or row["peak_mb"] >= 0
     if importlib.util.find_spec("torch") is None:
         assert any("torch" in line for line in outcome.settings["skipped"])
     with pytest.raises(ValueError, match="directions must be some of"):
         attention.measure(directions=("sideways",))
+
+
+def test_a_candidate_is_left_out_once_it_would_take_too_long():
+    pace = attention._Pace(patience=60)
+    pace.saw("dense", 1024, 4.0)
+    pace.saw("ours", 1024, 400.0)
+    assert pace.left_out(2048, ["dense", "ours"]) == {}
+    assert "about 64 s" in pace.left_out(4096, ["dense"])["dense"]  # quadratic until it is known
+    pace.saw("dense", 2048, 8.0)  # linear, as it turns out
+    assert pace.left_out(4096, ["dense"]) == {}
+    assert "about 64 s" in pace.left_out(16_384, ["dense"])["dense"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_peak_memory_is_what_a_run_takes_and_gives_back():
+    def run():
+        return np.ones(8_000_000).sum()
+
+    np.ones(12_000_000).sum()  # freed before, and not counted
+    held = np.ones(4_000_000)  # held all the time, and not counted
+    assert 60e6 < peak_bytes(run) < 72e6
+    assert peak_bytes(lambda: None) < 4e6
+    assert held.sum() == 4_000_000
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
+def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
+    monkeypatch,
+):
+    monkeypatch.setattr(
+        step, "SHAPE", {"num_layers": 1, "model_dim": 16, "num_heads": 2, "head_dim": 8}
+    )
+    outcome = step.measure(
+        schemes=("rope+alibi",), train_length=16, batch=2, rounds=2, compiled=False
+    )
+    rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
+    assert {("ours", "nope"), ("ours", "rope+alibi")} <= set(rows)
+    assert rows["ours", "nope"]["ratio"] == 1
+    assert all(row["same_ratio"] == 1 for name, row in rows.items() if name[0] == "ours")
+    if importlib.util.find_spec("torch") is None:
+        assert any("torch: not installed" in line for line in outcome.settings["skipped"])
+    else:
+        assert rows["PyTorch twin", "rope+alibi"]["difference"] < 1e-6
+
+
+def test_scoring_is_timed_per_token_at_every_length(monkeypatch):
+    shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
+    monkeypatch.setattr(evaluation, "SHAPE", shape)
+    outcome = evaluation.measure(schemes=("alibi",), train_length=8, lengths=(16, 32), rounds=2)
+    assert [(row["length"], row["direction"]) for row in outcome.rows] == [
+        (8, evaluation.TRAINING), (8, "scoring"), (16, "scoring"), (32, "scoring"),
+    ]  # fmt: skip
+    assert {row["tokens"] for row in outcome.rows} == {32}
+    assert outcome.rows[1]["ratio"] == 1
+    with pytest.raises(ValueError, match="multiples of train_length=8"):
+        evaluation.measure(schemes=("alibi",), train_length=8, lengths=(12,), rounds=1)

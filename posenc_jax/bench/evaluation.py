@@ -23,7 +23,7 @@ def measure(
     *,
     schemes: Sequence[str] = SCHEMES,
     train_length: int = 128,
-    lengths: Sequence[int] = (128, 512, 2048, 8192),
+    lengths: Sequence[int] = (128, 512, 2048, 8192, 32_768),
     rounds: int = 5,
     seed: int = 0,
 ) -> Outcome:
