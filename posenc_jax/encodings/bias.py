@@ -112,6 +112,10 @@ class Alibi(Sloped):
         """Returns bias_BNTS = -m d."""
         return linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS))
 
+    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+        """Returns m, float32."""
+        return jnp.asarray(self.slope_N(place), jnp.float32)
+
 
 @dataclasses.dataclass(frozen=True)
 class Capped(Sloped):

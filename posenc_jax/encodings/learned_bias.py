@@ -57,8 +57,12 @@ class LearnedSlopes(Bias):
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
         """Returns bias_BNTS = -(softplus(raw) + floor) d."""
-        slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
+        slope_N = self.linear_slope_N(params, place)
         return -slope_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
+
+    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+        """Returns softplus(raw) + floor, float32."""
+        return jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,11 @@ class Annealed(Sloped):
         """Returns bias_BNTS = -share m d."""
         share = jax.lax.stop_gradient(params["share"])
         return share * linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS))
+
+    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+        """Returns share m, float32; no gradient goes to the share."""
+        share = jax.lax.stop_gradient(params["share"])
+        return share * jnp.asarray(self.slope_N(place), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,6 +119,13 @@ class Bias(Part):
         """Returns bias_BNTS, float32, N = place.heads, for any positions."""
         raise NotImplementedError
 
+    def linear_slope_N(self, params: Params, place: Place) -> jax.Array | None:
+        """Returns m, float32, of a bias that is exactly -m d at every distance d; None for any other.
+
+        Such a bias can be folded into queries and keys (`posenc_jax.attention.fold`).
+        """
+        return None
+
     def stretched(self, factor: float, ntk: bool) -> "Bias":
         """Returns the bias as it should be read at `factor` times the training length.
 

@@ -205,6 +205,18 @@ class PlacedLayer:
                 pieces.append(part.bias(learned, q_pos_BT, k_pos_BS, group.place))
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
+    def linear_slope_N(self, params: Params) -> jax.Array | None:
+        """Returns the slopes of all query heads, float32, 0 for flat ones; None if a bias is not linear."""
+        pieces = []
+        for g, group in enumerate(self.groups):
+            part, slope_N = group.heads.bias, jnp.zeros(group.place.heads)
+            if part is not None:
+                slope_N = part.linear_slope_N(params.get(f"{g}.bias", {}), group.place)
+            if slope_N is None:
+                return None
+            pieces.append(slope_N)
+        return jnp.concatenate(pieces)
+
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array
     ) -> jax.Array | None:
