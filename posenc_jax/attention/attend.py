@@ -7,12 +7,13 @@ import jax.numpy as jnp
 
 from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
+from posenc_jax.attention.fused import KERNELS, fused_attention, refusal
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-IMPLEMENTATIONS = ("auto", "dense", "blockwise")
+IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
 DENSE_LOGITS = 384 * 384  # of one head and row: up to here dense is as fast, and its memory small
 
 
@@ -23,17 +24,36 @@ class Path(NamedTuple):
     why: str
 
 
-def choose(layer: PlacedLayer, queries: int, keys: int, implementation: str) -> Path:
+def choose(
+    layer: PlacedLayer,
+    queries: int,
+    keys: int,
+    implementation: str,
+    *,
+    head_dim: int,
+    dtype: str,
+    causal: bool = True,
+    aligned: bool = True,
+    device: str | None = None,
+) -> Path:
     """Returns the path that `attend` takes for a layer, and why.
 
     Args:
-      layer: the scheme of the layer. queries, keys: T and S. implementation: as for `attend`.
+      layer: the scheme of the layer. queries, keys: T and S. head_dim: H. dtype: of queries.
+      implementation, causal, aligned: as for `attend`.
+      device: "cpu", "gpu" or "tpu"; none: what JAX computes on.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned}
+    if implementation in KERNELS:
+        reason = refusal(implementation, layer, **where)
+        if reason:
+            raise ValueError(f"attention {implementation!r} cannot serve this layer: {reason}")
+        return Path(implementation, "asked for")
     if layer.form is not None:
         if implementation == "blockwise":
             raise ValueError("attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'")  # fmt: skip
@@ -44,7 +64,24 @@ def choose(layer: PlacedLayer, queries: int, keys: int, implementation: str) -> 
         return Path(implementation, "asked for")
     if queries * keys <= DENSE_LOGITS:
         return Path("dense", f"{queries} x {keys} logits are few")
-    return Path("blockwise", f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early")  # fmt: skip
+    many = f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early"  # fmt: skip
+    device = device or jax.default_backend()
+    for kernel, its_device in KERNELS.items():
+        if device == its_device:
+            reason = refusal(kernel, layer, **where) or _not_by_itself(layer, dtype)
+            if reason is None:
+                return Path(kernel, f"{device}: the vendor's kernel, a linear bias folded in")
+            return Path("blockwise", f"{many}; not {kernel}: {reason}")
+    return Path("blockwise", many)
+
+
+def _not_by_itself(layer: PlacedLayer, dtype: str) -> str | None:
+    """Returns why a kernel that could serve is taken only when it is asked for, or None."""
+    if dtype != "bfloat16":
+        return f"it would round {dtype} products to bfloat16"
+    if any(group.heads.bias is not None and group.heads.bias.learns for group in layer.groups):
+        return "slopes are learned, and their gradient would be a sum of rounded numbers"
+    return None
 
 
 def attend(
@@ -79,16 +116,21 @@ def attend(
         of `layer.ticks` (`encodings.running_clock`).
       causal: keys after the query's position are out of sight.
       window: keys at that distance or further are out of sight, in both directions.
-      aligned: queries and keys are the same tokens in the same slots, in the order of their positions,
-        those of a document together; linear attention then takes time linear in T.
-      implementation: "dense" (the definition), "blockwise" (memory linear in length), or "auto"; see
-        `choose`. All give the same numbers up to rounding.
+      aligned: queries and keys are the same tokens in the same slots, those of a document in consecutive
+        ones with positions that rise by one; linear attention then takes time linear in T, and vendor
+        kernels can serve.
+      implementation: "dense" (the definition), "blockwise" (memory linear in length), "cudnn" or "splash"
+        (vendor kernels, a linear bias folded in, bfloat16), or "auto"; see `choose`. All give the same
+        numbers up to rounding.
 
     Raises:
       ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
         scheme without clocks or without causality.
     """
-    path = choose(layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation)
+    path = choose(
+        layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
+        dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned,
+    )  # fmt: skip
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:
         raise ValueError(
@@ -136,6 +178,8 @@ def attend(
             q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
             q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, causal=causal, window=window,
         )  # fmt: skip
+    if path.name in KERNELS:
+        return fused_attention(path.name, q_BTNH, k_BSKH, v_BSKH, layer, params, q_seg_BT, window)
     return dense_attention(
         q_BTNH,
         _per_query_head(k_BSKH, num_heads),

@@ -73,7 +73,8 @@ class ModelConfig:
           ValueError: an `attention` asked for that cannot serve a layer.
         """
         kinds = dict.fromkeys(
-            choose(layer, length, length, self.attention) for layer in self.placed.layers
+            choose(layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype)
+            for layer in self.placed.layers
         )
         return [f"{path.name} ({path.why})" for path in kinds]
 
