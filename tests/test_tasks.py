@@ -275,3 +275,12 @@ def test_every_task_can_be_trained_on(name):
 def test_chance_of_a_name_that_is_not_there_names_the_nearest():
     with pytest.raises(ValueError, match="no retrieval task 'needles_5'; near name: needles_"):
         chance("needles_5")
+
+
+def test_a_gram_that_comes_up_by_accident_is_broken():
+    """In 2^19 random symbols a 3-gram of 64 symbols is expected twice besides where it is wanted."""
+    for index in range(6):
+        tokens = made("ngram", 2**19, index).tokens
+        wanted = tokens[-4:-1]
+        found = (tokens[:-2] == wanted[0]) & (tokens[1:-1] == wanted[1]) & (tokens[2:] == wanted[2])
+        assert found.sum() == 2
