@@ -1,7 +1,9 @@
 """Evaluates a run's last checkpoint: python scripts/evaluate.py --workdir=runs/x [--lengths=1,2,4,8].
 
-Measures E1, E3, E4 and R1, R3 and writes evaluation/rows.jsonl in the run's folder. Running it again
-measures only what is missing. With --stretch the trained scheme is read further, by one rule for its
+Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
+everything, or with --suite=E3,R2,copy some, and writes evaluation/rows.jsonl in the run's folder.
+Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
+trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With --stretch the trained scheme is read further, by one rule for its
 rotations and biases (see posenc_jax/encodings/reading.py), as an arm of its own under
 <workdir>/stretched/. Exit code 2 for wrong input.
 """
@@ -16,7 +18,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", requi
 _LENGTHS = flags.DEFINE_list(
     "lengths", None, "Multiples of the training length; default: the run's own"
 )
-_SUITE = flags.DEFINE_list("suite", ["E", "R"], "E (extrapolation), R (retrieval)")
+_SUITE = flags.DEFINE_list(
+    "suite", None, "Suites (E, R), ids (E3, R2) or tasks; default: the run's own"
+)
+_KEY_TARGETS = flags.DEFINE_string("key_targets", None, "File of E5's targets")
+_WRITE_KEY_TARGETS = flags.DEFINE_string(
+    "write_key_targets", None, "Choose E5's targets with this run, trained at 4 L, and write them"
+)
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,
@@ -27,7 +35,12 @@ _SPLIT = flags.DEFINE_string("split", "test", "Held-out split: test or dev")
 
 def main() -> None:
     """Flags to one call."""
-    from posenc_jax.evaluation.runner import evaluate
+    from posenc_jax.evaluation.runner import evaluate, write_key_targets
+
+    if _WRITE_KEY_TARGETS.value:
+        path = Path(_WRITE_KEY_TARGETS.value)
+        print(write_key_targets(Path(_WORKDIR.value), path, split=_SPLIT.value), "targets in", path)
+        return
 
     lengths = _LENGTHS.value
     if lengths is not None:
@@ -38,9 +51,10 @@ def main() -> None:
         evaluate(
             Path(_WORKDIR.value),
             multiples=lengths,
-            suites=tuple(_SUITE.value),
+            suites=None if _SUITE.value is None else tuple(_SUITE.value),
             split=_SPLIT.value,
             stretch=_STRETCH.value,
+            key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
         )
     )
 

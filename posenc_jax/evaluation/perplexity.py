@@ -73,6 +73,70 @@ def fixed_targets(
     return nll[:, -asked:], rows_RT[:, -asked:]
 
 
+def windowed_targets(
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, context: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (nll, targets) of E8: E3 at `context` with attention to the last L tokens alone."""
+    asked = train_length // 2
+    nll, _ = scorer.score(rows_RT[:, -(context + asked) :], window=train_length)
+    return nll[:, -asked:], rows_RT[:, -asked:]
+
+
+def sliding_windows(
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: int, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (nll, targets) [stretches, targets] of E2: windows of kL that move on by `stride`.
+
+    The tokens of E1, each scored once: all of the first window, then the new ones of each (Press et al.
+    2021, sec. 2.2). A target past the first window has between kL - stride and kL tokens before it.
+    """
+    size = k * train_length
+    whole = (rows_RT.shape[1] - 1 - train_length // 2) // size * size
+    first = rows_RT.shape[1] - 1 - whole
+    stops = [*range(size, whole, stride), whole]
+    windows = np.concatenate([rows_RT[:, first + e - size : first + e + 1] for e in stops])
+    nll_WRT = scorer.score(windows).nll_RT.reshape(len(stops), len(rows_RT), size)
+    new = [size, *(b - a for a, b in itertools.pairwise(stops))]
+    nll = np.concatenate([nll_RT[:, size - n :] for nll_RT, n in zip(nll_WRT, new, strict=True)], 1)
+    return nll, rows_RT[:, first + 1 :]
+
+
+SPAN_BYTES = 64  # of E6
+
+
+def repeated_spans(
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, gap: int, byte_lengths_V: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (first_R, second_R) of E6: bits per byte of a span of natural text, and of it again.
+
+    A row is text, the span, the `gap` tokens that follow it in the text, and the span once more. The
+    span is the fewest tokens with at least 64 bytes, at most 64; whatever that leaves is text in front,
+    at least L/8.
+    """
+    total = repeat_length(train_length, gap)
+    rows, sizes = [], []
+    for row in rows_RT:
+        start = len(row) - gap - SPAN_BYTES
+        size = int(np.searchsorted(np.cumsum(byte_lengths_V[row[start:]]), SPAN_BYTES) + 1)
+        span, between = row[start : start + size], row[start + size : start + size + gap]
+        front = row[start + 2 * size + gap - total : start]
+        rows.append(np.concatenate([front, span, between, span]))
+        sizes.append(size)
+    nll_RT, _ = scorer.score(np.stack(rows))
+    first, second = [], []
+    for row, nll_T, size in zip(rows, nll_RT, sizes, strict=True):
+        count = LN2 * byte_lengths_V[row[-size:]].sum()
+        begins = len(nll_T) - 2 * size - gap
+        first.append(nll_T[begins : begins + size].sum(dtype=np.float64) / count)
+        second.append(nll_T[-size:].sum(dtype=np.float64) / count)
+    return np.array(first), np.array(second)
+
+
+def repeat_length(train_length: int, gap: int) -> int:
+    """Returns the tokens of an E6 row: L/8 of text and one more, the gap, and the span twice."""
+    return 1 + train_length // 8 + gap + 2 * SPAN_BYTES
+
+
 def octaves(length: int) -> list[tuple[int, int]]:
     """Returns the buckets [0, 1), [1, 2), [2, 4), ... that cover `length` positions."""
     edges = [0] + [2**i for i in range(math.ceil(math.log2(length)) + 1)]

@@ -9,36 +9,39 @@ from pathlib import Path
 import jax
 
 from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.rows import RowFile
 from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.evaluation.suites import SUITES, chosen
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.layout import make_mesh, parameter_layout
 from posenc_jax.training.progress import Progress
 from posenc_jax.training.step import state_builder
 from posenc_jax.training.workdir import write_json
-
-SUITES = ("E", "R")
 
 
 def evaluate(
     workdir: Path,
     *,
     multiples: tuple[int, ...] | None,
-    suites: tuple[str, ...],
+    suites: tuple[str, ...] | None,
     split: str,
     stretch: str | None,
+    key_targets: Path | None = None,
 ) -> Path:
     """Measures what is not measured yet and returns the path of rows.jsonl.
 
     Args:
       workdir: a trained run. multiples: lengths in units of L; None takes the run's own and writes
-        down as skipped those that do not fit. suites: of SUITES. split: "test" or "dev". stretch: a
+        down as skipped those that do not fit. suites: names of `suites.py`; None takes
+        the run's own. split: "test" or "dev". stretch: a
         rule of `posenc_jax.encodings.reading`, or None; its rows are an arm of their own, in
-        `<workdir>/stretched/<rule>`.
+        `<workdir>/stretched/<rule>`. key_targets: file of E5's targets, or None.
 
     Raises:
       ValueError: no checkpoint, an unknown suite or split, or a length asked for that does not fit.
@@ -47,9 +50,6 @@ def evaluate(
         raise ValueError(
             f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
         )
-    unknown = [s for s in suites if s not in SUITES]
-    if unknown or not suites:
-        raise ValueError(f"--suite must name some of {', '.join(SUITES)}, not {unknown}")
     if split not in ("test", "dev"):
         raise ValueError(
             f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
@@ -57,6 +57,9 @@ def evaluate(
     config = trained = read(workdir / "config.json")
     if stretch is not None:
         config = _named(trained, f"{trained.arm} {stretch}")
+    measures = chosen(config.evaluation.measures if suites is None else suites)
+    if key_targets is not None and not key_targets.is_file():
+        raise ValueError(f"--key_targets={key_targets} is no file")
     wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
     if wanted[0] < 1:
         raise ValueError(f"--lengths must be whole multiples of the training length, not {wanted}")
@@ -72,8 +75,10 @@ def evaluate(
     step, params = _restore(workdir, trained, inputs)
 
     # Rows of another checkpoint or other settings are replaced; E rows also when their text changes.
-    settings = {"step": step, "settings": repr(config.evaluation), "stretch": stretch}
-    stamps = {"R": _stamp(settings), "E": _stamp(settings | {"top": top}), "all": _stamp(settings)}
+    deciding = dataclasses.replace(config.evaluation, measures=())
+    settings = {"step": step, "settings": repr(deciding), "stretch": stretch}
+    stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
+    stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
     if stretch is not None:
         workdir = _stretched_folder(workdir, stretch, _reading(config, stretch, longest))
     # Scores for tuning lie apart, where no report looks for results.
@@ -82,22 +87,21 @@ def evaluate(
     rows = RowFile(folder / "rows.jsonl", stamps)
     if rows.dropped:
         print(f"{rows.dropped} rows of other settings or an older checkpoint are replaced")
-    scorer = Scorer(model_configs, params, config.evaluation.batch_tokens)
+    scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
     shown = model_configs[max(model_configs)]
-    work = Measures(folder, config, inputs, shown, params, scorer, fitting, split, top, deepest)
+    work = Measures(
+        folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets
+    )  # fmt: skip
     items = {"scheme": work.scheme}
-    if "E" in suites:
-        items |= work.extrapolation_items()
-    if "R" in suites:
-        items |= work.retrieval_items()
+    for letter, names in measures.items():
+        items |= SUITES[letter].items(work, names)
     for k in sorted(set(wanted) - set(fitting)):
         limit = shown.placed.longest()
         L = config.train.length
         reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
-        items[f"skipped/{k}"] = lambda k=k, reason=reason: [
-            work.row("all", "skipped", k * config.train.length, "all", None, 0)
-            | {"skipped": reason}
-        ]
+        items[f"skipped/{k}"] = lambda k=k, reason=reason: work.skipped(
+            "all", "skipped", k * config.train.length, reason
+        )
     bar = Progress(f"evaluate {config.arm}", 0, len(items))
     for done, (item, measure) in enumerate(items.items(), 1):
         if not rows.has(item):
@@ -114,6 +118,48 @@ def evaluate(
         },
     )
     return folder / "rows.jsonl"
+
+
+def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
+    """Chooses E5's targets with a run trained at 4L, writes them, and returns how many they are.
+
+    Raises:
+      ValueError: a training length that four does not divide, or a model that cannot read 4L + L/2.
+    """
+    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
+        raise ValueError(
+            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
+        )
+    config = read(workdir / "config.json")
+    L, rest = divmod(config.train.length, key_targets.REFERENCE_MULTIPLE)
+    if rest:
+        raise ValueError(f"{workdir} was trained at {config.train.length} tokens, not at 4 L")
+    inputs = open_inputs(config)
+    top = max(config.evaluation.multiples)
+    rows_RT = held_out_stretches(
+        inputs.stream(split), top * L + L // 2, config.evaluation.stretches
+    )
+    step, params = _restore(workdir, config, inputs)
+    model = config.model_config(inputs.tokenizer.vocab_size)
+    lengths = (L + L // 2, config.train.length + L // 2)
+    scorer = _scorer(dict.fromkeys(lengths, model), params, config.evaluation.batch_tokens)
+    chosen_RT = key_targets.choose(scorer, rows_RT, L)
+    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": step}
+    key_targets.write(path, chosen_RT, key_targets.about(inputs, split, L, top, rows_RT), reference)
+    return int(chosen_RT.sum())
+
+
+def _scorer(model_configs: dict, params, batch_tokens: int) -> Scorer:
+    """A scorer over all devices of this process."""
+    if len(jax.devices()) == 1:
+        return Scorer(model_configs, jax.device_put(params), batch_tokens)
+    mesh = make_mesh(0, 1)
+    places = jax.tree.map(
+        lambda spec: jax.NamedSharding(mesh, spec),
+        parameter_layout(params),
+        is_leaf=lambda spec: isinstance(spec, jax.P),
+    )
+    return Scorer(model_configs, jax.device_put(params, places), batch_tokens, mesh)
 
 
 def _stamp(settings: dict) -> str:

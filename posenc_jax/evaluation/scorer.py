@@ -1,16 +1,59 @@
-"""Teacher-forced scoring: the loss and the argmax hit of every target, in float32."""
+"""Teacher-forced scoring: the loss and the rank of every target, in float32, over all devices."""
 
+import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.decoder import Decoder, readout
 from posenc_jax.training.step import token_losses
+
+CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
+
+
+class Model(Protocol):
+    """What can be scored: hashable, and pure in its parameters and arrays."""
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window: int | None) -> jax.Array:
+        """Returns x_BTX, what logits are read from; nothing at t may depend on tokens after t.
+
+        window: tokens that attention sees, counting the last one; None for all.
+        """
+
+    def logits(self, params, x_BTX) -> jax.Array:
+        """Returns logits_BTV, float32, of a piece of the stream."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderModel:
+    """The decoder as a model to score; activations in float32 whatever the configuration says."""
+
+    config: ModelConfig
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        config = dataclasses.replace(self.config, dtype="float32")
+        if window is not None:
+            config = dataclasses.replace(config, window=min(window, config.window or window))
+        decoder = Decoder(config, read_out=False)
+        return decoder.apply({"params": params}, tokens_BT, pos_BT, seg_BT)[0]
+
+    def logits(self, params, x_BTX):
+        head = "embedding_VD" if self.config.tied_head else "head_VD"
+        return readout(dataclasses.replace(self.config, dtype="float32"), params[head], x_BTX)
+
+
+class Scores(NamedTuple):
+    """nll_RT in nats; rank_RT, the tokens that the model put before the target: 0 is the argmax."""
+
+    nll_RT: np.ndarray
+    rank_RT: np.ndarray
 
 
 class Scorer:
@@ -21,27 +64,49 @@ class Scorer:
     padding: nothing sees segment 0.
 
     Args:
-      configs: the model to use for each input length to compile for, in tokens. They differ where a
-        scheme is read in another way at another length; scoring runs in float32 whatever they say.
+      models: what to score for each input length to compile for, in tokens: decoder configurations or
+        any other `Model`. They differ where a scheme is read in another way at another length.
       params: parameters of all of them.
-      batch_tokens: tokens taken at a time.
+      batch_tokens: tokens taken at a time, over all devices; at least a row for each.
+      mesh: devices that rows are spread over, or None for one device; parameters then lie on it.
     """
 
-    def __init__(self, configs: Mapping[int, ModelConfig], params, batch_tokens: int):
-        self._params, self._lengths, self._batch_tokens = params, sorted(configs), batch_tokens
-        self._configs = {n: dataclasses.replace(c, dtype="float32") for n, c in configs.items()}
+    def __init__(
+        self,
+        models: Mapping[int, ModelConfig | Model],
+        params,
+        batch_tokens: int,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self._params, self._lengths, self._batch_tokens = params, sorted(models), batch_tokens
+        self._models = {
+            n: DecoderModel(m) if isinstance(m, ModelConfig) else m for n, m in models.items()
+        }
+        self._mesh = mesh
         # A function object of its own, so that the count below is this scorer's.
-        self._score = jax.jit(functools.partial(_scored), static_argnums=0)
+        self._score = jax.jit(functools.partial(_scored), static_argnums=(0, 1))
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
         return self._score._cache_size()
 
-    def score(self, rows_RT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (nll_RT, hit_RT) of predicting rows_RT[:, 1:] from what stands before.
+    @property
+    def longest(self) -> int:
+        """The most inputs of a row."""
+        return self._lengths[-1]
 
-        Both have one column less than `rows_RT`; column t scores token t + 1. nll in nats.
+    def reading(self, params) -> "Scorer":
+        """Returns a scorer of other parameters of the same shapes that shares this one's programs."""
+        other = copy.copy(self)
+        other._params = params
+        return other
+
+    def score(self, rows_RT: np.ndarray, window: int | None = None) -> Scores:
+        """Returns the scores of predicting rows_RT[:, 1:] from what stands before.
+
+        Both arrays have one column less than `rows_RT`; column t scores token t + 1. window: attention
+        sees that many tokens only, counting the one it predicts from.
 
         Raises:
           ValueError: rows longer than the longest compiled length: nothing is ever cut off.
@@ -54,20 +119,62 @@ class Scorer:
             )
         T = fitting[0]
         B = max(1, self._batch_tokens // T)
-        nll, hit = [], []
-        for start in range(0, len(rows_RT), B):
-            rows = rows_RT[start : start + B].astype(np.int32)
-            padded = np.zeros((B, T + 1), np.int32)
-            padded[: len(rows), : length + 1] = rows
-            seg_BT = np.zeros((B, T), np.int32)
-            seg_BT[: len(rows), :length] = 1
-            out = self._score(self._configs[T], self._params, padded[:, :-1], padded[:, 1:], seg_BT)
-            nll.append(np.asarray(out[0])[: len(rows), :length])
-            hit.append(np.asarray(out[1])[: len(rows), :length])
-        return np.concatenate(nll), np.concatenate(hit)
+        devices = 1 if self._mesh is None else self._mesh.shape["data"]
+        B = max(1, B // devices) * devices
+        scored = []
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            for start in range(0, len(rows_RT), B):
+                rows = rows_RT[start : start + B].astype(np.int32)
+                padded = np.zeros((B, T + 1), np.int32)
+                padded[: len(rows), : length + 1] = rows
+                seg_BT = np.zeros((B, T), np.int32)
+                seg_BT[: len(rows), :length] = 1
+                arrays = self._placed(padded[:, :-1], padded[:, 1:], seg_BT)
+                out = self._score(self._models[T], window, self._params, *arrays)
+                # The next batch is prepared while this one runs.
+                scored.append((out, len(rows)))
+        return Scores(
+            *(
+                np.concatenate([np.asarray(out[i])[:count, :length] for out, count in scored])
+                for i in range(2)
+            )
+        )
+
+    def _placed(self, *arrays: np.ndarray) -> tuple:
+        pos_BT = np.broadcast_to(np.arange(arrays[0].shape[1], dtype=np.int32), arrays[0].shape)
+        if self._mesh is None:
+            return (*arrays, pos_BT)
+        rows = jax.NamedSharding(self._mesh, jax.P("data", None))
+        return tuple(jax.device_put(a, rows) for a in (*arrays, pos_BT))
 
 
-def _scored(config: ModelConfig, params, tokens_BT, targets_BT, seg_BT):
-    pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    logits_BTV, _ = Decoder(config).apply({"params": params}, tokens_BT, pos_BT, seg_BT)
-    return token_losses(logits_BTV, targets_BT), logits_BTV.argmax(-1) == targets_BT
+def _scored(model: Model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
+    x_BTX = model.stream(params, tokens_BT, pos_BT, seg_BT, window)
+    B, T = tokens_BT.shape
+    shape = jax.eval_shape(lambda x: model.logits(params, x), x_BTX)
+    pieces = _pieces(T, B * T * shape.shape[-1])
+    if pieces == 1:
+        return _losses_and_ranks(model.logits(params, x_BTX), targets_BT)
+    # Logits of a long row over a large vocabulary are made and dropped a piece at a time.
+    cut = (
+        x_BTX.reshape(B, pieces, T // pieces, -1).swapaxes(0, 1),
+        targets_BT.reshape(B, pieces, T // pieces).swapaxes(0, 1),
+    )
+    nll, rank = jax.lax.map(lambda part: _losses_and_ranks(model.logits(params, part[0]), part[1]), cut)  # fmt: skip
+    return nll.swapaxes(0, 1).reshape(B, T), rank.swapaxes(0, 1).reshape(B, T)
+
+
+def _pieces(length: int, logits: int) -> int:
+    """The fewest equal pieces of a row of which each has at most CHUNK_LOGITS logits, or one token."""
+    wanted = -(-logits // CHUNK_LOGITS)
+    return next((n for n in range(wanted, length) if length % n == 0), length) if wanted > 1 else 1
+
+
+def _losses_and_ranks(logits_BTV: jax.Array, targets_BT: jax.Array):
+    # Without a gather, as in the loss; a tie goes to the lower id, as in argmax. Counted are those
+    # behind the target, so that a logit that is no number never makes an answer right.
+    ids_11V = jnp.arange(logits_BTV.shape[-1])[None, None]
+    target_BT1 = targets_BT[:, :, None]
+    at_BT1 = jnp.max(jnp.where(ids_11V == target_BT1, logits_BTV, -jnp.inf), -1, keepdims=True)
+    behind = (logits_BTV < at_BT1) | ((logits_BTV == at_BT1) & (ids_11V >= target_BT1))
+    return token_losses(logits_BTV, targets_BT), logits_BTV.shape[-1] - behind.sum(-1)

@@ -107,6 +107,7 @@ class Attention(nn.Module):
                     q_clock_BTN=q_clock_BTN,
                     k_clock_BSN=k_clock_BSN,
                     causal=self.causal,
+                    window=c.window,
                     aligned=cache is None,
                     implementation=c.attention,
                 )
@@ -176,6 +177,13 @@ def at_progress(config: ModelConfig, params, progress: jax.Array):
     return params
 
 
+def readout(config: ModelConfig, head_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    """Returns logits_BTV, float32, of a normed stream."""
+    return tokenwise(
+        "BTD,VD->BTV", x_BTD, head_VD.astype(config.dtype), None, preferred_element_type=jnp.float32
+    )
+
+
 class Decoder(nn.Module):
     """Tokens, positions and segments in, logits out.
 
@@ -183,10 +191,12 @@ class Decoder(nn.Module):
     cache, (logits_BTV, cache) where the cache also holds the T tokens just read. The caller keeps
     track of free slots: writing past the last one is not an error the program can raise.
     Without a cache, tokens stand in the order of their positions and those of a document together, which
-    linear attention and the forget gate rely on.
+    linear attention and the forget gate rely on. Without `read_out` the normed stream x_BTD comes out in
+    place of the logits; `readout` turns a piece of it into logits.
     """
 
     config: ModelConfig
+    read_out: bool = True
 
     @nn.compact
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
@@ -210,13 +220,13 @@ class Decoder(nn.Module):
             kept.append(layer_cache)
         gain_D = self.param("final_gain_D", nn.initializers.ones, (c.model_dim,))
         x_BTD = rms_norm(x_BTD, gain_D, c.norm_epsilon)
+        if not self.read_out:
+            return x_BTD, None
 
         head_VD = embedding_VD
         if not c.tied_head:
             head_VD = self.param("head_VD", _normal(c.model_dim), embedding_VD.shape)
-        logits_BTV = tokenwise(
-            "BTD,VD->BTV", x_BTD, head_VD.astype(c.dtype), None, preferred_element_type=jnp.float32
-        )
+        logits_BTV = readout(c, head_VD, x_BTD)
         if cache is None:
             return logits_BTV, None
         written = cache.filled + tokens_BT.shape[1]

@@ -1,0 +1,161 @@
+"""The items of suite E: every measure of perplexity at one length, as a function that returns rows."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from posenc_jax.evaluation import key_targets
+from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.perplexity import (
+    bits_per_byte,
+    disjoint_segments,
+    fixed_targets,
+    held_out_stretches,
+    octaves,
+    repeat_length,
+    repeated_spans,
+    sliding_windows,
+    windowed_targets,
+)
+
+MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
+# What is computed from rows of another measure.
+NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
+FAR = 4  # the multiple of E7 and E8
+
+
+def extrapolation_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
+    """Returns the items of the chosen measures.
+
+    The stretches are as long as the longest multiple asks, also for an arm that cannot read that far:
+    all arms score the same targets.
+    """
+    L, multiples = work.L, work.multiples
+    rows_RT = held_out_stretches(
+        work.inputs.stream(work.split), work.top * L + L // 2, work.config.evaluation.stretches
+    )
+    text = Text(work, rows_RT)
+    contexts = [L // 8, L // 4, L // 2, *(k * L for k in multiples)]
+    contexts = [c for c in contexts if c and work.fits(c + L // 2)]
+    gaps = [L // 4, *(k * L // 2 for k in (1, *(k for k in multiples if k * L // 2 <= FAR * L)))]
+    gaps = sorted({g for g in gaps if g})
+    items = {
+        "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
+        "E4": {f"E4/{work.deepest}": (text.by_position, work.deepest)} if work.deepest in multiples else {},
+        "E3": {f"E3/{c}": (text.fixed, c) for c in contexts},
+        "E2": {f"E2/{k}": (text.sliding, k) for k in multiples},
+        "E5": {f"E5/{c}{key_targets.mark(work.key_targets)}": (text.key, c) for c in contexts},
+        "E6": {f"E6/{g}": (text.repeat, g) for g in gaps},
+        "E7": {"E7": (text.gain, FAR)},
+        "E8": {"E8": (text.window, FAR)},
+        "E9": {f"E9/{k}": (text.curse, k) for k in multiples},
+    }  # fmt: skip
+    return {
+        name: functools.partial(measure, at)
+        for id, entries in items.items()
+        if id in chosen
+        for name, (measure, at) in entries.items()
+    }
+
+
+class Text:
+    """The measures on one set of held-out stretches."""
+
+    def __init__(self, work: Measures, rows_RT: np.ndarray):
+        self._work, self._rows_RT = work, rows_RT
+        self._bytes_V = work.inputs.tokenizer.byte_lengths_V
+        # E4 reads the losses of E1; scored once where both are asked for in one go.
+        self._segments = functools.cache(
+            lambda k: disjoint_segments(work.scorer, rows_RT, work.L, k)
+        )
+
+    def disjoint(self, k: int) -> list[dict]:
+        nll, targets = self._segments(k)
+        value = bits_per_byte(nll, targets, self._bytes_V)
+        return [self._row("bpb_nonoverlap", k * self._work.L, value, targets.size)]
+
+    def by_position(self, k: int) -> list[dict]:
+        nll, _ = self._segments(k)
+        np.savez(
+            self._work.folder / "arrays" / "nll_pos.npz",
+            position_T=np.arange(1, nll.shape[1] + 1),
+            nll_T=nll.mean(0),
+            count=len(nll),
+        )
+        return [
+            self._work.row("E", "nll_pos", nll.shape[1], f"[{a},{b})", float(nll[:, a:b].mean()), len(nll) * (b - a))
+            for a, b in octaves(nll.shape[1])
+        ]  # fmt: skip
+
+    def fixed(self, context: int) -> list[dict]:
+        nll, targets = fixed_targets(self._work.scorer, self._rows_RT, self._work.L, context)
+        value = bits_per_byte(nll, targets, self._bytes_V)
+        return [self._row("bpb_ctx", context, value, targets.size)]
+
+    def _sliding_rows(self) -> np.ndarray:
+        return self._rows_RT[: self._work.config.evaluation.sliding_stretches]
+
+    def sliding(self, k: int) -> list[dict]:
+        L, stride = self._work.L, max(self._work.L // 4, 1)
+        nll, targets = sliding_windows(self._work.scorer, self._sliding_rows(), L, k, stride)
+        value = bits_per_byte(nll, targets, self._bytes_V)
+        return [self._row("bpb_sliding", k * L, value, targets.size)]
+
+    def curse(self, k: int) -> list[dict]:
+        L = self._work.L
+        sliding = self._work.rows.value("bpb_sliding", k * L)
+        if sliding is None:
+            return self._work.skipped("E", "early_token_curse", k * L, "bpb_sliding has no value")
+        nll, targets = disjoint_segments(self._work.scorer, self._sliding_rows(), L, k)
+        value = bits_per_byte(nll, targets, self._bytes_V) - sliding[0]
+        return [self._row("early_token_curse", k * L, value, targets.size)]
+
+    def key(self, context: int) -> list[dict]:
+        work = self._work
+        if work.key_targets is None:
+            reason = "no file of targets: --key_targets=FILE, made by --write_key_targets"
+            return work.skipped("E", "bpb_key", context, reason)
+        about = key_targets.about(work.inputs, work.split, work.L, work.top, self._rows_RT)
+        chosen = key_targets.read(work.key_targets, about)
+        if not chosen.any():
+            return work.skipped("E", "bpb_key", context, "the reference model found no such target")
+        nll, targets = fixed_targets(work.scorer, self._rows_RT, work.L, context)
+        value = bits_per_byte(nll[chosen], targets[chosen], self._bytes_V)
+        return [self._row("bpb_key", context, value, int(chosen.sum()))]
+
+    def repeat(self, gap: int) -> list[dict]:
+        work, L = self._work, self._work.L
+        needed, longest = repeat_length(L, gap), work.scorer.longest
+        if needed - 1 > longest:
+            reason = f"a gap of {gap} needs {needed - 1} inputs; the longest scored is {longest}"
+            return work.skipped("E", "repeat_gain", gap, reason)
+        if needed > self._rows_RT.shape[1]:
+            reason = f"a gap of {gap} needs {needed} tokens of text; a stretch has {self._rows_RT.shape[1]}"
+            return work.skipped("E", "repeat_gain", gap, reason)
+        first, second = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
+        np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", first_R=first, second_R=second)
+        return [self._row("repeat_gain", gap, float((first - second).mean()), len(first))]
+
+    def gain(self, k: int) -> list[dict]:
+        work, L = self._work, self._work.L
+        near, far = work.rows.value("bpb_ctx", L), work.rows.value("bpb_ctx", k * L)
+        if near is None or far is None:
+            reason = f"bpb_ctx at L and {k}L are not both measured"
+            return work.skipped("E", "context_gain", k * L, reason)
+        return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
+
+    def window(self, k: int) -> list[dict]:
+        work, L = self._work, self._work.L
+        free = work.rows.value("bpb_ctx", k * L)
+        if free is None:
+            return work.skipped("E", "window_check", k * L, f"bpb_ctx at {k}L is not measured")
+        nll, targets = windowed_targets(work.scorer, self._rows_RT, L, k * L)
+        value = bits_per_byte(nll, targets, self._bytes_V)
+        return [
+            self._row("bpb_window", k * L, value, targets.size),
+            self._row("window_check", k * L, value - free[0], targets.size),
+        ]
+
+    def _row(self, metric: str, length: int, value: float, n: int) -> dict:
+        return self._work.row("E", metric, length, "all", value, n)

@@ -1,0 +1,81 @@
+"""Every suite by its letter: what can be asked for by name, and the items that answer it.
+
+A new suite is one entry here: a function (work, chosen measures) -> {item: function that returns rows}.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+from posenc_jax.evaluation import extrapolation, retrieval_items
+from posenc_jax.tasks.table import SCORED
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """One suite.
+
+    about: a few words. measures: names that can be asked for one by one. ids: names that stand for
+    several of them. needs: measures that another is computed from, and that come with it. items: makes
+    the work.
+    """
+
+    about: str
+    measures: tuple[str, ...]
+    ids: Mapping[str, tuple[str, ...]]
+    needs: Mapping[str, tuple[str, ...]]
+    items: Callable[..., dict[str, Callable]]
+
+
+_TASKS = {
+    task.id: tuple(other.name for other in SCORED.values() if other.id == task.id)
+    for task in SCORED.values()
+}
+SUITES = {
+    "E": Suite(
+        "extrapolation",
+        extrapolation.MEASURES,
+        {},
+        extrapolation.NEEDS,
+        extrapolation.extrapolation_items,
+    ),
+    "R": Suite(
+        "retrieval",
+        retrieval_items.MEASURES,
+        _TASKS,
+        retrieval_items.NEEDS,
+        retrieval_items.retrieval_items,
+    ),
+}
+
+
+def chosen(names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Returns the measures asked for, by suite: a suite's letter, an id or a measure's own name.
+
+    Raises:
+      ValueError: no name, or one that nothing goes by.
+    """
+    found: dict[str, set[str]] = {}
+    for name in names:
+        for letter, suite in SUITES.items():
+            if name == letter:
+                found.setdefault(letter, set()).update(suite.measures)
+            elif name in suite.ids or name in suite.measures:
+                found.setdefault(letter, set()).update(suite.ids.get(name, (name,)))
+            else:
+                continue
+            break
+        else:
+            known = [n for letter, s in SUITES.items() for n in (letter, *s.ids, *s.measures)]
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            letters = ", ".join(SUITES)
+            raise ValueError(
+                f"--suite must name some of {letters}, or what is in them; not {name!r}{hint}"
+            )
+    if not found:
+        raise ValueError(f"--suite must name some of {', '.join(SUITES)}")
+    return {
+        letter: frozenset(measures) | {n for m in measures for n in SUITES[letter].needs.get(m, ())}
+        for letter, measures in found.items()
+    }

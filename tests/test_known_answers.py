@@ -1,0 +1,359 @@
+"""Models whose every number is known, scored by the real scorer: what is planted must be found.
+
+Oracles here are `Model`s: they go through the same padding, batching, programs and measures as a
+checkpoint. The induction model is the real decoder with weights written by hand.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_evaluation import BYTES, stream_of, text
+from test_retrieval_tasks import FILLER, TOKENIZER
+
+from posenc_jax.evaluation import key_targets, perplexity, retrieval
+from posenc_jax.evaluation.scorer import DecoderModel, Scorer
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.tasks.table import find
+from posenc_jax.training.layout import make_mesh, parameter_layout
+
+V = TOKENIZER.vocab_size
+L = 16
+LENGTHS = (L + L // 2, 8 * L + L // 2)
+
+
+class Oracle:
+    """A model that gives log-probabilities straight away; equal ones are one program."""
+
+    def logits(self, params, x_BTX):
+        return x_BTX
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Oracle):
+    """The same distribution everywhere: params are its log-probabilities."""
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        return jnp.broadcast_to(params[None, None], (*tokens_BT.shape, V))
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic(Oracle):
+    """Gives 0.9 to the token `back` places before the target where it sees that far."""
+
+    back: int
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        source = jnp.roll(tokens_BT, self.back - 1, axis=1)
+        sees = (pos_BT >= self.back - 1) & (window is None or self.back - 1 < window)
+        told = jnp.where(jax.nn.one_hot(source, V) > 0, 0.9, 0.1 / (V - 1))
+        return jnp.log(jnp.where(sees[:, :, None], told, 1 / V))
+
+
+@dataclasses.dataclass(frozen=True)
+class Assigned(Oracle):
+    """Answers with the first or the last value in the row's context, whatever is asked."""
+
+    first: bool
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        is_value = (tokens_BT >= FILLER.values) & (tokens_BT < FILLER.bos) & (seg_BT > 0)
+        end = jnp.argmax(tokens_BT == FILLER.sep, axis=1)[:, None]
+        is_value &= pos_BT < end
+        place = jnp.where(is_value, pos_BT, 10**6 if self.first else -1)
+        place = place.min(1) if self.first else place.max(1)
+        value = jnp.take_along_axis(tokens_BT, jnp.clip(place, 0, tokens_BT.shape[1] - 1)[:, None], 1)  # fmt: skip
+        return jnp.broadcast_to(jax.nn.one_hot(value, V) * 20, (*tokens_BT.shape, V))
+
+
+def stretches(document, count=5):
+    return perplexity.held_out_stretches(stream_of(document), 8 * L + L // 2, count)
+
+
+def scorer_of(model, params=None, lengths=LENGTHS):
+    return Scorer(dict.fromkeys(lengths, model), params, 4 * lengths[-1])
+
+
+def every_bpb(scorer, rows):
+    """Every measure of bits per byte, by name."""
+    pairs = {f"E1/{k}": perplexity.disjoint_segments(scorer, rows, L, k) for k in (1, 2, 4, 8)}
+    pairs |= {f"E2/{k}": perplexity.sliding_windows(scorer, rows, L, k, L // 4) for k in (1, 2, 4, 8)}  # fmt: skip
+    pairs |= {f"E3/{c}": perplexity.fixed_targets(scorer, rows, L, c) for c in (2, 4, 16, 128)}
+    pairs["E8"] = perplexity.windowed_targets(scorer, rows, L, 64)
+    return {name: perplexity.bits_per_byte(*pair, BYTES) for name, pair in pairs.items()}
+
+
+def test_a_uniform_model_costs_log2_of_the_vocabulary_in_every_measure():
+    scorer = scorer_of(Constant(), jnp.zeros(V))
+    rows = stretches(text(3000))
+    values = every_bpb(scorer, rows)
+    assert values == {name: pytest.approx(math.log2(V), abs=1e-5) for name in values}
+    long = np.stack([text(400, seed) for seed in range(4)])  # 8 L + L/2 is short for E6 here
+    wide = scorer_of(Constant(), jnp.zeros(V), (260,))
+    first, second = perplexity.repeated_spans(wide, long, L, 32, BYTES)
+    np.testing.assert_allclose([*first, *second], math.log2(V), atol=1e-5)
+
+
+def test_a_unigram_model_costs_its_cross_entropy_at_every_length():
+    share = np.random.default_rng(1).dirichlet(np.ones(V))
+    rows = stretches(text(3000))
+    values = every_bpb(scorer_of(Constant(), jnp.log(jnp.array(share))), rows)
+    whole = -np.log2(share[rows[:, 9:]]).mean()
+    tail = -np.log2(share[rows[:, -8:]]).mean()
+    wanted = {name: whole if name[:2] in ("E1", "E2") else tail for name in values}
+    assert values == {name: pytest.approx(value, abs=1e-5) for name, value in wanted.items()}
+
+
+@pytest.mark.parametrize("back", [12, 40])
+def test_a_dependency_is_found_at_its_distance_by_contexts_and_by_the_window(back):
+    rows = stretches(np.tile(text(back), 400))
+    scorer = scorer_of(Periodic(back))
+    cost = {c: perplexity.bits_per_byte(*perplexity.fixed_targets(scorer, rows, L, c), BYTES) for c in (2, 8, 16, 32, 64, 128)}  # fmt: skip
+    known, blind = -math.log2(0.9), math.log2(V)
+    for context, value in cost.items():
+        # Target t of L/2 has context + t tokens before it and needs `back` of them.
+        seeing = np.mean([context + t >= back for t in range(L // 2)])
+        assert value == pytest.approx(seeing * known + (1 - seeing) * blind, abs=1e-4)
+    windowed = perplexity.bits_per_byte(*perplexity.windowed_targets(scorer, rows, L, 64), BYTES)
+    assert windowed == pytest.approx(known if back <= L else blind, abs=1e-4)
+
+
+def test_the_sliding_scorer_covers_each_target_once_with_the_context_it_promises():
+    rows = np.arange(3 * 137).reshape(3, 137)
+
+    class Revealing:
+        def score(self, windows):
+            before = np.broadcast_to(np.arange(1, windows.shape[1]), (len(windows), windows.shape[1] - 1))  # fmt: skip
+            self.width = windows.shape[1] - 1
+            return retrieval_scores(before + 1000 * windows[:, 1:])
+
+    for k in (1, 2, 4, 8):
+        for stride in (4, 5, 16):
+            scorer = Revealing()
+            seen, targets = perplexity.sliding_windows(scorer, rows, L, k, stride)
+            assert scorer.width == k * L
+            np.testing.assert_array_equal(targets, rows[:, 9:])
+            np.testing.assert_array_equal(seen // 1000, targets)  # each once, in order
+            before = seen % 1000
+            np.testing.assert_array_equal(before[:, : k * L], before[:, :1] + np.arange(k * L))
+            assert (before[:, k * L :] > k * L - stride).all()
+            assert before.max() == k * L
+
+
+def retrieval_scores(nll):
+    from posenc_jax.evaluation.scorer import Scores
+
+    return Scores(nll, np.zeros(nll.shape, int))
+
+
+def test_a_copying_model_gains_on_the_second_span_and_a_unigram_one_does_not():
+    gap, span = 32, 64
+    rows = np.stack([text(400, seed) for seed in range(4)])
+    share = np.random.default_rng(1).dirichlet(np.ones(V))
+    flat = scorer_of(Constant(), jnp.log(jnp.array(share)), (260,))
+    first, second = perplexity.repeated_spans(flat, rows, L, gap, BYTES)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    copier = scorer_of(Periodic(gap + span), None, (260,))
+    first, second = perplexity.repeated_spans(copier, rows, L, gap, BYTES)
+    assert (first > 7).all()
+    np.testing.assert_allclose(second, -math.log2(0.9), atol=1e-4)
+
+
+def test_key_targets_are_those_that_far_context_decides(tmp_path):
+    """Half of the rows repeat with period 40: L tokens of context miss it, 4 L find it."""
+    rows = np.concatenate([stretches(np.tile(text(40), 100), 3), stretches(text(4000), 3)])
+    chosen = key_targets.choose(scorer_of(Periodic(40)), rows, L)
+    assert chosen.shape == (6, L // 2)
+    assert chosen[:3].all()
+    assert chosen[3:].sum() <= 1  # a random byte equals the one 40 before it once in 256
+    about = {"split": "test", "stretches": 6}
+    key_targets.write(tmp_path / "a" / "t.json", chosen, about, {"arm": "oracle"})
+    np.testing.assert_array_equal(key_targets.read(tmp_path / "a" / "t.json", about), chosen)
+    with pytest.raises(ValueError, match="lists targets of split=test; this evaluation has split=dev"):  # fmt: skip
+        key_targets.read(tmp_path / "a" / "t.json", about | {"split": "dev"})
+    damaged = (tmp_path / "a" / "t.json").read_text().replace("[\n", "[ \n").replace("oracle", "rope")  # fmt: skip
+    (tmp_path / "t.json").write_text(damaged)
+    with pytest.raises(ValueError, match="is damaged"):
+        key_targets.read(tmp_path / "t.json", about)
+
+
+def test_copying_the_first_or_the_last_value_answers_one_cue_and_not_the_other():
+    task = find("latest_first")
+    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=100) for i in range(60)]  # fmt: skip
+    for first, right in ((True, "FIRST"), (False, "LAST")):
+        scorer = scorer_of(Assigned(first), None, (128,))
+        answers = retrieval.score_instances(scorer, instances)
+        assert answers.correct.tolist() == [kind == right for kind in answers.kind.tolist()]
+        shares = {
+            name: answers.correct[at].mean()
+            for name, at in retrieval.buckets(answers, 64)
+            if at.any()
+        }
+        assert shares[f"kind:{right}"] == 1
+        assert 0.3 < shares["all"] < 0.7
+
+
+# A two-layer induction model in the real decoder. The stream holds blocks of CODES dims: the token's
+# code, the codes of the tokens one, two and three back, the answer, and one constant that keeps every
+# norm the same. Text has no code. Layer 0's heads are rotary with content that is constant, turned so
+# that the kernel peaks o tokens back. Layer 1's first head asks with (token, one back, two back) and
+# finds the place whose (one, two, three back) are these; the token there is the answer.
+CODES, CONSTANT, HEADS = V - FILLER.keys, 20.0, 3
+D, H = 5 * CODES + 1, 3 * CODES
+WEIGHTS = (1.0, 0.4, 0.3)  # of the token, and of those before it: a later one breaks ties alone
+BASE = 10.0
+
+
+def induction(scheme_of_second, margin, train_length=64):
+    """Returns (config, params); a full match of the token beats no match by `margin` nats."""
+    config = ModelConfig(
+        scheme=f"rope(base={BASE}),{scheme_of_second}", vocab_size=V, train_length=train_length,
+        num_layers=2, model_dim=D, num_heads=HEADS, num_kv_heads=HEADS, head_dim=H, mlp_dim=1,
+        activation="gelu", qk_norm=False, tied_head=False, embedding_scale=1.0, norm_epsilon=1e-12,
+        dtype="float32", attention="auto",
+    )  # fmt: skip
+    block = [slice(i * CODES, (i + 1) * CODES) for i in range(5)]
+    eye, rms = np.eye(CODES), math.sqrt((CONSTANT**2 + 2) / D)
+    embedding = np.zeros((V, D))
+    embedding[FILLER.keys :, block[0]] = eye
+    embedding[:, -1] = CONSTANT
+
+    back, match = ({name: np.zeros(shape) for name, shape in (("query_DNH", (D, HEADS, H)), ("key_DKH", (D, HEADS, H)), ("value_DKH", (D, HEADS, H)), ("out_NHD", (HEADS, H, D)))} for _ in range(2))  # fmt: skip
+    freq = BASE ** (-np.arange(0, H, 2) / H)
+    for head in range(HEADS):
+        turn = freq * (head + 1)
+        back["query_DNH"][-1, head] = np.r_[np.cos(turn), -np.sin(turn)] * 300 * math.sqrt(H) / (H // 2)  # fmt: skip
+        back["key_DKH"][-1, head, : H // 2] = 1
+        for name in ("query_DNH", "key_DKH"):
+            back[name][:, head] *= rms / CONSTANT
+        back["value_DKH"][block[0], head, :CODES] = eye * rms
+        back["out_NHD"][head, :CODES, block[1 + head]] = eye
+    for part, weight in enumerate(WEIGHTS):
+        at = slice(part * CODES, (part + 1) * CODES)
+        match["query_DNH"][block[part], 0, at] = eye * rms * weight * margin * math.sqrt(H)
+        match["key_DKH"][block[part + 1], 0, at] = eye * rms
+    match["value_DKH"][block[0], 0, :CODES] = eye * rms
+    match["out_NHD"][0, :CODES, block[4]] = eye
+    head_VD = np.zeros((V, D))
+    head_VD[FILLER.keys :, block[4]] = eye
+    layers = {
+        f"layer_{i}": {
+            "attention_gain_D": np.ones(D), "mlp_gain_D": np.ones(D), "attention": attention,
+            "mlp": {"up_DF": np.zeros((D, 1)), "down_FD": np.zeros((1, D))},
+        }
+        for i, attention in enumerate((back, match))
+    }  # fmt: skip
+    params = {"embedding_VD": embedding, "final_gain_D": np.ones(D), "head_VD": head_VD, **layers}
+    return config, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+
+def answered(model, name, length, count=12):
+    config, params = model
+    task = find(name)
+    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=length) for i in range(count)]  # fmt: skip
+    return retrieval.score_instances(Scorer({length: config}, params, 4 * length), instances)
+
+
+@pytest.mark.parametrize("length", [64, 512])
+@pytest.mark.parametrize("name", ["mqar_8", "ngram"])
+def test_an_induction_model_with_a_flat_head_retrieves_at_every_length(name, length):
+    answers = answered(induction("nope", margin=60.0), name, length)
+    assert answers.correct.all()
+    assert (answers.rank == 0).all()
+    assert answers.distance.max() > length / 2
+
+
+def test_a_slope_ends_the_retrieval_where_the_margin_budget_says():
+    """Weight 1/2 needs distance < (margin - log(1 / m)) / m; none is left past margin / m."""
+    margin, m = 20.0, 1 / 16  # three heads: the first slope is 2^-4
+    answers = answered(induction("alibi", margin), "mqar_8", 512, 24)
+    near = answers.distance < (margin - math.log(1 / m)) / m
+    far = answers.distance > margin / m
+    assert near.sum() > 40
+    assert far.sum() > 20
+    assert answers.correct[near].all()
+    assert not answers.correct[far].any()
+
+
+def test_a_window_hides_what_lies_beyond_it_from_the_induction_model():
+    config, params = induction("nope", margin=60.0)
+    scorer = Scorer({256: config}, params, 1024)
+    task = find("mqar_8")
+    rows = np.stack([task.instance(FILLER, split="test", seed=0, index=i, length=256).tokens for i in range(8)])  # fmt: skip
+    answers = retrieval.score_instances(scorer, [task.instance(FILLER, split="test", seed=0, index=i, length=256) for i in range(8)])  # fmt: skip
+    assert answers.correct.all()
+    rank_RT = scorer.score(rows, window=100).rank_RT
+    starts = [240 + 2 * i + 1 for i in range(8)]
+    hit = np.concatenate([rank_RT[i, np.array(starts) - 1] == 0 for i in range(8)])
+    inside = answers.distance + 1 <= 99  # the place of the answer and the one that names it
+    assert hit[inside].all()
+    assert not hit[answers.distance >= 100].any()
+    assert 5 < inside.sum() < 60
+    assert scorer.compilations == 2
+
+
+def small(**changes):
+    config = ModelConfig(
+        scheme="rope+alibi", vocab_size=V, train_length=32, num_layers=1, model_dim=16, num_heads=2,
+        num_kv_heads=2, head_dim=8, mlp_dim=16, activation="gelu", qk_norm=True, tied_head=True,
+        embedding_scale=4.0, norm_epsilon=1e-6, dtype="float32", attention="auto", **changes,
+    )  # fmt: skip
+    ones = np.ones((1, 4), np.int32)
+    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
+
+
+def test_rows_over_eight_devices_score_as_on_one():
+    config, params = small()
+    rows = np.stack([text(33, s) for s in range(11)])
+    one = Scorer({32: config}, params, 160).score(rows)
+    mesh = make_mesh(8, 1)
+    places = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), parameter_layout(params), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+    scorer = Scorer({32: config}, jax.device_put(params, places), 160, mesh)
+    eight = scorer.score(rows)
+    np.testing.assert_allclose(eight.nll_RT, one.nll_RT, atol=1e-5)
+    np.testing.assert_array_equal(eight.rank_RT, one.rank_RT)
+    batch = scorer._placed(np.zeros((8, 32), np.int32))[0]
+    assert len({shard.device for shard in batch.addressable_shards}) == 8
+
+
+def test_logits_in_pieces_give_the_same_scores_and_hold_fewer_at_a_time(monkeypatch):
+    from posenc_jax.evaluation import scorer as scoring
+
+    config, params = small()
+    rows = np.stack([text(33, s) for s in range(4)])
+    whole = Scorer({32: config}, params, 128).score(rows)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 4 * 4 * V)
+    assert scoring._pieces(32, 4 * 32 * V) == 8
+    assert scoring._pieces(30, 4 * 30 * V) == 10
+    cut = Scorer({32: config}, params, 128)
+    np.testing.assert_allclose(cut.score(rows).nll_RT, whole.nll_RT, atol=1e-5)
+    np.testing.assert_array_equal(cut.score(rows).rank_RT, whole.rank_RT)
+    arrays = [np.zeros((4, 32), np.int32)] * 4
+    hlo = jax.jit(scoring._scored, static_argnums=(0, 1)).lower(DecoderModel(config), None, params, *arrays).as_text()  # fmt: skip
+    assert f"4x4x{V}xf32" in hlo
+    assert f"4x32x{V}xf32" not in hlo
+
+
+def test_a_logit_that_is_no_number_is_never_a_right_answer():
+    scorer = scorer_of(Constant(), jnp.full(V, jnp.nan), (16,))
+    assert (scorer.score(text(17)[None]).rank_RT > 0).all()
+
+
+def test_ranks_count_the_tokens_put_before_the_target():
+    log_share = jnp.log(jnp.arange(1.0, V + 1) / (V * (V + 1) / 2))
+    scorer = scorer_of(Constant(), log_share, (16,))
+    row = np.r_[0, 259, 258, 0, 10]
+    assert scorer.score(row[None]).rank_RT.tolist() == [[0, 1, 259, 249]]
+    flat = scorer_of(Constant(), jnp.zeros(V), (16,))
+    assert flat.score(row[None]).rank_RT.tolist() == [[259, 258, 0, 10]]  # ties as in argmax
+
+
+def test_the_longest_passing_length_ends_at_the_first_failure():
+    assert retrieval.longest_passing({16: 0.9, 32: 0.8, 64: 0.5, 128: 0.9}, 0.85) == 32
+    assert retrieval.longest_passing({16: 0.9, 32: 0.9}, 0.85) == 32
+    assert retrieval.longest_passing({16: 0.0, 32: 0.9}, 0.85) is None
+    assert retrieval.longest_passing({16: 0.9, 32: 0.1}, 0.85) == 16
