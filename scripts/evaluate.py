@@ -1,9 +1,10 @@
 """Evaluates a run's last checkpoint: python scripts/evaluate.py --workdir=runs/x [--lengths=1,2,4,8].
 
-Measures E1, E3, E4 and R1, R3 and writes evaluation/rows.jsonl in the run's folder. Running it again
-measures only what is missing. With --stretch the trained scheme is read further, by one rule for its
-rotations and biases (see posenc_jax/encodings/reading.py), as an arm of its own under
-<workdir>/stretched/. Exit code 2 for wrong input.
+Measures E1, E3, E4 and R1, R3 (with --suite=P,M also what every head does: docs/probes.md) and writes
+evaluation/rows.jsonl in the run's folder. Running it again measures only what is missing. With
+--stretch the trained scheme is read further, by one rule for its rotations and biases (see
+posenc_jax/encodings/reading.py), as an arm of its own under <workdir>/stretched/. Exit code 2 for
+wrong input.
 """
 
 from pathlib import Path
@@ -16,7 +17,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", requi
 _LENGTHS = flags.DEFINE_list(
     "lengths", None, "Multiples of the training length; default: the run's own"
 )
-_SUITE = flags.DEFINE_list("suite", ["E", "R"], "E (extrapolation), R (retrieval)")
+_SUITE = flags.DEFINE_list(
+    "suite", ["E", "R"], "E (extrapolation), R (retrieval), P (properties), M (probes)"
+)
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,

@@ -10,8 +10,11 @@ import jax
 
 from posenc_jax.encodings import parse, stretched, unparse
 from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.probe_items import probe_items
+from posenc_jax.evaluation.property_items import property_items
 from posenc_jax.evaluation.rows import RowFile
 from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.evaluation.subject import Subject
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, read
@@ -21,7 +24,7 @@ from posenc_jax.training.progress import Progress
 from posenc_jax.training.step import state_builder
 from posenc_jax.training.workdir import write_json
 
-SUITES = ("E", "R")
+SUITES = ("E", "R", "P", "M")
 
 
 def evaluate(
@@ -74,6 +77,7 @@ def evaluate(
     # Rows of another checkpoint or other settings are replaced; E rows also when their text changes.
     settings = {"step": step, "settings": repr(config.evaluation), "stretch": stretch}
     stamps = {"R": _stamp(settings), "E": _stamp(settings | {"top": top}), "all": _stamp(settings)}
+    stamps |= {"P": stamps["E"], "M": stamps["E"]}
     if stretch is not None:
         workdir = _stretched_folder(workdir, stretch, _reading(config, stretch, longest))
     # Scores for tuning lie apart, where no report looks for results.
@@ -90,6 +94,11 @@ def evaluate(
         items |= work.extrapolation_items()
     if "R" in suites:
         items |= work.retrieval_items()
+    subject = Subject(work)
+    if "P" in suites:
+        items |= property_items(subject)
+    if "M" in suites:
+        items |= probe_items(subject)
     for k in sorted(set(wanted) - set(fitting)):
         limit = shown.placed.longest()
         L = config.train.length

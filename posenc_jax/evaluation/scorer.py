@@ -1,5 +1,6 @@
 """Teacher-forced scoring: the loss and the argmax hit of every target, in float32."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -37,6 +38,12 @@ class Scorer:
     def compilations(self) -> int:
         """Programs compiled so far."""
         return self._score._cache_size()
+
+    def reading(self, params) -> "Scorer":
+        """Returns a scorer of other parameters of the same shapes that shares this one's programs."""
+        other = copy.copy(self)
+        other._params = params
+        return other
 
     def score(self, rows_RT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (nll_RT, hit_RT) of predicting rows_RT[:, 1:] from what stands before.

@@ -26,6 +26,7 @@ class ModelConfig:
       dtype: of activations and matrix products; parameters, norms, positions, softmax and loss stay
         float32.
       attention: implementation, see `posenc_jax.attention.attend`.
+      window: keys at that distance or further are out of sight; None: all are in sight.
     """
 
     scheme: str
@@ -44,6 +45,7 @@ class ModelConfig:
     norm_epsilon: float
     dtype: str
     attention: str
+    window: int | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "train_length", "num_layers", "model_dim", "num_heads",
@@ -64,6 +66,8 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{name} must be one of {known}, not {getattr(self, name)!r}"
                 )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"model.window must be at least 1 token, not {self.window}")
         self.attention_paths(self.train_length)
 
     def attention_paths(self, length: int) -> list[str]:

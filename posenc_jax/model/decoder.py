@@ -4,6 +4,8 @@ Pre-norm, RMSNorm, grouped-query attention, SwiGLU or GELU, optional qk-norm, ti
 The model never asks which encoding it has: it hands queries, keys and positions to `attend`.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ class Attention(nn.Module):
     config: ModelConfig
     index: int
     causal: bool
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache: Cache | None):
@@ -74,7 +77,7 @@ class Attention(nn.Module):
                 q_clock_BTN = jax.lax.dynamic_slice_in_dim(
                     k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
                 )
-        o_BTNH = attend(
+        o_BTNH = self.attend(
             q_BTNH,
             kept.k_BSKH,
             kept.v_BSKH,
@@ -87,6 +90,7 @@ class Attention(nn.Module):
             q_clock_BTN=q_clock_BTN,
             k_clock_BSN=k_clock_BSN,
             causal=self.causal,
+            window=c.window,
             aligned=cache is None,
             implementation=c.attention,
         )
@@ -128,6 +132,7 @@ class Block(nn.Module):
     config: ModelConfig
     index: int
     causal: bool = True
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache):
@@ -136,7 +141,7 @@ class Block(nn.Module):
         normed = rms_norm(
             x_BTD, self.param("attention_gain_D", ones, (c.model_dim,)), c.norm_epsilon
         )
-        attention = Attention(c, self.index, self.causal, name="attention")
+        attention = Attention(c, self.index, self.causal, self.attend, name="attention")
         out_BTD, kept = attention(normed, pos_BT, seg_BT, cache)
         x_BTD = x_BTD + out_BTD
         normed = rms_norm(x_BTD, self.param("mlp_gain_D", ones, (c.model_dim,)), c.norm_epsilon)
@@ -166,9 +171,13 @@ class Decoder(nn.Module):
     track of free slots: writing past the last one is not an error the program can raise.
     Without a cache, tokens stand in the order of their positions and those of a document together, which
     linear attention and the forget gate rely on.
+
+    `attend` is called for the layers in order and may be replaced by a function of the same arguments:
+    a probe sees so what each layer's attention sees.
     """
 
     config: ModelConfig
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
@@ -188,7 +197,9 @@ class Decoder(nn.Module):
 
         kept = []
         for i in range(c.num_layers):
-            x_BTD, layer_cache = Block(c, i, name=f"layer_{i}")(x_BTD, pos_BT, seg_BT, cache)
+            x_BTD, layer_cache = Block(c, i, attend=self.attend, name=f"layer_{i}")(
+                x_BTD, pos_BT, seg_BT, cache
+            )
             kept.append(layer_cache)
         gain_D = self.param("final_gain_D", nn.initializers.ones, (c.model_dim,))
         x_BTD = rms_norm(x_BTD, gain_D, c.norm_epsilon)
