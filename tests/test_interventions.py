@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 import schemes
 
 from posenc_jax.encodings import parse
 from posenc_jax.evaluation import interventions as change
+from posenc_jax.evaluation import runner
 from posenc_jax.evaluation.interventions import Model
 from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
@@ -103,8 +105,15 @@ def test_every_head_and_part_is_named_once():
     assert names[3:] == [f"head:{i}.{n} off" for i in range(2) for n in range(4)]
 
 
+QUICK = (
+    "nope", "rope", "alibi", "xpos", "sinusoidal", "learned", "forget", "linear",
+    "rope+alibi", "3*(rope+alibi)|1*nope~logn", "prope+log(c=2.0,t=10.0)~scale_invariant",
+)  # fmt: skip
+EVERY = [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in schemes.ALL]
+
+
 # P1: a scheme whose parts are all relative reads only distances; the others show what they have.
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", EVERY)
 def test_relative_schemes_do_not_notice_a_shift(line):
     m = model(line, num_layers=1 if "," not in line else 2)
     limit = m.config.placed.longest()
@@ -206,3 +215,30 @@ def test_batches_are_filled_up_and_the_filling_is_cut_off():
     found = np.concatenate(over_batches(program, 6, rows))
     np.testing.assert_array_equal(found, rows.sum(1))
     assert shapes == [(2, 3)] * 3
+
+
+@pytest.mark.slow
+def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_path, monkeypatch):
+    run = runs.config(data_dir, "rope+alibi", evaluation={"multiples": (1, 2)})
+    runs.finished(run, tmp_path)
+    settings = {"multiples": None, "split": "test", "stretch": None}
+    path = runner.evaluate(tmp_path, suites=("P", "M"), **settings)
+    rows = runs.rows(path)
+    keys = [(r["metric"], r["k"], r["bucket"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    heads = {f"head:{i}.{n}" for i in range(2) for n in range(4)}
+    for metric in ("M2_entropy", "M4_sink", "M7_kendall", "P2_relative_structure"):
+        for k in (1, 2):
+            assert {b for m, at, b in keys if (m, at) == (metric, k)} == heads
+    mass = {h: sum(r["value"] for r in rows if r["metric"] == "M1_distance" and r["k"] == 2 and r["bucket"].startswith(f"{h} ")) for h in heads}  # fmt: skip
+    assert all(total == pytest.approx(1, abs=1e-5) for total in mass.values())
+    names = {r["metric"] for r in rows}
+    assert {"P1_shift_error", "P3_offset_accuracy", "P4_bpb_ctx_change", "P5_largest_rise", "M1_rho_far",
+            "M3_gradient", "M5_frequency_use", "M6_content", "M9_mass", "M10_margin", "M11_blind",
+            "M12_bpb_ctx_change"} <= names  # fmt: skip
+    assert {r["bucket"] for r in rows if r["metric"] == "M12_bpb_ctx_change"} == set(
+        change.every_intervention(SMALL, 0)
+    )
+    monkeypatch.setattr("posenc_jax.evaluation.probes.observed", None)  # nothing is measured twice
+    runner.evaluate(tmp_path, suites=("P", "M"), **settings)
+    assert runs.rows(path) == rows

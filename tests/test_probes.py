@@ -21,6 +21,11 @@ from posenc_jax.tasks.retrieval import mqar, passkey
 N, K, H, L = 4, 2, 8, 32
 T, FIRST = 36, 2  # 34 queries: a block and a bit
 SOFTMAX = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is None)
+QUICK = (
+    "nope", "rope", "alibi", "xpos", "t5", "fire", "forget", "nope~scale_invariant",
+    "rope+alibi", "rope+forget(start=match)|nope~scale_invariant", "mixed|axial+alibi2d",
+)  # fmt: skip
+EVERY = [pytest.param(line, marks=() if line in QUICK else pytest.mark.slow) for line in SOFTMAX]
 LINEAR = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is not None)
 
 
@@ -75,7 +80,7 @@ def watch(layer, params, q, k, pos, clock, first=FIRST):
     return jax.tree.map(np.asarray, run(q, k, pos, clock))
 
 
-@pytest.mark.parametrize("line", SOFTMAX)
+@pytest.mark.parametrize("line", EVERY)
 def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     rows = 2 if line == "rope+alibi" else 1
     case = prepared(line, rows)
@@ -170,7 +175,7 @@ def chosen(case, query, key):
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
 
 
-@pytest.mark.parametrize("line", SOFTMAX)
+@pytest.mark.parametrize("line", EVERY)
 def test_needles_equal_one_query_at_a_time(line):
     case = prepared(line)
     query, key = [35, 30, 17], [3, 30, 9]
@@ -279,6 +284,10 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         return run.lower(q, k, pos).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(4096) < 2.5 * peak(2048) < 4 * N * 2048 * 2048  # less than one T x S array
+
+
+def test_the_quick_schemes_are_among_all():
+    assert set(QUICK) <= set(SOFTMAX)
 
 
 def test_gates_are_part_of_what_is_watched():

@@ -73,6 +73,7 @@ def attention_distance(study: Study) -> Picture:
     def draw(layout: Layout) -> Figure:
         count = max(len({(r["layer"], r["head"]) for r in records if r["arm"] == a}) for a in runs)
         figure, grid, columns = _grid(layout, len(runs), 1.0 + 0.17 * count)
+        top = max(r["mass"] for r in records)
         for index, (axes, arm) in enumerate(zip(grid, runs, strict=False)):
             here = [r for r in records if r["arm"] == arm]
             lows = sorted({r["from_distance"] for r in here})
@@ -80,9 +81,10 @@ def attention_distance(study: Study) -> Picture:
             mass = np.full((len(heads), len(lows)), np.nan)
             for r in here:
                 mass[heads.index((r["layer"], r["head"])), lows.index(r["from_distance"])] = r["mass"]  # fmt: skip
-            image = axes.imshow(mass, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-            beyond = np.searchsorted(lows, study.train_length, side="right") - 0.5
-            axes.axvline(min(beyond, len(lows) - 0.5), color=LINE, linewidth=1.2)
+            image = axes.imshow(mass, vmin=0, vmax=top, cmap="Blues", aspect="auto")
+            at = np.searchsorted(lows, study.train_length, side="right") - 1  # the octave of L
+            within = np.log2(study.train_length / lows[at])
+            axes.axvline(at - 0.5 + within, color=LINE, linewidth=1.2)
             axes.grid(False)
             axes.set_xticks(range(0, len(lows), 2), [f"{low}" for low in lows[::2]])
             axes.set_yticks(range(len(heads)), [f"{layer}.{head}" for layer, head in heads])
@@ -127,6 +129,7 @@ def head_atlas(study: Study) -> Picture:
     def draw(layout: Layout) -> Figure:
         tasks = sorted({r["task"] for r in records})
         figure, grid, _ = _grid(layout, len(tasks), 3.6)
+        top = max(r["mass"] for r in records)
         lowest = min([FLAT, *(r["slope"] / 4 for r in records if r["slope"] > 0)])
         for axes, task in zip(grid, tasks, strict=False):
             for r in records:
@@ -142,7 +145,7 @@ def head_atlas(study: Study) -> Picture:
                 FuncFormatter(lambda x, _: "flat" if x <= lowest * 1.01 else f"{x:.3g}")
             )
             axes.set_xticks([lowest, *(2.0**-e for e in (8, 6, 4, 2, 0) if 2.0**-e > lowest * 2)])
-            axes.set_ylim(-0.03, 1.03)
+            axes.set_ylim(-0.03 * top, 1.06 * top)
             axes.set_title(TASK_NAMES.get(task, task))
             axes.set_xlabel("slope: nats lost over the first token")
             axes.set_ylabel("weight on the needle's token")
@@ -229,14 +232,16 @@ def decay_curves(study: Study) -> Picture:
             continue
         path, run = found[0]
         with np.load(path, allow_pickle=False) as arrays:
-            D = len(arrays["distance_D"])
-            at = np.unique(np.round(np.geomspace(1, D, 60)).astype(int)) - 1
-            arms[arm] = {n: arrays[f"{n}_LND"][:, :, at] for n in ("attention", "content", "cosine", "bound")}  # fmt: skip
-        arms[arm]["distance"] = at
+            edge = np.unique(np.round(np.geomspace(1, len(arrays["distance_D"]) + 1, 40)).astype(int)) - 1  # fmt: skip
+            arms[arm] = {
+                n: np.add.reduceat(arrays[f"{n}_LND"], edge[:-1], axis=-1) / np.diff(edge)
+                for n in ("attention", "content", "cosine", "bound")
+            }
+        at = arms[arm]["distance"] = (edge[:-1] + edge[1:] - 1) / 2
         L, N = arms[arm]["attention"].shape[:2]
         for layer, head in np.ndindex(L, N):
             for i, d in enumerate(at):
-                records.append({"arm": arm, "seed": run.seed, "layer": layer, "head": head, "distance": int(d)}
+                records.append({"arm": arm, "seed": run.seed, "layer": layer, "head": head, "distance": float(d)}
                                | {n: float(arms[arm][n][layer, head, i])
                                   for n in ("attention", "content", "cosine", "bound")})  # fmt: skip
 
@@ -253,7 +258,14 @@ def decay_curves(study: Study) -> Picture:
             for layer, head in np.ndindex(curves["attention"].shape[:2]):
                 look = {"linewidth": 1.0, "linestyle": ("-", "--", ":", "-.")[layer % 4]}
                 upper.plot(
-                    x, np.maximum(curves["attention"][layer, head], 1e-12), color=hex_, **look
+                    x,
+                    np.where(
+                        curves["attention"][layer, head] > 1e-12,
+                        curves["attention"][layer, head],
+                        np.nan,
+                    ),
+                    color=hex_,
+                    **look,
                 )
                 content = curves["content"][layer, head]
                 lower.plot(
@@ -279,7 +291,7 @@ def decay_curves(study: Study) -> Picture:
 
     caption = (
         "Every head of one seed an arm in the longest probed context, solid lines for layer 0, dashed for "
-        "layer 1. Above: mean attention weight by distance. Below: measured kernel, the mean content logit "
+        "layer 1; means over narrow bins of distance. Above: mean attention weight, down to 1e-12. Below: measured kernel, the mean content logit "
         "by distance over its largest value, with the mean cosine and RoFormer's bound of the first rotated "
         "head, both relative to distance 0."
     )
