@@ -5,9 +5,13 @@ A new suite is one entry here: a function (work, chosen measures) -> {item: func
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 
 from posenc_jax.evaluation import extrapolation, retrieval_items
+from posenc_jax.evaluation.probe_items import probe_items
+from posenc_jax.evaluation.property_items import property_items
+from posenc_jax.evaluation.subject import Subject
 from posenc_jax.tasks.table import SCORED
 
 
@@ -31,6 +35,17 @@ _TASKS = {
     task.id: tuple(other.name for other in SCORED.values() if other.id == task.id)
     for task in SCORED.values()
 }
+_subject = functools.lru_cache(maxsize=1)(Subject)  # both suites read the same sums
+
+
+def _of_subject(make: Callable, work, chosen: frozenset[str]) -> dict[str, Callable]:
+    """Returns the items of suite P or M that belong to what was chosen."""
+    items = make(_subject(work))
+    return {
+        name: run for name, run in items.items() if name.removeprefix("M/").split("/")[0] in chosen
+    }
+
+
 SUITES = {
     "E": Suite(
         "extrapolation",
@@ -45,6 +60,21 @@ SUITES = {
         _TASKS,
         retrieval_items.NEEDS,
         retrieval_items.retrieval_items,
+    ),
+    "P": Suite(
+        "is the relative structure kept",
+        ("P1", "P2", "P3", "P4", "P5"),
+        {},
+        {},
+        functools.partial(_of_subject, property_items),
+    ),
+    "M": Suite(
+        "what every head does",
+        ("observed", "M3", "M9", "M12"),
+        dict.fromkeys(("M1", "M2", "M4", "M5", "M6", "M7", "M11"), ("observed",))
+        | {"M10": ("M9",)},
+        {},
+        functools.partial(_of_subject, probe_items),
     ),
 }
 

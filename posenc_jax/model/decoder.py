@@ -5,6 +5,7 @@ The model never asks which encoding it has: it hands queries, keys and positions
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -58,6 +59,7 @@ class Attention(nn.Module):
     config: ModelConfig
     index: int
     causal: bool
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache: Cache | None):
@@ -94,7 +96,7 @@ class Attention(nn.Module):
                         k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
                     )
             pieces.append(
-                attend(
+                self.attend(
                     q_BTNH if len(readings) == 1 else q_BTNH[:, :, first:stop],
                     keys.k_BSKH,
                     keys.v_BSKH,
@@ -147,6 +149,7 @@ class Block(nn.Module):
     config: ModelConfig
     index: int
     causal: bool = True
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache):
@@ -155,7 +158,7 @@ class Block(nn.Module):
         normed = rms_norm(
             x_BTD, self.param("attention_gain_D", ones, (c.model_dim,)), c.norm_epsilon
         )
-        attention = Attention(c, self.index, self.causal, name="attention")
+        attention = Attention(c, self.index, self.causal, self.attend, name="attention")
         out_BTD, kept = attention(normed, pos_BT, seg_BT, cache)
         x_BTD = x_BTD + out_BTD
         normed = rms_norm(x_BTD, self.param("mlp_gain_D", ones, (c.model_dim,)), c.norm_epsilon)
@@ -193,10 +196,14 @@ class Decoder(nn.Module):
     Without a cache, tokens stand in the order of their positions and those of a document together, which
     linear attention and the forget gate rely on. Without `read_out` the normed stream x_BTD comes out in
     place of the logits; `readout` turns a piece of it into logits.
+
+    `attend` is called for the layers in order and may be replaced by a function of the same arguments:
+    a probe sees so what each layer's attention sees.
     """
 
     config: ModelConfig
     read_out: bool = True
+    attend: Callable = attend
 
     @nn.compact
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
@@ -216,7 +223,9 @@ class Decoder(nn.Module):
 
         kept = []
         for i in range(c.num_layers):
-            x_BTD, layer_cache = Block(c, i, name=f"layer_{i}")(x_BTD, pos_BT, seg_BT, cache)
+            x_BTD, layer_cache = Block(c, i, attend=self.attend, name=f"layer_{i}")(
+                x_BTD, pos_BT, seg_BT, cache
+            )
             kept.append(layer_cache)
         gain_D = self.param("final_gain_D", nn.initializers.ones, (c.model_dim,))
         x_BTD = rms_norm(x_BTD, gain_D, c.norm_epsilon)

@@ -1,6 +1,6 @@
 """The figures of a report, in the order in which the page shows them."""
 
-from posenc_jax.report import curves, maps, retrieval, schemes
+from posenc_jax.report import curves, maps, probes, retrieval, schemes
 from posenc_jax.report.rows import Study
 from posenc_jax.report.style import Picture
 
@@ -15,5 +15,6 @@ def pictures(study: Study) -> list[Picture]:
         retrieval.accuracy_by_distance(study),
         schemes.bias_maps(study),
         schemes.rotation_rings(study),
+        *probes.pictures(study),
         curves.training_curves(study),
     ]

@@ -1,0 +1,105 @@
+"""P1 and P5: is the relative structure of a trained model's logits exact, and its bias monotone?"""
+
+import functools
+
+import jax
+import numpy as np
+
+from posenc_jax.attention.observe import last_logits
+from posenc_jax.encodings import PlacedLayer
+from posenc_jax.encodings.part import Params
+from posenc_jax.encodings.reach import bias_of_distance
+from posenc_jax.evaluation.watch import over_batches, watched
+from posenc_jax.model.config import ModelConfig
+
+QUERIES = 64  # the last ones of a row, all of whose logits are compared
+
+
+def shift_errors(
+    config: ModelConfig, params, rows_RT: np.ndarray, shifts: tuple[int, ...], batch_tokens: int
+) -> dict[int, np.ndarray]:
+    """Returns by shift D error_LN (P1): max |z(p + D) - z(p)| / std(z), float32, over all rows.
+
+    The whole model reads the same tokens at positions p and p + D, so that layers above the first count
+    what the rounding below them adds, and absolute encodings show what they have. z are the logits of
+    the last `QUERIES` queries with the keys in their sight; in linear attention, the product of features.
+
+    Args:
+      config, params: of the model. rows_RT: tokens, a document each. shifts: tokens.
+      batch_tokens: run at a time.
+
+    Raises:
+      ValueError: a shift past the positions that the scheme has.
+    """
+    R, T = rows_RT.shape
+    limit = config.placed.longest()
+    if limit is not None and T + max(shifts) > limit:
+        raise ValueError(f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of {config.scheme!r}")  # fmt: skip
+    rows = min(QUERIES, T)
+
+    @jax.jit
+    def program(params, tokens_BT, pos_BT):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+            return last_logits(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, rows=rows)
+
+        return watched(config, params, tokens_BT, pos_BT, reduce)
+
+    seen_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
+    worst = {shift: np.zeros((config.num_layers, config.num_heads)) for shift in shifts}
+    count, total, squares = 0, 0.0, 0.0
+    size = max(1, batch_tokens // T)
+    for start in range(0, R, size):  # batch by batch: the logits of all rows would be too many
+        piece = rows_RT[start : start + size].astype(np.int32)
+        pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), piece.shape)
+        (at_rest,) = over_batches(functools.partial(program, params), piece.size, piece, pos_BT)
+        base = [z_BNRS[:, :, seen_RS].astype(np.float64) for z_BNRS in at_rest]
+        count += base[0][:, 0].size
+        total += np.stack([z.sum((0, 2)) for z in base])
+        squares += np.stack([(z**2).sum((0, 2)) for z in base])
+        for shift in shifts:
+            (moved,) = over_batches(
+                functools.partial(program, params), piece.size, piece, pos_BT + np.int32(shift)
+            )
+            apart = [np.abs(m[:, :, seen_RS] - z).max((0, 2)) for m, z in zip(moved, base, strict=True)]  # fmt: skip
+            worst[shift] = np.maximum(worst[shift], apart)
+    spread_LN = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+    # Logits that never vary and do not move either have no error; 0/0 says nothing.
+    return {
+        shift: np.where(w == 0, 0.0, w / np.where(spread_LN == 0, np.finfo(float).tiny, spread_LN))
+        for shift, w in worst.items()
+    }
+
+
+def largest_rise(layer: PlacedLayer, params: Params, lengths: tuple[int, ...]) -> np.ndarray:
+    """Returns rise_N (P5), nats: the most that the bias grows from one distance to the next, or 0.
+
+    0 is a monotone bias. Taken from the bias itself at every distance, for a query at the end of each of
+    `lengths` (a bias with a normaliser of its own depends on the query). Gates are taken at rest: see
+    `largest_gate_rise` for measured ones.
+    """
+    rises = [np.diff(bias_of_distance(layer, params, n), axis=1).max(1) for n in lengths]
+    return np.maximum(np.max(rises, axis=0), 0.0)
+
+
+def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int) -> dict:
+    """Returns by index of each gated layer rise_N (P5): as `largest_rise`, from the gates of real text."""
+
+    @jax.jit
+    def program(params, tokens_BT, pos_BT):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+            if clock_BTN is None:
+                return None
+            # b(i, j) = clock(i) - clock(j): one key further back adds the tick between the two.
+            return (clock_BTN[:, 1:] - clock_BTN[:, :-1]).max(1)
+
+        return watched(config, params, tokens_BT, pos_BT, reduce)
+
+    pos_RT = np.broadcast_to(np.arange(rows_RT.shape[1], dtype=np.int32), rows_RT.shape)
+    pieces = over_batches(
+        functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32), pos_RT
+    )
+    return {
+        i: np.maximum(np.concatenate([piece[i] for piece in pieces]).max(0), 0.0)
+        for i in range(config.num_layers)
+        if pieces[0][i] is not None
+    }

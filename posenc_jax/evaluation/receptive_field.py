@@ -1,0 +1,54 @@
+"""M3: how far back the loss of one token reaches, by its gradient to the embeddings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+
+
+def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.Array:
+    """Returns norm_D: |d loss / d embedding| of the token d before the one that predicts `target`.
+
+    The loss is that of the token after the row's last. Every place of the row is given a word of its
+    own, so that the gradient of the embedding table is one vector per place; the head keeps the real
+    words. Pure.
+
+    Args:
+      config, params: of a decoder; it runs in float32. tokens_T: one document. target: the next token.
+    """
+    T, V = tokens_T.shape[0], config.vocab_size
+    table_VD = params["embedding_VD"]
+    head_VD = table_VD if config.tied_head else params["head_VD"]
+    words = max(T, V)
+    own = dataclasses.replace(config, vocab_size=words, tied_head=False, dtype="float32")
+    head_WD = jnp.pad(head_VD, ((0, words - V), (0, 0)))
+
+    def loss(embedding_TD):
+        table_WD = jnp.pad(embedding_TD, ((0, words - T), (0, 0)))
+        changed = {**params, "embedding_VD": table_WD, "head_VD": head_WD}
+        places_1T = jnp.arange(T)[None]
+        logits_1TW, _ = Decoder(own).apply(
+            {"params": changed}, places_1T, places_1T, jnp.ones_like(places_1T)
+        )
+        last_V = logits_1TW[0, -1, :V]
+        return jax.nn.logsumexp(last_V) - last_V[target]
+
+    gradient_TD = jax.grad(loss)(table_VD[tokens_T])
+    return jnp.linalg.norm(gradient_TD, axis=-1)[::-1]
+
+
+def reach_of_share(norm_D: np.ndarray, share: float) -> int:
+    """Returns the smallest distance within which at least `share` of the summed norm lies.
+
+    Raises:
+      ValueError: a gradient of zero everywhere, which has no reach.
+    """
+    total = norm_D.sum(dtype=np.float64)
+    if not total > 0:
+        raise ValueError("the loss has no gradient to any embedding")
+    within_D = np.cumsum(norm_D, dtype=np.float64) / total
+    return int(np.searchsorted(within_D, share - 1e-12))
