@@ -11,7 +11,8 @@ import pytest
 
 from posenc_jax.data.pipeline import ENDLESS, TextWindows, batches
 from posenc_jax.data.tokens import open_tokenizer
-from posenc_jax.tasks.retrieval import Filler, RetrievalWindows
+from posenc_jax.tasks.filler import Filler
+from posenc_jax.tasks.windows import RetrievalWindows
 
 
 @dataclasses.dataclass

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.retrieval import RetrievalWindows
+from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.training.config import DataSection
+from posenc_jax.training.inputs import retrieval_tasks
 
 
 def windows_of(
@@ -94,3 +96,17 @@ def test_the_answer_weight_scales_the_answers_and_nothing_else():
         assert plain["weights_T"].sum() > 0
         np.testing.assert_array_equal(heavy["weights_T"], 3 * plain["weights_T"])
         np.testing.assert_array_equal(heavy["tokens_T"], plain["tokens_T"])
+
+
+def test_a_mixture_names_its_tasks_and_shares_and_the_default_is_recall_and_passkey():
+    assert retrieval_tasks(DataSection()) == (("passkey", 0.25), ("mqar", 0.75))
+    mix = DataSection(retrieval_mix="passkey, needles_4:2,latest_first")
+    assert retrieval_tasks(mix) == (("passkey", 1.0), ("needles_4", 2.0), ("latest_first", 1.0))
+    for wrong, message in (
+        ("mqra", "near name: mqar"),
+        ("mqar:x", "could not convert"),
+        ("mqar:0", "share of mqar is 0"),
+        ("passkey_sentences", "leave passkey_sentences out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retrieval_tasks(DataSection(retrieval_mix=wrong))

@@ -7,6 +7,7 @@ from posenc_jax.data.tokens import Tokenizer
 
 SYMBOLS = 64  # keys, and as many values: the last 128 ids below the special ones
 _CUE = b"key="
+CUES = ("FIRST", "LAST")  # which of a key's values is asked for
 _LONGEST_TEXT = 2**24  # tokens of a corpus kept for filler: 32 MB, far more than a run repeats
 _SENTENCES = (
     b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -20,7 +21,7 @@ class Filler:
     the passkey's cue and every run of five digits. Raises ValueError if the tokenizer has too few
     ids or no single id for a digit.
 
-    cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. keys, values: first ids of
+    cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. words: ids of each of CUES. keys, values: first ids of
     the alphabets. fingerprint: the tokenizer's.
     """
 
@@ -35,6 +36,7 @@ class Filler:
         self.bos, self.sep = tokenizer.bos, tokenizer.sep
         self.cue = tokenizer.encode(_CUE)
         self.space, self.stop = tokenizer.encode(b" "), tokenizer.encode(b".")
+        self.words = {word: tokenizer.encode(word.encode()) for word in CUES}
         digits = [tokenizer.encode(b"%d" % digit) for digit in range(10)]
         if any(len(ids) != 1 for ids in digits):
             raise ValueError("the passkey task needs a tokenizer with a single id for each digit")

@@ -48,6 +48,9 @@ class DataSection:
       tokenizer: "bytes", or the path of a SentencePiece model.
       retrieval_share: share of training windows that hold retrieval documents.
       passkey_share: share of passkey (R1) among them; the rest is associative recall (R3).
+      retrieval_mix: tasks and shares of the retrieval documents, as in
+        "passkey,needles_4,mqar,latest_first:2" (names of posenc_jax/tasks/table.py, share 1 where none is
+        given); empty takes passkey_share.
       answer_weight: loss weight of an answer token; a text token has 1.
       min_pairs, max_pairs: key-value pairs of a recall document in training.
       threads: reading threads; they never change the order.
@@ -60,6 +63,7 @@ class DataSection:
     tokenizer: str = "bytes"
     retrieval_share: float = 0.15
     passkey_share: float = 0.25
+    retrieval_mix: str = ""
     answer_weight: float = 1.0
     min_pairs: int = 2
     max_pairs: int = 8
@@ -128,6 +132,8 @@ class EvaluationSection:
       stretches: held-out stretches of the longest multiple plus L/2, for E1, E3 and E4.
       instances: retrieval instances per task and length.
       pairs: key-value pairs of a recall instance (R3).
+      measures: what is measured when nothing is asked for by name: suites, ids or tasks, as in --suite.
+      sliding_stretches: stretches scored by sliding windows (E2, E9), which cost many times E1.
       batch_tokens: tokens scored at a time.
     """
 
@@ -135,6 +141,8 @@ class EvaluationSection:
     stretches: int = 128
     instances: int = 200
     pairs: int = 8
+    measures: tuple[str, ...] = ("E1", "E3", "E4", "passkey", "mqar")
+    sliding_stretches: int = 16
     batch_tokens: int = 16384
 
 
@@ -205,7 +213,7 @@ def read(path: Path) -> RunConfig:
 HOW = {
     "data": ("data_dir", "download", "threads"),
     "train": ("data_devices", "model_devices", "save_every", "keep", "log_every"),
-    "evaluation": ("multiples", "stretches", "instances", "pairs", "batch_tokens"),
+    "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
 }
 
 
@@ -230,9 +238,11 @@ def _known(where: str, given: Mapping, section: type) -> None:
 
 
 def _typed(where: str, value, hint):
-    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
-        if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-            raise ValueError(f"{where} must be whole numbers, not {value!r}")
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...], tuple[str, ...]
+        of = typing.get_args(hint)[0]
+        if not isinstance(value, tuple | list) or not all(type(v) is of for v in value):
+            what = "whole numbers" if of is int else "a list of names"
+            raise ValueError(f"{where} must be {what}, not {value!r}")
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -246,7 +256,7 @@ def _check(c: RunConfig) -> None:
         "train": ("steps", "length", "batch_size", "accumulation", "model_devices", "save_every",
                   "log_every", "keep", "bad_steps"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
-        "evaluation": ("stretches", "instances", "pairs", "batch_tokens"),
+        "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),
     }  # fmt: skip
     shares = {"data": ("retrieval_share", "passkey_share"), "optimizer": ("final_fraction",)}

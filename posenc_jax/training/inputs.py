@@ -1,6 +1,7 @@
 """What a run reads: corpus, tokenizer, token streams and the mixture of training windows."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.pipeline import TextWindows, batches
 from posenc_jax.data.stream import TokenStream, open_stream
 from posenc_jax.data.tokens import Tokenizer, open_tokenizer
-from posenc_jax.tasks.retrieval import Filler, RetrievalWindows
-from posenc_jax.training.config import RunConfig
+from posenc_jax.tasks.filler import Filler
+from posenc_jax.tasks.table import find
+from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.training.config import DataSection, RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +49,10 @@ def training_batches(
     if data.retrieval_share < 1:
         sources.append((TextWindows(stream, train.length), 1 - data.retrieval_share))
     if data.retrieval_share > 0:
-        tasks = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
         windows = RetrievalWindows(
             inputs.tokenizer,
             Filler(stream, inputs.tokenizer),
-            tasks=tuple((name, share) for name, share in tasks if share > 0),
+            tasks=retrieval_tasks(data),
             length=train.length,
             seed=train.seed,
             split="train",
@@ -69,6 +71,31 @@ def training_batches(
         num_threads=data.threads,
         prefetch=8,
     )
+
+
+def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
+    """Returns (task, share) of the retrieval documents; ValueError for a name or share that is none."""
+    if not data.retrieval_mix:
+        tasks = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
+        return tuple((name, share) for name, share in tasks if share > 0)
+    tasks = []
+    for part in data.retrieval_mix.split(","):
+        name, _, share = part.strip().partition(":")
+        try:
+            find(name)
+            weight = float(share or 1)
+        except ValueError as error:
+            raise ValueError(f"config.data.retrieval_mix={data.retrieval_mix}: {error}") from None
+        if not 0 < weight < math.inf:
+            raise ValueError(
+                f"config.data.retrieval_mix={data.retrieval_mix}: share of {name} is {share}"
+            )
+        tasks.append((name, weight))
+    if any(find(name).sentences for name, _ in tasks):
+        raise ValueError(
+            "config.data.retrieval_mix lies in corpus text; leave passkey_sentences out"
+        )
+    return tuple(tasks)
 
 
 def unigram_bits_per_byte(train: TokenStream, test: TokenStream, tokenizer: Tokenizer) -> float:

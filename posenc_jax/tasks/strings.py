@@ -1,0 +1,196 @@
+"""Tasks whose context is all symbols: R4 n-gram, R5 copy, R7 phone book, R9 n-back and flip-flop.
+
+They have no filler, so a longer instance is a shorter one with more symbols of the same two endless
+strings: one before what is asked for and one after it (R5: more of the one string; R9 n-back: more in
+front). The strings are drawn from the values' ids, names and instructions from the keys'.
+"""
+
+import functools
+
+import numpy as np
+
+from posenc_jax.tasks.filler import SYMBOLS, Filler
+from posenc_jax.tasks.instances import Answer, Instance, endless, split_of, symbols
+
+GRAM = 3
+NAME, NUMBER = 3, 2  # ids of a name and of a number in the phone book
+FARTHEST_BACK = 16  # of n-back; cues are the keys 0 ... 15
+WRITE, IGNORE, READ = range(3)  # instructions of the flip-flop, as keys
+WRITES = 0.1  # share of writes before the last one (Liu et al. 2023: sparse)
+
+
+def ngram_length() -> int:
+    """Tokens of R4 at its shortest: BOS, the 3-gram, what follows it, and both again."""
+    return 1 + 2 * (GRAM + 1)
+
+
+def ngram_lookup(
+    filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
+) -> Instance:
+    """R4: BOS, a random string; its last three symbols stood in it once before: what followed them?
+
+    The 3-gram occurs at these two places alone. A split has 3-grams of its own, of different symbols.
+    """
+    draws = generator.random(3)
+    before_, after_ = endless(generator, 2)
+    gram = _split_gram(int(draws[0] * SYMBOLS**GRAM), split)
+    rest = np.setdiff1d(np.arange(SYMBOLS), gram)
+    depth, spare = _depth(draws[1], decile), length - ngram_length()
+    before = int(depth * spare)
+    needle = [*gram, int(draws[2] * SYMBOLS)]
+    parts = [_without(symbols(g, n, SYMBOLS), gram, rest[0]) for g, n in ((before_, before), (after_, spare - before))]  # fmt: skip
+    text = np.concatenate([parts[0], needle, parts[1], needle])
+    tokens = np.concatenate([[filler.bos], filler.values + text], dtype=np.int32)
+    start = length - 1
+    return Instance(tokens, (Answer(start, length, start - 1 - (1 + before + GRAM), depth),))
+
+
+def copy_length() -> int:
+    """Tokens of R5 at its shortest: BOS, a symbol, SEP, the symbol."""
+    return 4
+
+
+def copied_string(
+    filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
+) -> Instance:
+    """R5: BOS, a random string, SEP (two, where the length is odd), the string; every symbol is asked."""
+    count, odd = divmod(length - 2, 2)
+    text = filler.values + symbols(generator, count, SYMBOLS)
+    middle = [filler.sep] * (1 + odd)
+    tokens = np.concatenate([[filler.bos], text, middle, text], dtype=np.int32)
+    first = 1 + count + len(middle)
+    distance = first - 1 - 1
+    return Instance(
+        tokens,
+        tuple(Answer(first + i, first + i + 1, distance, i / count) for i in range(count)),
+    )
+
+
+def phonebook_length() -> int:
+    """Tokens of R7 at its shortest: BOS, one entry, SEP, the entry asked for."""
+    return 1 + (NAME + NUMBER) + 1 + NAME + NUMBER
+
+
+def phone_book(
+    filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
+) -> Instance:
+    """R7: entries `n1 n2 n3 v1 v2` fill the context; SEP, a name, its number.
+
+    Names differ within a book, and a split has names of its own. Tokens left over by whole entries
+    are filler after BOS. Raises ValueError if a split has not enough names for the length.
+    """
+    entry = NAME + NUMBER
+    others, left = divmod(length - phonebook_length(), entry)
+    names = _names_of(split)
+    if 2 * others >= len(names) - 1:  # entries before and after take every second name of a cycle
+        raise ValueError(
+            f"phonebook of {length} tokens needs {2 * others + 2} names; split {split} has {len(names)}"
+        )
+    draws = generator.random(3)
+    before_, after_ = endless(generator, 2)
+    depth = _depth(draws[0], decile)
+    before = int(depth * others)
+    asked, first, step = int(draws[1] * len(names)), int(draws[2] * 2**30), _stride(len(names))
+    # Entries before count down and entries after count up in one cycle through all names but the asked.
+    turn = np.concatenate([-np.arange(before, 0, -1), np.arange(1, others - before + 1)])
+    place = first + np.where(turn < 0, 2 * -turn - 1, 2 * turn) * step
+    other = (asked + 1 + place % (len(names) - 1)) % len(names)
+    numbers = [symbols(g, NUMBER * n, SYMBOLS).reshape(n, NUMBER) for g, n in ((before_, before), (after_, others - before))]  # fmt: skip
+    number = symbols(generator, NUMBER, SYMBOLS)
+    beside = np.concatenate([numbers[0][::-1], numbers[1]])
+    same = (beside == number).all(1)
+    beside[same, -1] = (beside[same, -1] + 1) % SYMBOLS
+    rows = np.concatenate([filler.keys + names[other], filler.values + beside], axis=1)
+    needle = np.concatenate([filler.keys + names[asked], filler.values + number])
+    book = np.insert(rows, before, needle, axis=0).reshape(-1)
+    text = filler.passages(np.array([first % len(filler)]), np.array([left]))
+    tokens = np.concatenate([[filler.bos], text, book, [filler.sep], needle], dtype=np.int32)
+    start, source = length - NUMBER, 1 + left + before * entry + NAME
+    return Instance(tokens, (Answer(start, length, start - 1 - source, depth),))
+
+
+def nback_length() -> int:
+    """Tokens of R9's n-back at its shortest."""
+    return 1 + FARTHEST_BACK + 1 + 2
+
+
+def symbol_back(
+    filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
+) -> Instance:
+    """R9, n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th symbol from the end."""
+    back = 1 + int(generator.random() * FARTHEST_BACK)
+    count = length - 4
+    text = filler.values + symbols(generator, count, SYMBOLS)[::-1]
+    tail = [filler.sep, filler.keys + back - 1, text[-back]]
+    tokens = np.concatenate([[filler.bos], text, tail], dtype=np.int32)
+    source = 1 + count - back
+    depth = (count - back) / count
+    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth),))
+
+
+def flipflop_length() -> int:
+    """Tokens of R9's flip-flop at its shortest, the length being odd: BOS, a write, the read."""
+    return 6
+
+
+def flip_flop(
+    filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
+) -> Instance:
+    """R9, sparse flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`: the bit last written.
+
+    The last write lies in the decile; a tenth of the steps before it are writes, none after it. An
+    even length has a stop after BOS. Chance is 1/2: each bit as likely.
+    """
+    draws = generator.random(2)
+    sides = endless(generator, 2)
+    steps, odd = divmod(length - 5, 2)
+    depth = _depth(draws[0], decile)
+    before = int(depth * steps)
+    bit = int(draws[1] * 2)
+    parts = []
+    for side, count, share in zip(sides, (before, steps - before), (WRITES, 0.0), strict=True):
+        drawn = side.random((count, 2))
+        orders = filler.keys + np.where(drawn[:, 0] < share, WRITE, IGNORE)
+        parts.append(np.stack([orders, filler.digits[(drawn[:, 1] * 2).astype(int)]], 1).reshape(-1))  # fmt: skip
+    write = [filler.keys + WRITE, filler.digits[bit]]
+    read = [filler.keys + READ, filler.digits[bit]]
+    stop = filler.stop[:odd]
+    tokens = np.concatenate([[filler.bos], stop, parts[0], write, parts[1], read], dtype=np.int32)
+    source = 1 + odd + 2 * before + 1
+    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth),))
+
+
+def _depth(draw: float, decile: int | None) -> float:
+    return float(draw if decile is None else (decile + draw) / 10)
+
+
+def _without(text: np.ndarray, gram: tuple[int, ...], plain: int) -> np.ndarray:
+    """The text with a plain symbol for the gram's last wherever that follows the gram's second."""
+    found = np.zeros(len(text), bool)
+    found[1:] = (text[:-1] == gram[-2]) & (text[1:] == gram[-1])
+    return np.where(found, plain, text)
+
+
+def _split_gram(code: int, split: str) -> tuple[int, ...]:
+    """The first 3-gram of different symbols at `code` or after it that is of the split."""
+    while True:
+        gram = tuple(code // SYMBOLS**i % SYMBOLS for i in range(GRAM))
+        if len(set(gram)) == GRAM and split_of(b"gram %d %d %d" % gram) == split:
+            return gram
+        code = (code + 1) % SYMBOLS**GRAM
+
+
+@functools.cache
+def _names_of(split: str) -> np.ndarray:
+    """The names of a split: triples of ids, by hash."""
+    every = np.stack(np.unravel_index(np.arange(SYMBOLS**NAME), (SYMBOLS,) * NAME), 1)
+    own = [split_of(b"name %d %d %d" % tuple(name)) == split for name in every.tolist()]
+    return every[own]
+
+
+def _stride(names: int) -> int:
+    """A stride that visits all other names before any of them twice."""
+    step = int(0.618 * names)
+    while np.gcd(step, names - 1) != 1:
+        step += 1
+    return step

@@ -1,0 +1,120 @@
+"""Every task by name: how to make an instance, what a guess scores, and how short it can be.
+
+A new task is one function and one entry. `make(filler, generator, split, length, decile)` returns an
+`Instance` of exactly `length` tokens that depends on the generator alone, and that at a greater length
+has the same needles with more around them.
+"""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from posenc_jax.tasks import needles, strings
+from posenc_jax.tasks.filler import SYMBOLS, Filler
+from posenc_jax.tasks.instances import Instance, generator_of
+from posenc_jax.tasks.retrieval import hidden_passkey, recalled_pairs, shortest_length
+
+PAIRS = (8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task.
+
+    id: R1 ... R10. name: of its rows. chance: accuracy of a guess that is uniform over what an answer can
+    be. shortest: tokens of an instance without any filler. make: see above. draws: name of its
+    randomness, which variants of one task share. sentences: lies in repeated sentences, not in text. wording: the
+    name in errors, where it says more.
+    """
+
+    id: str
+    name: str
+    chance: float
+    shortest: Callable[[Filler], int]
+    make: Callable[[Filler, np.random.Generator, str, int, int | None], Instance]
+    draws: str
+    sentences: bool = False
+    wording: str = ""
+
+    def check(self, filler: Filler, length: int) -> None:
+        """Raises ValueError if no instance is that short."""
+        shortest = self.shortest(filler)
+        if length < shortest:
+            raise ValueError(
+                f"{self.wording or self.name} needs a length of at least {shortest} tokens; {length} is too short"
+            )
+
+    def instance(
+        self, filler: Filler, *, split: str, seed: int, index: int, length: int
+    ) -> Instance:
+        """The instance of (split, seed, index); where the task has a depth, it lies in decile index % 10.
+
+        Raises ValueError for an unknown split or too short a length.
+        """
+        generator = generator_of(self.draws, split, seed, index)
+        self.check(filler, length)
+        return self.make(filler, generator, split, length, index % 10)
+
+
+def find(name: str, pairs: int = 8) -> Task:
+    """The task of that name; "mqar" is recall of `pairs` pairs. ValueError names the nearest."""
+    if name == "mqar":
+        return _recall("mqar", pairs)
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"near name: {near[0]}" if near else f"there are {', '.join(TASKS)}"
+        raise ValueError(f"no retrieval task {name!r}; {hint}")
+    return TASKS[name]
+
+
+def chance(name: str) -> float:
+    """Accuracy of guessing: every digit of the passkey, one of the values, one of two bits."""
+    return find(name).chance
+
+
+def _recall(name: str, pairs: int) -> Task:
+    return Task(
+        "R3", name, 1 / SYMBOLS, lambda filler: shortest_length("mqar", filler, pairs),
+        lambda filler, generator, split, length, decile: recalled_pairs(filler, generator, length, pairs),
+        "mqar", wording=f"mqar with {pairs} pairs",
+    )  # fmt: skip
+
+
+def _passkey(name: str, sentences: bool) -> Task:
+    shortest = functools.partial(shortest_length, "passkey")
+    return Task("R1", name, 1e-5, shortest, hidden_passkey, "passkey", sentences)
+
+
+def _symbol(id: str, name: str, length: int, make: Callable, draws: str = "", answer: int = 1) -> Task:  # fmt: skip
+    chance = float(SYMBOLS) ** -answer
+    return Task(id, name, chance, lambda filler: length, make, draws or name)
+
+
+_ALL = (
+    _passkey("passkey", False),
+    _passkey("passkey_sentences", True),
+    *(
+        _symbol("R2", f"needles_{n}", needles.needles_length(n), functools.partial(needles.asked_needle, keys=n), "needles")
+        for n in (1, 4, 16)
+    ),
+    _recall("mqar", 8),
+    *(_recall(f"mqar_{pairs}", pairs) for pairs in PAIRS),
+    _symbol("R4", "ngram", strings.ngram_length(), strings.ngram_lookup),
+    _symbol("R5", "copy", strings.copy_length(), strings.copied_string),
+    *(
+        _symbol("R6", f"variables_{n}", needles.variables_length(n), functools.partial(needles.tracked_variable, hops=n))
+        for n in (1, 2, 4)
+    ),
+    _symbol("R7", "phonebook", strings.phonebook_length(), strings.phone_book, answer=strings.NUMBER),
+    Task("R8", "latest_first", 1 / SYMBOLS, needles.latest_first_length, needles.latest_or_first, "latest_first"),
+    _symbol("R9", "nback", strings.nback_length(), strings.symbol_back),
+    Task("R9", "flipflop", 0.5, lambda filler: strings.flipflop_length(), strings.flip_flop, "flipflop"),
+    _symbol("R10", "synonym", needles.synonyms_length(), needles.latent_match),
+)  # fmt: skip
+# What R10 presupposes is trained on and never scored: a context tells nothing about its answer.
+_TAUGHT = (_symbol("R10", "association", 4, needles.associations),)
+SCORED = {task.name: task for task in _ALL}
+TASKS = SCORED | {task.name: task for task in _TAUGHT}

@@ -1,0 +1,55 @@
+"""Prints retrieval instances to read: python scripts/show_tasks.py --task=needles_4 --length=200.
+
+Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; an answer stands in [[ ]] and its
+source in the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
+"""
+
+from absl import flags
+
+from posenc_jax import door
+
+_TASK = flags.DEFINE_list("task", ["all"], "Names of posenc_jax/tasks/table.py, or all")
+_LENGTH = flags.DEFINE_integer("length", 200, "Tokens of an instance")
+_SPLIT = flags.DEFINE_string("split", "dev", "train, dev or test")
+_INDEX = flags.DEFINE_integer("index", 0, "The first instance shown", lower_bound=0)
+_COUNT = flags.DEFINE_integer("count", 1, "Instances of each task", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the instances")
+_CORPUS = flags.DEFINE_string("corpus", "python_stdlib", "Text that needles lie in")
+_FOLDER = flags.DEFINE_string("folder", None, "Folder of text, for --corpus=text_folder")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared corpora are kept")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "bytes, or a SentencePiece model")
+
+
+def main() -> None:
+    """Flags to one instance after another."""
+    from posenc_jax.data.corpora import open_corpus
+    from posenc_jax.data.stream import open_stream
+    from posenc_jax.data.tokens import open_tokenizer
+    from posenc_jax.tasks.filler import Filler
+    from posenc_jax.tasks.instances import check_split
+    from posenc_jax.tasks.show import shown
+    from posenc_jax.tasks.table import TASKS, find
+
+    check_split(_SPLIT.value)
+    every = _TASK.value == ["all"]
+    tasks = [find(name) for name in (TASKS if every else _TASK.value)]
+    tokenizer = open_tokenizer(_TOKENIZER.value)
+    corpus = open_corpus(_CORPUS.value, _DATA_DIR.value, folder=_FOLDER.value)
+    stream = open_stream(corpus, _SPLIT.value, tokenizer, _DATA_DIR.value)
+    text = Filler(stream, tokenizer)
+    sentences = Filler(None, tokenizer, corpus=False)
+    for task in tasks:
+        filler = sentences if task.sentences else text
+        if every and _LENGTH.value < task.shortest(filler):
+            print(f"{task.id} {task.name}: needs {task.shortest(filler)} tokens\n")
+            continue
+        for index in range(_INDEX.value, _INDEX.value + _COUNT.value):
+            instance = task.instance(
+                filler, split=_SPLIT.value, seed=_SEED.value, index=index, length=_LENGTH.value
+            )
+            print(f"{task.id} {task.name}, {_SPLIT.value} {index}, chance {task.chance:.4g}")
+            print(shown(instance, filler, tokenizer), end="\n\n")
+
+
+if __name__ == "__main__":
+    door.enter(main)
