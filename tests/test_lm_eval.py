@@ -418,7 +418,8 @@ def test_the_group_lists_every_scored_task_and_says_what_is_too_short(model):
         ("posenc_pasky", "did you mean 'posenc_passkey'"),
         ("posenc_passkey@8", "passkey needs 22 tokens; 8 is too short"),
         ("posenc_passkey@64@3L", "A length in tokens may follow"),
-        ("hellaswagg", "did you mean 'hellaswag'"),
+        # Reads all the harness's own files, which takes most of a minute.
+        pytest.param("hellaswagg", "did you mean 'hellaswag'", marks=pytest.mark.slow),
     ],
 )
 def test_a_task_that_there_is_not_is_named_with_its_neighbour(workdir, name, message):
