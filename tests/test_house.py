@@ -18,6 +18,7 @@ FLOORS = {
     "training": 3,
     "evaluation": 4,
     "bench": 5,
+    "interop": 5,
     "study": 5,
     "report": 6,
     "door": 7,
@@ -31,6 +32,7 @@ ONLY_IN = {
     "optax": {"training/step.py"},
     "tensorflow_datasets": {"data/corpora.py", "data/public.py"},
     "grain": {"data/pipeline.py"},
+    "lm_eval": {"interop/"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

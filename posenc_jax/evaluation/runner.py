@@ -15,6 +15,7 @@ from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.rows import RowFile
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.evaluation.suites import SUITES, chosen
+from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, read
@@ -222,3 +223,72 @@ def _restore(workdir: Path, config: RunConfig, inputs: Inputs):
         step = checkpoints.latest()
         state = checkpoints.restore(step, shapes)
     return step, jax.device_get(state["params"])
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRun:
+    """The last checkpoint of a run, for readers other than `evaluate`.
+
+    Attributes:
+      workdir: of the run. config: its own; the arm names the stretch. stretch: the rule it is read
+        with, or None. inputs: opened. step: of the checkpoint. params: of the decoder, float32.
+    """
+
+    workdir: Path
+    config: RunConfig
+    stretch: str | None
+    inputs: Inputs
+    step: int
+    params: dict
+
+    @property
+    def longest(self) -> int | None:
+        """Positions that the scheme has; None for any number."""
+        return self.config.model_config(vocab_size=1).placed.longest()
+
+    def multiples(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Returns the lengths to read, in units of L; None takes those of the run's own that fit.
+
+        Raises:
+          ValueError: a length asked for that does not fit the scheme.
+        """
+        wanted = tuple(sorted(set(asked or self.config.evaluation.multiples)))
+        if wanted[0] < 1:
+            raise ValueError(
+                f"--lengths must be whole multiples of the training length, not {wanted}"
+            )
+        return _fitting(self.config, wanted, asked=asked is not None)
+
+    def compiled_lengths(self, multiples: tuple[int, ...]) -> list[int]:
+        """Returns the few input lengths, in tokens, that `evaluate` pads its rows to."""
+        return _compiled_lengths(self.config, multiples)
+
+    def model_config(self, length: int) -> ModelConfig:
+        """Returns the decoder's configuration as rows of up to `length` tokens are read."""
+        config = _reading(self.config, self.stretch, length)
+        return config.model_config(self.inputs.tokenizer.vocab_size)
+
+    def folder(self, length: int) -> Path:
+        """Returns where results go: the run's folder, or that of the stretched reading of `length`."""
+        if self.stretch is None:
+            return self.workdir
+        reading = _reading(self.config, self.stretch, length)
+        return _stretched_folder(self.workdir, self.stretch, reading)
+
+
+def open_run(workdir: Path, stretch: str | None) -> OpenRun:
+    """Restores the last checkpoint of a run.
+
+    Raises:
+      ValueError: no checkpoint, or a stretch that is none or changes nothing in this scheme.
+    """
+    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
+        raise ValueError(
+            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
+        )
+    trained = read(workdir / "config.json")
+    config = trained if stretch is None else _named(trained, f"{trained.arm} {stretch}")
+    _reading(config, stretch, config.train.length)  # refuses a bad rule before anything is opened
+    inputs = open_inputs(config)
+    step, params = _restore(workdir, trained, inputs)
+    return OpenRun(workdir, config, stretch, inputs, step, params)
