@@ -16,7 +16,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", requi
 _LENGTHS = flags.DEFINE_list(
     "lengths", None, "Multiples of the training length; default: the run's own"
 )
-_SUITE = flags.DEFINE_list("suite", ["E", "R"], "E (extrapolation), R (retrieval)")
+_SUITE = flags.DEFINE_list(
+    "suite", ["E", "R"], "E (extrapolation), R (retrieval), C (classification)"
+)
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,

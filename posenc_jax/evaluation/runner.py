@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.evaluation.classification import Classifier, ClassScores, check_suites
 from posenc_jax.evaluation.measures import Measures
 from posenc_jax.evaluation.rows import RowFile
 from posenc_jax.evaluation.scorer import Scorer
@@ -21,7 +22,7 @@ from posenc_jax.training.progress import Progress
 from posenc_jax.training.step import state_builder
 from posenc_jax.training.workdir import write_json
 
-SUITES = ("E", "R")
+SUITES = ("E", "R", "C")
 
 
 def evaluate(
@@ -55,6 +56,7 @@ def evaluate(
             f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
         )
     config = trained = read(workdir / "config.json")
+    check_suites(config, suites)
     if stretch is not None:
         config = _named(trained, f"{trained.arm} {stretch}")
     wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
@@ -74,6 +76,7 @@ def evaluate(
     # Rows of another checkpoint or other settings are replaced; E rows also when their text changes.
     settings = {"step": step, "settings": repr(config.evaluation), "stretch": stretch}
     stamps = {"R": _stamp(settings), "E": _stamp(settings | {"top": top}), "all": _stamp(settings)}
+    stamps["C"] = stamps["E"]
     if stretch is not None:
         workdir = _stretched_folder(workdir, stretch, _reading(config, stretch, longest))
     # Scores for tuning lie apart, where no report looks for results.
@@ -90,6 +93,10 @@ def evaluate(
         items |= work.extrapolation_items()
     if "R" in suites:
         items |= work.retrieval_items()
+    if "C" in suites:
+        labels_C = inputs.tokenizer.labels_C
+        classifier = Classifier(model_configs, params, config.evaluation.batch_tokens, labels_C)
+        items |= ClassScores(work, classifier, inputs.corpus, inputs.tokenizer, every).items()
     for k in sorted(set(wanted) - set(fitting)):
         limit = shown.placed.longest()
         L = config.train.length
