@@ -19,7 +19,7 @@ _LENGTHS = flags.DEFINE_list(
     "lengths", None, "Multiples of the training length; default: the run's own"
 )
 _SUITE = flags.DEFINE_list(
-    "suite", None, "Suites (E, R, P, M), ids (E3, R2, M1) or tasks; default: the run's own"
+    "suite", None, "Suites (E, R, P, M, C), ids (E3, R2, M1) or tasks; default: the run's own"
 )
 _KEY_TARGETS = flags.DEFINE_string("key_targets", None, "File of E5's targets")
 _WRITE_KEY_TARGETS = flags.DEFINE_string(

@@ -126,6 +126,7 @@ DATA = {
 }  # fmt: skip
 ELSEWHERE = {
     "corpus", "folder", "tokenizer", "download",  # tests/test_corpora.py, test_tokens.py, test_public_corpora.py
+    "task", "text_weight",  # tests/test_longtext.py
     "data_dir", "threads",  # where and how fast: tests/test_pipeline.py shows that they change no number
 }  # fmt: skip
 

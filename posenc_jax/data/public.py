@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 # Where the text stands, in order of preference; most sets say "text".
@@ -38,6 +39,10 @@ class Documents(Sequence):
         if self._name_key is None:
             return f"{self._split}[{place}]", bytes(record[self._text_key])
         return record[self._name_key].decode(), bytes(record[self._text_key])
+
+    def column(self, key: str) -> np.ndarray:
+        """One whole-number feature of every example, read from all of them."""
+        return np.array([self._source[place][key] for place in self._range], np.int32)
 
 
 def split_ranges(sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
@@ -80,6 +85,35 @@ def open_public(
     Raises ValueError if TFDS knows no such set (with near names, also among `also`), or if it is
     not prepared below data_dir and may not be, or could not be, downloaded.
     """
+    builder, splits = _opened(name, data_dir, download, also)
+    return _fingerprint(builder), splits
+
+
+def open_labelled(
+    name: str, data_dir: str, *, download: bool, also: Sequence[str]
+) -> tuple[str, dict[str, Documents], tuple[str, ...], dict[str, np.ndarray]]:
+    """Fingerprint, splits, names of the classes and each split's classes of a labelled TFDS set.
+
+    The class is the feature `label`, a ClassLabel. Raises ValueError as `open_public` does, and for
+    a set without that feature or a document without a class.
+    """
+    builder, splits = _opened(name, data_dir, download, also)
+    features = dict(builder.info.features.items())
+    label = features.get("label")
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(
+            f"data.corpus={name} has no class label among its features ({', '.join(sorted(features))})"
+        )
+    classes = {split: documents.column("label") for split, documents in splits.items()}
+    for split, found in classes.items():
+        if found.min() < 0:
+            raise ValueError(f"data.corpus={name} has documents without a class in {split}")
+    return _fingerprint(builder), splits, tuple(label.names), classes
+
+
+def _opened(
+    name: str, data_dir: str, download: bool, also: Sequence[str]
+) -> tuple[tfds.core.DatasetBuilder, dict[str, Documents]]:
     parts = _NAME.fullmatch(name)
     if parts is None or not _known(parts["set"], data_dir):
         near = difflib.get_close_matches(name, [*also, *_set_names()], n=3, cutoff=0.6)
@@ -106,7 +140,7 @@ def open_public(
         split: Documents(sources[part], text, None, part, start, stop)
         for split, (part, start, stop) in ranges.items()
     }
-    return _fingerprint(builder), splits
+    return builder, splits
 
 
 def _set_names() -> list[str]:

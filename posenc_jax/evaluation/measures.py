@@ -16,6 +16,7 @@ class Measures:
         scheme. scorer: of its checkpoint. multiples: lengths that fit it, in units of L. split: of the
         text. top: the longest multiple of the study's text, `deepest`: the longest that fits the arm.
       rows: the RowFile that measures are added to. key_targets: file of E5's targets, or None.
+      model_configs: the model by input length to compile for. every: all multiples of the study.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Measures:
         deepest,
         rows=None,
         key_targets=None,
+        model_configs=None,
+        every=(),
     ):
         self.config, self.inputs, self.split = config, inputs, split
         self.params, self.model_config, self.multiples = params, model_config, multiples
@@ -39,6 +42,7 @@ class Measures:
         self.top, self.deepest = top, deepest
         self.scorer, self.folder = scorer, folder
         self.rows, self.key_targets = rows, key_targets
+        self.model_configs, self.every = model_configs, every
 
     def row(
         self, suite: str, metric: str, length: int, bucket: str, value: float | None, n: int

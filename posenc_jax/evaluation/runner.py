@@ -10,6 +10,7 @@ import jax
 
 from posenc_jax.encodings import parse, stretched, unparse
 from posenc_jax.evaluation import key_targets
+from posenc_jax.evaluation.classification import check_suites
 from posenc_jax.evaluation.measures import Measures
 from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.rows import RowFile
@@ -58,7 +59,9 @@ def evaluate(
     config = trained = read(workdir / "config.json")
     if stretch is not None:
         config = _named(trained, f"{trained.arm} {stretch}")
-    measures = chosen(config.evaluation.measures if suites is None else suites)
+    own = ("C",) if config.data.task == "classification" else config.evaluation.measures
+    measures = chosen(own if suites is None else suites)
+    check_suites(config, tuple(measures))
     if key_targets is not None and not key_targets.is_file():
         raise ValueError(f"--key_targets={key_targets} is no file")
     wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
@@ -91,7 +94,8 @@ def evaluate(
     scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
     shown = model_configs[max(model_configs)]
     work = Measures(
-        folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets
+        folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets,
+        model_configs, every,
     )  # fmt: skip
     items = {"scheme": work.scheme}
     for letter, names in measures.items():

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 
 from posenc_jax.evaluation import extrapolation, retrieval_items
+from posenc_jax.evaluation.classification import Classifier, ClassScores
 from posenc_jax.evaluation.probe_items import probe_items
 from posenc_jax.evaluation.property_items import property_items
 from posenc_jax.evaluation.subject import Subject
@@ -35,6 +36,14 @@ _TASKS = {
     task.id: tuple(other.name for other in SCORED.values() if other.id == task.id)
     for task in SCORED.values()
 }
+
+
+def _classification_items(work, chosen: frozenset[str]) -> dict[str, Callable]:
+    tokenizer, budget = work.inputs.tokenizer, work.config.evaluation.batch_tokens
+    classifier = Classifier(work.model_configs, work.params, budget, tokenizer.labels_C)
+    return ClassScores(work, classifier, work.inputs.corpus, tokenizer, work.every).items()
+
+
 _subject = functools.lru_cache(maxsize=1)(Subject)  # both suites read the same sums
 
 
@@ -68,6 +77,7 @@ SUITES = {
         {},
         functools.partial(_of_subject, property_items),
     ),
+    "C": Suite("classification of long text", ("classes",), {}, {}, _classification_items),
     "M": Suite(
         "what every head does",
         ("observed", "M3", "M9", "M12"),

@@ -7,6 +7,8 @@
     strings.py    R4 n-gram, R5 copy, R7 phone book, R9 n-back and flip-flop
     table.py      every task by name, with its chance and its shortest length
     windows.py    training windows of them
+    offset.py     P3, the token exactly t back
+    longtext.py   C: documents of known class, their labels as ids, and training windows of them
 
 This package imports `data` and nothing else of posenc_jax.
 """

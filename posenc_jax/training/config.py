@@ -54,6 +54,9 @@ class DataSection:
       answer_weight: loss weight of an answer token; a text token has 1.
       min_pairs, max_pairs: key-value pairs of a recall document in training.
       threads: reading threads; they never change the order.
+      task: "language", or "classification" of the documents of a labelled corpus: stdlib_definitions,
+        stdlib_packages, or a TFDS set with labels (see `posenc_jax.tasks.longtext`).
+      text_weight: loss weight of a document's text in classification; its class has 1.
     """
 
     corpus: str = "python_stdlib"
@@ -68,6 +71,8 @@ class DataSection:
     min_pairs: int = 2
     max_pairs: int = 8
     threads: int = 2
+    task: str = "language"
+    text_weight: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.pipeline import TextWindows, batches
+from posenc_jax.data.pipeline import Source, TextWindows, batches
 from posenc_jax.data.stream import TokenStream, open_stream
 from posenc_jax.data.tokens import Tokenizer, open_tokenizer
 from posenc_jax.tasks.filler import Filler
+from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelled
 from posenc_jax.tasks.table import find
 from posenc_jax.tasks.windows import RetrievalWindows
 from posenc_jax.training.config import DataSection, RunConfig
@@ -33,16 +34,49 @@ class Inputs:
 def open_inputs(config: RunConfig) -> Inputs:
     """Returns the opened inputs; ValueError, one line, for anything that is missing or broken."""
     data = config.data
+    _check_task(data)
+    if data.task == "classification":
+        corpus = open_labelled(data.corpus, data.data_dir, download=data.download)
+        tokenizer = LabelTokenizer(open_tokenizer(data.tokenizer), corpus.labels)
+        return Inputs(corpus, tokenizer, Path(data.data_dir))
     corpus = open_corpus(
         data.corpus, data.data_dir, folder=data.folder or None, download=data.download
     )
     return Inputs(corpus, open_tokenizer(data.tokenizer), Path(data.data_dir))
 
 
+def _check_task(data: DataSection) -> None:
+    unread = {"classification": "retrieval_share", "language": "text_weight"}
+    if data.task not in unread:
+        raise ValueError(f"config.data.task must be {' or '.join(unread)}, not {data.task!r}")
+    if not 0 <= data.text_weight < math.inf:
+        raise ValueError(f"config.data.text_weight must be zero or above, not {data.text_weight}")
+    name = unread[data.task]
+    if getattr(data, name):
+        raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
+
+
 def training_batches(
     config: RunConfig, inputs: Inputs, *, first_step: int, process_index: int, process_count: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batch of each step from `first_step` on; the step number is the only state."""
+    data, train = config.data, config.train
+    labelled = data.task == "classification"
+    sources = _class_windows(config, inputs) if labelled else _text_windows(config, inputs)
+    return batches(
+        sources,
+        seed=train.seed,
+        batch_size=train.batch_size,
+        first_step=first_step,
+        last_step=train.steps,
+        process_index=process_index,
+        process_count=process_count,
+        num_threads=data.threads,
+        prefetch=8,
+    )
+
+
+def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float]]:
     data, train = config.data, config.train
     stream = inputs.stream("train")
     sources = []
@@ -60,17 +94,25 @@ def training_batches(
             answer_weight=data.answer_weight,
         )
         sources.append((windows, data.retrieval_share))
-    return batches(
-        sources,
-        seed=train.seed,
-        batch_size=train.batch_size,
-        first_step=first_step,
-        last_step=train.steps,
-        process_index=process_index,
-        process_count=process_count,
-        num_threads=data.threads,
-        prefetch=8,
-    )
+    return sources
+
+
+def _class_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float]]:
+    """A source for each class with the same share of every batch, so that no class is preferred."""
+    return [
+        (
+            ClassWindows(
+                inputs.corpus,
+                inputs.tokenizer,
+                split="train",
+                label=label,
+                length=config.train.length,
+                text_weight=config.data.text_weight,
+            ),
+            1 / len(inputs.corpus.labels),
+        )
+        for label in range(len(inputs.corpus.labels))
+    ]
 
 
 def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:

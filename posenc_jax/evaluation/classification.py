@@ -1,0 +1,258 @@
+"""C: long-text classification by document length (EVALUATION.md, sec. 4).
+
+A document is read whole, up to the longest multiple of L, and asked for its class at SEP; the softmax
+is over the classes alone. Every score is a mean over classes of the mean over their documents, so a
+constant answer has accuracy 1/C and a uniform one costs ln C, whatever the classes' sizes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.evaluation.measures import Measures
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.tasks.longtext import LabelledCorpus, LabelTokenizer, inputs_of
+from posenc_jax.training.config import RunConfig
+
+
+def check_suites(config: RunConfig, suites: Sequence[str]) -> None:
+    """Raises ValueError for suite C of a run without classes, and for E or R of a classifier."""
+    classifier = config.data.task == "classification"
+    if "C" in suites and not classifier:
+        raise ValueError(
+            "--suite=C asks for classes and this run was trained on text alone; "
+            "--config=configs/longtext.py trains a classifier"
+        )
+    if classifier and set(suites) != {"C"}:
+        raise ValueError(
+            "--suite=E, R, P and M score language models and this run is a classifier; ask for --suite=C"
+        )
+
+
+class Classifier:
+    """Logits of the classes at the last token of whole documents, in float32.
+
+    Documents are padded on the right with segment 0 to the next of a few lengths, which changes no
+    result.
+
+    Args:
+      configs: the model to use for each input length to compile for, in tokens. params: of all of
+        them. batch_tokens: tokens taken at a time. labels_C: ids of the classes.
+    """
+
+    def __init__(
+        self, configs: Mapping[int, ModelConfig], params, batch_tokens: int, labels_C: np.ndarray
+    ):
+        self._configs = {n: dataclasses.replace(c, dtype="float32") for n, c in configs.items()}
+        self._params, self._batch_tokens, self._labels_C = params, batch_tokens, labels_C
+        self._score = jax.jit(_last_logits, static_argnums=0)
+
+    def logits(self, documents: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns logits_RC of R documents (ids, SEP last).
+
+        Raises:
+          ValueError: a document longer than the longest compiled length: nothing is ever cut off.
+        """
+        lengths_R = np.array([len(ids) for ids in documents], int)
+        edges = np.array(sorted(self._configs))
+        if len(documents) and lengths_R.max() > edges[-1]:
+            raise ValueError(
+                f"a document of {lengths_R.max()} inputs exceeds the longest length {edges[-1]}"
+            )
+        logits_RC = np.zeros((len(documents), len(self._labels_C)), np.float32)
+        program_R = np.searchsorted(edges, lengths_R)
+        for program, T in enumerate(edges.tolist()):
+            chosen = np.flatnonzero(program_R == program)
+            B = max(1, self._batch_tokens // T)
+            for start in range(0, len(chosen), B):
+                rows = chosen[start : start + B]
+                tokens_BT, seg_BT = np.zeros((2, B, T), np.int32)
+                for row, number in enumerate(rows):
+                    tokens_BT[row, : lengths_R[number]] = documents[number]
+                    seg_BT[row, : lengths_R[number]] = 1
+                last_B = np.zeros(B, np.int32)
+                last_B[: len(rows)] = lengths_R[rows] - 1
+                out_BV = self._score(self._configs[T], self._params, tokens_BT, seg_BT, last_B)
+                logits_RC[rows] = np.asarray(out_BV)[: len(rows), self._labels_C]
+        return logits_RC
+
+
+def _last_logits(config: ModelConfig, params, tokens_BT, seg_BT, last_B):
+    pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    logits_BTV, _ = Decoder(config).apply({"params": params}, tokens_BT, pos_BT, seg_BT)
+    return jnp.take_along_axis(logits_BTV, last_B[:, None, None], axis=1)[:, 0]
+
+
+def balanced(values_R: np.ndarray, class_R: np.ndarray, classes: int) -> float:
+    """Returns the mean over classes of the mean over their documents; each class needs one."""
+    return float(np.mean([values_R[class_R == c].mean() for c in range(classes)]))
+
+
+def chance_corrected(accuracy: float, classes: int) -> float:
+    """Returns (accuracy - 1/C) / (1 - 1/C): 1 is perfect, and 0 what every constant answer has."""
+    return (classes * accuracy - 1) / (classes - 1)
+
+
+def class_losses(logits_RC: np.ndarray, class_R: np.ndarray) -> np.ndarray:
+    """Returns nll_R in nats of the right class, float64, the softmax over the classes alone."""
+    wide_RC = logits_RC.astype(np.float64)
+    wide_RC = wide_RC - wide_RC.max(axis=1, keepdims=True)
+    return np.log(np.exp(wide_RC).sum(axis=1)) - wide_RC[np.arange(len(class_R)), class_R]
+
+
+def length_buckets(
+    lengths_R: np.ndarray, train_length: int, multiples: Sequence[int]
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yields (name, upper multiple, selection): up to L, L to 2L, ..., and what exceeds the last.
+
+    lengths_R counts all inputs of a document, BOS and SEP too; upper edges belong to their bucket.
+    """
+    low = 0
+    for k in sorted({1, *multiples}):
+        name = f"{_times(low)}-{_times(k)}" if low else "<=L"
+        yield name, k, (lengths_R > low * train_length) & (lengths_R <= k * train_length)
+        low = k
+    yield f">{_times(low)}", low, lengths_R > low * train_length
+
+
+def _times(k: int) -> str:
+    return "L" if k == 1 else f"{k}L"
+
+
+class ClassScores:
+    """The rows of suite C of one checkpoint.
+
+    Args:
+      work: whose rows these are. classifier: the run's, or any other with its `logits` method.
+      corpus, tokenizer: the run's. multiples: edges of the buckets; of these, `work.multiples` fit
+        the model.
+    """
+
+    def __init__(
+        self,
+        work: Measures,
+        classifier: Classifier,
+        corpus: LabelledCorpus,
+        tokenizer: LabelTokenizer,
+        multiples: Sequence[int],
+    ):
+        self._work, self._classifier, self._tokenizer = work, classifier, tokenizer
+        self._corpus, self._classes = corpus, len(corpus.labels)
+        self._class_R = corpus.classes[work.split]
+        self._top, self._fits = max(multiples), max(work.multiples)
+        self._lengths_R = np.array(
+            [len(tokenizer.encode(text)) + 2 for _, text in corpus.documents(work.split)]
+        )
+        self._buckets = list(length_buckets(self._lengths_R, work.L, multiples))
+
+    def items(self) -> dict[str, Callable]:
+        """Returns an item for each bucket, and one for all documents, which reads theirs."""
+        items = {
+            f"longtext/{name}": lambda name=name, k=k, chosen=chosen: self._bucket(name, k, chosen)
+            for name, k, chosen in self._buckets
+        }
+        return items | {"longtext/all": self._all}
+
+    def _bucket(self, name: str, k: int, chosen_R: np.ndarray) -> list[dict]:
+        if k > self._fits:
+            reason = f"{k}L is more than the {self._fits}L that fit this arm"
+            return [self._skipped(f"length:{name}", k, reason)]
+        numbers = np.flatnonzero(chosen_R)
+        longest = k * self._work.L
+        logits_RC = self._classifier.logits(self._inputs(numbers, longest))
+        cut_RC = logits_RC
+        if k > 1:  # what the same documents give to a reader of their first L tokens
+            cut_RC = self._classifier.logits(self._inputs(numbers, self._work.L))
+        scored = {
+            "document_R": numbers,
+            "length_R": self._lengths_R[numbers],
+            "class_R": self._class_R[numbers],
+            "logits_RC": logits_RC,
+            "cut_logits_RC": cut_RC,
+            "bag_RC": self._bag(self._inputs(numbers, longest)),
+        }
+        np.savez(self._array(name), **scored)
+        return self._rows(f"length:{name}", k, scored)
+
+    def _all(self) -> list[dict]:
+        if self._top > self._fits:
+            reason = (
+                f"documents of up to {self._top}L are more than the {self._fits}L that fit this arm"
+            )
+            return [self._skipped("all", self._top, reason)]
+        parts = [np.load(self._array(name)) for name, _, _ in self._buckets]
+        scored = {key: np.concatenate([part[key] for part in parts]) for key in parts[0].files}
+        return self._rows("all", self._top, scored)
+
+    def _rows(self, bucket: str, k: int, scored: dict[str, np.ndarray]) -> list[dict]:
+        C, class_R = self._classes, scored["class_R"]
+        missing = sorted(set(range(C)) - set(class_R.tolist()))
+        if missing:
+            reason = (
+                f"no document of {', '.join(self._corpus.labels[c] for c in missing)} is that long"
+            )
+            return [self._skipped(bucket, k, reason)]
+
+        def accuracy(key):
+            return balanced(scored[key].argmax(axis=1) == class_R, class_R, C)
+
+        values = {
+            "longtext_accuracy": accuracy("logits_RC"),
+            "longtext_corrected": chance_corrected(accuracy("logits_RC"), C),
+            "longtext_nll": balanced(class_losses(scored["logits_RC"], class_R), class_R, C),
+            "longtext_cut_corrected": chance_corrected(accuracy("cut_logits_RC"), C),
+            "longtext_bag_corrected": chance_corrected(accuracy("bag_RC"), C),
+        }
+        L = self._work.L
+        return [
+            self._work.row("C", metric, k * L, bucket, value, len(class_R))
+            for metric, value in values.items()
+        ]
+
+    def _skipped(self, bucket: str, k: int, reason: str) -> dict:
+        row = self._work.row("C", "longtext_corrected", k * self._work.L, bucket, None, 0)
+        return row | {"skipped": reason}
+
+    def _array(self, name: str):
+        return (
+            self._work.folder
+            / "arrays"
+            / f"longtext_{name.strip('<=>')}{'+' * (name[0] == '>')}.npz"
+        )
+
+    def _inputs(self, numbers: np.ndarray, longest: int) -> list[np.ndarray]:
+        documents = self._corpus.documents(self._work.split)
+        return [inputs_of(documents[n][1], self._tokenizer, longest) for n in numbers.tolist()]
+
+    @functools.cached_property
+    def _frequency_VC(self) -> np.ndarray:
+        train = self._corpus.documents("train")
+        beginnings = [
+            inputs_of(train[n][1], self._tokenizer, self._work.L)[1:-1] for n in range(len(train))
+        ]
+        return bag_of_ids(
+            beginnings, self._corpus.classes["train"], self._tokenizer.vocab_size, self._classes
+        )
+
+    def _bag(self, documents: Sequence[np.ndarray]) -> np.ndarray:
+        """Log-likelihoods of the texts of documents under each class's frequencies of ids."""
+        rows = [self._frequency_VC[ids[1:-1]].sum(axis=0) for ids in documents]
+        return np.array(rows).reshape(-1, self._classes)
+
+
+def bag_of_ids(
+    documents: Sequence[np.ndarray], class_R: np.ndarray, vocab_size: int, classes: int
+) -> np.ndarray:
+    """Returns log_frequency_VC of ids by class, add-one smoothed: naive Bayes, the classes alike.
+
+    The yardstick of what needs no order of tokens, hence no position: with byte tokens, a bag of bytes.
+    """
+    count_VC = np.ones((vocab_size, classes))
+    for ids, c in zip(documents, class_R.tolist(), strict=True):
+        count_VC[:, c] += np.bincount(ids, minlength=vocab_size)
+    return np.log(count_VC / count_VC.sum(axis=0, keepdims=True))
