@@ -2,6 +2,9 @@
 
 Command:  python train.py --config=configs/longtext.py:rope+alibi --workdir=runs/c
           python scripts/evaluate.py --workdir=runs/c --suite=C
+Reaches:  balanced accuracy 0.25 (alibi), 0.26 (rope) and 0.36 (nope) over all test documents, one seed; chance
+          is 0.125, and naive Bayes on the bag of bytes has 0.38: at this size the arms tell little
+Takes:    two minutes of training and one of evaluation on two cores
 
 The class is predicted at the end of a document (see posenc_jax/tasks/longtext.py). Whole files:
 --config.data.corpus=stdlib_packages --config.train.length=2048. Film reviews, good or bad:

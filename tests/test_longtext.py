@@ -192,7 +192,9 @@ def rows_of(corpus, logits, tmp_path, multiples=(1, 2, 4, 8), fits=(1, 2, 4, 8))
     def row(suite, metric, length, bucket, value, n):
         return {"suite": suite, "metric": metric, "length": length, "bucket": bucket, "value": value, "n": n}  # fmt: skip
 
-    work = types.SimpleNamespace(folder=tmp_path, split="test", L=L, multiples=fits, row=row)
+    work = types.SimpleNamespace(
+        folder=tmp_path, split="test", L=L, multiples=fits, deepest=max(fits), row=row
+    )
     tokenizer = LabelTokenizer(ByteTokenizer(), corpus.labels)
     reader = Reader(logits)
     scores = ClassScores(work, reader, corpus, tokenizer, multiples)
@@ -341,6 +343,8 @@ def test_a_run_trains_on_labels_and_is_scored_by_length(tmp_path):
     assert 0.5 * math.log(8) < loss < 3 * math.log(8)
     before = path.read_text()
     assert runner.evaluate(tmp_path / "c", suites=("C",), **arguments).read_text() == before
+    with pytest.raises(ValueError, match="up to 2L; add 2 to --lengths or leave it out"):
+        runner.evaluate(tmp_path / "c", suites=("C",), **{**arguments, "multiples": (1,)})
     with pytest.raises(ValueError, match="this run is a classifier; ask for --suite=C"):
         runner.evaluate(tmp_path / "c", suites=("E", "R"), **arguments)
 

@@ -129,8 +129,11 @@ class ClassScores:
 
     Args:
       work: whose rows these are. classifier: the run's, or any other with its `logits` method.
-      corpus, tokenizer: the run's. multiples: edges of the buckets; of these, `work.multiples` fit
+      corpus, tokenizer: the run's. multiples: edges of the buckets; those up to `work.deepest` fit
         the model.
+
+    Raises:
+      ValueError: `work.multiples`, which the classifier is compiled for, end before that.
     """
 
     def __init__(
@@ -144,7 +147,12 @@ class ClassScores:
         self._work, self._classifier, self._tokenizer = work, classifier, tokenizer
         self._corpus, self._classes = corpus, len(corpus.labels)
         self._class_R = corpus.classes[work.split]
-        self._top, self._fits = max(multiples), max(work.multiples)
+        self._top, self._fits = max(multiples), work.deepest
+        if max(work.multiples) < self._fits:
+            raise ValueError(
+                f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to --lengths or leave "
+                "it out"
+            )
         self._lengths_R = np.array(
             [len(tokenizer.encode(text)) + 2 for _, text in corpus.documents(work.split)]
         )
@@ -185,8 +193,11 @@ class ClassScores:
                 f"documents of up to {self._top}L are more than the {self._fits}L that fit this arm"
             )
             return [self._skipped("all", self._top, reason)]
-        parts = [np.load(self._array(name)) for name, _, _ in self._buckets]
-        scored = {key: np.concatenate([part[key] for part in parts]) for key in parts[0].files}
+        parts = []
+        for name, _, _ in self._buckets:
+            with np.load(self._array(name)) as part:
+                parts.append(dict(part))
+        scored = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return self._rows("all", self._top, scored)
 
     def _rows(self, bucket: str, k: int, scored: dict[str, np.ndarray]) -> list[dict]:
