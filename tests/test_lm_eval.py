@@ -245,7 +245,7 @@ def test_generation_settings_that_there_are_not_are_refused(model, settings, mes
 @pytest.fixture(scope="module")
 def short(tmp_path_factory, data_dir):
     """A run whose learned table has L positions."""
-    return trained(tmp_path_factory.mktemp("run") / "short", data_dir, "learned", 1)
+    return trained(tmp_path_factory.mktemp("run") / "short", data_dir, "learned", 5)
 
 
 def test_what_the_scheme_cannot_read_is_refused_by_name(short):
