@@ -1,16 +1,15 @@
-"""The decision rule on truth tables, its refusals, and the frozen plan."""
+"""The decision rule on truth tables, its refusals, attribution, and simulated studies."""
 
 import json
 import subprocess
 import sys
-import time
 
 import pytest
+from scipy import stats
 
-from posenc_jax.study import prereg
+from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import CLAUSES, Margins, decide
-from posenc_jax.study.simulation import simulated, truth
-from posenc_jax.study.statistics import power
+from posenc_jax.study.simulation import tally, truths
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
 GOOD = {
@@ -137,12 +136,77 @@ def test_holm_over_hybrids_raises_the_bar():
     assert both[0].p == pytest.approx(2 * alone.p)
 
 
-def test_every_statement_says_estimate_interval_p_n_and_detectable_effect():
-    for statement in said(outcomes()).statements:
+def test_every_tested_statement_says_estimate_interval_p_n_and_detectable_effect():
+    tested = [s for s in said(outcomes()).statements if not s.check]
+    assert len(tested) == 13
+    for statement in tested:
         line = statement.sentence(0.05)
         assert all(
             word in line for word in ("interval", "p ", "n 5 seeds", "detectable", "below 6")
         )
+
+
+def test_exact_properties_are_printed_as_checks_with_the_seeds_that_fail():
+    table = outcomes()
+    table["H", "P1"][3] = 2e-4
+    p1, p5 = [s.sentence(0.05) for s in said(table).statements if s.check]
+    assert "at most 0.0001: fails: seed 3 has 0.0002 (checked" in p1
+    assert "passes" in p5
+    assert "5 seeds, values 1 to 1" in p5
+    assert not any("sign flip" in line for line in (p1, p5))
+
+
+def test_one_failing_seed_of_a_check_refutes_it():
+    table = outcomes()
+    table["H", "P5"][2] = 7 / 8
+    assert said(table).clauses["G2"] == "refuted"
+
+
+def test_a_gain_that_lacks_a_seed_gives_way_to_the_other_and_is_named():
+    table = outcomes()
+    table["H", "context_gain"][4] = None
+    found = said(table)
+    assert found.verdict == "YES"
+    line = next(s for s in found.statements if s.clause == "G3").sentence(0.05)
+    assert "here repeat gain" in line
+    assert "context gain left out: context_gain of H, seed 4" in line
+    del table["H", "repeat_gain"]
+    assert said(table).verdict == "INCONCLUSIVE"
+
+
+def ablated(**changes):
+    """Outcomes of H, and of N without the factor: as good on both axes unless changed."""
+    table = outcomes()
+    for metric, value in ({"Y_E": 1.0, "Y_R": 0.9} | changes).items():
+        table["N", metric] = {s: value + NOISE[s + 2] for s in range(5)}
+    return table
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"Y_E": 1.01}, "needed"),
+        ({"Y_R": 0.8}, "needed"),
+        ({"Y_E": 1.01, "Y_R": 0.8}, "needed"),
+        ({}, "dispensable"),
+        ({"Y_E": 0.9}, "dispensable"),  # better without it
+        ({"Y_E": 1.01, "Y_R": 0.96}, "open"),  # won on one axis, lost on the other
+        ({"Y_E": 1.0051}, "open"),  # too near the margin
+        ({"Y_R": None}, "open"),
+    ],
+)
+@pytest.mark.parametrize("factor", ["rotation", "bias"])
+def test_a_factor_is_needed_when_one_axis_is_lost_without_it_and_the_other_not_won(
+    changes, finding, factor
+):
+    table = ablated(**{k: v for k, v in changes.items() if v is not None})
+    if None in changes.values():
+        table["N", "Y_R"][1] = None
+    (found,) = attribute(table, "H", {factor: "N"}, seeds=range(5), margins=Margins())
+    assert found.finding == finding
+    other = {"rotation": "bias", "bias": "rotation"}[factor]
+    says = {"needed": f"{factor} is needed", "dispensable": f"{other} suffices", "open": "open"}
+    assert says[finding] in found.words
 
 
 def test_a_fourth_hybrid_or_a_parent_as_hybrid_is_refused():
@@ -152,41 +216,34 @@ def test_a_fourth_hybrid_or_a_parent_as_hybrid_is_refused():
         said(outcomes(), hybrids=("rope",))
 
 
-@pytest.mark.parametrize(("effect", "n"), [(0.0, 5), (1.3, 5)])
-def test_a_few_simulated_studies_are_as_often_yes_as_theory_says(effect, n):
-    """Three standard errors of 150 studies; 2,000 by scripts/simulate_decisions.py."""
-    means = truth("C2", effect, Margins())
-    yes = sum(simulated(means, n=n, study=i, margins=Margins()).verdict.startswith("YES") for i in range(150)) / 150  # fmt: skip
-    theory = power(n, effect, alpha=0.05, two_sided=False)
-    assert abs(yes - theory) < 3 * (theory * (1 - theory) / 150) ** 0.5
+def test_the_theory_of_a_truth_is_the_noncentral_t():
+    truth = next(t for t in truths() if t.name == "whole rule, three axes apart")
+    one = stats.nct.sf(stats.t.ppf(0.95, 7), 7, 2.0 * 8**0.5)
+    assert truth.expected(8) == pytest.approx(one**3, abs=1e-6)
 
 
-@pytest.fixture
-def plan(tmp_path):
-    path = tmp_path / "prereg.json"
-    prereg.freeze(path, hybrids=["H"], rope="rope", alibi="alibi", seeds=range(100, 108))
-    return path
+@pytest.mark.parametrize("name", ["C2 on its boundary", "C2 past its threshold"])
+def test_a_few_simulated_studies_are_as_often_yes_as_theory_says(name):
+    """Three standard errors of 150 studies; 2,000 and every truth by scripts/simulate_decisions.py."""
+    truth = next(t for t in truths() if t.name == name)
+    hits, answers = tally(truth, n=5, studies=150, seed=0, margins=Margins())
+    theory = truth.expected(5)
+    assert sum(answers.values()) == 150
+    assert abs(hits / 150 - theory) < 3 * (theory * (1 - theory) / 150) ** 0.5
 
 
-def test_a_plan_is_frozen_once_and_confirms_only_younger_runs(plan):
-    assert prereg.confirmed(plan, {"H-s100": time.time() + 1})["seeds"] == list(range(100, 108))
-    with pytest.raises(ValueError, match="H-s100 began before"):
-        prereg.confirmed(plan, {"H-s100": time.time() - 3600, "H-s101": time.time() + 1})
-    with pytest.raises(ValueError, match="frozen already"):
-        prereg.freeze(plan, hybrids=["H"], rope="rope", alibi="alibi", seeds=[1])
+def test_every_statement_of_the_rule_has_a_truth_on_its_boundary():
+    statements = [s for s in said(outcomes()).statements if not s.check]
+    boundaries = [t for t in truths() if t.kind == "at most" and len(t.effects) == 1]
+    alone = [t for t in boundaries if set(t.effects[0].values()) == {0.0} and t.counted[0] != "NO"]
+    assert len(alone) == len(statements) + 1  # and all of them at once
 
 
-def test_a_plan_changed_after_freezing_is_refused(plan):
-    stored = json.loads(plan.read_text())
-    stored["plan"]["margins"]["bpb"] = 0.5
-    plan.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="changed after it was frozen"):
-        prereg.confirmed(plan, {})
-
-
-def test_the_simulation_command_writes_a_row_for_every_truth(tmp_path):
-    out = tmp_path / "decision" / "rows.jsonl"
-    command = [sys.executable, "scripts/simulate_decisions.py", f"--out={out}", "--studies=2"]
+def test_the_simulation_command_writes_a_row_for_every_truth_and_n(tmp_path):
+    command = [sys.executable, "scripts/simulate_decisions.py", f"--out={tmp_path}", "--studies=1"]
     run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode in (0, 1), run.stderr  # two studies settle nothing
-    assert len(out.read_text().splitlines()) == 32
+    assert run.returncode in (0, 1), run.stderr  # one study settles nothing
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    first = [row for row in rows if row["studies"] == 1]
+    assert len(first) == 2 * len(truths())
+    assert all(row["studies"] in (1, 10) for row in rows)

@@ -1,6 +1,7 @@
 """Statistics over training seeds: the seed is the unit, documents and instances are nested in it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -37,12 +38,13 @@ def pair(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Paired
     """Pairs two arms by seed; a seed enters only if both arms have a finite value for it."""
     seeds, differences, excluded = [], [], []
     for seed in sorted({*a, *b}):
-        lacking = [side for side, values in (("first", a), ("second", b)) if not _finite(values.get(seed))]  # fmt: skip
+        first, second = a.get(seed), b.get(seed)
+        lacking = [side for side, v in (("first", first), ("second", second)) if not _finite(v)]
         if lacking:
             excluded.append(f"seed {seed}: no finite value in the {' and the '.join(lacking)} arm")
         else:
             seeds.append(seed)
-            differences.append(float(a[seed]) - float(b[seed]))
+            differences.append(float(first) - float(second))
     return Paired(tuple(seeds), tuple(differences), tuple(excluded))
 
 
@@ -54,15 +56,19 @@ def against(values: Sequence[float], threshold: float, alpha: float) -> OneSided
     Raises:
       ValueError: fewer than two values, or one that is not finite.
     """
-    values_P = _checked(values, 2)
-    n, mean = len(values_P), float(values_P.mean())
-    deviation = float(values_P.std(ddof=1))
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"a test over seeds needs at least 2 values, not {n}")
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a test was handed a value that is not finite; pair the seeds first")
+    mean = math.fsum(values) / n  # plain floats: an array this short costs ten times as much
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):
         above, below = float(mean <= threshold), float(mean >= threshold)
         return OneSided(mean, 0.0, n, mean, mean, above, below)
     error = deviation / math.sqrt(n)
     t = (mean - threshold) / error
-    half = -float(special.stdtrit(n - 1, alpha)) * error
+    half = _t_limit(n - 1, alpha) * error
     p_above, p_below = float(special.stdtr(n - 1, -t)), float(special.stdtr(n - 1, t))
     return OneSided(mean, deviation, n, mean - half, mean + half, p_above, p_below)
 
@@ -162,14 +168,14 @@ def power(n: int, effect: float, *, alpha: float, two_sided: bool) -> float:
     P(T > t) = E[Phi(shift - t sqrt(V / (n - 1)))], V chi-squared: integrated over V's quantiles,
     because scipy.special.nctdtr is nan where the shift is large.
     """
-    nodes_X, weights_X = np.polynomial.legendre.leggauss(400)
-    deviation_X = np.sqrt(special.gammaincinv((n - 1) / 2, (nodes_X + 1) / 2) * 2 / (n - 1))
-    shift, limit = effect * math.sqrt(n), -float(special.stdtrit(n - 1, alpha / (1 + two_sided)))
+    deviation_X, weights_X = _deviations(n)
+    shift, limit = effect * math.sqrt(n), _t_limit(n - 1, alpha / (1 + two_sided))
     upper = float(special.ndtr(shift - limit * deviation_X) @ weights_X) / 2
     lower = float(special.ndtr(-limit * deviation_X - shift) @ weights_X) / 2
     return upper + lower if two_sided else upper
 
 
+@functools.cache
 def detectable_effect(
     n: int, *, alpha: float = 0.05, wanted: float = 0.8, two_sided: bool = True
 ) -> float:
@@ -194,6 +200,18 @@ def holm(p: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p) - rank) * p[index]))
         adjusted[index] = running
     return adjusted
+
+
+@functools.cache
+def _t_limit(freedom: int, alpha: float) -> float:
+    return -float(special.stdtrit(freedom, alpha))
+
+
+@functools.cache
+def _deviations(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of the sample deviation of n standard normals, and their weights."""
+    nodes_X, weights_X = np.polynomial.legendre.leggauss(400)
+    return np.sqrt(special.gammaincinv((n - 1) / 2, (nodes_X + 1) / 2) * 2 / (n - 1)), weights_X
 
 
 def _finite(value: object) -> bool:
