@@ -178,7 +178,7 @@ def ablated(**changes):
     """Outcomes of H, and of N without the factor: as good on both axes unless changed."""
     table = outcomes()
     for metric, value in ({"Y_E": 1.0, "Y_R": 0.9} | changes).items():
-        table["N", metric] = {s: value + NOISE[s + 2] for s in range(5)}
+        table["N", metric] = {s: value + NOISE[s + 1] for s in range(5)}
     return table
 
 
