@@ -142,7 +142,7 @@ def test_every_tested_statement_says_estimate_interval_p_n_and_detectable_effect
     for statement in tested:
         line = statement.sentence(0.05)
         assert all(
-            word in line for word in ("interval", "p ", "n 5 seeds", "detectable", "below 6")
+            word in line for word in ("interval", "p ", "n 5 seeds", "detectable", "under 6")
         )
 
 
@@ -222,7 +222,9 @@ def test_the_theory_of_a_truth_is_the_noncentral_t():
     assert truth.expected(8) == pytest.approx(one**3, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["C2 on its boundary", "C2 past its threshold"])
+@pytest.mark.parametrize(
+    "name", ["C2 on its boundary", "C2 past its threshold", "G1 refuted", "G3: one of the gains"]
+)
 def test_a_few_simulated_studies_are_as_often_yes_as_theory_says(name):
     """Three standard errors of 150 studies; 2,000 and every truth by scripts/simulate_decisions.py."""
     truth = next(t for t in truths() if t.name == name)
@@ -230,6 +232,25 @@ def test_a_few_simulated_studies_are_as_often_yes_as_theory_says(name):
     theory = truth.expected(5)
     assert sum(answers.values()) == 150
     assert abs(hits / 150 - theory) < 3 * (theory * (1 - theory) / 150) ** 0.5
+
+
+def test_a_study_of_many_boundaries_is_hardly_ever_refuted():
+    """Without Holm over the statements it would be in four of ten studies."""
+    truth = next(t for t in truths() if t.name == "all on their boundaries: refuted")
+    hits, _ = tally(truth, n=5, studies=150, seed=0, margins=Margins())
+    assert hits / 150 < 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
+
+
+def test_a_statement_has_the_p_of_scipys_one_sided_t_against_its_margin():
+    table = outcomes(8)
+    found = said(table, 8).statements
+    c2 = [table["alibi", "Y_E"][s] - table["H", "Y_E"][s] for s in range(8)]
+    assert found[1].p == pytest.approx(stats.ttest_1samp(c2, -0.005, alternative="greater").pvalue)
+    table["H", "context_gain"] = dict(enumerate((0.1, -0.1, 0.2, 0.05, 0.3, -0.02, 0.1, 0.1)))
+    table["H", "repeat_gain"] = dict.fromkeys(range(8), -1.0)
+    gain = next(s for s in said(table, 8).statements if s.clause == "G3")
+    alone = stats.ttest_1samp(gain.values, 0.0, alternative="greater").pvalue
+    assert gain.p == pytest.approx(2 * alone)
 
 
 def test_every_statement_of_the_rule_has_a_truth_on_its_boundary():

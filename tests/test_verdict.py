@@ -1,7 +1,10 @@
 """From rows to a verdict: outcomes by name, the frozen plan, what bars a confirmation, the command."""
 
+import csv
 import datetime
+import html
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +19,8 @@ from synthetic_verdicts import (
     write_outcome_study,
 )
 
+from posenc_jax.report import read_study, style, write_report
+from posenc_jax.report.verdict import forest
 from posenc_jax.study import prereg
 from posenc_jax.study.decision import METRICS, Margins
 from posenc_jax.study.outcomes import read_outcomes
@@ -299,3 +304,70 @@ def test_wrong_flags_are_one_line_and_exit_code_two(study, flags, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A study of three judged hybrids with its page; the verdict is written as the command does."""
+    folder = write_outcome_study(tmp_path_factory.mktemp("page"), range(5))
+    hybrids = (HYBRID, ROTATIONLESS, BIASLESS)
+    three = Plan(hybrids, "rope", "alibi", tuple(range(5)), {})
+    said = judge(read_runs(folder, "test"), three, split="test", frozen=None, deviations=["<none>"])
+    (folder / "verdict.json").write_text(json.dumps(said))
+    return folder, said, write_report(folder).read_text()
+
+
+def test_the_page_opens_with_the_verdicts_status_and_shows_every_statement(page):
+    _, said, text = page
+    top = text.index("EXPLORATORY: tier cpu, 5 seeds planned")
+    assert top < text.index('id="verdict"')
+    assert "no verdict" not in text
+    for v in said["verdicts"]:
+        assert f"{v['verdict']} (exploratory)" in text
+        for s in v["statements"]:
+            assert html.escape(s["words"]) in text
+            if not s["check"]:
+                assert f"{s['detectable']:.4f}".replace("-", "−") in text
+    assert "checked in every seed" in text
+    assert "&lt;none&gt;" in text
+
+
+def test_the_forest_plots_table_is_that_of_the_verdict(page):
+    folder, said, _ = page
+    with open(folder / "figures" / "verdict.csv", newline="") as file:
+        records = list(csv.DictReader(file))
+    tested = [s for v in said["verdicts"] for s in v["statements"] if not s["check"]]
+    assert len(records) == len(tested) == 3 * 13
+    for record, s in zip(records, tested, strict=True):
+        for field in ("estimate", "low", "high", "threshold", "p", "detectable"):
+            assert float(record[field]) == s[field]
+        assert record["state"] == s["state"]
+
+
+def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(page):
+    folder, said, _ = page
+    figure = forest(read_study(folder), said).draw(style.WIDE)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    dots = sorted(x for line in lines if line.get_marker() in "oX" for x in line.get_xdata())
+    ends = sorted(x for line in lines if line.get_marker() == "None" for x in line.get_xdata())
+    tested = [s for v in said["verdicts"] for s in v["statements"] if not s["check"]]
+    assert dots == sorted(s["estimate"] - s["threshold"] for s in tested)
+    expected = [s[k] - s["threshold"] for s in tested for k in ("low", "high")]
+    assert ends == sorted([*expected, 0, 0, 0, 0])  # and a line at 0 in each of two panels
+    hollow = [line for line in lines if line.get_marker() == "o" and line.get_markerfacecolor() != line.get_markeredgecolor()]  # fmt: skip
+    assert len(hollow) == sum(s["state"] == "open" for s in tested) > 0
+
+
+def test_the_page_says_when_rows_changed_after_the_verdict(page, tmp_path):
+    folder = shutil.copytree(page[0], tmp_path / "copy")
+    assert "The verdict is older" not in page[2]
+    path = folder / "runs" / "arm0-s0" / "evaluation" / "rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert "The verdict is older than these rows: runs/arm0-s0 changed" in write_report(folder).read_text()  # fmt: skip
+
+
+def test_a_page_without_a_verdict_says_so(tmp_path):
+    write_outcome_study(tmp_path, range(1), arms=("rope",))
+    text = write_report(tmp_path).read_text()
+    assert "None was asked for: scripts/verdict.py writes one." in text
+    assert not (tmp_path / "figures" / "verdict.png").exists()

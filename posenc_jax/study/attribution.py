@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from posenc_jax.study.decision import ACCURACY, BPB, Margins
-from posenc_jax.study.statements import Outcomes, Statement, compared, p_of_all
+from posenc_jax.study.statements import Outcomes, Statement, compared, p_of_all, p_words
 
 FACTORS = ("rotation", "bias")
 
@@ -71,9 +71,9 @@ def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins) -> Attribution:
         finding = "dispensable"
     other = FACTORS[1 - FACTORS.index(factor)]
     words = {
-        "needed": f"{factor} is needed: without it one axis is lost, and the other is no better for it (p {p:.4f})",
-        "dispensable": f"{other} suffices: without {factor} neither axis is worse by its margin (p {p_without:.4f})",
-        "open": f"{factor}: open; neither needed (p {p:.4f}) nor dispensable (p {p_without:.4f})",
+        "needed": f"{factor} is needed: without it one axis is lost, and the other is no better for it (p {p_words(p)})",
+        "dispensable": f"{other} suffices: without {factor} neither axis is worse by its margin (p {p_words(p_without)})",
+        "open": f"{factor}: open; neither needed (p {p_words(p)}) nor dispensable (p {p_words(p_without)})",
     }[finding]  # fmt: skip
     statements = (better["E"], better["R"])
     return Attribution(hybrid, factor, ablation, finding, p, words, statements)

@@ -57,23 +57,24 @@ class Statement:
         if self.test is None:
             return f"{said}not tested ({'; '.join(self.problems) or 'no rows'})"
         t = self.test
-        few = (
-            f"; below {SIGN_FLIP_SEEDS} seeds a two-sided sign flip cannot reach 0.05"
-            if t.n < SIGN_FLIP_SEEDS
-            else ""
-        )
+        few = f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds" if t.n < SIGN_FLIP_SEEDS else ""  # fmt: skip
         spread = "" if t.deviation else "; all seeds agree exactly, so this p knows no spread"
         return (
             f"{said}{t.mean:+.4f} {self.unit}, {100 * (1 - 2 * alpha):.0f} % interval {t.low:+.4f} "
-            f"to {t.high:+.4f}, against {self.threshold:+.4f}; p {self.p:.4f} (t), "
-            f"{self.sign_flip:.4f} (sign flip), n {t.n} seeds, detectable from "
-            f"{self.detectable(alpha):.4f} past it{spread}{few}{gaps}"
+            f"to {t.high:+.4f}, against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
+            f"{p_words(self.sign_flip)} (sign flip{few}), n {t.n} seeds, detectable from "
+            f"{self.detectable(alpha):.4f} past it{spread}{gaps}"
         )
 
     def failed(self) -> list[tuple[int, float]]:
         """Seed and value of every failure of a check."""
         fails = {"at most": operator.gt, "equal": operator.ne}[self.check]
         return [(s, v) for s, v in zip(self.seeds, self.values, strict=True) if fails(v, self.threshold)]  # fmt: skip
+
+
+def p_words(p: float) -> str:
+    """A p value to four digits, never as zero."""
+    return f"{p:.4f}" if p >= 0.0001 else "below 0.0001"
 
 
 def compared(

@@ -1,6 +1,7 @@
 """The verdict on a study: finished runs in, every clause in words and numbers out."""
 
 import dataclasses
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from posenc_jax.study import prereg
 from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import RULE, Verdict, decide
 from posenc_jax.study.outcomes import read_outcomes
-from posenc_jax.study.statements import Statement
+from posenc_jax.study.statements import Statement, p_words
 
 ALIKE = ("train_length", "corpus_fingerprint", "tokenizer_fingerprint")
 SMOKE = "a smoke run checks the wiring; it is no result"
@@ -123,9 +124,15 @@ def judge(
         "unplanned": [f"{arm}, seed {seed}: not among the planned seeds, not read" for arm, seed in extra],
         "gaps": [gap for gap in reading.gaps if _counts(gap, plan)],
         "verdicts": found,
-        "runs": sorted(r.name for r in chosen if not r.why),
+        "runs": {r.name: fingerprint(r.rows) for r in chosen if not r.why},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
     }  # fmt: skip
+
+
+def fingerprint(rows: Sequence[Mapping]) -> str:
+    """SHA-256 of a run's rows, by which a reader sees whether a verdict is theirs."""
+    text = json.dumps(list(rows), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _counts(gap: str, plan: prereg.Plan) -> bool:
@@ -200,7 +207,7 @@ def words(verdict: Mapping) -> str:
         if verdict[key]:
             lines += ["", f"{title}:", *(f"  - {line}" for line in verdict[key])]
     for v in verdict["verdicts"]:
-        lines += ["", f"{v['hybrid']}: {v['verdict']} ({verdict['status']}; p of all clauses {v['p']:.4f}, Holm over {len(verdict['verdicts'])})"]  # fmt: skip
+        lines += ["", f"{v['hybrid']}: {v['verdict']} ({verdict['status']}; p of all clauses {p_words(v['p'])}, Holm over {len(verdict['verdicts'])})"]  # fmt: skip
         lines += [f"  because {reason}" for reason in v["reasons"]]
         lines += [f"  [{s['state']}] {s['sentence']}" for s in v["statements"]]
         lines += [f"  {a['words']}" for a in v["attribution"]] or ["  attribution: no ablation was named"]  # fmt: skip
