@@ -67,6 +67,10 @@ def test_fewer_than_five_seeds_never_make_yes(n):
         ({"H_Y_R_far": 0.09}, "C3", "TRADE-OFF"),
         ({"rope_Y_R": 0.91}, "C4", "TRADE-OFF"),
         ({"H_Y_R_id": 0.84}, "C4", "TRADE-OFF"),
+        ({"rope_Y_R_id": 0.96}, "C4", "TRADE-OFF"),  # worse than one of the parents alone
+        ({"alibi_Y_R_id": 0.96}, "C4", "TRADE-OFF"),
+        ({"rope_bpb_id": 0.994}, "G1", "NO"),
+        ({"alibi_bpb_id": 0.994}, "G1", "NO"),
         ({"H_bpb_id": 1.006}, "G1", "NO"),
         ({"H_P1": 2e-4}, "G2", "NO"),
         ({"H_P5": 0.99}, "G2", "NO"),
@@ -141,9 +145,22 @@ def test_every_tested_statement_says_estimate_interval_p_n_and_detectable_effect
     assert len(tested) == 13
     for statement in tested:
         line = statement.sentence(0.05)
-        assert all(
-            word in line for word in ("interval", "p ", "n 5 seeds", "detectable", "under 6")
-        )
+        words = ("interval", "bootstrap", "IQM", "p ", "n 5 seeds", "detectable", "under 6")
+        assert all(word in line for word in words)
+
+
+def test_beside_the_t_stand_the_seeds_bootstrap_iqm_and_pairs_of_runs():
+    table = outcomes(8)
+    table["alibi", "Y_E"] = dict(enumerate((1.0, 1.3, 0.9, 1.1, 0.8, 1.2, 0.95, 1.05)))
+    c2 = said(table, 8).statements[1]
+    alibi, hybrid = ([table[arm, "Y_E"][s] for s in range(8)] for arm in ("alibi", "H"))
+    assert c2.iqm == pytest.approx(stats.trim_mean(c2.values, 0.25))
+    assert c2.ahead == pytest.approx(stats.mannwhitneyu(alibi, hybrid).statistic / 64)
+    low, high = c2.bootstrap(0.05)
+    spread = c2.test.deviation * (7 / 8) ** 0.5 / 8**0.5  # of the resampled mean
+    assert high - low == pytest.approx(2 * 1.645 * spread, rel=0.06)
+    alone = [s.clause for s in said(table, 8).statements if s.ahead is None]
+    assert alone == ["G2", "G2", "G3", "G3"]
 
 
 def test_exact_properties_are_printed_as_checks_with_the_seeds_that_fail():
@@ -165,6 +182,7 @@ def test_one_failing_seed_of_a_check_refutes_it():
 def test_a_gain_that_lacks_a_seed_gives_way_to_the_other_and_is_named():
     table = outcomes()
     table["H", "context_gain"][4] = None
+    table["H", "repeat_gain"] = dict(enumerate((0.1, 0.2, 0.15, 0.05, 0.1)))  # less clear
     found = said(table)
     assert found.verdict == "YES"
     line = next(s for s in found.statements if s.clause == "G3").sentence(0.05)

@@ -74,14 +74,17 @@ def test_holm_is_the_step_down_written_out():
     assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
 
 
-def test_the_bootstrap_carries_the_spread_between_seeds_and_within():
+@pytest.mark.parametrize(("instances", "between"), [(40, 1.0), (3, 0.0)])
+def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, between):
     """Variance of the drawn mean, by formula, for equal groups: between/P + within/(P I)."""
-    groups_PI = RANDOM.normal(size=(6, 40)) + RANDOM.normal(size=(6, 1))
-    variance = groups_PI.mean(1).var() / 6 + groups_PI.var(1).mean() / (6 * 40)
+    random = np.random.default_rng(11)
+    groups_PI = random.normal(size=(20, instances)) + between * random.normal(size=(20, 1))
+    parts = groups_PI.mean(1).var() / 20, groups_PI.var(1).mean() / (20 * instances)
     mean, low, high = statistics.hierarchical_bootstrap(groups_PI, draws=10_000, seed=3, level=0.95)
     assert mean == pytest.approx(groups_PI.mean())
-    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.06)
-    assert groups_PI.mean(1).std() > 3 * groups_PI.std(1).mean() / 40**0.5  # seeds matter here
+    assert high - low == pytest.approx(2 * 1.96 * sum(parts) ** 0.5, rel=0.06)
+    if not between:  # resampling seeds alone would be too narrow by far
+        assert high - low > 1.15 * 2 * 1.96 * parts[0] ** 0.5
 
 
 def test_the_bootstrap_is_a_function_of_its_seed():

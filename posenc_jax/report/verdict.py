@@ -20,7 +20,7 @@ from posenc_jax.study.verdict import banner, fingerprint
 LISTS = (("why", "Not confirmed because"), ("deviations", "Deviations"), ("unused", "Missing runs"),
          ("unplanned", "Not read"), ("gaps", "Missing outcomes"))  # fmt: skip
 COLUMNS = ("hybrid", "clause", "statement", "unit", "n", "estimate", "low", "high", "threshold", "p",
-           "sign_flip", "detectable", "state")  # fmt: skip
+           "sign_flip", "detectable", "iqm", "ahead", "state")  # fmt: skip
 UNITS = ("bits per byte", "accuracy")
 
 
@@ -28,15 +28,18 @@ def read_verdict(workdir: pathlib.Path) -> dict | None:
     """Returns verdict.json of a study folder, None where no verdict was asked for.
 
     Raises:
-      ValueError: the file is not JSON.
+      ValueError: the file is no verdict.
     """
     path = pathlib.Path(workdir) / "verdict.json"
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        verdict = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(verdict, dict) or "verdicts" not in verdict:
+        raise ValueError(f"{path} is no verdict; write it again with scripts/verdict.py")
+    return verdict
 
 
 def banner_lines(study: Study, verdict: Mapping) -> list[str]:
@@ -92,6 +95,8 @@ def forest(study: Study, verdict: Mapping) -> Picture:
         if s["estimate"] is None
     )
     hybrids = [v["hybrid"] for v in verdict["verdicts"]]
+    # A hybrid whose runs are gone since has no colour on the page any more; the banner names them.
+    colours = {h: style.colour(study.colours[h] if h in study.colours else len(study.colours) + i) for i, h in enumerate(hybrids)}  # fmt: skip
     scale = {UNITS[0]: verdict["margins"]["bpb"], UNITS[1]: verdict["margins"]["accuracy"]}
 
     def draw(layout: Layout) -> Figure:
@@ -103,10 +108,10 @@ def forest(study: Study, verdict: Mapping) -> Picture:
         figure, grid = style.panels(layout, len(rows), 1, sum(tall) / len(rows), height_ratios=tall)
         if len(hybrids) > 1:
             names = [wrap(_name(h), 24) if layout.narrow else _name(h) for h in hybrids]
-            marks = [Line2D([], [], color=style.colour(study.colours[h]), marker="o", linestyle="none") for h in hybrids]  # fmt: skip
+            marks = [Line2D([], [], color=colours[h], marker="o", linestyle="none") for h in hybrids]  # fmt: skip
             figure.legend(marks, names, loc="outside upper left", frameon=False, ncols=1 if layout.narrow else 3)  # fmt: skip
         for axes, (unit, found) in zip(grid, rows.items(), strict=True):
-            _panel(axes, found, hybrids, study, scale[unit], layout)
+            _panel(axes, found, colours, scale[unit], layout)
             note = "" if layout.narrow else f" (logarithmic beyond ±{scale[unit]:g})"
             axes.set_xlabel(f"{unit} past the threshold{note}")
         return figure
@@ -120,16 +125,16 @@ def forest(study: Study, verdict: Mapping) -> Picture:
     return Picture("verdict", "Clauses of the decision rule", caption, COLUMNS, records, draw if records else None, missing)  # fmt: skip
 
 
-def _panel(axes, found: Mapping, hybrids: list[str], study: Study, margin: float, layout: Layout) -> None:  # fmt: skip
+def _panel(axes, found: Mapping, colours: Mapping[str, str], margin: float, layout: Layout) -> None:  # fmt: skip
     axes.set_xscale("symlog", linthresh=margin)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_title("← against the statement   |   for it →", color=MUTED, weight="normal")
     names = list(found)
     for y, name in enumerate(names):
         for record in found[name]:
-            index = hybrids.index(record["hybrid"])
-            at = y + 0.28 * (index - (len(hybrids) - 1) / 2)
-            hex_ = style.colour(study.colours[record["hybrid"]])
+            index = list(colours).index(record["hybrid"])
+            at = y + 0.28 * (index - (len(colours) - 1) / 2)
+            hex_ = colours[record["hybrid"]]
             low, mean, high = (record[k] - record["threshold"] for k in ("low", "estimate", "high"))
             axes.plot([low, high], [at, at], color=hex_, linewidth=1.6, solid_capstyle="butt")
             holds, refuted = record["state"] == "holds", record["state"] == "refuted"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from posenc_jax.study import statistics
 
+DRAWS = 10_000  # of the bootstrap
 SIGN_FLIP_SEEDS = 6  # fewer cannot reach 0.05 by a two-sided sign flip
 
 Outcomes = Mapping[tuple[str, str], Mapping[int, float | None]]  # (arm, metric) -> seed -> value
@@ -27,6 +28,27 @@ class Statement:
     p_refuted: float
     check: str = ""  # "at most" or "equal": what every value is to the threshold, without a test
     note: str = ""
+    arms: tuple[tuple[float, ...], tuple[float, ...]] = (
+        (),
+        (),
+    )  # values of the two, where two meet
+
+    @property
+    def iqm(self) -> float | None:
+        """Interquartile mean of the values, None where nothing was tested."""
+        return None if self.test is None else statistics.iqm(self.values)
+
+    @property
+    def ahead(self) -> float | None:
+        """Share of all pairs of runs in which the first arm's value is the higher one; None for one arm."""
+        return statistics.probability_of_improvement(*self.arms) if self.arms[0] else None
+
+    def bootstrap(self, alpha: float) -> tuple[float, float] | None:
+        """Percentile interval of the mean over resampled seeds; None where nothing was tested."""
+        if self.test is None:
+            return None
+        seeds = [[value] for value in self.values]
+        return statistics.hierarchical_bootstrap(seeds, draws=DRAWS, seed=0, level=1 - 2 * alpha)[1:]  # fmt: skip
 
     @property
     def sign_flip(self) -> float | None:
@@ -59,9 +81,11 @@ class Statement:
         t = self.test
         few = f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds" if t.n < SIGN_FLIP_SEEDS else ""  # fmt: skip
         spread = "" if t.deviation else "; all seeds agree exactly, so this p knows no spread"
+        low, high = self.bootstrap(alpha)
+        ahead = "" if self.ahead is None else f", first arm higher in {100 * self.ahead:.0f} % of pairs of runs"  # fmt: skip
         return (
             f"{said}{t.mean:+.4f} {self.unit}, {100 * (1 - 2 * alpha):.0f} % interval {t.low:+.4f} "
-            f"to {t.high:+.4f}, against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
+            f"to {t.high:+.4f} (bootstrap {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
             f"{p_words(self.sign_flip)} (sign flip{few}), n {t.n} seeds, detectable from "
             f"{self.detectable(alpha):.4f} past it{spread}{gaps}"
         )
@@ -92,7 +116,8 @@ def compared(
     a, b = ({s: outcomes.get((arm, metric), {}).get(s) for s in seeds} for arm in arms)
     paired = statistics.pair(a, b)
     problems = tuple(f"{metric} of {arms[0]} and {arms[1]}, {line}" for line in paired.excluded)
-    return _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
+    said = _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
+    return dataclasses.replace(said, arms=tuple(tuple(v[s] for s in paired.seeds) for v in (a, b)))
 
 
 def alone(

@@ -194,6 +194,7 @@ def _statement(s: Statement, state: str, alpha: float) -> dict:
         "state": state, "threshold": s.threshold, "estimate": t and t.mean, "low": t and t.low,
         "high": t and t.high, "deviation": t and t.deviation, "n": len(s.values), "p": None if s.check else s.p,
         "p_refuted": None if s.check else s.p_refuted, "sign_flip": s.sign_flip,
+        "bootstrap": s.bootstrap(alpha), "iqm": s.iqm, "ahead": s.ahead,
         "detectable": s.detectable(alpha), "seeds": list(s.seeds), "values": list(s.values),
         "problems": list(s.problems), "sentence": s.sentence(alpha),
     }  # fmt: skip
