@@ -56,10 +56,12 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
     with pytest.raises(Stopped, match="stopped by SIGTERM after step"):
         train(config, resumed, "a test")
     halted.join()
-    assert not json.loads((resumed / "run.json").read_text())["finished"]
+    record = json.loads((resumed / "run.json").read_text())
+    assert not record["finished"]
     stopped_at = len(runs.rows(resumed / "metrics.jsonl"))
     assert 3 <= stopped_at < 12
     again = runs.finished(config, resumed)
+    assert json.loads((resumed / "run.json").read_text())["began"] == record["began"]
     for a, b in zip(whole, again, strict=True):
         for name in ("step", "loss", "grad_norm", "learning_rate"):
             assert a[name] == b[name]

@@ -1,13 +1,15 @@
 """The figures of a report, in the order in which the page shows them."""
 
-from posenc_jax.report import curves, maps, probes, retrieval, schemes
+from posenc_jax.report import curves, maps, probes, retrieval, schemes, verdict
 from posenc_jax.report.rows import Study
 from posenc_jax.report.style import Picture
 
 
 def pictures(study: Study) -> list[Picture]:
     """Every figure of the page; one with nothing measured has draw=None and says so in words."""
+    judged = verdict.read_verdict(study.workdir)
     return [
+        *([] if judged is None else [verdict.forest(study, judged)]),
         retrieval.pareto(study),
         curves.bpb_against_length(study),
         curves.nll_by_position(study),

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 
-from posenc_jax.report import style, summary
+from posenc_jax.report import style, summary, verdict
 from posenc_jax.report.figures import pictures
 from posenc_jax.report.rows import Run, Study, read_study, times
 from posenc_jax.report.template import PAGE
@@ -72,6 +72,7 @@ def render(study: Study, drawn: list[style.Picture]) -> str:
         question=_text(QUESTION),
         banner=_banner(study),
         reading="".join(f"<p>{_text(s)}</p>" for s in summary.headline(study)),
+        verdict=verdict.section(verdict.read_verdict(study.workdir)),
         arms="".join(_arm(study, arm) for arm in study.arms),
         figures="\n".join(_figure(picture) for picture in drawn),
         numbers=_numbers(study),
@@ -109,7 +110,9 @@ def _eyebrow(study: Study) -> str:
 
 
 def _banner(study: Study) -> str:
-    lines = [f"<p>{_text(line)}</p>" for line in summary.banner(study)]
+    judged = verdict.read_verdict(study.workdir)
+    said = summary.banner(study, None if judged is None else verdict.banner_lines(study, judged))
+    lines = [f"<p>{_text(line)}</p>" for line in said]
     if study.unfinished:
         items = "".join(f"<li>{_text(line)}</li>" for line in study.unfinished)
         lines.append(f"<p>Unfinished or failed:</p><ul>{items}</ul>")

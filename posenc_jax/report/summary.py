@@ -26,13 +26,15 @@ class Column:
     show: Callable[[float], str]
 
 
-def banner(study: Study) -> list[str]:
-    """Tier, seeds and everything unfinished, worst news last."""
+def banner(study: Study, judged: list[str] | None = None) -> list[str]:
+    """Tier, seeds and what is not comparable; judged: the verdict's own lines, None without one."""
     lines = [TIER_WORDS.get(tier, f"Tier: {tier}.") for tier in study.tiers]
     if len(study.tiers) > 1:
         lines.append("Runs of several tiers stand on this page: do not compare across them.")
     low, high = study.seeds_per_arm
-    if high == 1:
+    if judged is not None:
+        lines += judged
+    elif high == 1:
         lines.append("Exploratory: one seed, no verdict. Differences may not repeat.")
     else:
         seeds = f"{low} seeds" if low == high else f"{low} to {high} seeds"

@@ -1,5 +1,6 @@
 """The training loop: open, resume, step, log, save."""
 
+import datetime
 import functools
 import json
 import signal
@@ -61,6 +62,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     first = checkpoints.latest() or 0
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
     record = _record(config, command, inputs, state["params"])
+    record["began"] = _began(workdir)
     record["attention"] = model.config.attention_paths(t.length)
     _refuse_other_text(workdir, record)
     spent = _seconds_before(workdir)
@@ -128,6 +130,14 @@ def _finish(workdir: Path, record: dict, seconds: float, t, state) -> None:
                 "finished": True,
             },
         )
+
+
+def _began(workdir: Path) -> str | None:
+    """When the run was first started, ISO 8601 in UTC; None where an earlier leg did not say."""
+    path = workdir / "run.json"
+    if not path.exists():
+        return datetime.datetime.now(datetime.UTC).isoformat()
+    return ({"began": None} | json.loads(path.read_text()))["began"]
 
 
 def _seconds_before(workdir: Path) -> float:

@@ -1,0 +1,227 @@
+"""Statistics over training seeds: the seed is the unit, documents and instances are nested in it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import optimize, special
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Differences a - b seed by seed, and a sentence for every seed that could not be paired."""
+
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    excluded: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneSided:
+    """A mean against a threshold, both ways: p_above for mean > threshold, p_below for mean < it.
+
+    low and high are the one-sided limits at alpha, so together a (1 - 2 alpha) interval.
+    """
+
+    mean: float
+    deviation: float
+    n: int
+    low: float
+    high: float
+    p_above: float
+    p_below: float
+
+
+def pair(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Paired:
+    """Pairs two arms by seed; a seed enters only if both arms have a finite value for it."""
+    seeds, differences, excluded = [], [], []
+    for seed in sorted({*a, *b}):
+        first, second = a.get(seed), b.get(seed)
+        lacking = [side for side, v in (("first", first), ("second", second)) if not _finite(v)]
+        if lacking:
+            excluded.append(f"seed {seed}: no finite value in the {' and the '.join(lacking)} arm")
+        else:
+            seeds.append(seed)
+            differences.append(float(first) - float(second))
+    return Paired(tuple(seeds), tuple(differences), tuple(excluded))
+
+
+def against(values: Sequence[float], threshold: float, alpha: float) -> OneSided:
+    """Tests a mean against a threshold by Student's t (paired t where values are differences).
+
+    With no spread at all the limits are the mean itself. A mean exactly on the threshold has p = 1.
+
+    Raises:
+      ValueError: fewer than two values, or one that is not finite.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"a test over seeds needs at least 2 values, not {n}")
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a test was handed a value that is not finite; pair the seeds first")
+    mean = math.fsum(values) / n  # plain floats: an array this short costs ten times as much
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
+    if deviation <= 1e-12 * max(1.0, abs(mean)):
+        above, below = float(mean <= threshold), float(mean >= threshold)
+        return OneSided(mean, 0.0, n, mean, mean, above, below)
+    error = deviation / math.sqrt(n)
+    t = (mean - threshold) / error
+    half = _t_limit(n - 1, alpha) * error
+    p_above, p_below = float(special.stdtr(n - 1, -t)), float(special.stdtr(n - 1, t))
+    return OneSided(mean, deviation, n, mean - half, mean + half, p_above, p_below)
+
+
+def paired_t(differences: Sequence[float]) -> float:
+    """Returns the two-sided p of Student's paired t test against zero (Student 1908)."""
+    test = against(differences, 0.0, 0.05)
+    return min(1.0, 2 * min(test.p_above, test.p_below))
+
+
+def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided: bool) -> float:
+    """Returns the exact sign-flip p of mean > threshold (or, two-sided, != threshold).
+
+    All 2^n sign patterns count, the observed one among them, so p >= 2^-n (2^(1-n) two-sided): with
+    fewer than 6 seeds the two-sided p cannot reach 0.05. Source: Fisher 1935, sec. 21.
+
+    Raises:
+      ValueError: no value, one that is not finite, or more than 20 values (2^20 patterns).
+    """
+    shifted_P = _checked(differences, 1) - threshold
+    n = len(shifted_P)
+    if n > 20:
+        raise ValueError(f"the exact sign-flip test takes at most 20 seeds, not {n}")
+    signs_XP = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)[None]) & 1)
+    sums_X, observed = signs_XP @ shifted_P, float(shifted_P.sum())
+    slack = 1e-12 * float(np.abs(shifted_P).sum())  # ties lost to the order of summation
+    if two_sided:
+        return float((np.abs(sums_X) >= abs(observed) - slack).mean())
+    return float((sums_X >= observed - slack).mean())
+
+
+def hierarchical_bootstrap(
+    instances: Sequence[Sequence[float]], *, draws: int, seed: int, level: float
+) -> tuple[float, float, float]:
+    """Returns mean over seeds of instance means, and its percentile interval.
+
+    Each draw resamples the seeds, then the instances within each drawn seed (Davison and Hinkley
+    1997, sec. 3.8). Draws are a function of `seed` alone (a Philox counter).
+
+    Args:
+      instances: by training seed, one value (or paired difference) an instance.
+      draws: number of draws. level: coverage, such as 0.95.
+
+    Raises:
+      ValueError: fewer than two seeds, a seed without instances, or a value that is not finite.
+    """
+    if len(instances) < 2:
+        raise ValueError(f"a bootstrap over seeds needs at least 2 seeds, not {len(instances)}")
+    groups = [_checked(values, 1) for values in instances]
+    random = np.random.Generator(np.random.Philox(seed))
+    chosen_XP = random.integers(len(groups), size=(draws, len(groups)))
+    means_XP = np.empty(chosen_XP.shape)
+    for index, values_I in enumerate(groups):
+        here_XP = chosen_XP == index
+        count = int(here_XP.sum())
+        means = np.empty(count)
+        step = max(1, 2_000_000 // len(values_I))  # bounds the memory of the drawn indices
+        for start in range(0, count, step):
+            size = (min(step, count - start), len(values_I))
+            means[start : start + size[0]] = values_I[random.integers(len(values_I), size=size)].mean(1)  # fmt: skip
+        means_XP[here_XP] = means
+    low, high = np.quantile(means_XP.mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(np.mean([g.mean() for g in groups])), float(low), float(high)
+
+
+def iqm(values: Sequence[float]) -> float:
+    """Returns the interquartile mean: a quarter of the values trimmed from each end.
+
+    floor(n/4) values go from each end, as scipy.stats.trim_mean and rliable do (Agarwal et al. 2021).
+    """
+    values_P = np.sort(_checked(values, 1))
+    cut = len(values_P) // 4
+    return float(values_P[cut : len(values_P) - cut].mean())
+
+
+def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
+    """Returns P(A > B) + P(A = B) / 2 over all pairs of runs (Agarwal et al. 2021, sec. 4.3)."""
+    a_P, b_Q = _checked(a, 1), _checked(b, 1)
+    return float((0.5 * (np.sign(a_P[:, None] - b_Q[None]) + 1)).mean())
+
+
+def equivalence(differences: Sequence[float], margin: float) -> float:
+    """Returns the p of two one-sided tests for |mean| < margin (TOST, Schuirmann 1987).
+
+    Raises:
+      ValueError: a margin that is not positive.
+    """
+    if not margin > 0:
+        raise ValueError(f"an equivalence margin must be positive, not {margin}")
+    low, high = against(differences, -margin, 0.05), against(differences, margin, 0.05)
+    return max(low.p_above, high.p_below)
+
+
+def power(n: int, effect: float, *, alpha: float, two_sided: bool) -> float:
+    """Returns the power of a paired t test, effect in SDs of seed differences (noncentral t).
+
+    P(T > t) = E[Phi(shift - t sqrt(V / (n - 1)))], V chi-squared: integrated over V's quantiles,
+    because scipy.special.nctdtr is nan where the shift is large.
+    """
+    deviation_X, weights_X = _deviations(n)
+    shift, limit = effect * math.sqrt(n), _t_limit(n - 1, alpha / (1 + two_sided))
+    upper = float(special.ndtr(shift - limit * deviation_X) @ weights_X) / 2
+    lower = float(special.ndtr(-limit * deviation_X - shift) @ weights_X) / 2
+    return upper + lower if two_sided else upper
+
+
+@functools.cache
+def detectable_effect(
+    n: int, *, alpha: float = 0.05, wanted: float = 0.8, two_sided: bool = True
+) -> float:
+    """Returns the smallest effect, in SDs of seed differences, found with the wanted power.
+
+    Raises:
+      ValueError: fewer than two seeds.
+    """
+    if n < 2:
+        raise ValueError(f"a detectable effect needs at least 2 seeds, not {n}")
+
+    def beyond(effect: float) -> float:
+        return power(n, effect, alpha=alpha, two_sided=two_sided) - wanted
+
+    return float(optimize.brentq(beyond, 0.0, 100.0))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns Holm's adjusted p values, in the order given (Holm 1979)."""
+    adjusted, running = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+@functools.cache
+def _t_limit(freedom: int, alpha: float) -> float:
+    return -float(special.stdtrit(freedom, alpha))
+
+
+@functools.cache
+def _deviations(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of the sample deviation of n standard normals, and their weights."""
+    nodes_X, weights_X = np.polynomial.legendre.leggauss(400)
+    return np.sqrt(special.gammaincinv((n - 1) / 2, (nodes_X + 1) / 2) * 2 / (n - 1)), weights_X
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float | np.floating) and math.isfinite(value)
+
+
+def _checked(values: Sequence[float], least: int) -> np.ndarray:
+    values_P = np.asarray(values, np.float64)
+    if values_P.ndim != 1 or len(values_P) < least:
+        raise ValueError(f"a statistic over seeds needs at least {least} values, not {values_P.size}")  # fmt: skip
+    if not np.isfinite(values_P).all():
+        raise ValueError("a statistic was handed a value that is not finite; pair the seeds first")
+    return values_P

@@ -1,0 +1,106 @@
+"""Statistics of a study against scipy.stats, loops written out, and published numbers."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from posenc_jax.study import statistics
+
+RANDOM = np.random.default_rng(7)
+SAMPLES = [RANDOM.normal(0.4, 1.0, n) for n in (3, 5, 8, 12)]
+
+
+@pytest.mark.parametrize("sample_P", SAMPLES, ids=len)
+def test_the_t_tests_and_limits_are_those_of_scipy(sample_P):
+    mine = statistics.against(sample_P, 0.2, 0.05)
+    greater = stats.ttest_1samp(sample_P, 0.2, alternative="greater")
+    interval = stats.ttest_1samp(sample_P, 0.0).confidence_interval(0.90)
+    assert mine.p_above == pytest.approx(greater.pvalue, rel=1e-9)
+    assert mine.p_below == pytest.approx(1 - greater.pvalue, rel=1e-9)
+    assert (mine.low, mine.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert statistics.paired_t(sample_P) == pytest.approx(stats.ttest_1samp(sample_P, 0).pvalue)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("sample_P", SAMPLES, ids=len)
+def test_sign_flip_counts_every_pattern(sample_P, two_sided):
+    observed, hits = sum(sample_P), 0
+    for signs in itertools.product((1, -1), repeat=len(sample_P)):
+        total = sum(s * x for s, x in zip(signs, sample_P, strict=True))
+        hits += (abs(total) >= abs(observed) - 1e-9) if two_sided else total >= observed - 1e-9
+    expected = hits / 2 ** len(sample_P)
+    assert statistics.sign_flip(sample_P, two_sided=two_sided) == expected
+
+
+def test_five_seeds_cannot_reach_five_percent_by_two_sided_sign_flip_and_six_can():
+    assert statistics.sign_flip([1.0] * 5, two_sided=True) == 2 / 32
+    assert statistics.sign_flip([1.0] * 6, two_sided=True) == 2 / 64
+
+
+@pytest.mark.parametrize(("n", "published"), [(3, 3.26), (5, 1.68), (8, 1.16), (16, 0.75)])
+def test_the_detectable_effects_are_the_published_ones(n, published):
+    assert statistics.detectable_effect(n) == pytest.approx(published, abs=0.005)
+
+
+def test_power_is_that_of_the_noncentral_t_in_scipy():
+    limit = stats.t.ppf(0.95, 4)
+    expected = stats.nct.sf(limit, 4, 1.3 * 5**0.5)
+    mine = statistics.power(5, 1.3, alpha=0.05, two_sided=False)
+    assert mine == pytest.approx(expected, abs=1e-6)
+
+
+def test_iqm_is_scipys_trimmed_mean():
+    for sample_P in SAMPLES:
+        assert statistics.iqm(sample_P) == pytest.approx(stats.trim_mean(sample_P, 0.25))
+
+
+def test_probability_of_improvement_is_the_mann_whitney_share():
+    a, b = [1.0, 2.0, 3.0, 3.0], [2.0, 0.5, 3.0]
+    share = stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))
+    assert statistics.probability_of_improvement(a, b) == pytest.approx(share)
+
+
+def test_equivalence_is_the_worse_of_two_one_sided_tests():
+    sample_P = 0.1 * SAMPLES[2]
+    low = stats.ttest_1samp(sample_P, -0.15, alternative="greater").pvalue
+    high = stats.ttest_1samp(sample_P, 0.15, alternative="less").pvalue
+    assert statistics.equivalence(sample_P, 0.15) == pytest.approx(max(low, high))
+
+
+def test_holm_is_the_step_down_written_out():
+    # By hand: sorted .01 .02 .03 .04 times 4 3 2 1, running maximum.
+    assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+
+
+@pytest.mark.parametrize(("instances", "between"), [(40, 1.0), (3, 0.0)])
+def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, between):
+    """Variance of the drawn mean, by formula, for equal groups: between/P + within/(P I)."""
+    random = np.random.default_rng(11)
+    groups_PI = random.normal(size=(20, instances)) + between * random.normal(size=(20, 1))
+    parts = groups_PI.mean(1).var() / 20, groups_PI.var(1).mean() / (20 * instances)
+    mean, low, high = statistics.hierarchical_bootstrap(groups_PI, draws=10_000, seed=3, level=0.95)
+    assert mean == pytest.approx(groups_PI.mean())
+    assert high - low == pytest.approx(2 * 1.96 * sum(parts) ** 0.5, rel=0.06)
+    if not between:  # resampling seeds alone would be too narrow by far
+        assert high - low > 1.15 * 2 * 1.96 * parts[0] ** 0.5
+
+
+def test_the_bootstrap_is_a_function_of_its_seed():
+    groups = [SAMPLES[0], SAMPLES[1], SAMPLES[2]]  # unequal sizes
+    draw = [statistics.hierarchical_bootstrap(groups, draws=200, seed=s, level=0.9) for s in (1, 1, 2)]  # fmt: skip
+    assert draw[0] == draw[1] != draw[2]
+
+
+def test_pairing_is_by_seed_and_names_every_seed_it_leaves_out():
+    a, b = {1: 5.0, 0: 1.0, 2: float("nan"), 3: 2.0}, {0: 0.5, 1: 1.0, 2: 1.0, 4: None}
+    paired = statistics.pair(a, b)
+    assert paired.seeds == (0, 1)
+    assert paired.differences == (0.5, 4.0)
+    assert [line.split(":")[0] for line in paired.excluded] == ["seed 2", "seed 3", "seed 4"]
+
+
+def test_a_value_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        statistics.against([1.0, float("nan")], 0.0, 0.05)
