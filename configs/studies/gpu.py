@@ -4,9 +4,9 @@ Command:  python scripts/study.py --study=configs/studies/gpu.py --workdir=studi
           and on a cluster  --launch=slurm --partition=... --gpus=1 --time=4:00:00 --venv=.venv
 Reads:    BOOKS, a folder of UTF-8 text files split by file (200 MB to 1 GB; each at least 8 L + L/2
           bytes long); the environment variable POSENC_JAX_BOOKS names another one
-Takes:    not measured here. 11 arms x (4 rates at 1,000 steps + 8 seeds at 6,000 steps) are 572,000 steps
-          of 65,536 bytes; at 6 N FLOPs a byte, N = 20 M, that is 4.5e18 FLOPs, about 10 hours of one
-          H100 at 120 TFLOP/s and as many arrays side by side as the cluster allows
+Takes:    not measured. 12 arms x (4 rates at 1,000 steps + 8 seeds at 6,000) are 624,000 steps of 65,536
+          bytes; at 6 N FLOPs a byte, N = 19.5 M, that is 4.8e18 FLOPs: 13 hours of one GPU that
+          sustains 100 TFLOP/s, and as much less as the cluster runs tasks at a time
 
 The seeds are those of exploration, 0 to 7. A confirmation takes its seeds (100 to 107), at most three
 hybrids and the frozen plan: copy this file, name them, freeze, run. The oracle of the literature, RoPE
