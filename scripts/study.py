@@ -1,12 +1,19 @@
 """Runs a study file end to end: python scripts/study.py --study=configs/studies/quickstart.py --workdir=studies/quickstart.
 
-Trains and evaluates every run of the study, several at a time, then writes the report. Running it
-again goes on where it stopped. Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong
-input, 75 stopped and resumable.
+Trains and evaluates every run of the study, several at a time: first the runs that choose the learning
+rates, where the file tunes any, then those that count. Ends in rows.jsonl, the verdict where the file
+names what is to be decided, and report.html. Running it again goes on where it stopped, whatever stopped it.
+
+--launch=slurm writes and submits the same as array jobs, one task a run; without Slurm it prints them.
+--run=NAME carries out one run of the study; --collect writes rows, verdict and report from what is there.
+
+Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped and resumable.
 """
 
 import importlib.util
 import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,68 +25,181 @@ _STUDY = flags.DEFINE_string(
     "study", None, "Study file, e.g. configs/studies/quickstart.py", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study", required=True)
-_WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core on CPU, one on accelerators", lower_bound=0)  # fmt: skip
+_WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core on CPU, one on accelerators, as many as Slurm starts", lower_bound=0)  # fmt: skip
+_LAUNCH = flags.DEFINE_enum("launch", "local", ["local", "slurm"], "Where the runs are carried out")
+_RUN = flags.DEFINE_string("run", None, "One run by its name, e.g. rope-s0 or rope-s90-lr0.01")
+_COLLECT = flags.DEFINE_bool("collect", False, "Only rows, verdict and report, of what is there")
+_PARTITION = flags.DEFINE_string("partition", "", "Slurm: partition")
+_ACCOUNT = flags.DEFINE_string("account", "", "Slurm: account")
+_TIME = flags.DEFINE_string("time", "", "Slurm: time limit of a run, e.g. 4:00:00")
+_GPUS = flags.DEFINE_integer("gpus", 0, "Slurm: GPUs of a run", lower_bound=0)
+_CPUS = flags.DEFINE_integer("cpus", 0, "Slurm: CPU cores of a run", lower_bound=0)
+_MEMORY = flags.DEFINE_string("memory", "", "Slurm: memory of a run, e.g. 32G")
+_VENV = flags.DEFINE_string("venv", "", "Slurm: virtual environment that the tasks activate")
+_CONTAINER = flags.DEFINE_string("container", "", "Slurm: container image of the tasks (pyxis)")
 _ROOT = Path(__file__).resolve().parent.parent
+_SLURM = ("partition", "account", "time", "gpus", "cpus", "memory", "venv", "container")
 
 
 def main() -> int:
-    """Study file to runs to report."""
-    from posenc_jax.report.page import write_report
-    from posenc_jax.study.local import Run, run_all, usable_cores
-    from posenc_jax.training.workdir import write_json
+    """Study file to runs to rows, verdict and report."""
+    from posenc_jax.study.stages import course
+    from posenc_jax.training.workdir import claim
 
-    study, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
-    train, evaluate = (
-        os.path.relpath(_ROOT / "train.py"),
-        os.path.relpath(_ROOT / "scripts" / "evaluate.py"),
+    module, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
+    given = [f"--{name}" for name in _SLURM if flags.FLAGS[name].present]
+    if given and _LAUNCH.value != "slurm":
+        raise ValueError(f"{', '.join(given)} belong to --launch=slurm")
+    if sum((_LAUNCH.value == "slurm", _RUN.value is not None, _COLLECT.value)) > 1:
+        raise ValueError("--launch=slurm, --run and --collect exclude each other")
+    plan = course(
+        module.STUDY, module.get_config, _STUDY.value, workdir, Path(os.path.relpath(_ROOT))
     )
-    runs = []
-    for name in study.runs():
-        study.get_config(name)  # a mistake in the file shows here, before anything starts
-        folder = workdir / "runs" / name
-        config = f"--config={_STUDY.value}:{name}"
-        commands = (
-            ("python", train, config, f"--workdir={folder}"),
-            ("python", evaluate, f"--workdir={folder}"),
-        )
-        runs.append(Run(name, folder, commands))
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(
-        workdir / "study.json",
-        {
-            "name": workdir.name,
-            "tier": study.TIER,
-            "arms": list(study.ARMS),
-            "seeds": list(study.SEEDS),
-        },
-    )
-    cores = usable_cores()
-    workers = _WORKERS.value or (len(cores) if _on_cpu() else 1)
-    pinned = [
-        cores[i % len(cores)] if _on_cpu() and workers <= len(cores) else None
-        for i in range(workers)
-    ]
-    print(f"{len(runs)} runs, {workers} at a time; logs in {workdir / 'logs'}", flush=True)
+    plan.check()
+    if _LAUNCH.value == "slurm":
+        return _slurm(plan)
+    plan.begin()
+    if _COLLECT.value:
+        return _end(plan, [])
     try:
-        failed = run_all(runs, workdir / "logs", cores=pinned)
+        if _RUN.value is not None:
+            return _one(plan)
+        with claim(workdir):
+            return _everything(plan)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
         return 75
-    print(write_report(workdir))
-    if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+
+
+def _everything(plan) -> int:
+    study = plan.study
+    for name, reason in study.skipped().items():
+        print(f"{name} is left out: {reason}")
+    failed, stopped = _carry_out(plan, study.tuning_grid(), "tuning runs")
+    if stopped:
+        return _stopped(stopped)
+    rates, said = plan.rates()
+    for line in said:
+        print(line)
+    lost, stopped = _carry_out(plan, study.grid(rates), "runs")
+    if stopped:
+        return _stopped(stopped)
+    return _end(plan, [*failed, *lost])
+
+
+def _carry_out(plan, cells, what: str):
+    from posenc_jax.study.local import run_all, usable_cores
+
+    if not cells:
+        return (), ()
+    cores, cpu = usable_cores(), _on_cpu()
+    workers = _WORKERS.value or (len(cores) if cpu else 1)
+    pinned = [cores[i % len(cores)] if cpu and workers <= len(cores) else None for i in range(workers)]  # fmt: skip
+    print(f"{len(cells)} {what}, {workers} at a time; logs in {plan.logs}", flush=True)
+    outcome = run_all([plan.run(cell) for cell in cells], plan.logs, cores=pinned)
+    return outcome.failed, outcome.stopped
+
+
+def _one(plan) -> int:
+    """Carries out one run with all of this process's cores and devices, as a task of an array does."""
+    from posenc_jax.study.local import run_all
+
+    study = plan.study
+    cells = {cell.name: cell for cell in study.tuning_grid()}
+    if _RUN.value not in cells:
+        if _RUN.value not in study.slots():
+            study.cell(_RUN.value)  # raises, in words, for a name that is none
+            raise ValueError(f"--run={_RUN.value} is not the name of a run: {', '.join([*cells, *study.slots()][:6])} ...")  # fmt: skip
+        rates, _ = plan.rates()
+        cells = {cell.name: cell for cell in study.grid(rates)}
+        if _RUN.value not in cells:
+            print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
+            return 1
+    outcome = run_all([plan.run(cells[_RUN.value])], plan.logs, cores=[None])
+    return 75 if outcome.stopped else 1 if outcome.failed else 0
+
+
+def _end(plan, failed) -> int:
+    """Rows, verdict and report of what is there; names what is not."""
+    from posenc_jax.report.page import write_report
+
+    rates, _ = plan.rates()
+    cells = plan.study.grid(rates)
+    rows = plan.collect(cells)
+    print(rows)
+    _verdict(plan)
+    print(write_report(plan.workdir))
+    lacking = [name for name in plan.study.slots() if name not in {c.name for c in cells}]
+    lacking += [c.name for c in cells if not (c.folder(plan.workdir) / "evaluation" / "evaluation.json").exists()]  # fmt: skip
+    named = list(dict.fromkeys([*failed, *lacking]))
+    if named:
+        print(f"{len(named)} runs failed or have not ended: {', '.join(named)}", file=sys.stderr)
+    return 1 if named else 0
+
+
+def _verdict(plan) -> None:
+    """Calls scripts/verdict.py, the face of posenc_jax.study.decision, where there is something to decide."""
+    script = _ROOT / "scripts" / "verdict.py"
+    if not plan.study.roles.get("hybrids") or not script.exists():
+        return
+    said = subprocess.run([sys.executable, script, f"--workdir={plan.workdir}"], capture_output=True, text=True)  # fmt: skip
+    print((said.stdout if said.returncode == 0 else f"no verdict: {said.stderr}").strip())
+
+
+def _slurm(plan) -> int:
+    from posenc_jax.study import slurm
+
+    study = plan.study
+    resources = slurm.Resources(
+        **{name: flags.FLAGS[name].value for name in _SLURM}, at_once=_WORKERS.value
+    )
+    me = (
+        "python",
+        "scripts/study.py",
+        f"--study={Path(_STUDY.value).resolve()}",
+        f"--workdir={plan.workdir.resolve()}",
+    )
+    name = plan.workdir.resolve().name
+    stages, after = [], ""
+    for what, runs in (
+        ("tuning", [c.name for c in study.tuning_grid()]),
+        ("runs", study.slots()),
+    ):
+        if runs:
+            tasks = tuple((*me, f"--run={run}") for run in runs)
+            stages.append(slurm.Stage(f"{name}-{what}", tasks, after))
+            after = stages[-1].name
+    stages.append(slurm.Stage(f"{name}-report", ((*me, "--collect"),), after, gpus=False))
+    folder = plan.workdir.resolve() / "slurm"
+    if not slurm.available():
+        for stage in stages:
+            command = slurm.submission(stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages})  # fmt: skip
+            print(f"# {shlex.join(command)}")
+            print(slurm.script(stage, resources, root=_ROOT, folder=folder))
+            print("\n".join(f"#   {shlex.join(task)}" for task in stage.tasks), end="\n\n")
+        print("# no sbatch on the PATH: nothing was written or submitted")
+        return 0
+    plan.begin()
+    paths = slurm.write(stages, resources, root=_ROOT, folder=folder)
+    for stage, job in slurm.submit(stages, paths).items():
+        print(f"{stage}: job {job}")
+    return 0
+
+
+def _stopped(names) -> int:
+    print(f"{', '.join(names)} stopped; run the same command to go on", file=sys.stderr)
+    return 75
 
 
 def _load(path: str):
-    """Returns the study file as a module: TIER, ARMS, SEEDS, runs(), get_config(run)."""
+    """Returns the study file as a module with STUDY and get_config(setting)."""
     if not Path(path).is_file() or Path(path).suffix != ".py":
         raise ValueError(f"--study={path} is no file of Python; studies lie in configs/studies/")
     sys.path.insert(0, str(_ROOT))
     spec = importlib.util.spec_from_file_location("study", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    missing = [n for n in ("TIER", "ARMS", "SEEDS", "runs", "get_config") if not hasattr(module, n)]
+    missing = [n for n in ("STUDY", "get_config") if not hasattr(module, n)]
     if missing:
         raise ValueError(f"--study={path} is no study file: it lacks {', '.join(missing)}")
     return module

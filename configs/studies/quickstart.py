@@ -10,26 +10,21 @@ Takes:    under six minutes on two cores after installation
 from ml_collections import ConfigDict
 
 from configs import lm
+from posenc_jax.study.grid import Arm, Study
 
-TIER = "cpu"
-ARMS = {
-    "nope": "nope",
-    "rope": "rope",
-    "alibi": "alibi(slopes=match)",
-    "rope+alibi": "rope+alibi(slopes=match)",
-    "coupled": "rope+alibi(slopes=match)|nope~logn",
-}
-SEEDS = (0, 1)
-
-
-def runs() -> list[str]:
-    """Returns the names of the runs, arm by arm."""
-    return [f"{arm}-s{seed}" for seed in SEEDS for arm in ARMS]
+STUDY = Study(
+    tier="cpu",
+    arms=(
+        Arm("nope", "nope"),
+        Arm("rope", "rope"),
+        Arm("alibi", "alibi(slopes=match)"),
+        Arm("rope+alibi", "rope+alibi(slopes=match)"),
+        Arm("coupled", "rope+alibi(slopes=match)|nope~logn"),
+    ),
+    seeds=(0, 1),
+)
 
 
 def get_config(run: str) -> ConfigDict:
     """Returns the configuration of one run, e.g. rope-s0."""
-    arm, seed = run.rsplit("-s", 1)
-    config = lm.get_config(ARMS[arm])
-    config.train.update(arm=arm, tier=TIER, seed=int(seed))
-    return config
+    return STUDY.fill(run, lm.get_config())

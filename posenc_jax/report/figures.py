@@ -1,6 +1,16 @@
 """The figures of a report, in the order in which the page shows them."""
 
-from posenc_jax.report import curves, maps, probes, retrieval, schemes, verdict
+from posenc_jax.report import (
+    curves,
+    effects,
+    maps,
+    probes,
+    retrieval,
+    schemes,
+    tradeoff,
+    tuning,
+    verdict,
+)
 from posenc_jax.report.rows import Study
 from posenc_jax.report.style import Picture
 
@@ -11,6 +21,8 @@ def pictures(study: Study) -> list[Picture]:
     return [
         *([] if judged is None else [verdict.forest(study, judged)]),
         retrieval.pareto(study),
+        *tradeoff.pictures(study),
+        *effects.pictures(study),
         curves.bpb_against_length(study),
         curves.nll_by_position(study),
         maps.needle_maps(study),
@@ -19,4 +31,5 @@ def pictures(study: Study) -> list[Picture]:
         schemes.rotation_rings(study),
         *probes.pictures(study),
         curves.training_curves(study),
+        *tuning.pictures(study),
     ]

@@ -190,6 +190,8 @@ def read_study(workdir: pathlib.Path) -> Study:
 def _run_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
     marks = ("evaluation/rows.jsonl", "config.json", "run.json")
     found = {path for mark in marks for path in workdir.glob(f"**/{mark}")}
+    apart = (workdir / "tuning", workdir / "other_lengths")  # posenc_jax.study.grid
+    found = {path for path in found if not any(path.is_relative_to(a) for a in apart)}
     return sorted({p.parent.parent if p.name == "rows.jsonl" else p.parent for p in found})
 
 

@@ -1,0 +1,49 @@
+"""The decision rule at small scale: 20M parameters, books, eight seeds; one GPU a run, or a Slurm array.
+
+Command:  python scripts/study.py --study=configs/studies/gpu.py --workdir=studies/gpu
+          and on a cluster  --launch=slurm --partition=... --gpus=1 --time=4:00:00 --venv=.venv
+Reads:    BOOKS, a folder of UTF-8 text files split by file (200 MB to 1 GB; each at least 8 L + L/2
+          bytes long); the environment variable POSENC_JAX_BOOKS names another one
+Takes:    not measured. 12 arms x (4 rates at 1,000 steps + 8 seeds at 6,000) are 624,000 steps of 65,536
+          bytes; at 6 N FLOPs a byte, N = 19.5 M, that is 4.8e18 FLOPs: 13 hours of one GPU that
+          sustains 100 TFLOP/s, and as much less as the cluster runs tasks at a time
+
+The seeds are those of exploration, 0 to 7. A confirmation takes its seeds (100 to 107), at most three
+hybrids and the frozen plan: copy this file, name them, freeze, run. The oracle of the literature, RoPE
+trained at 4L with equal tokens, lies in other_lengths/ and in rows.jsonl under its own training length:
+its distances and targets are in units of its own L, so the page does not set it beside the others.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from configs import lm
+from configs.studies import cpu
+from posenc_jax.study.grid import Arm, Study, Tuning
+
+BOOKS = os.environ.get("POSENC_JAX_BOOKS", "data/books")
+STUDY = Study(
+    tier="gpu",
+    arms=(*cpu.STUDY.arms, Arm("rope-4L", "rope(base=match)", length=2048)),
+    seeds=tuple(range(8)),
+    tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90, steps=1000),
+    roles=cpu.STUDY.roles,
+)
+
+
+def get_config(run: str) -> ConfigDict:
+    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning, rope-s90-lr0.1."""
+    config = lm.get_config()
+    config.model.update(
+        num_layers=6, model_dim=512, num_heads=8, head_dim=64, mlp_dim=1408, dtype="bfloat16",
+        embedding_scale=512**0.5,
+    )  # fmt: skip
+    config.train.update(length=512, batch_size=128, steps=6000, save_every=500, log_every=50)
+    config.optimizer.update(warmup_steps=300)
+    config.data.update(
+        corpus="text_folder", folder=BOOKS, retrieval_share=0.15, answer_weight=12.0, max_pairs=16,
+        threads=8,
+    )  # fmt: skip
+    config.evaluation.update(stretches=512, instances=500, pairs=16, batch_tokens=131072)
+    return STUDY.fill(run, config)

@@ -1,0 +1,147 @@
+"""The stages of a study: its tuning runs, its runs that count, and what remains of them as rows."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from posenc_jax.study import local, tuning
+from posenc_jax.study.grid import Cell, Study
+from posenc_jax.training.config import RunConfig, from_sections
+from posenc_jax.training.workdir import replace_text, write_json
+
+# What makes a row one measurement; a study that holds two of one kind is broken.
+KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split", "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """A study file and where it is carried out.
+
+    Attributes:
+      study: its value. file: its path, as the commands name it. config: returns the checked
+        configuration of a setting. workdir: of the study. train, evaluate: paths of the two scripts.
+    """
+
+    study: Study
+    file: str
+    config: Callable[[str], RunConfig]
+    workdir: Path
+    train: str
+    evaluate: str
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs."""
+        return self.workdir / "logs"
+
+    def run(self, cell: Cell) -> local.Run:
+        """Returns the run as commands."""
+        folder = cell.folder(self.workdir)
+        scored = ("python", self.evaluate, f"--workdir={folder}")
+        train = (
+            "python",
+            self.train,
+            f"--config={self.file}:{cell.setting}",
+            f"--workdir={folder}",
+        )
+        if cell.tuning:
+            suite = f"--suite={self.study.tuning_suite}"
+            commands = (train, (*scored, f"--split={tuning.SPLIT}", suite, "--lengths=1"))
+            products = (folder / f"evaluation_{tuning.SPLIT}" / "evaluation.json",)
+        else:
+            suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
+            readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
+            commands = (train, (*scored, *suite), *readings)
+            products = (folder / "evaluation" / "evaluation.json",)
+        decides = [commands, self.config(cell.setting).to_json()]
+        stamp = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        return local.Run(cell.name, cell.arm.name, folder, commands, stamp, products)
+
+    def check(self) -> None:
+        """Builds every configuration; ValueError for a mistake in the file, before anything starts."""
+        s = self.study
+        cells = s.tuning_grid() or s.grid({arm.name: None for arm in s.arms})
+        if s.tuning:
+            cells = cells + s.grid({arm.name: s.tuning.rates[0] for arm in s.arms})
+        for cell in cells:
+            self.run(cell)
+
+    def begin(self) -> None:
+        """Makes the study's folder and writes study.json."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(self.workdir / "study.json", {"name": self.workdir.name} | self.study.record())
+
+    def rates(self) -> tuple[dict[str, float | None], list[str]]:
+        """Returns the learning rate of every arm that has one, and sentences about the choice.
+
+        Writes tuning.json. Without a tuning every arm has the rate None, the base's own.
+
+        Raises:
+          ValueError: a tuning run has neither a dev loss nor failed: the stage is not over.
+        """
+        s = self.study
+        if s.tuning is None:
+            return {arm.name: None for arm in s.arms}, []
+        cells = s.tuning_grid()
+        for cell in cells:
+            lost = local.exit_code(cell.name, self.logs) not in (None, 0, local.STOPPED)
+            if tuning.dev_loss(cell.folder(self.workdir)) is None and not lost:
+                raise ValueError(f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} cannot be chosen")  # fmt: skip
+        found = tuning.choices(cells, self.workdir)
+        steps = self.config(cells[0].setting).train.steps
+        text = tuning.record(found, seed=s.tuning.seed, steps=steps)
+        write_json(self.workdir / "tuning.json", text)
+        said = []
+        for choice in found:
+            if choice.rate is None:
+                said.append(f"{choice.arm}: no tuning run has a dev loss, so the arm has no learning rate")  # fmt: skip
+            elif choice.edge:
+                said.append(f"{choice.arm}: its best learning rate, {choice.rate:g}, lies on the edge of the grid")  # fmt: skip
+        return {c.arm: c.rate for c in found if c.rate is not None}, said
+
+    def collect(self, cells: Sequence[Cell]) -> Path:
+        """Writes rows.jsonl (and tuning.jsonl) from the runs that are there, sorted; returns its path.
+
+        Raises:
+          ValueError: one measurement stands there twice.
+        """
+        if self.study.tuning:
+            dev = [c.folder(self.workdir) / f"evaluation_{tuning.SPLIT}" for c in self.study.tuning_grid()]  # fmt: skip
+            replace_text(self.workdir / "tuning.jsonl", sorted_rows(dev, self.workdir))
+        folders = [cell.folder(self.workdir) for cell in cells]
+        read = [f / "evaluation" for f in folders]
+        read += [p for f in folders for p in sorted(f.glob("stretched/*/evaluation"))]
+        path = self.workdir / "rows.jsonl"
+        replace_text(path, sorted_rows(read, self.workdir))
+        return path
+
+
+def sorted_rows(evaluations: Sequence[Path], workdir: Path) -> str:
+    """Returns the rows of all evaluation folders that are there as JSONL, in one order.
+
+    A row's `run` becomes its folder below `workdir`; how it was resumed (item, stamp) is left behind.
+    """
+    rows = {}
+    for folder in evaluations:
+        path = folder / "rows.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            row = {k: v for k, v in json.loads(line).items() if k not in ("item", "stamp")}
+            row["run"] = str(folder.parent.relative_to(workdir))
+            key = tuple(row[k] for k in KEY)
+            if key in rows:
+                raise ValueError(f"{path} measures {dict(zip(KEY, key, strict=True))} twice")
+            rows[key] = json.dumps(row)
+    return "".join(rows[key] + "\n" for key in sorted(rows))
+
+
+def course(study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path) -> Course:
+    """Returns the course of a study file whose get_config gives ConfigDicts.
+
+    scripts: the repository root, relative to where the commands run.
+    """
+    return Course(
+        study, file, lambda setting: from_sections(get_config(setting).to_dict()), workdir,
+        str(scripts / "train.py"), str(scripts / "scripts" / "evaluate.py"),
+    )  # fmt: skip

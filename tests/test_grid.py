@@ -1,0 +1,271 @@
+"""Studies as lists of runs, and the script that carries them out, stopped at any moment."""
+
+import dataclasses
+import json
+import pathlib
+import random
+import re
+import signal
+import time
+
+import pytest
+import toy_study
+
+from configs.studies import cpu, gpu, quickstart
+from posenc_jax.study import local, tuning
+from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
+from posenc_jax.training.config import RunConfig, from_sections
+
+ROPE, SUM = Arm("rope", "rope"), Arm("sum", "rope+alibi")
+TUNING = Tuning(rates=(0.001, 0.01), seed=9, steps=5)
+
+
+def study(**changes) -> Study:
+    return Study(**({"tier": "smoke", "arms": (ROPE, SUM), "seeds": (0, 1)} | changes))
+
+
+def base() -> dict:
+    return dataclasses.asdict(RunConfig())
+
+
+def test_a_grid_is_arms_by_rates_by_seeds_each_once():
+    tuned = study(tuning=TUNING)
+    assert [c.setting for c in tuned.tuning_grid()] == [
+        "rope-s9-lr0.001", "sum-s9-lr0.001", "rope-s9-lr0.01", "sum-s9-lr0.01",
+    ]  # fmt: skip
+    cells = tuned.grid({"rope": 0.01, "sum": 0.001})
+    assert [c.setting for c in cells] == ["rope-s0-lr0.01", "sum-s0-lr0.001", "rope-s1-lr0.01", "sum-s1-lr0.001"]  # fmt: skip
+    assert [c.name for c in cells] == tuned.slots() == ["rope-s0", "sum-s0", "rope-s1", "sum-s1"]
+    assert tuned.grid({"sum": 0.001}) == [c for c in cells if c.arm == SUM]
+    assert study().tuning_grid() == []
+
+
+def test_lists_of_runs_add_up_without_repetition_and_without_two_runs_in_one_folder():
+    cells = study().grid({"rope": None, "sum": None})
+    assert unique(cells + cells[1:]) == cells
+    other = dataclasses.replace(ROPE, scheme="rope(base=500.0)")
+    with pytest.raises(ValueError, match="two different runs are called 'rope-s0'"):
+        unique([*cells, Cell(other, None, 0, False)])
+
+
+def test_a_tuning_run_lies_where_no_report_looks(tmp_path):
+    tuned = study(tuning=TUNING)
+    assert tuned.tuning_grid()[0].folder(tmp_path) == tmp_path / "tuning" / "rope-s9-lr0.001"
+    assert tuned.grid({"rope": 0.01})[0].folder(tmp_path) == tmp_path / "runs" / "rope-s0"
+
+
+def test_a_setting_fills_in_arm_seed_rate_and_the_shorter_budget_of_tuning():
+    arm = Arm("rope", "rope(base=match)", overrides={"model.num_heads": 2})
+    tuned = study(arms=(arm,), tuning=TUNING)
+    before = base()
+    ratio = before["optimizer"]["muon_learning_rate"] / before["optimizer"]["learning_rate"]
+    c = from_sections(tuned.fill("rope-s1-lr0.01", base()))
+    assert (c.model.scheme, c.model.num_heads, c.train.seed, c.arm) == ("rope(base=match)", 2, 1, "rope")  # fmt: skip
+    assert c.optimizer.learning_rate == 0.01
+    assert c.optimizer.muon_learning_rate == pytest.approx(0.01 * ratio)
+    assert c.train.steps == before["train"]["steps"]
+    assert tuned.fill("rope-s9-lr0.001", base())["train"]["steps"] == 5
+
+
+def test_an_arm_with_its_own_length_sees_equally_many_tokens_a_step():
+    oracle = Arm("oracle", "rope", length=256)
+    c = study(arms=(ROPE, oracle)).fill("oracle-s0", base())
+    plain = study(arms=(ROPE, oracle)).fill("rope-s0", base())
+    assert (c["train"]["length"], plain["train"]["length"]) == (256, 64)
+    tokens = [x["train"]["length"] * x["train"]["batch_size"] for x in (c, plain)]
+    assert tokens[0] == tokens[1]
+    assert c["train"]["steps"] == plain["train"]["steps"]
+    with pytest.raises(ValueError, match="no whole number of rows"):
+        study(arms=(Arm("odd", "rope", length=96),)).fill("odd-s0", base())
+
+
+def test_skipped_runs_carry_their_reason():
+    tuned = study(tuning=TUNING, skip=lambda c: "known to diverge" if c.rate == 0.01 and c.arm == SUM else None)  # fmt: skip
+    assert tuned.skipped() == {"sum-s9-lr0.01": "known to diverge"}
+    assert "sum-s9-lr0.01" not in [c.setting for c in tuned.tuning_grid()]
+    assert tuned.record()["skipped"] == tuned.skipped()
+
+
+def test_a_reading_is_an_arm_that_trains_nothing():
+    s = study(arms=(Arm("rope", "rope", readings=("yarn:4",)), SUM))
+    assert s.record()["arms"] == ["rope", "sum", "rope yarn:4"]
+    assert len(s.slots()) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": (ROPE, ROPE)}, "each once; twice: ['rope']"),
+        ({"seeds": (0, 0)}, "each once; twice: [0]"),
+        ({"arms": (ROPE, Arm("same", "rope"))}, "'rope' and 'same' train the same thing"),
+        ({"arms": (Arm("a/b", "rope"),)}, "a name is a folder"),
+        ({"arms": (Arm("a-s1", "rope"),)}, "no -s<number>"),
+        ({"tuning": Tuning((0.01, 0.001), 9)}, "ascending"),
+        ({"tuning": Tuning((0.001, 0.01), 1)}, "also a seed that counts"),
+        ({"roles": {"rope": "rope", "hybrids": ["h1"]}}, "has not: h1"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        study(**changes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("rpoe-s0-lr0.01", "did you mean"),
+        ("rope-s0", "needs a learning rate"),
+        ("rope-s0-lr0.02", "rope-s0-lr0.001, rope-s0-lr0.01"),
+        ("rope-s7-lr0.01", "seed 7 is not of the study"),
+    ],
+)
+def test_a_run_that_is_none_is_refused_in_words(setting, words):
+    with pytest.raises(ValueError, match=words):
+        study(tuning=TUNING).cell(setting)
+
+
+def test_an_override_of_no_setting_is_refused():
+    s = study(arms=(Arm("rope", "rope", overrides={"model.heads": 2}),))
+    with pytest.raises(ValueError, match=r"'model.heads' is not a setting"):
+        s.fill("rope-s0", base())
+
+
+@pytest.mark.parametrize(
+    ("curve", "rate", "edge"),
+    [
+        ({0.001: 3.0, 0.003: 2.0, 0.01: 2.5}, 0.003, False),
+        ({0.01: 2.5, 0.001: 2.0, 0.003: 2.1}, 0.001, True),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: 1.9}, 0.01, True),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: None}, 0.003, False),
+        ({0.001: 3.0, 0.003: 2.0, 0.01: float("nan")}, 0.003, False),
+        ({0.001: 2.0, 0.003: 2.0, 0.01: 3.0}, 0.001, True),
+        ({0.001: None, 0.003: None}, None, False),
+    ],
+)
+def test_the_lowest_dev_loss_chooses_and_an_edge_is_flagged(curve, rate, edge):
+    choice = tuning.choose("rope", curve)
+    assert (choice.rate, choice.edge) == (rate, edge)
+
+
+def test_the_choice_reads_dev_rows_alone(tmp_path):
+    row = {"metric": "bpb_ctx", "length": 64, "train_length": 64, "split": "dev", "value": 2.0}
+    far = row | {"length": 128, "value": 1.0}
+
+    def write(folder, *rows):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    write("evaluation", row | {"split": "test", "value": 0.5})
+    assert tuning.dev_loss(tmp_path) is None
+    write("evaluation_dev", far, row)
+    assert tuning.dev_loss(tmp_path) == 2.0
+    (tmp_path / "evaluation_dev/rows.jsonl").write_text(json.dumps(row | {"split": "test"}) + "\n")
+    with pytest.raises(ValueError, match="of the dev split"):
+        tuning.dev_loss(tmp_path)
+
+
+@pytest.mark.parametrize("module", [cpu, gpu, quickstart])
+def test_every_run_of_a_committed_study_is_a_valid_configuration(module):
+    s, names = module.STUDY, []
+    for cell in s.tuning_grid() + s.grid({a.name: s.tuning.rates[0] if s.tuning else None for a in s.arms}):  # fmt: skip
+        c = from_sections(module.get_config(cell.setting).to_dict())
+        assert (c.arm, c.train.seed, c.train.tier) == (cell.arm.name, cell.seed, s.tier)
+        names.append(cell.name)
+    assert len(set(names)) == len(names)
+
+
+def test_children_on_one_core_use_huge_pages_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert local.environment(0)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "GLIBC_TUNABLES" not in local.environment(None)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    assert local.environment(0)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "GLIBC_TUNABLES" not in local.environment(0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The toy study carried out without interruption."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_study.make(folder)
+    done = toy_study.run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def results(folder: pathlib.Path) -> dict[str, bytes]:
+    names = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+    return {name: (folder / "out" / name).read_bytes() for name in names}
+
+
+def trained(folder: pathlib.Path) -> list[str]:
+    return (folder / "journal").read_text().split()
+
+
+def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_rows(whole):
+    folder, said = whole
+    assert len(trained(folder)) == 6 + 5
+    assert said.splitlines()[-1] == "out/report.html"
+    assert "sum-s2 is left out: too slow" in said
+    assert "[6/6 done" in said
+    assert "[5/5 done" in said
+    for name in ("rope-s0", "sum-s1"):
+        config = json.loads((folder / "out/runs" / name / "config.json").read_text())
+        assert config["optimizer"]["learning_rate"] == 0.003
+    rows = [json.loads(r) for r in (folder / "out/rows.jsonl").read_text().splitlines()]
+    keys = [(r["arm"], r["seed"], r["suite"], r["metric"], r["length"]) for r in rows]
+    assert keys == sorted(set(keys))
+    assert {r["arm"] for r in rows} == {"rope", "rope yarn:4", "sum"}
+    assert {r["split"] for r in rows} == {"test"}
+    assert len(rows) == (5 + 3) * 9
+
+
+def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):
+    folder, _ = whole
+    before, journal = results(folder), trained(folder)
+    again = toy_study.run(folder)
+    assert again.returncode == 0, again.stderr
+    assert results(folder) == before
+    assert trained(folder) == journal
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_study_killed_at_any_moment_ends_in_the_same_rows(whole, tmp_path, kills):
+    toy_study.make(tmp_path)
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = toy_study.start(tmp_path, TOY_SECONDS="0.3")
+        before = len(trained(tmp_path)) if (tmp_path / "journal").exists() else 0
+        deadline = time.time() + 60
+        while time.time() < deadline and process.poll() is None:
+            time.sleep(0.05)
+            if (tmp_path / "journal").exists() and len(trained(tmp_path)) > before:
+                break  # something was done: now at any moment
+        time.sleep(moments.uniform(0, 3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = toy_study.run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path):
+    toy_study.make(tmp_path)
+    done = toy_study.run(tmp_path, "--run=sum-s9-lr0.003", TOY_DIVERGES="lr0.003")
+    assert done.returncode == 1
+    early = toy_study.run(tmp_path, "--run=sum-s0")
+    assert early.returncode == 2
+    assert "rope-s9-lr0.001 has not ended" in early.stderr
+    for name in ("rope-s9-lr0.001", "rope-s9-lr0.003", "rope-s9-lr0.01", "sum-s9-lr0.001", "sum-s9-lr0.01"):  # fmt: skip
+        source = whole[0] / "out" / "tuning" / name / "evaluation_dev"
+        target = tmp_path / "out" / "tuning" / name / "evaluation_dev"
+        target.mkdir(parents=True)
+        (target / "rows.jsonl").write_bytes((source / "rows.jsonl").read_bytes())
+    done = toy_study.run(tmp_path, "--run=sum-s0")
+    assert done.returncode == 0, done.stderr
+    text = json.loads((tmp_path / "out/tuning.json").read_text())["arms"]["sum"]
+    assert (text["rate"], text["edge"]) == (0.001, True)
+    assert text["curve"][1] == {"rate": 0.003, "bpb_ctx": None}
