@@ -28,7 +28,7 @@ def watched(config: ModelConfig, params, tokens_BT, pos_BT, reduce: Callable) ->
         found.append(reduce(len(found), *seen))
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)
 
-    decoder = Decoder(dataclasses.replace(config, dtype="float32"), watching)
+    decoder = Decoder(dataclasses.replace(config, dtype="float32"), attend=watching)
     decoder.apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))
     return tuple(found)
 
