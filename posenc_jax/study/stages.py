@@ -12,7 +12,7 @@ from posenc_jax.training.config import RunConfig, from_sections
 from posenc_jax.training.workdir import replace_text, write_json
 
 # What makes a row one measurement; a study that holds two of one kind is broken.
-KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split", "run")
+KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
 
 
 @dataclasses.dataclass(frozen=True)
