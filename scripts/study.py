@@ -58,14 +58,12 @@ def main() -> int:
     plan.check()
     if _LAUNCH.value == "slurm":
         return _slurm(plan)
-    plan.begin()
-    if _COLLECT.value:
-        return _end(plan, [])
     try:
         if _RUN.value is not None:
             return _one(plan)
         with claim(workdir):
-            return _everything(plan)
+            plan.begin()
+            return _end(plan, []) if _COLLECT.value else _everything(plan)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
         return 75
@@ -79,6 +77,7 @@ def _everything(plan) -> int:
     if stopped:
         return _stopped(stopped)
     rates, said = plan.rates()
+    plan.write_tuning()
     for line in said:
         print(line)
     lost, stopped = _carry_out(plan, study.grid(rates), "runs")
@@ -124,6 +123,7 @@ def _end(plan, failed) -> int:
     from posenc_jax.report.page import write_report
 
     rates, _ = plan.rates()
+    plan.write_tuning()
     cells = plan.study.grid(rates)
     rows = plan.collect(cells)
     print(rows)

@@ -14,6 +14,8 @@ import toy_study
 from configs.studies import cpu, gpu, quickstart
 from posenc_jax.study import local, tuning
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
+from posenc_jax.study.stages import sorted_rows
+from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
 
 ROPE, SUM = Arm("rope", "rope"), Arm("sum", "rope+alibi")
@@ -186,6 +188,35 @@ def test_children_on_one_core_use_huge_pages_unless_the_user_says_otherwise(monk
     assert "GLIBC_TUNABLES" not in local.environment(0)
 
 
+def test_the_status_counts_runs_by_arm_and_estimates_what_is_left():
+    arms = {"a-s0": "a", "a-s1": "a", "b-s0": "b", "b-s1": "b"}
+    states = {"a-s0": "done", "a-s1": "running", "b-s0": "failed", "b-s1": "waiting"}
+    lines = table(arms, states, ["a-s1  45% loss 2.00"], 60.0, fresh=2)
+    assert lines[0] == "[1/4 done, 1 waiting, 1 failed]  0:01:00 gone, about 0:01:00 left"
+    assert [line.split() for line in lines[1:]] == [
+        ["arm", "done", "running", "waiting", "failed"],
+        ["a", "1", "1", "0", "0"],
+        ["b", "0", "0", "1", "1"],
+        ["a-s1", "45%", "loss", "2.00"],
+    ]
+
+
+def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(tmp_path):
+    row = {"run": "x", "arm": "rope", "seed": 0, "suite": "E", "metric": "bpb_ctx", "length": 64,
+           "bucket": "all", "split": "test", "value": 2.0, "item": "E3/64", "stamp": "s"}  # fmt: skip
+    folders = [tmp_path / "runs" / name / "evaluation" for name in ("rope-s0", "rope-s1")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        rows = [row | {"seed": seed, "length": length} for length in (128, 64)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = sorted_rows(folders, tmp_path)
+    assert text == sorted_rows(folders[::-1], tmp_path)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [(r["run"], r["length"]) for r in rows] == [("runs/rope-s0", 64), ("runs/rope-s0", 128), ("runs/rope-s1", 64), ("runs/rope-s1", 128)]  # fmt: skip
+    with pytest.raises(ValueError, match="twice"):
+        sorted_rows([folders[0], folders[0]], tmp_path)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The toy study carried out without interruption."""
@@ -266,6 +297,8 @@ def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path)
         (target / "rows.jsonl").write_bytes((source / "rows.jsonl").read_bytes())
     done = toy_study.run(tmp_path, "--run=sum-s0")
     assert done.returncode == 0, done.stderr
-    text = json.loads((tmp_path / "out/tuning.json").read_text())["arms"]["sum"]
-    assert (text["rate"], text["edge"]) == (0.001, True)
-    assert text["curve"][1] == {"rate": 0.003, "bpb_ctx": None}
+    config = json.loads((tmp_path / "out/runs/sum-s0/config.json").read_text())
+    assert (
+        config["optimizer"]["learning_rate"] == 0.001
+    )  # 0.003 would be the lowest, but has no value
+    assert not (tmp_path / "out/tuning.json").exists()  # tasks of an array write nothing they share

@@ -12,7 +12,7 @@ from posenc_jax.training.config import RunConfig, from_sections
 from posenc_jax.training.workdir import replace_text, write_json
 
 # What makes a row one measurement; a study that holds two of one kind is broken.
-KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split", "run")
+KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Course:
     def rates(self) -> tuple[dict[str, float | None], list[str]]:
         """Returns the learning rate of every arm that has one, and sentences about the choice.
 
-        Writes tuning.json. Without a tuning every arm has the rate None, the base's own.
+        Without a tuning every arm has the rate None, the base's own. Writes nothing: tasks of an array
+        ask at the same time.
 
         Raises:
           ValueError: a tuning run has neither a dev loss nor failed: the stage is not over.
@@ -84,22 +85,35 @@ class Course:
         s = self.study
         if s.tuning is None:
             return {arm.name: None for arm in s.arms}, []
-        cells = s.tuning_grid()
+        found, said = self._choices(), []
+        for choice in found:
+            if choice.rate is None:
+                said.append(
+                    f"{choice.arm}: no tuning run has a dev loss, so the arm has no learning rate"
+                )
+            elif choice.edge:
+                said.append(
+                    f"{choice.arm}: its best learning rate, {choice.rate:g}, lies on the edge of the grid"
+                )
+        return {c.arm: c.rate for c in found if c.rate is not None}, said
+
+    def write_tuning(self) -> None:
+        """Writes tuning.json, where the study tunes; raises as `rates`."""
+        s = self.study
+        if s.tuning is not None:
+            steps = self.config(s.tuning_grid()[0].setting).train.steps
+            record = tuning.record(self._choices(), seed=s.tuning.seed, steps=steps)
+            write_json(self.workdir / "tuning.json", record)
+
+    def _choices(self) -> list[tuning.Choice]:
+        cells = self.study.tuning_grid()
         for cell in cells:
             lost = local.exit_code(cell.name, self.logs) not in (None, 0, local.STOPPED)
             if tuning.dev_loss(cell.folder(self.workdir)) is None and not lost:
-                raise ValueError(f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} cannot be chosen")  # fmt: skip
-        found = tuning.choices(cells, self.workdir)
-        steps = self.config(cells[0].setting).train.steps
-        text = tuning.record(found, seed=s.tuning.seed, steps=steps)
-        write_json(self.workdir / "tuning.json", text)
-        said = []
-        for choice in found:
-            if choice.rate is None:
-                said.append(f"{choice.arm}: no tuning run has a dev loss, so the arm has no learning rate")  # fmt: skip
-            elif choice.edge:
-                said.append(f"{choice.arm}: its best learning rate, {choice.rate:g}, lies on the edge of the grid")  # fmt: skip
-        return {c.arm: c.rate for c in found if c.rate is not None}, said
+                raise ValueError(
+                    f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} cannot be chosen"
+                )
+        return tuning.choices(cells, self.workdir)
 
     def collect(self, cells: Sequence[Cell]) -> Path:
         """Writes rows.jsonl (and tuning.jsonl) from the runs that are there, sorted; returns its path.
