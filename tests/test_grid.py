@@ -14,7 +14,7 @@ import toy_study
 from configs.studies import cpu, gpu, quickstart
 from posenc_jax.study import local, tuning
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
-from posenc_jax.study.stages import sorted_rows
+from posenc_jax.study.stages import KEY, sorted_rows
 from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
 
@@ -209,12 +209,12 @@ def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(t
         folder.mkdir(parents=True)
         rows = [row | {"seed": seed, "length": length} for length in (128, 64)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = sorted_rows(folders, tmp_path)
-    assert text == sorted_rows(folders[::-1], tmp_path)
+    text = sorted_rows(folders, tmp_path, KEY)
+    assert text == sorted_rows(folders[::-1], tmp_path, KEY)
     rows = [json.loads(line) for line in text.splitlines()]
     assert [(r["run"], r["length"]) for r in rows] == [("runs/rope-s0", 64), ("runs/rope-s0", 128), ("runs/rope-s1", 64), ("runs/rope-s1", 128)]  # fmt: skip
     with pytest.raises(ValueError, match="twice"):
-        sorted_rows([folders[0], folders[0]], tmp_path)
+        sorted_rows([folders[0], folders[0]], tmp_path, KEY)
 
 
 @pytest.fixture(scope="module")

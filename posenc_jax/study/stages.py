@@ -123,19 +123,27 @@ class Course:
         """
         if self.study.tuning:
             dev = [c.folder(self.workdir) / f"evaluation_{tuning.SPLIT}" for c in self.study.tuning_grid()]  # fmt: skip
-            replace_text(self.workdir / "tuning.jsonl", sorted_rows(dev, self.workdir))
+            # Tuning runs of one arm and seed differ in their rate, which their name alone says.
+            text = sorted_rows(dev, self.workdir, (*KEY, "run"))
+            replace_text(self.workdir / "tuning.jsonl", text)
         folders = [cell.folder(self.workdir) for cell in cells]
         read = [f / "evaluation" for f in folders]
         read += [p for f in folders for p in sorted(f.glob("stretched/*/evaluation"))]
         path = self.workdir / "rows.jsonl"
-        replace_text(path, sorted_rows(read, self.workdir))
+        replace_text(path, sorted_rows(read, self.workdir, KEY))
         return path
 
 
-def sorted_rows(evaluations: Sequence[Path], workdir: Path) -> str:
+def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]) -> str:
     """Returns the rows of all evaluation folders that are there as JSONL, in one order.
 
     A row's `run` becomes its folder below `workdir`; how it was resumed (item, stamp) is left behind.
+
+    Args:
+      names: the fields that make a row one measurement, and that rows are sorted by.
+
+    Raises:
+      ValueError: one measurement stands there twice.
     """
     rows = {}
     for folder in evaluations:
@@ -143,9 +151,9 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path) -> str:
         for line in path.read_text().splitlines() if path.exists() else []:
             row = {k: v for k, v in json.loads(line).items() if k not in ("item", "stamp")}
             row["run"] = str(folder.parent.relative_to(workdir))
-            key = tuple(row[k] for k in KEY)
+            key = tuple(row[k] for k in names)
             if key in rows:
-                raise ValueError(f"{path} measures {dict(zip(KEY, key, strict=True))} twice")
+                raise ValueError(f"{path} measures {dict(zip(names, key, strict=True))} twice")
             rows[key] = json.dumps(row)
     return "".join(rows[key] + "\n" for key in sorted(rows))
 
