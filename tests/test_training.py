@@ -35,7 +35,7 @@ def final_state(config, workdir):
         return jax.device_get(checkpoints.restore(checkpoints.latest(), shapes))
 
 
-@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("data", "model"), [pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4)])  # fmt: skip
 def test_eight_devices_give_the_losses_of_one(tmp_path, data_dir, data, model):
     one = runs.config(data_dir, train={"data_devices": 1, "model_devices": 1})
     many = runs.config(data_dir, train={"data_devices": data, "model_devices": model})
