@@ -110,12 +110,16 @@ def _picture(outcome):
     labels = [mark[0] for mark in next(iter(outcome.panels[0].series.values()))]
 
     def draw(layout):
-        height = 1.0 + 0.23 * len(labels)
+        crowd = max(len(panel.series) for panel in outcome.panels)
+        height = 1.0 + 0.23 * len(labels) * max(1, crowd / 2)
         figure, grid = style.panels(layout, 1, len(outcome.panels), height, sharey=True)
         for axes, panel in zip(grid, outcome.panels, strict=True):
             for index, (name, marks) in enumerate(panel.series.items()):
                 _, low, middle, high = zip(*marks, strict=True)
-                place = [y + 0.3 * (index - (len(panel.series) - 1) / 2) for y in range(len(marks))]
+                apart = min(0.3, 0.8 / len(panel.series))
+                place = [
+                    y + apart * (index - (len(panel.series) - 1) / 2) for y in range(len(marks))
+                ]
                 looks = style.line_style(index)
                 axes.hlines(place, low, high, color=looks["color"], linewidth=1.6)
                 axes.plot(
