@@ -142,7 +142,11 @@ def _verdict(plan) -> None:
     script = _ROOT / "scripts" / "verdict.py"
     if not plan.study.roles.get("hybrids") or not script.exists():
         return
-    said = subprocess.run([sys.executable, script, f"--workdir={plan.workdir}"], capture_output=True, text=True)  # fmt: skip
+    roles, seeds = plan.study.roles, ",".join(map(str, plan.study.seeds))
+    command = [sys.executable, script, f"--workdir={plan.workdir}", f"--seeds={seeds}"]
+    command += [f"--{role}={roles[role]}" for role in ("rope", "alibi") if role in roles]
+    command += [f"--hybrid={name}" for name in roles["hybrids"]]
+    said = subprocess.run(command, capture_output=True, text=True)
     print((said.stdout if said.returncode == 0 else f"no verdict: {said.stderr}").strip())
 
 
