@@ -48,15 +48,12 @@ def evaluate(
     Raises:
       ValueError: no checkpoint, an unknown suite or split, or a length asked for that does not fit.
     """
-    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
-        raise ValueError(
-            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
-        )
+    trained = _config_of(workdir)
     if split not in ("test", "dev"):
         raise ValueError(
             f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
         )
-    config = trained = read(workdir / "config.json")
+    config = trained
     if stretch is not None:
         config = _named(trained, f"{trained.arm} {stretch}")
     own = ("C",) if config.data.task == "classification" else config.evaluation.measures
@@ -131,11 +128,7 @@ def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
     Raises:
       ValueError: a training length that four does not divide, or a model that cannot read 4L + L/2.
     """
-    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
-        raise ValueError(
-            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
-        )
-    config = read(workdir / "config.json")
+    config = _config_of(workdir)
     L, rest = divmod(config.train.length, key_targets.REFERENCE_MULTIPLE)
     if rest:
         raise ValueError(f"{workdir} was trained at {config.train.length} tokens, not at 4 L")
@@ -165,6 +158,15 @@ def _scorer(model_configs: dict, params, batch_tokens: int) -> Scorer:
         is_leaf=lambda spec: isinstance(spec, jax.P),
     )
     return Scorer(model_configs, jax.device_put(params, places), batch_tokens, mesh)
+
+
+def _config_of(workdir: Path) -> RunConfig:
+    """Returns the configuration of a run that has a checkpoint; ValueError for any other folder."""
+    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
+        raise ValueError(
+            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
+        )
+    return read(workdir / "config.json")
 
 
 def _stamp(settings: dict) -> str:
@@ -286,11 +288,7 @@ def open_run(workdir: Path, stretch: str | None) -> OpenRun:
     Raises:
       ValueError: no checkpoint, or a stretch that is none or changes nothing in this scheme.
     """
-    if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
-        raise ValueError(
-            f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
-        )
-    trained = read(workdir / "config.json")
+    trained = _config_of(workdir)
     config = trained if stretch is None else _named(trained, f"{trained.arm} {stretch}")
     _reading(config, stretch, config.train.length)  # refuses a bad rule before anything is opened
     inputs = open_inputs(config)
