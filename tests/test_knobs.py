@@ -12,9 +12,9 @@ import runs
 from posenc_jax.encodings import REGISTRY, Absolute, Place, Rotation, Temperature
 from posenc_jax.encodings.stretch import STRETCHES, Yarn
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.config import DataSection, OptimizerSection
 from posenc_jax.training.inputs import open_inputs, training_batches
 from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sections import DataSection, OptimizerSection
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
@@ -123,7 +123,7 @@ def test_every_setting_of_the_optimizer_changes_the_update(knob):
 
 DATA = {
     "retrieval_share": 0.9, "passkey_share": 0.9, "answer_weight": 2.0, "min_pairs": 3, "max_pairs": 2,
-    "retrieval_mix": "mqar",
+    "retrieval_mix": "mqar", "offset_share": 0.3,
 }  # fmt: skip
 ELSEWHERE = {
     "corpus", "folder", "tokenizer", "download",  # tests/test_corpora.py, test_tokens.py, test_public_corpora.py

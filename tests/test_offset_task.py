@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import runs
 
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.offset import (
     CHANCE,
     OffsetWindows,
+    asked_offsets,
     offset_lookup,
     shortest_length,
     spread_offsets,
 )
+from posenc_jax.training.inputs import open_inputs, training_batches
 
 TOKENIZER = open_tokenizer("bytes")
 FILLER = Filler(None, TOKENIZER, corpus=False)
@@ -93,3 +96,17 @@ def test_offsets_spread_from_the_nearest_possible_to_the_farthest_within_l():
 def test_what_does_not_fit_is_refused_in_words(changes, words):
     with pytest.raises(ValueError, match=words):
         instance(**changes)
+
+
+def test_a_run_takes_its_share_of_offset_windows_and_no_text_where_none_is_left(data_dir):
+    config = runs.config(data_dir, data={"retrieval_share": 0.7, "offset_share": 0.3})
+    inputs = open_inputs(config)
+    feed = training_batches(config, inputs, first_step=0, process_index=0, process_count=1)
+    rows = np.concatenate([next(feed)["tokens_BT"] for _ in range(config.train.steps)])
+    filler = Filler(None, inputs.tokenizer, corpus=False)
+    count = len(asked_offsets(config.train.length))
+    sep = rows[:, -2 * count - 1] == filler.sep
+    offset = sep & (rows[:, 1 : -2 * count - 1] >= filler.values).all(1)
+    assert 0.15 < offset.mean() < 0.45
+    with pytest.raises(ValueError, match=r"offset_share=0\.4 are more than all windows"):
+        open_inputs(runs.config(data_dir, data={"retrieval_share": 0.7, "offset_share": 0.4}))

@@ -5,8 +5,8 @@ import pytest
 from test_retrieval_tasks import FILLER, TOKENIZER
 
 from posenc_jax.tasks.windows import RetrievalWindows
-from posenc_jax.training.config import DataSection
 from posenc_jax.training.inputs import retrieval_tasks
+from posenc_jax.training.sections import DataSection
 
 
 def windows_of(

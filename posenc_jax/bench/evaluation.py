@@ -12,7 +12,8 @@ from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.config import ModelSection, RunConfig, TrainSection
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.sections import ModelSection, TrainSection
 from posenc_jax.training.step import token_losses
 
 SCHEMES = ("nope", "rope", "alibi", "rope+alibi", "rope+alibi|nope~logn")

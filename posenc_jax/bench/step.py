@@ -14,8 +14,9 @@ from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
 from posenc_jax.bench.peers import versions
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.config import ModelSection, RunConfig, TrainSection
+from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sections import ModelSection, TrainSection
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 BASELINE = ("ours", "nope")

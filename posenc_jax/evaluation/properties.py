@@ -1,13 +1,14 @@
 """P1 and P5: is the relative structure of a trained model's logits exact, and its bias monotone?"""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
 from posenc_jax.attention.observe import last_logits
-from posenc_jax.encodings import PlacedLayer
-from posenc_jax.encodings.part import Params
+from posenc_jax.encodings import PlacedLayer, PlacedScheme
+from posenc_jax.encodings.part import Params, Temperature
 from posenc_jax.encodings.reach import bias_of_distance
 from posenc_jax.evaluation.watch import over_batches, watched
 from posenc_jax.model.config import ModelConfig
@@ -15,18 +16,57 @@ from posenc_jax.model.config import ModelConfig
 QUERIES = 64  # the last ones of a row, all of whose logits are compared
 
 
+def keeps_count(placed: PlacedScheme) -> bool:
+    """Whether a temperature follows the number of keys in sight."""
+    parts = [group.heads.temperature for layer in placed.layers for group in layer.groups]
+    return any(part is not None and not part.relative for part in parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InSight(Temperature):
+    """A temperature of the row as it stood before it was moved by `shift`: as many keys in sight."""
+
+    of: Temperature
+    shift: int
+
+    def temperature(self, params, q_pos_BT, k_pos_BS, place):
+        return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, place)
+
+
+def counting_keys(layer: PlacedLayer, shift: int) -> PlacedLayer:
+    """Returns the layer with temperatures that read the positions of the row before the shift."""
+
+    def rested(group):
+        heads = group.heads
+        if heads.temperature is None or heads.temperature.relative:
+            return group
+        rest = dataclasses.replace(heads, temperature=_InSight(heads.temperature, shift))
+        return dataclasses.replace(group, heads=rest)
+
+    return dataclasses.replace(layer, groups=tuple(rested(group) for group in layer.groups))
+
+
 def shift_errors(
-    config: ModelConfig, params, rows_RT: np.ndarray, shifts: tuple[int, ...], batch_tokens: int
+    config: ModelConfig,
+    params,
+    rows_RT: np.ndarray,
+    shifts: tuple[int, ...],
+    batch_tokens: int,
+    *,
+    counted: bool = True,
 ) -> dict[int, np.ndarray]:
     """Returns by shift D error_LN (P1): max |z(p + D) - z(p)| / std(z), float32, over all rows.
 
     The whole model reads the same tokens at positions p and p + D, so that layers above the first count
     what the rounding below them adds, and absolute encodings show what they have. z are the logits of
     the last `QUERIES` queries with the keys in their sight; in linear attention, the product of features.
+    A temperature is a function of the number of keys in sight, which a shift leaves as it is; it is
+    computed here from positions, and so has to be told.
 
     Args:
       config, params: of the model. rows_RT: tokens, a document each. shifts: tokens.
-      batch_tokens: run at a time.
+      batch_tokens: run at a time. counted: False lets the temperature take the moved positions for
+        the number of keys in sight, as if as many more keys stood before the row.
 
     Raises:
       ValueError: a shift past the positions that the scheme has.
@@ -37,12 +77,15 @@ def shift_errors(
         raise ValueError(f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of {config.scheme!r}")  # fmt: skip
     rows = min(QUERIES, T)
 
-    @jax.jit
-    def program(params, tokens_BT, pos_BT):
+    @functools.partial(jax.jit, static_argnums=0)
+    def program(shift, params, tokens_BT, pos_BT):
         def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
             return last_logits(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, rows=rows)
 
-        return watched(config, params, tokens_BT, pos_BT, reduce)
+        changed = functools.partial(counting_keys, shift=shift)
+        return watched(config, params, tokens_BT, pos_BT, reduce, changed)
+
+    held = counted and keeps_count(config.placed)
 
     seen_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
     worst = {shift: np.zeros((config.num_layers, config.num_heads)) for shift in shifts}
@@ -51,14 +94,17 @@ def shift_errors(
     for start in range(0, R, size):  # batch by batch: the logits of all rows would be too many
         piece = rows_RT[start : start + size].astype(np.int32)
         pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), piece.shape)
-        (at_rest,) = over_batches(functools.partial(program, params), piece.size, piece, pos_BT)
+        (at_rest,) = over_batches(functools.partial(program, 0, params), piece.size, piece, pos_BT)
         base = [z_BNRS[:, :, seen_RS].astype(np.float64) for z_BNRS in at_rest]
         count += base[0][:, 0].size
         total += np.stack([z.sum((0, 2)) for z in base])
         squares += np.stack([(z**2).sum((0, 2)) for z in base])
         for shift in shifts:
             (moved,) = over_batches(
-                functools.partial(program, params), piece.size, piece, pos_BT + np.int32(shift)
+                functools.partial(program, shift if held else 0, params),
+                piece.size,
+                piece,
+                pos_BT + np.int32(shift),
             )
             apart = [np.abs(m[:, :, seen_RS] - z).max((0, 2)) for m, z in zip(moved, base, strict=True)]  # fmt: skip
             worst[shift] = np.maximum(worst[shift], apart)

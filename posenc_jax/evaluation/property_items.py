@@ -9,12 +9,16 @@ from posenc_jax.encodings import GatedBias
 from posenc_jax.evaluation import probes
 from posenc_jax.evaluation.interventions import rotation_off
 from posenc_jax.evaluation.measures import SEED
-from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
+from posenc_jax.evaluation.properties import (
+    keeps_count,
+    largest_gate_rise,
+    largest_rise,
+    shift_errors,
+)
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.subject import ROWS, Subject
-from posenc_jax.tasks.offset import offset_lookup, spread_offsets
+from posenc_jax.tasks.offset import asked_offsets, offset_lookup
 
-OFFSETS = 8  # asked in every instance of P3, fewer where L is below 64
 MONOTONE_TO = 16  # P5, in units of L
 
 
@@ -45,6 +49,14 @@ def _shift_errors(subject: Subject) -> list[dict]:
                 "P", "P1_shift_error", length, error_LN, len(rows_RT), of_shift
             )
             rows.append(subject.row("P", "P1_shift_error", length, f"all{of_shift}", error_LN.max(), len(rows_RT)))  # fmt: skip
+    if fitting and keeps_count(subject.placed):
+        moved = shift_errors(
+            subject.config, subject.params, rows_RT, fitting, subject.budget, counted=False
+        )
+        rows += [
+            subject.row("P", "P1_counter_error", length, f"all shift:{shift}", error_LN.max(), len(rows_RT))
+            for shift, error_LN in moved.items()
+        ]  # fmt: skip
     for shift in set(wanted) - set(fitting):
         reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {subject.config.scheme}"
         rows.append(subject.skipped("P", "P1_shift_error", length, f"all shift:{shift}", reason))
@@ -60,7 +72,7 @@ def _relative_structure(subject: Subject, k: int) -> list[dict]:
 
 def _offset_lookup(subject: Subject, k: int) -> list[dict]:
     length = k * subject.L
-    offsets = spread_offsets(subject.L, min(OFFSETS, subject.L // 8))
+    offsets = asked_offsets(subject.L)
     instances = [
         offset_lookup(
             subject.filler,

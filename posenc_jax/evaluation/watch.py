@@ -12,7 +12,14 @@ from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
 
-def watched(config: ModelConfig, params, tokens_BT, pos_BT, reduce: Callable) -> tuple:
+def watched(
+    config: ModelConfig,
+    params,
+    tokens_BT,
+    pos_BT,
+    reduce: Callable,
+    changed: Callable = lambda x: x,
+) -> tuple:
     """Returns what `reduce` makes of each layer, in order; pure, and to be called under `jax.jit`.
 
     Args:
@@ -20,10 +27,12 @@ def watched(config: ModelConfig, params, tokens_BT, pos_BT, reduce: Callable) ->
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
       reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, clock_BTN) -> any arrays, with q
         and k as projected (and normed), before temperature and rotation.
+      changed: makes of each PlacedLayer the one that runs instead.
     """
     found = []
 
     def watching(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where):
+        layer = changed(layer)
         seen = (q_BTNH, k_BSKH, layer, learned, where["q_pos_BT"], where["q_clock_BTN"])
         found.append(reduce(len(found), *seen))
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)

@@ -14,11 +14,21 @@ from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.instances import Answer, Instance, generator_of, key_of
 
 CHANCE = 1 / SYMBOLS
+OFFSETS = 8  # asked in every instance, fewer where L is below 64
 
 
 def shortest_length(offsets: tuple[int, ...]) -> int:
     """Returns the tokens of an instance in which every offset, asked last or first, finds a symbol."""
     return 1 + max(offsets) + 2 * len(offsets)
+
+
+def asked_offsets(train_length: int) -> tuple[int, ...]:
+    """Returns the offsets of P3 at that training length, in training and in scoring.
+
+    Raises:
+      ValueError: L has no room for them.
+    """
+    return spread_offsets(train_length, min(OFFSETS, train_length // 8))
 
 
 def spread_offsets(train_length: int, count: int) -> tuple[int, ...]:

@@ -13,9 +13,13 @@ from posenc_jax.data.stream import TokenStream, open_stream
 from posenc_jax.data.tokens import Tokenizer, open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelled
+from posenc_jax.tasks.offset import OffsetWindows, asked_offsets
 from posenc_jax.tasks.table import find
 from posenc_jax.tasks.windows import RetrievalWindows
-from posenc_jax.training.config import DataSection, RunConfig
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.sections import DataSection
+
+ROUNDING = 1e-9  # of shares that sum to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,19 @@ def open_inputs(config: RunConfig) -> Inputs:
 
 
 def _check_task(data: DataSection) -> None:
-    unread = {"classification": "retrieval_share", "language": "text_weight"}
+    if data.retrieval_share + data.offset_share > 1 + ROUNDING:
+        raise ValueError(
+            f"config.data.retrieval_share={data.retrieval_share} and config.data.offset_share="
+            f"{data.offset_share} are more than all windows"
+        )
+    unread = {"classification": ("retrieval_share", "offset_share"), "language": ("text_weight",)}
     if data.task not in unread:
         raise ValueError(f"config.data.task must be {' or '.join(unread)}, not {data.task!r}")
     if not 0 <= data.text_weight < math.inf:
         raise ValueError(f"config.data.text_weight must be zero or above, not {data.text_weight}")
-    name = unread[data.task]
-    if getattr(data, name):
-        raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
+    for name in unread[data.task]:
+        if getattr(data, name):
+            raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
 
 
 def training_batches(
@@ -80,12 +89,14 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
     data, train = config.data, config.train
     stream = inputs.stream("train")
     sources = []
-    if data.retrieval_share < 1:
-        sources.append((TextWindows(stream, train.length), 1 - data.retrieval_share))
+    text_share = 1 - data.retrieval_share - data.offset_share
+    if text_share > ROUNDING:
+        sources.append((TextWindows(stream, train.length), text_share))
     if data.retrieval_share > 0:
+        filler = Filler(stream, inputs.tokenizer)
         windows = RetrievalWindows(
             inputs.tokenizer,
-            Filler(stream, inputs.tokenizer),
+            filler,
             tasks=retrieval_tasks(data),
             length=train.length,
             seed=train.seed,
@@ -94,6 +105,17 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
             answer_weight=data.answer_weight,
         )
         sources.append((windows, data.retrieval_share))
+    if data.offset_share > 0:
+        windows = OffsetWindows(
+            Filler(None, inputs.tokenizer, corpus=False),
+            offsets=asked_offsets(train.length),
+            length=train.length,
+            seed=train.seed,
+            split="train",
+            answer_weight=data.answer_weight,
+            pad=inputs.tokenizer.pad,
+        )
+        sources.append((windows, data.offset_share))
     return sources
 
 
