@@ -11,15 +11,19 @@ import jax
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.fingerprint import sha256
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches, unigram_bits_per_byte
 from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.progress import MetricLog, Progress
 from posenc_jax.training.step import make_step, state_builder
 from posenc_jax.training.workdir import (
     claim,
+    ownership,
     provenance,
+    refuse_owner,
     refuse_strangers,
     replace_text,
     write_json,
@@ -59,8 +63,13 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
 def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
+    owner = ownership(config, inputs)
     first = checkpoints.latest() or 0
+    before = checkpoints.record(first) if first else {"links": None}
+    if first:
+        refuse_owner(workdir, first, owner, before["owner"])
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
+    chain = Chain(before["links"])
     record = _record(config, command, inputs, state["params"])
     record["began"] = _began(workdir)
     record["attention"] = model.config.attention_paths(t.length)
@@ -68,7 +77,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     spent = _seconds_before(workdir)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
-        _finish(workdir, record, spent, t, state)
+        _finish(workdir, record, spent, t, state, chain)
         return
     print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
     if first:
@@ -89,22 +98,25 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     done = first
     try:
         for batch in feed:
-            state, metrics = step(state, place(batch))
+            placed = place(batch)
+            state, metrics = step(state, placed)
             done += 1
+            chain.add(done, placed, metrics)
+            checkpoints.check()
             if pending is not None:
-                clock = _report(pending, done - 1, t, log, bar, clock)
+                clock = _report(pending, done - 1, t, log, bar, clock, chain)
             pending = metrics
             if done % t.save_every == 0 or done == t.steps or stop.asked:
-                clock = _report(pending, done, t, log, bar, clock)
+                clock = _report(pending, done, t, log, bar, clock, chain)
                 pending = None  # a saved step is a logged step, whatever happens next
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, {"owner": owner, "links": chain.through(done)})
             if stop.asked and done < t.steps:
                 raise Stopped(
                     f"stopped by {stop.asked} after step {done} of {t.steps}; run the same command to go on"
                 )
         seconds = spent + time.time() - started
         checkpoints.wait()
-        _finish(workdir, record, seconds, t, state)
+        _finish(workdir, record, seconds, t, state, chain)
     except Stopped:
         checkpoints.wait()
         seconds = spent + time.time() - started
@@ -116,8 +128,9 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
         bar.close()
 
 
-def _finish(workdir: Path, record: dict, seconds: float, t, state) -> None:
+def _finish(workdir: Path, record: dict, seconds: float, t, state, chain: Chain) -> None:
     """Writes the record of a finished run; seconds are those of its legs that ended by themselves."""
+    digests = sha256(state)  # of all processes together
     if jax.process_index() == 0:
         rate = round(t.steps * t.batch_size * t.length / seconds) if seconds else None
         write_json(
@@ -128,6 +141,8 @@ def _finish(workdir: Path, record: dict, seconds: float, t, state) -> None:
                 "tokens_per_second": rate,
                 "skipped_updates": int(state["skipped"]),
                 "finished": True,
+                **chain.through(t.steps),
+                "state_sha256": digests,
             },
         )
 
@@ -145,14 +160,14 @@ def _seconds_before(workdir: Path) -> float:
     return json.loads(path.read_text()).get("wall_seconds", 0.0) if path.exists() else 0.0
 
 
-def _report(metrics, step: int, t, log: MetricLog, bar: Progress, clock: float) -> float:
+def _report(metrics, step: int, t, log: MetricLog, bar: Progress, clock: float, chain) -> float:
     """Reads one finished step's metrics; writes them every `log_every` steps."""
     if step % t.log_every and step != t.steps:
         return clock
     row = {name: float(value) for name, value in jax.device_get(metrics).items()}
     now = time.time()
     rate = t.batch_size * t.length * t.log_every / max(now - clock, 1e-9)
-    log.write({"step": step, **row, "tokens_per_second": round(rate, 1)})
+    log.write({"step": step, **row, "tokens_per_second": round(rate, 1), **chain.through(step)})
     bar.update(step, loss=f"{row['loss']:.3f}", tokens_per_s=f"{rate:,.0f}")
     if row["skipped_in_a_row"] >= t.bad_steps:
         raise Diverged(

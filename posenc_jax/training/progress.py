@@ -70,7 +70,7 @@ class MetricLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and not isinstance(value, str):
                 self._board.add_scalar(f"train/{name}", value, row["step"])
 
     def close(self) -> None:
