@@ -1,7 +1,8 @@
 """Trains one decoder: python train.py --config=configs/lm.py:rope+alibi --workdir=runs/x.
 
 Running the same command again goes on from the last checkpoint. Exit codes: 0 done, 2 wrong input,
-75 stopped and resumable, 1 diverged.
+75 stopped and resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged, 130
+ended by a second Ctrl-C without waiting for a checkpoint.
 """
 
 import os
@@ -25,8 +26,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> int:
     """Flags to config to one call."""
+    from posenc_jax.training.checkpoints import SaveFailed
     from posenc_jax.training.config import from_sections
-    from posenc_jax.training.loop import STOPPED, Diverged, Stopped, train
+    from posenc_jax.training.loop import STOPPED, UNWRITABLE, Diverged, Stopped, train
 
     config = from_sections(_CONFIG.value.to_dict())
     try:
@@ -38,9 +40,17 @@ def main() -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
+    except SaveFailed as error:
+        print(error, file=sys.stderr)
+        return UNWRITABLE
     except Diverged as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "ended at once; run the same command to go on from the last checkpoint", file=sys.stderr
+        )
+        return 130
     return 0
 
 

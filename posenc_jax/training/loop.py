@@ -1,6 +1,7 @@
 """The training loop: open, resume, step, log, save."""
 
 import datetime
+import errno
 import functools
 import json
 import signal
@@ -30,6 +31,8 @@ from posenc_jax.training.workdir import (
 )
 
 STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
+UNWRITABLE = 74  # of a run that could not write any more; resumable once there is room (EX_IOERR)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Stopped(Exception):
@@ -47,6 +50,7 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
       ValueError: anything wrong with the configuration, the inputs or the folder.
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
+      SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
     mesh = make_mesh(config.train.data_devices, config.train.model_devices)
     _check_mesh(config, mesh)
@@ -55,9 +59,15 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
     training_batches(config, inputs, first_step=0, process_index=0, process_count=1)
     with claim(workdir), jax.set_mesh(mesh), _Stop() as stop:
-        replace_text(workdir / "config.json", config.to_json())
-        with Checkpoints(workdir, config.train.keep) as checkpoints:
-            _run(config, workdir, command, inputs, model, mesh, checkpoints, stop)
+        checkpoints = Checkpoints(workdir, config.train.keep)
+        try:
+            with checkpoints:
+                replace_text(workdir / "config.json", config.to_json())
+                _run(config, workdir, command, inputs, model, mesh, checkpoints, stop)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
 def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop) -> None:
