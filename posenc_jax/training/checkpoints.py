@@ -231,6 +231,7 @@ class Checkpoints:
                 shutil.rmtree(going)
         except BaseException as error:  # a thread has nobody to raise to: `check` says it
             self._failure = error
+            shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
 
     def _join(self) -> None:
         if self._thread is not None:
