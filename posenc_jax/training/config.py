@@ -89,6 +89,9 @@ HOW = {
     "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
 }
 
+# Settings in which the processes of one run may differ from each other.
+PER_HOST = {"data": ("data_dir", "download", "threads")}
+
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Returns a line per setting that makes these two different runs."""
