@@ -28,6 +28,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes of this run")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "first:count, the steps that JAX's profiler traces into the workdir"
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -36,8 +39,10 @@ def main() -> int:
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, ending_together
     from posenc_jax.training.loop import STOPPED, Diverged, Stopped, train
+    from posenc_jax.training.profile import NOTHING, parse_profile
 
     config = from_sections(_CONFIG.value.to_dict())
+    profile = NOTHING if _PROFILE.value is None else parse_profile(_PROFILE.value)
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         with ending_together(Stopped, Diverged, ValueError):
@@ -45,6 +50,7 @@ def main() -> int:
                 config,
                 Path(_WORKDIR.value),
                 shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+                profile,
             )
     except Stopped as stop:
         print(stop, file=sys.stderr)

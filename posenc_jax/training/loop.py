@@ -14,7 +14,10 @@ from posenc_jax.training.config import RunConfig
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
 from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.progress import MetricLog, Progress
+from posenc_jax.training.meter import training_flops
+from posenc_jax.training.monitor import Monitor
+from posenc_jax.training.profile import NOTHING, Profile
+from posenc_jax.training.progress import check_wandb
 from posenc_jax.training.record import (
     record_of,
     seconds_before,
@@ -23,6 +26,7 @@ from posenc_jax.training.record import (
 )
 from posenc_jax.training.step import make_step, state_builder
 from posenc_jax.training.stop import StopRequest
+from posenc_jax.training.watch import Watchdog
 from posenc_jax.training.workdir import claim, refuse_strangers, replace_text
 
 STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
@@ -36,8 +40,11 @@ class Diverged(Exception):
     """Too many non-finite updates in a row; the last good checkpoint is kept."""
 
 
-def train(config: RunConfig, workdir: Path, command: str) -> None:
+def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOTHING) -> None:
     """Trains to `config.train.steps`, from the last checkpoint in `workdir` if there is one.
+
+    Args:
+      command: for the record. profile: steps to trace.
 
     Raises:
       ValueError: anything wrong with the configuration, the inputs or the folder.
@@ -51,6 +58,7 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
             _check_mesh(config, mesh)
             if leads:
                 refuse_strangers(workdir, config)
+                check_wandb(config)
             inputs = open_inputs(config)
             model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
             _feed(config, mesh, inputs, first_step=0)
@@ -66,10 +74,10 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(StopRequest())
         checkpoints = held.enter_context(Checkpoints(workdir, config.train.keep))
-        _run(config, workdir, command, inputs, model, mesh, checkpoints, stop)
+        _run(config, workdir, command, inputs, model, mesh, checkpoints, stop, profile)
 
 
-def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop) -> None:
+def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop, profile) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
     first = checkpoints.latest() or 0
@@ -77,6 +85,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     record = record_of(config, command, inputs, state["params"], workdir)
     record["attention"] = model.config.attention_paths(t.length)
     spent = seconds_before(workdir)
+    profile.check(first, t.steps)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
         write_finished(workdir, record, spent, state)
@@ -88,57 +97,56 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     write_record(workdir, record, spent)
 
     step = make_step(config, model)
-    log = bar = None
-    if jax.process_index() == 0:
-        log, bar = MetricLog(workdir, first), Progress(config.arm, first, t.steps)
     place = functools.partial(_place, config, mesh)
-    started = clock = time.time()
+    flops = training_flops(model.config, t.length) * t.batch_size
+    started, done = time.time(), first
     pending = None  # metrics of the step before, read only after the next one is under way
-    done = first
-    try:
-        for batch in _feed(config, mesh, inputs, first_step=first):
+    with (
+        Monitor(workdir, config, first, record["began"], flops) as monitor,
+        _watchdog(workdir, t.stall_seconds) as watchdog,
+    ):
+        for batch in monitor.waiting(_feed(config, mesh, inputs, first_step=first)):
+            profile.before(done + 1, workdir)
             state, metrics = step(state, place(batch))
             done += 1
             if pending is not None:
-                clock = _report(pending, done - 1, t, log, bar, clock)
+                _finish(pending, done - 1, t.bad_steps, monitor, watchdog)
             pending = metrics
             asked = stop.at(done)
             if done % t.save_every == 0 or done == t.steps or asked:
-                clock = _report(pending, done, t, log, bar, clock)
+                _finish(pending, done, t.bad_steps, monitor, watchdog)
                 pending = None  # a saved step is a logged step, whatever happens next
-                checkpoints.save(done, state)
-            if asked and done < t.steps:
-                raise Stopped(
-                    f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
-                )
-        seconds = spent + time.time() - started
+                with monitor.saving():
+                    checkpoints.save(done, state)
+            profile.after(done, state)
+            if asked:
+                break
         checkpoints.wait()
-        write_finished(workdir, record, seconds, state)
-    except Stopped:
-        checkpoints.wait()
-        write_record(workdir, record, spent + time.time() - started)
-        raise
-    finally:
-        for open_one in filter(None, (log, bar)):
-            open_one.close()
+    seconds = spent + time.time() - started
+    if done < t.steps:
+        write_record(workdir, record, seconds)
+        raise Stopped(
+            f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
+        )
+    write_finished(workdir, record, seconds, state)
 
 
-def _report(metrics, step: int, t, log: MetricLog, bar: Progress, clock: float) -> float:
-    """Reads one finished step's metrics; writes them every `log_every` steps."""
-    if step % t.log_every and step != t.steps:
-        return clock
-    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now = time.time()
-    rate = t.batch_size * t.length * t.log_every / max(now - clock, 1e-9)
-    if log is not None:
-        log.write({"step": step, **row, "tokens_per_second": round(rate, 1)})
-        bar.update(step, loss=f"{row['loss']:.3f}", tokens_per_s=f"{rate:,.0f}")
-    if row["skipped_in_a_row"] >= t.bad_steps:
+def _finish(metrics, step: int, bad_steps: int, monitor: Monitor, watchdog: Watchdog) -> None:
+    """Waits until a step is finished, has it written down, and ends a run that diverges."""
+    row = monitor.finished(step, metrics)
+    watchdog.finished(step)
+    if row is not None and row["skipped_in_a_row"] >= bad_steps:
         raise Diverged(
             f"{row['skipped_in_a_row']:.0f} updates in a row were not finite, up to step {step}; "
             "lower config.optimizer.learning_rate and start again in another --workdir"
         )
-    return now
+
+
+def _watchdog(workdir: Path, seconds: float) -> Watchdog:
+    name, who = "stalls.log", f"process {jax.process_index()} of {jax.process_count()}"
+    if jax.process_index():
+        name = f"stalls-{jax.process_index()}.log"
+    return Watchdog(workdir / name, seconds, who)
 
 
 def _rows(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
