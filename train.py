@@ -36,6 +36,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> int:
     """Flags to config to one call."""
+    from posenc_jax.training.checkpoints import SaveFailed
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, ending_together
     from posenc_jax.training.loop import STOPPED, Diverged, Stopped, train
@@ -45,7 +46,7 @@ def main() -> int:
     profile = NOTHING if _PROFILE.value is None else parse_profile(_PROFILE.value)
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        with ending_together(Stopped, Diverged, ValueError):
+        with ending_together(Stopped, Diverged, SaveFailed, ValueError):
             train(
                 config,
                 Path(_WORKDIR.value),
@@ -55,7 +56,7 @@ def main() -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
-    except Diverged as error:
+    except (Diverged, SaveFailed) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

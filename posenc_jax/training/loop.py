@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
@@ -27,7 +28,13 @@ from posenc_jax.training.record import (
 from posenc_jax.training.step import make_step, state_builder
 from posenc_jax.training.stop import StopRequest
 from posenc_jax.training.watch import Watchdog
-from posenc_jax.training.workdir import claim, refuse_strangers, replace_text
+from posenc_jax.training.workdir import (
+    claim,
+    ownership,
+    refuse_owner,
+    refuse_strangers,
+    replace_text,
+)
 
 STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
 
@@ -80,15 +87,20 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
 def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop, profile) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
+    owner = ownership(config, inputs)
     first = checkpoints.latest() or 0
+    before = checkpoints.record(first) if first else {"links": None}
+    if first:
+        refuse_owner(workdir, first, owner, before["owner"])
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
+    chain = Chain(before["links"])
     record = record_of(config, command, inputs, state["params"], workdir)
     record["attention"] = model.config.attention_paths(t.length)
     spent = seconds_before(workdir)
     profile.check(first, t.steps)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
-        write_finished(workdir, record, spent, state)
+        write_finished(workdir, record, spent, state, chain)
         return
     if jax.process_index() == 0:
         print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
@@ -102,13 +114,16 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     started, done = time.time(), first
     pending = None  # metrics of the step before, read only after the next one is under way
     with (
-        Monitor(workdir, config, first, record["began"], flops) as monitor,
+        Monitor(workdir, config, first, record["began"], flops, chain) as monitor,
         _watchdog(workdir, t.stall_seconds) as watchdog,
     ):
         for batch in monitor.waiting(_feed(config, mesh, inputs, first_step=first)):
             profile.before(done + 1, workdir)
-            state, metrics = step(state, place(batch))
+            placed = place(batch)
+            state, metrics = step(state, placed)
             done += 1
+            chain.add(done, placed, metrics)
+            checkpoints.check()
             if pending is not None:
                 _finish(pending, done - 1, t.bad_steps, monitor, watchdog)
             pending = metrics
@@ -117,7 +132,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
                 _finish(pending, done, t.bad_steps, monitor, watchdog)
                 pending = None  # a saved step is a logged step, whatever happens next
                 with monitor.saving():
-                    checkpoints.save(done, state)
+                    checkpoints.save(done, state, {"owner": owner, "links": chain.through(done)})
             profile.after(done, state)
             if asked:
                 break
@@ -128,7 +143,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
         raise Stopped(
             f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
         )
-    write_finished(workdir, record, seconds, state)
+    write_finished(workdir, record, seconds, state, chain)
 
 
 def _finish(metrics, step: int, bad_steps: int, monitor: Monitor, watchdog: Watchdog) -> None:

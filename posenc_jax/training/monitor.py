@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from posenc_jax.training.chain import Chain
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.meter import Meter
 from posenc_jax.training.progress import MetricLog, Progress
@@ -16,13 +17,20 @@ class Monitor:
 
     Args:
       workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops: of
-      the model in a step.
+      the model in a step. chain: whose links go with every row.
     """
 
     def __init__(
-        self, workdir: Path, config: RunConfig, first: int, began: str | None, flops: float
+        self,
+        workdir: Path,
+        config: RunConfig,
+        first: int,
+        began: str | None,
+        flops: float,
+        chain: Chain,
     ):
         t = config.train
+        self._chain = chain
         self._every, self._steps = t.log_every, t.steps
         self._log = self._bar = None
         if jax.process_index() == 0:
@@ -59,9 +67,10 @@ class Monitor:
         if step % self._every and step != self._steps:
             return None
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        links = self._chain.through(step)
         if self._log is not None:
             row_of_time = self._meter.row()
-            self._log.write({"step": step, **row, **row_of_time})
+            self._log.write({"step": step, **row, **row_of_time, **links})
             rate = row_of_time.get("tokens_per_second")
             shown = {} if rate is None else {"tokens_per_s": f"{rate:,.0f}"}
             self._bar.update(step, loss=f"{row['loss']:.3f}", **shown)

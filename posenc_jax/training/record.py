@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 
+from posenc_jax.training.chain import Chain
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.fingerprint import sha256
 from posenc_jax.training.inputs import Inputs, unigram_bits_per_byte
 from posenc_jax.training.workdir import provenance, write_json
 
@@ -57,8 +59,9 @@ def write_record(workdir: Path, record: dict, seconds: float) -> None:
         write_json(workdir / "run.json", record | {"finished": False, "wall_seconds": seconds})
 
 
-def write_finished(workdir: Path, record: dict, seconds: float, state) -> None:
+def write_finished(workdir: Path, record: dict, seconds: float, state, chain: Chain) -> None:
     """Writes run.json of a finished run; seconds are those of its legs that ended by themselves."""
+    digests = sha256(state)  # of all processes together
     if jax.process_index() == 0:
         write_json(
             workdir / "run.json",
@@ -68,6 +71,8 @@ def write_finished(workdir: Path, record: dict, seconds: float, state) -> None:
                 "tokens_per_second": round(record["tokens"] / seconds) if seconds else None,
                 "skipped_updates": int(state["skipped"]),
                 "finished": True,
+                **chain.through(record["steps"]),
+                "state_sha256": digests,
             },
         )
 
