@@ -44,6 +44,16 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, ascending."""
+        return [found.step for found in self._checkpointer.checkpoints]
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._checkpointer.delete(later)
+
     def restore(self, step: int, shapes: State) -> State:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings)."""
         return self._checkpointer.load(step, shapes)
