@@ -135,6 +135,10 @@ class Text:
         if needed > self._rows_RT.shape[1]:
             reason = f"a gap of {gap} needs {needed} tokens of text; a stretch has {self._rows_RT.shape[1]}"
             return work.skipped("E", "repeat_gain", gap, reason)
+        if len(self._rows_RT) < 2:
+            return work.skipped(
+                "E", "repeat_gain", gap, "the span comes from another stretch, and there is one"
+            )
         first, second = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
         np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", first_R=first, second_R=second)
         return [self._row("repeat_gain", gap, float((first - second).mean()), len(first))]
