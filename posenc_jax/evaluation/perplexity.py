@@ -46,6 +46,15 @@ def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarr
     return float(nll[counted].sum(dtype=np.float64) / LN2 / byte_lengths_V[targets].sum())
 
 
+def nats_and_bytes(
+    nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns nats_R and bytes_R of each row of targets: what `bits_per_byte` sums over all of them."""
+    bytes_RT = byte_lengths_V[targets]
+    nats_R = np.where(bytes_RT > 0, nll, 0).sum(1, dtype=np.float64)
+    return {"nats_R": nats_R, "bytes_R": bytes_RT.sum(1)}
+
+
 def disjoint_segments(
     scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
