@@ -98,7 +98,7 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
             "skipped_in_a_row": zero,
         }
 
-    shapes = jax.eval_shape(build, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: build(jax.random.key(0)))
     layout = parameter_layout(shapes["params"])
     specs = {
         "params": layout,
