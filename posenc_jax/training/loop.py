@@ -3,6 +3,7 @@
 import datetime
 import functools
 import json
+import math
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches, unigram_bits_per_byte
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
 from posenc_jax.training.progress import MetricLog, Progress
 from posenc_jax.training.step import make_step, state_builder
 from posenc_jax.training.workdir import (
@@ -44,7 +45,11 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
     """
-    mesh = make_mesh(config.train.data_devices, config.train.model_devices)
+    mesh = make_mesh(
+        config.train.data_devices,
+        config.train.model_devices,
+        fsdp_devices=config.train.fsdp_devices,
+    )
     _check_mesh(config, mesh)
     refuse_strangers(workdir, config)
     inputs = open_inputs(config)
@@ -163,9 +168,9 @@ def _report(metrics, step: int, t, log: MetricLog, bar: Progress, clock: float) 
 
 
 def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts one process's rows on its devices as [slices, B, T], B over the data axis."""
+    """Puts one process's rows on its devices as [slices, B, T], laid out as `BATCH`."""
     slices = config.train.accumulation
-    sharding = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    sharding = jax.NamedSharding(mesh, BATCH)
 
     def put(x: np.ndarray) -> jax.Array:
         local = x.reshape(slices, -1, x.shape[-1])
@@ -211,20 +216,24 @@ def _refuse_other_text(workdir: Path, record: dict) -> None:
 
 
 def _check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    rows, data, model = config.train.batch_size // config.train.accumulation, *mesh.devices.shape
-    if rows % data:
+    t, parts = config.train, batch_rows(mesh)
+    rows = t.batch_size // t.accumulation
+    if rows % parts:
         raise ValueError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over {data} data devices; "
-            "set config.train.data_devices"
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
+            "devices; set config.train.data_devices"
         )
     c = config.model_config(vocab_size=1)
-    for name, size in (
-        ("num_kv_heads", c.num_kv_heads),
-        ("mlp_dim", c.mlp_dim),
-        ("model_dim", c.model_dim),
+    for name, size, axes in (
+        ("num_kv_heads", c.num_kv_heads, ("model",)),
+        ("mlp_dim", c.mlp_dim, ("model",)),
+        ("model_dim", c.model_dim, ("model", "fsdp")),
     ):
-        if size % model:
-            raise ValueError(f"model.{name}={size} does not divide over {model} model devices")
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(
+                f"model.{name}={size} does not divide over {parts} {' x '.join(axes)} devices"
+            )
 
 
 class _Stop:
