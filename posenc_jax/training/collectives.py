@@ -7,26 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posenc_jax.training.program import Instruction, Program, runs, size
-
-# Bytes that a device sends for one byte of payload, among g devices around a ring (payload: see `Collective`).
-_SENT = {
-    "all-reduce": lambda g: 2 * (g - 1) / g,
-    "reduce-scatter": lambda g: (g - 1) / g,
-    "all-gather": lambda g: (g - 1) / g,
-    "all-to-all": lambda g: (g - 1) / g,
-    "ragged-all-to-all": lambda g: (g - 1) / g,
-    "collective-broadcast": lambda g: 1,
-    "collective-permute": lambda g: 1,
-}
-KINDS = tuple(_SENT)
+from posenc_jax.training.program import COLLECTIVES, Instruction, Program, runs, size
 
 
 class Collective(NamedTuple):
     """One collective of a program.
 
     Attributes:
-      kind: of `KINDS`. times: how often it runs in one run of the program.
+      kind: of `program.COLLECTIVES`. times: how often it runs in one run of the program.
       payload: bytes on each device of the whole array: of the result of an all-gather, else of the operands.
       group: devices that take part together. across: whether such a group spans hosts of `host_devices`.
     """
@@ -40,27 +28,36 @@ class Collective(NamedTuple):
     @property
     def sent(self) -> float:
         """Bytes that each device sends, in all runs, around a ring."""
-        return self.times * self.payload * _SENT[self.kind](self.group) if self.group > 1 else 0.0
+        return (
+            self.times * self.payload * COLLECTIVES[self.kind](self.group)
+            if self.group > 1
+            else 0.0
+        )
 
 
 def collectives(program: Program, devices: int, host_devices: int) -> list[Collective]:
     """Returns the collectives of a program on `devices` devices, `host_devices` to a host, in order."""
-    found = []
+    found, chains = [], set()
     for run in runs(program)[0]:
-        members = [(run.instruction, run.beside)]
-        fused = False
-        if run.instruction.opcode == "fusion":  # TPUs fuse them with what goes before and after
-            body = program.computations[run.instruction.called("calls")[0]]
-            members = [(i, {j.name: j for j in body}) for i in body]
-            fused = True
-        for instruction, beside in members:
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in _SENT:
-                if fused and kind == "all-reduce" and _scattered(instruction, beside):
+        if run.instruction.opcode != "fusion":
+            members, beside = [run.instruction], run.beside
+        else:  # TPUs fuse them with what goes before and after
+            members = program.computations[run.instruction.called("calls")[0]]
+            beside = {i.name: i for i in members}
+        for i in members:
+            kind = i.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            if beside is not run.beside:
+                channel = re.search(r"channel_id=\d+", i.rest)
+                if (
+                    channel and channel[0] in chains
+                ):  # one collective, a step of it in each of several fusions
+                    continue
+                chains.add(channel and channel[0])
+                if kind == "all-reduce" and _scattered(i, beside):
                     kind = "reduce-scatter"
-                found.append(
-                    _collective(kind, instruction, beside, run.times, devices, host_devices)
-                )
+            found.append(_collective(kind, i, beside, run.times, devices, host_devices))
     return found
 
 

@@ -50,7 +50,7 @@ def train(config: RunConfig, workdir: Path, command: str) -> None:
         config.train.model_devices,
         fsdp_devices=config.train.fsdp_devices,
     )
-    _check_mesh(config, mesh)
+    check_mesh(config, mesh)
     refuse_strangers(workdir, config)
     inputs = open_inputs(config)
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
@@ -215,7 +215,8 @@ def _refuse_other_text(workdir: Path, record: dict) -> None:
                 )
 
 
-def _check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError for a batch or a model that does not divide over the mesh."""
     t, parts = config.train, batch_rows(mesh)
     rows = t.batch_size // t.accumulation
     if rows % parts:

@@ -25,16 +25,16 @@ from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import flops
 from posenc_jax.training.chips import Chip, absent_devices, usual_topology
-from posenc_jax.training.collectives import KINDS, collectives
+from posenc_jax.training.collectives import collectives
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.layout import MESH_AXES
-from posenc_jax.training.loop import _check_mesh
-from posenc_jax.training.program import memory_traffic, parse, runs
+from posenc_jax.training.layout import BATCH, MESH_AXES
+from posenc_jax.training.loop import check_mesh
+from posenc_jax.training.program import COLLECTIVES, memory_traffic, parse, runs
 from posenc_jax.training.step import make_step, state_builder
 
 DEVICES = {"cuda": "gpu", "tpu": "tpu", "cpu": "cpu"}  # JAX's name of a platform's device
 VOCABULARY = 50_304  # GPT-2's 50,257 ids, up to a multiple of 128
-BATCH = ("tokens_BT", "positions_BT", "segments_BT", "targets_BT", "weights_BT")
+ARRAYS = ("tokens_BT", "positions_BT", "segments_BT", "targets_BT", "weights_BT")
 
 
 def mesh_shape(text: str) -> dict[str, int]:
@@ -126,11 +126,11 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     for_device = functools.partial(_attend_on, DEVICES[where.platform])
     decoder = Decoder(model, attend=for_device)
     t = config.train
-    rows = jax.NamedSharding(where.mesh, jax.P(None, "data", None))
+    rows = jax.NamedSharding(where.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {
         name: jax.ShapeDtypeStruct(dims, jnp.float32 if name == "weights_BT" else jnp.int32, sharding=rows)
-        for name in BATCH
+        for name in ARRAYS
     }  # fmt: skip
     with jax.set_mesh(where.mesh):
         _, state = state_builder(config, decoder, where.mesh)
@@ -156,7 +156,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     """
     if where.estimate and config.model.attention in KERNELS:
         raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {where.chip.missing}")  # fmt: skip
-    _check_mesh(config, where.mesh)
+    check_mesh(config, where.mesh)
     model, t, chip = config.model_config(vocab_size), config.train, where.chip
     start = time.monotonic()
     compiled, state = compiled_step(config, model, where)
@@ -238,7 +238,7 @@ def _parts(counted: flops.Flops) -> dict:
 
 def _by_kind(spoken) -> dict:
     kinds = {}
-    for kind in KINDS:
+    for kind in COLLECTIVES:
         found = [c for c in spoken if c.kind == kind]
         if found:
             kinds[kind] = {

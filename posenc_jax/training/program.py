@@ -10,6 +10,16 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# Bytes that a device sends for one byte of payload, among g devices around a ring; see `collectives`.
+COLLECTIVES = {
+    "all-reduce": lambda g: 2 * (g - 1) / g,
+    "reduce-scatter": lambda g: (g - 1) / g,
+    "all-gather": lambda g: (g - 1) / g,
+    "all-to-all": lambda g: (g - 1) / g,
+    "ragged-all-to-all": lambda g: (g - 1) / g,
+    "collective-broadcast": lambda g: 1,
+    "collective-permute": lambda g: 1,
+}
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
           "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}  # fmt: skip
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
@@ -168,7 +178,8 @@ def memory_traffic(program: Program) -> float:
     """Returns the bytes that one device reads from and writes to its memory in a run of the program.
 
     Every instruction reads its operands and writes its result once; what happens inside a fusion stays on
-    the chip. A slice reads what it cuts out, an update in place writes what it changes.
+    the chip. A slice reads what it cuts out, an update in place writes what it changes; collectives are
+    left to `collectives`.
     """
     found, _ = runs(program)
     return sum(run.times * _moved(program, run) for run in found)
@@ -176,7 +187,11 @@ def memory_traffic(program: Program) -> float:
 
 def _moved(program: Program, run: Run) -> float:
     i = run.instruction
-    if i.opcode in _FREE or i.opcode.endswith("-done"):
+    if (
+        i.opcode in _FREE
+        or i.opcode.endswith("-done")
+        or i.opcode.removesuffix("-start") in COLLECTIVES
+    ):
         return 0.0
     shapes = [run.beside[name].shape for name in i.operands if name in run.beside]
     result = size(i.shape, memory_only=True)
@@ -184,8 +199,8 @@ def _moved(program: Program, run: Run) -> float:
         return 2 * result
     if i.opcode == "dynamic-update-slice":
         return 2 * size(shapes[1], memory_only=True)
-    if i.opcode.endswith("-start"):  # its result holds the operands, and a context
-        result = size(_members(i.shape)[-1 if i.opcode != "copy-start" else 0], memory_only=True)
+    if i.opcode == "copy-start":  # its result holds the operand too, and a context
+        result = size(_members(i.shape)[0], memory_only=True)
     if i.opcode == "fusion":
         return _fused(program.computations[i.called("calls")[0]], shapes, i.shape)
     return result + sum(size(shape, memory_only=True) for shape in shapes)
@@ -200,23 +215,33 @@ def _fused(body: list[Instruction], shapes: list[str], shape: str) -> float:
     total = 0.0
     for parameter in (i for i in body if i.opcode == "parameter"):
         given, uses = shapes[int(parameter.literal)], users.get(parameter.name, [])
-        if not size(given, memory_only=True) or not uses:
+        uses = [use for use in uses if use.opcode.removesuffix("-start") not in COLLECTIVES]
+        if not size(given, memory_only=True) or all(use.root and _named(use) for use in uses):
             continue
         if all(_cut(use, parameter.name) for use in uses):
             total += sum(size(use.shape) for use in uses if use.opcode != "dynamic-update-slice")
         else:
             total += size(given, memory_only=True)
     root = next(i for i in body if i.root)
-    pieces = root.operands if root.opcode == "tuple" else (root.name,)
-    for name, member in zip(pieces, _members(shape), strict=True):
-        written = by_name[name]
+    pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    members = _members(shape)
+    if len(pieces) != len(members):  # one instruction with several results
+        pieces = [root] * len(members)
+    for written, member in zip(pieces, members, strict=True):
         while written.opcode in ("bitcast", "copy", "convert"):
             written = by_name[written.operands[0]]
         whole = size(member, memory_only=True)
         if written.opcode == "dynamic-update-slice":
             whole = min(whole, size(by_name[written.operands[1]].shape))
+        elif written.opcode == "parameter" or written.opcode in COLLECTIVES or _named(written):
+            whole = 0.0  # handed through, or counted where devices speak
         total += whole
     return total
+
+
+def _named(i: Instruction) -> bool:
+    """Whether an instruction only puts things together: of TPUs, also the handles of an asynchronous collective."""
+    return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
 
 
 def _cut(use: Instruction, name: str) -> bool:
