@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
 from posenc_jax.training.meter import training_flops
 from posenc_jax.training.monitor import Monitor
 from posenc_jax.training.profile import NOTHING, Profile
@@ -61,8 +62,12 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
     leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
     with contextlib.ExitStack() as held:
         with refusing_alike(config):
-            mesh = make_mesh(config.train.data_devices, config.train.model_devices)
-            _check_mesh(config, mesh)
+            mesh = make_mesh(
+                config.train.data_devices,
+                config.train.model_devices,
+                fsdp_devices=config.train.fsdp_devices,
+            )
+            check_mesh(config, mesh)
             if leads:
                 refuse_strangers(workdir, config)
                 check_wandb(config)
@@ -164,44 +169,46 @@ def _watchdog(workdir: Path, seconds: float) -> Watchdog:
     return Watchdog(workdir / name, seconds, who)
 
 
-def _rows(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
-    """How a batch [slices, B, T] lies: B over the data axis."""
-    return jax.NamedSharding(mesh, jax.P(None, "data", None))
-
-
 def _feed(config: RunConfig, mesh, inputs: Inputs, *, first_step: int):
     """Batches from `first_step` on, this process's rows of them."""
     t = config.train
-    index, count = rows_of_process(_rows(mesh), t.batch_size // t.accumulation, axis=1, ndim=3)
+    index, count = rows_of_process(
+        jax.NamedSharding(mesh, BATCH), t.batch_size // t.accumulation, axis=1, ndim=3
+    )
     return training_batches(
         config, inputs, first_step=first_step, process_index=index, process_count=count
     )
 
 
 def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts one process's rows on its devices as [slices, B, T], B over the data axis."""
+    """Puts one process's rows on its devices as [slices, B, T], laid out as `BATCH`."""
     slices, rows = config.train.accumulation, config.train.batch_size // config.train.accumulation
 
     def put(x: np.ndarray) -> jax.Array:
         local = x.reshape(slices, -1, x.shape[-1])
         shape = (slices, rows, x.shape[-1])
-        return jax.make_array_from_process_local_data(_rows(mesh), local, shape)
+        return jax.make_array_from_process_local_data(jax.NamedSharding(mesh, BATCH), local, shape)
 
     return {name: put(x) for name, x in batch.items()}
 
 
-def _check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    rows, data, model = config.train.batch_size // config.train.accumulation, *mesh.devices.shape
-    if rows % data:
+def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError for a batch or a model that does not divide over the mesh."""
+    t, parts = config.train, batch_rows(mesh)
+    rows = t.batch_size // t.accumulation
+    if rows % parts:
         raise ValueError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over {data} data devices; "
-            "set config.train.data_devices"
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
+            "devices; set config.train.data_devices"
         )
     c = config.model_config(vocab_size=1)
-    for name, size in (
-        ("num_kv_heads", c.num_kv_heads),
-        ("mlp_dim", c.mlp_dim),
-        ("model_dim", c.model_dim),
+    for name, size, axes in (
+        ("num_kv_heads", c.num_kv_heads, ("model",)),
+        ("mlp_dim", c.mlp_dim, ("model",)),
+        ("model_dim", c.model_dim, ("model", "fsdp")),
     ):
-        if size % model:
-            raise ValueError(f"model.{name}={size} does not divide over {model} model devices")
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(
+                f"model.{name}={size} does not divide over {parts} {' x '.join(axes)} devices"
+            )
