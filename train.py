@@ -1,7 +1,8 @@
 """Trains one decoder: python train.py --config=configs/lm.py:rope+alibi --workdir=runs/x.
 
 Running the same command again goes on from the last checkpoint. Exit codes: 0 done, 2 wrong input,
-75 stopped and resumable, 1 diverged, a checkpoint could not be written, or another process was lost.
+75 stopped and resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged or another
+process was lost, 130 ended by a second Ctrl-C without waiting for a checkpoint.
 
 Several seeds in one program, each in a folder of its own: --workdir=runs/x-s{seed} --seeds=0,1,2.
 
@@ -44,7 +45,7 @@ def main() -> int:
     from posenc_jax.training.checkpoints import SaveFailed
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, ending_together
-    from posenc_jax.training.loop import STOPPED, Diverged, Stopped, train
+    from posenc_jax.training.loop import STOPPED, UNWRITABLE, Diverged, Stopped, train
     from posenc_jax.training.profile import NOTHING, parse_profile
     from posenc_jax.training.together import train_together
 
@@ -63,9 +64,17 @@ def main() -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return STOPPED
-    except (Diverged, SaveFailed) as error:
+    except SaveFailed as error:
+        print(error, file=sys.stderr)
+        return UNWRITABLE
+    except Diverged as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(
+            "ended at once; run the same command to go on from the last checkpoint", file=sys.stderr
+        )
+        return 130
     return 0
 
 

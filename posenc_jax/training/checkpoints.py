@@ -92,12 +92,18 @@ class Checkpoints:
     def check(self) -> None:
         """Raises SaveFailed when a write has failed; never waits."""
         if self._failure is not None:
-            safe = [step for step in self.steps() if step != self._saved]
-            kept = f"the checkpoint of step {safe[-1]} is whole" if safe else "there is none before"
-            raise SaveFailed(
-                f"{self._folder}: the checkpoint of step {self._saved} could not be written "
-                f"({_line(self._failure)}); {kept}; make room and run the same command to go on"
+            raise self.failed(
+                f"{self._folder}: the checkpoint of step {self._saved} could not be written",
+                self._failure,
             )
+
+    def failed(self, what: str, error: BaseException) -> SaveFailed:
+        """Returns the error that ends a run which cannot write, with the step that is safe."""
+        sound = [step for step in self.steps() if step != self._saved or self._failure is None]
+        kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
+        return SaveFailed(
+            f"{what} ({_line(error)}); {kept}; make room and run the same command to go on"
+        )
 
     def wait(self) -> None:
         """Returns once the last save is on disk; raises SaveFailed when it is not."""
@@ -105,10 +111,8 @@ class Checkpoints:
         self.check()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a folder, sound or not, ascending."""
-        return [] if not self._folder.is_dir() else sorted(
-            int(child.name) for child in self._folder.iterdir() if _is_step(child.name)
-        )  # fmt: skip
+        """Returns the steps that have a folder with anything in it, sound or not, ascending."""
+        return _steps(self._folder)
 
     def latest(self, *, fall_back: bool = True) -> int | None:
         """Returns the step of the last sound checkpoint, or None when the run has none at all.
@@ -246,15 +250,19 @@ class Checkpoints:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has a finished checkpoint; looks, and creates nothing."""
-    folder = workdir.resolve() / "checkpoints"
-    return folder.is_dir() and any(
-        _is_step(child.name) and (child / manifest.NAME).exists() for child in folder.iterdir()
+    """Whether a run has a checkpoint, sound or not; looks, and creates nothing."""
+    return bool(_steps(workdir.resolve() / "checkpoints"))
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())
+    return sorted(
+        int(child.name)
+        for child in named
+        if str(int(child.name)) == child.name and child.is_dir() and any(child.iterdir())
     )
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def _differences(saved: dict, wanted: dict) -> list[str]:

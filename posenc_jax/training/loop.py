@@ -1,6 +1,7 @@
 """The training loop: open, resume, step, log, save."""
 
 import contextlib
+import errno
 import functools
 import math
 import time
@@ -38,6 +39,8 @@ from posenc_jax.training.workdir import (
 )
 
 STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
+UNWRITABLE = 74  # of a run that could not write any more; resumable once there is room (EX_IOERR)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Stopped(Exception):
@@ -58,6 +61,7 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
       ValueError: anything wrong with the configuration, the inputs or the folder.
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
+      SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
     leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
     with contextlib.ExitStack() as held:
@@ -85,8 +89,14 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
                 )
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(StopRequest())
-        checkpoints = held.enter_context(Checkpoints(workdir, config.train.keep))
-        _run(config, workdir, command, inputs, model, mesh, checkpoints, stop, profile)
+        checkpoints = Checkpoints(workdir, config.train.keep)
+        try:
+            with checkpoints:
+                _run(config, workdir, command, inputs, model, mesh, checkpoints, stop, profile)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
 def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop, profile) -> None:
