@@ -29,7 +29,9 @@ _TOPOLOGY = flags.DEFINE_string(
 _VOCAB = flags.DEFINE_integer(
     "vocab_size", None, "Ids of the tokenizer; none: of config.data.tokenizer", lower_bound=1
 )
-_OUT = flags.DEFINE_string("out", None, "JSONL file that a row per chip is appended to")
+_OUT = flags.DEFINE_string(
+    "out", None, "JSONL file that a row per chip is appended to; a table of its rows lies beside it"
+)
 flags.mark_flag_as_required("config")
 
 
@@ -55,8 +57,20 @@ def main() -> None:
         row = plan(config, vocab_size, target(chip, shape, _TOPOLOGY.value))
         print(summary(row))
         if _OUT.value:
-            with Path(_OUT.value).open("a") as file:
-                file.write(json.dumps(row | _origin(config)) + "\n")
+            _append(row | _origin(config), Path(_OUT.value))
+
+
+def _append(row: dict, out: Path) -> None:
+    """Appends a row, says how it compares with the one before on the same chips, and rewrites the table."""
+    from posenc_jax.report.plans import comparison, table
+
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    alike = [r for r in rows if all(r[key] == row[key] for key in ("chip", "mesh"))]
+    if alike:
+        print(comparison(row, alike[-1]))
+    with out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    out.with_suffix(".md").write_text(table([*rows, row]))
 
 
 def _origin(config) -> dict:

@@ -70,3 +70,12 @@ def table(rows: Sequence[Mapping]) -> str:
             f"{row['mfu']:.0%}", f"{row['compile_seconds']:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def comparison(row: Mapping, before: Mapping) -> str:
+    """Returns what a plan needs as a multiple of one before it, on the same chips, in a line."""
+    token = [r["seconds"]["step"] / (r["batch_size"] * r["length"]) for r in (row, before)]
+    return (
+        f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory x {row['memory']['peak'] / before['memory']['peak']:.3f} "
+        f"(temporaries x {row['memory']['temporaries'] / before['memory']['temporaries']:.3f}), time per token x {token[0] / token[1]:.3f}"
+    )

@@ -34,7 +34,10 @@ from posenc_jax.training.step import make_step, state_builder
 
 DEVICES = {"cuda": "gpu", "tpu": "tpu", "cpu": "cpu"}  # JAX's name of a platform's device
 VOCABULARY = 50_304  # GPT-2's 50,257 ids, up to a multiple of 128
-ARRAYS = ("tokens_BT", "positions_BT", "segments_BT", "targets_BT", "weights_BT")
+ARRAYS = {  # of a batch
+    **dict.fromkeys(("tokens_BT", "positions_BT", "segments_BT", "targets_BT"), jnp.int32),
+    "weights_BT": jnp.float32,
+}
 
 
 def mesh_shape(text: str) -> dict[str, int]:
@@ -60,7 +63,11 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
     """Returns the configuration with the mesh that is planned for."""
-    devices = {f"{axis}_devices": n for axis, n in shape.items()}
+    devices = {
+        f"{axis}_devices": n
+        for axis, n in shape.items()
+        if hasattr(config.train, f"{axis}_devices")
+    }
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **devices))
 
 
@@ -128,10 +135,7 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     t = config.train
     rows = jax.NamedSharding(where.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
-    batch = {
-        name: jax.ShapeDtypeStruct(dims, jnp.float32 if name == "weights_BT" else jnp.int32, sharding=rows)
-        for name in ARRAYS
-    }  # fmt: skip
+    batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
     with jax.set_mesh(where.mesh):
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
