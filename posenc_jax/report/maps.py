@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
 from posenc_jax.report.labels import wrap
-from posenc_jax.report.rows import CHANCE, TASK_NAMES, Study, times
+from posenc_jax.report.rows import CHANCE, Study, task_name, times
 from posenc_jax.report.style import EMPTY, MUTED, SURFACE, Layout, Picture
 
 COLOURS = "cividis"
@@ -33,9 +33,9 @@ def needle_maps(study: Study) -> Picture:
                             | {"seeds": len(rows), "n": sum(row.get("n") or 0 for row in rows)}
                         )
             if ks and len(records) == found:
-                missing.append(f"{study.names[arm]}: no {TASK_NAMES[task]} by depth")
+                missing.append(f"{study.names[arm]}: no {task_name(task)} by depth")
         if not ks:
-            missing.append(f"{TASK_NAMES[task]}: no accuracy by depth")
+            missing.append(f"{task_name(task)}: no accuracy by depth")
     tasks = [task for task in CHANCE if any(r["task"] == task for r in records)]
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
 
@@ -79,7 +79,7 @@ def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: La
         here = [r for r in records if (r["arm"], r["task"]) == (arm, task)]
         ks = sorted({r["k"] for r in records if r["task"] == task})
         image = _map(axes, here, ks, layout)
-        axes.set_title(TASK_NAMES[task], color=MUTED, weight="normal", pad=6)
+        axes.set_title(task_name(task), color=MUTED, weight="normal", pad=6)
         if layout.narrow and index % columns == 0:
             axes.set_ylabel(
                 wrap(study.names[arm], 22), color=style.colour(study.colours[arm]), weight="bold"
@@ -87,7 +87,7 @@ def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: La
         elif not layout.narrow:
             name = wrap(study.names[arm], 18)
             hex_ = style.colour(study.colours[arm])
-            axes.set_title(f"{name}\n{TASK_NAMES[task]}", color=hex_, weight="normal", pad=6)
+            axes.set_title(f"{name}\n{task_name(task)}", color=hex_, weight="normal", pad=6)
             if index % columns == 0:
                 axes.set_ylabel("depth decile")
     bar = figure.colorbar(

@@ -9,7 +9,8 @@ import pathlib
 
 from posenc_jax.report import style, summary, verdict
 from posenc_jax.report.figures import pictures
-from posenc_jax.report.rows import Run, Study, read_study, times
+from posenc_jax.report.reading import read_study
+from posenc_jax.report.rows import Run, Study, times
 from posenc_jax.report.template import PAGE
 
 QUESTION = (

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from posenc_jax.report import style
 from posenc_jax.report.axes import PERCENT, bands, finish, seeds_note
 from posenc_jax.report.labels import label_points
-from posenc_jax.report.rows import CHANCE, DISTANCE_BUCKETS, TASK_NAMES, Study, times
+from posenc_jax.report.rows import CHANCE, DISTANCE_BUCKETS, SUMMARY_TASKS, Study, task_name, times
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
 
 K_STAR = 4
@@ -15,7 +15,7 @@ K_STAR = 4
 def pareto(study: Study) -> Picture:
     """Extrapolation against retrieval, one cloud of seeds per arm."""
     k_text = _reading_multiple(study, "bpb_ctx")
-    tasks = study.tasks()
+    tasks = study.main_tasks
     ks = [k for task in tasks if (k := _reading_multiple(study, f"{task}_accuracy")) is not None]
     k_task = min(ks, default=None)
     records, missing = [], []
@@ -30,7 +30,8 @@ def pareto(study: Study) -> Picture:
             {"arm": run.arm, "seed": run.seed, "k_text": k_text, "bpb_ctx": bpb}
             | {"k_retrieval": k_task, "retrieval": score}
         )
-    task_words = " and ".join(TASK_NAMES[task] for task in tasks)
+    task_words = " and ".join(task_name(task) for task in tasks)
+    task_words += ": Y_R" if tasks == SUMMARY_TASKS else ""
     caption = (
         "Each arm by what it pays on text and what it retrieves. Left: fewer bits per byte on "
         f"the same held-out targets with {times(k_text or K_STAR)} of context. Up: more "
@@ -90,7 +91,7 @@ def accuracy_by_distance(study: Study) -> Picture:
         metric = f"{task}_accuracy"
         ks = [k for bucket in DISTANCE_BUCKETS for k in study.multiples(metric, bucket)]
         if not ks:
-            missing.append(f"{TASK_NAMES[task]}: no accuracy by distance")
+            missing.append(f"{task_name(task)}: no accuracy by distance")
             continue
         longest[task] = max(ks)
         records += [
@@ -101,7 +102,7 @@ def accuracy_by_distance(study: Study) -> Picture:
             if (row := run.row(metric, max(ks), bucket))
         ]
     have = {(r["arm"], r["task"]) for r in records}
-    missing += [f"{study.names[arm]}: no {TASK_NAMES[task]} at {times(k)}"
+    missing += [f"{study.names[arm]}: no {task_name(task)} at {times(k)}"
                 for task, k in longest.items() for arm in study.arms
                 if (arm, task) not in have]  # fmt: skip
 
@@ -124,7 +125,7 @@ def accuracy_by_distance(study: Study) -> Picture:
             axes.set_ylim(-4, 112)
             axes.set_yticks(range(0, 101, 25))
             axes.yaxis.set_major_formatter(PERCENT)
-            axes.set_title(f"{TASK_NAMES[task]}, contexts of {times(k)}")
+            axes.set_title(f"{task_name(task)}, contexts of {times(k)}")
             axes.set_xlabel("distance from the question back to the needle")
             if axes is grid[0] or layout.narrow:
                 axes.set_ylabel("answers right")

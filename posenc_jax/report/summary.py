@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from posenc_jax.report.rows import TASK_NAMES, Run, Study, is_number, times
+from posenc_jax.report.rows import Run, Study, is_number, task_name, times
 
 TIER_WORDS = {
     "smoke": "Smoke tier: checks the wiring and claims nothing about learning.",
@@ -79,7 +79,7 @@ def headline(study: Study) -> list[str]:
         sentences.append(f"At L itself, bits per byte: {_list(parts)}{words}.")
     far = {
         task: [k for k in study.multiples(f"{task}_accuracy") if k > 1 and _any_far(study, task, k)]
-        for task in study.tasks()
+        for task in study.main_tasks
     }
     tasks = [task for task, multiples in far.items() if multiples]
     if tasks:
@@ -89,13 +89,13 @@ def headline(study: Study) -> list[str]:
         parts = [f"{name} {percent(value)}" for name, value in scores]
         sentences.append(
             f"Of needles further back than L in contexts of {times(k)} "
-            f"({' and '.join(TASK_NAMES[t] for t in tasks)}, above chance), retrieved: "
+            f"({_list([task_name(t) for t in tasks])}, above chance), retrieved: "
             f"{_list(parts)}."
         )
         sentences += _lacking(study, scores, "retrieval beyond L")
     else:
         sentences.append("Retrieval beyond L was not measured.")
-    tasks = [task for task in study.tasks() if 1 in study.multiples(f"{task}_accuracy")]
+    tasks = [task for task in study.main_tasks if 1 in study.multiples(f"{task}_accuracy")]
     if tasks:
         scores = _by_arm(study, lambda run: run.retrieval(1, tasks))
         scores.sort(key=lambda item: -item[1])
@@ -115,13 +115,13 @@ def columns(study: Study) -> list[Column]:
             k = max(ks)
             title = f"bpb_ctx {times(k)} ÷ L"
             found.append(Column(title, _ratio_reader(k), _two))
-    for task in study.tasks():
+    for task in study.tasks:
         for k in study.multiples(f"{task}_accuracy"):
-            title = f"{TASK_NAMES[task]} at {times(k)}"
+            title = f"{task_name(task)} at {times(k)}"
             found.append(Column(title, _reader(f"{task}_accuracy", k), percent))
         for k in study.multiples(f"{task}_accuracy"):
             if _any_far(study, task, k):
-                title = f"{TASK_NAMES[task]} at {times(k)}, d > L"
+                title = f"{task_name(task)} at {times(k)}, d > L"
                 found.append(Column(title, _far_reader(task, k), percent))
     return found
 

@@ -135,4 +135,4 @@ def acquisition(study: Study) -> Picture:
 def in_distribution(study: Study, run: Run) -> float | None:
     """Y_R_id where the rows have it, else the mean over the study's tasks at L, above chance."""
     summary = run.value("Y_R_id", 1)
-    return run.retrieval(1, study.tasks()) if summary is None else summary
+    return run.retrieval(1, study.main_tasks) if summary is None else summary
