@@ -78,9 +78,14 @@ def backdrop(axes: Axes, study: Study, records: Sequence[dict], arm: str, x: str
 
 
 def arm_panels(
-    study: Study, arms: Sequence[str], layout: Layout, height: float = 1.75, columns: int = 4
+    study: Study,
+    arms: Sequence[str],
+    layout: Layout,
+    height: float = 1.75,
+    columns: int = 4,
+    more: Sequence[Line2D] = (),
 ) -> tuple[Figure, dict[str, Axes]]:
-    """A panel per arm on shared axes, named in its colour; the parents' dashes explained below."""
+    """A panel per arm on shared axes, named in its colour; the grey lines, and more, explained above."""
     rows = -(-len(arms) // min(len(arms), 2 if layout.narrow else columns))
     columns = -(-len(arms) // rows)  # rows of equal length
     width = layout.width * (1 if layout.narrow else min(1, (columns + 1) / 4))
@@ -98,7 +103,9 @@ def arm_panels(
         Line2D([], [], color=MUTED, linewidth=1.1, label=study.names[arm], linestyle=PARENT_DASHES[i])
         for i, arm in enumerate(parents)
     ]  # fmt: skip
-    figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), frameon=False)
+    keys += more
+    ncols = 3 if layout.narrow else len(keys)
+    figure.legend(handles=keys, loc="outside upper right", ncols=ncols, frameon=False)
     return figure, found
 
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from posenc_jax.report import style
 from posenc_jax.report.axes import (
+    TOGETHER,
     apart_note,
     arm_panels,
     backdrop,
@@ -18,9 +19,10 @@ from posenc_jax.report.axes import (
 )
 from posenc_jax.report.rows import Study, times
 from posenc_jax.report.style import INK, MUTED, RULE, SURFACE, Layout, Picture
+from posenc_jax.study.decision import Margins
 
 FAR = 4  # the multiple of E7 and E8
-MARGIN = 0.005  # bits per byte that count (EVALUATION, section 10); the scale is linear up to it
+MARGIN = Margins().bpb  # that count; the scale is linear up to it
 GAINS = (
     ("context_gain", "E7: 4L of context instead of L saves"),
     ("window_check", "E8: sight of the last L alone costs"),
@@ -141,7 +143,9 @@ def far_context(study: Study) -> Picture:
     def draw(layout: Layout) -> Figure:
         arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
         shape = (len(shown), 1) if layout.narrow else (1, len(shown))
-        figure, grid = style.panels(layout, *shape, 0.9 + 0.26 * len(arms))
+        figure, grid = style.panels(
+            layout, *shape, 0.9 + (0.2 if layout.narrow else 0.26) * len(arms)
+        )
         for axes, (metric, words) in zip(grid, shown, strict=True):
             here = [r for r in records if r["metric"] == metric]
             dots(axes, study, here, arms, named=axes is grid[0] or layout.narrow)
@@ -228,7 +232,9 @@ def _by_length(study, metric, title, caption, records, xlabel, ylabel, zero) -> 
 
     def draw(layout: Layout) -> Figure:
         def dress(axes):
-            length_axis(axes, study, ks, every=2 if len(study.arms) > 6 and len(ks) > 4 else 1)
+            length_axis(
+                axes, study, ks, every=2 if len(study.arms) > TOGETHER and len(ks) > 4 else 1
+            )
             if zero:
                 axes.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
 

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from posenc_jax.report import style
 from posenc_jax.report.axes import (
@@ -20,7 +21,8 @@ from posenc_jax.report.rows import Study
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
 
 METRICS = ("longtext_corrected", "longtext_cut_corrected", "longtext_bag_corrected")
-DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.5))
+BAG = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 2, 1, 2)), "zorder": 1.6}
+DOTTED = (0, (1, 1.5))
 
 
 def classification(study: Study) -> Picture:
@@ -49,7 +51,7 @@ def classification(study: Study) -> Picture:
         "longtext",
         "Long-text classification",
         "Balanced accuracy above chance (0: guessing) by the length of the document, in bins up to L, to 2L and "
-        "so on; all: every document. Dashed in grey: naive Bayes on the bag of ids, which knows no order and no "
+        "so on; all: every document. Dash-dotted: naive Bayes on the bag of ids, which knows no order and no "
         "position. Dotted in the arm's colour: the same documents cut at L; an arm that does no better with "
         f"the whole document does not extrapolate. {seeds_note(study)}{apart_note(study)}",
         ("arm", "seed", "metric", "bucket", "k", "value", "n"),
@@ -96,7 +98,8 @@ def _draw(study: Study, records: list[dict], buckets: list[str], layout: Layout)
         band(axes, study, [p for p in whole if p["bucket"] == "all"], arm, "x", "percent")
 
     if len(arms) > TOGETHER:
-        figure, found = arm_panels(study, arms, layout, height=1.9)
+        key = Line2D([], [], label="bag of ids", **BAG)
+        figure, found = arm_panels(study, arms, layout, height=1.9, more=[key])
         for arm, axes in found.items():
             backdrop(axes, study, line, arm, "x", "percent")
             band(axes, study, line, arm, "x", "percent")
@@ -111,6 +114,16 @@ def _draw(study: Study, records: list[dict], buckets: list[str], layout: Layout)
     for arm in arms:
         extras(axes, arm)
     dress(axes)
+    for words, height_of in (("bag of ids", _mean(bag, arms[0], buckets)), ("chance", 0.0)):
+        if height_of is not None:
+            axes.annotate(
+                words,
+                (len(buckets) - 1, height_of),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                color=MUTED,
+            )
     axes.set_xlabel("length of the document (inputs)")
     axes.set_ylabel("right, above chance")
     last = [
@@ -128,18 +141,9 @@ def _levels(axes: Axes, bag: list[dict], buckets: list[str]) -> None:
     for p in bag:
         means.setdefault(p["x"], []).append(p["percent"])
     xs = [x for x in sorted(means) if buckets[x] != "all"]
-    axes.plot(
-        xs,
-        [np.mean(means[x]) for x in xs],
-        color=MUTED,
-        linewidth=1.4,
-        linestyle=DASHED,
-        zorder=1.6,
-    )
+    axes.plot(xs, [np.mean(means[x]) for x in xs], **BAG)
     for x in set(means) - set(xs):
-        axes.plot(
-            [x - 0.2, x + 0.2], [np.mean(means[x])] * 2, color=MUTED, linewidth=1.4, zorder=1.6
-        )
+        axes.plot([x - 0.2, x + 0.2], [np.mean(means[x])] * 2, **BAG)
 
 
 def _mean(whole: list[dict], arm: str, buckets: list[str]) -> float | None:

@@ -118,7 +118,10 @@ def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layou
         image = heat(axes, values, [study.names[a] for a in arms] if left else None, layout)
         for label, arm in zip(axes.get_yticklabels(), arms, strict=left):
             label.set_color(style.colour(study.colours[arm]))
-        top = index < across or layout.narrow or order[index - across] is None
+        line = (
+            index // across * across
+        )  # names above a line where one of its maps has none above it
+        top = line == 0 or layout.narrow or None in order[line - across : line]
         axes.xaxis.tick_top()
         names = [_words(c) for c in columns] if top else [""] * len(columns)
         turn = 90 if longest * len(columns) * across > 60 else 0

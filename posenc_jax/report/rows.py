@@ -45,6 +45,14 @@ class Run:
             if row.get("k") is not None
         }
 
+    @functools.cached_property
+    def _multiples(self) -> dict[tuple[str, str], list[float]]:
+        found: dict[tuple[str, str], list[float]] = {}
+        for metric, bucket, k in sorted(self._by_key):
+            if self.row(metric, k, bucket):
+                found.setdefault((metric, bucket), []).append(k)
+        return found
+
     def row(self, metric: str, k: float, bucket: str = "all") -> dict | None:
         """The row with a finite value for this metric at k times L, or None."""
         row = self._by_key.get((metric, bucket, float(k)))
@@ -57,8 +65,7 @@ class Run:
 
     def multiples(self, metric: str, bucket: str = "all") -> list[float]:
         """Every k at which the metric has a finite value, ascending."""
-        keys = sorted(self._by_key)
-        return [k for m, b, k in keys if (m, b) == (metric, bucket) and self.row(m, k, b)]
+        return self._multiples.get((metric, bucket), [])
 
     def retrieval(self, k: float, tasks: Sequence[str]) -> float | None:
         """Chance-corrected accuracy at kL, mean over the tasks; None if one of them is missing."""

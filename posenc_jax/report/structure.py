@@ -11,8 +11,9 @@ from posenc_jax.report.context import dots
 from posenc_jax.report.overview import heat
 from posenc_jax.report.rows import Run, Study, is_number, times
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
+from posenc_jax.study.decision import Margins
 
-SHIFT_BOUND, LOOKUP_MARGIN = 1e-4, 0.02  # of the decision rule (posenc_jax.study.decision.Margins)
+SHIFT_BOUND, LOOKUP_MARGIN = Margins().shift, Margins().lookup
 MONOTONE_AT = 16  # P5, in units of L
 LOOKUP_AT = (1, 4)
 LOWEST = 1e-8  # where a log axis shows an error of zero
@@ -81,7 +82,8 @@ def _draw(study: Study, records: list[dict], shown: list[str], layout: Layout) -
         panels += [lambda *a, k=k: _lookup_map(*a, k) for k in at]
     panels += [_monotone] if "P5_monotone_share" in shown else []
     shape = (len(panels), 1) if layout.narrow else (1, len(panels))
-    figure, grid = style.panels(layout, *shape, 1.25 + 0.26 * len(arms))
+    each = 0.2 if layout.narrow else 0.26
+    figure, grid = style.panels(layout, *shape, 1.25 + each * len(arms))
     for axes, panel in zip(grid, panels, strict=True):
         panel(axes, study, records, arms, layout, axes is grid[0] or layout.narrow)
     return figure
