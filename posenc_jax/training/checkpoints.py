@@ -235,6 +235,7 @@ class Checkpoints:
                 self._delete(old)
         except BaseException as error:  # a thread has nobody to raise to: `check` says it
             self._failure = error
+            shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
 
     def _delete(self, step: int) -> None:
         """Takes the number away first: a kill leaves no half of a checkpoint under it."""
