@@ -340,7 +340,7 @@ def test_a_mesh_that_does_not_fit_is_refused(tmp_path, data_dir):
     with pytest.raises(ValueError, match="this machine has 8"):
         make_mesh(5, 2)
     for train_section, message in (
-        ({"batch_size": 6}, "6 rows do not divide over 8 data devices"),
+        ({"batch_size": 6}, "6 rows do not divide over 8 data x fsdp devices"),
         ({"model_devices": 8, "data_devices": 1}, "model.num_kv_heads=4 does not divide over 8"),
     ):
         with pytest.raises(ValueError, match=message):

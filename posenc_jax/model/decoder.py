@@ -5,6 +5,7 @@ The model never asks which encoding it has: it hands queries, keys and positions
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,30 +17,60 @@ from posenc_jax.encodings import running_clock
 from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
 
+ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are split over
+ON_MODEL = (
+    "NKF"  # dims of matrices, by letter, that are split over the axis "model" where they are used
+)
+Axes = str | tuple[str, ...] | None
 
-def on_mesh(*axes: str | None) -> jax.sharding.PartitionSpec | None:
-    """Returns the layout of an array over the current mesh's axes, or None outside of a mesh."""
-    return None if jax.sharding.get_abstract_mesh().empty else jax.P(*axes)
+
+def on_mesh(*axes: Axes) -> jax.sharding.PartitionSpec | None:
+    """Returns the layout of an array over those axes of the current mesh that split; None outside of one."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def splitting(axis: Axes) -> Axes:
+        names = axis if isinstance(axis, tuple) else (axis,)
+        found = tuple(name for name in names if name in mesh.shape and mesh.shape[name] > 1)
+        return found if len(found) > 1 else found[0] if found else None
+
+    return None if mesh.empty else jax.P(*map(splitting, axes))
 
 
-def tokenwise(
-    equation: str, x_BTx: jax.Array, weight: jax.Array, *axes: str | None, **settings
-) -> jax.Array:
+def laid(x: jax.Array, *axes: Axes) -> jax.Array:
+    """Returns x laid out over the current mesh, if there is one: what a weight's use lacks is gathered."""
+    layout = on_mesh(*axes)
+    return x if layout is None else jax.sharding.reshard(x, layout)
+
+
+def tokenwise(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) -> jax.Array:
     """Returns an einsum of x_BT... and a weight, over tokens as one dim: "BTD,DF->BTF".
 
     The gradient of the weight is then a sum over one dim. Over two, XLA for CPU first writes the
-    activations out transposed, which took a sixth of a training step.
+    activations out transposed, which took a sixth of a training step. Where the tokens of a row lie on
+    several devices, no one dim holds B and T.
+
+    The weight is gathered from the devices of "fsdp" here, after the cast to its dtype, and its gradient
+    goes back to them; what `ON_MODEL` names stays split.
 
     Args:
       equation: operands and result begin with BT, and B and T stand nowhere else.
-      axes: mesh axes of the result's dims after BT. settings: of `jnp.einsum`.
+      settings: of `jnp.einsum`.
     """
+    x_dims, w_dims, out_dims = re.fullmatch(r"BT(\w+),(\w+)->BT(\w+)", equation).groups()
+    x_axes, w_axes, out_axes = (
+        ["model" if dim in ON_MODEL else None for dim in dims]
+        for dims in (x_dims, w_dims, out_dims)
+    )
+    weight, out = laid(weight, *w_axes), on_mesh(ROWS, "sequence", *out_axes)
+    if out is not None and out[1] is not None:
+        return jnp.einsum(equation, x_BTx, weight, out_sharding=out, **settings)
     B, T = x_BTx.shape[:2]
-    layout = jax.typeof(x_BTx).sharding.spec[2:] if on_mesh() is not None else ()
-    x_Xx = jnp.reshape(x_BTx, (B * T, *x_BTx.shape[2:]), out_sharding=on_mesh("data", *layout))
-    out_Xx = jnp.einsum(equation.replace("BT", "X"), x_Xx, weight, out_sharding=on_mesh("data", *axes), **settings)  # fmt: skip
-    shape = (B, T, *out_Xx.shape[1:])
-    return jnp.reshape(out_Xx, shape, out_sharding=on_mesh("data", None, *axes))
+    x_Xx = jnp.reshape(x_BTx, (B * T, *x_BTx.shape[2:]), out_sharding=on_mesh(ROWS, *x_axes))
+    out_Xx = jnp.einsum(
+        f"X{x_dims},{w_dims}->X{out_dims}", x_Xx, weight,
+        out_sharding=on_mesh(ROWS, *out_axes), **settings,
+    )  # fmt: skip
+    return jnp.reshape(out_Xx, (B, T, *out_Xx.shape[1:]), out_sharding=out)
 
 
 def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
@@ -72,9 +103,9 @@ class Attention(nn.Module):
         out_NHD = self.param("out_NHD", _normal(N * H * 2 * c.num_layers), (N, H, D))
         scheme = self.param("scheme", layer.init) if _learns(layer) else {}
 
-        q_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype), "model", None)
-        k_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype), "model", None)
-        v_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype), "model", None)
+        q_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
+        k_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
+        v_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
         if c.qk_norm:
             gains = (
                 self.param(f"{n}_gain_H", nn.initializers.ones, (H,)) for n in ("query", "key")
@@ -115,7 +146,7 @@ class Attention(nn.Module):
                 )
             )
         o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
-        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype), None), kept
+        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), kept
 
 
 def _learns(layer) -> bool:
@@ -133,14 +164,14 @@ class Mlp(nn.Module):
         D, F = c.model_dim, c.mlp_dim
         up_DF = self.param("up_DF", _normal(D), (D, F))
         down_FD = self.param("down_FD", _normal(F * 2 * c.num_layers), (F, D))
-        hidden_BTF = tokenwise("BTD,DF->BTF", x_BTD, up_DF.astype(dtype), "model")
+        hidden_BTF = tokenwise("BTD,DF->BTF", x_BTD, up_DF.astype(dtype))
         if c.activation == "swiglu":
             gate_DF = self.param("gate_DF", _normal(D), (D, F))
-            gate_BTF = tokenwise("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype), "model")
+            gate_BTF = tokenwise("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype))
             hidden_BTF = jax.nn.silu(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = jax.nn.gelu(hidden_BTF)
-        return tokenwise("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype), None)
+        return tokenwise("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype))
 
 
 class Block(nn.Module):
@@ -183,7 +214,7 @@ def at_progress(config: ModelConfig, params, progress: jax.Array):
 def readout(config: ModelConfig, head_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV, float32, of a normed stream."""
     return tokenwise(
-        "BTD,VD->BTV", x_BTD, head_VD.astype(config.dtype), None, preferred_element_type=jnp.float32
+        "BTD,VD->BTV", x_BTD, head_VD.astype(config.dtype), preferred_element_type=jnp.float32
     )
 
 
@@ -209,12 +240,11 @@ class Decoder(nn.Module):
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
         c = self.config
         embedding_VD = self.param("embedding_VD", _normal(c.model_dim), (c.vocab_size, c.model_dim))
-        stream = on_mesh("data", None, None)
-        # The table's D is sharded over "model": looked up so, then gathered into the stream.
-        x_BTD = embedding_VD.at[tokens_BT].get(out_sharding=on_mesh("data", None, "model"))
-        if stream is not None:
-            x_BTD = jax.sharding.reshard(x_BTD, stream)
-        x_BTD = x_BTD * c.embedding_scale
+        tokens_BT, pos_BT, seg_BT = (laid(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT))
+        # The table's D is split over "model": looked up so, then gathered into the stream.
+        table_VD = laid(embedding_VD, None, "model")
+        x_BTD = table_VD.at[tokens_BT].get(out_sharding=on_mesh(ROWS, "sequence", "model"))
+        x_BTD = laid(x_BTD, ROWS, "sequence", None) * c.embedding_scale
         absolute = c.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", c.placed.init_absolute) if absolute.learns else {}

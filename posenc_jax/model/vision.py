@@ -17,7 +17,7 @@ import numpy as np
 from posenc_jax.encodings import parse, unparse
 from posenc_jax.encodings.scheme import KINDS
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Block, on_mesh, rms_norm
+from posenc_jax.model.decoder import ROWS, Block, laid, on_mesh, rms_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Encoder(nn.Module):
         if not jnp.issubdtype(image_BHWC.dtype, jnp.floating):
             raise ValueError(f"pixels must be floats of about unit size, not {image_BHWC.dtype}")
         pos_T = c.positions(*c.grid(*image_BHWC.shape[1:3]))
-        shape, rows = (image_BHWC.shape[0], len(pos_T)), on_mesh("data", None)
+        shape, rows = (image_BHWC.shape[0], len(pos_T)), on_mesh(ROWS, None)
         pos_BT = jnp.broadcast_to(pos_T[None], shape)
         if rows is not None:
             pos_BT = jax.sharding.reshard(pos_BT, rows)
@@ -195,9 +195,9 @@ class Encoder(nn.Module):
         x_BTD = jnp.einsum(
             "BTP,PD->BTD",
             patch_BTP.astype(model.dtype),
-            patch_PD.astype(model.dtype),
+            laid(patch_PD.astype(model.dtype), None, "model"),
             preferred_element_type=jnp.float32,
-            out_sharding=on_mesh("data", None, None),
+            out_sharding=on_mesh(ROWS, None, None),
         )
         x_BTD = x_BTD * model.embedding_scale
         absolute = model.placed.absolute
@@ -216,4 +216,6 @@ class Encoder(nn.Module):
         total_BD = jnp.einsum("BTD,BT->BD", x_BTD.astype(jnp.float32), here_BT)
         mean_BD = total_BD / jnp.maximum(here_BT.sum(-1, keepdims=True), 1.0)
         head_VD = self.param("head_VD", nn.initializers.normal(D**-0.5), (V, D))
-        return jnp.einsum("BD,VD->BV", mean_BD, head_VD, out_sharding=on_mesh("data", None))
+        return jnp.einsum(
+            "BD,VD->BV", mean_BD, laid(head_VD, None, "model"), out_sharding=on_mesh(ROWS, None)
+        )

@@ -146,6 +146,12 @@ class Checkpoints:
         """Returns what was stored beside the state of a step."""
         return self._verified(step)["record"]
 
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, as a run's one trainer may."""
+        for later in self.steps():
+            if later > step:
+                self._delete(later)
+
     def restore(self, step: int, shapes: State) -> State:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings).
 
@@ -226,12 +232,17 @@ class Checkpoints:
             staging.rename(self._folder / str(step))
             manifest.sync_folder(self._folder)
             for old in self.steps()[: -self._keep]:
-                going = self._folder / f"{_DELETING}{old}"
-                (self._folder / str(old)).rename(going)
-                shutil.rmtree(going)
+                self._delete(old)
         except BaseException as error:  # a thread has nobody to raise to: `check` says it
             self._failure = error
             shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
+
+    def _delete(self, step: int) -> None:
+        """Takes the number away first: a kill leaves no half of a checkpoint under it."""
+        going = self._folder / f"{_DELETING}{step}"
+        (self._folder / str(step)).rename(going)
+        shutil.rmtree(going)
+        self._contents.pop(step, None)
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -6,7 +6,9 @@ compiler_options=chip.options)` under `jax.set_mesh(mesh(chip, ...))` is all it 
 """
 
 import dataclasses
+import difflib
 import importlib.util
+import math
 import os
 
 import jax
@@ -22,7 +24,11 @@ class Chip:
     Attributes:
       name: as for `CHIPS`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU, or the
         name that the driver gives a card.
-      memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: bytes per second.
+      memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory, bytes per
+        second.
+      interconnect: bytes per second that a chip sends over the links that one mesh axis can use: of a TPU
+        those of one dim of the torus, both ways round; of a GPU all of them, to the switch.
+      network: bytes per second that a GPU sends to other hosts; None: TPUs are planned within a slice.
       options: of the compiler.
     """
 
@@ -32,6 +38,8 @@ class Chip:
     memory_bytes: int
     flops: float
     bandwidth: float
+    interconnect: float
+    network: float | None
     options: dict
 
     @property
@@ -43,18 +51,49 @@ class Chip:
         return None
 
 
+# Data sheets: NVIDIA H100 and H200 Tensor Core GPU (SXM: NVLink 900 GB/s, half of it each way; DGX H100:
+# one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400, 1,200 and 800 GB/s
+# both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
 # Autotuning times kernels on the card, which is not here.
 _GPU, _TPU = {"xla_gpu_autotune_level": 0}, {}
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 85_000_000_000, 989e12, 3.35e12, _GPU),
-        Chip("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, _GPU),
-        Chip("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, _TPU),
-        Chip("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, _TPU),
-        Chip("trillium", "tpu", "v6e", 34_359_738_368, 918e12, 1.64e12, _TPU),
+        Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 85_000_000_000, 989e12, 3.35e12, 450e9, 50e9, _GPU),
+        Chip("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, 450e9, 50e9, _GPU),
+        Chip("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, 100e9, None, _TPU),
+        Chip("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, 200e9, None, _TPU),
+        Chip("trillium", "tpu", "v6e", 34_359_738_368, 918e12, 1.64e12, 200e9, None, _TPU),
     )
 }  # fmt: skip
+
+
+def chip_named(name: str) -> Chip:
+    """Returns the chip of `CHIPS`; ValueError names near ones."""
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name.lower(), CHIPS, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(CHIPS)}"
+        raise ValueError(f"no chip {name!r}; {hint}")
+    return CHIPS[name]
+
+
+def usual_topology(chip: Chip, devices: int) -> str:
+    """Returns how that many chips are usually sold: "1x8" or "2x8" GPUs, the squarest slice of a TPU.
+
+    Raises:
+      ValueError: a number of TPUs that is not a power of two, or of GPUs that fills no hosts of eight.
+    """
+    if chip.platform == "cuda":
+        if devices > 8 and devices % 8:
+            raise ValueError(f"{devices} GPUs do not fill hosts of 8; name --topology, e.g. 3x4")
+        return f"{math.ceil(devices / 8)}x{min(devices, 8)}"
+    doublings = devices.bit_length() - 1
+    if devices != 1 << doublings:
+        raise ValueError(f"{devices} chips of {chip.name} make no usual slice; name --topology, e.g. 4x4")  # fmt: skip
+    dims = 3 if chip.name == "v5p" else 2
+    sides = [1 << (doublings + i) // dims for i in range(dims)]
+    return "x".join(map(str, sorted(sides, key=lambda side: side == 1)))
+
 
 _HOPPER = """
 gpu_device_info {{

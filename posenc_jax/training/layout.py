@@ -5,36 +5,48 @@ import re
 import jax
 from jax.sharding import AxisType
 
-MESH_AXES = ("data", "model")
+# From the slowest links to the fastest: rows, rows and what each device keeps of every matrix (fully
+# sharded data parallelism), tokens of a row, heads and hidden units.
+MESH_AXES = ("data", "fsdp", "sequence", "model")
+BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices, B, T]
 
-# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises.
+# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables keep D in
+# pieces, never V: tokens are looked up by rows that other devices hold, and those would have to travel.
 LAYOUT = (
-    (r"(embedding|head)_VD", (None, "model")),
-    (r"patch_PD", (None, "model")),
-    (r"layer_\d+/attention/query_DNH", (None, "model", None)),
-    (r"layer_\d+/attention/(key|value)_DKH", (None, "model", None)),
-    (r"layer_\d+/attention/out_NHD", ("model", None, None)),
+    (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
+    (r"patch_PD", (None, ("model", "fsdp"))),
+    (r"layer_\d+/attention/query_DNH", ("fsdp", "model", None)),
+    (r"layer_\d+/attention/(key|value)_DKH", ("fsdp", "model", None)),
+    (r"layer_\d+/attention/out_NHD", ("model", None, "fsdp")),
     (r"layer_\d+/attention/(query|key)_gain_H", (None,)),
-    (r"layer_\d+/mlp/(up|gate)_DF", (None, "model")),
-    (r"layer_\d+/mlp/down_FD", ("model", None)),
+    (r"layer_\d+/mlp/(up|gate)_DF", ("fsdp", "model")),
+    (r"layer_\d+/mlp/down_FD", ("model", "fsdp")),
     (r"(final|layer_\d+/(attention|mlp))_gain_D", (None,)),
     (r"absolute/.+", ()),
     (r"layer_\d+/attention/scheme/.+", ()),
 )
 
 
-def make_mesh(data_devices: int, model_devices: int) -> jax.sharding.Mesh:
-    """Returns a mesh with explicit axes ("data", "model"); 0 data devices takes all that are left.
+def make_mesh(
+    data_devices: int,
+    model_devices: int,
+    *,
+    fsdp_devices: int = 1,
+    sequence_devices: int = 1,
+) -> jax.sharding.Mesh:
+    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all that are left.
 
     Raises:
       ValueError: more devices asked for than there are, or a number that does not divide them.
     """
     devices = jax.devices()
-    data_devices = data_devices or max(len(devices) // model_devices, 1)
-    wanted = data_devices * model_devices
+    others = fsdp_devices * sequence_devices * model_devices
+    data_devices = data_devices or max(len(devices) // others, 1)
+    wanted = data_devices * others
+    asked = (data_devices, fsdp_devices, sequence_devices, model_devices)
     if wanted > len(devices):
         raise ValueError(
-            f"config.train asks for {data_devices} x {model_devices} devices (data x model); "
+            f"config.train asks for {' x '.join(map(str, asked))} devices ({' x '.join(MESH_AXES)}); "
             f"this machine has {len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):
@@ -42,11 +54,16 @@ def make_mesh(data_devices: int, model_devices: int) -> jax.sharding.Mesh:
             f"{wanted} devices asked for; {len(devices)} are in this job: use them all"
         )
     return jax.make_mesh(
-        (data_devices, model_devices),
+        asked,
         MESH_AXES,
-        axis_types=(AxisType.Explicit,) * 2,
+        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
         devices=devices[:wanted],
     )
+
+
+def batch_rows(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def parameter_layout(params) -> dict:

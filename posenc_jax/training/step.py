@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from posenc_jax.model.decoder import Decoder, at_progress
+from posenc_jax.model.decoder import ROWS, Decoder, at_progress, laid
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.layout import optimizer_layout, parameter_layout
+from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
 
 State = dict[str, Any]
 
@@ -84,10 +84,8 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
     optimizer = make_optimizer(config)
 
     def build(key: jax.Array) -> State:
-        # Linen's init runs the forward pass, so its dummy batch must divide the data axis and lie on it.
-        dummy_BT = jax.sharding.reshard(
-            jnp.ones((mesh.shape["data"], 8), jnp.int32), jax.P("data", None)
-        )
+        # Linen's init runs the forward pass, so its dummy batch must divide over the mesh.
+        dummy_BT = jnp.ones((batch_rows(mesh), 8 * mesh.shape["sequence"]), jnp.int32)
         params = model.init(key, dummy_BT, dummy_BT, dummy_BT)["params"]
         zero = jnp.zeros((), jnp.int32)
         return {
@@ -98,7 +96,7 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
             "skipped_in_a_row": zero,
         }
 
-    shapes = jax.eval_shape(build, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: build(jax.random.key(0)))
     layout = parameter_layout(shapes["params"])
     specs = {
         "params": layout,
@@ -146,6 +144,7 @@ def make_step(config: RunConfig, model: Decoder):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         params = state["params"]
+        batch = {name: laid(x, None, ROWS, "sequence") for name, x in batch.items()}
         first = slice_gradient(params, jax.tree.map(lambda x: x[0], batch))
 
         def add(total, one):

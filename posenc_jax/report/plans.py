@@ -1,0 +1,81 @@
+"""Plans in words: the row of one, and a table of many."""
+
+from collections.abc import Mapping, Sequence
+
+_GIB = 2**30
+_PARTS = ("projections", "mlp", "attention", "head")
+
+
+def summary(row: Mapping) -> str:
+    """Returns a planned step (a row of `training.plan.plan`) as lines of text."""
+    memory, seconds = row["memory"], row["seconds"]
+    mesh = ", ".join(f"{axis} {n}" for axis, n in row["mesh"].items()) or "one device"
+    need, work = row["flops_needed"], row["flops_executed"]
+    lines = [
+        f"{row['scheme']}, {row['parameters']:,} parameters, {row['vocab_size']:,} ids, {row['batch_size']} x {row['length']:,} tokens a step",
+        f"on {row['devices']} x {row['chip']} ({row['topology']}), mesh {mesh}; compiled in {row['compile_seconds']:.0f} s by {row['compiler']}",
+        f"attention        {'; '.join(row['attention'])}",
+        f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
+        f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
+        f"results {_gib(memory['results'])}, code {_gib(memory['code'])})",
+        f"FLOPs needed     {need['total']:.3e} a step ({_shares(need)}); 6 N D = {row['flops_6nd']:.3e}",
+        f"FLOPs executed   {work['total']:.3e} ({_shares(work)})",
+        f"memory traffic   {row['memory_traffic_bytes'] / 1e9:.1f} GB a device{_caveat(row)}",
+    ]
+    for kind, said in row["collectives"].items():
+        across = said["sent_between_hosts_bytes"]
+        lines.append(
+            f"{kind:<17}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
+            + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
+        )
+    lines += [
+        f"time at peak     compute {_ms(seconds['compute'])}, memory {_ms(seconds['memory'])}, network {_ms(seconds['network'])}",
+        f"step             at least {_ms(seconds['step'])}, bound by {row['bound_by']}: at most {row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.0%}",
+    ]
+    return "\n".join(lines)
+
+
+def _shares(parts: Mapping) -> str:
+    return ", ".join(f"{name} {parts[name] / parts['total']:.0%}" for name in _PARTS)
+
+
+def _caveat(row: Mapping) -> str:
+    loops = row["loops_counted_once"]
+    return f" ({loops} loops whose length the data decide are counted once)" if loops else ""
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f} ms" if seconds >= 1e-4 else f"{1e6 * seconds:,.1f} us"
+
+
+def table(rows: Sequence[Mapping]) -> str:
+    """Returns plans as a Markdown table, a line each."""
+    names = ("config", "scheme", "tokens", "batch", "chips", "mesh", "attention", "arguments GiB",
+             "temporaries GiB", "peak GiB", "of GiB", "PFLOPs needed", "executed", "compute ms", "memory ms",
+             "network ms", "step >= ms", "MFU <=", "compile s")  # fmt: skip
+    lines = [names, ["---"] * len(names)]
+    for row in rows:
+        m, s = row["memory"], row["seconds"]
+        lines.append([
+            f"{row['parameters'] / 1e9:.2f}B", f"`{row['scheme']}`", f"{row['length']:,}", str(row["batch_size"]),
+            f"{row['devices']} x {row['chip']}", " ".join(f"{a}:{n}" for a, n in row["mesh"].items()),
+            ", ".join(dict.fromkeys(path.split(" ")[0] for path in row["attention"])),
+            *(_gib(m[name]) for name in ("arguments", "temporaries", "peak", "of_chip")),
+            f"{row['flops_needed']['total'] / 1e15:.2f}", f"{row['flops_executed']['total'] / 1e15:.2f}",
+            *(f"{1e3 * s[name]:,.0f}" for name in ("compute", "memory", "network", "step")),
+            f"{row['mfu']:.0%}", f"{row['compile_seconds']:.0f}",
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def comparison(row: Mapping, before: Mapping) -> str:
+    """Returns what a plan needs as a multiple of one before it, on the same chips, in a line."""
+    token = [r["seconds"]["step"] / (r["batch_size"] * r["length"]) for r in (row, before)]
+    return (
+        f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory x {row['memory']['peak'] / before['memory']['peak']:.3f} "
+        f"(temporaries x {row['memory']['temporaries'] / before['memory']['temporaries']:.3f}), time per token x {token[0] / token[1]:.3f}"
+    )

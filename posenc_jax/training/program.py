@@ -1,0 +1,256 @@
+"""What a compiled program does, read from its text: instructions, how often each runs, bytes of memory traffic.
+
+XLA's own cost analysis counts the body of a loop once. Here everything is counted as often as it runs: the
+trip count that XLA knows of a loop multiplies what is in it. Loops whose length the data decide are
+counted once, and their number is told.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# Bytes that a device sends for one byte of payload, among g devices around a ring; see `collectives`.
+COLLECTIVES = {
+    "all-reduce": lambda g: 2 * (g - 1) / g,
+    "reduce-scatter": lambda g: (g - 1) / g,
+    "all-gather": lambda g: (g - 1) / g,
+    "all-to-all": lambda g: (g - 1) / g,
+    "ragged-all-to-all": lambda g: (g - 1) / g,
+    "collective-broadcast": lambda g: 1,
+    "collective-permute": lambda g: 1,
+}
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
+          "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}  # fmt: skip
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Instruction(NamedTuple):
+    """One line of a program: name, shape as text, opcode, names of operands, and the rest of the line."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    @property
+    def literal(self) -> str:
+        """What stands between the parentheses of a parameter or a constant."""
+        return self.rest.partition(")")[0]
+
+    def called(self, attribute: str) -> list[str]:
+        """Returns the computations that an attribute such as body= or calls= names."""
+        found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.rest)
+        if found is None:
+            return []
+        return _NAME.findall(found[1]) if found[1] is not None else [found[2]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computations by name, each a list of instructions, and the name of the entry."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+
+def parse(text: str) -> Program:
+    """Returns the program that `compiled.as_text()` shows.
+
+    Raises:
+      ValueError: a text without an entry computation.
+    """
+    computations, entry, current = {}, None, None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif current is not None and (found := _LINE.match(line)):
+            current.append(_instruction(found[2], found[3], bool(found[1])))
+    if entry is None:
+        raise ValueError("this is no text of a compiled program: it has no entry computation")
+    return Program(computations, entry)
+
+
+def _instruction(name: str, rest: str, root: bool) -> Instruction:
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opcode = _OPCODE.match(rest, end)
+    start = opcode.end()
+    stop = _closing(rest, start - 1)
+    operands = tuple(_NAME.findall(rest[start:stop]))
+    return Instruction(name, rest[:end], opcode[1], operands, rest[start:], root)
+
+
+def _closing(text: str, at: int) -> int:
+    depth = 0
+    for i in range(at, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i
+    raise ValueError(f"a parenthesis is never closed: {text[at : at + 60]}")
+
+
+def size(shape: str, memory_only: bool = False) -> float:
+    """Returns the bytes of an array or tuple of arrays.
+
+    Args:
+      memory_only: leaves out what lies in a memory space of its own, e.g. S(1), the on-chip memory of a TPU.
+    """
+    total = 0.0
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        if memory_only and re.search(r"S\([1-9]\d*\)", layout):
+            continue
+        count = 1
+        for dim in dims.replace("<=", "").split(","):
+            count *= int(dim) if dim else 1
+        total += count * (1 if dtype.startswith(("f8", "s8", "u8")) else _BYTES[dtype])
+    return total
+
+
+def trip_count(program: Program, loop: Instruction) -> int | None:
+    """Returns how often the body of a while loop runs, or None where the data decide.
+
+    XLA writes it down; where it did not, a counter from zero that is compared with a constant tells.
+    """
+    known = re.search(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)"?\}', loop.rest)
+    if known:
+        return int(known[1])
+    condition = program.computations[loop.called("condition")[0]]
+    constants = {i.name: i.literal for i in condition if i.opcode == "constant"}
+    root = next(i for i in condition if i.root)
+    if root.opcode == "compare" and "direction=LT" in root.rest and root.operands[1] in constants:
+        return int(constants[root.operands[1]])
+    return None
+
+
+class Run(NamedTuple):
+    """An instruction, the instructions beside it by name, and how often it runs."""
+
+    instruction: Instruction
+    beside: dict[str, Instruction]
+    times: int
+
+
+def runs(program: Program) -> tuple[list[Run], int]:
+    """Returns every instruction that runs, outside of fusions, and the number of loops of unknown length."""
+    unknown = 0
+
+    def walk(name: str, times: int) -> Iterator[Run]:
+        nonlocal unknown
+        beside = {i.name: i for i in program.computations[name]}
+        for instruction in program.computations[name]:
+            yield Run(instruction, beside, times)
+            inner = times
+            if instruction.opcode == "while":
+                trips = trip_count(program, instruction)
+                unknown += trips is None
+                inner *= 1 if trips is None else trips
+                yield from walk(instruction.called("body")[0], inner)
+            elif instruction.opcode in ("call", "async-start"):
+                for attribute in ("to_apply", "calls"):
+                    for called in instruction.called(attribute):
+                        yield from walk(called, inner)
+            elif (
+                instruction.opcode == "conditional"
+            ):  # the longest branch would need its cost: all of them
+                for attribute in ("branch_computations", "true_computation", "false_computation"):
+                    for called in instruction.called(attribute):
+                        yield from walk(called, inner)
+
+    found = list(walk(program.entry, 1))
+    return found, unknown
+
+
+# They move nothing, or what they hold is counted by itself.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
+         "after-all", "async-start", "async-update", "async-done", "partition-id", "replica-id",
+         "opt-barrier", "get-dimension-size", "add-dependency", "iota"}  # fmt: skip
+
+
+def memory_traffic(program: Program) -> float:
+    """Returns the bytes that one device reads from and writes to its memory in a run of the program.
+
+    Every instruction reads its operands and writes its result once; what happens inside a fusion stays on
+    the chip. A slice reads what it cuts out, an update in place writes what it changes; collectives are
+    left to `collectives`.
+    """
+    found, _ = runs(program)
+    return sum(run.times * _moved(program, run) for run in found)
+
+
+def _moved(program: Program, run: Run) -> float:
+    i = run.instruction
+    if (
+        i.opcode in _FREE
+        or i.opcode.endswith("-done")
+        or i.opcode.removesuffix("-start") in COLLECTIVES
+    ):
+        return 0.0
+    shapes = [run.beside[name].shape for name in i.operands if name in run.beside]
+    result = size(i.shape, memory_only=True)
+    if i.opcode in ("slice", "dynamic-slice", "gather"):
+        return 2 * result
+    if i.opcode == "dynamic-update-slice":
+        return 2 * size(shapes[1], memory_only=True)
+    if i.opcode == "copy-start":  # its result holds the operand too, and a context
+        result = size(_members(i.shape)[0], memory_only=True)
+    if i.opcode == "fusion":
+        return _fused(program.computations[i.called("calls")[0]], shapes, i.shape)
+    return result + sum(size(shape, memory_only=True) for shape in shapes)
+
+
+def _fused(body: list[Instruction], shapes: list[str], shape: str) -> float:
+    by_name = {i.name: i for i in body}
+    users: dict[str, list[Instruction]] = {}
+    for i in body:
+        for name in i.operands:
+            users.setdefault(name, []).append(i)
+    total = 0.0
+    for parameter in (i for i in body if i.opcode == "parameter"):
+        given, uses = shapes[int(parameter.literal)], users.get(parameter.name, [])
+        uses = [use for use in uses if use.opcode.removesuffix("-start") not in COLLECTIVES]
+        if not size(given, memory_only=True) or all(use.root and _named(use) for use in uses):
+            continue
+        if all(_cut(use, parameter.name) for use in uses):
+            total += sum(size(use.shape) for use in uses if use.opcode != "dynamic-update-slice")
+        else:
+            total += size(given, memory_only=True)
+    root = next(i for i in body if i.root)
+    pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    members = _members(shape)
+    if len(pieces) != len(members):  # one instruction with several results
+        pieces = [root] * len(members)
+    for written, member in zip(pieces, members, strict=True):
+        while written.opcode in ("bitcast", "copy", "convert"):
+            written = by_name[written.operands[0]]
+        whole = size(member, memory_only=True)
+        if written.opcode == "dynamic-update-slice":
+            whole = min(whole, size(by_name[written.operands[1]].shape))
+        elif written.opcode == "parameter" or written.opcode in COLLECTIVES or _named(written):
+            whole = 0.0  # handed through, or counted where devices speak
+        total += whole
+    return total
+
+
+def _named(i: Instruction) -> bool:
+    """Whether an instruction only puts things together: of TPUs, also the handles of an asynchronous collective."""
+    return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
+
+
+def _cut(use: Instruction, name: str) -> bool:
+    """Whether an instruction touches only a part of its operand `name`."""
+    if use.opcode in ("dynamic-slice", "slice", "gather", "dynamic-update-slice"):
+        return use.operands[0] == name and name not in use.operands[1:]
+    return False
+
+
+def _members(shape: str) -> list[str]:
+    """Returns the arrays of a tuple shape, or the shape itself."""
+    return [m[0] for m in _ARRAY.finditer(shape)] if shape.startswith("(") else [shape]

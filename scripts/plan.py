@@ -1,0 +1,93 @@
+"""What training will cost on chips that are not here: python scripts/plan.py --config=configs/large.py:1.3b --mesh=data:4,model:4 --chips=v5e.
+
+Compiles the training step for them (extra: plan) and prints memory per device, FLOPs, memory traffic,
+collectives, and the least time a step can take. Where a chip's compiler is not installed, the CPU's own
+estimate stands in and says so. --out appends a row per chip. Exit code 2 for wrong input.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from posenc_jax import door
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/large.py:1.3b")
+_MESH = flags.DEFINE_string("mesh", None, "Devices by axis, e.g. data:4,model:4", required=True)
+_CHIPS = flags.DEFINE_list("chips", ["v5e"], "h100, h200, v5e, v5p, trillium; several with commas")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPU slice, e.g. 4x4, or GPU hosts x cards, e.g. 2x8; none: the usual one"
+)
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", None, "Ids of the tokenizer; none: of config.data.tokenizer", lower_bound=1
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "JSONL file that a row per chip is appended to; a table of its rows lies beside it"
+)
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    """Flags to one row per chip."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a chip that is here is left alone
+    import jax
+
+    from posenc_jax.report.plans import summary
+    from posenc_jax.training.chips import chip_named
+    from posenc_jax.training.config import from_sections
+    from posenc_jax.training.plan import mesh_shape, plan, planned_vocabulary, target, with_mesh
+
+    shape = mesh_shape(_MESH.value)
+    chips = [chip_named(name.strip()) for name in _CHIPS.value]
+    config = with_mesh(from_sections(_CONFIG.value.to_dict()), shape)
+    vocab_size = _VOCAB.value or planned_vocabulary(config)
+    if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
+        raise ValueError(f"--out={_OUT.value}: there is no such folder to write to")
+    if any(chip.missing for chip in chips):
+        jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
+    for chip in chips:
+        row = plan(config, vocab_size, target(chip, shape, _TOPOLOGY.value))
+        print(summary(row))
+        if _OUT.value:
+            _append(row | _origin(config), Path(_OUT.value))
+
+
+def _append(row: dict, out: Path) -> None:
+    """Appends a row, says how it compares with the one before on the same chips, and rewrites the table."""
+    from posenc_jax.report.plans import comparison, table
+
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    alike = [r for r in rows if all(r[key] == row[key] for key in ("chip", "mesh"))]
+    if alike:
+        print(comparison(row, alike[-1]))
+    with out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    out.with_suffix(".md").write_text(table([*rows, row]))
+
+
+def _origin(config) -> dict:
+    from posenc_jax.training.workdir import provenance
+
+    compilers = {}
+    for package in ("libtpu", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12", "nvidia-cudnn-cu12"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            compilers[package] = metadata.version(package)
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    return {
+        "compilers": compilers,
+        **provenance(),
+        "config": dataclasses.asdict(config),
+        "command": command,
+    }
+
+
+if __name__ == "__main__":
+    door.enter(main)
