@@ -114,7 +114,7 @@ _CORPORA = {
     "empty files": lambda folder, rng: _write(folder, a=b"", b=b"", c=b"") and False,
     "not UTF-8": lambda folder, rng: _write(folder, a=_TEXT, b=_TEXT, c=_TEXT + b"\xff\xfe") and False,
     "no text at all": lambda folder, rng: (folder / "image.png").write_bytes(rng.randbytes(999)) < 0,
-    "one line of 30 MB": lambda folder, rng: _write(folder, a=b"word " * 6_000_000, b=_TEXT, c=_TEXT),
+    "one line of 30 MB": lambda folder, rng: _write(folder, a=b"word " * 6_000_000, b=_TEXT, c=_TEXT + b"end"),
     "NUL bytes": lambda folder, rng: _write(folder, a=b"a\0b " * 500, b=_TEXT, c=_TEXT + b"\0"),
     "3,000 tiny files": lambda folder, rng: _write(folder, **{f"t{i}": b"tiny text %d\n" % i for i in range(3000)}),
 }  # fmt: skip

@@ -12,6 +12,9 @@ and after: a buffer reused while it was being written, a value cast or laid out 
 sum does not depend on how a leaf is laid out (`fingerprint`), so it holds on another mesh.
 """
 
+import errno
+import logging
+import os
 import shutil
 import sys
 import threading
@@ -50,6 +53,7 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self._saved: int | None = None  # the last step whose save was begun here
         self._contents: dict[int, dict] = {}
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         if self._owner:
             self._folder.mkdir(parents=True, exist_ok=True)
             for stale in (*self._folder.glob(f"{_SAVING}*"), *self._folder.glob(f"{_DELETING}*")):
@@ -277,4 +281,12 @@ def _differences(saved: dict, wanted: dict) -> list[str]:
 def _line(error: BaseException) -> str:
     """Returns the first line of what an error says, short enough for one line of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    full = os.strerror(
+        errno.ENOSPC
+    )  # tensorstore wraps it in the path of a temporary file, at length
+    return full if full in lines[0] else lines[0][:300]
+
+
+def _not_of_orbax(logged: logging.LogRecord) -> bool:
+    """Whether a log record is anything but orbax's traceback of a failure that `check` says in a line."""
+    return not (logged.exc_info and "orbax" in logged.pathname)
