@@ -37,7 +37,8 @@ def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         except ValueError as error:
             said = str(error)
             names = [key for path in changed for key in path.split(".")[1:]]
-            bad = "\n" in said.strip() or not any(name in said for name in names)
+            plain = said.replace("_", " ")  # a message may say "head dim" of head_dim
+            bad = "\n" in said.strip() or not any(n.replace("_", " ") in plain for n in names)
         except Exception as error:  # whatever else: it would have been a traceback
             said, bad = repr(error), True
         bad = bad or time.time() - began > _SECONDS
