@@ -15,6 +15,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+# Nothing runs here: a chip that is here is left alone, and no cloud is asked for one. Before JAX is imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -37,7 +41,6 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     """Flags to one row per chip."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a chip that is here is left alone
     import jax
 
     from posenc_jax.report.plans import summary

@@ -117,8 +117,8 @@ def _one(plan) -> int:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return 1
     codes = []
-    for runs in (plan.programs, plan.runs):
-        outcome = run_all(runs(groups[_RUN.value]), plan.logs, cores=[None])
+    for runs in filter(None, (plan.programs(groups[_RUN.value]), plan.runs(groups[_RUN.value]))):
+        outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
             return 75
         codes.append(1 if outcome.failed else 0)

@@ -209,7 +209,9 @@ def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
         (words,) = [
             t.get_text() for t in panels[measured.names[arm]].texts if "saves" in t.get_text()
         ]
-        gain, cost = (float(x.replace("−", "-")) for x in re.findall("[+−][0-9.]+", words))
+        gain, cost = (
+            float(x.replace("−", "-")) for x in re.findall("[+−]?[0-9.]+$", words, re.MULTILINE)
+        )
         assert gain == pytest.approx(mean_of(arm, "context_gain", 4), abs=5e-4)
         assert cost == pytest.approx(mean_of(arm, "window_check", 4), abs=5e-4)
 

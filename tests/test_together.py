@@ -98,7 +98,8 @@ def test_a_run_trained_together_is_a_run(trained, capsys):
         assert read(folder / "config.json") == read(alone / "config.json") == of(trained.config, seed)  # fmt: skip
         record, other = (json.loads((f / "run.json").read_text()) for f in (folder, alone))
         assert record.pop("seeds_in_program") == 2
-        differ = {"began", "wall_seconds", "tokens_per_second"}
+        # Rounding differs, so the bits of losses and of the state do; what was read does not.
+        differ = {"began", "wall_seconds", "tokens_per_second", "chain", "state_sha256"}
         assert {k for k in other if record[k] != other[k]} <= differ
         assert record.keys() == other.keys()
         a, b = final_state(trained.config, alone), final_state(trained.config, folder)
@@ -113,7 +114,7 @@ def test_a_run_trained_together_is_a_run(trained, capsys):
 def whole(tmp_path_factory, data_dir):
     """Twelve steps together, without a break; a save every four."""
     root = tmp_path_factory.mktemp("whole")
-    config = small(data_dir, train={"save_every": 4})
+    config = small(data_dir, train={"save_every": 4, "keep": 3})
     train_together(config, folders(root), "a test")
     return types.SimpleNamespace(root=root, config=config)
 
@@ -158,16 +159,12 @@ def unfinished(whole, root, kept):
 
 
 def test_a_run_that_a_kill_left_ahead_goes_back_to_the_last_step_of_all(whole, tmp_path):
-    config = runs.from_sections(json.loads(whole.config.to_json()) | {})
-    kept = {0: (8,), 3: (8, 12)}
-    workdirs = unfinished(whole, tmp_path, kept)
-    longer = runs.from_sections({**json.loads(config.to_json()), "train": {**json.loads(config.to_json())["train"], "steps": 16}})  # fmt: skip
-    for folder in workdirs.values():  # as if both had been killed on the way to 16
-        (folder / "config.json").write_text(of(longer, int(folder.name[3:])).to_json())
-    train_together(longer, workdirs, "a test")
-    assert [row["step"] for row in runs.rows(workdirs[3] / "metrics.jsonl")] == list(range(1, 17))
-    with Checkpoints(workdirs[3], 2) as checkpoints:
-        assert checkpoints.steps() == [12, 16]
+    workdirs = unfinished(whole, tmp_path, {0: (4,), 3: (4, 8)})
+    train_together(whole.config, workdirs, "a test")
+    assert [row["step"] for row in runs.rows(workdirs[3] / "metrics.jsonl")] == list(range(1, 13))
+    with Checkpoints(workdirs[3], 3) as checkpoints:
+        assert checkpoints.steps() == [4, 8, 12]
+    assert same(tmp_path, whole.root)
 
 
 def test_a_finished_run_is_left_alone_and_the_others_go_on(whole, tmp_path, capsys):

@@ -60,9 +60,7 @@ def context_curves(study: Study) -> Picture:
     records = values(study, "bpb_ctx", "bpb_window")
     curves = [r for r in records if r["metric"] == "bpb_ctx"]
     windowed = [r for r in records if r["metric"] == "bpb_window"]
-    near = [r["value"] for r in curves if r["k"] <= 1] or [0.0]
-    low, high = min((r["value"] for r in records), default=0.0), max(near)
-    pad = 0.12 * (high - low) or 0.01
+    low, top = _limits(curves, records)
     have = {r["arm"] for r in windowed}
     missing = [
         f"{study.names[a]}: no bpb_window, so no square" for a in study.arms if a not in have
@@ -80,12 +78,13 @@ def context_curves(study: Study) -> Picture:
             means = {
                 x: float(np.mean(v)) for x, v in means_of(curves, arm, "length", "value").items()
             }
-            _window_mark(axes, study, windowed, arm, means, high + pad)
+            _window_mark(axes, study, windowed, arm, means, top)
             length_axis(axes, study, [r["k"] for r in curves], every=2)
-            axes.set_ylim(low - pad, high + pad)
-            mark_off_scale(axes, means, high + pad, style.colour(study.colours[arm]))
-            axes.text(0.03, 0.04, _gains(study, arm), transform=axes.transAxes, fontsize=size, color=MUTED,
-                      bbox={"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
+            axes.set_ylim(low, top)
+            mark_off_scale(axes, means, top, style.colour(study.colours[arm]))
+            axes.text(
+                0.03, 0.04, _gains(study, arm), transform=axes.transAxes, fontsize=size, color=MUTED
+            )
         figure.supxlabel(
             "tokens of context before the same targets", color=MUTED, fontsize=layout.font
         )
@@ -107,6 +106,19 @@ def context_curves(study: Study) -> Picture:
     )  # fmt: skip
 
 
+def _limits(curves: list[dict], records: tuple[dict, ...]) -> tuple[float, float]:
+    """Limits that show the arms that read text at L, with room for words below; those that break leave."""
+    near: dict[str, float] = {}
+    for r in curves:
+        if r["k"] <= 1:
+            near[r["arm"]] = max(r["value"], near.get(r["arm"], r["value"]))
+    if not near:
+        return 0.0, 1.0
+    low, highest = min(r["value"] for r in records), sorted(near.values())
+    high = min(highest[-1], low + 4 * (highest[len(highest) // 2] - low) or highest[-1])
+    return low - 0.4 * (high - low) - 0.01, high + 0.12 * (high - low) + 0.01
+
+
 def _window_mark(
     axes: Axes, study: Study, windowed: list[dict], arm: str, means: dict, top: float
 ) -> None:
@@ -125,7 +137,7 @@ def _gains(study: Study, arm: str) -> str:
         got = [v for run in study.of(arm) if (v := run.value(metric, FAR)) is not None]
         if got:
             found.append(f"{words} {np.mean(got):+.3f}".replace("-", "−"))
-    return "\n".join(found)
+    return "\n".join(found).replace("+0.000", "0.000").replace("−0.000", "0.000")
 
 
 def far_context(study: Study) -> Picture:
@@ -149,7 +161,7 @@ def far_context(study: Study) -> Picture:
         for axes, (metric, words) in zip(grid, shown, strict=True):
             here = [r for r in records if r["metric"] == metric]
             dots(axes, study, here, arms, named=axes is grid[0] or layout.narrow)
-            if metric != "repeat_gain":
+            if metric != "repeat_gain" or min(r["value"] for r in here) < 0:
                 _both_sides(axes, max(abs(r["value"]) for r in here))
             axes.axvline(0, color=INK, linewidth=1)
             axes.set_title(words, weight="normal", color=MUTED)
@@ -162,7 +174,7 @@ def far_context(study: Study) -> Picture:
         "One mark a run, a tick at the mean of the arm. E7: bits per byte after L less those after 4L. E8: "
         "how much more the targets cost at 4L when attention is cut to the last L tokens. E6: bits per byte "
         "of a span less those of the same span repeated, mean over gaps of 2L to 4L. Right of zero, the arm "
-        f"uses what is further back than L; on zero it only tolerates it. E7 and E8: logarithmic beyond ±{MARGIN:g}.",
+        f"uses what is further back than L; on zero it only tolerates it. Scales with a left side are logarithmic beyond ±{MARGIN:g}.",
         ("arm", "seed", "metric", "value"),
         tuple(records),
         draw if records else None,
@@ -230,15 +242,21 @@ def _by_length(study, metric, title, caption, records, xlabel, ylabel, zero) -> 
     missing = [f"{study.names[arm]}: {metric} was not measured" for arm in study.arms if have and arm not in have]  # fmt: skip
     ks = sorted({r["k"] for r in here})
 
+    ceiling = 1.15 * max([r["value"] for r in here] + [0.02])
+    lowest = 1.15 * min([r["value"] for r in here] + [-0.1 * ceiling])
+    floor = max(lowest, -2 * ceiling) if zero else lowest
+    gone = " Lines that leave at the bottom are in the table whole." if floor > lowest else ""
+
     def draw(layout: Layout) -> Figure:
         def dress(axes):
             length_axis(
                 axes, study, ks, every=2 if len(study.arms) > TOGETHER and len(ks) > 4 else 1
             )
             if zero:
+                axes.set_ylim(floor, ceiling)
                 axes.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
 
         return lines(study, here, "length", "value", layout, dress, (xlabel, ylabel))
 
-    notes = f" At {', '.join(times(k) for k in ks)}. {seeds_note(study)}{apart_note(study)}"
+    notes = f" At {', '.join(times(k) for k in ks)}. {seeds_note(study)}{apart_note(study)}{gone}"
     return Picture(metric, title, caption + notes, COLUMNS, records, draw if here else None, tuple(missing))  # fmt: skip

@@ -109,12 +109,14 @@ def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layou
         at = order[index] if index < len(order) else None
         if at is None:
             style.blank(axes)
+            if index % across == 0:  # names of the line, where they take no room from the maps
+                _names_inside(axes, study, arms)
             continue
         cells = {
             (r["arm"], r["task"]): r["corrected"] for r in records if (r["k"], r["needles"]) == at
         }
         values = np.array([[cells.get((arm, c), np.nan) for c in columns] for arm in arms])
-        left = index % across == 0 or order[index - 1] is None
+        left = index % across == 0
         image = heat(axes, values, [study.names[a] for a in arms] if left else None, layout)
         for label, arm in zip(axes.get_yticklabels(), arms, strict=left):
             label.set_color(style.colour(study.colours[arm]))
@@ -135,6 +137,12 @@ def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layou
     bar.set_label("answers right, above chance")
     bar.outline.set_visible(False)
     return figure
+
+
+def _names_inside(axes: Axes, study: Study, arms: list[str]) -> None:
+    for row, arm in enumerate(arms):
+        axes.text(1.0, 1 - (row + 0.5) / len(arms), study.names[arm], transform=axes.transAxes, ha="right",
+                  va="center", color=style.colour(study.colours[arm]))  # fmt: skip
 
 
 def heat(

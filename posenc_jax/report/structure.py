@@ -44,7 +44,7 @@ def structure(study: Study) -> Picture:
         "exactly t back is asked for, which position alone can find (guessing: 1.6 %), for all t and by t; the "
         f"rule asks a hybrid for no less than RoPE less {100 * LOOKUP_MARGIN:g} points at L (line: RoPE's mean "
         f"less that). P5: share of heads whose bias never grows with distance up to {MONOTONE_AT}L; the rule asks "
-        "for all. One mark a run, a tick at the mean; maps are means over seeds.",
+        "for all. An error of exactly zero stands at the left edge. One mark a run, a tick at the mean; maps are means over seeds.",
         ("arm", "seed", "metric", "k", "bucket", "value"),
         tuple(records),
         draw if records else None,

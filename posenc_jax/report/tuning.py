@@ -58,7 +58,7 @@ def learning_rates(study: Study) -> Picture:
             for arm, axes in found.items():
                 backdrop(axes, study, records, arm, "learning_rate", "dev_bpb_ctx")
                 _curve(axes, records, arm, style.line_style(study.colours[arm]))
-                _rate_axis(axes, rates, rotation=90)
+                _rate_axis(axes, rates, short=True)
             figure.supxlabel(labels[0], color=MUTED, fontsize=layout.font)
             figure.supylabel(labels[1], color=MUTED, fontsize=layout.font)
             return figure
@@ -68,7 +68,7 @@ def learning_rates(study: Study) -> Picture:
             look = style.line_style(study.colours.get(arm, index))
             last = _curve(axes, records, arm, look)
             ends.append((last, study.names.get(arm, arm), look["color"]))
-        _rate_axis(axes, rates, rotation=0)
+        _rate_axis(axes, rates, short=False)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         finish(axes, ends, height)
@@ -101,10 +101,11 @@ def _curve(axes: Axes, records: list[dict], arm: str, look: dict) -> float:
     return y[-1]
 
 
-def _rate_axis(axes: Axes, rates: list[float], rotation: int) -> None:
+def _rate_axis(axes: Axes, rates: list[float], short: bool) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=rotation)
+    axes.set_xticks(rates, [f"{r:.0e}".replace("e-0", "e-") if short else f"{r:g}" for r in rates])
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.margins(x=0.1, y=0.15)
 
 
 def acquisition(study: Study) -> Picture:

@@ -5,11 +5,14 @@ TPUs through libtpu's topologies, NVIDIA GPUs through JAX's CUDA plugin and a de
 compiler_options=chip.options)` under `jax.set_mesh(mesh(chip, ...))` is all it takes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import math
 import os
+from collections.abc import Iterator
+from unittest import mock
 
 import jax
 import numpy as np
@@ -95,6 +98,7 @@ def usual_topology(chip: Chip, devices: int) -> str:
     return "x".join(map(str, sorted(sides, key=lambda side: side == 1)))
 
 
+_HOPPER_CAPABILITY = (9, 0)  # of both cards above
 _HOPPER = """
 gpu_device_info {{
   cuda_compute_capability {{ major: 9 }}
@@ -120,6 +124,24 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
 device_description_str: "{kind}"
 """
+
+
+@contextlib.contextmanager
+def traced_for(chip: Chip) -> Iterator[None]:
+    """While a program is traced, lets JAX believe that a GPU of this chip is here.
+
+    cuDNN attention takes 256 columns since Hopper, and JAX asks the card of this machine which it is.
+    """
+    if chip.platform != "cuda":
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    def reached(capability: str) -> bool:
+        return tuple(map(int, capability.split("."))) <= _HOPPER_CAPABILITY
+
+    with mock.patch.object(cudnn, "check_compute_capability", reached):
+        yield
 
 
 def absent_devices(chip: Chip, topology: str) -> list:

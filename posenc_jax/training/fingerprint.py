@@ -39,8 +39,17 @@ def _mixed(h: jax.Array) -> jax.Array:
 
 
 def fingerprints(tree) -> dict[str, jax.Array]:
-    """Returns the fingerprint of every leaf by its path; dispatched, not waited for."""
-    return {name: fingerprint(leaf) for name, leaf in leaves(tree)}
+    """Returns the fingerprint of every leaf by its path; dispatched, not waited for.
+
+    In one program: its sums over devices then have one order. Many small programs in flight, each with a
+    sum of its own, can wait for each other on a host with more devices than threads.
+    """
+    return _fingerprints(dict(leaves(tree)))
+
+
+@jax.jit
+def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: fingerprint(leaf) for name, leaf in named.items()}
 
 
 def describe(tree) -> dict[str, str]:

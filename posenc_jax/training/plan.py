@@ -24,7 +24,7 @@ from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import flops
-from posenc_jax.training.chips import Chip, absent_devices, usual_topology
+from posenc_jax.training.chips import Chip, absent_devices, traced_for, usual_topology
 from posenc_jax.training.collectives import collectives
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import BATCH, MESH_AXES
@@ -136,7 +136,7 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     rows = jax.NamedSharding(where.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
-    with jax.set_mesh(where.mesh):
+    with jax.set_mesh(where.mesh), traced_for(where.chip):
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
         return lowered.compile(compiler_options={} if where.estimate else where.chip.options), state
