@@ -37,6 +37,7 @@ def main() -> int:
         for name in chosen(_ONLY.value):
             count = (_CHEAP.value or _TRIALS.value) if name in CHEAP else _TRIALS.value
             for trial in FAULTS[name](run, count, random.Random(f"{name}-{_SEED.value}")):
+                trial = dataclasses.replace(trial, said=trial.said.replace(folder, "..."))
                 trials.append(trial)
                 if _OUT.value:
                     with Path(_OUT.value).open("a") as file:

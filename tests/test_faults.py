@@ -107,13 +107,14 @@ def test_ten_of_every_fault(run, name):
 
 
 def test_a_table_counts_trials_and_says_what_did_not_hold():
-    rows = [Trial("kill", lost_steps=3), Trial("kill", wrong=2), Trial("flip"), Trial("disk full", skipped="no mount")]  # fmt: skip
+    rows = [Trial("kill", lost_steps=3), Trial("kill", wrong=2), Trial("flip"), Trial("stop", lost_steps=11), Trial("disk full", skipped="no mount")]  # fmt: skip
     assert table(rows).splitlines()[2:] == [
         "| kill | 2 | 1 | 0 | 3 | FAILED |",
         "| flip | 1 | 0 | 0 | 0 | held |",
+        "| stop | 1 | 0 | 0 | 11 | FAILED |",
         "| disk full | 0 | - | - | - | skipped: no mount |",
     ]
-    assert failed(rows) == [rows[1]]
+    assert failed(rows) == [rows[1], rows[3]]
     with pytest.raises(ValueError, match="--only=flp is no fault; did you mean flip"):
         chosen(["flp"])
 

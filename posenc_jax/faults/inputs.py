@@ -2,7 +2,6 @@
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from posenc_jax.training.config import from_sections
 WRONG_INPUT = 2
 _VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
 _SECONDS = 5
+_ADDRESSES = 12 * 2**30  # bytes; the libraries map most of them and never touch them
 
 
 def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -70,7 +70,9 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         folder.mkdir(parents=True)
         legal = make(folder, rng)
         code = (
-            "import sys; from posenc_jax.data.corpora import open_corpus\n"
+            "import resource, sys\n"
+            f"resource.setrlimit(resource.RLIMIT_AS, ({_ADDRESSES}, {_ADDRESSES}))\n"
+            "from posenc_jax.data.corpora import open_corpus\n"
             "from posenc_jax.data.stream import open_stream\n"
             "from posenc_jax.data.tokens import open_tokenizer\n"
             "from pathlib import Path\n"
@@ -82,7 +84,7 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         )
         process = subprocess.run(
             [sys.executable, "-c", code, str(folder), str(run.folder / f"prepared-{index}")],
-            capture_output=True, text=True, preexec_fn=_bounded,
+            capture_output=True, text=True,
         )  # fmt: skip
         lines = process.stderr.strip().splitlines()
         if process.returncode == WRONG_INPUT:
@@ -95,11 +97,6 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 def _refused(fault, detail, code, err, name, seconds) -> Trial:
     one = code == WRONG_INPUT and len(err.strip().splitlines()) == 1 and name in err
     return Trial(fault, f"{detail} in {seconds:.1f} s", undetected=not one, said=err.strip())
-
-
-def _bounded() -> None:
-    limit = 12 * 2**30  # of addresses, most of which the libraries map and never touch
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _write(folder: Path, **texts: bytes) -> bool:

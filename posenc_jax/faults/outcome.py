@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
+from posenc_jax.faults.runs import SAVE_EVERY
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -38,11 +40,11 @@ def table(trials: Iterable[Trial]) -> str:
             continue
         numbers = sum(t.wrong > 0 for t in done), sum(t.undetected for t in done)
         most = max(t.lost_steps for t in done)
-        held = "FAILED" if any(numbers) else "held"
+        held = "FAILED" if failed(done) else "held"
         rows.append((fault, str(len(done)), *map(str, numbers), str(most), held))
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ("---",) * 6, *rows[1:]))
 
 
 def failed(trials: Iterable[Trial]) -> list[Trial]:
-    """Returns the trials that were not survived."""
-    return [trial for trial in trials if trial.wrong or trial.undetected]
+    """Returns the trials that were not survived; a save under way may be lost beside the steps since."""
+    return [trial for trial in trials if trial.wrong or trial.undetected or trial.lost_steps > 2 * SAVE_EVERY]  # fmt: skip
