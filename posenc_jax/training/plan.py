@@ -162,9 +162,9 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {where.chip.missing}")  # fmt: skip
     check_mesh(config, where.mesh)
     model, t, chip = config.model_config(vocab_size), config.train, where.chip
-    start = time.monotonic()
+    start, spent = time.monotonic(), time.process_time()
     compiled, state = compiled_step(config, model, where)
-    seconds = time.monotonic() - start
+    seconds, spent = time.monotonic() - start, time.process_time() - spent
     program = parse(compiled.as_text())
     devices = where.mesh.size
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
@@ -207,6 +207,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "tokens_per_second": tokens / step,
         "mfu": needed.total / devices / chip.flops / step,
         "compile_seconds": round(seconds, 1),
+        "compile_cpu_seconds": round(spent, 1),
     }
 
 
