@@ -1,6 +1,7 @@
 """The door of every entry point: flags in, one line and exit code 2 for anything wrong with them."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -56,8 +57,8 @@ def _guarded(work: Callable):
 
 
 def _of_a_path(error: BaseException) -> bool:
-    """Whether the error says that a path given by the user is not there, or not ours to write."""
-    return isinstance(
+    """Whether the error says that a path given by the user is not there, or that nothing can be written there."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or isinstance(
         error,
         FileNotFoundError
         | NotADirectoryError

@@ -73,29 +73,31 @@ def _everything(plan) -> int:
     study = plan.study
     for name, reason in study.skipped().items():
         print(f"{name} is left out: {reason}")
-    failed, stopped = _carry_out(plan, study.tuning_grid(), "tuning runs")
+    failed, stopped = _carry_out(plan, plan.runs(study.tuning_grid()), "tuning runs")
     if stopped:
         return _stopped(stopped)
     rates, said = plan.rates()
     plan.write_tuning()
     for line in said:
         print(line)
-    lost, stopped = _carry_out(plan, study.grid(rates), "runs")
-    if stopped:
-        return _stopped(stopped)
-    return _end(plan, [*failed, *lost])
+    for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
+        lost, stopped = _carry_out(plan, runs(study.grid(rates)), what)
+        if stopped:
+            return _stopped(stopped)
+        failed = (*failed, *lost)
+    return _end(plan, failed)
 
 
-def _carry_out(plan, cells, what: str):
+def _carry_out(plan, runs, what: str):
     from posenc_jax.study.local import run_all, usable_cores
 
-    if not cells:
+    if not runs:
         return (), ()
     cores, cpu = usable_cores(), _on_cpu()
     workers = _WORKERS.value or (len(cores) if cpu else 1)
     pinned = [cores[i % len(cores)] if cpu and workers <= len(cores) else None for i in range(workers)]  # fmt: skip
-    print(f"{len(cells)} {what}, {workers} at a time; logs in {plan.logs}", flush=True)
-    outcome = run_all([plan.run(cell) for cell in cells], plan.logs, cores=pinned)
+    print(f"{len(runs)} {what}, {workers} at a time; logs in {plan.logs}", flush=True)
+    outcome = run_all(runs, plan.logs, cores=pinned)
     return outcome.failed, outcome.stopped
 
 
@@ -104,18 +106,30 @@ def _one(plan) -> int:
     from posenc_jax.study.local import run_all
 
     study = plan.study
-    cells = {cell.name: cell for cell in study.tuning_grid()}
-    if _RUN.value not in cells:
-        if _RUN.value not in study.slots():
+    groups = {cell.name: (cell,) for cell in study.tuning_grid()}
+    if _RUN.value not in groups:
+        planned = _groups(study, {arm.name: None for arm in study.arms})
+        if _RUN.value not in planned:
             study.cell(_RUN.value)  # raises, in words, for a name that is none
-            raise ValueError(f"--run={_RUN.value} is not the name of a run: {', '.join([*cells, *study.slots()][:6])} ...")  # fmt: skip
-        rates, _ = plan.rates()
-        cells = {cell.name: cell for cell in study.grid(rates)}
-        if _RUN.value not in cells:
+            raise ValueError(f"--run={_RUN.value} is not the name of a run: {', '.join([*groups, *planned][:6])} ...")  # fmt: skip
+        groups = _groups(study, plan.rates()[0])
+        if _RUN.value not in groups:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return 1
-    outcome = run_all([plan.run(cells[_RUN.value])], plan.logs, cores=[None])
-    return 75 if outcome.stopped else 1 if outcome.failed else 0
+    codes = []
+    for runs in filter(None, (plan.programs(groups[_RUN.value]), plan.runs(groups[_RUN.value]))):
+        outcome = run_all(runs, plan.logs, cores=[None])
+        if outcome.stopped:
+            return 75
+        codes.append(1 if outcome.failed else 0)
+    return max(codes)
+
+
+def _groups(study, rates) -> dict:
+    """The runs that count by the name of what one task carries out: a run, or an arm's seeds together."""
+    from posenc_jax.study.grid import group_name
+
+    return {group_name(group): group for group in study.groups(study.grid(rates))}
 
 
 def _end(plan, failed) -> int:
@@ -167,7 +181,7 @@ def _slurm(plan) -> int:
     stages, after = [], ""
     for what, runs in (
         ("tuning", [c.name for c in study.tuning_grid()]),
-        ("runs", study.slots()),
+        ("runs", list(_groups(study, {arm.name: None for arm in study.arms}))),
     ):
         if runs:
             tasks = tuple((*me, f"--run={run}") for run in runs)

@@ -234,3 +234,22 @@ def scale_invariant(distance, t):
     """Anson et al. 2025: factor and shift of a content logit, a^2 = 2 ln(1 + d/t) + 1, m = 1 - a^2."""
     square = 2 * math.log(1 + distance / t) + 1
     return math.sqrt(square), 1 - square
+
+
+def nested_means(seeds, draws, random):
+    """Means of the two-level bootstrap, a number at a time: seeds, then each stratum's own instances.
+
+    seeds: by seed, by stratum, pairs (total, weight). A stratum's value is sum(totals) / sum(weights).
+    """
+    means = []
+    for _ in range(draws):
+        values = []
+        for _ in seeds:
+            strata = seeds[random.integers(len(seeds))]
+            shares = []
+            for pairs in strata:
+                drawn = [pairs[random.integers(len(pairs))] for _ in pairs]
+                shares.append(sum(t for t, _ in drawn) / sum(w for _, w in drawn))
+            values.append(sum(shares) / len(shares))
+        means.append(sum(values) / len(values))
+    return np.array(means)

@@ -3,31 +3,47 @@
 All numbers are synthetic: smooth made-up functions with a little noise; no model was trained.
 """
 
+import functools
 import json
 import pathlib
 
 import numpy as np
 
 ARMS = ("nope", "rope", "alibi", "rope+alibi", "2*(rope+alibi)|2*nope~logn")
-L = 64
 # Made up: slope of bits per byte beyond L, reach of retrieval in multiples of L.
-SHAPES = dict(
-    zip(ARMS, ((0.9, 1.0), (1.4, 0.9), (-0.02, 2.0), (0.0, 1.6), (-0.03, 20.0)), strict=True)
-)
+SHAPES = {
+    **dict(zip(ARMS, ((0.9, 1.0), (1.4, 0.9), (-0.02, 2.0), (0.0, 1.6), (-0.03, 20.0)), strict=True)),
+    "prope-logn": (0.05, 6.0), "alibi-match": (-0.01, 1.2), "sum": (0.0, 1.5), "coupled": (-0.03, 20.0),
+    "coupled-rotated": (0.02, 3.0), "coupled-unrotated": (-0.01, 12.0), "logtail": (-0.04, 8.0),
+    "capped": (0.01, 4.0), "rope yarn:4": (0.3, 3.0),
+}  # fmt: skip
+PLACE = {arm: place for place, arm in enumerate(SHAPES)}
+# As many as a study of hybrids has: colours must not be all that tells them apart.
+MANY = (
+    "nope", "rope", "prope-logn", "alibi", "alibi-match", "sum", "coupled", "coupled-rotated",
+    "coupled-unrotated", "logtail", "capped", "rope yarn:4",
+)  # fmt: skip
+L = 64
 BINS = {"<=L/4": (0, 0.25), "L/4-L": (0.25, 1), "L-2L": (1, 2), "2L-4L": (2, 4), "4L-8L": (4, 8)}
+CHANCE = {"passkey": 1e-5, "flipflop": 0.5, "phonebook": 1 / 64**2}  # of the others: 1/64
+TASKS = ("passkey", "needles_4", "mqar_16", "copy", "latest_first", "flipflop")
+OFFSETS = (16, 20, 25, 31, 47)
+CLASS_BINS = {"<=L": 1, "L-2L": 2, "2L-4L": 4, "4L-8L": 8, ">8L": 8}
+
+
+def one_row(arm, seed, suite, metric, k, value, n, bucket="all"):
+    return {
+        "run": f"{arm}-s{seed}", "arm": arm, "seed": seed, "tier": "cpu", "suite": suite,
+        "metric": metric, "length": int(k * L), "train_length": L, "k": k, "bucket": bucket,
+        "value": None if value is None else float(value), "n": n,
+    }  # fmt: skip
 
 
 def synthetic_rows(arm: str, seed: int) -> list[dict]:
-    noise = np.random.default_rng([ARMS.index(arm), seed])
+    noise = np.random.default_rng([PLACE[arm], seed])
     slope, reach = SHAPES[arm]
 
-    def row(suite, metric, k, value, n, bucket="all"):
-        return {
-            "run": f"{arm}-s{seed}", "arm": arm, "seed": seed, "tier": "cpu", "suite": suite,
-            "metric": metric, "length": int(k * L), "train_length": L, "k": k, "bucket": bucket,
-            "value": None if value is None else float(value), "n": n,
-        }  # fmt: skip
-
+    row = functools.partial(one_row, arm, seed)
     drift, base = noise.normal(0, 0.1), 2.4 + noise.normal(0, 0.04)
 
     def bpb(k):
@@ -59,6 +75,139 @@ def synthetic_rows(arm: str, seed: int) -> list[dict]:
     return rows
 
 
+def every_row(arm: str, seed: int) -> list[dict]:
+    """Rows of all measures of a language model, as evaluation names them (docs/measures.md)."""
+    old = synthetic_rows(arm, seed)
+    noise = np.random.default_rng([7, PLACE[arm], seed])
+    _, reach = SHAPES[arm]
+    row = functools.partial(one_row, arm, seed)
+    bpb = {r["k"]: r["value"] for r in old if r["metric"] == "bpb_ctx"}
+    rows = [r for r in old if r["suite"] == "E"]
+    for k in (1, 2, 4, 8):
+        sliding = bpb[k] + 0.1 / k - 0.08 / k
+        rows.append(row("E", "bpb_sliding", k, sliding, 4000))
+        rows.append(row("E", "early_token_curse", k, 0.08 / k, 4000))
+        rows.append(row("E", "bpb_key", k, bpb[k] + 1.5 - 0.5 * min(k, reach) ** 0.5, 90))
+    uses = 0.02 * (reach > 3)
+    rows.append(row("E", "context_gain", 4, bpb[1] - bpb[4], 4096))
+    rows.append(row("E", "bpb_window", 4, min(bpb[4], bpb[1]) + uses, 4096))
+    rows.append(row("E", "window_check", 4, min(bpb[4], bpb[1]) + uses - bpb[4], 4096))
+    for g in (0.25, 0.5, 1, 2, 4):
+        rows.append(
+            row("E", "repeat_gain", g, 1.2 / (1 + (g / reach) ** 2) + noise.normal(0, 0.02), 64)
+        )
+
+    def accuracy(task, d):
+        chance = CHANCE.get(task, 1 / 64)
+        right = 0.98 / (1 + (d / reach) ** 3) * (0.4 if task == "copy" else 1)
+        return chance + (1 - chance) * float(np.clip(right + noise.normal(0, 0.01), 0, 1))
+
+    def add(task, k, value, n, bucket):
+        chance = CHANCE.get(task, 1 / 64)
+        rows.append(row("R", f"{task}_accuracy", k, value, n, bucket))
+        rows.append(row("R", f"{task}_corrected", k, (value - chance) / (1 - chance), n, bucket))
+        rows.append(row("R", f"{task}_nll", k, 4 * (1 - value), n, bucket))
+
+    scores = {}
+    for task in TASKS:
+        for k in (1, 2, 4, 8):
+            if task == "mqar_16" and arm == "nope" and k == 1:
+                continue
+            scores[task, k] = accuracy(task, k / 2)
+            add(task, k, scores[task, k], 200, "all")
+            if task != "copy":
+                for i in range(10):
+                    add(task, k, accuracy(task, (1 - (i + 0.5) / 10) * k), 20, f"depth:{i}")
+            for name, (a, b) in BINS.items():
+                if a < k:
+                    n = int(200 * (min(b, k) - a) / k)
+                    add(task, k, accuracy(task, (a + min(b, k)) / 2), n, f"distance:{name}")
+            if task == "latest_first":
+                add(task, k, accuracy(task, k / 8), 100, "kind:LAST")
+                add(task, k, accuracy(task, k), 100, "kind:FIRST")
+        skip = {"skipped": f"{task} is not above chance at its shortest length, {L}"}
+        none = arm == "nope" and task == "copy"
+        rows.append(
+            row("R", "EL_0.85", 8, None if none else 2 * L, 4, task) | (skip if none else {})
+        )
+    main = [
+        r
+        for r in rows
+        if r["metric"] in ("passkey_corrected", "needles_4_corrected", "mqar_16_corrected")
+    ]
+
+    def mean(k, far):
+        parts = [r for r in main if r["k"] == k]
+        chosen = [
+            r
+            for r in parts
+            if (r["bucket"] in ("distance:L-2L", "distance:2L-4L") if far else r["bucket"] == "all")
+        ]
+        by_task = {}
+        for r in chosen:
+            by_task.setdefault(r["metric"], []).append((r["value"], r["n"]))
+        return np.mean(
+            [sum(v * n for v, n in pairs) / sum(n for _, n in pairs) for pairs in by_task.values()]
+        )
+
+    rows.append(row("R", "Y_R", 4, mean(4, False), 600))
+    rows.append(row("R", "Y_R_far", 4, mean(4, True), 450))
+    if arm == "nope":
+        rows.append(row("R", "Y_R_id", 1, None, 0) | {"skipped": "mqar_16 was not measured at L"})
+    else:
+        rows.append(row("R", "Y_R_id", 1, mean(1, False), 600))
+    for shift in (1, 7, L, 8 * L):
+        error = 10 ** noise.uniform(-6.5, -5) * (300 if arm == "capped" else 1)
+        rows += [
+            row("P", "P1_shift_error", 1, error / 2, 16, f"head:0.{n} shift:{shift}")
+            for n in range(4)
+        ]
+        rows.append(row("P", "P1_shift_error", 1, error, 16, f"all shift:{shift}"))
+        if "logn" in arm or "coupled" in arm:
+            rows.append(row("P", "P1_counter_error", 1, 10 * shift / L, 16, f"all shift:{shift}"))
+    for k in (1, 4, 8):
+        rows += [
+            row("P", "P2_relative_structure", k, 0.5 + 0.1 * n, 99, f"head:0.{n}") for n in range(4)
+        ]
+    turns = arm not in ("nope", "alibi", "alibi-match", "coupled-unrotated")
+    for k in (1, 2, 4, 8):
+        right = [(0.98 if k == 1 else 0.6) if turns else 0.05 + 0.3 / (1 + t) for t in OFFSETS]
+        rows += [
+            row("P", "P3_offset_accuracy", k, v, 32, f"distance:{t}")
+            for t, v in zip(OFFSETS, right, strict=True)
+        ]
+        rows.append(row("P", "P3_offset_accuracy", k, np.mean(right), 160))
+    rows.append(row("P", "P4_bpb_ctx_change", 1, 0.8 if turns else None, 4096, "rotation off"))
+    rows += [row("P", "P5_largest_rise", 16, 0.0, 16 * L, f"head:0.{n}") for n in range(4)]
+    rows.append(row("P", "P5_monotone_share", 16, 0.75 if arm == "capped" else 1.0, 8))
+    return rows  # fmt: skip
+
+
+def class_rows(arm: str, seed: int) -> list[dict]:
+    """Rows of a classifier of long texts."""
+    noise, (_, reach) = np.random.default_rng([8, PLACE[arm], seed]), SHAPES[arm]
+    row, rows = functools.partial(one_row, arm, seed), []
+    bag = {"<=L": 0.08, "L-2L": 0.32, "2L-4L": 0.25, "4L-8L": 0.32, ">8L": 0.42, "all": 0.29}
+    for name, k in (*CLASS_BINS.items(), ("all", 8)):
+        bucket = name if name == "all" else f"length:{name}"
+        if name == "L-2L" and arm == "nope":
+            rows.append(
+                row("C", "longtext_corrected", k, None, 0, bucket)
+                | {"skipped": "no document of xml is that long"}
+            )
+            continue
+        score = 0.45 / (1 + (k / reach) ** 2) + noise.normal(0, 0.03)
+        for metric, value in (
+            ("accuracy", (7 * score + 1) / 8),
+            ("corrected", score),
+            ("nll", 2.0),
+            ("cut_corrected", 0.3),
+            ("bag_corrected", bag[name]),
+        ):
+            rows.append(row("C", f"longtext_{metric}", k, value, 70, bucket))
+    return rows  # fmt: skip
+
+
 def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None = None) -> None:
     arrays = folder / "evaluation" / "arrays"
     arrays.mkdir(parents=True)
@@ -79,7 +228,7 @@ def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "evaluation" / "evaluation.json").write_text("{}")
-    noise = np.random.default_rng([9, ARMS.index(arm), seed])
+    noise = np.random.default_rng([9, PLACE[arm], seed])
     steps = np.arange(5, 401, 5)
     losses = 1.7 + 3.8 * np.exp(-steps / 70) + noise.normal(0, 0.08, len(steps))
     lines = [{"step": int(s), "loss": float(x)} for s, x in zip(steps, losses, strict=True)]
@@ -99,8 +248,10 @@ def write_scheme(arrays: pathlib.Path, arm: str) -> None:
     described, slope_N = [], np.zeros(heads)
     for layer in range(layers):
         for head in range(heads):
-            flat = arm.startswith("2*") and head >= 2
-            rotates, decays = "rope" in arm and not flat, "alibi" in arm and not flat
+            flat = (arm.startswith("2*") and head >= 2) or (arm.startswith("coupled") and head == 3)
+            hybrid = arm.startswith(("sum", "coupled", "capped"))
+            rotates = ("rope" in arm or (hybrid and "unrotated" not in arm)) and not flat
+            decays = ("alibi" in arm or hybrid) and not flat
             slope_N[head] = slopes[head] if decays else 0.0
             described.append({
                 "layer": layer, "head": head, "label": "nope~logn" if flat else arm,
@@ -120,10 +271,14 @@ def write_scheme(arrays: pathlib.Path, arm: str) -> None:
     (arrays / "scheme.json").write_text(json.dumps(scheme))
 
 
-def write_study(folder: pathlib.Path, arms=ARMS, seeds=(0,)) -> pathlib.Path:
+def write_study(
+    folder: pathlib.Path, arms=ARMS, seeds=(0,), rows=synthetic_rows, roles=None
+) -> pathlib.Path:
     for number, arm in enumerate(arms):
         for seed in seeds:
-            write_run(folder / "runs" / f"arm{number}-s{seed}", arm, seed)
+            write_run(folder / "runs" / f"arm{number}-s{seed}", arm, seed, rows(arm, seed))
     study = {"name": "synthetic", "tier": "cpu", "arms": list(arms), "seeds": list(seeds)}
+    if roles:
+        study["roles"] = roles
     (folder / "study.json").write_text(json.dumps(study))
     return folder

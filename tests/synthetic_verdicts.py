@@ -32,7 +32,7 @@ def outcome_rows(arm: str, seed: int, split: str = "test") -> list[dict]:
     rows += [row("E", "bpb_ctx", 2 * L, 99), row("R", "Y_R", 2 * L, 99)]  # of no clause
     rows += [row("R", "Y_R", 4 * L, mean["Y_R"]), row("R", "Y_R_far", 4 * L, mean["Y_R_far"])]
     rows += [row("R", "Y_R_id", L, mean["Y_R_id"])]
-    rows += [row("E", "context_gain", 4 * L, 0.05 + noise.normal(0, 0.01))]
+    rows += [row("E", "context_gain", 4 * L, mean["bpb_id"] - mean["Y_E"])]
     rows += [row("E", "window_check", 4 * L, 0.08 + noise.normal(0, 0.01))]
     rows += [row("E", "repeat_gain", g, v) for g, v in ((L, 99), (2 * L, 0.4), (4 * L, 0.2))]
     rows += [row("P", "P1_shift_error", L, 1e-8 * d, f"all shift:{d}") for d in (1, 7, L, 8 * L)]
@@ -71,3 +71,45 @@ def edit(path: pathlib.Path, **changes) -> None:
     """Changes fields of a JSON file; None takes a field away."""
     value = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def add_instances(folder: pathlib.Path, count: int) -> None:
+    """Writes, for every run of a study, arrays of `count` instances that give the values of its rows."""
+    for path in sorted(folder.glob("runs/*/evaluation/rows.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        value = {(r["metric"], r["length"]): r["value"] for r in rows if r["bucket"] == "all"}
+        random = np.random.default_rng(list(str(path).encode()))
+        bytes_R = np.arange(50, 50 + count)
+
+        def bits(bpb, random=random, bytes_R=bytes_R):
+            """Nats of stretches that cost so many bits per byte together."""
+            nats_R = random.normal(1, 0.1, len(bytes_R)) * bytes_R
+            return {"nats_R": nats_R * bpb * np.log(2) * bytes_R.sum() / nats_R.sum(), "bytes_R": bytes_R}  # fmt: skip
+
+        def answers(share, far, chance, random=random):
+            """Answers, the first of each instance beyond L, with these corrected accuracies."""
+            right = (
+                chance + (1 - chance) * np.r_[np.full(count, far), np.full(count, 2 * share - far)]
+            )
+            luck = random.normal(0, 0.2, (2, count))
+            right = right + (luck - luck.mean(1, keepdims=True)).reshape(
+                -1
+            )  # no 0 or 1, but a mean
+            return {"correct": right, "distance": np.r_[np.full(count, 2 * L), np.full(count, L)],
+                    "instance": np.tile(np.arange(count), 2)}  # fmt: skip
+
+        far, near = value["bpb_ctx", 4 * L], value["bpb_ctx", L]
+        arrays = {"bpb_ctx_256": bits(far), "bpb_ctx_64": bits(near)}
+        arrays["bpb_window_256"] = bits(far + value["window_check", 4 * L])
+        for task in ("passkey", "needles_4", "mqar_16"):
+            guess = 1e-5 if task == "passkey" else 1 / 64
+            arrays[f"{task}_4"] = answers(value["Y_R", 4 * L], value["Y_R_far", 4 * L], guess)
+            arrays[f"{task}_1"] = answers(*[value["Y_R_id", L]] * 2, guess)
+        arrays["P3_1"] = answers(*[value["P3_offset_accuracy", L]] * 2, 0.0)
+        for gap in (2 * L, 4 * L):
+            first_R, second_R = random.normal(0, 0.2, (2, count))
+            first_R += value["repeat_gain", gap] - (first_R - second_R).mean()
+            arrays[f"repeat_gain_{gap}"] = {"first_R": first_R, "second_R": second_R}
+        (path.parent / "arrays").mkdir()
+        for name, stored in arrays.items():
+            np.savez(path.parent / "arrays" / f"{name}.npz", **stored)

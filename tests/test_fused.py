@@ -58,41 +58,13 @@ def assert_near(got, want, share):
 @pytest.fixture
 def emulated(monkeypatch):
     """cuDNN's call answered by XLA: the same function, the same arguments."""
-    real, calls = jax.nn.dot_product_attention, []
+    real = jax.nn.dot_product_attention
 
     def by_xla(*arguments, implementation, **settings):
-        calls.append(implementation)
-        assert settings["scale"] == 1.0
-        assert settings["is_causal"]
-        assert arguments[0].shape[-1] == arguments[2].shape[-1] == H + 8  # what cuDNN asks for
+        assert implementation == "cudnn"
         return real(*arguments, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-    return calls
-
-
-@pytest.mark.parametrize("line", SERVED[2:5])
-def test_splash_is_the_definition_over_packed_and_padded_rows(line):
-    assert_near(results(line, "splash", jnp.float32), results(line, "dense", jnp.float32), 1e-5)
-
-
-def test_splash_keeps_a_window():
-    want = results("rope+alibi", "dense", jnp.float32, window=7)
-    assert_near(results("rope+alibi", "splash", jnp.float32, window=7), want, 1e-5)
-    assert np.abs(results("rope+alibi", "dense", jnp.float32)[0] - want[0]).max() > 0.01
-
-
-@pytest.mark.parametrize("line", SERVED)
-def test_the_fold_gives_cudnn_the_definition_over_packed_and_padded_rows(line, emulated):
-    got = results(line, "cudnn", jnp.bfloat16)
-    assert emulated == ["cudnn"]
-    # Both round q, k, v and the result to 8 bits; the fold adds less than that.
-    assert_near(got, results(line, "dense", jnp.bfloat16), 0.03)
-
-
-def test_cudnn_keeps_a_window(emulated):
-    want = results("rope+alibi", "dense", jnp.bfloat16, window=7)
-    assert_near(results("rope+alibi", "cudnn", jnp.bfloat16, window=7), want, 0.03)
 
 
 def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):

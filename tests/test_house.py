@@ -18,6 +18,7 @@ FLOORS = {
     "training": 3,
     "evaluation": 4,
     "bench": 5,
+    "faults": 5,
     "interop": 5,
     "study": 5,
     "report": 6,

@@ -54,6 +54,14 @@ class Periodic(Oracle):
         return jnp.log(jnp.where(sees[:, :, None], told, 1 / V))
 
 
+class Successor(Oracle):
+    """Gives 0.9 to the id after the last one: text that counts is easy, every jump in it is not."""
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        told = jnp.where(jax.nn.one_hot((tokens_BT + 1) % V, V) > 0, 0.9, 0.1 / (V - 1))
+        return jnp.log(told)
+
+
 @dataclasses.dataclass(frozen=True)
 class Assigned(Oracle):
     """Answers with the first or the last value in the row's context, whatever is asked."""
@@ -161,6 +169,17 @@ def test_a_copying_model_gains_on_the_second_span_and_a_unigram_one_does_not():
     first, second = perplexity.repeated_spans(copier, rows, L, gap, BYTES)
     assert (first > 7).all()
     np.testing.assert_allclose(second, -math.log2(0.9), atol=1e-4)
+
+
+def test_a_model_without_memory_pays_for_the_jump_into_a_span_both_times():
+    counting = (np.array([0, 180, 140])[:, None] + np.arange(400)) % 200
+    scorer = scorer_of(Successor(), None, (260,))
+    first, second = perplexity.repeated_spans(scorer, counting, L, 32, BYTES)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    easy, jump = -math.log2(0.9), -math.log2(0.1 / (V - 1))
+    np.testing.assert_allclose(first, (63 * easy + jump) / 64, atol=1e-4)
+    with pytest.raises(ValueError, match="there is only one"):
+        perplexity.repeated_spans(scorer, counting[:1], L, 32, BYTES)
 
 
 def test_key_targets_are_those_that_far_context_decides(tmp_path):

@@ -74,25 +74,6 @@ def test_holm_is_the_step_down_written_out():
     assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
 
 
-@pytest.mark.parametrize(("instances", "between"), [(40, 1.0), (3, 0.0)])
-def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, between):
-    """Variance of the drawn mean, by formula, for equal groups: between/P + within/(P I)."""
-    random = np.random.default_rng(11)
-    groups_PI = random.normal(size=(20, instances)) + between * random.normal(size=(20, 1))
-    parts = groups_PI.mean(1).var() / 20, groups_PI.var(1).mean() / (20 * instances)
-    mean, low, high = statistics.hierarchical_bootstrap(groups_PI, draws=10_000, seed=3, level=0.95)
-    assert mean == pytest.approx(groups_PI.mean())
-    assert high - low == pytest.approx(2 * 1.96 * sum(parts) ** 0.5, rel=0.06)
-    if not between:  # resampling seeds alone would be too narrow by far
-        assert high - low > 1.15 * 2 * 1.96 * parts[0] ** 0.5
-
-
-def test_the_bootstrap_is_a_function_of_its_seed():
-    groups = [SAMPLES[0], SAMPLES[1], SAMPLES[2]]  # unequal sizes
-    draw = [statistics.hierarchical_bootstrap(groups, draws=200, seed=s, level=0.9) for s in (1, 1, 2)]  # fmt: skip
-    assert draw[0] == draw[1] != draw[2]
-
-
 def test_pairing_is_by_seed_and_names_every_seed_it_leaves_out():
     a, b = {1: 5.0, 0: 1.0, 2: float("nan"), 3: 2.0}, {0: 0.5, 1: 1.0, 2: 1.0, 4: None}
     paired = statistics.pair(a, b)

@@ -63,8 +63,15 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
     again = runs.finished(config, resumed)
     assert json.loads((resumed / "run.json").read_text())["began"] == record["began"]
     for a, b in zip(whole, again, strict=True):
-        for name in ("step", "loss", "grad_norm", "learning_rate"):
+        for name in ("step", "loss", "grad_norm", "learning_rate", "chain", "data_chain"):
             assert a[name] == b[name]
+    assert len({row["chain"] for row in whole}) == 12
+    ends = [
+        json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "whole", resumed)
+    ]
+    assert len(ends[0]["state_sha256"]) > 10
+    for name in ("chain", "data_chain", "state_sha256"):
+        assert ends[0][name] == ends[1][name]
     for a, b in zip(*map(jax.tree.leaves, (final_state(config, tmp_path / "whole"), final_state(config, resumed))), strict=True):  # fmt: skip
         np.testing.assert_array_equal(a, b)
 

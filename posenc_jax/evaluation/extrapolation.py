@@ -12,6 +12,7 @@ from posenc_jax.evaluation.perplexity import (
     disjoint_segments,
     fixed_targets,
     held_out_stretches,
+    nats_and_bytes,
     octaves,
     repeat_length,
     repeated_spans,
@@ -91,6 +92,7 @@ class Text:
     def fixed(self, context: int) -> list[dict]:
         nll, targets = fixed_targets(self._work.scorer, self._rows_RT, self._work.L, context)
         value = bits_per_byte(nll, targets, self._bytes_V)
+        self._keep(f"bpb_ctx_{context}", nll, targets)
         return [self._row("bpb_ctx", context, value, targets.size)]
 
     def _sliding_rows(self) -> np.ndarray:
@@ -133,6 +135,10 @@ class Text:
         if needed > self._rows_RT.shape[1]:
             reason = f"a gap of {gap} needs {needed} tokens of text; a stretch has {self._rows_RT.shape[1]}"
             return work.skipped("E", "repeat_gain", gap, reason)
+        if len(self._rows_RT) < 2:
+            return work.skipped(
+                "E", "repeat_gain", gap, "the span comes from another stretch, and there is one"
+            )
         first, second = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
         np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", first_R=first, second_R=second)
         return [self._row("repeat_gain", gap, float((first - second).mean()), len(first))]
@@ -152,10 +158,15 @@ class Text:
             return work.skipped("E", "window_check", k * L, f"bpb_ctx at {k}L is not measured")
         nll, targets = windowed_targets(work.scorer, self._rows_RT, L, k * L)
         value = bits_per_byte(nll, targets, self._bytes_V)
+        self._keep(f"bpb_window_{k * L}", nll, targets)
         return [
             self._row("bpb_window", k * L, value, targets.size),
             self._row("window_check", k * L, value - free[0], targets.size),
         ]
+
+    def _keep(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:
+        path = self._work.folder / "arrays" / f"{name}.npz"
+        np.savez(path, **nats_and_bytes(nll, targets, self._bytes_V))
 
     def _row(self, metric: str, length: int, value: float, n: int) -> dict:
         return self._work.row("E", metric, length, "all", value, n)

@@ -46,6 +46,15 @@ def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarr
     return float(nll[counted].sum(dtype=np.float64) / LN2 / byte_lengths_V[targets].sum())
 
 
+def nats_and_bytes(
+    nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns nats_R and bytes_R of each row of targets: what `bits_per_byte` sums over all of them."""
+    bytes_RT = byte_lengths_V[targets]
+    nats_R = np.where(bytes_RT > 0, nll, 0).sum(1, dtype=np.float64)
+    return {"nats_R": nats_R, "bytes_R": bytes_RT.sum(1)}
+
+
 def disjoint_segments(
     scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -109,18 +118,26 @@ def repeated_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (first_R, second_R) of E6: bits per byte of a span of natural text, and of it again.
 
-    A row is text, the span, the `gap` tokens that follow it in the text, and the span once more. The
-    span is the fewest tokens with at least 64 bytes, at most 64; whatever that leaves is text in front,
-    at least L/8.
+    A row is text, a span of the next row (of the first, for the last), `gap` tokens of text, and the span
+    once more. Neither span continues what stands before it, so a model that remembers nothing pays as
+    much for either in the mean. The span is the fewest tokens with at least 64 bytes, at most 64;
+    whatever that leaves is text in front, at least L/8.
+
+    Raises:
+      ValueError: a single row, which has no other one to take a span of.
     """
+    if len(rows_RT) < 2:
+        raise ValueError(
+            "a span that is inserted comes from another stretch, and there is only one"
+        )
     total = repeat_length(train_length, gap)
     rows, sizes = [], []
-    for row in rows_RT:
-        start = len(row) - gap - SPAN_BYTES
-        size = int(np.searchsorted(np.cumsum(byte_lengths_V[row[start:]]), SPAN_BYTES) + 1)
-        span, between = row[start : start + size], row[start + size : start + size + gap]
-        front = row[start + 2 * size + gap - total : start]
-        rows.append(np.concatenate([front, span, between, span]))
+    for row, other in zip(rows_RT, np.roll(rows_RT, -1, axis=0), strict=True):
+        start = len(other) - SPAN_BYTES
+        size = int(np.searchsorted(np.cumsum(byte_lengths_V[other[start:]]), SPAN_BYTES) + 1)
+        span, text = other[start : start + size], row[2 * size - total :]
+        front = len(text) - gap
+        rows.append(np.concatenate([text[:front], span, text[front:], span]))
         sizes.append(size)
     nll_RT, _ = scorer.score(np.stack(rows))
     first, second = [], []

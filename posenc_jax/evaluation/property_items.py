@@ -1,5 +1,6 @@
 """The items of suite P: is RoPE's relative structure kept, and is the bias monotone?"""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -85,6 +86,7 @@ def _offset_lookup(subject: Subject, k: int) -> list[dict]:
         for i in range(ROWS)
     ]
     answers = score_instances(subject.scorer(subject.config, k), instances)
+    subject.save(f"P3_{k}", **dataclasses.asdict(answers))
     chosen = {"all": np.ones(len(answers.correct), bool)}
     chosen |= {f"distance:{t}": answers.distance == t for t in offsets}
     return [

@@ -14,9 +14,8 @@ from posenc_jax.evaluation.retrieval import (
     score_instances,
 )
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.table import SCORED, Task, find
+from posenc_jax.tasks.table import SCORED, SUMMARY_TASKS, Task, find
 
-SUMMARY_TASKS = ("passkey", "needles_4", "mqar_16")  # R1 corpus, R2 K=4, R3 P=16
 FAR = 4  # the multiple of Y_R and Y_R_far
 PASSING = 0.85
 FAR_BUCKETS = ("distance:L-2L", "distance:2L-4L", "distance:4L-8L", "distance:>8L")

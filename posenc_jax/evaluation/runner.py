@@ -226,7 +226,7 @@ def _restore(workdir: Path, config: RunConfig, inputs: Inputs):
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh), Checkpoints(workdir, config.train.keep, clean=False) as checkpoints:
         _, shapes = state_builder(config, Decoder(model_config), mesh)
-        step = checkpoints.latest()
+        step = checkpoints.latest(fall_back=False)
         state = checkpoints.restore(step, shapes)
     return step, jax.device_get(state["params"])
 

@@ -1,10 +1,22 @@
 """Loss figures: bits per byte by length, loss by position, training curves."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from posenc_jax.report import style
-from posenc_jax.report.axes import bands, finish, length_axis, seeds_note
+from posenc_jax.report.axes import (
+    TOGETHER,
+    apart_note,
+    arm_panels,
+    backdrop,
+    band,
+    bands,
+    finish,
+    length_axis,
+    lines,
+    seeds_note,
+)
 from posenc_jax.report.rows import Study, is_number
 from posenc_jax.report.style import MUTED, Layout, Picture
 
@@ -31,6 +43,8 @@ def bpb_against_length(study: Study) -> Picture:
         missing.append("no single unigram level: run.json files hold none, or different ones")
 
     def draw(layout: Layout) -> Figure:
+        if len(study.arms) > TOGETHER:
+            return _by_arm(study, records, level, layout)
         height = 3.2 if layout.narrow else 3.6
         plots = [(metric, words, None) for metric, words in shown]
         if close is not None:
@@ -66,18 +80,40 @@ def bpb_against_length(study: Study) -> Picture:
                 finish(axes, inside, height)
         return figure
 
+    look = "" if len(study.arms) <= TOGETHER else " Thick: E3; thin and dotted: E1."
+    closer = "" if close is None or look else "Close up: the same lines, without those that break. "
     return Picture(
         "bpb_against_length",
         "Bits per byte against length",
         "E3 gives every arm the same targets and only changes how much text stands before them. "
         "E1 cuts the text into disjoint segments, as in the ALiBi paper. Vertical line: training "
         f"length L = {study.train_length}. "
-        f"{'Close up: the same lines, without those that break. ' if close else ''}{seeds_note(study)}",
+        f"{closer}{seeds_note(study)}{apart_note(study)}{look}",
         ("arm", "seed", "metric", "k", "length", "value"),
         tuple(records),
         draw if records else None,
         tuple(missing),
     )
+
+
+def _by_arm(study: Study, records: list[dict], level: float | None, layout: Layout) -> Figure:
+    arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
+    figure, found = arm_panels(study, arms, layout)
+    by = {metric: [r for r in records if r["metric"] == metric] for metric in TITLES}
+    behind = "bpb_ctx" if by["bpb_ctx"] else "bpb_nonoverlap"
+    for arm, axes in found.items():
+        backdrop(axes, study, by[behind], arm, "length", "value")
+        band(axes, study, by["bpb_ctx"], arm, "length", "value")
+        thin = {"marker": "", "linewidth": 1.1, "linestyle": (0, (1, 1))}
+        band(axes, study, by["bpb_nonoverlap"], arm, "length", "value", **thin)
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.annotate("unigram", (0, level), (2, 2), xycoords=axes.get_yaxis_transform(),
+                          textcoords="offset points", color=MUTED)  # fmt: skip
+        length_axis(axes, study, [r["k"] for r in records], every=2)
+    figure.supxlabel("context, or segment length (tokens)", color=MUTED, fontsize=layout.font)
+    figure.supylabel("bits per byte", color=MUTED, fontsize=layout.font)
+    return figure
 
 
 def _close_up(records: list[dict]) -> tuple[float, float] | None:
@@ -106,23 +142,22 @@ def nll_by_position(study: Study) -> Picture:
         ]
 
     def draw(layout: Layout) -> Figure:
-        height = 3.4 if layout.narrow else 3.8
-        figure, (axes,) = style.panels(layout, 1, 1, height)
-        ends = bands(axes, study, records, "tokens_read", "nll", marks=False)
         top = max(r["tokens_read"] for r in records)
-        length_axis(axes, study, [2.0**e for e in range(-20, 12) if 1 / 2 <= study.train_length
-                                   * 2.0**e <= top], every=2 if layout.narrow else 1)  # fmt: skip
-        axes.set_xlabel("tokens read before the target")
-        axes.set_ylabel("nats per token")
-        finish(axes, ends, height)
-        return figure
+        ks = [2.0**e for e in range(-20, 12) if 1 / 2 <= study.train_length * 2.0**e <= top]
+        every = 2 if layout.narrow or len(study.arms) > TOGETHER else 1
+
+        def dress(axes):
+            length_axis(axes, study, ks, every)
+
+        labels = ("tokens read before the target", "nats per token")
+        return lines(study, records, "tokens_read", "nll", layout, dress, labels, marks=False)
 
     return Picture(
         "nll_by_position",
         "Loss by position",
         "Negative log-likelihood of the next token by how much was read before it; moving mean "
         "over a quarter of an octave. An arm that only tolerates length stays flat beyond L; one "
-        f"that breaks rises. {seeds_note(study)}",
+        f"that breaks rises. {seeds_note(study)}{apart_note(study)}",
         ("arm", "seed", "tokens_read", "nll"),
         tuple(records),
         draw if records else None,
@@ -166,22 +201,20 @@ def training_curves(study: Study) -> Picture:
             )
 
     def draw(layout: Layout) -> Figure:
-        height = 3.4 if layout.narrow else 3.6
+        height, labels = 3.4 if layout.narrow else 3.6, ("step", "training loss (nats)")
+        arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
+        if len(arms) > TOGETHER:
+            figure, found = arm_panels(study, arms, layout, height=1.5)
+            for arm, axes in found.items():
+                backdrop(axes, study, records, arm, "step", "moving_mean")
+                _runs(axes, study, records, arm)
+            figure.supxlabel(labels[0], color=MUTED, fontsize=layout.font)
+            figure.supylabel(labels[1], color=MUTED, fontsize=layout.font)
+            return figure
         figure, (axes,) = style.panels(layout, 1, 1, height)
-        ends = []
-        for arm in study.arms:
-            look = style.line_style(study.colours[arm]) | {"marker": ""}
-            last = []
-            for run in study.of(arm):
-                here = [r for r in records if (r["arm"], r["seed"]) == (arm, run.seed)]
-                if here:
-                    x, y = [r["step"] for r in here], [r["moving_mean"] for r in here]
-                    axes.plot(x, y, linewidth=1.1, alpha=0.9, **look)
-                    last.append(y[-1])
-            if last:
-                ends.append((float(np.mean(last)), study.names[arm], look["color"]))
-        axes.set_xlabel("step")
-        axes.set_ylabel("training loss (nats)")
+        ends = [end for arm in arms for end in _runs(axes, study, records, arm)]
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         axes.margins(x=0.01)
         finish(axes, ends, height)
         return figure
@@ -190,9 +223,21 @@ def training_curves(study: Study) -> Picture:
         "training_curves",
         "Training curves",
         "Loss on the training mixture (text and retrieval documents), one line per run, trailing "
-        "mean over a fortieth of the log.",
+        f"mean over a fortieth of the log.{apart_note(study)}",
         ("arm", "seed", "step", "loss", "moving_mean"),
         tuple(records),
         draw if records else None,
         tuple(missing),
     )
+
+
+def _runs(axes: Axes, study: Study, records: list[dict], arm: str) -> list[tuple[float, str, str]]:
+    """One line per run of an arm, and the end label of them all."""
+    look, last = style.line_style(study.colours[arm]) | {"marker": ""}, []
+    for run in study.of(arm):
+        here = [r for r in records if (r["arm"], r["seed"]) == (arm, run.seed)]
+        if here:
+            x, y = [r["step"] for r in here], [r["moving_mean"] for r in here]
+            axes.plot(x, y, linewidth=1.1, alpha=0.9, **look)
+            last.append(y[-1])
+    return [(float(np.mean(last)), study.names[arm], look["color"])] if last else []

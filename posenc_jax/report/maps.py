@@ -1,23 +1,27 @@
 """Needle heat maps: accuracy over context length and depth, with the line where distance is L."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
+from posenc_jax.report.axes import TOGETHER
 from posenc_jax.report.labels import wrap
-from posenc_jax.report.rows import CHANCE, TASK_NAMES, Study, times
+from posenc_jax.report.rows import Study, task_name, times
 from posenc_jax.report.style import EMPTY, MUTED, SURFACE, Layout, Picture
 
 COLOURS = "cividis"
 LINE = "#e0245e"  # distance = L
+DRAWN = 3  # tasks; the table has all
 
 
 def needle_maps(study: Study) -> Picture:
-    """One map per arm and task, mean over seeds."""
+    """One map per arm and task, mean over seeds; the tasks that count most are drawn."""
     records, missing = [], []
-    for task in CHANCE:
+    for task in study.tasks:
         metric = f"{task}_accuracy"
         ks = {k for decile in range(10) for k in study.multiples(metric, f"depth:{decile}")}
         for arm in study.arms:
@@ -33,10 +37,12 @@ def needle_maps(study: Study) -> Picture:
                             | {"seeds": len(rows), "n": sum(row.get("n") or 0 for row in rows)}
                         )
             if ks and len(records) == found:
-                missing.append(f"{study.names[arm]}: no {TASK_NAMES[task]} by depth")
+                missing.append(f"{study.names[arm]}: no {task_name(task)} by depth")
         if not ks:
-            missing.append(f"{TASK_NAMES[task]}: no accuracy by depth")
-    tasks = [task for task in CHANCE if any(r["task"] == task for r in records)]
+            missing.append(f"{task_name(task)}: no accuracy by depth")
+    measured = [task for task in study.tasks if any(r["task"] == task for r in records)]
+    tasks = drawn_tasks(study, measured, DRAWN)
+    missing += only_in_table(measured, tasks)
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
 
     def draw(layout: Layout) -> Figure:
@@ -48,29 +54,45 @@ def needle_maps(study: Study) -> Picture:
         "Answers right (%) by context length (columns, multiples of L) and by how deep in the "
         "context the needle lies (rows: 0 is the beginning, 9 just before the question). The "
         "red stepped line is distance = L: above it the needle is further back than anything seen in "
-        "training. A model that only sees a window is bright below the line and dark above it.",
+        "training. A model that only sees a window is bright below the line and dark above it."
+        + ("" if len(arms) <= TOGETHER else " The numbers are in the table."),
         ("arm", "task", "k", "decile", "accuracy", "seeds", "n"),
         tuple(records),
         draw if records else None,
-        tuple(missing),
+        tuple(missing or ["no retrieval task was measured"] * (not records)),
     )
 
 
+def drawn_tasks(study: Study, measured: Sequence[str], most: int) -> list[str]:
+    """The tasks that a picture shows: those that retrieval is summed up by, then the others."""
+    first = [task for task in study.main_tasks if task in measured]
+    return [*first, *(task for task in measured if task not in first)][:most]
+
+
+def only_in_table(measured: Sequence[str], drawn: Sequence[str]) -> list[str]:
+    """A sentence that names the tasks that are not drawn, if there are any."""
+    rest = [task_name(task) for task in measured if task not in drawn]
+    return [f"In the table and not drawn: {', '.join(rest)}"] if rest else []
+
+
 def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: Layout) -> Figure:
+    numbers = len(arms) <= TOGETHER
+    across = len(arms) if len(arms) <= 5 else -(-len(arms) // -(-len(arms) // 6))
     if layout.narrow:
-        rows, columns, height = len(arms), len(tasks), 2.95
+        across = len(tasks) if numbers else 3
+    blocks = [arms[i : i + across] for i in range(0, len(arms), across)]
+    if layout.narrow and numbers:
         order = [(arm, task) for arm in arms for task in tasks]
     else:
-        columns = min(len(arms), 5)
-        blocks = -(-len(arms) // columns)
-        rows, height = blocks * len(tasks), 3.05
-        order = []
-        for block in range(blocks):
-            part = arms[block * columns : (block + 1) * columns]
-            part = part + [None] * (columns - len(part))
-            order += [(arm, task) for task in tasks for arm in part]
-    width = layout.width if layout.narrow else max(4.6, 1.0 + 1.8 * columns)
-    figure, grid = style.panels(layout, rows, columns, height, width)
+        order = [
+            (arm, task)
+            for task in tasks
+            for part in blocks
+            for arm in part + [None] * (across - len(part))
+        ]
+    rows, height = -(-len(order) // across), (2.95 if layout.narrow else 3.05) if numbers else 1.7
+    width = layout.width if layout.narrow else max(4.6, min(layout.width, 1.0 + 1.8 * across))
+    figure, grid = style.panels(layout, rows, across, height, width)
     image = None
     for index, (axes, (arm, task)) in enumerate(zip(grid, order, strict=True)):
         if arm is None:
@@ -78,24 +100,24 @@ def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: La
             continue
         here = [r for r in records if (r["arm"], r["task"]) == (arm, task)]
         ks = sorted({r["k"] for r in records if r["task"] == task})
-        image = _map(axes, here, ks, layout)
-        axes.set_title(TASK_NAMES[task], color=MUTED, weight="normal", pad=6)
-        if layout.narrow and index % columns == 0:
-            axes.set_ylabel(
-                wrap(study.names[arm], 22), color=style.colour(study.colours[arm]), weight="bold"
-            )
-        elif not layout.narrow:
-            name = wrap(study.names[arm], 18)
-            hex_ = style.colour(study.colours[arm])
-            axes.set_title(f"{name}\n{TASK_NAMES[task]}", color=hex_, weight="normal", pad=6)
-            if index % columns == 0:
-                axes.set_ylabel("depth decile")
+        image = _map(axes, here, ks, layout, numbers)
+        colour, first = style.colour(study.colours[arm]), index % across == 0
+        name = wrap(study.names[arm], 18)
+        if layout.narrow and numbers:
+            axes.set_title(task_name(task), color=MUTED, weight="normal", pad=6)
+            if first:
+                axes.set_ylabel(wrap(study.names[arm], 22), color=colour, weight="bold")
+        else:
+            title = f"{name}\n{task_name(task)}" if numbers else name
+            axes.set_title(title, color=colour, weight="normal", pad=4)
+            if first:
+                axes.set_ylabel("depth decile" if numbers else f"{task_name(task)}\ndepth decile")
     bar = figure.colorbar(
         image,
         ax=grid,
-        location="bottom" if layout.narrow else "right",
-        shrink=0.6 if layout.narrow else 1 / rows,
-        aspect=25,
+        location="bottom" if layout.narrow or not numbers else "right",
+        shrink=0.6 if layout.narrow or not numbers else 1 / rows,
+        aspect=25 if numbers else 40,
         pad=0.02,
         format=FuncFormatter(lambda x, _: f"{100 * x:.0f} %"),
     )
@@ -104,7 +126,7 @@ def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: La
     return figure
 
 
-def _map(axes: Axes, here: list[dict], ks: list[float], layout: Layout):
+def _map(axes: Axes, here: list[dict], ks: list[float], layout: Layout, numbers: bool):
     values = np.full((10, len(ks)), np.nan)
     for record in here:
         values[record["decile"], ks.index(record["k"])] = record["accuracy"]
@@ -119,7 +141,7 @@ def _map(axes: Axes, here: list[dict], ks: list[float], layout: Layout):
     axes.plot(xs, ys, color=SURFACE, linewidth=2.8, clip_on=False)
     axes.plot(xs, ys, color=LINE, linewidth=1.5, clip_on=False)
     size = style.matplotlib.rcParams["font.size"] * 0.76
-    for (row, column), value in np.ndenumerate(values):
+    for (row, column), value in np.ndenumerate(values) if numbers else ():
         # Not the page's ink: these stand on colours that do not change with the theme.
         text, hex_ = f"{100 * value:.0f}", "#fdfdfd" if value < 0.55 else "#111113"
         if np.isnan(value):

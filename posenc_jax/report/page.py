@@ -7,31 +7,17 @@ import json
 import os
 import pathlib
 
-from posenc_jax.report import style, summary, verdict
+from posenc_jax.report import numbers, other_lengths, style, summary, verdict
+from posenc_jax.report.definitions import DEFINITIONS
 from posenc_jax.report.figures import pictures
-from posenc_jax.report.rows import Run, Study, read_study, times
+from posenc_jax.report.reading import read_study
+from posenc_jax.report.rows import Run, Study, times
 from posenc_jax.report.template import PAGE
 
 QUESTION = (
     "Can one model keep its perplexity on texts longer than it was trained on, as ALiBi does, and "
     "still retrieve what stands far back, as rotary attention does within its training length?"
 )
-DEFINITIONS = (
-    ("L, k, d", "Training length, evaluation length as a multiple of it, and distance in tokens "
-                "from the question back to the needle; far means d > L."),
-    ("bpb", "Bits per byte: summed negative log-likelihood in bits over the bytes that the scored "
-            "tokens stand for."),
-    ("E1", "bpb_nonoverlap(k): held-out text cut into disjoint segments of kL tokens, every token "
-           "scored; comparable with the ALiBi paper's tables, early tokens have little context."),
-    ("E3", "bpb_ctx(c), the primary one: the same targets (the last L/2 tokens of each held-out "
-           "document of at least 8L), scored with c tokens of context right before them."),
-    ("E4", "nll_pos(i): negative log-likelihood in nats by position in a window of 8L."),
-    ("R1", "Passkey: five digits hidden in filler and asked for at the end; right if all five "
-           "digits are the most likely ones under teacher forcing; chance 1 in 100,000."),
-    ("R3", "MQAR: key-value pairs spread over filler, then each key asked once; right if the value "
-           "is the most likely token; chance 1 in 64."),
-    ("above chance", "(accuracy - chance) / (1 - chance): guessing is 0 %, perfect is 100 %."),
-)  # fmt: skip
 
 
 def write_report(workdir: pathlib.Path) -> pathlib.Path:
@@ -42,8 +28,10 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     study = read_study(workdir)
     drawn = pictures(study)
-    records, names = summary.table(study)
-    files = {"numbers.csv": _csv(records, names).encode()}
+    files = {"numbers.csv": _csv(numbers.table(study), numbers.FIELDS).encode()}
+    if study.elsewhere:
+        elsewhere = _csv(other_lengths.records(study), other_lengths.FIELDS)
+        files["other_lengths.csv"] = elsewhere.encode()
     for picture in drawn:
         if picture.draw is not None:
             files[f"{picture.name}.png"] = picture.png()
@@ -51,10 +39,10 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     page = render(study, drawn)
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)
-    for picture in drawn:
-        for name in (f"{picture.name}.png", f"{picture.name}.csv"):
-            if name not in files:  # left from an earlier report that still had these rows
-                (folder / name).unlink(missing_ok=True)
+    ours = [f"{picture.name}.{kind}" for picture in drawn for kind in ("png", "csv")]
+    for name in (*ours, "other_lengths.csv"):
+        if name not in files:  # left from an earlier report that still had these rows
+            (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
         _replace(folder / name, content)
     _replace(workdir / "report.html", page.encode())
@@ -74,8 +62,9 @@ def render(study: Study, drawn: list[style.Picture]) -> str:
         reading="".join(f"<p>{_text(s)}</p>" for s in summary.headline(study)),
         verdict=verdict.section(verdict.read_verdict(study.workdir)),
         arms="".join(_arm(study, arm) for arm in study.arms),
-        figures="\n".join(_figure(picture) for picture in drawn),
-        numbers=_numbers(study),
+        figures="\n".join(_figure(p) for p in drawn if p.draw is not None) + _not_drawn(drawn),
+        other_lengths=other_lengths.section(study),
+        numbers=numbers.section(study),
         definitions=_definitions(),
         runs="\n".join(_run(study, run) for run in study.runs),
         not_measured=_not_measured(study),
@@ -119,24 +108,16 @@ def _banner(study: Study) -> str:
     return "".join(lines)
 
 
-def _dot(study: Study, arm: str) -> str:
-    cycle, index = divmod(study.colours[arm], len(style.ARM_COLOURS))
-    kind = "dot hollow" if cycle else "dot"
-    return f'<span class="{kind}" style="--dot: var(--arm-{index})"></span>'
-
-
 def _arm(study: Study, arm: str) -> str:
     name, schemes = study.names[arm], {run.info.get("scheme") for run in study.of(arm)} - {None}
     code = "".join(f" <code>{_text(scheme)}</code>" for scheme in sorted(schemes))
-    return f"<li>{_dot(study, arm)}<span>{_text(name)}{code}</span></li>"
+    return f"<li>{numbers.dot(study, arm)}<span>{_text(name)}{code}</span></li>"
 
 
 def _figure(picture: style.Picture) -> str:
     missing = "".join(f"<li>{_text(line)}</li>" for line in picture.missing)
     missing = f'<ul class="missing">{missing}</ul>' if missing else ""
     title = f'<section id="{picture.name}"><h2>{_text(picture.title)}</h2>'
-    if picture.draw is None:
-        return f'{title}<p class="nothing">Nothing was measured for this figure.</p>{missing}</section>'
     source = f"figures/{picture.name}.csv</code>, as PNG <code>figures/{picture.name}.png"
     return (
         f'{title}<p class="caption">{_text(picture.caption)}</p><figure>'
@@ -145,50 +126,17 @@ def _figure(picture: style.Picture) -> str:
     )
 
 
-def _numbers(study: Study) -> str:
-    columns = summary.columns(study)
-    records, _ = summary.table(study)
-    cells = {(r["arm"], r["metric"]): r for r in records}
-    head = "".join(f"<th scope='col'>{_text(column.title)}</th>" for column in columns)
-    body = []
-    for arm in study.arms:
-        row = [f"<th scope='row'>{_dot(study, arm)} {_text(study.names[arm])}</th>"]
-        for column in columns:
-            row.append(_cell(cells[arm, column.title], column))
-        seeds = ", ".join(str(run.seed) for run in study.of(arm))
-        body.append(f"<tr>{''.join(row)}<td>{_text(seeds)}</td>{_cost(study, arm)}</tr>")
-    return (
-        "<p class='caption'>Mean over seeds; below it the smallest and largest seed where there "
-        "is more than one, and n, the number of scored tokens or answers per seed. d > L: only "
-        "needles further back than L, above chance. A dash: not measured. Scrolls sideways. <code>figures/numbers.csv</code></p>"
-        f"<div class='scroll'><table><thead><tr><th scope='col'>arm</th>{head}"
-        "<th scope='col'>seeds</th><th scope='col'>parameters</th><th scope='col'>minutes</th>"
-        f"</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _cell(record: dict, column: summary.Column) -> str:
-    if record["mean"] is None:
-        return "<td>–</td>"
-    notes = []
-    if record["seeds"] > 1:
-        low = column.show(record["min"]).rstrip("\u00a0%×")
-        notes.append(f"{low}–{column.show(record['max'])}")
-    if record["n_per_seed"]:
-        notes.append(f"n {record['n_per_seed']}")
-    small = "".join(f"<small>{_text(note)}</small>" for note in notes)
-    return f"<td>{_text(column.show(record['mean']))}{small}</td>"
-
-
-def _cost(study: Study, arm: str) -> str:
-    cells = []
-    for field, show in (
-        ("parameters", lambda x: f"{x:,.0f}"),
-        ("wall_seconds", lambda x: f"{x / 60:.1f}"),
-    ):
-        values = [run.info[field] for run in study.of(arm) if field in run.info]
-        cells.append(f"<td>{show(sum(values) / len(values)) if values else '–'}</td>")
-    return "".join(cells)
+def _not_drawn(drawn: list[style.Picture]) -> str:
+    """One line for every figure that nothing was measured for."""
+    lines = [
+        f"<li>{_text(picture.title)}: {_text('; '.join(picture.missing[:3]) or 'nothing was measured')}"
+        f"{' …' if len(picture.missing) > 3 else ''}</li>"
+        for picture in drawn
+        if picture.draw is None
+    ]
+    if not lines:
+        return ""
+    return f'<section id="not_drawn"><h2>Not measured</h2><ul class="missing">{"".join(lines)}</ul></section>'
 
 
 def _definitions() -> str:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.rows import TASK_NAMES, Run, Study
+from posenc_jax.report.rows import Run, Study, task_name
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
 
 _HEAD = re.compile(r"head:(\d+)\.(\d+)(?: (.*))?$")
@@ -146,7 +146,7 @@ def head_atlas(study: Study) -> Picture:
             )
             axes.set_xticks([lowest, *(2.0**-e for e in (8, 6, 4, 2, 0) if 2.0**-e > lowest * 2)])
             axes.set_ylim(-0.03 * top, 1.06 * top)
-            axes.set_title(TASK_NAMES.get(task, task))
+            axes.set_title(task_name(task))
             axes.set_xlabel("slope: nats lost over the first token")
             axes.set_ylabel("weight on the needle's token")
         key = [Line2D([], [], marker="o", linestyle="", color=style.colour(study.colours[a]),
@@ -202,7 +202,7 @@ def margin_budget(study: Study) -> Picture:
                 getattr(axes, f"{which}axis").set_major_formatter(
                     FuncFormatter(lambda x, _: "none" if x <= NONE else f"{x:g}")
                 )
-            axes.set_title(TASK_NAMES.get(task, task))
+            axes.set_title(task_name(task))
             axes.set_xlabel("predicted d*: bias and content margin (tokens)")
             axes.set_ylabel("farthest needle at weight 1/2 (tokens)")
         key = [Line2D([], [], marker="o", linestyle="", color=style.colour(study.colours[a]),

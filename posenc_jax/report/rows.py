@@ -2,15 +2,20 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 
-# Accuracy of a guess: five digits; one value id of 64 (posenc_jax.tasks.retrieval.chance).
-CHANCE = {"mqar": 1 / 64, "passkey": 1e-5}
-TASK_NAMES = {"mqar": "MQAR", "passkey": "passkey"}
-FAR_BUCKETS = ("distance:L-2L", "distance:2L-4L", "distance:4L-8L")
+from posenc_jax.tasks.table import SCORED
+
+CHANCE = {task.name: task.chance for task in SCORED.values()}  # accuracy of a guess
+_WORDS = {"needles": "needles", "variables": "variables", "mqar": "MQAR", "ngram": "n-gram", "nback": "n-back",
+          "phonebook": "phone book", "latest": "latest or first", "flipflop": "flip-flop"}  # fmt: skip
+# The mean of these is Y_R (posenc_jax.evaluation.retrieval_items), where all of them were measured.
+SUMMARY_TASKS = ("passkey", "needles_4", "mqar_16")
+OLDER_TASKS = ("mqar", "passkey")  # what a study without them is summed up by
+FAR_BUCKETS = ("distance:L-2L", "distance:2L-4L", "distance:4L-8L", "distance:>8L")
 DISTANCE_BUCKETS = ("distance:<=L/4", "distance:L/4-L", *FAR_BUCKETS)
 
 _PROPER = {"rope": "RoPE", "alibi": "ALiBi", "nope": "NoPE", "xpos": "xPos", "yarn": "YaRN"}
@@ -40,6 +45,14 @@ class Run:
             if row.get("k") is not None
         }
 
+    @functools.cached_property
+    def _multiples(self) -> dict[tuple[str, str], list[float]]:
+        found: dict[tuple[str, str], list[float]] = {}
+        for metric, bucket, k in sorted(self._by_key):
+            if self.row(metric, k, bucket):
+                found.setdefault((metric, bucket), []).append(k)
+        return found
+
     def row(self, metric: str, k: float, bucket: str = "all") -> dict | None:
         """The row with a finite value for this metric at k times L, or None."""
         row = self._by_key.get((metric, bucket, float(k)))
@@ -52,10 +65,9 @@ class Run:
 
     def multiples(self, metric: str, bucket: str = "all") -> list[float]:
         """Every k at which the metric has a finite value, ascending."""
-        keys = sorted(self._by_key)
-        return [k for m, b, k in keys if (m, b) == (metric, bucket) and self.row(m, k, b)]
+        return self._multiples.get((metric, bucket), [])
 
-    def retrieval(self, k: float, tasks: list[str]) -> float | None:
+    def retrieval(self, k: float, tasks: Sequence[str]) -> float | None:
         """Chance-corrected accuracy at kL, mean over the tasks; None if one of them is missing."""
         values = [self.value(f"{task}_accuracy", k) for task in tasks]
         if not values or any(value is None for value in values):
@@ -83,6 +95,8 @@ class Study:
     arms: tuple[str, ...]
     train_length: int
     unfinished: tuple[str, ...]
+    roles: Mapping[str, str] = dataclasses.field(default_factory=dict)  # "rope", "alibi": arms
+    elsewhere: tuple[Run, ...] = ()  # runs of another training length
 
     def of(self, arm: str) -> list[Run]:
         """The runs of one arm, by seed."""
@@ -114,9 +128,23 @@ class Study:
         """Every k at which any run has the metric, ascending."""
         return sorted({k for run in self.runs for k in run.multiples(metric, bucket)})
 
-    def tasks(self) -> list[str]:
+    @functools.cached_property
+    def tasks(self) -> tuple[str, ...]:
         """Retrieval tasks with at least one measured accuracy."""
-        return [task for task in CHANCE if self.multiples(f"{task}_accuracy")]
+        return tuple(task for task in CHANCE if self.multiples(f"{task}_accuracy"))
+
+    @functools.cached_property
+    def main_tasks(self) -> tuple[str, ...]:
+        """The tasks whose mean stands for retrieval: those of Y_R, or else the older pair."""
+        if set(SUMMARY_TASKS) <= set(self.tasks):
+            return SUMMARY_TASKS
+        return tuple(task for task in OLDER_TASKS if task in self.tasks) or self.tasks
+
+    @functools.cached_property
+    def parents(self) -> tuple[str, ...]:
+        """The RoPE and the ALiBi of the study: by role, or by their plain names."""
+        named = [self.roles.get(role, role) for role in ("rope", "alibi")]
+        return tuple(arm for arm in named if arm in self.arms)
 
     @functools.cached_property
     def not_measured(self) -> list[str]:
@@ -132,6 +160,12 @@ def is_number(value: object) -> bool:
 def above_chance(task: str, accuracy: float) -> float:
     """Accuracy rescaled so that guessing is 0 and perfect is 1."""
     return (accuracy - CHANCE[task]) / (1 - CHANCE[task])
+
+
+def task_name(task: str) -> str:
+    """A retrieval task in words: mqar_16 -> MQAR 16."""
+    word, *rest = task.split("_")
+    return " ".join([_WORDS.get(word, word), *(part for part in rest if part != "first")])
 
 
 def proper_name(arm: str) -> str:
@@ -154,103 +188,6 @@ def times(k: float) -> str:
     return f"{k:g}L"
 
 
-def read_study(workdir: pathlib.Path) -> Study:
-    """Everything evaluated below workdir; raises ValueError (one line) if nothing can be told."""
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is not a folder; give a run or a study folder")
-    plan = _json(workdir / "study.json") if (workdir / "study.json").exists() else {}
-    unfinished, runs = [], []
-    for folder in _run_folders(workdir):
-        run = _read_run(folder, workdir, unfinished)
-        if run is not None:
-            runs.append(run)
-    if not runs:
-        raise ValueError(
-            f"no evaluated run below {workdir}: evaluation/rows.jsonl is missing or empty; "
-            "run scripts/evaluate.py --workdir=<run> first"
-        )
-    _refuse_mixtures(runs, workdir)
-    named = plan.get("arms", [])
-    if not all(isinstance(arm, str) for arm in named):
-        raise ValueError(f"{workdir / 'study.json'}: arms must be a list of names")
-    present = {run.arm for run in runs}
-    arms = [arm for arm in named if arm in present]
-    arms += sorted(present - set(arms))
-    found = {(run.arm, run.seed) for run in runs}
-    for arm in named:
-        missing = [str(seed) for seed in plan.get("seeds", []) if (arm, seed) not in found]
-        if missing:
-            unfinished.append(f"{short_name(arm)}: no evaluated run for seed {', '.join(missing)}")
-    runs.sort(key=lambda run: (arms.index(run.arm), run.seed))
-    name = str(plan.get("name", workdir.resolve().name))
-    return Study(workdir, name, tuple(runs), tuple(arms), runs[0].train_length, tuple(unfinished))
-
-
-def _run_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
-    marks = ("evaluation/rows.jsonl", "config.json", "run.json")
-    found = {path for mark in marks for path in workdir.glob(f"**/{mark}")}
-    apart = (workdir / "tuning", workdir / "other_lengths")  # posenc_jax.study.grid
-    found = {path for path in found if not any(path.is_relative_to(a) for a in apart)}
-    return sorted({p.parent.parent if p.name == "rows.jsonl" else p.parent for p in found})
-
-
-def _read_run(folder: pathlib.Path, workdir: pathlib.Path, unfinished: list[str]) -> Run | None:
-    label = str(folder.relative_to(workdir)) if folder != workdir else folder.resolve().name
-    info = _json(folder / "run.json") if (folder / "run.json").exists() else {}
-    config = _json(folder / "config.json") if (folder / "config.json").exists() else {}
-    rows, cut = _lines(folder / "evaluation" / "rows.jsonl")
-    metrics, _ = _lines(folder / "metrics.jsonl")
-    steps = config.get("train", {}).get("steps")
-    done = max((m["step"] for m in metrics if "step" in m), default=None)
-    # A log line every few steps: the last one may lie a little before the end.
-    if info.get("finished") is False:
-        unfinished.append(f"{label}: training has not finished, last logged step {done}")
-    elif is_number(steps) and done is not None and done < 0.95 * steps:
-        unfinished.append(f"{label}: the training log ends at step {done} of {steps}")
-    if not rows:
-        unfinished.append(f"{label}: not evaluated")
-        return None
-    if cut:
-        unfinished.append(f"{label}: the last row of rows.jsonl is cut off, evaluation not done")
-    elif not (folder / "evaluation" / "evaluation.json").exists():
-        unfinished.append(f"{label}: evaluation has not finished (it writes evaluation.json last)")
-    if not info:
-        unfinished.append(f"{label}: no run.json, so nothing is known about how it was trained")
-    first = rows[0]
-    try:
-        return Run(
-            folder=folder,
-            arm=str(info.get("arm", first.get("arm", label))),
-            seed=int(info["seed"] if "seed" in info else first["seed"]),
-            tier=str(info["tier"] if "tier" in info else first["tier"]),
-            train_length=int(first["train_length"]),
-            info=info,
-            config=config,
-            rows=tuple(row for row in rows if "metric" in row),
-            metrics=tuple(metrics),
-        )
-    except KeyError as error:
-        raise ValueError(f"{folder / 'evaluation/rows.jsonl'}: first row has no {error}") from None
-
-
-def _refuse_mixtures(runs: list[Run], workdir: pathlib.Path) -> None:
-    lengths = sorted({run.train_length for run in runs})
-    if len(lengths) > 1:
-        raise ValueError(
-            f"runs below {workdir} were trained at different lengths {lengths}; "
-            "a page compares one training length, give a narrower folder"
-        )
-    seen = {}
-    for run in runs:
-        other = seen.setdefault((run.arm, run.seed), run)
-        if other is not run:
-            raise ValueError(
-                f"{other.folder} and {run.folder} both hold arm {run.arm}, seed {run.seed}; "
-                "give a narrower folder"
-            )
-
-
 def _gap(study: Study, run: Run, row: dict) -> str | None:
     if is_number(row.get("value")):
         return None
@@ -263,28 +200,3 @@ def _gap(study: Study, run: Run, row: dict) -> str | None:
     where += "" if bucket == "all" else f", {bucket}"
     reason = f"skipped ({row['skipped']})" if row.get("skipped") else "no finite value"
     return f"{study.names[run.arm]}, seed {run.seed}: {row['metric']}{where}: {reason}"
-
-
-def _json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def _lines(path: pathlib.Path) -> tuple[list[dict], bool]:
-    """The objects of a JSONL file, and whether its last line was cut off by a kill."""
-    if not path.exists():
-        return [], False
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines, parsed = text.split("\n"), []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:
-            if number == len(lines):
-                return parsed, True
-            raise ValueError(f"{path}, line {number} is not JSON") from None
-    return parsed, False

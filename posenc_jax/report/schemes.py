@@ -15,6 +15,7 @@ from posenc_jax.report.rows import Run, Study, times
 from posenc_jax.report.style import EMPTY, MUTED, RULE, Layout, Picture
 
 FLOOR = -16.0  # nats; a weight of e^-16 = 1e-7 next to the newest key
+PAIRED_FROM = 5  # maps from which two arms share a line
 GRID = 48  # cells per side drawn, thinned from the evaluation's grid
 
 
@@ -49,19 +50,23 @@ def bias_maps(study: Study) -> Picture:
     def draw(layout: Layout) -> Figure:
         size = style.matplotlib.rcParams["font.size"] * 0.9
         heads = max(bias_NGG.shape[0] for _, _, bias_NGG, _, _ in maps)
-        columns = min(heads, 4 if layout.narrow else 8)
-        lines = sum(-(-m[2].shape[0] // columns) for m in maps)
-        height = 1.55 if layout.narrow else 2.3
+        paired = not layout.narrow and heads <= 4 and len(maps) > PAIRED_FROM  # two arms on a line
+        columns = 2 * heads if paired else min(heads, 4 if layout.narrow else 8)
+        slots = [heads if paired else columns * -(-len(m[2]) // columns) for m in maps]
+        lines = -(-sum(slots) // columns)
+        height = 1.55 if layout.narrow or paired else 2.3
         width = layout.width if layout.narrow else min(layout.width, 1.4 + 1.9 * columns)
         figure, grid = style.panels(layout, lines, columns, height, width)
         for axes in grid:
             style.blank(axes)
         at, low, high = 0, max(FLOOR, lowest), max(0.0, highest)
-        for arm, layers, bias_NGG, grid_G, labels in maps:
+        for slot, (arm, layers, bias_NGG, grid_G, labels) in zip(slots, maps, strict=True):
             for head, bias_GG in enumerate(bias_NGG):
                 axes = grid[at + head]
                 image = draw_bias_map(axes, bias_GG, grid_G, study.train_length, low, high)
-                title = labels[head].replace(", ", "\n") if layout.narrow else labels[head]
+                title = (
+                    labels[head].replace(", ", "\n") if layout.narrow or paired else labels[head]
+                )
                 axes.set_title(title, weight="normal", color=MUTED, pad=2, fontsize=size)
                 if head == 0:
                     name = wrap(study.names[arm], 18)
@@ -71,7 +76,7 @@ def bias_maps(study: Study) -> Picture:
                         weight="bold",
                         fontsize=size,
                     )
-            at += columns * -(-bias_NGG.shape[0] // columns)
+            at += slot
         bar = figure.colorbar(
             image, ax=grid, location="bottom", aspect=40, shrink=0.7, pad=0.03,
             ticks=MaxNLocator(5, integer=True),

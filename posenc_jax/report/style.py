@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, SURFACE, EMPTY = "#1d1d1f", "#6b6b73", "#d8d8de", "#ffffff", "#ebebf0"
+BACKDROP = "#c3c3cb"  # lines of arms that are not the one shown
 # (light, dark) per arm; after Okabe and Ito 2008, darkened so that labels can be read on white.
 ARM_COLOURS = (
     ("#0072b2", "#56b4e9"),
@@ -28,8 +29,12 @@ ARM_COLOURS = (
     ("#3d8fb8", "#9edcf7"),
     ("#7a5230", "#cfa883"),
     ("#5b6472", "#b4bcc8"),
+    ("#5a48b5", "#b0a4f5"),
+    ("#b3203f", "#ff8a9a"),
+    ("#5f7d00", "#b9d65a"),
+    ("#007f91", "#63d3e3"),
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "p", "<", ">", "d")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 NEUTRALS = {
     INK: ("ink", "#f0f0f3"),
@@ -37,6 +42,7 @@ NEUTRALS = {
     RULE: ("rule", "#3a3a40"),
     SURFACE: ("surface", "#161618"),
     EMPTY: ("empty", "#2a2a2e"),
+    BACKDROP: ("backdrop", "#55555e"),
 }
 
 

@@ -1,11 +1,11 @@
-"""What the numbers say, in sentences and in one table; only from measured values."""
+"""What the numbers say, in sentences; only from measured values."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from posenc_jax.report.rows import TASK_NAMES, Run, Study, is_number, times
+from posenc_jax.report.numbers import percent
+from posenc_jax.report.rows import SUMMARY_TASKS, Run, Study, is_number, task_name, times
 
 TIER_WORDS = {
     "smoke": "Smoke tier: checks the wiring and claims nothing about learning.",
@@ -15,15 +15,6 @@ TIER_WORDS = {
 }
 # EVALUATION, section 9: fewer cannot decide.
 SEEDS_FOR_LOSS, SEEDS_FOR_RETRIEVAL = 5, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One metric of the table of numbers: how to read it from a run and how to print it."""
-
-    title: str
-    read: Callable[[Run], tuple[float, int | None] | None]  # value, n
-    show: Callable[[float], str]
 
 
 def banner(study: Study, judged: list[str] | None = None) -> list[str]:
@@ -56,8 +47,10 @@ def banner(study: Study, judged: list[str] | None = None) -> list[str]:
 
 def headline(study: Study) -> list[str]:
     """The reading: how bits per byte hold beyond L, and what is retrieved from beyond L."""
-    sentences = []
+    sentences = _classes(study)
     ks = study.multiples("bpb_ctx")
+    if sentences and not ks and not study.tasks:
+        return sentences
     if 1 in ks and max(ks) > 1:
         k = max(ks)
         ratios = _by_arm(study, lambda run: _ratio(run, k))
@@ -79,7 +72,7 @@ def headline(study: Study) -> list[str]:
         sentences.append(f"At L itself, bits per byte: {_list(parts)}{words}.")
     far = {
         task: [k for k in study.multiples(f"{task}_accuracy") if k > 1 and _any_far(study, task, k)]
-        for task in study.tasks()
+        for task in study.main_tasks
     }
     tasks = [task for task, multiples in far.items() if multiples]
     if tasks:
@@ -89,91 +82,41 @@ def headline(study: Study) -> list[str]:
         parts = [f"{name} {percent(value)}" for name, value in scores]
         sentences.append(
             f"Of needles further back than L in contexts of {times(k)} "
-            f"({' and '.join(TASK_NAMES[t] for t in tasks)}, above chance), retrieved: "
+            f"({_list([task_name(t) for t in tasks])}, above chance{_index(tasks, 'Y_R_far')}), retrieved: "
             f"{_list(parts)}."
         )
         sentences += _lacking(study, scores, "retrieval beyond L")
     else:
         sentences.append("Retrieval beyond L was not measured.")
-    tasks = [task for task in study.tasks() if 1 in study.multiples(f"{task}_accuracy")]
+    tasks = [task for task in study.main_tasks if 1 in study.multiples(f"{task}_accuracy")]
     if tasks:
         scores = _by_arm(study, lambda run: run.retrieval(1, tasks))
         scores.sort(key=lambda item: -item[1])
         parts = [f"{name} {percent(value)}" for name, value in scores]
-        sentences.append(f"Within the training length, in contexts of L: {_list(parts)}.")
+        index = _index(tasks, "Y_R_id").removeprefix(": ")
+        index = f" ({index})" if index else ""
+        sentences.append(f"Within the training length, in contexts of L{index}: {_list(parts)}.")
         sentences += _lacking(study, scores, "retrieval at L")
     return sentences
 
 
-def columns(study: Study) -> list[Column]:
-    """The table's metrics: those that any run measured."""
-    found = []
-    for metric, title in (("bpb_ctx", "bpb_ctx"), ("bpb_nonoverlap", "bpb E1")):
-        ks = [k for k in study.multiples(metric) if k >= 1]
-        found += [Column(f"{title} at {times(k)}", _reader(metric, k), _three) for k in ks]
-        if metric == "bpb_ctx" and 1 in ks and max(ks) > 1:
-            k = max(ks)
-            title = f"bpb_ctx {times(k)} ÷ L"
-            found.append(Column(title, _ratio_reader(k), _two))
-    for task in study.tasks():
-        for k in study.multiples(f"{task}_accuracy"):
-            title = f"{TASK_NAMES[task]} at {times(k)}"
-            found.append(Column(title, _reader(f"{task}_accuracy", k), percent))
-        for k in study.multiples(f"{task}_accuracy"):
-            if _any_far(study, task, k):
-                title = f"{TASK_NAMES[task]} at {times(k)}, d > L"
-                found.append(Column(title, _far_reader(task, k), percent))
-    return found
+def _index(tasks: list[str], name: str) -> str:
+    return f": {name}" if tuple(tasks) == SUMMARY_TASKS else ""
 
 
-def table(study: Study) -> tuple[list[dict], tuple[str, ...]]:
-    """Every number of the table, per arm and metric: mean, smallest, largest, seeds, n."""
-    records = []
-    for arm in study.arms:
-        for column in columns(study):
-            cells = [cell for run in study.of(arm) if (cell := column.read(run)) is not None]
-            values = [value for value, _ in cells]
-            n = sorted({n for _, n in cells if n is not None})
-            records.append(
-                {"arm": arm, "metric": column.title, "seeds": len(values)}
-                | {"mean": float(np.mean(values)) if values else None}
-                | {"min": min(values, default=None), "max": max(values, default=None)}
-                | {"n_per_seed": "–".join(map(str, sorted({n[0], n[-1]}))) if n else ""}
-            )
-    return records, ("arm", "metric", "seeds", "mean", "min", "max", "n_per_seed")
-
-
-def percent(value: float) -> str:
-    """A share as whole percent, with a true minus and a space that does not break."""
-    return f"{100 * value:.0f}\u00a0%".replace("-", "−")
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}×"
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _reader(metric: str, k: float):
-    def read(run: Run) -> tuple[float, int | None] | None:
-        row = run.row(metric, k)
-        return None if row is None else (float(row["value"]), row.get("n"))
-
-    return read
-
-
-def _far_reader(task: str, k: float):
-    return lambda run: run.far_accuracy(task, k)
-
-
-def _ratio_reader(k: float):
-    return lambda run: _pair(_ratio(run, k))
-
-
-def _pair(value: float | None) -> tuple[float, None] | None:
-    return None if value is None else (value, None)
+def _classes(study: Study) -> list[str]:
+    ks = study.multiples("longtext_corrected")
+    if not ks:
+        return []
+    scores = _by_arm(study, lambda run: run.value("longtext_corrected", max(ks)))
+    bags = _by_arm(study, lambda run: run.value("longtext_bag_corrected", max(ks)))
+    scores.sort(key=lambda item: -item[1])
+    parts = [f"{name} {percent(value)}" for name, value in scores]
+    sentences = _lacking(study, scores, "classification of all documents")
+    if not scores:
+        return sentences
+    line = f"; a bag of ids has {percent(bags[0][1])}" if bags else ""
+    return [f"Class of a long text, all documents, above chance: {_list(parts)}{line}.", *sentences]
 
 
 def _ratio(run: Run, k: float) -> float | None:

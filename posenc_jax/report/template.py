@@ -88,6 +88,7 @@ dl.definitions { display: grid; grid-template-columns: 6.5em 1fr; gap: 8px 14px;
 </header>
 $verdict
 $figures
+$other_lengths
 <section>
 <h2>Numbers</h2>
 $numbers

@@ -4,10 +4,11 @@ import json
 
 import matplotlib.ticker
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from posenc_jax.report import style
-from posenc_jax.report.axes import PERCENT, finish
+from posenc_jax.report.axes import PERCENT, TOGETHER, apart_note, arm_panels, backdrop, finish
 from posenc_jax.report.rows import Run, Study
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
 
@@ -45,30 +46,31 @@ def learning_rates(study: Study) -> Picture:
         else "No choice lies at the edge of the grid. "
     )
 
+    arms = [arm for arm in plan["arms"] if any(r["arm"] == arm for r in records)]
+    if len(arms) > TOGETHER:
+        missing += [f"{arm}: in the table and not drawn" for arm in arms if arm not in study.arms]
+
     def draw(layout: Layout) -> Figure:
-        height = 3.8 if layout.narrow else 4.2
+        height, labels = 3.8 if layout.narrow else 4.2, ("learning rate", "bits per byte at L, dev")
+        rates = sorted({r["learning_rate"] for r in records})
+        if len(arms) > TOGETHER:
+            figure, found = arm_panels(study, [a for a in study.arms if a in arms], layout)
+            for arm, axes in found.items():
+                backdrop(axes, study, records, arm, "learning_rate", "dev_bpb_ctx")
+                _curve(axes, records, arm, style.line_style(study.colours[arm]))
+                _rate_axis(axes, rates, short=True)
+            figure.supxlabel(labels[0], color=MUTED, fontsize=layout.font)
+            figure.supylabel(labels[1], color=MUTED, fontsize=layout.font)
+            return figure
         figure, (axes,) = style.panels(layout, 1, 1, height)
         ends = []
-        for index, arm in enumerate(plan["arms"]):
-            here = [r for r in records if r["arm"] == arm]
-            if not here:
-                continue
+        for index, arm in enumerate(arms):
             look = style.line_style(study.colours.get(arm, index))
-            x, y = [r["learning_rate"] for r in here], [r["dev_bpb_ctx"] for r in here]
-            axes.plot(x, y, markeredgecolor=SURFACE, markeredgewidth=0.5, **look)
-            for r in here:
-                if r["chosen"]:
-                    axes.plot(
-                        r["learning_rate"], r["dev_bpb_ctx"], marker="o", markersize=11, fillstyle="none",
-                        color=look["color"], linestyle="none", markeredgewidth=2.2 if r["edge_of_grid"] else 1.0,
-                    )  # fmt: skip
-            ends.append((y[-1], study.names.get(arm, arm), look["color"]))
-        axes.set_xscale("log")
-        rates = sorted({r["learning_rate"] for r in records})
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("bits per byte at L, dev")
+            last = _curve(axes, records, arm, look)
+            ends.append((last, study.names.get(arm, arm), look["color"]))
+        _rate_axis(axes, rates, short=False)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         finish(axes, ends, height)
         return figure
 
@@ -77,12 +79,33 @@ def learning_rates(study: Study) -> Picture:
         "Learning rates",
         f"How each arm's learning rate was chosen: bits per byte of dev text at L after {plan['steps']:,} "
         f"steps, seed {plan['seed']}, which counts nowhere else. Rings: the choice; heavy ring: at the edge "
-        f"of the grid. {warning}",
+        f"of the grid. {warning}{apart_note(study)}",
         ("arm", "learning_rate", "dev_bpb_ctx", "chosen", "edge_of_grid"),
         tuple(records),
         draw if records else None,
         tuple(missing),
     )
+
+
+def _curve(axes: Axes, records: list[dict], arm: str, look: dict) -> float:
+    """Draws one arm's curve with a ring at its choice; returns the last value."""
+    here = [r for r in records if r["arm"] == arm]
+    x, y = [r["learning_rate"] for r in here], [r["dev_bpb_ctx"] for r in here]
+    axes.plot(x, y, markeredgecolor=SURFACE, markeredgewidth=0.5, **look)
+    for r in here:
+        if r["chosen"]:
+            axes.plot(
+                r["learning_rate"], r["dev_bpb_ctx"], marker="o", markersize=11, fillstyle="none",
+                color=look["color"], linestyle="none", markeredgewidth=2.2 if r["edge_of_grid"] else 1.0,
+            )  # fmt: skip
+    return y[-1]
+
+
+def _rate_axis(axes: Axes, rates: list[float], short: bool) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{r:.0e}".replace("e-0", "e-") if short else f"{r:g}" for r in rates])
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.margins(x=0.1, y=0.15)
 
 
 def acquisition(study: Study) -> Picture:
@@ -135,4 +158,4 @@ def acquisition(study: Study) -> Picture:
 def in_distribution(study: Study, run: Run) -> float | None:
     """Y_R_id where the rows have it, else the mean over the study's tasks at L, above chance."""
     summary = run.value("Y_R_id", 1)
-    return run.retrieval(1, study.tasks()) if summary is None else summary
+    return run.retrieval(1, study.main_tasks) if summary is None else summary

@@ -89,6 +89,7 @@ class Study:
       roles: for the verdict: {"rope": name, "alibi": name, "hybrids": [names]}.
       suite: what evaluate.py measures of a run that counts; empty: the run's own settings decide.
       tuning_suite: what it measures, at L and on dev, of a tuning run; it must hold bpb_ctx.
+      together: whether the seeds of an arm are trained in one program, on one device.
 
     Raises:
       ValueError: names or seeds twice, two arms that would train the same thing, a tuning seed that is
@@ -103,6 +104,7 @@ class Study:
     roles: Mapping[str, object] = dataclasses.field(default_factory=dict)
     suite: str = ""
     tuning_suite: str = "E"
+    together: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -117,6 +119,14 @@ class Study:
         t = self.tuning
         cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in self.arms] if t else []
         return self._kept(cells)
+
+    def groups(self, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+        """Returns the runs that one process trains: each alone, or an arm's seeds that count together."""
+        found: dict[object, list[Cell]] = {}
+        for cell in cells:
+            shared = self.together and not cell.tuning
+            found.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
+        return [tuple(group) for group in found.values()]
 
     def slots(self) -> list[str]:
         """Returns the names of the runs that count, known before any rate is chosen."""
@@ -202,6 +212,11 @@ class Study:
 
     def _kept(self, cells: Sequence[Cell]) -> list[Cell]:
         return unique([cell for cell in cells if self.skip(cell) is None])
+
+
+def group_name(cells: Sequence[Cell]) -> str:
+    """Returns the name of runs that are trained together, e.g. rope-s0+1+2; of one, its own."""
+    return "+".join([cells[0].name, *(str(cell.seed) for cell in cells[1:])])
 
 
 def unique(cells: Sequence[Cell]) -> list[Cell]:

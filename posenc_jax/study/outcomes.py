@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from posenc_jax.study.decision import METRICS
 
@@ -54,7 +54,7 @@ def read_outcomes(rows: Sequence[Mapping]) -> Reading:
     gaps, repeats = [], {}
     for (arm, seed), mine in sorted(runs.items()):
         length = next(iter(mine.values()))["train_length"]
-        repeats[names[arm, seed]] = _repeat_lengths(mine, length)
+        repeats[names[arm, seed]] = repeat_lengths(mine, length)
         for outcome in METRICS:
             value, why = _outcome(outcome, mine, length)
             values.setdefault((arm, outcome), {})[seed] = value
@@ -71,7 +71,7 @@ def _outcome(outcome: str, mine: Mapping, length: int) -> tuple[float | None, st
         found = [_value(mine, metric, None, bucket) for metric, bucket in places]
         fold = max
     elif outcome == "repeat_gain":
-        found = [_value(mine, outcome, g, "all") for g in _repeat_lengths(mine, length)]
+        found = [_value(mine, outcome, g, "all") for g in repeat_lengths(mine, length)]
         if not found:
             return None, f"not measured (no row repeat_gain at {REPEAT[0]}L to {REPEAT[1]}L)"
         fold = _mean
@@ -97,7 +97,8 @@ def _value(mine: Mapping, metric: str, length: int | None, bucket: str) -> tuple
     return (float(value), "") if math.isfinite(value) else (None, f"{metric} is {value}")
 
 
-def _repeat_lengths(mine: Mapping, length: int) -> tuple[int, ...]:
+def repeat_lengths(mine: Collection[tuple[str, int, str]], length: int) -> tuple[int, ...]:
+    """Returns the gaps of repeat_gain that count, in tokens, of rows by (metric, length, bucket)."""
     low, high = (k * length for k in REPEAT)
     return tuple(sorted(at for metric, at, _ in mine if metric == "repeat_gain" and low <= at <= high))  # fmt: skip
 

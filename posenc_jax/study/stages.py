@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from posenc_jax.study import local, tuning
-from posenc_jax.study.grid import Cell, Study
-from posenc_jax.training.config import RunConfig, from_sections
+from posenc_jax.study.grid import Cell, Study, group_name
+from posenc_jax.training.config import RunConfig, differences, from_sections
 from posenc_jax.training.workdir import replace_text, write_json
 
 # What makes a row one measurement; a study that holds two of one kind is broken.
@@ -36,28 +36,61 @@ class Course:
         """Folder of the logs."""
         return self.workdir / "logs"
 
+    def programs(self, cells: Sequence[Cell]) -> list[local.Run]:
+        """Returns the trainings of several seeds in one program; none where every run trains alone.
+
+        Raises:
+          ValueError: seeds that differ in more than their seed.
+        """
+        return [self._program(group) for group in self.study.groups(cells) if len(group) > 1]
+
+    def runs(self, cells: Sequence[Cell]) -> list[local.Run]:
+        """Returns what is left once the programs have ended: of runs that finished there, the evaluation.
+
+        A run whose program did not finish it is none of them.
+        """
+        found = []
+        for group in self.study.groups(cells):
+            if len(group) == 1:
+                found.append(self.run(group[0]))
+            else:
+                done = [cell for cell in group if _trained(cell.folder(self.workdir))]
+                found += [self._as_commands(cell, self._scoring(cell)) for cell in done]
+        return found
+
     def run(self, cell: Cell) -> local.Run:
-        """Returns the run as commands."""
-        folder = cell.folder(self.workdir)
-        scored = ("python", self.evaluate, f"--workdir={folder}")
-        train = (
-            "python",
-            self.train,
-            f"--config={self.file}:{cell.setting}",
-            f"--workdir={folder}",
-        )
+        """Returns the run as commands: it trains alone and is evaluated."""
+        train = (*self._training(cell), f"--workdir={cell.folder(self.workdir)}")
+        return self._as_commands(cell, (train, *self._scoring(cell)))
+
+    def _training(self, cell: Cell) -> tuple[str, ...]:
+        return ("python", self.train, f"--config={self.file}:{cell.setting}")
+
+    def _scoring(self, cell: Cell) -> tuple[tuple[str, ...], ...]:
+        scored = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
-            commands = (train, (*scored, f"--split={tuning.SPLIT}", suite, "--lengths=1"))
-            products = (folder / f"evaluation_{tuning.SPLIT}" / "evaluation.json",)
-        else:
-            suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
-            readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
-            commands = (train, (*scored, *suite), *readings)
-            products = (folder / "evaluation" / "evaluation.json",)
-        decides = [commands, self.config(cell.setting).to_json()]
-        stamp = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+            return ((*scored, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
+        suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
+        readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
+        return ((*scored, *suite), *readings)
+
+    def _as_commands(self, cell: Cell, commands: tuple[tuple[str, ...], ...]) -> local.Run:
+        folder = cell.folder(self.workdir)
+        evaluation = f"evaluation_{tuning.SPLIT}" if cell.tuning else "evaluation"
+        products = (folder / evaluation / "evaluation.json",)
+        stamp = _stamp(commands, [self.config(cell.setting)])
         return local.Run(cell.name, cell.arm.name, folder, commands, stamp, products)
+
+    def _program(self, cells: Sequence[Cell]) -> local.Run:
+        first, folders = cells[0], [cell.folder(self.workdir) for cell in cells]
+        configs = [self.config(cell.setting) for cell in cells]
+        _refuse_unlike(cells, configs)
+        pattern = folders[0].with_name(f"{first.arm.name}-s{{seed}}")
+        seeds = ",".join(str(cell.seed) for cell in cells)
+        commands = ((*self._training(first), f"--workdir={pattern}", f"--seeds={seeds}"),)
+        products, stamp = tuple(f / "run.json" for f in folders), _stamp(commands, configs)
+        return local.Run(group_name(cells), first.arm.name, folders[0], commands, stamp, products)
 
     def check(self) -> None:
         """Builds every configuration; ValueError for a mistake in the file, before anything starts."""
@@ -67,6 +100,7 @@ class Course:
             cells = cells + s.grid({arm.name: s.tuning.rates[0] for arm in s.arms})
         for cell in cells:
             self.run(cell)
+        self.programs(cells)
 
     def begin(self) -> None:
         """Makes the study's folder and writes study.json."""
@@ -132,6 +166,26 @@ class Course:
         path = self.workdir / "rows.jsonl"
         replace_text(path, sorted_rows(read, self.workdir, KEY))
         return path
+
+
+def _stamp(commands: Sequence[Sequence[str]], configs: Sequence[RunConfig]) -> str:
+    decides = [commands, *(config.to_json() for config in configs)]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _trained(folder: Path) -> bool:
+    path = folder / "run.json"
+    return path.exists() and json.loads(path.read_text())["finished"]
+
+
+def _refuse_unlike(cells: Sequence[Cell], configs: Sequence[RunConfig]) -> None:
+    """Raises ValueError if runs that are to be trained together differ in more than their seed."""
+    for cell, config in zip(cells, configs, strict=True):
+        found = [line for line in differences(config, configs[0]) if not line.startswith("train.seed:")]  # fmt: skip
+        if found:
+            raise ValueError(
+                f"together=True: {cell.name} and {cells[0].name} differ in more than their seed ({found[0]})"
+            )
 
 
 def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]) -> str:

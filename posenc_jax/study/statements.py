@@ -1,10 +1,13 @@
 """Statements over seeds: one tested sentence each, and checks that hold in every seed or do not."""
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 
-from posenc_jax.study import statistics
+import numpy as np
+
+from posenc_jax.study import nested, statistics
 
 DRAWS = 10_000  # of the bootstrap
 SIGN_FLIP_SEEDS = 6  # fewer cannot reach 0.05 by a two-sided sign flip
@@ -32,6 +35,10 @@ class Statement:
         (),
         (),
     )  # values of the two, where two meet
+    names: tuple[str, ...] = ()  # of the one arm or the two
+    metric: str = ""
+    instances: tuple[nested.Sample, ...] = ()  # of each seed; none: the bootstrap draws seeds alone
+    unknown: str = ""  # why there are none
 
     @property
     def iqm(self) -> float | None:
@@ -44,11 +51,23 @@ class Statement:
         return statistics.probability_of_improvement(*self.arms) if self.arms[0] else None
 
     def bootstrap(self, alpha: float) -> tuple[float, float] | None:
-        """Percentile interval of the mean over resampled seeds; None where nothing was tested."""
+        """Percentile interval of the mean over the draws; None where nothing was tested.
+
+        Drawn are seeds and, where they are known, the instances within each drawn seed.
+        """
+        return None if self.test is None else nested.interval(self._means_X, 1 - 2 * alpha)
+
+    @functools.cached_property
+    def _means_X(self) -> np.ndarray:
+        seeds = self.instances or tuple(map(nested.whole, self.values))
+        return nested.resampled(seeds, draws=DRAWS, seed=0)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The levels that the bootstrap draws, none where nothing was tested."""
         if self.test is None:
-            return None
-        seeds = [[value] for value in self.values]
-        return statistics.hierarchical_bootstrap(seeds, draws=DRAWS, seed=0, level=1 - 2 * alpha)[1:]  # fmt: skip
+            return ()
+        return ("seeds", "instances") if self.instances else ("seeds",)
 
     @property
     def sign_flip(self) -> float | None:
@@ -82,12 +101,14 @@ class Statement:
         few = f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds" if t.n < SIGN_FLIP_SEEDS else ""  # fmt: skip
         spread = "" if t.deviation else "; all seeds agree exactly, so this p knows no spread"
         low, high = self.bootstrap(alpha)
+        drawn = "seeds and instances" if self.instances else "seeds alone"
+        unknown = f"; seeds alone because {self.unknown}" if self.unknown else ""
         ahead = "" if self.ahead is None else f", first arm higher in {100 * self.ahead:.0f} % of pairs of runs"  # fmt: skip
         return (
             f"{said}{t.mean:+.4f} {self.unit}, {100 * (1 - 2 * alpha):.0f} % interval {t.low:+.4f} "
-            f"to {t.high:+.4f} (bootstrap {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
+            f"to {t.high:+.4f} (bootstrap over {drawn} {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
             f"{p_words(self.sign_flip)} (sign flip{few}), n {t.n} seeds, detectable from "
-            f"{self.detectable(alpha):.4f} past it{spread}{gaps}"
+            f"{self.detectable(alpha):.4f} past it{spread}{unknown}{gaps}"
         )
 
     def failed(self) -> list[tuple[int, float]]:
@@ -117,7 +138,8 @@ def compared(
     paired = statistics.pair(a, b)
     problems = tuple(f"{metric} of {arms[0]} and {arms[1]}, {line}" for line in paired.excluded)
     said = _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
-    return dataclasses.replace(said, arms=tuple(tuple(v[s] for s in paired.seeds) for v in (a, b)))
+    both = tuple(tuple(v[s] for s in paired.seeds) for v in (a, b))
+    return dataclasses.replace(said, arms=both, names=tuple(arms), metric=metric)
 
 
 def alone(
@@ -133,7 +155,8 @@ def alone(
 ) -> Statement:
     """The statement that one arm's values have a mean above the threshold."""
     paired, problems = _of_one_arm(outcomes, arm, metric, seeds)
-    return _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
+    said = _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
+    return dataclasses.replace(said, names=(arm,), metric=metric)
 
 
 def checked(
@@ -168,6 +191,29 @@ def either(a: Statement, b: Statement) -> Statement:
         p=min(1.0, 2 * chosen.p),
         p_refuted=max(a.p_refuted, b.p_refuted),
     )
+
+
+def with_instances(
+    s: Statement, samples: Mapping[tuple[str, str], Mapping[int, nested.Sample | str]]
+) -> Statement:
+    """The statement with the instances of every seed, paired over its arms, or why it has none.
+
+    Args:
+      samples: by arm and metric, by seed: the instances, or the reason why they are not known.
+    """
+    if s.test is None:
+        return s
+    found = []
+    for seed in s.seeds:
+        parts = [samples[name, s.metric][seed] for name in s.names]
+        for name, part in zip(s.names, parts, strict=True):
+            if isinstance(part, str):
+                return dataclasses.replace(s, unknown=f"of {name}, seed {seed}, {part}")
+        sample = parts[0] if len(parts) == 1 else nested.less(*parts)
+        if sample is None:
+            return dataclasses.replace(s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances")  # fmt: skip
+        found.append(sample)
+    return dataclasses.replace(s, instances=tuple(found))
 
 
 def p_of_all(statements: Sequence[Statement]) -> float:

@@ -100,40 +100,6 @@ def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided
     return float((sums_X >= observed - slack).mean())
 
 
-def hierarchical_bootstrap(
-    instances: Sequence[Sequence[float]], *, draws: int, seed: int, level: float
-) -> tuple[float, float, float]:
-    """Returns mean over seeds of instance means, and its percentile interval.
-
-    Each draw resamples the seeds, then the instances within each drawn seed (Davison and Hinkley
-    1997, sec. 3.8). Draws are a function of `seed` alone (a Philox counter).
-
-    Args:
-      instances: by training seed, one value (or paired difference) an instance.
-      draws: number of draws. level: coverage, such as 0.95.
-
-    Raises:
-      ValueError: fewer than two seeds, a seed without instances, or a value that is not finite.
-    """
-    if len(instances) < 2:
-        raise ValueError(f"a bootstrap over seeds needs at least 2 seeds, not {len(instances)}")
-    groups = [_checked(values, 1) for values in instances]
-    random = np.random.Generator(np.random.Philox(seed))
-    chosen_XP = random.integers(len(groups), size=(draws, len(groups)))
-    means_XP = np.empty(chosen_XP.shape)
-    for index, values_I in enumerate(groups):
-        here_XP = chosen_XP == index
-        count = int(here_XP.sum())
-        means = np.empty(count)
-        step = max(1, 2_000_000 // len(values_I))  # bounds the memory of the drawn indices
-        for start in range(0, count, step):
-            size = (min(step, count - start), len(values_I))
-            means[start : start + size[0]] = values_I[random.integers(len(values_I), size=size)].mean(1)  # fmt: skip
-        means_XP[here_XP] = means
-    low, high = np.quantile(means_XP.mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(np.mean([g.mean() for g in groups])), float(low), float(high)
-
-
 def iqm(values: Sequence[float]) -> float:
     """Returns the interquartile mean: a quarter of the values trimmed from each end.
 

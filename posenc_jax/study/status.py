@@ -61,7 +61,7 @@ def table(
     shown = [state for state in STATES if count[state] or state in ("done", "waiting")]
     lines = [f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, {count['failed']} failed]  {clock}"]  # fmt: skip
     names = list(dict.fromkeys(arms.values()))
-    width = max(len("arm"), *(len(name) for name in names))
+    width = max(map(len, ("arm", *names)))
     lines.append("  " + "arm".ljust(width) + "".join(state.rjust(9) for state in shown))
     for name in names:
         of = [states[run] for run, arm in arms.items() if arm == name]

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from posenc_jax.study import prereg
+from posenc_jax.study import nested, prereg
 from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import RULE, Verdict, decide
-from posenc_jax.study.outcomes import read_outcomes
-from posenc_jax.study.statements import Statement, p_words
+from posenc_jax.study.outcomes import Reading, read_outcomes
+from posenc_jax.study.samples import Samples, confirmed, read_samples
+from posenc_jax.study.statements import Statement, p_words, with_instances
 
 ALIKE = ("train_length", "corpus_fingerprint", "tokenizer_fingerprint")
 SMOKE = "a smoke run checks the wiring; it is no result"
@@ -29,6 +30,7 @@ class Run:
     settings: str  # of its evaluation
     rows: tuple[Mapping, ...]
     why: str
+    arrays: Path  # what the rows were counted from, instance by instance
 
 
 def read_runs(workdir: Path, split: str) -> list[Run]:
@@ -48,17 +50,17 @@ def read_runs(workdir: Path, split: str) -> list[Run]:
 def _read_run(folder: Path, name: str, split: str) -> Run:
     info = json.loads((folder / "run.json").read_text())
     evaluation = folder / ("evaluation" if split == "test" else f"evaluation_{split}")
-    path, done = evaluation / "rows.jsonl", evaluation / "evaluation.json"
+    path, done, arrays = (evaluation / n for n in ("rows.jsonl", "evaluation.json", "arrays"))
     if not info["finished"]:
-        return Run(name, info, "", (), "training has not finished")
+        return Run(name, info, "", (), "training has not finished", arrays)
     if not path.exists() or not done.exists():
-        return Run(name, info, "", (), f"not evaluated to the end on {split}")
+        return Run(name, info, "", (), f"not evaluated to the end on {split}", arrays)
     about = json.loads(done.read_text())
     if about["step"] != info["steps"]:
         why = f"scored at step {about['step']} of {info['steps']}; only the last checkpoint counts"
-        return Run(name, info, "", (), why)
+        return Run(name, info, "", (), why, arrays)
     rows = tuple(json.loads(line) for line in path.read_text().splitlines())
-    return Run(name, info, about["settings"], rows, "")
+    return Run(name, info, about["settings"], rows, "", arrays)
 
 
 def judge(
@@ -94,17 +96,17 @@ def judge(
     said = decide(outcomes, plan.hybrids, rope=plan.rope, alibi=plan.alibi, seeds=plan.seeds, margins=plan.margins)  # fmt: skip
     if status == "smoke":
         said = [dataclasses.replace(v, verdict="INCONCLUSIVE", reasons=(SMOKE, *v.reasons)) for v in said]  # fmt: skip
-    alpha = plan.margins.alpha
+    alpha, samples = plan.margins.alpha, _samples(chosen, reading)
     found = []
     for v in said:
         ablations = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
         attributed = attribute(outcomes, v.hybrid, ablations, seeds=plan.seeds, margins=plan.margins)  # fmt: skip
         found.append(
-            _verdict(v, alpha)
+            _verdict(v, samples, alpha)
             | {
                 "attribution": [
                     {"factor": a.factor, "ablation": a.ablation, "finding": a.finding, "p": a.p, "words": a.words,
-                     "statements": [_statement(s, "", alpha) for s in a.statements]}
+                     "statements": [_statement(with_instances(s, samples), "", alpha) for s in a.statements]}
                     for a in attributed
                 ]
             }
@@ -174,7 +176,19 @@ def _differences(chosen: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _verdict(v: Verdict, alpha: float) -> dict:
+def _samples(chosen: Sequence[Run], reading: Reading) -> Samples:
+    """The instances behind each value that the rows have."""
+    found: dict[tuple[str, str], dict[int, nested.Sample | str]] = {}
+    for run in chosen:
+        arm, seed = run.info["arm"], run.info["seed"]
+        for metric, sample in read_samples(run.arrays, run.rows).items():
+            value = ({seed: None} | reading.values.get((arm, metric), {}))[seed]
+            if value is not None:
+                found.setdefault((arm, metric), {})[seed] = confirmed(sample, value)
+    return found
+
+
+def _verdict(v: Verdict, samples: Samples, alpha: float) -> dict:
     return {
         "hybrid": v.hybrid,
         "verdict": v.verdict,
@@ -182,7 +196,8 @@ def _verdict(v: Verdict, alpha: float) -> dict:
         "clauses": dict(v.clauses),
         "reasons": list(v.reasons),
         "statements": [
-            _statement(s, state, alpha) for s, state in zip(v.statements, v.states, strict=True)
+            _statement(with_instances(s, samples), state, alpha)
+            for s, state in zip(v.statements, v.states, strict=True)
         ],
     }
 
@@ -194,7 +209,7 @@ def _statement(s: Statement, state: str, alpha: float) -> dict:
         "state": state, "threshold": s.threshold, "estimate": t and t.mean, "low": t and t.low,
         "high": t and t.high, "deviation": t and t.deviation, "n": len(s.values), "p": None if s.check else s.p,
         "p_refuted": None if s.check else s.p_refuted, "sign_flip": s.sign_flip,
-        "bootstrap": s.bootstrap(alpha), "iqm": s.iqm, "ahead": s.ahead,
+        "bootstrap": s.bootstrap(alpha), "bootstrap_over": s.drawn, "bootstrap_why": s.unknown, "iqm": s.iqm, "ahead": s.ahead,
         "detectable": s.detectable(alpha), "seeds": list(s.seeds), "values": list(s.values),
         "problems": list(s.problems), "sentence": s.sentence(alpha),
     }  # fmt: skip

@@ -18,6 +18,7 @@ from posenc_jax.tasks.instances import Instance, generator_of
 from posenc_jax.tasks.retrieval import hidden_passkey, recalled_pairs, shortest_length
 
 PAIRS = (8, 16, 32)
+SUMMARY_TASKS = ("passkey", "needles_4", "mqar_16")  # of Y_R: R1 corpus, R2 K=4, R3 P=16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,10 +85,21 @@ def read(path: Path) -> RunConfig:
 # Settings that say how a run is carried out and cannot change its numbers: a resume may change them.
 HOW = {
     "data": ("data_dir", "download", "threads"),
-    "train": ("data_devices", "fsdp_devices", "model_devices",
-              "save_every", "keep", "log_every"),
+    "train": (
+        "data_devices",
+        "fsdp_devices",
+        "model_devices",
+        "save_every",
+        "keep",
+        "log_every",
+        "stall_seconds",
+        "wandb_project",
+    ),
     "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
-}  # fmt: skip
+}
+
+# Settings in which the processes of one run may differ from each other.
+PER_HOST = {"data": ("data_dir", "download", "threads")}
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
@@ -128,7 +139,7 @@ def _typed(where: str, value, hint):
 def _check(c: RunConfig) -> None:
     positive = {
         "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "model_devices", "save_every", "log_every", "keep", "bad_steps"),
+                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
         "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),

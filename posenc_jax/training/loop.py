@@ -1,10 +1,9 @@
 """The training loop: open, resume, step, log, save."""
 
-import datetime
+import contextlib
+import errno
 import functools
-import json
 import math
-import signal
 import time
 from pathlib import Path
 
@@ -12,21 +11,36 @@ import jax
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.inputs import Inputs, open_inputs, training_batches, unigram_bits_per_byte
+from posenc_jax.training.hosts import refusing_alike, rows_of_process
+from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
 from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
-from posenc_jax.training.progress import MetricLog, Progress
+from posenc_jax.training.meter import training_flops
+from posenc_jax.training.monitor import Monitor
+from posenc_jax.training.profile import NOTHING, Profile
+from posenc_jax.training.progress import check_wandb
+from posenc_jax.training.record import (
+    record_of,
+    seconds_before,
+    write_finished,
+    write_record,
+)
 from posenc_jax.training.step import make_step, state_builder
+from posenc_jax.training.stop import StopRequest
+from posenc_jax.training.watch import Watchdog
 from posenc_jax.training.workdir import (
     claim,
-    provenance,
+    ownership,
+    refuse_owner,
     refuse_strangers,
     replace_text,
-    write_json,
 )
 
 STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
+UNWRITABLE = 74  # of a run that could not write any more; resumable once there is room (EX_IOERR)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Stopped(Exception):
@@ -37,182 +51,155 @@ class Diverged(Exception):
     """Too many non-finite updates in a row; the last good checkpoint is kept."""
 
 
-def train(config: RunConfig, workdir: Path, command: str) -> None:
+def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOTHING) -> None:
     """Trains to `config.train.steps`, from the last checkpoint in `workdir` if there is one.
+
+    Args:
+      command: for the record. profile: steps to trace.
 
     Raises:
       ValueError: anything wrong with the configuration, the inputs or the folder.
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
+      SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
-    mesh = make_mesh(
-        config.train.data_devices,
-        config.train.model_devices,
-        fsdp_devices=config.train.fsdp_devices,
-    )
-    check_mesh(config, mesh)
-    refuse_strangers(workdir, config)
-    inputs = open_inputs(config)
-    model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
-    training_batches(config, inputs, first_step=0, process_index=0, process_count=1)
-    with claim(workdir), jax.set_mesh(mesh), _Stop() as stop:
-        replace_text(workdir / "config.json", config.to_json())
-        with Checkpoints(workdir, config.train.keep) as checkpoints:
-            _run(config, workdir, command, inputs, model, mesh, checkpoints, stop)
+    leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
+    with contextlib.ExitStack() as held:
+        with refusing_alike(config):
+            mesh = make_mesh(
+                config.train.data_devices,
+                config.train.model_devices,
+                fsdp_devices=config.train.fsdp_devices,
+            )
+            check_mesh(config, mesh)
+            if leads:
+                refuse_strangers(workdir, config)
+                check_wandb(config)
+            inputs = open_inputs(config)
+            model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
+            _feed(config, mesh, inputs, first_step=0)
+        with refusing_alike(config):
+            if leads:
+                held.enter_context(claim(workdir))
+                replace_text(workdir / "config.json", config.to_json())
+        with refusing_alike(config):
+            if not (workdir / "config.json").exists():
+                raise ValueError(
+                    f"{workdir} is not the folder that process 0 sees: --workdir must be shared by all hosts"
+                )
+        held.enter_context(jax.set_mesh(mesh))
+        stop = held.enter_context(StopRequest())
+        checkpoints = Checkpoints(workdir, config.train.keep)
+        try:
+            with checkpoints:
+                _run(config, workdir, command, inputs, model, mesh, checkpoints, stop, profile)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
-def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop) -> None:
+def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop, profile) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
+    owner = ownership(config, inputs)
     first = checkpoints.latest() or 0
+    before = checkpoints.record(first) if first else {"links": None}
+    if first:
+        refuse_owner(workdir, first, owner, before["owner"])
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
-    record = _record(config, command, inputs, state["params"])
-    record["began"] = _began(workdir)
+    chain = Chain(before["links"])
+    record = record_of(config, command, inputs, state["params"], workdir)
     record["attention"] = model.config.attention_paths(t.length)
-    _refuse_other_text(workdir, record)
-    spent = _seconds_before(workdir)
+    spent = seconds_before(workdir)
+    profile.check(first, t.steps)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
-        _finish(workdir, record, spent, t, state)
+        write_finished(workdir, record, spent, state, chain)
         return
-    print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
-    if first:
-        print(f"resuming {workdir} after step {first} of {t.steps}")
-
     if jax.process_index() == 0:
-        write_json(workdir / "run.json", record | {"finished": False, "wall_seconds": spent})
+        print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
+        if first:
+            print(f"resuming {workdir} after step {first} of {t.steps}")
+    write_record(workdir, record, spent)
 
     step = make_step(config, model)
-    log, bar = MetricLog(workdir, first), Progress(config.arm, first, t.steps)
-    feed = training_batches(
-        config, inputs, first_step=first,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
     place = functools.partial(_place, config, mesh)
-    started = clock = time.time()
+    flops = training_flops(model.config, t.length) * t.batch_size
+    started, done = time.time(), first
     pending = None  # metrics of the step before, read only after the next one is under way
-    done = first
-    try:
-        for batch in feed:
-            state, metrics = step(state, place(batch))
+    with (
+        Monitor(workdir, config, first, record["began"], flops, chain) as monitor,
+        _watchdog(workdir, t.stall_seconds) as watchdog,
+    ):
+        for batch in monitor.waiting(_feed(config, mesh, inputs, first_step=first)):
+            profile.before(done + 1, workdir)
+            placed = place(batch)
+            state, metrics = step(state, placed)
             done += 1
+            chain.add(done, placed, metrics)
+            checkpoints.check()
             if pending is not None:
-                clock = _report(pending, done - 1, t, log, bar, clock)
+                _finish(pending, done - 1, t.bad_steps, monitor, watchdog)
             pending = metrics
-            if done % t.save_every == 0 or done == t.steps or stop.asked:
-                clock = _report(pending, done, t, log, bar, clock)
+            asked = stop.at(done)
+            if done % t.save_every == 0 or done == t.steps or asked:
+                _finish(pending, done, t.bad_steps, monitor, watchdog)
                 pending = None  # a saved step is a logged step, whatever happens next
-                checkpoints.save(done, state)
-            if stop.asked and done < t.steps:
-                raise Stopped(
-                    f"stopped by {stop.asked} after step {done} of {t.steps}; run the same command to go on"
-                )
-        seconds = spent + time.time() - started
+                with monitor.saving():
+                    checkpoints.save(done, state, {"owner": owner, "links": chain.through(done)})
+            profile.after(done, state)
+            if asked:
+                break
         checkpoints.wait()
-        _finish(workdir, record, seconds, t, state)
-    except Stopped:
-        checkpoints.wait()
-        seconds = spent + time.time() - started
-        if jax.process_index() == 0:
-            write_json(workdir / "run.json", record | {"finished": False, "wall_seconds": seconds})
-        raise
-    finally:
-        log.close()
-        bar.close()
-
-
-def _finish(workdir: Path, record: dict, seconds: float, t, state) -> None:
-    """Writes the record of a finished run; seconds are those of its legs that ended by themselves."""
-    if jax.process_index() == 0:
-        rate = round(t.steps * t.batch_size * t.length / seconds) if seconds else None
-        write_json(
-            workdir / "run.json",
-            record
-            | {
-                "wall_seconds": round(seconds, 1),
-                "tokens_per_second": rate,
-                "skipped_updates": int(state["skipped"]),
-                "finished": True,
-            },
+    seconds = spent + time.time() - started
+    if done < t.steps:
+        write_record(workdir, record, seconds)
+        raise Stopped(
+            f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
         )
+    write_finished(workdir, record, seconds, state, chain)
 
 
-def _began(workdir: Path) -> str | None:
-    """When the run was first started, ISO 8601 in UTC; None where an earlier leg did not say."""
-    path = workdir / "run.json"
-    if not path.exists():
-        return datetime.datetime.now(datetime.UTC).isoformat()
-    return ({"began": None} | json.loads(path.read_text()))["began"]
-
-
-def _seconds_before(workdir: Path) -> float:
-    path = workdir / "run.json"
-    return json.loads(path.read_text()).get("wall_seconds", 0.0) if path.exists() else 0.0
-
-
-def _report(metrics, step: int, t, log: MetricLog, bar: Progress, clock: float) -> float:
-    """Reads one finished step's metrics; writes them every `log_every` steps."""
-    if step % t.log_every and step != t.steps:
-        return clock
-    row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now = time.time()
-    rate = t.batch_size * t.length * t.log_every / max(now - clock, 1e-9)
-    log.write({"step": step, **row, "tokens_per_second": round(rate, 1)})
-    bar.update(step, loss=f"{row['loss']:.3f}", tokens_per_s=f"{rate:,.0f}")
-    if row["skipped_in_a_row"] >= t.bad_steps:
+def _finish(metrics, step: int, bad_steps: int, monitor: Monitor, watchdog: Watchdog) -> None:
+    """Waits until a step is finished, has it written down, and ends a run that diverges."""
+    row = monitor.finished(step, metrics)
+    watchdog.finished(step)
+    if row is not None and row["skipped_in_a_row"] >= bad_steps:
         raise Diverged(
             f"{row['skipped_in_a_row']:.0f} updates in a row were not finite, up to step {step}; "
             "lower config.optimizer.learning_rate and start again in another --workdir"
         )
-    return now
+
+
+def _watchdog(workdir: Path, seconds: float) -> Watchdog:
+    name, who = "stalls.log", f"process {jax.process_index()} of {jax.process_count()}"
+    if jax.process_index():
+        name = f"stalls-{jax.process_index()}.log"
+    return Watchdog(workdir / name, seconds, who)
+
+
+def _feed(config: RunConfig, mesh, inputs: Inputs, *, first_step: int):
+    """Batches from `first_step` on, this process's rows of them."""
+    t = config.train
+    index, count = rows_of_process(
+        jax.NamedSharding(mesh, BATCH), t.batch_size // t.accumulation, axis=1, ndim=3
+    )
+    return training_batches(
+        config, inputs, first_step=first_step, process_index=index, process_count=count
+    )
 
 
 def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts one process's rows on its devices as [slices, B, T], laid out as `BATCH`."""
-    slices = config.train.accumulation
-    sharding = jax.NamedSharding(mesh, BATCH)
+    slices, rows = config.train.accumulation, config.train.batch_size // config.train.accumulation
 
     def put(x: np.ndarray) -> jax.Array:
         local = x.reshape(slices, -1, x.shape[-1])
-        rows = config.train.batch_size // slices
-        return jax.make_array_from_process_local_data(sharding, local, (slices, rows, x.shape[-1]))
+        shape = (slices, rows, x.shape[-1])
+        return jax.make_array_from_process_local_data(jax.NamedSharding(mesh, BATCH), local, shape)
 
     return {name: put(x) for name, x in batch.items()}
-
-
-def _record(config: RunConfig, command: str, inputs: Inputs, params) -> dict:
-    t = config.train
-    return {
-        "arm": config.arm,
-        "scheme": config.model.scheme,
-        "seed": t.seed,
-        "tier": t.tier,
-        "train_length": t.length,
-        "steps": t.steps,
-        "tokens": t.steps * t.batch_size * t.length,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "corpus": config.data.corpus,
-        "corpus_fingerprint": inputs.corpus.fingerprint,
-        "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
-        "unigram_bpb": unigram_bits_per_byte(
-            inputs.stream("train"), inputs.stream("test"), inputs.tokenizer
-        ),
-        "command": command,
-        **provenance(),
-    }
-
-
-def _refuse_other_text(workdir: Path, record: dict) -> None:
-    """Raises ValueError when the run was begun on another corpus or tokenizer of the same name."""
-    path = workdir / "run.json"
-    if path.exists():
-        begun = json.loads(path.read_text())
-        for name in ("corpus_fingerprint", "tokenizer_fingerprint"):
-            if begun[name] != record[name]:
-                raise ValueError(
-                    f"{workdir} was begun with {name} {begun[name][:12]}, now it is {record[name][:12]}: "
-                    "the text or the Python that it comes from has changed; choose another --workdir"
-                )
 
 
 def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
@@ -235,21 +222,3 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             raise ValueError(
                 f"model.{name}={size} does not divide over {parts} {' x '.join(axes)} devices"
             )
-
-
-class _Stop:
-    """Turns SIGTERM and the first Ctrl-C into a request; a second Ctrl-C ends the process."""
-
-    def __enter__(self) -> "_Stop":
-        self.asked = ""
-        self._before = {s: signal.signal(s, self._hear) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _hear(self, number, frame) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
-
-    def __exit__(self, *exc) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -1,5 +1,8 @@
-"""What a run says while it works: a bar on a terminal, plain lines in a log, JSONL, TensorBoard."""
+"""What a run says while it works: a bar on a terminal, plain lines in a log, JSONL, TensorBoard, W&B."""
 
+import dataclasses
+import hashlib
+import importlib.util
 import json
 import sys
 import time
@@ -7,6 +10,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from posenc_jax.training.config import RunConfig
 
 
 class Progress:
@@ -43,14 +48,17 @@ class Progress:
 
 
 class MetricLog:
-    """metrics.jsonl (the source of truth) and TensorBoard beside it.
+    """metrics.jsonl (the source of truth), TensorBoard beside it, and Weights & Biases if asked for.
 
     On resume, rows of steps that will be taken again are dropped, so every step stands once.
+
+    Attributes:
+      last: the last row that was kept, {} when there is none.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
+    def __init__(self, workdir: Path, config: RunConfig, first_step: int):
         path = workdir / "metrics.jsonl"
-        kept = []
+        kept, self.last = [], {}
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
@@ -59,21 +67,51 @@ class MetricLog:
                     continue  # a line that a kill cut short
                 if row["step"] <= first_step:
                     kept.append(line)
+                    self.last = row
         partial = path.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         partial.rename(path)
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._wandb = _wandb_run(workdir, config) if config.train.wandb_project else None
 
     def write(self, row: dict) -> None:
         """Appends one row; it must hold "step"."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(f"train/{name}", value, row["step"])
+        shown = {f"train/{name}": value for name, value in row.items() if name != "step"}
+        shown = {name: value for name, value in shown.items() if not isinstance(value, str)}
+        for name, value in shown.items():
+            self._board.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(shown, step=row["step"])
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes all."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb(config: RunConfig) -> None:
+    """Raises ValueError when Weights & Biases is asked for and not installed."""
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"config.train.wandb_project={config.train.wandb_project} needs Weights & Biases: "
+            'pip install -e ".[wandb]", or leave the setting out'
+        )
+
+
+def _wandb_run(workdir: Path, config: RunConfig):
+    """The run's page; the same one after a resume. WANDB_MODE=offline writes it to the workdir alone."""
+    import wandb
+
+    return wandb.init(
+        project=config.train.wandb_project,
+        id=hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16],
+        resume="allow",
+        name=f"{config.arm} seed {config.train.seed}",
+        dir=str(workdir),
+        config=dataclasses.asdict(config),
+    )

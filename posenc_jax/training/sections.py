@@ -81,6 +81,9 @@ class TrainSection:
         hidden units lie over model. 0 data devices takes all that are left.
       save_every, log_every: steps. keep: checkpoints kept.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
+      stall_seconds: without a finished step, after which all stacks are written down (ten times as long
+        for the first step of a leg, which is compiled).
+      wandb_project: project on Weights & Biases; empty: none.
     """
 
     arm: str = ""
@@ -97,6 +100,8 @@ class TrainSection:
     log_every: int = 20
     keep: int = 2
     bad_steps: int = 10
+    stall_seconds: float = 300.0
+    wandb_project: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what made it, and that one trainer at a time works in it."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from posenc_jax.training.config import RunConfig, differences, read
+from posenc_jax.training.config import RunConfig, differences, from_sections, read
+from posenc_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")  # fmt: skip
 
@@ -32,6 +34,31 @@ def refuse_strangers(workdir: Path, config: RunConfig) -> None:
         raise ValueError(f"{workdir} is neither empty nor a run's folder; choose another --workdir")
 
 
+def ownership(config: RunConfig, inputs: Inputs) -> dict:
+    """Returns what every checkpoint of a run says of the run: its config, text and tokenizer."""
+    return {
+        "config": dataclasses.asdict(config),
+        "corpus_fingerprint": inputs.corpus.fingerprint,
+        "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
+    }
+
+
+def refuse_owner(workdir: Path, step: int, ours: dict, theirs: dict) -> None:
+    """Raises ValueError, naming the differences, when a checkpoint was saved by another run."""
+    there = from_sections(theirs["config"])
+    found = differences(from_sections(ours["config"]), there)
+    found += [
+        f"{name}: {ours[name][:12]} here, {theirs[name][:12]} there"
+        for name in ("corpus_fingerprint", "tokenizer_fingerprint")
+        if ours[name] != theirs[name]
+    ]
+    if found:
+        raise ValueError(
+            f"checkpoint {step} in {workdir} was saved by another run ({'; '.join(found[:4])}"
+            f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}); choose another --workdir"
+        )
+
+
 @contextlib.contextmanager
 def claim(workdir: Path) -> Iterator[None]:
     """Holds the folder for this process while the `with` block runs; a kill frees it too.
@@ -39,8 +66,13 @@ def claim(workdir: Path) -> Iterator[None]:
     Raises:
       ValueError: another trainer is at work in it.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise ValueError(
+            f"{workdir} cannot be written ({error.strerror}); choose another --workdir"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,0 +1,120 @@
+"""Nonsense at the door: settings and corpora that no run can be made of."""
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from posenc_jax.faults.outcome import Trial
+from posenc_jax.faults.runs import SmallRun
+from posenc_jax.training.config import from_sections
+
+WRONG_INPUT = 2
+_VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
+_SECONDS = 5
+
+
+def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """One to three settings of random value: refused in one line that names one, or a sound config.
+
+    Read in this process, as `train.py` reads a stored config; `settings_typed` starts real ones.
+    """
+    base = json.loads(from_sections({}).to_json())
+    for _ in range(trials):
+        sections = json.loads(json.dumps(base))
+        changed = {}
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            section = rng.choice(list(sections))
+            key = rng.choice([*sections[section], "nosuch"])
+            changed[f"{section}.{key}"] = sections[section][key] = rng.choice(_VALUES)
+        began, said, bad = time.time(), "", False
+        try:
+            from_sections(sections)
+        except ValueError as error:
+            said = str(error)
+            names = [key for path in changed for key in path.split(".")[1:]]
+            plain = said.replace("_", " ")  # a message may say "head dim" of head_dim
+            bad = "\n" in said.strip() or not any(n.replace("_", " ") in plain for n in names)
+        except Exception as error:  # whatever else: it would have been a traceback
+            said, bad = repr(error), True
+        bad = bad or time.time() - began > _SECONDS
+        yield Trial("a nonsensical setting", str(changed), undetected=bad, said=said)
+
+
+TYPED = (
+    ("train.steps", "-3"), ("train.batch_size", "0"), ("train.length", "nan"), ("model.num_heads", "5"),
+    ("optimizer.learning_rate", "nan"), ("model.scheme", "ropee"), ("data.corpus", "nosuch"),
+    ("model.dtype", "float7"), ("train.model_devices", "64"), ("data.threads", "-2"),
+)  # fmt: skip
+
+
+def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """The same in processes of their own: exit code 2, one line, the field by its name, in seconds."""
+    for index in range(trials):
+        name, value = TYPED[index % len(TYPED)]
+        workdir, began = run.fresh(f"typed-{index}"), time.time()
+        process = run.start(workdir, f"--config.{name}={value}")
+        _, err = process.communicate()
+        yield _refused("a nonsensical setting, typed", f"{name}={value}", process.returncode, err, name.split(".")[1], time.time() - began)  # fmt: skip
+
+
+def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """Folders that are no corpus are refused by name; strange but legal ones are read in bounded memory."""
+    for index in range(trials):
+        name, make = list(_CORPORA.items())[index % len(_CORPORA)]
+        folder = run.fresh(f"corpus-{index}")
+        folder.mkdir(parents=True)
+        legal = make(folder, rng)
+        code = (
+            "import sys; from posenc_jax.data.corpora import open_corpus\n"
+            "from posenc_jax.data.stream import open_stream\n"
+            "from posenc_jax.data.tokens import open_tokenizer\n"
+            "from pathlib import Path\n"
+            "try:\n"
+            "    c = open_corpus('text_folder', sys.argv[2], folder=sys.argv[1], download=False)\n"
+            "    print(len(open_stream(c, 'train', open_tokenizer('bytes'), Path(sys.argv[2])).tokens))\n"
+            "except ValueError as error:\n"
+            "    print(error, file=sys.stderr); sys.exit(2)\n"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", code, str(folder), str(run.folder / f"prepared-{index}")],
+            capture_output=True, text=True, preexec_fn=_bounded,
+        )  # fmt: skip
+        lines = process.stderr.strip().splitlines()
+        if process.returncode == WRONG_INPUT:
+            bad = legal or len(lines) != 1 or str(folder) not in process.stderr
+        else:
+            bad = process.returncode != 0 or not legal
+        yield Trial("a strange corpus", name, undetected=bad, said=process.stderr.strip()[-300:])
+
+
+def _refused(fault, detail, code, err, name, seconds) -> Trial:
+    one = code == WRONG_INPUT and len(err.strip().splitlines()) == 1 and name in err
+    return Trial(fault, f"{detail} in {seconds:.1f} s", undetected=not one, said=err.strip())
+
+
+def _bounded() -> None:
+    limit = 12 * 2**30  # of addresses, most of which the libraries map and never touch
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _write(folder: Path, **texts: bytes) -> bool:
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_bytes(text)
+    return True
+
+
+_TEXT = b"one line of text\n" * 200
+_CORPORA = {
+    "empty folder": lambda folder, rng: False,
+    "empty files": lambda folder, rng: _write(folder, a=b"", b=b"", c=b"") and False,
+    "not UTF-8": lambda folder, rng: _write(folder, a=_TEXT, b=_TEXT, c=_TEXT + b"\xff\xfe") and False,
+    "no text at all": lambda folder, rng: (folder / "image.png").write_bytes(rng.randbytes(999)) < 0,
+    "one line of 30 MB": lambda folder, rng: _write(folder, a=b"word " * 6_000_000, b=_TEXT, c=_TEXT),
+    "NUL bytes": lambda folder, rng: _write(folder, a=b"a\0b " * 500, b=_TEXT, c=_TEXT + b"\0"),
+    "3,000 tiny files": lambda folder, rng: _write(folder, **{f"t{i}": b"tiny text %d\n" % i for i in range(3000)}),
+}  # fmt: skip

@@ -1,0 +1,97 @@
+"""Bootstrap over training seeds and, within each drawn seed, over the instances that it was scored on."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+CHUNK = 2_000_000  # instances drawn at a time: bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stratum:
+    """Instances that are drawn from one pot; their value is sum(total) / sum(weight).
+
+    A mean accuracy has the right answers of each instance as its total and the answers as its weight;
+    bits per byte have the bits and the bytes of each stretch.
+    """
+
+    total_I: np.ndarray
+    weight_I: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The value of all instances."""
+        return float(self.total_I.sum() / self.weight_I.sum())
+
+
+Sample = tuple[Stratum, ...]  # one seed's; its value is the mean over the strata
+
+
+def value(sample: Sample) -> float:
+    """Returns the mean over the strata, each counting the same."""
+    return math.fsum(stratum.value for stratum in sample) / len(sample)
+
+
+def less(a: Sample, b: Sample) -> Sample | None:
+    """Returns a - b instance by instance; None where the two were not scored on the same ones.
+
+    Both sides of a difference then always draw the same instances.
+    """
+    if len(a) != len(b) or not all(np.array_equal(x.weight_I, y.weight_I) for x, y in zip(a, b, strict=True)):  # fmt: skip
+        return None
+    return tuple(Stratum(x.total_I - y.total_I, x.weight_I) for x, y in zip(a, b, strict=True))
+
+
+def whole(number: float) -> Sample:
+    """Returns a seed of which its value alone is known."""
+    return (Stratum(np.array([number], np.float64), np.ones(1)),)
+
+
+def resampled(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
+    """Returns, for each draw, the mean over seeds drawn with replacement, instances drawn within each.
+
+    Davison and Hinkley 1997, sec. 3.8. A seed that is drawn twice draws its instances twice, each
+    stratum from its own pot. Draws are a function of `seed` alone (a Philox counter).
+
+    Raises:
+      ValueError: fewer than two seeds, a stratum whose weights are not all positive, or a number that
+        is not finite.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"a bootstrap over seeds needs at least 2 seeds, not {len(seeds)}")
+    random = np.random.Generator(np.random.Philox(seed))
+    chosen_XP = random.integers(len(seeds), size=(draws, len(seeds)))
+    values_XP = np.empty(chosen_XP.shape)
+    for index, sample in enumerate(seeds):
+        here_XP = chosen_XP == index
+        parts = [_drawn(stratum, int(here_XP.sum()), random) for stratum in sample]
+        values_XP[here_XP] = np.mean(parts, axis=0)
+    return values_XP.mean(1)
+
+
+def interval(means_X: np.ndarray, level: float) -> tuple[float, float]:
+    """Returns the percentile interval that holds the share `level` of the draws."""
+    low, high = np.quantile(means_X, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _drawn(stratum: Stratum, count: int, random: np.random.Generator) -> np.ndarray:
+    """Values of `count` resamples of a stratum's instances."""
+    total_I, weight_I = stratum.total_I, stratum.weight_I
+    if not (len(weight_I) and (weight_I > 0).all() and np.isfinite(total_I).all()):
+        raise ValueError("a bootstrap was handed instances without a finite total and a weight above 0")  # fmt: skip
+    size, alike = len(total_I), bool((weight_I == weight_I[0]).all())
+    found = np.empty(count)
+    if size == 1:
+        found[:] = total_I[0] / weight_I[0]
+        return found
+    kind = np.uint16 if size <= 2**16 else np.uint64  # short numbers are drawn in half the time
+    step = max(1, CHUNK // size)
+    for start in range(0, count, step):
+        rows = min(step, count - start)
+        picked_XI = random.integers(size, size=(rows, size), dtype=kind)
+        weights = size * weight_I[0] if alike else weight_I[picked_XI].sum(1)
+        found[start : start + rows] = total_I[picked_XI].sum(1) / weights
+    return found

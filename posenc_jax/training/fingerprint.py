@@ -1,0 +1,75 @@
+"""128 bits that say what an array holds, the same however it is laid out over devices."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_KEYS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)  # odd: one per word of the result
+
+
+@jax.jit
+def fingerprint(x: jax.Array) -> jax.Array:
+    """Returns uint32[4]: sums, modulo 2^32, over elements of a hash of their bits and their place.
+
+    Every term is a bijection of an element's bits (MurmurHash3's finaliser, Appleby 2011), so one changed
+    element always changes all four words; several go unseen with probability 2^-128. Sums can be taken in
+    any order, so devices and processes each add what they hold, and nothing is gathered.
+    """
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = (x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)).astype(
+        jnp.uint32
+    )
+    place = jnp.zeros((1,) * x.ndim, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(x.ndim)):
+        shape = [1] * x.ndim
+        shape[axis] = x.shape[axis]
+        along = jnp.arange(x.shape[axis], dtype=jnp.uint32).reshape(shape)
+        place = place + along * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.stack([_mixed(bits ^ (place * jnp.uint32(key) + jnp.uint32(key >> 3))).sum() for key in _KEYS])  # fmt: skip
+
+
+def _mixed(h: jax.Array) -> jax.Array:
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def fingerprints(tree) -> dict[str, jax.Array]:
+    """Returns the fingerprint of every leaf by its path; dispatched, not waited for.
+
+    In one program: its sums over devices then have one order. Many small programs in flight, each with a
+    sum of its own, can wait for each other on a host with more devices than threads.
+    """
+    return _fingerprints(dict(leaves(tree)))
+
+
+@jax.jit
+def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: fingerprint(leaf) for name, leaf in named.items()}
+
+
+def describe(tree) -> dict[str, str]:
+    """Returns dtype and shape of every leaf, in words: "float32[4, 8]"."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves(tree)}
+
+
+def sha256(tree) -> dict[str, str]:
+    """Returns SHA-256 of every leaf's bytes in row-major order, by path; gathers one leaf at a time."""
+    return {name: hashlib.sha256(_whole(leaf).tobytes()).hexdigest() for name, leaf in leaves(tree)}
+
+
+def leaves(tree) -> list[tuple[str, jax.Array]]:
+    """Returns (path, leaf) of a tree; a path reads like params/layer_0/mlp/up_DF."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named]
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    everywhere = jax.NamedSharding(leaf.sharding.mesh, jax.P())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(leaf))

@@ -1,0 +1,77 @@
+"""What process 0 writes down of the steps of one leg: rows, the bar, and the meter behind them."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+
+from posenc_jax.training.chain import Chain
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.meter import Meter
+from posenc_jax.training.progress import MetricLog, Progress
+
+
+class Monitor:
+    """Measures in every process and writes in process 0; use it in `with`.
+
+    Args:
+      workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops: of
+      the model in a step. chain: whose links go with every row.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: RunConfig,
+        first: int,
+        began: str | None,
+        flops: float,
+        chain: Chain,
+    ):
+        t = config.train
+        self._chain = chain
+        self._every, self._steps = t.log_every, t.steps
+        self._log = self._bar = None
+        if jax.process_index() == 0:
+            self._log = MetricLog(workdir, config, first)
+            self._bar = Progress(config.arm, first, t.steps)
+        self._meter = Meter(
+            tokens=t.batch_size * t.length,
+            flops=flops,
+            began=began,
+            before=self._log.last if self._log else {},
+            first=first,
+        )
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._bar.close()
+
+    def waiting(self, feed: Iterable) -> Iterator:
+        """Yields the feed's batches and counts the time until they come."""
+        return self._meter.waiting(feed)
+
+    def saving(self) -> contextlib.AbstractContextManager:
+        """Counts the time of the block as saving."""
+        return self._meter.saving()
+
+    def finished(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
+        """Waits until a step is finished; writes and returns its metrics every `log_every` steps."""
+        jax.block_until_ready(metrics)
+        self._meter.finished()
+        if step % self._every and step != self._steps:
+            return None
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        links = self._chain.through(step)
+        if self._log is not None:
+            row_of_time = self._meter.row()
+            self._log.write({"step": step, **row, **row_of_time, **links})
+            rate = row_of_time.get("tokens_per_second")
+            shown = {} if rate is None else {"tokens_per_s": f"{rate:,.0f}"}
+            self._bar.update(step, loss=f"{row['loss']:.3f}", **shown)
+        return row

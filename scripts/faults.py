@@ -1,0 +1,52 @@
+"""The fault table: python scripts/faults.py --trials=10 [--only=kill,flip] [--out=faults.jsonl].
+
+Puts faults into small runs and says what came of each: whether the result still equals that of the
+undisturbed run bit for bit, whether anything went unseen, how many steps were taken again. Exit code 1 when
+anything did not hold. --trials counts trials of each fault; --cheap those that need no process of their own.
+"""
+
+import dataclasses
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from posenc_jax import door
+
+_TRIALS = flags.DEFINE_integer("trials", 10, "Trials of every fault", lower_bound=1)
+_CHEAP = flags.DEFINE_integer(
+    "cheap", None, "Trials of those inside one process; default: --trials"
+)
+_ONLY = flags.DEFINE_list("only", None, "Names of faults; default: all")
+_OUT = flags.DEFINE_string("out", None, "A row for every trial, appended as JSONL")
+_SEED = flags.DEFINE_integer("seed", 0, "Of moments, files and bits")
+
+
+def main() -> int:
+    """Flags to one call, and the table."""
+    from posenc_jax.faults.outcome import failed, table
+    from posenc_jax.faults.runs import SmallRun
+    from posenc_jax.faults.suite import CHEAP, FAULTS, chosen
+
+    trials = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        run = SmallRun(Path(folder))
+        for name in chosen(_ONLY.value):
+            count = (_CHEAP.value or _TRIALS.value) if name in CHEAP else _TRIALS.value
+            for trial in FAULTS[name](run, count, random.Random(f"{name}-{_SEED.value}")):
+                trials.append(trial)
+                if _OUT.value:
+                    with Path(_OUT.value).open("a") as file:
+                        file.write(json.dumps(dataclasses.asdict(trial)) + "\n")
+            print(f"{name}: {len(trials)} trials so far", file=sys.stderr, flush=True)
+    print(table(trials))
+    for trial in failed(trials):
+        print(f"{trial.fault}, {trial.detail}: {trial.said}", file=sys.stderr)
+    return 1 if failed(trials) else 0
+
+
+if __name__ == "__main__":
+    door.enter(main)

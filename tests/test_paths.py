@@ -1,0 +1,157 @@
+"""One harness: every path of `attend` over every scheme, against the definition: result, gradients, twice."""
+
+import dataclasses
+import functools
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import schemes
+
+from posenc_jax.attention import attend, choose
+from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.encodings import parse, running_clock
+
+T, N, K, H = 72, 4, 2, 16
+SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])
+SEG = np.stack([SEG, np.ones(T)]).astype(np.int32)
+POS = np.zeros_like(SEG)
+for b, t in np.ndindex(2, T - 1):
+    POS[b, t + 1] = POS[b, t] + 1 if SEG[b, t] == SEG[b, t + 1] else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """A path as it is asked for; share: of the largest entry, by which results and gradients may differ."""
+
+    implementation: str
+    dtype: str
+    share: float
+
+
+PATHS = {
+    "blockwise": Path("blockwise", "float32", 1e-5),
+    "blockwise, bfloat16": Path("blockwise", "bfloat16", 0.02),
+    "splash": Path("splash", "float32", 1e-5),  # emulated in float32; a TPU takes bfloat16
+    # Both round q, k, v and the result to 8 bits; the fold adds less than that.
+    "cudnn": Path("cudnn", "bfloat16", 0.03),
+    "linear": Path("auto", "float32", 1e-5),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_and_emulated(monkeypatch):
+    """Tiles smaller than a row, and cuDNN's call answered by XLA: the same function and arguments."""
+    tiled = functools.partial(blockwise_attention, blocks=(16, 24))
+    module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
+    monkeypatch.setattr(module, "blockwise_attention", tiled)
+    real = jax.nn.dot_product_attention
+
+    def by_xla(*arguments, implementation, **settings):
+        assert implementation == "cudnn"
+        assert settings["scale"] == 1.0
+        assert settings["is_causal"]
+        assert arguments[0].shape[-1] == arguments[2].shape[-1] == H + 8  # what cuDNN asks for
+        return real(*arguments, implementation="xla", **settings)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+
+
+def layer_of(line):
+    place = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=32)  # fmt: skip
+    return place.layers[0]
+
+
+def step_of(layer, implementation, window):
+    """(result, gradients of q, k, v, ticks and what is learned) as a jitted function."""
+
+    def loss(arrays, aim):
+        q, k, v, ticks, params = arrays
+        clock = running_clock(ticks, SEG) if layer.gated else None
+        out = attend(
+            q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
+            q_clock_BTN=clock, k_clock_BSN=clock, aligned=True, window=window,
+            implementation=implementation,
+        )  # fmt: skip
+        return (out.astype(jnp.float32) * aim).sum(), out
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def arrays_of(layer, dtype):
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [(2, T, heads, H) for heads in (N, K, K, N)]
+    q, k, v, aim = (jax.random.normal(key, s).astype(dtype) for key, s in zip(keys, shapes, strict=False))  # fmt: skip
+    ticks = -jax.nn.softplus(jax.random.normal(keys[4], (2, T, N)))
+    return (q, k, v, ticks, layer.init(jax.random.key(1))), aim
+
+
+def served(layer, path):
+    """Whether the path takes this scheme; a refusal has to be in words."""
+    try:
+        found = choose(layer, T, T, path.implementation, head_dim=H, dtype=path.dtype, device="cpu")
+    except ValueError as error:
+        if not re.search("cannot serve this layer: |linear attention takes", str(error)):
+            raise
+        return False
+    return path.implementation != "auto" or found.name == "linear"
+
+
+# One scheme for each way a bias is made; all others are slow tests, as each compiles its own gradients.
+QUICK = {
+    "blockwise": ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
+    "blockwise, bfloat16": ("rope+alibi",),
+    "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn"),
+    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
+    "linear": ("linear",),
+}  # fmt: skip
+CASES = [
+    pytest.param(name, line, marks=() if line in QUICK[name] else pytest.mark.slow)
+    for name, path in PATHS.items()
+    for line in schemes.ALL
+    if served(layer_of(line), path)
+]
+
+
+@pytest.mark.parametrize(("name", "line"), CASES)
+def test_every_path_is_the_definition_and_repeats_itself(name, line):
+    layer, path = layer_of(line), PATHS[name]
+    arrays, aim = arrays_of(layer, path.dtype)
+    step = step_of(layer, path.implementation, None)
+    got, again = step(arrays, aim), step(arrays, aim)
+    jax.tree.map(np.testing.assert_array_equal, got, again)
+    want = step_of(layer, "dense", None)(arrays, aim)
+    assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), got, want))  # another program
+    *tensors, learned = got[1]
+    *wanted, wanted_learned = want[1]
+    assert_near((got[0], tensors), (want[0], wanted), path.share, least=0.0)
+    # A constant that a bias adds to all keys has no gradient: what is left of the sums is rounding.
+    assert_near(learned, wanted_learned, path.share, least=1.0)
+
+
+def assert_near(got, want, share, least):
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        theirs = np.asarray(theirs, np.float32)
+        atol = share * max(np.abs(theirs).max(), least)
+        np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["blockwise", "splash", "cudnn"])
+def test_every_path_keeps_a_window(name):
+    layer, path = layer_of("rope+alibi"), PATHS[name]
+    arrays, aim = arrays_of(layer, path.dtype)
+    (_, got), _ = step_of(layer, path.implementation, 7)(arrays, aim)
+    (_, want), _ = step_of(layer, "dense", 7)(arrays, aim)
+    (_, whole), _ = step_of(layer, "dense", None)(arrays, aim)
+    got, want, whole = (np.asarray(x, np.float32) for x in (got, want, whole))
+    np.testing.assert_allclose(got, want, rtol=0, atol=path.share * np.abs(want).max())
+    assert np.abs(whole - want).max() > 10 * np.abs(got - want).max()
+
+
+def test_every_scheme_has_a_path_of_linear_memory():
+    taken = {line: {name for name, path in PATHS.items() if served(layer_of(line), path)} for line in schemes.ALL}  # fmt: skip
+    assert all({"blockwise", "linear"} & paths for paths in taken.values())
+    assert all(("splash" in paths) == ("cudnn" in paths) for paths in taken.values())
