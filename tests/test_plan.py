@@ -355,6 +355,14 @@ def test_a_mesh_that_cannot_be_read_is_named(text, says):
     assert says in str(error.value)
 
 
+def test_an_axis_that_no_run_can_have_is_refused(tmp_path):
+    shape = mesh_shape("data:2,fsdp:4")
+    planned = with_mesh(runs.config(tmp_path, train={"fsdp_devices": 2}), shape).train
+    assert (planned.data_devices, planned.fsdp_devices, planned.model_devices) == (2, 4, 1)
+    with pytest.raises(ValueError, match=r"config\.train has no spare_devices"):
+        with_mesh(runs.config(tmp_path), {**shape, "spare": 2})
+
+
 def test_chips_are_known_by_name_and_near_ones_offered():
     assert chip_named("v5e").flops == 197e12
     with pytest.raises(ValueError, match="did you mean h100"):

@@ -62,12 +62,17 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
-    """Returns the configuration with the mesh that is planned for."""
-    devices = {
-        f"{axis}_devices": n
-        for axis, n in shape.items()
-        if hasattr(config.train, f"{axis}_devices")
-    }
+    """Returns the configuration with the mesh that is planned for.
+
+    Raises:
+      ValueError: an axis that training cannot split over.
+    """
+    named = {f"{axis}_devices": n for axis, n in shape.items()}
+    settings = {field.name for field in dataclasses.fields(config.train)}
+    for name, n in named.items():
+        if name not in settings and n > 1:
+            raise ValueError(f"--mesh: config.train has no {name}: a run cannot be split so")
+    devices = {name: n for name, n in named.items() if name in settings}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **devices))
 
 
