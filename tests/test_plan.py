@@ -442,6 +442,20 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
     assert call in text
 
 
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_line(tmp_path):
+    chip = CHIPS["v5e"]
+    if chip.missing:
+        pytest.skip(chip.missing)
+    shape = mesh_shape("data:1")
+    config = runs.config(tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512})  # fmt: skip
+    with pytest.raises(ValueError, match=r"does not fit on v5e: .*HBM"):
+        plan(with_mesh(config, shape), 50_304, target(chip, shape, None))
+    with pytest.raises(ValueError, match="v5e has no slice 1x2"):
+        target(chip, mesh_shape("data:2"), "1x2")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 def test_on_a_gpu_the_planned_peak_is_within_a_tenth_of_what_it_reports(tmp_path):

@@ -134,7 +134,11 @@ def _cpu_devices(wanted: int) -> list:
 
 
 def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
-    """Returns the training step compiled for `where`, from shapes alone."""
+    """Returns the training step compiled for `where`, from shapes alone, and the shapes of the state.
+
+    Raises:
+      ValueError: a step that the compiler cannot fit into the chip's memory.
+    """
     for_device = functools.partial(_attend_on, DEVICES[where.platform])
     decoder = Decoder(model, attend=for_device)
     t = config.train
@@ -144,7 +148,16 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     with jax.set_mesh(where.mesh), traced_for(where.chip):
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
-        return lowered.compile(compiler_options={} if where.estimate else where.chip.options), state
+        try:
+            compiled = lowered.compile(
+                compiler_options={} if where.estimate else where.chip.options
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needs = " ".join(str(error).split())
+            raise ValueError(f"the step does not fit on {where.chip.name}: {needs[:300]}") from None
+        return compiled, state
 
 
 def _attend_on(device: str, q_BTNH, k_BSKH, v_BSKH, layer, params, *, implementation, **where):
