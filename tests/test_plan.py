@@ -355,6 +355,14 @@ def test_a_mesh_that_cannot_be_read_is_named(text, says):
     assert says in str(error.value)
 
 
+def test_an_axis_that_no_run_can_have_is_refused(tmp_path):
+    shape = mesh_shape("data:2,fsdp:4")
+    planned = with_mesh(runs.config(tmp_path, train={"fsdp_devices": 2}), shape).train
+    assert (planned.data_devices, planned.fsdp_devices, planned.model_devices) == (2, 4, 1)
+    with pytest.raises(ValueError, match=r"config\.train has no spare_devices"):
+        with_mesh(runs.config(tmp_path), {**shape, "spare": 2})
+
+
 def test_chips_are_known_by_name_and_near_ones_offered():
     assert chip_named("v5e").flops == 197e12
     with pytest.raises(ValueError, match="did you mean h100"):
@@ -432,6 +440,20 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
     call = {"splash": "tpu_custom_call", "cudnn": "__cudnn$fmha"}[kernel]
     text = compiled_step(with_mesh(config, shape), config.model_config(260), mesh)[0].as_text()
     assert call in text
+
+
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_line(tmp_path):
+    chip = CHIPS["v5e"]
+    if chip.missing:
+        pytest.skip(chip.missing)
+    shape = mesh_shape("data:1")
+    config = runs.config(tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512})  # fmt: skip
+    with pytest.raises(ValueError, match=r"does not fit on v5e: .*HBM"):
+        plan(with_mesh(config, shape), 50_304, target(chip, shape, None))
+    with pytest.raises(ValueError, match="v5e has no slice 1x2"):
+        target(chip, mesh_shape("data:2"), "1x2")
 
 
 @pytest.mark.gpu

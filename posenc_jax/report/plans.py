@@ -13,7 +13,7 @@ def summary(row: Mapping) -> str:
     need, work = row["flops_needed"], row["flops_executed"]
     lines = [
         f"{row['scheme']}, {row['parameters']:,} parameters, {row['vocab_size']:,} ids, {row['batch_size']} x {row['length']:,} tokens a step",
-        f"on {row['devices']} x {row['chip']} ({row['topology']}), mesh {mesh}; compiled in {row['compile_seconds']:.0f} s by {row['compiler']}",
+        f"on {row['devices']} x {row['chip']} ({row['topology']}), mesh {mesh}; compiled in {row['compile_seconds']:.0f} s ({row['compile_cpu_seconds']:.0f} s of CPU) by {row['compiler']}",
         f"attention        {'; '.join(row['attention'])}",
         f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
         f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
@@ -56,7 +56,7 @@ def table(rows: Sequence[Mapping]) -> str:
     """Returns plans as a Markdown table, a line each."""
     names = ("config", "scheme", "tokens", "batch", "chips", "mesh", "attention", "arguments GiB",
              "temporaries GiB", "peak GiB", "of GiB", "PFLOPs needed", "executed", "compute ms", "memory ms",
-             "network ms", "step >= ms", "MFU <=", "compile s")  # fmt: skip
+             "network ms", "step >= ms", "MFU <=", "compile s", "CPU s")  # fmt: skip
     lines = [names, ["---"] * len(names)]
     for row in rows:
         m, s = row["memory"], row["seconds"]
@@ -68,6 +68,7 @@ def table(rows: Sequence[Mapping]) -> str:
             f"{row['flops_needed']['total'] / 1e15:.2f}", f"{row['flops_executed']['total'] / 1e15:.2f}",
             *(f"{1e3 * s[name]:,.0f}" for name in ("compute", "memory", "network", "step")),
             f"{row['mfu']:.0%}", f"{row['compile_seconds']:.0f}",
+                f"{row['compile_cpu_seconds']:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

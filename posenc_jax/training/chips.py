@@ -152,7 +152,7 @@ def absent_devices(chip: Chip, topology: str) -> list:
 
     Raises:
       ModuleNotFoundError: the compiler for this chip is not installed.
-      ValueError: a topology that is not of that form.
+      ValueError: a topology that is not of that form, or that this TPU does not come in.
     """
     from jax.experimental import topologies
 
@@ -163,7 +163,15 @@ def absent_devices(chip: Chip, topology: str) -> list:
         raise ValueError(f"a topology of {chip.name} reads like {'1x8' if chip.platform == 'cuda' else '4x4'}, not {topology!r}")  # fmt: skip
     if chip.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks a cloud that is not there
-        return list(topologies.get_topology_desc(f"{chip.kind}:{topology}", "tpu").devices)
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip here that two could want
+        alone = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, sides)) == 1 else {}
+        try:
+            described = topologies.get_topology_desc(f"{chip.kind}:{topology}", "tpu", **alone)
+        except jax.errors.JaxRuntimeError as error:
+            if "INVALID_ARGUMENT" not in str(error):
+                raise
+            raise ValueError(f"{chip.name} has no slice {topology}: {str(error).splitlines()[0]}") from None  # fmt: skip
+        return list(described.devices)
     card = _HOPPER.format(bandwidth=int(chip.bandwidth), memory=chip.memory_bytes, kind=chip.kind)
     described = topologies.get_topology_desc(
         chip.name, "cuda", target_config=card, topology=f"1x{topology}"

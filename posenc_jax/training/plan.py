@@ -62,12 +62,17 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
-    """Returns the configuration with the mesh that is planned for."""
-    devices = {
-        f"{axis}_devices": n
-        for axis, n in shape.items()
-        if hasattr(config.train, f"{axis}_devices")
-    }
+    """Returns the configuration with the mesh that is planned for.
+
+    Raises:
+      ValueError: an axis that training cannot split over.
+    """
+    named = {f"{axis}_devices": n for axis, n in shape.items()}
+    settings = {field.name for field in dataclasses.fields(config.train)}
+    for name, n in named.items():
+        if name not in settings and n > 1:
+            raise ValueError(f"--mesh: config.train has no {name}: a run cannot be split so")
+    devices = {name: n for name, n in named.items() if name in settings}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **devices))
 
 
@@ -129,7 +134,11 @@ def _cpu_devices(wanted: int) -> list:
 
 
 def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
-    """Returns the training step compiled for `where`, from shapes alone."""
+    """Returns the training step compiled for `where`, from shapes alone, and the shapes of the state.
+
+    Raises:
+      ValueError: a step that the compiler cannot fit into the chip's memory.
+    """
     for_device = functools.partial(_attend_on, DEVICES[where.platform])
     decoder = Decoder(model, attend=for_device)
     t = config.train
@@ -139,7 +148,16 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     with jax.set_mesh(where.mesh), traced_for(where.chip):
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
-        return lowered.compile(compiler_options={} if where.estimate else where.chip.options), state
+        try:
+            compiled = lowered.compile(
+                compiler_options={} if where.estimate else where.chip.options
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needs = " ".join(str(error).split())
+            raise ValueError(f"the step does not fit on {where.chip.name}: {needs[:300]}") from None
+        return compiled, state
 
 
 def _attend_on(device: str, q_BTNH, k_BSKH, v_BSKH, layer, params, *, implementation, **where):
@@ -162,9 +180,9 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {where.chip.missing}")  # fmt: skip
     check_mesh(config, where.mesh)
     model, t, chip = config.model_config(vocab_size), config.train, where.chip
-    start = time.monotonic()
+    start, spent = time.monotonic(), time.process_time()
     compiled, state = compiled_step(config, model, where)
-    seconds = time.monotonic() - start
+    seconds, spent = time.monotonic() - start, time.process_time() - spent
     program = parse(compiled.as_text())
     devices = where.mesh.size
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
@@ -207,6 +225,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "tokens_per_second": tokens / step,
         "mfu": needed.total / devices / chip.flops / step,
         "compile_seconds": round(seconds, 1),
+        "compile_cpu_seconds": round(spent, 1),
     }
 
 
