@@ -8,10 +8,9 @@ import types
 import pytest
 import runs
 
-from posenc_jax.model.config import ModelConfig
 from posenc_jax.training import meter as meters
 from posenc_jax.training.loop import train
-from posenc_jax.training.meter import Meter, peak_flops, training_flops
+from posenc_jax.training.meter import Meter, peak_flops
 from posenc_jax.training.profile import Profile, parse_profile
 from posenc_jax.training.watch import FIRST, Watchdog
 
@@ -80,22 +79,6 @@ def test_mfu_is_given_where_the_chip_is_known_and_left_out_elsewhere(monkeypatch
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("cpu") is None
-
-
-def test_training_flops_are_those_of_the_matrix_products_counted_one_by_one():
-    shape = {"num_layers": 3, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 48}  # fmt: skip
-    config = ModelConfig(
-        scheme="rope", vocab_size=260, train_length=16, activation="swiglu", qk_norm=True, tied_head=True,
-        embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto", **shape,
-    )  # fmt: skip
-    multiplications = 0
-    for query in range(16):
-        for _ in range(3):
-            multiplications += 32 * 4 * 8 + 2 * 32 * 2 * 8 + 4 * 8 * 32 + 3 * 32 * 48
-            for _ in range(query + 1):
-                multiplications += 4 * 8 + 4 * 8
-        multiplications += 32 * 260
-    assert training_flops(config, 16) == 3 * 2 * multiplications
 
 
 def test_a_stall_is_written_down_once_with_the_stacks_of_all_threads(tmp_path, capsys):

@@ -14,10 +14,10 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.flops import needed
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
 from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
-from posenc_jax.training.meter import training_flops
 from posenc_jax.training.monitor import Monitor
 from posenc_jax.training.profile import NOTHING, Profile
 from posenc_jax.training.progress import check_wandb
@@ -125,7 +125,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
 
     step = make_step(config, model)
     place = functools.partial(_place, config, mesh)
-    flops = training_flops(model.config, t.length) * t.batch_size
+    flops = needed(model.config, t.batch_size, t.length).total
     started, done = time.time(), first
     pending = None  # metrics of the step before, read only after the next one is under way
     with (

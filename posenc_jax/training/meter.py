@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
-from posenc_jax.model.config import ModelConfig
 from posenc_jax.training.chips import CHIPS
 
 # What JAX calls the TPUs of chips.py; a GPU's kind is the name that its driver gives it.
@@ -133,17 +132,3 @@ def peak_flops(kind: str) -> float | None:
         if kind == chip.kind or _TPU_KINDS.get(kind) == chip.name:
             return chip.flops
     return None
-
-
-def training_flops(config: ModelConfig, length: int) -> float:
-    """Returns the FLOPs of a sequence of `length` tokens, forward and backward (3 times forward).
-
-    Two a multiply-add: every matrix product of the decoder, and of attention the lower triangle alone,
-    whatever part of it a scheme lets the program skip (PaLM, appendix B, counts the whole square).
-    """
-    c = config
-    projections = c.model_dim * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    mlp = c.model_dim * c.mlp_dim * (3 if c.activation == "swiglu" else 2)
-    attention = c.num_heads * c.head_dim * (length + 1)  # q k and weights v, half of the square
-    head = c.model_dim * c.vocab_size
-    return 3.0 * 2.0 * length * (c.num_layers * (projections + mlp + attention) + head)
