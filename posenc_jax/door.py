@@ -51,9 +51,16 @@ def _guarded(work: Callable):
         ):
             raise
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        line = " ".join(str(said).split())
-        print(f"{sys.argv[0]}: {line}", file=sys.stderr)
+        print(f"{sys.argv[0]}: {_line(str(said))}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
+
+
+def _line(said: str) -> str:
+    """One line; of a config file that refuses its argument, ml_collections prints the whole traceback."""
+    before, traceback, after = said.partition("Error whilst parsing config file:")
+    if traceback:
+        said = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return " ".join(said.split())
 
 
 def _of_a_path(error: BaseException) -> bool:

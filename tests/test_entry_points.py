@@ -62,6 +62,10 @@ def smoke(*overrides):
     [
         (("train.py", "--config=configs/smoke.py:ropee"), "did you mean 'rope'"),
         (("train.py", "--config=configs/nosuch.py"), "configs/nosuch.py"),
+        (
+            ("train.py", "--config=configs/large.py:1.4b"),
+            "1.4b: configs/large.py has the sizes 1.3b, 7b",
+        ),
         (("train.py",), "--config"),
         (smoke("--config.train.stpes=3"), 'Did you mean "steps"'),
         (smoke("--config.train.steps=many"), "config.train.steps=many"),
