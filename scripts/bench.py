@@ -29,6 +29,7 @@ _READ = {
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
+    "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
     "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),

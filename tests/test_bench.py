@@ -187,10 +187,26 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
         assert (row["difference"] is None) == ("no bias" in row["implementation"])
         assert row["difference"] is None or row["difference"] < 1e-5
         assert row["peak_mb"] is None or row["peak_mb"] >= 0
+        assert (row["planned_mb"] is None) == row["implementation"].startswith("torch")
+    result = 32 * 2 * 8 * 4 / 1e6
+    assert all(row["planned_mb"] >= result for row in outcome.rows if row["planned_mb"])
     if importlib.util.find_spec("torch") is None:
         assert any("torch" in line for line in outcome.settings["skipped"])
     with pytest.raises(ValueError, match="directions must be some of"):
         attention.measure(directions=("sideways",))
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        attention.measure(dtype="float16")
+
+
+def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
+    outcome = attention.measure(
+        lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
+    )  # fmt: skip
+    rows = {row["implementation"]: row for row in outcome.rows}
+    assert {"ours", "jax.nn, dense ALiBi"} <= set(rows)
+    for row in rows.values():
+        assert row["difference"] is None or row["difference"] < 0.03
+    assert rows["ours"]["dtype"] == "bfloat16"
 
 
 def test_a_candidate_is_left_out_once_it_would_take_too_long():

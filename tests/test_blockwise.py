@@ -19,7 +19,10 @@ N, H, L = 4, 16, 64
 
 def slow(*values):
     """The same test on more of the same: left out of the default run."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 PACKED = jnp.array(
@@ -172,6 +175,24 @@ def test_memory_grows_with_length_and_not_with_its_square(line):
     short, long = scratch(512), scratch(2048)
     assert 2 * long < 4 * N * 2048**2  # what one dense array of logits would take, at the least
     assert long < 4.4 * short
+
+
+@pytest.mark.parametrize("T", [1024, 4096, *slow(16_384)])
+@pytest.mark.parametrize(
+    ("line", "without"),
+    [("alibi", "nope"), *slow(("rope+alibi", "rope"), ("capped", "nope"), ("log", "nope"))],
+)
+def test_a_bias_and_its_cut_off_take_no_more_memory_than_attention_without_a_bias(line, without, T):
+    def scratch(line, backward):
+        layer, pos = placed(line), jnp.arange(T)[None]
+        attention = both(layer, pos, jnp.ones_like(pos))[1]
+        arrays = (*tensors(1, T), layer.init(jax.random.key(7)))
+        run = jax.grad(lambda a: attention(*a).sum()) if backward else lambda a: attention(*a)
+        memory = jax.jit(run).lower(arrays).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    for backward in (False, True):
+        assert scratch(line, backward) <= 1.1 * scratch(without, backward)
 
 
 # The cut-off.

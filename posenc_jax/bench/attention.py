@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention import blockwise_attention, dense_attention, visible
+from posenc_jax.attention import attend, blockwise_attention, dense_attention, visible
+from posenc_jax.attention.fused import KERNELS
 from posenc_jax.bench import peers
-from posenc_jax.bench.memory import peak_bytes
+from posenc_jax.bench.memory import Compiled, peak_bytes
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
 from posenc_jax.encodings import parse
+from posenc_jax.model.config import DTYPES
 
 BASELINE = "ours"
 DENSE_LIMIT = 2**28  # logits of all heads; above it a dense array of them is not tried
@@ -27,35 +29,39 @@ def measure(
     heads: int = 8,
     head_dim: int = 64,
     qk_norm: bool = True,
+    dtype: str = "float32",
     rounds: int = 7,
     patience: int = 60,
     seed: int = 0,
 ) -> Outcome:
-    """Returns time and peak memory of every candidate that survives each length, relative to ours.
+    """Returns time and memory of every candidate that survives each length, relative to ours.
 
-    Batch 1, float32, causal, ALiBi with the standard slopes where a candidate has a bias. Parity comes
+    Batch 1, causal, ALiBi with the standard slopes where a candidate has a bias. Parity comes
     first: the largest difference of a candidate's result to the dense definition (to ours where the
-    definition is too large); candidates without a bias do other work and have none.
+    definition is too large); candidates without a bias do other work and have none. On a GPU or TPU the
+    vendor's kernel with the bias folded in joins in bfloat16, and so do the peers that want one.
 
     Args:
       lengths: T, taken in ascending order. directions: of `DIRECTIONS`. qk_norm: queries and keys of
-        RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones.
+        RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones. dtype: of `DTYPES`.
       patience: seconds; a candidate that would take longer for one run, at the rate at which it has
         grown so far (at first: with the square of the length), is left out and listed.
 
     Raises:
-      ValueError: an unknown direction, or a length below 8.
+      ValueError: an unknown direction or dtype, or a length below 8.
     """
     unknown = set(directions) - set(DIRECTIONS)
     if unknown or not directions:
         raise ValueError(
             f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}"
         )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if not lengths or min(lengths) < 8:
         raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
     rows, skipped, pace = [], [], {direction: _Pace(patience) for direction in directions}
     for length in sorted(lengths):
-        tensors = _tensors(length, heads, head_dim, qk_norm, seed)
+        tensors = _tensors(length, heads, head_dim, qk_norm, dtype, seed)
         for direction in directions:
             candidates = _ours(length, heads, head_dim, tensors, DIRECTIONS[direction])
             dense = heads * length**2 <= DENSE_LIMIT
@@ -71,19 +77,22 @@ def measure(
                 pace[direction].saw(name, length, float(np.median(seconds_R)))
                 rows.append({
                     "bench": "attention", "implementation": name, "length": length,
-                    "direction": direction, "heads": heads, "head_dim": head_dim, "rounds": rounds,
+                    "direction": direction, "heads": heads, "head_dim": head_dim, "dtype": dtype,
+                    "rounds": rounds,
                     **spread(seconds_R, seconds[BASELINE]),
-                    "peak_mb": seen[name]["peak_mb"], "difference": seen[name]["difference"],
+                    "peak_mb": seen[name]["peak_mb"], "planned_mb": _planned(runs[name]),
+                    "difference": seen[name]["difference"],
                 })  # fmt: skip
     settings = {
         "lengths": list(lengths), "directions": list(directions), "heads": heads,
-        "head_dim": head_dim, "qk_norm": qk_norm, "rounds": rounds, "patience": patience, "seed": seed,
+        "head_dim": head_dim, "qk_norm": qk_norm, "dtype": dtype, "rounds": rounds,
+        "patience": patience, "seed": seed,
         "skipped": sorted(set(skipped)), "peers": peers.versions(),
     }  # fmt: skip
     return Outcome(
         name="attention",
         title="Attention under ALiBi",
-        caption=f"Batch 1, {heads} heads of {head_dim}, float32, causal; time relative to ours in the same round.",
+        caption=f"Batch 1, {heads} heads of {head_dim}, {dtype}, causal; time relative to ours in the same round.",
         settings=settings,
         rows=tuple(rows),
         table=_table(rows, settings["skipped"]),
@@ -91,11 +100,11 @@ def measure(
     )
 
 
-def _tensors(length: int, heads: int, head_dim: int, qk_norm: bool, seed: int):
+def _tensors(length: int, heads: int, head_dim: int, qk_norm: bool, dtype: str, seed: int):
     q, k, v = jax.random.normal(jax.random.key(seed), (3, 1, length, heads, head_dim))
     if qk_norm:
         q, k = (x / jnp.sqrt((x * x).mean(-1, keepdims=True)) for x in (q, k))
-    return q, k, v
+    return tuple(x.astype(dtype) for x in (q, k, v))
 
 
 def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> dict[str, Callable]:
@@ -124,6 +133,15 @@ def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> di
         mask = visible(pos, pos, seg, seg, causal=True)
         return dense_attention(q, k, v, alibi.bias({}, pos, pos), mask)
 
+    def folded(kernel):
+        def attention(q, k, v, pos, seg):
+            return attend(
+                q, k, v, alibi, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
+                aligned=True, implementation=kernel,
+            )  # fmt: skip
+
+        return attention
+
     runs = {
         BASELINE: blockwise(alibi, None),
         "ours, nothing cut": blockwise(alibi, 0.0),
@@ -131,20 +149,27 @@ def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> di
     }
     if heads * length**2 <= DENSE_LIMIT:
         runs["ours, dense"] = dense
-    return {name: _jitted(run, (*tensors, pos, seg), backward) for name, run in runs.items()}
+    for kernel, device in KERNELS.items():
+        if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
+            runs[f"ours, folded into {kernel}"] = folded(kernel)
+    arrays = (*tensors, pos, seg)
+    return {name: Compiled(_with_gradients(run, backward), arrays) for name, run in runs.items()}
 
 
-def _jitted(attention: Callable, arrays: tuple, backward: bool) -> Callable:
-    """Returns a function of nothing: the result, and with `backward` also the three gradients."""
+def _with_gradients(attention: Callable, backward: bool) -> Callable:
+    """Returns a function of the arrays: the result, and with `backward` also the three gradients."""
 
-    @jax.jit
     def run(q, k, v, *rest):
         if not backward:
             return (attention(q, k, v, *rest),)
         out, pull = jax.vjp(lambda *qkv: attention(*qkv, *rest), q, k, v)
         return out, *pull(q)  # any cotangent of the right shape
 
-    return lambda: run(*arrays)
+    return run
+
+
+def _planned(run: Callable) -> float | None:
+    return run.planned_bytes / 1e6 if isinstance(run, Compiled) else None
 
 
 def _result(run: Callable) -> np.ndarray:
@@ -198,8 +223,8 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
     lines = []
     for row in rows:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
-        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
-        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), peak]
+        peaks = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("peak_mb", "planned_mb"))
+        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), *peaks]
         lines.append(
             [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
         )
@@ -212,6 +237,7 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
         "median ms",
         "x ours",
         "peak MB",
+        "planned MB",
     )
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
