@@ -51,7 +51,12 @@ class RunConfig:
         if not m["mlp_dim"]:
             wide = 8 * m["model_dim"] / 3 if m["activation"] == "swiglu" else 4 * m["model_dim"]
             m["mlp_dim"] = 16 * math.ceil(wide / 16)
-        return ModelConfig(vocab_size=vocab_size, train_length=self.train.length, **m)
+        return ModelConfig(vocab_size=vocab_size, train_length=self.placed_length, **m)
+
+    @property
+    def placed_length(self) -> int:
+        """L that the scheme is placed with: `train.length`, or the one that a fine-tuned run began with."""
+        return self.train.original_length or self.train.length
 
     def to_json(self) -> str:
         """Returns the configuration as JSON text."""
@@ -139,7 +144,8 @@ def _typed(where: str, value, hint):
 def _check(c: RunConfig) -> None:
     positive = {
         "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
+                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds",
+                  "dev_windows"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
         "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),
@@ -196,4 +202,29 @@ def _check(c: RunConfig) -> None:
         )
     if c.data.corpus == "text_folder" and not c.data.folder:
         raise ValueError("config.data.folder must name a folder of text for corpus text_folder")
-    c.model_config(vocab_size=1)
+    _check_lengths(c)
+    if c.train.dev_every < 0 or c.train.dev_every % c.train.save_every:
+        raise ValueError(
+            f"config.train.dev_every={c.train.dev_every} must be 0 or a multiple of "
+            f"config.train.save_every={c.train.save_every}: a loss is that of a checkpoint"
+        )
+
+
+def _check_lengths(c: RunConfig) -> None:
+    t = c.train
+    if not 0 <= t.original_length <= t.length:
+        raise ValueError(
+            f"config.train.original_length={t.original_length} must lie in [0, config.train.length={t.length}]"
+        )
+    if t.original_length and not t.init_from:
+        raise ValueError(
+            f"config.train.original_length={t.original_length} is that of the run that "
+            "config.train.init_from names; name one, or leave it 0"
+        )
+    model = c.model_config(vocab_size=1)
+    longest = model.placed.longest()
+    if longest is not None and longest < t.length:
+        raise ValueError(
+            f"config.train.length={t.length} exceeds the {longest} positions of {c.model.scheme!r}"
+        )
+    model.attention_paths(t.length)

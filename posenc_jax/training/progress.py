@@ -80,7 +80,7 @@ class MetricLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         shown = {f"train/{name}": value for name, value in row.items() if name != "step"}
-        shown = {name: value for name, value in shown.items() if not isinstance(value, str)}
+        shown = {name: value for name, value in shown.items() if isinstance(value, int | float)}
         for name, value in shown.items():
             self._board.add_scalar(name, value, row["step"])
         if self._wandb is not None:

@@ -80,6 +80,13 @@ class TrainSection:
         fsdp also keeps parameters and moments in pieces, gathered where they are used; heads and
         hidden units lie over model. 0 data devices takes all that are left.
       save_every, log_every: steps. keep: checkpoints kept.
+      init_from: workdir of a run whose last sound checkpoint this run's parameters begin as; optimizer,
+        step and data order are its own. Empty: they are drawn.
+      original_length: L that the scheme is placed with when it is not `length`: that of the run named by
+        init_from. 0 takes length.
+      dev_every: steps between two measurements of the dev split's loss, a multiple of save_every; the last
+        step is measured too, and the checkpoint with the lowest is kept. 0: never.
+      dev_windows: windows of `length` tokens it is measured on, the same ones each time.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
@@ -99,6 +106,10 @@ class TrainSection:
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
+    init_from: str = ""
+    original_length: int = 0
+    dev_every: int = 0
+    dev_windows: int = 64
     bad_steps: int = 10
     stall_seconds: float = 300.0
     wandb_project: str = ""

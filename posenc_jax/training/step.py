@@ -120,6 +120,15 @@ def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
 
 
+def summed_loss(model: Decoder, params, batch) -> tuple[jax.Array, jax.Array]:
+    """Returns (loss, weight) of a batch [B, T]: nats summed by weight, and the sum of the weights."""
+    logits_BTV, _ = model.apply(
+        {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
+    )
+    nll_BT, weights_BT = token_losses(logits_BTV, batch["targets_BT"]), batch["weights_BT"]
+    return (nll_BT * weights_BT).sum(), weights_BT.sum()
+
+
 def make_step(config: RunConfig, model: Decoder):
     """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
@@ -130,15 +139,10 @@ def make_step(config: RunConfig, model: Decoder):
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
 
-    def summed_loss(params, batch):
-        logits_BTV, _ = model.apply(
-            {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
-        )
-        nll_BT, weights_BT = token_losses(logits_BTV, batch["targets_BT"]), batch["weights_BT"]
-        return (nll_BT * weights_BT).sum(), weights_BT.sum()
+    loss_of = functools.partial(summed_loss, model)
 
     def slice_gradient(params, batch):
-        (loss, weight), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, batch)
+        (loss, weight), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
         return loss, weight, grads
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -168,7 +172,9 @@ def make_step(config: RunConfig, model: Decoder):
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         missed = 1 - good.astype(jnp.int32)
         done = state["step"] + 1
-        progress = done.astype(jnp.float32) / config.train.steps
+        # What follows a schedule has come to its end in a run that goes on from another one.
+        steps = 1 if config.train.init_from else config.train.steps
+        progress = jnp.minimum(done.astype(jnp.float32) / steps, 1.0)
         new_state = {
             "params": at_progress(model.config, chosen["params"], progress),
             "optimizer": chosen["optimizer"],
