@@ -80,11 +80,12 @@ def _everything(plan) -> int:
     plan.write_tuning()
     for line in said:
         print(line)
-    for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
-        lost, stopped = _carry_out(plan, runs(study.grid(rates)), what)
-        if stopped:
-            return _stopped(stopped)
-        failed = (*failed, *lost)
+    for wave in study.waves(study.grid(rates)):
+        for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
+            lost, stopped = _carry_out(plan, runs(wave), what)
+            if stopped:
+                return _stopped(stopped)
+            failed = (*failed, *lost)
     return _end(plan, failed)
 
 
@@ -179,9 +180,12 @@ def _slurm(plan) -> int:
     )
     name = plan.workdir.resolve().name
     stages, after = [], ""
+    groups = _groups(study, {arm.name: None for arm in study.arms})
+    tuned = [run for run, group in groups.items() if group[0].arm.parent]
     for what, runs in (
         ("tuning", [c.name for c in study.tuning_grid()]),
-        ("runs", list(_groups(study, {arm.name: None for arm in study.arms}))),
+        ("runs", [run for run in groups if run not in tuned]),
+        ("finetuning", tuned),
     ):
         if runs:
             tasks = tuple((*me, f"--run={run}") for run in runs)

@@ -21,7 +21,11 @@ from posenc_jax.training.manifest import Damaged, verify
 from posenc_jax.training.together import train_together
 
 MEASURED = {"data_devices": 1, "save_every": 2, "dev_every": 4, "dev_windows": 9, "keep": 1}
-DIVERGING = {"learning_rate": 30.0, "warmup_steps": 1}  # so that the lowest loss is not the last
+DIVERGING = {
+    "learning_rate": 1.0,
+    "warmup_steps": 1,
+    "final_fraction": 1.0,
+}  # so that the lowest loss is not the last
 
 
 def saved(workdir, losses, keep=1):
@@ -119,7 +123,7 @@ def test_the_best_serves_where_every_later_one_is_damaged(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data_dir):
-    """A run whose loss rises after its first measurement."""
+    """A run whose loss is lowest at the second of three measurements."""
     workdir = tmp_path_factory.mktemp("best") / "whole"
     runs.finished(runs.config(data_dir, train=MEASURED, optimizer=DIVERGING), workdir)
     return workdir
@@ -142,7 +146,7 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
 
     found = measured(whole)
     assert list(found) == [4, 8, 12]
-    assert found[4] < min(found[8], found[12])
+    assert found[8] < min(found[4], found[12])
     nats = weight = 0.0
     run = open_run(whole, None)
     params = jax.tree.map(jnp.asarray, run.params)
@@ -157,30 +161,32 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
 
 
 def test_the_best_stands_beside_the_last_with_its_loss(whole):
-    assert steps(whole) == [4, 12]
-    assert chosen(whole, "best") == 4
-    record = verify(whole / "checkpoints" / "4")["record"]
-    assert record["dev_loss"] == measured(whole)[4]
+    assert steps(whole) == [8, 12]
+    assert chosen(whole, "best") == 8
+    record = verify(whole / "checkpoints" / "8")["record"]
+    assert record["dev_loss"] == measured(whole)[8]
 
 
-def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, whole):
+@pytest.mark.parametrize("last", [9, pytest.param(5, marks=pytest.mark.slow)])
+def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, whole, last):
+    """Stopped at a step that is no save of the whole run's, after the best one or before it."""
     config = runs.config(data_dir, train=MEASURED, optimizer=DIVERGING)
-    for lost in ("after", "before"):  # the kill comes after the best was saved, or before
-        workdir = tmp_path / lost
-        early = loop.train
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop.StopRequest, "at", lambda self, step, at={"after": 7, "before": 3}[lost]: "SIGTERM" if step == at else None)  # fmt: skip
-            with pytest.raises(loop.Stopped):
-                early(config, workdir, "a test")
-        runs.finished(config, workdir)
-        assert measured(workdir) == measured(whole)
-        assert steps(workdir) == [4, 12]
-        ours, theirs = (verify(folder / "checkpoints" / "4") for folder in (workdir, whole))
-        assert ours["sums"] == theirs["sums"]
-        assert ours["record"] == theirs["record"]
-        ends = [json.loads((folder / "run.json").read_text()) for folder in (workdir, whole)]
-        assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
-        assert ends[0]["chain"] == ends[1]["chain"]
+    workdir = tmp_path / "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop.StopRequest, "at", lambda self, step: "SIGTERM" if step == last else None
+        )
+        with pytest.raises(loop.Stopped):
+            loop.train(config, workdir, "a test")
+    runs.finished(config, workdir)
+    assert measured(workdir) == measured(whole)
+    assert steps(workdir) == [8, 12]
+    ours, theirs = (verify(folder / "checkpoints" / "8") for folder in (workdir, whole))
+    assert ours["sums"] == theirs["sums"]
+    assert ours["record"] == theirs["record"]
+    ends = [json.loads((folder / "run.json").read_text()) for folder in (workdir, whole)]
+    assert ends[0]["state_sha256"] == ends[1]["state_sha256"]
+    assert ends[0]["chain"] == ends[1]["chain"]
 
 
 def test_measuring_changes_no_number_of_the_training(tmp_path, data_dir, whole):
@@ -205,13 +211,16 @@ def test_eight_devices_measure_the_loss_of_one(tmp_path, data_dir, whole):
     np.testing.assert_allclose([*many.values()], [*one.values()], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_seeds_in_one_program_measure_what_each_alone_does(tmp_path, data_dir, whole):
     config = runs.config(data_dir, train=MEASURED, optimizer=DIVERGING)
     folders = {seed: tmp_path / f"x-s{seed}" for seed in (0, 3)}
     train_together(config, folders, "a test")
     alone = measured(whole)[4]
-    assert measured(folders[0])[4] == pytest.approx(alone, rel=1e-4)
-    assert abs(measured(folders[3])[4] - alone) > 1e-3 * alone
+    assert measured(folders[0])[4] == pytest.approx(
+        alone, rel=2e-3
+    )  # a rate that blows rounding up
+    assert abs(measured(folders[3])[4] - alone) > 0.02 * alone
     for folder in folders.values():
         found = measured(folder)
         best = min(found, key=found.get)
@@ -227,18 +236,18 @@ def test_scores_of_another_checkpoint_lie_apart_and_say_whose_they_are(tmp_path,
     rows = last.read_bytes()
     best = runner.evaluate(workdir, **ask, checkpoint="best")
     assert best == workdir / "evaluation_best" / "rows.jsonl"
-    four = runner.evaluate(workdir, **ask, checkpoint="4")
-    assert four == workdir / "evaluation_4" / "rows.jsonl"
+    eight = runner.evaluate(workdir, **ask, checkpoint="8")
+    assert eight == workdir / "evaluation_8" / "rows.jsonl"
     assert runner.evaluate(workdir, **ask).read_bytes() == rows == last.read_bytes()
-    of_last, of_best, of_four = (runs.rows(path) for path in (last, best, four))
+    of_last, of_best, of_eight = (runs.rows(path) for path in (last, best, eight))
     assert not any("checkpoint" in row for row in of_last)
-    assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 4)}
-    assert {(row["checkpoint"], row["step"]) for row in of_four} == {("4", 4)}
-    values = [[row["value"] for row in found if row["metric"] == "bpb_nonoverlap"] for found in (of_last, of_best, of_four)]  # fmt: skip
+    assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 8)}
+    assert {(row["checkpoint"], row["step"]) for row in of_eight} == {("8", 8)}
+    values = [[row["value"] for row in found if row["metric"] == "bpb_nonoverlap"] for found in (of_last, of_best, of_eight)]  # fmt: skip
     assert values[1] == values[2] != values[0]
     assert values[1][0] < values[0][0]
     record = json.loads((workdir / "evaluation_best" / "evaluation.json").read_text())
-    assert (record["checkpoint"], record["step"]) == ("best", 4)
+    assert (record["checkpoint"], record["step"]) == ("best", 8)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_it_goes_on_bit_for_bit_after_the_source_is_gone(tmp_path, tuned):
         loop.train(other, again, "a test")
 
 
+@pytest.mark.slow
 def test_a_second_tuning_records_the_first_one_and_keeps_the_first_length(
     tmp_path, data_dir, source, tuned
 ):
@@ -209,6 +210,7 @@ def changed(config, **train):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
 
 
+@pytest.mark.slow
 def test_a_schedule_stands_at_its_end_from_the_first_update_on(tmp_path, data_dir):
     line = "annealed(last=0.25,begin=0.5,end=1.0)"
     config = runs.config(data_dir, line, train={"data_devices": 1, "steps": 4, "save_every": 2})
@@ -290,6 +292,7 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path, data_dir, source, ch
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_learned_part_of_another_shape_or_that_one_side_lacks_is_named(tmp_path, data_dir):
     config = runs.config(data_dir, "t5(buckets=8)", train={"data_devices": 1, "steps": 1})
     runs.finished(config, tmp_path / "source")
@@ -303,6 +306,7 @@ def test_a_learned_part_of_another_shape_or_that_one_side_lacks_is_named(tmp_pat
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_of_the_source_is_named_and_the_one_before_is_used(
     tmp_path, data_dir, source, capsys
 ):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+TUNED_SHARE = 0.1  # of the parent's peak learning rates, in fine-tuning
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
 
@@ -21,6 +22,8 @@ class Arm:
       readings: stretches (`yarn:4`) under which its trained runs are read as well. Each is an arm of
         its own, named "<name> <stretch>", and trains nothing.
       factors: its levels in the study's factorial, such as {"rotation": "full", "bias": "linear"}.
+      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one, with a
+        tenth of that run's peak learning rates. It is tuned with its parent and not by itself.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Arm:
     length: int = 0
     readings: tuple[str, ...] = ()
     factors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parent: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +115,36 @@ class Study:
 
     def grid(self, rates: Mapping[str, float | None]) -> list[Cell]:
         """Returns the runs that count, seed by seed, of the arms that have a rate."""
-        cells = [Cell(a, rates[a.name], s, False) for s in self.seeds for a in self.arms if a.name in rates]  # fmt: skip
+        cells = [
+            Cell(a, rates[a.parent or a.name], s, False)
+            for s in self.seeds
+            for a in self.arms
+            if (a.parent or a.name) in rates
+        ]
         return self._kept(cells)
 
     def tuning_grid(self) -> list[Cell]:
         """Returns the runs that choose the learning rates, rate by rate; none without a tuning."""
         t = self.tuning
-        cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in self.arms] if t else []
+        arms = [arm for arm in self.arms if not arm.parent]
+        cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in arms] if t else []
         return self._kept(cells)
+
+    def parent(self, cell: Cell) -> Cell | None:
+        """Returns the run that a fine-tuned one begins as; None for one that begins by itself."""
+        arms = {arm.name: arm for arm in self.arms}
+        return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
+
+    def waves(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Returns the runs in the order they can be carried out: those that begin by themselves, then the others."""
+        found = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
+        return [wave for wave in found if wave]
 
     def groups(self, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
         """Returns the runs that one process trains: each alone, or an arm's seeds that count together."""
         found: dict[object, list[Cell]] = {}
         for cell in cells:
-            shared = self.together and not cell.tuning
+            shared = self.together and not cell.tuning and not cell.arm.parent
             found.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
         return [tuple(group) for group in found.values()]
 
@@ -136,7 +156,7 @@ class Study:
         """Returns the reason for every run that the study leaves out, by name."""
         everything = dataclasses.replace(self, skip=lambda cell: None)
         cells = everything.tuning_grid() + everything.grid({a.name: None for a in self.arms})
-        return {cell.name: reason for cell in cells if (reason := self.skip(cell)) is not None}
+        return {cell.name: reason for cell in cells if (reason := self._reason(cell)) is not None}
 
     def cell(self, setting: str) -> Cell:
         """Returns the run that `--config=FILE:setting` means.
@@ -159,6 +179,8 @@ class Study:
         if match[3] and not t:
             raise ValueError(f"run {setting!r} names a learning rate, but the study tunes none")
         seed, tuned = int(match[2]), t is not None and int(match[2]) == t.seed
+        if tuned and arms[match[1]].parent:
+            raise ValueError(f"run {setting!r}: a fine-tuned arm takes the rate of its parent and is not tuned")  # fmt: skip
         if not tuned and seed not in self.seeds:
             raise ValueError(f"run {setting!r}: seed {seed} is not of the study; seeds: {', '.join(map(str, self.seeds))}")  # fmt: skip
         return Cell(arms[match[1]], rate, seed, tuned)
@@ -175,6 +197,9 @@ class Study:
         """
         cell = self.cell(setting)
         arm, train = cell.arm, base["train"]
+        if arm.parent:
+            train["original_length"] = train["length"]
+            train["init_from"] = self.parent(cell).name  # Course knows the folder
         if arm.length:
             tokens = train["batch_size"] * train["length"]
             if tokens % arm.length:
@@ -191,6 +216,9 @@ class Study:
                 section, key = _place(place, base, "tuning.scaled")
                 section[key] = section[key] * factor
             base["optimizer"]["learning_rate"] = cell.rate  # exactly, not up to a rounding
+        if arm.parent:
+            for name in ("learning_rate", "muon_learning_rate"):
+                base["optimizer"][name] *= TUNED_SHARE
         if cell.tuning and self.tuning.steps:
             train["steps"] = self.tuning.steps
         for place, value in arm.overrides.items():
@@ -211,7 +239,13 @@ class Study:
         }
 
     def _kept(self, cells: Sequence[Cell]) -> list[Cell]:
-        return unique([cell for cell in cells if self.skip(cell) is None])
+        return unique([cell for cell in cells if self._reason(cell) is None])
+
+    def _reason(self, cell: Cell) -> str | None:
+        parent = self.parent(cell)
+        if parent is not None and self.skip(parent) is not None:
+            return f"{parent.name}, which it would fine-tune, is left out"
+        return self.skip(cell)
 
 
 def group_name(cells: Sequence[Cell]) -> str:
@@ -250,12 +284,18 @@ def _check(s: Study) -> None:
             raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
     trained: dict[tuple, str] = {}
     for arm in s.arms:
-        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length)
+        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent)
         other = trained.setdefault(what, arm.name)
         if other != arm.name:
             raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
         if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
             raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
+        if arm.parent and not any(
+            a.name == arm.parent and not (a.parent or a.length) for a in s.arms
+        ):
+            raise ValueError(
+                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length that begins by itself"
+            )
     if s.tuning:
         rates = s.tuning.rates
         if len(rates) < 2 or list(rates) != sorted(set(rates)) or rates[0] <= 0:
