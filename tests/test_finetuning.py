@@ -363,7 +363,9 @@ def test_from_training_to_the_scores_of_the_tuned_run_by_the_scripts(tmp_path, d
         return run
 
     data = f"--config.data.data_dir={data_dir}"
-    steps = ("--config.train.steps=8", "--config.train.save_every=4", "--config.train.dev_every=4")
+    steps = [
+        f"--config.train.{s}" for s in ("steps=8", "save_every=4", "dev_every=4", "data_devices=1")
+    ]
     x, y = tmp_path / "x", tmp_path / "y"
     command("train.py", "--config=configs/smoke.py:rope", f"--workdir={x}", data, *steps)
     command("train.py", f"--config=configs/finetune.py:yarn,{x}", f"--workdir={y}", data, *steps)
