@@ -3,9 +3,10 @@
 Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
 everything, or with --suite=E3,R2,copy some, and writes evaluation/rows.jsonl in the run's folder.
 Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
-trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With --stretch the trained scheme is read further, by one rule for its
-rotations and biases (see posenc_jax/encodings/reading.py), as an arm of its own under
-<workdir>/stretched/. Exit code 2 for wrong input.
+trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With
+--stretch the trained scheme is read further, by one rule for its rotations and biases (see
+posenc_jax/encodings/reading.py), as an arm of its own under <workdir>/stretched/. On CPU rows are
+spread over the cores that the process may use. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -35,8 +36,10 @@ _SPLIT = flags.DEFINE_string("split", "test", "Held-out split: test or dev")
 
 def main() -> None:
     """Flags to one call."""
+    from posenc_jax.evaluation.cores import use_every_core
     from posenc_jax.evaluation.runner import evaluate, write_key_targets
 
+    use_every_core()
     if _WRITE_KEY_TARGETS.value:
         path = Path(_WRITE_KEY_TARGETS.value)
         print(write_key_targets(Path(_WORKDIR.value), path, split=_SPLIT.value), "targets in", path)

@@ -71,7 +71,7 @@ def evaluate(
     longest = max(fitting) * config.train.length
     model_configs = {
         n: _reading(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
-        for n in _compiled_lengths(config, fitting)
+        for n in _compiled_lengths(config, stretch, fitting)
     }
     step, params = _restore(workdir, trained, inputs)
 
@@ -186,11 +186,19 @@ def _fitting(config: RunConfig, wanted: tuple[int, ...], asked: bool) -> tuple[i
     return fitting
 
 
-def _compiled_lengths(config: RunConfig, multiples: tuple[int, ...]) -> list[int]:
-    """Returns the few input lengths that all items are padded to."""
+def _compiled_lengths(
+    config: RunConfig, stretch: str | None, multiples: tuple[int, ...]
+) -> list[int]:
+    """Returns the few input lengths that all items are padded to.
+
+    Most rows have kL inputs; those of a fixed target L/2 more, which the next multiple takes in, unless
+    a scheme is read differently there.
+    """
     L = config.train.length
     longest = config.model_config(vocab_size=1).placed.longest()
-    lengths = [L, *(k * L + L // 2 for k in multiples)]
+    lengths = [L, *(k * L for k in multiples), max(multiples) * L + L // 2]
+    if len({_reading(config, stretch, n) for n in lengths}) > 1:
+        lengths += [k * L + L // 2 for k in multiples]
     return sorted({n if longest is None else min(n, longest) for n in lengths})
 
 
@@ -267,7 +275,7 @@ class OpenRun:
 
     def compiled_lengths(self, multiples: tuple[int, ...]) -> list[int]:
         """Returns the few input lengths, in tokens, that `evaluate` pads its rows to."""
-        return _compiled_lengths(self.config, multiples)
+        return _compiled_lengths(self.config, self.stretch, multiples)
 
     def model_config(self, length: int) -> ModelConfig:
         """Returns the decoder's configuration as rows of up to `length` tokens are read."""
