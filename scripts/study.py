@@ -117,7 +117,12 @@ def _one(plan) -> int:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return 1
     codes = []
-    for runs in filter(None, (plan.programs(groups[_RUN.value]), plan.runs(groups[_RUN.value]))):
+    for planned in (
+        plan.programs,
+        plan.runs,
+    ):  # what is evaluated is known once programs have ended
+        if not (runs := planned(groups[_RUN.value])):
+            continue
         outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
             return 75

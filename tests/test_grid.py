@@ -227,18 +227,16 @@ def whole(tmp_path_factory):
     return folder, done.stdout
 
 
-def results(folder: pathlib.Path) -> dict[str, bytes]:
-    names = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+RESULTS = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+
+
+def results(folder: pathlib.Path, names=RESULTS) -> dict[str, bytes]:
     return {name: (folder / "out" / name).read_bytes() for name in names}
-
-
-def trained(folder: pathlib.Path) -> list[str]:
-    return (folder / "journal").read_text().split()
 
 
 def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_rows(whole):
     folder, said = whole
-    assert len(trained(folder)) == 6 + 5
+    assert len(toy_study.trained(folder)) == 6 + 5
     assert said.splitlines()[-1] == "out/report.html"
     assert "sum-s2 is left out: too slow" in said
     assert "[6/6 done" in said
@@ -256,11 +254,11 @@ def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_r
 
 def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):
     folder, _ = whole
-    before, journal = results(folder), trained(folder)
+    before, journal = results(folder), toy_study.trained(folder)
     again = toy_study.run(folder)
     assert again.returncode == 0, again.stderr
     assert results(folder) == before
-    assert trained(folder) == journal
+    assert toy_study.trained(folder) == journal
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
@@ -269,11 +267,11 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_rows(whole, tmp_path, kil
     moments = random.Random(kills)
     for _ in range(kills):
         process = toy_study.start(tmp_path, TOY_SECONDS="0.3")
-        before = len(trained(tmp_path)) if (tmp_path / "journal").exists() else 0
+        before = len(toy_study.trained(tmp_path)) if (tmp_path / "journal").exists() else 0
         deadline = time.time() + 60
         while time.time() < deadline and process.poll() is None:
             time.sleep(0.05)
-            if (tmp_path / "journal").exists() and len(trained(tmp_path)) > before:
+            if (tmp_path / "journal").exists() and len(toy_study.trained(tmp_path)) > before:
                 break  # something was done: now at any moment
         time.sleep(moments.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
