@@ -33,7 +33,7 @@ def refusal(
         return "linear attention has no softmax"
     if not _linear(layer):
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
-    if _tempered_by_key(layer):
+    if tempered_by_key(layer):
         return "its temperature depends on the key"
     if not causal or not aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
@@ -139,7 +139,8 @@ def _linear(layer: PlacedLayer) -> bool:
 
 
 @functools.cache
-def _tempered_by_key(layer: PlacedLayer) -> bool:
+def tempered_by_key(layer: PlacedLayer) -> bool:
+    """Whether a temperature of the layer depends on the key, so that it cannot go with the queries."""
     probe = jnp.zeros((1, 2), jnp.int32)
     tau = jax.eval_shape(
         lambda key: layer.temperature(layer.init(key), probe, probe), jax.random.key(0)

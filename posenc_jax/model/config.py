@@ -70,16 +70,24 @@ class ModelConfig:
             raise ValueError(f"model.window must be at least 1 token, not {self.window}")
         self.attention_paths(self.train_length)
 
-    def attention_paths(self, length: int) -> list[str]:
+    def attention_paths(
+        self, length: int, sequence: int = 1, device: str | None = None
+    ) -> list[str]:
         """Returns the way that attention over `length` tokens takes, and why, for each kind of layer.
 
+        Args:
+          sequence: devices that the tokens of a row lie on. device: as for `choose`.
+
         Raises:
-          ValueError: an `attention` asked for that cannot serve a layer.
+          ValueError: an `attention` asked for, or a sequence axis, that cannot serve a layer.
         """
         kinds = dict.fromkeys(
-            choose(layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype)
+            choose(
+                layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
+                device=device, sequence=sequence,
+            )
             for layer in self.placed.layers
-        )
+        )  # fmt: skip
         return [f"{path.name} ({path.why})" for path in kinds]
 
     @functools.cached_property

@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import attend
-from posenc_jax.encodings import running_clock
+from posenc_jax.attention import attend, running_clock
 from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
 

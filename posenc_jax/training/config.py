@@ -88,6 +88,7 @@ HOW = {
     "train": (
         "data_devices",
         "fsdp_devices",
+        "sequence_devices",
         "model_devices",
         "save_every",
         "keep",
@@ -139,7 +140,7 @@ def _typed(where: str, value, hint):
 def _check(c: RunConfig) -> None:
     positive = {
         "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
+                  "sequence_devices", "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
         "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),

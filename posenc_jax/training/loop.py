@@ -66,11 +66,7 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
     leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
     with contextlib.ExitStack() as held:
         with refusing_alike(config):
-            mesh = make_mesh(
-                config.train.data_devices,
-                config.train.model_devices,
-                fsdp_devices=config.train.fsdp_devices,
-            )
+            mesh = run_mesh(config)
             check_mesh(config, mesh)
             if leads:
                 refuse_strangers(workdir, config)
@@ -110,7 +106,7 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
     chain = Chain(before["links"])
     record = record_of(config, command, inputs, state["params"], workdir)
-    record["attention"] = model.config.attention_paths(t.length)
+    record["attention"] = model.config.attention_paths(t.length, t.sequence_devices)
     spent = seconds_before(workdir)
     profile.check(first, t.steps)
     if first >= t.steps:
@@ -202,8 +198,19 @@ def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, j
     return {name: put(x) for name, x in batch.items()}
 
 
+def run_mesh(config: RunConfig) -> jax.sharding.Mesh:
+    """Returns the mesh that `config.train` asks for; ValueError where it asks for too much."""
+    t = config.train
+    return make_mesh(
+        t.data_devices,
+        t.model_devices,
+        fsdp_devices=t.fsdp_devices,
+        sequence_devices=t.sequence_devices,
+    )
+
+
 def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError for a batch or a model that does not divide over the mesh."""
+    """Raises ValueError for a batch, a length or a model that does not divide over the mesh."""
     t, parts = config.train, batch_rows(mesh)
     rows = t.batch_size // t.accumulation
     if rows % parts:
@@ -211,7 +218,16 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
             "devices; set config.train.data_devices"
         )
-    c = config.model_config(vocab_size=1)
+    c, sequence = config.model_config(vocab_size=1), mesh.shape["sequence"]
+    if t.length % sequence:
+        raise ValueError(
+            f"config.train.length={t.length} tokens do not divide over {sequence} sequence devices; "
+            "set config.train.sequence_devices"
+        )
+    try:
+        c.attention_paths(t.length, sequence)
+    except ValueError as error:
+        raise ValueError(f"config.train.sequence_devices={sequence}: {error}") from None
     for name, size, axes in (
         ("num_kv_heads", c.num_kv_heads, ("model",)),
         ("mlp_dim", c.mlp_dim, ("model",)),

@@ -76,9 +76,10 @@ class TrainSection:
       tier: smoke, cpu, gpu or cluster: what a result of this run may be called.
       length: L, the training context in tokens. batch_size: sequences per step, over all devices.
       accumulation: the batch is taken in this many slices, one gradient step at the end.
-      data_devices, fsdp_devices, model_devices: mesh axes. Rows lie over data x fsdp;
-        fsdp also keeps parameters and moments in pieces, gathered where they are used; heads and
-        hidden units lie over model. 0 data devices takes all that are left.
+      data_devices, fsdp_devices, sequence_devices, model_devices: mesh axes. Rows lie over data x fsdp;
+        fsdp also keeps parameters and moments in pieces, gathered where they are used; the tokens of a
+        row lie over sequence, and keys go around a ring; heads and hidden units lie over model. 0 data
+        devices takes all that are left.
       save_every, log_every: steps. keep: checkpoints kept.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
@@ -95,6 +96,7 @@ class TrainSection:
     accumulation: int = 1
     data_devices: int = 0
     fsdp_devices: int = 1
+    sequence_devices: int = 1
     model_devices: int = 1
     save_every: int = 500
     log_every: int = 20

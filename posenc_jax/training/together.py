@@ -20,8 +20,7 @@ from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
-from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.loop import Diverged, Stopped
+from posenc_jax.training.loop import Diverged, Stopped, run_mesh
 from posenc_jax.training.progress import MetricLog, Progress
 from posenc_jax.training.record import record_of, seconds_before, write_finished, write_record
 from posenc_jax.training.step import State, make_step, state_builder
@@ -65,7 +64,7 @@ def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step of each.
       Diverged: one of them or more did; raised once the others have finished.
     """
-    mesh = make_mesh(config.train.data_devices, config.train.model_devices)
+    mesh = run_mesh(config)
     if mesh.size > 1 or jax.process_count() > 1:
         raise ValueError(
             f"seeds are trained together on one device; config.train asks for {mesh.size}: set "
