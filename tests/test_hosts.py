@@ -94,6 +94,46 @@ def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path, data_
     assert record["processes"] == 2
 
 
+MESHES = [
+    {"data": 8}, {"fsdp": 8}, {"model": 4, "data": 2}, {"sequence": 8}, {"data": 2, "sequence": 4},
+    {"fsdp": 2, "sequence": 2, "model": 2},
+]  # fmt: skip
+
+
+def on_axes(axes):
+    every = {"data": 1, "fsdp": 1, "sequence": 1, "model": 1} | axes
+    return [f"--config.train.{axis}_devices={n}" for axis, n in every.items()]
+
+
+def losses(workdir):
+    rows = runs.rows(workdir / "metrics.jsonl")
+    return [row["loss"] for row in rows], [row["data_chain"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("one")
+    codes, said = ends(start(folder, data_dir, *FIFTY, processes=1, devices=1))
+    assert codes == [0], said
+    return losses(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_every_mesh_takes_fifty_steps_of_one_device(
+    tmp_path, data_dir, one_device, axes, processes
+):
+    devices = 8 // processes
+    job = start(tmp_path, data_dir, *FIFTY, *on_axes(axes), processes=processes, devices=devices)
+    codes, said = ends(job, timeout=900)
+    assert codes == [0] * processes, said
+    found, read = losses(tmp_path)
+    assert len(found) == 50
+    assert read == one_device[1]  # the same data in the same order, bit for bit
+    np.testing.assert_allclose(found, one_device[0], rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_one_step_and_the_run_goes_on_bit_for_bit(
     tmp_path, data_dir

@@ -72,7 +72,7 @@ def slow(*cases):
             (SCHEME, {"data": 2, "sequence": 4}),
             (SCHEME, {"fsdp": 2, "sequence": 2, "model": 2}),
             ("rope+forget|fire,t5", {"data": 2, "sequence": 2, "model": 2}),
-            ("learned,sinusoidal+slopes", {"sequence": 4, "model": 2}),
+            ("learned+slopes", {"sequence": 4, "model": 2}),
         ),
     ],
     ids=str,

@@ -25,7 +25,7 @@ def summary(row: Mapping) -> str:
     for kind, said in row["collectives"].items():
         across = said["sent_between_hosts_bytes"]
         lines.append(
-            f"{kind:<17}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
+            f"{kind:<19}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
             + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
         )
     lines += [
