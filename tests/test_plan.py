@@ -363,6 +363,22 @@ def test_an_axis_that_no_run_can_have_is_refused(tmp_path):
         with_mesh(runs.config(tmp_path), {**shape, "spare": 2})
 
 
+def test_a_sequence_axis_is_planned(tmp_path):
+    shape = mesh_shape("sequence:2")
+    train = {"length": 512, "batch_size": 1}
+    config = with_mesh(runs.config(tmp_path, "alibi", model={"num_layers": 1}, train=train), shape)
+    chip = dataclasses.replace(CHIPS["v5e"], platform="none")
+    row = plan(config, 260, target(chip, shape, "1x2"))
+    assert row["mesh"] == {"sequence": 2}
+    assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring, as far as they can matter)"]  # fmt: skip
+    assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
+    model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
+    on_gpu = [flops.executed(model, 1, 512, "gpu", sequence).attention for sequence in (1, 2)]
+    assert (
+        on_gpu[0] != on_gpu[1] == flops.executed(model, 1, 512, "cpu").attention
+    )  # the ring goes by blocks
+
+
 def test_chips_are_known_by_name_and_near_ones_offered():
     assert chip_named("v5e").flops == 197e12
     with pytest.raises(ValueError, match="did you mean h100"):

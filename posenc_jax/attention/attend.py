@@ -120,7 +120,8 @@ def attend(
     """Returns out_BTNH: attention under a positional scheme.
 
     Args:
-      q_BTNH: queries as projected (not rotated).
+      q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
+        keys go around a ring (`posenc_jax.attention.ring`).
       k_BSKH: keys as projected; N must be a multiple of K.
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.

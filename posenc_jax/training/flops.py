@@ -85,23 +85,29 @@ def causal_pairs(length: int, window: int | None) -> int:
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
-def executed(model: ModelConfig, rows: int, length: int, device: str) -> Flops:
+def executed(model: ModelConfig, rows: int, length: int, device: str, sequence: int = 1) -> Flops:
     """Returns what a step multiplies on "cpu", "gpu" or "tpu", with the kernels that `auto` takes there.
 
     Attention by blocks is counted in whole tiles, up to the window beyond which a biased head provably
     needs none; that window is known before training under qk-norm only, at its initial gain.
+
+    Args:
+      sequence: devices that the tokens of a row lie on.
     """
     forward = _matrices(model, rows * length)
     attention = sum(
-        rows * _attention(model, layer, length, device) for layer in model.placed.layers
+        rows * _attention(model, layer, length, device, sequence) for layer in model.placed.layers
     )
     return dataclasses.replace(forward.times(3), attention=attention)
 
 
-def _attention(c: ModelConfig, layer: PlacedLayer, length: int, device: str) -> float:
+def _attention(
+    c: ModelConfig, layer: PlacedLayer, length: int, device: str, sequence: int
+) -> float:
     path = choose(
-        layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device
-    ).name
+        layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
+        sequence=sequence,
+    ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
     if path == "linear":
         return 3 * 4 * N * H**2 * length

@@ -191,7 +191,8 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
     spoken = collectives(program, devices, host)
     needed = flops.needed(model, t.batch_size, t.length)
-    executed = flops.executed(model, t.batch_size, t.length, DEVICES[where.platform])
+    device = DEVICES[where.platform]
+    executed = flops.executed(model, t.batch_size, t.length, device, t.sequence_devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
@@ -210,7 +211,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "mesh": {axis: n for axis, n in where.mesh.shape.items() if n > 1},
         "compiler": "the CPU's, an upper bound of memory" if where.estimate else "the chip's own",
         "scheme": config.model.scheme,
-        "attention": model.attention_paths(t.length, t.sequence_devices, DEVICES[where.platform]),
+        "attention": model.attention_paths(t.length, t.sequence_devices, device),
         "length": t.length,
         "batch_size": t.batch_size,
         "accumulation": t.accumulation,
