@@ -20,7 +20,8 @@ from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
 from posenc_jax.training.layout import make_mesh, optimizer_layout, parameter_layout
 from posenc_jax.training.loop import Diverged, Stopped, train
-from posenc_jax.training.step import make_optimizer, make_step, state_builder, token_losses
+from posenc_jax.training.loss import token_losses
+from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
 
 def losses(rows):

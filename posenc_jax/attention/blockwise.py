@@ -19,6 +19,7 @@ from jax import lax
 
 from posenc_jax.attention import cutoff
 from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.attention.tiles import (
     Floats,
@@ -122,7 +123,7 @@ def _attention(plan: Plan, floats: Floats, places: Places) -> jax.Array:
 
 
 def _forward_and_residuals(plan, floats, places):
-    out_BNTH, lse_BNT, stop_BNI = _forward(plan, floats, places)
+    out_BNTH, lse_BNT, stop_BNI = kept(_forward(plan, floats, places))
     return out_BNTH, (floats, places, out_BNTH, lse_BNT, stop_BNI)
 
 

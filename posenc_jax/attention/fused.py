@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention.fold import documents, fold
+from posenc_jax.attention.residuals import NAME
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -123,8 +124,9 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
         block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
-    )
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret,
+        residual_checkpoint_name=NAME,
+    )  # fmt: skip
 
     def run(q_BNTX, k_BKTX, v_BKTH, seg_BT):
         return jax.vmap(kernel)(q_BNTX, k_BKTX, v_BKTH, splash.SegmentIds(seg_BT, seg_BT))

@@ -13,7 +13,7 @@ import numpy as np
 
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, readout
-from posenc_jax.training.step import token_losses
+from posenc_jax.training.loss import token_losses
 
 CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.layers import REMAT, period
 from posenc_jax.training.sections import (
     DataSection,
     EvaluationSection,
@@ -82,7 +83,7 @@ def read(path: Path) -> RunConfig:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-# Settings that say how a run is carried out and cannot change its numbers: a resume may change them.
+# Settings that say how a run is carried out and cannot change its numbers beyond rounding: a resume may change them.
 HOW = {
     "data": ("data_dir", "download", "threads"),
     "train": (
@@ -94,6 +95,9 @@ HOW = {
         "log_every",
         "stall_seconds",
         "wandb_project",
+        "scan_layers",
+        "remat",
+        "loss_chunks",
     ),
     "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
 }
@@ -139,7 +143,8 @@ def _typed(where: str, value, hint):
 def _check(c: RunConfig) -> None:
     positive = {
         "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
+                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds",
+                  "loss_chunks"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
         "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),
@@ -185,6 +190,12 @@ def _check(c: RunConfig) -> None:
         raise ValueError(
             f"config.evaluation.multiples must be 1 or more, not {c.evaluation.multiples}"
         )
+    if not 0 <= c.train.z_loss < math.inf:
+        raise ValueError(f"config.train.z_loss must be zero or above, not {c.train.z_loss}")
+    if c.train.remat not in REMAT:
+        raise ValueError(
+            f"config.train.remat must be one of {', '.join(REMAT)}, not {c.train.remat!r}"
+        )
     for name in ("beta1", "beta2"):
         value = getattr(c.optimizer, name)
         if not 0 <= value < 1:
@@ -196,4 +207,9 @@ def _check(c: RunConfig) -> None:
         )
     if c.data.corpus == "text_folder" and not c.data.folder:
         raise ValueError("config.data.folder must name a folder of text for corpus text_folder")
-    c.model_config(vocab_size=1)
+    layers = c.model_config(vocab_size=1).placed.layers
+    if c.train.scan_layers and 2 * period(layers) > len(layers):
+        raise ValueError(
+            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold no two "
+            f"rounds of the {period(layers)} different ones of config.model.scheme; set it to False"
+        )

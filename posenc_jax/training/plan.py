@@ -29,6 +29,7 @@ from posenc_jax.training.collectives import collectives
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import BATCH, MESH_AXES
 from posenc_jax.training.loop import check_mesh
+from posenc_jax.training.loss import in_pieces
 from posenc_jax.training.program import COLLECTIVES, memory_traffic, parse, runs
 from posenc_jax.training.step import make_step, state_builder
 
@@ -188,7 +189,10 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
     spoken = collectives(program, devices, host)
     needed = flops.needed(model, t.batch_size, t.length)
-    executed = flops.executed(model, t.batch_size, t.length, DEVICES[where.platform])
+    executed = flops.executed(
+        model, t.batch_size, t.length, DEVICES[where.platform], remat=t.remat,
+        head_again=in_pieces(t.loss_chunks, where.mesh.shape["model"]),
+    )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
@@ -211,6 +215,9 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "length": t.length,
         "batch_size": t.batch_size,
         "accumulation": t.accumulation,
+        "scan_layers": t.scan_layers,
+        "remat": t.remat,
+        "loss_chunks": t.loss_chunks,
         "vocab_size": vocab_size,
         "parameters": parameters,
         "memory": _memory(compiled, chip),

@@ -84,6 +84,11 @@ class TrainSection:
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
       wandb_project: project on Weights & Biases; empty: none.
+      scan_layers: a loop over the layers, each different one compiled once; see docs/memory.md.
+      remat: what a layer keeps for its backward pass: "none" of it is made again, "dots", "attention",
+        or "full": all of it is (`posenc_jax.model.layers.REMAT`).
+      loss_chunks: pieces of the vocabulary that the loss is made in, forward and backward.
+      z_loss: weight of the squared logarithm of the softmax sum beside the loss (PaLM: 1e-4).
     """
 
     arm: str = ""
@@ -102,6 +107,10 @@ class TrainSection:
     bad_steps: int = 10
     stall_seconds: float = 300.0
     wandb_project: str = ""
+    scan_layers: bool = False
+    remat: str = "none"
+    loss_chunks: int = 1
+    z_loss: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

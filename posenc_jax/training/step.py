@@ -9,8 +9,10 @@ import optax
 import optax.contrib
 
 from posenc_jax.model.decoder import ROWS, Decoder, at_progress, laid
+from posenc_jax.model.layers import Execution
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
+from posenc_jax.training.loss import summed_loss
 
 State = dict[str, Any]
 
@@ -112,14 +114,6 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
     return jax.jit(build, out_shardings=shardings), abstract
 
 
-def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns nll_BT in nats, float32; written without a gather, so that V may be sharded."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    ids_11V = jnp.arange(logits_BTV.shape[-1])[None, None]
-    target_BT = jnp.where(ids_11V == targets_BT[..., None], logits_BTV, 0.0).sum(-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
-
-
 def make_step(config: RunConfig, model: Decoder):
     """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
@@ -130,16 +124,23 @@ def make_step(config: RunConfig, model: Decoder):
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
 
-    def summed_loss(params, batch):
-        logits_BTV, _ = model.apply(
+    t = config.train
+    stream = model.clone(read_out=False, execution=Execution(t.scan_layers, t.remat))
+    head = "embedding_VD" if model.config.tied_head else "head_VD"
+
+    def objective(params, batch):
+        x_BTD, _ = stream.apply(
             {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
         )
-        nll_BT, weights_BT = token_losses(logits_BTV, batch["targets_BT"]), batch["weights_BT"]
-        return (nll_BT * weights_BT).sum(), weights_BT.sum()
+        loss = summed_loss(
+            x_BTD, params[head], batch["targets_BT"], batch["weights_BT"],
+            z_loss=t.z_loss, chunks=t.loss_chunks,
+        )  # fmt: skip
+        return loss.nll + loss.z, loss
 
     def slice_gradient(params, batch):
-        (loss, weight), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, batch)
-        return loss, weight, grads
+        (_, loss), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
+        return loss, grads
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
@@ -151,10 +152,9 @@ def make_step(config: RunConfig, model: Decoder):
             return jax.tree.map(jnp.add, total, slice_gradient(params, one)), None
 
         rest = jax.tree.map(lambda x: x[1:], batch)
-        total = first if config.train.accumulation == 1 else jax.lax.scan(add, first, rest)[0]
-        loss_sum, weight, grads = total
-        scale = 1 / jnp.maximum(weight, 1.0)
-        loss, grads = loss_sum * scale, jax.tree.map(lambda g: g * scale, grads)
+        total, grads = first if t.accumulation == 1 else jax.lax.scan(add, first, rest)[0]
+        scale = 1 / jnp.maximum(total.weight, 1.0)
+        loss, grads = total.nll * scale, jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -168,7 +168,7 @@ def make_step(config: RunConfig, model: Decoder):
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         missed = 1 - good.astype(jnp.int32)
         done = state["step"] + 1
-        progress = done.astype(jnp.float32) / config.train.steps
+        progress = done.astype(jnp.float32) / t.steps
         new_state = {
             "params": at_progress(model.config, chosen["params"], progress),
             "optimizer": chosen["optimizer"],
@@ -180,10 +180,12 @@ def make_step(config: RunConfig, model: Decoder):
             "loss": loss,
             "grad_norm": norm,
             "learning_rate": schedule(state["step"]),
-            "loss_tokens": weight,
+            "loss_tokens": total.weight,
             "skipped": new_state["skipped"],
             "skipped_in_a_row": new_state["skipped_in_a_row"],
         }
+        if t.z_loss:
+            metrics["z_loss"] = total.z * scale
         return new_state, metrics
 
     return step
