@@ -169,6 +169,19 @@ def test_a_step_with_every_setting_is_the_plain_one_on_one_device_and_on_a_mesh(
         np.testing.assert_allclose(b, a, atol=1e-6)
 
 
+def test_seeds_in_one_program_take_the_step_that_each_takes_alone():
+    """As `training.together` does: the whole step under vmap."""
+    mesh, step, state, placed = prepared(**ALL)
+    other = jax.device_put(batch(1), placed["tokens_BT"].sharding)
+    with jax.set_mesh(mesh):
+        both = jax.tree.map(lambda *x: jnp.stack(x), (state, placed), (state, other))
+        _, together = jax.jit(jax.vmap(step))(*both)
+        alone = [step(jax.tree.map(jnp.copy, state), b)[1] for b in (placed, other)]
+    for name in ("loss", "z_loss", "grad_norm"):
+        np.testing.assert_allclose(together[name], [m[name] for m in alone], rtol=1e-5)
+    assert abs(together["loss"][0] - together["loss"][1]) > 1e-3
+
+
 def test_the_reported_loss_is_the_plain_one_and_z_loss_is_reported_when_it_is_on(plain):
     found, _ = one_step()
     assert found["loss"] == plain[0]["loss"]

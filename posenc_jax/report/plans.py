@@ -11,11 +11,12 @@ def summary(row: Mapping) -> str:
     memory, seconds = row["memory"], row["seconds"]
     mesh = ", ".join(f"{axis} {n}" for axis, n in row["mesh"].items()) or "one device"
     need, work = row["flops_needed"], row["flops_executed"]
+    pieces = "at once" if row["loss_chunks"] == 1 else f"in {row['loss_chunks']} pieces"
     lines = [
         f"{row['scheme']}, {row['parameters']:,} parameters, {row['vocab_size']:,} ids, {row['batch_size']} x {row['length']:,} tokens a step",
         f"on {row['devices']} x {row['chip']} ({row['topology']}), mesh {mesh}; compiled in {row['compile_seconds']:.0f} s ({row['compile_cpu_seconds']:.0f} s of CPU) by {row['compiler']}",
         f"attention        {'; '.join(row['attention'])}",
-        f"layers           {'in a loop' if row['scan_layers'] else 'one by one'}, remat {row['remat']}; loss in {row['loss_chunks']} pieces of the vocabulary",
+        f"layers           {'in a loop' if row['scan_layers'] else 'one by one'}, remat {row['remat']}; loss over the vocabulary {pieces}",
         f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
         f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
         f"results {_gib(memory['results'])}, code {_gib(memory['code'])})",
