@@ -467,6 +467,29 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
 
 @pytest.mark.aot
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "forward"), [("v5e", "splash_mha_fwd"), ("h100", '__cudnn$fmhaSoftmax"')]
+)
+def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
+    chip = CHIPS[name]
+    if chip.missing:
+        pytest.skip(chip.missing)
+    where = target(chip, mesh_shape("data:1"), None)
+    times = {}
+    for remat in ("attention", "full"):
+        config = runs.config(
+            tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 2, "num_layers": 2},
+            train={"length": 1024, "batch_size": 1, "scan_layers": True, "remat": remat},
+        )  # fmt: skip
+        config = with_mesh(config, mesh_shape("data:1"))
+        text = compiled_step(config, config.model_config(260), where)[0].as_text()
+        calls = [line for line in text.splitlines() if "custom-call(" in line and forward in line]
+        times[remat] = len(calls)
+    assert times == {"attention": 1, "full": 2}
+
+
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore")
 def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_line(tmp_path):
     chip = CHIPS["v5e"]
     if chip.missing:
