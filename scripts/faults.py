@@ -32,8 +32,7 @@ def main() -> int:
     from posenc_jax.faults.suite import CHEAP, FAULTS, chosen
 
     trials = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        run = SmallRun(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, SmallRun(Path(folder)) as run:
         for name in chosen(_ONLY.value):
             count = (_CHEAP.value or _TRIALS.value) if name in CHEAP else _TRIALS.value
             for trial in FAULTS[name](run, count, random.Random(f"{name}-{_SEED.value}")):

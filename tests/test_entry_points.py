@@ -76,6 +76,7 @@ def smoke(*overrides):
         (smoke("--config.data.corpus=text_folder", "--config.data.folder={empty}"), "{empty}"),
         (smoke("--config.data.corpus=text_folder", "--config.data.folder={latin}"), "b.txt"),
         (smoke("--config.data.tokenizer=nosuch.model"), "nosuch.model"),
+        (smoke("--config.train.nosuch=3"), "nosuch is not a setting of the configuration"),
         (smoke("--wrokdir=x"), "Did you mean: workdir"),
         (smoke("extra"), "unexpected argument 'extra'"),
         (("scripts/evaluate.py",), "no trained run"),

@@ -8,6 +8,7 @@ from posenc_jax.encodings import PlacedScheme, parse
 
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("swiglu", "gelu")
+LARGEST = 2**20  # of any number of layers, heads or dims: what is above it is a slip of the hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ModelConfig:
                      "num_kv_heads", "head_dim", "mlp_dim", "embedding_scale", "norm_epsilon"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
+        for name in ("num_layers", "model_dim", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) > LARGEST:
+                raise ValueError(
+                    f"model.{name} must be at most {LARGEST}, not {getattr(self, name)}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} does not divide over "

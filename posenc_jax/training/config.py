@@ -91,6 +91,7 @@ HOW = {
         "model_devices",
         "save_every",
         "keep",
+        "wait_for_saves",
         "log_every",
         "stall_seconds",
         "wandb_project",
@@ -153,6 +154,10 @@ def _check(c: RunConfig) -> None:
             value = getattr(getattr(c, section), name)
             if not 0 < value < math.inf:
                 raise ValueError(f"config.{section}.{name} must be above zero, not {value}")
+    for section, name, most in (("train", "length", 2**30), ("train", "batch_size", 2**20), ("data", "threads", 2**10)):  # fmt: skip
+        value = getattr(getattr(c, section), name)
+        if value > most:
+            raise ValueError(f"config.{section}.{name} must be at most {most}, not {value}")
     for section, names in shares.items():
         for name in names:
             value = getattr(getattr(c, section), name)

@@ -148,6 +148,8 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
                 pending = None  # a saved step is a logged step, whatever happens next
                 with monitor.saving():
                     checkpoints.save(done, state, {"owner": owner, "links": chain.through(done)})
+                    if t.wait_for_saves:
+                        checkpoints.wait()
             profile.after(done, state)
             if asked:
                 break

@@ -80,6 +80,8 @@ class TrainSection:
         fsdp also keeps parameters and moments in pieces, gathered where they are used; heads and
         hidden units lie over model. 0 data devices takes all that are left.
       save_every, log_every: steps. keep: checkpoints kept.
+      wait_for_saves: take no step before a checkpoint is on disk. A kill then loses at most `save_every`
+        steps; otherwise those that were taken while a save was under way as well, and no time is lost.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
@@ -99,6 +101,7 @@ class TrainSection:
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
+    wait_for_saves: bool = False
     bad_steps: int = 10
     stall_seconds: float = 300.0
     wandb_project: str = ""

@@ -186,6 +186,8 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
                     if not run.lost:
                         links = run.chain.through(done)
                         run.checkpoints.save(done, own, {"owner": run.owner, "links": links})
+                for run in runs if t.wait_for_saves else ():
+                    run.checkpoints.wait()
             if asked and done < t.steps:
                 raise Stopped(f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on")  # fmt: skip
             if all(run.lost for run in runs):
