@@ -52,6 +52,8 @@ class Server:
         """Forks `train.py` with `arguments`; what it says goes to files at `said`. See `spoiling`."""
         self._orders += 1
         out, err = (said / f"{os.getpid()}-{self._orders}.{name}" for name in ("out", "err"))
+        for path in (out, err):
+            path.touch()  # a kill may come before the fork has opened them
         order = {"arguments": arguments, "out": str(out), "err": str(err), "spoiled": spoiled}
         return Fork(self, self.ask(order)["pid"], out, err)
 
