@@ -19,12 +19,9 @@ def run(tmp_path_factory):
 
 
 def test_one_bad_device_costs_the_update_and_nothing_else(run):
-    done = list(poison.one_device(run, 1, random.Random(0)))
-    assert [trial.fault for trial in done] == [
-        "NaN in one device",
-        "NaN in one piece of a gradient",
-    ]
-    assert failed(done) == []
+    trial = next(poison.one_device(run, 1, random.Random(0)))
+    assert trial.fault == "NaN in one device"
+    assert failed([trial]) == []
 
 
 @pytest.mark.slow
@@ -33,6 +30,7 @@ def test_ten_bad_updates_of_every_kind(run, fault):
     assert failed(fault(run, 10, random.Random(1))) == []
 
 
+@pytest.mark.slow
 def test_a_bad_device_that_is_not_noticed_fails_the_trial(run, monkeypatch):
     """Spoiled without being left out: what the trial compares must tell the two apart."""
     monkeypatch.setattr(poison, "_trained", _never_left_out(poison._trained))
@@ -62,6 +60,7 @@ def test_devices_that_hold_other_bits_are_told_apart():
         spoiling._refuse_unlike_devices({"x": unlike})
 
 
+@pytest.mark.slow
 def test_a_spike_is_taken_clipped_or_left_out_and_the_run_goes_on(run):
     for size in (1e6, 1e30):
         workdir, code, err = poison._trained(run, f"{size}", (1, 1, 1), "spike", [7], size=size)

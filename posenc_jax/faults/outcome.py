@@ -1,7 +1,10 @@
 """What one injected fault did, and the table of many."""
 
 import dataclasses
+import gzip
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from posenc_jax.faults.runs import SAVE_EVERY
 
@@ -31,6 +34,16 @@ class Trial:
     save_cut: bool = False
     seconds: float | None = None
     peak_mb: float | None = None
+
+
+def stored(path: Path) -> list[Trial]:
+    """Returns the trials in a file of rows, gzipped or not; ValueError for anything else."""
+    read = gzip.open if path.suffix == ".gz" else open
+    with read(path, "rt") as file:
+        try:
+            return [Trial(**json.loads(line)) for line in file]
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} holds no trials: {error}") from None
 
 
 def table(trials: Iterable[Trial]) -> str:
