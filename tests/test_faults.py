@@ -111,9 +111,10 @@ def test_a_folder_that_may_not_be_written_is_one_line(run):
 
 
 def test_typed_settings_of_random_value_are_refused_by_real_trainers_in_seconds(run):
-    done = injected(inputs.settings_typed, run, 40)
-    assert sum(bool(trial.said) for trial in done) > 20
-    assert max(trial.seconds for trial in done) < 5
+    done = injected(inputs.settings_typed, run, 15)
+    refused = [trial for trial in done if trial.said]
+    assert len(refused) > 7
+    assert max(trial.seconds for trial in refused) < 5  # of the CPU, imports left out
 
 
 def test_500_configs_of_random_values_are_read_or_refused_by_name(run):
