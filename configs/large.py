@@ -41,7 +41,15 @@ def get_config(size_and_scheme: str = "1.3b") -> ConfigDict:
         embedding_scale=SIZES[size]["model_dim"] ** 0.5,
     )
     config.train.update(
-        tier="cluster", length=2048, batch_size=64, steps=50_000, save_every=500, log_every=10
+        tier="cluster",
+        length=2048,
+        batch_size=64,
+        steps=50_000,
+        save_every=500,
+        log_every=10,
+        scan_layers=True,
+        remat="attention",
+        loss_chunks=8,
     )
     config.optimizer.update(learning_rate=2e-4 if size == "1.3b" else 3e-4, warmup_steps=2000)
     config.data.update(

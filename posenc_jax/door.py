@@ -51,6 +51,9 @@ def _guarded(work: Callable):
         ):
             raise
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        name = str(said).strip("\"'")
+        if name.isidentifier():  # all that ml_collections says of a setting unlike any other
+            said = f"{name} is not a setting of the configuration"
         print(f"{sys.argv[0]}: {_line(str(said))}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
 

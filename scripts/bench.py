@@ -5,6 +5,7 @@
     attention   attention under ALiBi, ours beside jax.nn and, where installed, PyTorch (extra: peers)
     step        a training step beside its twin in PyTorch, transformers and x-transformers (extra: peers)
     evaluation  scoring per token, and its memory, from the training length to 64 times that
+    loop        whole training runs: what checkpoints cost, and waiting for data
 
 Candidates are timed side by side, round by round, and compared within a round. Prints a table; with
 --out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. A bench reads the flags
@@ -31,6 +32,7 @@ _READ = {
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
     "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
     "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
+    "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
     "seed": flags.DEFINE_integer("seed", None, "Seed of the data and of the order", lower_bound=0),
@@ -40,7 +42,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 def main(name: str | None) -> None:
     """A bench and flags to one measurement."""
-    from posenc_jax.bench import attention, encodings, evaluation, rotation, step
+    sys.path.append(str(Path(__file__).parent.parent))  # configs/ is beside the package, not in it
+    from posenc_jax.bench import attention, encodings, evaluation, loop, rotation, step
 
     benches = {
         "encodings": encodings.measure,
@@ -48,6 +51,7 @@ def main(name: str | None) -> None:
         "attention": attention.measure,
         "step": step.measure,
         "evaluation": evaluation.measure,
+        "loop": loop.measure,
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")

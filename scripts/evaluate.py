@@ -1,11 +1,14 @@
-"""Evaluates a run's last checkpoint: python scripts/evaluate.py --workdir=runs/x [--lengths=1,2,4,8].
+"""Evaluates a run's checkpoint: python scripts/evaluate.py --workdir=runs/x [--lengths=1,2,4,8].
 
 Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
 everything, or with --suite=E3,R2,copy some, and writes evaluation/rows.jsonl in the run's folder.
 Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
-trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With --stretch the trained scheme is read further, by one rule for its
-rotations and biases (see posenc_jax/encodings/reading.py), as an arm of its own under
-<workdir>/stretched/. Exit code 2 for wrong input.
+trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With
+--stretch the trained scheme is read further, by one rule for its rotations and biases (see
+posenc_jax/encodings/reading.py), as an arm of its own under <workdir>/stretched/. All results rest on the last
+checkpoint; --checkpoint=best reads the one of the lowest dev loss (config.train.dev_every), --checkpoint=400
+that of a step, each into a folder of its own. On CPU rows are spread over the cores that the process may
+use. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -30,14 +33,21 @@ _STRETCH = flags.DEFINE_string(
     None,
     "Read the scheme further: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4",
 )
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string("split", "test", "Held-out split: test or dev")
 
 
 def main() -> None:
     """Flags to one call."""
+    from posenc_jax.evaluation.cores import use_every_core
     from posenc_jax.evaluation.runner import evaluate, write_key_targets
 
+    use_every_core()
     if _WRITE_KEY_TARGETS.value:
+        if _CHECKPOINT.value != "last":
+            raise ValueError(
+                "--write_key_targets reads the last checkpoint; leave --checkpoint out"
+            )
         path = Path(_WRITE_KEY_TARGETS.value)
         print(write_key_targets(Path(_WORKDIR.value), path, split=_SPLIT.value), "targets in", path)
         return
@@ -55,6 +65,7 @@ def main() -> None:
             split=_SPLIT.value,
             stretch=_STRETCH.value,
             key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
+            checkpoint=_CHECKPOINT.value,
         )
     )
 

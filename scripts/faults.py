@@ -3,6 +3,7 @@
 Puts faults into small runs and says what came of each: whether the result still equals that of the
 undisturbed run bit for bit, whether anything went unseen, how many steps were taken again. Exit code 1 when
 anything did not hold. --trials counts trials of each fault; --cheap those that need no process of their own.
+--table=a.jsonl,b.jsonl.gz prints the table of rows that were written before.
 """
 
 import dataclasses
@@ -22,18 +23,24 @@ _CHEAP = flags.DEFINE_integer(
 )
 _ONLY = flags.DEFINE_list("only", None, "Names of faults; default: all")
 _OUT = flags.DEFINE_string("out", None, "A row for every trial, appended as JSONL")
+_TABLE = flags.DEFINE_list(
+    "table", None, "Files of --out, .gz or not: puts in nothing, prints their table"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, files and bits")
 
 
 def main() -> int:
     """Flags to one call, and the table."""
-    from posenc_jax.faults.outcome import failed, table
+    from posenc_jax.faults.outcome import failed, stored, table
     from posenc_jax.faults.runs import SmallRun
     from posenc_jax.faults.suite import CHEAP, FAULTS, chosen
 
     trials = []
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        run = SmallRun(Path(folder))
+    if _TABLE.value:
+        trials = [trial for path in _TABLE.value for trial in stored(Path(path))]
+        print(table(trials))
+        return 1 if failed(trials) else 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, SmallRun(Path(folder)) as run:
         for name in chosen(_ONLY.value):
             count = (_CHEAP.value or _TRIALS.value) if name in CHEAP else _TRIALS.value
             for trial in FAULTS[name](run, count, random.Random(f"{name}-{_SEED.value}")):

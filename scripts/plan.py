@@ -50,12 +50,12 @@ def main() -> None:
 
     shape = mesh_shape(_MESH.value)
     chips = [chip_named(name.strip()) for name in _CHIPS.value]
+    if any(chip.missing for chip in chips):  # before anything asks JAX for its devices
+        jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
     config = with_mesh(from_sections(_CONFIG.value.to_dict()), shape)
     vocab_size = _VOCAB.value or planned_vocabulary(config)
     if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
         raise ValueError(f"--out={_OUT.value}: there is no such folder to write to")
-    if any(chip.missing for chip in chips):
-        jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
     for chip in chips:
         row = plan(config, vocab_size, target(chip, shape, _TOPOLOGY.value))
         print(summary(row))

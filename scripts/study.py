@@ -80,11 +80,12 @@ def _everything(plan) -> int:
     plan.write_tuning()
     for line in said:
         print(line)
-    for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
-        lost, stopped = _carry_out(plan, runs(study.grid(rates)), what)
-        if stopped:
-            return _stopped(stopped)
-        failed = (*failed, *lost)
+    for wave in study.waves(study.grid(rates)):
+        for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
+            lost, stopped = _carry_out(plan, runs(wave), what)
+            if stopped:
+                return _stopped(stopped)
+            failed = (*failed, *lost)
     return _end(plan, failed)
 
 
@@ -117,7 +118,12 @@ def _one(plan) -> int:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return 1
     codes = []
-    for runs in filter(None, (plan.programs(groups[_RUN.value]), plan.runs(groups[_RUN.value]))):
+    for planned in (
+        plan.programs,
+        plan.runs,
+    ):  # what is evaluated is known once programs have ended
+        if not (runs := planned(groups[_RUN.value])):
+            continue
         outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
             return 75
@@ -179,9 +185,12 @@ def _slurm(plan) -> int:
     )
     name = plan.workdir.resolve().name
     stages, after = [], ""
+    groups = _groups(study, {arm.name: None for arm in study.arms})
+    tuned = [run for run, group in groups.items() if group[0].arm.parent]
     for what, runs in (
         ("tuning", [c.name for c in study.tuning_grid()]),
-        ("runs", list(_groups(study, {arm.name: None for arm in study.arms}))),
+        ("runs", [run for run in groups if run not in tuned]),
+        ("finetuning", tuned),
     ):
         if runs:
             tasks = tuple((*me, f"--run={run}") for run in runs)

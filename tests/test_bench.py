@@ -165,7 +165,7 @@ def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
         (("rotation", "--schemes=rope"), "--schemes is not read by rotation"),
         (
             ("rotations",),
-            "name a bench first: encodings, rotation, attention, step, evaluation, not 'rotations'",
+            "name a bench first: encodings, rotation, attention, step, evaluation, loop, not 'rotations'",
         ),
     ],
 )

@@ -76,6 +76,7 @@ def smoke(*overrides):
         (smoke("--config.data.corpus=text_folder", "--config.data.folder={empty}"), "{empty}"),
         (smoke("--config.data.corpus=text_folder", "--config.data.folder={latin}"), "b.txt"),
         (smoke("--config.data.tokenizer=nosuch.model"), "nosuch.model"),
+        (smoke("--config.train.nosuch=3"), "nosuch is not a setting of the configuration"),
         (smoke("--wrokdir=x"), "Did you mean: workdir"),
         (smoke("extra"), "unexpected argument 'extra'"),
         (("scripts/evaluate.py",), "no trained run"),
@@ -135,6 +136,7 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, entry, place):
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow  # test_grid.py kills a study of stand-ins
 @pytest.mark.parametrize("how", ["terminate", "kill"])
 def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_later(tmp_path, how):
     workdir = tmp_path / "study"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import types
 
 import numpy as np
@@ -341,6 +342,32 @@ def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_not
     config = json.loads((far.parent.parent / "config.json").read_text())
     assert config["model"]["scheme"] == "rope(stretch=yarn)+alibi(factor=4.0)|nope~logn"
     assert runs.rows(rotary / "evaluation" / "rows.jsonl") == plain
+
+
+def test_all_of_e_and_r_is_few_programs(rotary):
+    ask = {"multiples": (1, 2, 4, 8), "suites": ("E", "R"), "split": "dev"}
+    path = runner.evaluate(rotary, **ask, stretch=None)
+    about = json.loads((path.parent / "evaluation.json").read_text())
+    assert {"E", "R"} <= {row["suite"] for row in runs.rows(path)}
+    assert list(about["attention"]) == ["32", "64", "128", "256", "272"]
+    assert about["programs"] == 5 + 1  # one a length, and E8's window
+    assert about["programs"] < 30
+
+
+def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch):
+    workdir, scored = shutil.copytree(rotary, tmp_path / "x"), []
+    config = json.loads((workdir / "config.json").read_text())
+    config["evaluation"]["pairs"] = 8
+    (workdir / "config.json").write_text(json.dumps(config))
+    score = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda self, rows: scored.append(rows.shape) or score(self, rows))  # fmt: skip
+    asked = ("mqar", "mqar_8", "mqar_16")
+    path = runner.evaluate(workdir, multiples=(3,), suites=asked, split="dev", stretch=None)
+    assert len(scored) == 2
+    rows = [row for row in runs.rows(path) if row["length"] == 96 and row["metric"][:4] == "mqar"]
+    values = {name: [(r["bucket"], r["value"], r["n"]) for r in rows if r["metric"].rpartition("_")[0] == name] for name in asked}  # fmt: skip
+    assert len(values["mqar"]) > 10
+    assert values["mqar"] == values["mqar_8"] != values["mqar_16"]
 
 
 def test_dynamic_stretches_by_the_length_that_is_read(rotary):

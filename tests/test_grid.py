@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+import types
 
 import pytest
 import toy_study
@@ -14,7 +15,7 @@ import toy_study
 from configs.studies import cpu, gpu, quickstart
 from posenc_jax.study import local, tuning
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
-from posenc_jax.study.stages import KEY, sorted_rows
+from posenc_jax.study.stages import KEY, course, sorted_rows
 from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
 
@@ -227,18 +228,16 @@ def whole(tmp_path_factory):
     return folder, done.stdout
 
 
-def results(folder: pathlib.Path) -> dict[str, bytes]:
-    names = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+RESULTS = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+
+
+def results(folder: pathlib.Path, names=RESULTS) -> dict[str, bytes]:
     return {name: (folder / "out" / name).read_bytes() for name in names}
-
-
-def trained(folder: pathlib.Path) -> list[str]:
-    return (folder / "journal").read_text().split()
 
 
 def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_rows(whole):
     folder, said = whole
-    assert len(trained(folder)) == 6 + 5
+    assert len(toy_study.trained(folder)) == 6 + 5
     assert said.splitlines()[-1] == "out/report.html"
     assert "sum-s2 is left out: too slow" in said
     assert "[6/6 done" in said
@@ -256,11 +255,11 @@ def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_r
 
 def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):
     folder, _ = whole
-    before, journal = results(folder), trained(folder)
+    before, journal = results(folder), toy_study.trained(folder)
     again = toy_study.run(folder)
     assert again.returncode == 0, again.stderr
     assert results(folder) == before
-    assert trained(folder) == journal
+    assert toy_study.trained(folder) == journal
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
@@ -269,11 +268,11 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_rows(whole, tmp_path, kil
     moments = random.Random(kills)
     for _ in range(kills):
         process = toy_study.start(tmp_path, TOY_SECONDS="0.3")
-        before = len(trained(tmp_path)) if (tmp_path / "journal").exists() else 0
+        before = len(toy_study.trained(tmp_path)) if (tmp_path / "journal").exists() else 0
         deadline = time.time() + 60
         while time.time() < deadline and process.poll() is None:
             time.sleep(0.05)
-            if (tmp_path / "journal").exists() and len(trained(tmp_path)) > before:
+            if (tmp_path / "journal").exists() and len(toy_study.trained(tmp_path)) > before:
                 break  # something was done: now at any moment
         time.sleep(moments.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
@@ -302,3 +301,48 @@ def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path)
         config["optimizer"]["learning_rate"] == 0.001
     )  # 0.003 would be the lowest, but has no value
     assert not (tmp_path / "out/tuning.json").exists()  # tasks of an array write nothing they share
+
+
+TUNED = Arm(
+    "sum-yarn", "rope(stretch=yarn)+alibi(factor=4.0)", parent="sum", length=256,
+    overrides={"train.steps": 7, "optimizer.warmup_steps": 2},
+)  # fmt: skip
+
+
+def test_a_fine_tuned_arm_begins_as_the_run_of_its_parent_with_the_same_seed(tmp_path):
+    s = study(arms=(ROPE, TUNED, SUM), tuning=TUNING, together=True)
+    assert "sum-yarn" not in {cell.arm.name for cell in s.tuning_grid()}
+    cells = s.grid({"rope": 0.01, "sum": 0.001})
+    first, then = s.waves(cells)
+    assert [c.setting for c in then] == ["sum-yarn-s0-lr0.001", "sum-yarn-s1-lr0.001"]
+    assert sorted(c.name for c in first) == ["rope-s0", "rope-s1", "sum-s0", "sum-s1"]
+    assert [s.parent(c).name for c in then] == ["sum-s0", "sum-s1"]
+    assert s.grid({"rope": 0.01}) == [c for c in cells if c.arm == ROPE]
+    assert [len(group) for group in s.groups(then)] == [1, 1]  # each has a parent of its own
+    assert s.waves(s.tuning_grid()) == [s.tuning_grid()]
+
+    config = from_sections(s.fill("sum-yarn-s1-lr0.001", base()))
+    t = config.train
+    assert (t.length, t.original_length, t.seed, t.steps) == (256, base()["train"]["length"], 1, 7)
+    assert t.batch_size * t.length == base()["train"]["batch_size"] * base()["train"]["length"]
+    assert config.model.scheme == TUNED.scheme
+    assert config.optimizer.learning_rate == pytest.approx(1e-4)
+    share = 0.001 / base()["optimizer"]["learning_rate"] / 10
+    assert config.optimizer.muon_learning_rate == pytest.approx(base()["optimizer"]["muon_learning_rate"] * share)  # fmt: skip
+    plan = course(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", tmp_path, tmp_path)  # fmt: skip
+    plan.check()
+    assert f"--config.train.init_from={tmp_path}/runs/sum-s1" in plan.run(then[1]).commands[0]
+    assert then[1].folder(tmp_path) == tmp_path / "other_lengths" / "sum-yarn-s1"
+
+
+def test_a_fine_tuned_arm_needs_a_parent_that_is_there_and_shares_its_fate():
+    for parent in ("rpoe", "sum-yarn", "long"):
+        arms = (ROPE, SUM, Arm("long", "rope", length=128), dataclasses.replace(TUNED, parent=parent))  # fmt: skip
+        with pytest.raises(ValueError, match=f"parent '{parent}' must be an arm of the study"):
+            study(arms=arms)
+    s = study(arms=(SUM, TUNED), skip=lambda c: "no" if c.name == "sum-s1" else None)
+    assert s.skipped() == {"sum-s1": "no", "sum-yarn-s1": "sum-s1, which it would fine-tune, is left out"}  # fmt: skip
+    assert s.slots() == ["sum-s0", "sum-yarn-s0"]
+    tuned = study(arms=(SUM, TUNED), tuning=TUNING)
+    with pytest.raises(ValueError, match="takes the rate of its parent"):
+        tuned.cell("sum-yarn-s9-lr0.001")

@@ -82,16 +82,86 @@ LONG = ("--config.train.steps=20000", "--config.train.log_every=1", "--config.tr
 
 
 def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path, data_dir):
-    codes, said = ends(start(tmp_path / "two", data_dir, *FIFTY))
+    asked = (*FIFTY, "--config.train.dev_every=25", "--config.train.dev_windows=13")
+    codes, said = ends(start(tmp_path / "two", data_dir, *asked))
     assert codes == [0, 0], said
-    codes, said = ends(start(tmp_path / "one", data_dir, *FIFTY, processes=1, devices=8))
+    codes, said = ends(start(tmp_path / "one", data_dir, *asked, processes=1, devices=8))
     assert codes == [0], said
+    dev = [[r["dev_loss"] for r in runs.rows(tmp_path / name / "metrics.jsonl") if "dev_loss" in r] for name in ("two", "one")]  # fmt: skip
+    assert len(dev[1]) == 2
+    np.testing.assert_allclose(*dev, rtol=1e-5)
     two, one = (np.array(numbers(tmp_path / name)) for name in ("two", "one"))
     assert len(one) == 50
     np.testing.assert_allclose(two, one, rtol=1e-5)
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["finished"]
     assert record["processes"] == 2
+
+
+MESHES = [
+    {"data": 8}, {"fsdp": 8}, {"model": 4, "data": 2}, {"sequence": 8}, {"data": 2, "sequence": 4},
+    {"fsdp": 2, "sequence": 2, "model": 2},
+]  # fmt: skip
+
+
+def on_axes(axes):
+    every = {"data": 1, "fsdp": 1, "sequence": 1, "model": 1} | axes
+    return [f"--config.train.{axis}_devices={n}" for axis, n in every.items()]
+
+
+def losses(workdir):
+    rows = runs.rows(workdir / "metrics.jsonl")
+    return [row["loss"] for row in rows], [row["data_chain"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("one")
+    codes, said = ends(start(folder, data_dir, *FIFTY, processes=1, devices=1))
+    assert codes == [0], said
+    return losses(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_every_mesh_takes_fifty_steps_of_one_device(
+    tmp_path, data_dir, one_device, axes, processes
+):
+    devices = 8 // processes
+    job = start(tmp_path, data_dir, *FIFTY, *on_axes(axes), processes=processes, devices=devices)
+    codes, said = ends(job, timeout=900)
+    assert codes == [0] * processes, said
+    found, read = losses(tmp_path)
+    assert len(found) == 50
+    assert read == one_device[1]  # the same data in the same order, bit for bit
+    np.testing.assert_allclose(found, one_device[0], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_and_refuse_alike(tmp_path, data_dir):
+    small = ("--config.train.steps=4", "--config.train.save_every=2", "--config.train.log_every=1")
+    codes, said = ends(start(tmp_path / "source", data_dir, *small, processes=1, devices=8))
+    assert codes == [0], said
+    tuned = (
+        *small, f"--config.train.init_from={tmp_path / 'source'}", "--config.train.length=64",
+        "--config.train.original_length=32", "--config.train.dev_every=2",
+    )  # fmt: skip
+    codes, said = ends(start(tmp_path / "two", data_dir, *tuned))
+    assert codes == [0, 0], said
+    codes, said = ends(start(tmp_path / "one", data_dir, *tuned, processes=1, devices=8))
+    assert codes == [0], said
+    two, one = (np.array(numbers(tmp_path / name)) for name in ("two", "one"))
+    assert len(one) == 4
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    sources = [json.loads((tmp_path / name / "run.json").read_text())["source"] for name in ("two", "one")]  # fmt: skip
+    np.testing.assert_allclose(sources[0].pop("dev_loss"), sources[1].pop("dev_loss"), rtol=1e-5)
+    assert sources[0] == sources[1]
+
+    codes, said = ends(start(tmp_path / "no", data_dir, *tuned, "--config.model.num_heads=2"))
+    assert codes == [2, 2], said
+    assert all("model.num_heads: 2 here, 4 there" in s for s in said)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from test_evaluation import BYTES, stream_of, text
 from test_retrieval_tasks import FILLER, TOKENIZER
 
 from posenc_jax.evaluation import key_targets, perplexity, retrieval
+from posenc_jax.evaluation import scorer as scoring
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -339,9 +340,22 @@ def test_rows_over_eight_devices_score_as_on_one():
     assert len({shard.device for shard in batch.addressable_shards}) == 8
 
 
-def test_logits_in_pieces_give_the_same_scores_and_hold_fewer_at_a_time(monkeypatch):
-    from posenc_jax.evaluation import scorer as scoring
+def test_scores_are_the_same_bits_on_any_number_of_devices():
+    """A budget that no device of this kind takes up leaves each device the same rows at a time."""
+    config, params = small()
+    rows = np.stack([text(33, s) for s in range(150)])
+    assert len(rows) > 2 * scoring.CPU_TOKENS // 32
+    budget = 8 * scoring.CPU_TOKENS
+    one = Scorer({32: config}, params, budget).score(rows)
+    for count in (2, 8):
+        mesh = make_mesh(count, 1)
+        places = jax.tree.map(lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec), parameter_layout(params), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+        spread = Scorer({32: config}, jax.device_put(params, places), budget, mesh).score(rows)
+        np.testing.assert_array_equal(spread.nll_RT, one.nll_RT)
+        np.testing.assert_array_equal(spread.rank_RT, one.rank_RT)
 
+
+def test_logits_in_pieces_give_the_same_scores_and_hold_fewer_at_a_time(monkeypatch):
     config, params = small()
     rows = np.stack([text(33, s) for s in range(4)])
     whole = Scorer({32: config}, params, 128).score(rows)

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: the same step on every mesh, a piece of every matrix on each device."""
+"""Rows, matrices and the tokens of a row on many devices: the same step on every mesh, a piece of every matrix on each."""
 
 import collections
 import re
@@ -10,24 +10,21 @@ import pytest
 import runs
 
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.layout import BATCH, MESH_AXES, make_mesh, parameter_layout
-from posenc_jax.training.loop import check_mesh
+from posenc_jax.training.layout import BATCH, MESH_AXES, parameter_layout
+from posenc_jax.training.loop import check_mesh, run_mesh
 from posenc_jax.training.step import make_step, state_builder
 
 SCHEME = "rope+alibi|nope~logn"
 
 
-def configured(folder, data=1, fsdp=1, model=1):
-    return runs.config(
-        folder, SCHEME, optimizer={"epsilon": 1e-3},
-        train={"data_devices": data, "fsdp_devices": fsdp, "model_devices": model},
-    )  # fmt: skip
+def configured(folder, scheme=SCHEME, **axes):
+    devices = {f"{axis}_devices": axes.get(axis, 1) for axis in MESH_AXES}
+    return runs.config(folder, scheme, optimizer={"epsilon": 1e-3}, train=devices)
 
 
 def prepared(config):
     """(mesh, step, state, placed batches)"""
-    t = config.train
-    mesh = make_mesh(t.data_devices, t.model_devices, fsdp_devices=t.fsdp_devices)
+    mesh = run_mesh(config)
     decoder = Decoder(config.model_config(260))
     with jax.set_mesh(mesh):
         build, _ = state_builder(config, decoder, mesh)
@@ -57,17 +54,32 @@ def trained(config):
     return np.array(found), jax.device_get(state["params"])
 
 
+def slow(*cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
-    "axes",
+    ("scheme", "axes"),
     [
-        {"fsdp": 2, "data": 2, "model": 2},
-        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 4, "model": 2}, marks=pytest.mark.slow),
+        (SCHEME, {"fsdp": 2, "data": 2, "model": 2}),
+        ("alibi", {"fsdp": 2, "sequence": 2, "model": 2}),
+        *slow(
+            (SCHEME, {"fsdp": 8}),
+            (SCHEME, {"fsdp": 4, "model": 2}),
+            (SCHEME, {"sequence": 2}),
+            (SCHEME, {"sequence": 4}),
+            (SCHEME, {"sequence": 8}),
+            (SCHEME, {"data": 2, "sequence": 4}),
+            (SCHEME, {"fsdp": 2, "sequence": 2, "model": 2}),
+            ("rope+forget|fire,t5", {"data": 2, "sequence": 2, "model": 2}),
+            ("learned+slopes", {"sequence": 4, "model": 2}),
+        ),
     ],
     ids=str,
 )
-def test_a_mesh_takes_the_steps_of_one_device(tmp_path, axes):
-    (want, params), (got, sharded) = trained(configured(tmp_path)), trained(configured(tmp_path, **axes))  # fmt: skip
+def test_a_mesh_takes_the_steps_of_one_device(tmp_path, scheme, axes):
+    want, params = trained(configured(tmp_path, scheme))
+    got, sharded = trained(configured(tmp_path, scheme, **axes))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert np.ptp(want[:, 0]) > 1e-3  # four different steps
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
@@ -119,11 +131,15 @@ def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
     ("changes", "words"),
     [
         ({"train": {"fsdp_devices": 3, "data_devices": 1}}, "8 rows do not divide over 3 data x fsdp"),
+        ({"train": {"sequence_devices": 3, "data_devices": 1}}, r"config.train.length=\d+ tokens do not divide over 3 sequence"),
+        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"scheme": "rope+linear"}}, "config.train.sequence_devices=2: .* linear attention has none"),
+        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"attention": "dense"}}, "config.train.sequence_devices=2: .* 'auto' or 'blockwise', not 'dense'"),
         ({"train": {"fsdp_devices": 8, "data_devices": 1}, "model": {"model_dim": 36, "head_dim": 8}}, "model.model_dim=36 does not divide over 8"),
     ],
 )  # fmt: skip
 def test_what_does_not_divide_is_refused_by_name(tmp_path, changes, words):
-    config = runs.config(tmp_path, SCHEME, **changes)
-    sizes = (config.train.data_devices, config.train.fsdp_devices, 1, 1)
+    config = runs.config(tmp_path, **changes)
+    t = config.train
+    sizes = (t.data_devices, t.fsdp_devices, t.sequence_devices, t.model_devices)
     with pytest.raises(ValueError, match=words):
         check_mesh(config, jax.sharding.AbstractMesh(sizes, MESH_AXES))

@@ -14,6 +14,7 @@ from configs import large
 from posenc_jax.bench.memory import peak_bytes
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.layers import Execution
 from posenc_jax.report.plans import summary, table
 from posenc_jax.training import flops, program
 from posenc_jax.training.chips import CHIPS, chip_named, usual_topology
@@ -72,11 +73,12 @@ def test_flops_are_those_counted_token_by_token(activation, window):
     assert dataclasses.asdict(flops.needed(c, 2, 6)) == counted_by_hand(c, 2, 6, window)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 @pytest.mark.parametrize("untied", [False, True])
-def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied):
+def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied, remat):
     c = model(vocab_size=512, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=512,
               tied_head=not untied)  # fmt: skip
-    decoder, rows, length = Decoder(c), 2, 64
+    decoder, rows, length = Decoder(c, execution=Execution(remat=remat)), 2, 64
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     params = jax.eval_shape(decoder.init, jax.random.key(0), ids, ids, ids)
 
@@ -85,8 +87,27 @@ def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied):
 
     text = jax.jit(jax.value_and_grad(loss)).lower(params, ids, ids, ids)
     counted = text.cost_analysis()["flops"]
-    ours = flops.executed(c, rows, length, "cpu").total
+    ours = flops.executed(c, rows, length, "cpu", remat=remat).total
     assert ours <= counted <= 1.1 * ours  # XLA counts norms, rotations and softmax as well
+
+
+def test_what_is_made_again_is_counted_again_and_a_kernel_that_keeps_its_result_is_not():
+    for attention, keeps in (("dense", False), ("blockwise", True)):
+        c = model(attention=attention)
+        plain, dots, kept, full = (
+            flops.executed(c, 2, 6, "cpu", remat=r) for r in ("none", "dots", "attention", "full")
+        )
+        forward = plain.attention * (1 / 3 if attention == "dense" else 2 / 7)
+        assert full.attention == pytest.approx(plain.attention + forward)
+        assert dots.attention == kept.attention == (plain if keeps else full).attention
+        assert (dots.projections, dots.mlp) == (plain.projections, plain.mlp)
+        for made_again in (kept, full):
+            assert made_again.projections == 4 / 3 * plain.projections
+            assert made_again.mlp == pytest.approx(
+                (3 + 2 / 3) / 3 * plain.mlp
+            )  # up and gate, not down
+        twice = flops.executed(c, 2, 6, "cpu", head_again=True)
+        assert twice == dataclasses.replace(plain, head=4 / 3 * plain.head)
 
 
 def test_dense_attention_multiplies_every_pair_and_blocks_those_of_their_tiles():
@@ -303,6 +324,7 @@ def test_a_plan_reads_well_and_says_that_it_is_an_estimate(tiny):
     assert "by the CPU's, an upper bound of memory" in text
     assert "data 4, model 2" in text
     assert "all-reduce" in text
+    assert "one by one, remat none; loss over the vocabulary at once" in text
     assert len(table([row, row]).splitlines()) == 4
 
 
@@ -363,6 +385,24 @@ def test_an_axis_that_no_run_can_have_is_refused(tmp_path):
         with_mesh(runs.config(tmp_path), {**shape, "spare": 2})
 
 
+def test_a_sequence_axis_is_planned(tmp_path):
+    shape = mesh_shape("sequence:2")
+    train = {"length": 512, "batch_size": 1}
+    config = with_mesh(runs.config(tmp_path, "alibi", model={"num_layers": 1}, train=train), shape)
+    chip = dataclasses.replace(CHIPS["v5e"], platform="none")
+    row = plan(config, 260, target(chip, shape, "1x2"))
+    assert row["mesh"] == {"sequence": 2}
+    assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring, as far as they can matter)"]  # fmt: skip
+    assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
+    model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
+    on_gpu = [
+        flops.executed(model, 1, 512, "gpu", sequence=sequence).attention for sequence in (1, 2)
+    ]
+    assert (
+        on_gpu[0] != on_gpu[1] == flops.executed(model, 1, 512, "cpu").attention
+    )  # the ring goes by blocks
+
+
 def test_chips_are_known_by_name_and_near_ones_offered():
     assert chip_named("v5e").flops == 197e12
     with pytest.raises(ValueError, match="did you mean h100"):
@@ -405,6 +445,7 @@ def test_a_mesh_must_multiply_to_the_topology_and_divide_the_model(tmp_path):
 def test_large_configurations_have_the_size_that_they_are_called_by(size):
     config = from_sections(large.get_config(f"{size},3*(rope+alibi),nope~logn").to_dict())
     assert config.model.scheme == "3*(rope+alibi),nope~logn"
+    assert config.train.scan_layers
     vocab_size = planned_vocabulary(config)
     assert vocab_size == 50_304
     decoder = Decoder(config.model_config(vocab_size))
@@ -440,6 +481,29 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
     call = {"splash": "tpu_custom_call", "cudnn": "__cudnn$fmha"}[kernel]
     text = compiled_step(with_mesh(config, shape), config.model_config(260), mesh)[0].as_text()
     assert call in text
+
+
+@pytest.mark.aot
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "forward"), [("v5e", "splash_mha_fwd"), ("h100", '__cudnn$fmhaSoftmax"')]
+)
+def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
+    chip = CHIPS[name]
+    if chip.missing:
+        pytest.skip(chip.missing)
+    where = target(chip, mesh_shape("data:1"), None)
+    times = {}
+    for remat in ("attention", "full"):
+        config = runs.config(
+            tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 2, "num_layers": 2},
+            train={"length": 1024, "batch_size": 1, "scan_layers": True, "remat": remat},
+        )  # fmt: skip
+        config = with_mesh(config, mesh_shape("data:1"))
+        text = compiled_step(config, config.model_config(260), where)[0].as_text()
+        calls = [line for line in text.splitlines() if "custom-call(" in line and forward in line]
+        times[remat] = len(calls)
+    assert times == {"attention": 1, "full": 2}
 
 
 @pytest.mark.aot

@@ -26,24 +26,39 @@ def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
+# What srun does: runs its tasks, ends with the highest code, and when it is itself told to end, kills them (-9).
+SRUN = r"""
+tasks=() kill=0 code=0
+while [[ "$1" == --* ]]; do [[ "$1" == --kill-on-bad-exit=1 ]] && kill=1; shift; done
+for ((i = 0; i < ${SLURM_NTASKS:-1}; i++)); do SLURM_PROCID=$i "$@" & tasks+=($!); done
+trap 'kill -KILL "${tasks[@]}"' TERM
+for task in "${tasks[@]}"; do
+  wait "$task" || { ended=$?; ((ended > code)) && code=$ended; ((kill)) && kill -KILL "${tasks[@]}" 2>/dev/null; }
+done
+exit "$code"
+"""
+
+
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A PATH with sbatch, srun, scontrol and scancel that write down how they were called."""
+    """A PATH with sbatch, srun, squeue, scontrol and scancel that write down how they were called."""
     folder = tmp_path / "bin"
     folder.mkdir()
     said = tmp_path / "said"
     stand_in(folder, "sbatch", f'echo "sbatch $*" >>{said}; echo $((100 + $(wc -l <{said})))')
-    stand_in(folder, "srun", 'while [[ "$1" == --* ]]; do shift; done; exec "$@"')
+    stand_in(folder, "srun", SRUN)
+    stand_in(folder, "squeue", 'echo "${STATE:-RUNNING}"')
     for name in ("scontrol", "scancel"):
         stand_in(folder, name, f'echo "{name} $*" >>{said}')
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
     return said
 
 
 def test_one_task_a_run_is_requeued_and_told_in_time():
     lines = text(partition="gpu", time="4:00:00", gpus=1, account="lab", cpus=8, memory="32G", at_once=4).splitlines()  # fmt: skip
     for wanted in (
-        "array=1-2%4", "requeue", "signal=B:TERM@120", "partition=gpu", "time=4:00:00",
+        "array=1-2%4", "requeue", "signal=TERM@120", "partition=gpu", "time=4:00:00",
         "gpus-per-task=1", "account=lab", "cpus-per-task=8", "mem=32G", "open-mode=append",
     ):  # fmt: skip
         assert f"#SBATCH --{wanted}" in lines
@@ -112,14 +127,86 @@ def test_only_a_run_that_was_stopped_goes_back_into_the_queue(cluster, tmp_path,
         assert cluster.read_text() == "scontrol requeue 77_2\n"
 
 
-def test_the_warning_reaches_the_run_which_saves_before_the_task_requeues(cluster, tmp_path):
-    body = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo ready; while :; do sleep 0.05; done"
-    process = task(tmp_path, "bash", "-c", body)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
+SAVES = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo $$; while :; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+def test_a_warned_run_saves_and_goes_back_into_the_queue_unless_it_was_cancelled(
+    cluster, tmp_path, monkeypatch, state
+):
+    monkeypatch.setenv("STATE", state)
+    process = task(tmp_path, "bash", "-c", SAVES)
+    os.kill(
+        int(process.stdout.readline()), signal.SIGTERM
+    )  # Slurm's own, to every task of the step
+    process.send_signal(signal.SIGTERM)  # and on some clusters to the script as well
     assert process.communicate(timeout=20)[0] == "saved\n"
     assert process.returncode == 75
-    assert cluster.read_text() == "scontrol requeue 77_1\n"
+    assert cluster.exists() == (state == "RUNNING")
+    if cluster.exists():
+        assert cluster.read_text() == "scontrol requeue 77_1\n"
+
+
+def submitted(folder, trainer, *arguments, **environment):
+    """Starts scripts/slurm/train.sbatch as Slurm would, with two tasks of a trainer that is made up."""
+    (folder / "train.py").write_text(trainer)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    set_by_slurm = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_NTASKS": "2"}
+    return subprocess.Popen(
+        ["bash", pathlib.Path(__file__).parent.parent / "scripts/slurm/train.sbatch", *arguments],
+        env={**os.environ, **set_by_slurm, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+TRAINER = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.4 * int(os.environ["SLURM_PROCID"]))  # one is done before the other
+    pathlib.Path("saved" + os.environ["SLURM_PROCID"]).touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("pid" + os.environ["SLURM_PROCID"]).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_a_job_of_several_tasks_saves_in_all_of_them_and_is_requeued(cluster, tmp_path):
+    process = submitted(tmp_path, TRAINER, "--config=c", "--workdir=w")
+    pids = [tmp_path / f"pid{i}" for i in range(2)]
+    deadline = time.time() + 30
+    while not all(p.exists() and p.read_text() for p in pids) and time.time() < deadline:
+        time.sleep(0.05)
+    for pid in pids:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert (tmp_path / "saved0").exists()
+    assert (tmp_path / "saved1").exists()
+    assert cluster.read_text() == "scontrol requeue 78\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 74])
+def test_a_job_that_ends_otherwise_stays_out_of_the_queue(cluster, tmp_path, code):
+    process = submitted(tmp_path, f"import sys; sys.exit({code})", "--config=c", "--workdir=w")
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert not cluster.exists()
+
+
+def test_a_job_without_its_flags_is_one_line(cluster, tmp_path):
+    process = submitted(tmp_path, "", "--config=c")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert len(said.splitlines()) == 1
+
+
+def test_the_job_script_passes_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck on the PATH")
+    script = pathlib.Path(__file__).parent.parent / "scripts/slurm/train.sbatch"
+    run = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
 
 
 def test_a_study_is_submitted_with_each_stage_behind_the_last(cluster, tmp_path):

@@ -20,7 +20,8 @@ from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
 from posenc_jax.training.layout import make_mesh, optimizer_layout, parameter_layout
 from posenc_jax.training.loop import Diverged, Stopped, train
-from posenc_jax.training.step import make_optimizer, make_step, state_builder, token_losses
+from posenc_jax.training.loss import token_losses
+from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
 
 def losses(rows):
@@ -298,6 +299,10 @@ BAD = [
     ({"optimizer": {"name": "sgd"}}, "config.optimizer.name must be adamw or muon"),
     ({"model": {"num_heads": 3}}, "model.model_dim=64 does not divide over model.num_heads=3"),
     ({"model": {"scheme": "rope", "head_dim": 5}}, "head dim 5 is odd"),
+    ({"model": {"model_dim": 2**40}}, "model.model_dim must be at most 1048576, not 1099511627776"),
+    ({"train": {"length": 2**40}}, "config.train.length must be at most"),
+    ({"train": {"batch_size": 2**40}}, "config.train.batch_size must be at most"),
+    ({"data": {"threads": 2**40}}, "config.data.threads must be at most"),
     ({"model": {"scheme": "ropee"}}, "did you mean 'rope'"),
     ({"train": {"batch_size": 10, "accumulation": 3}}, "does not divide into"),
     ({"train": {"tier": "huge"}}, "config.train.tier must be"),

@@ -50,17 +50,21 @@ TRAIN = (
     COMMON
     + """
 setting = flags["config"].split(":")[1]
-arm, seed, rate = re.fullmatch("(.+)-s([0-9]+)-lr(.+)", setting).groups()
-t = {"arm": arm, "seed": int(seed), "tier": "smoke", "steps": 5, "length": 32}
-config = {"model": {"scheme": arm}, "train": t, "optimizer": {"learning_rate": float(rate)}}
+arm, seed, rate = re.fullmatch("(.+)-s([0-9]+)(?:-lr(.+))?", setting).groups()
 if setting.endswith(os.environ.get("TOY_DIVERGES", "never")):
     sys.exit(1)
-write(workdir / "config.json", json.dumps(config))
-write(workdir / "metrics.jsonl", json.dumps({"step": t["steps"], "loss": 2.0}) + "\\n")
-info = {"arm": t["arm"], "seed": t["seed"], "tier": t["tier"], "scheme": config["model"]["scheme"]}
-write(workdir / "run.json", json.dumps(info | {"finished": True}))
+seeds, lost = flags.get("seeds", seed), os.environ.get("TOY_LOSES", "")
+for each in seeds.split(","):
+    folder = workdir.with_name(workdir.name.replace("{seed}", each))
+    t = {"arm": arm, "seed": int(each), "tier": "smoke", "steps": 5, "length": 32}
+    config = {"model": {"scheme": arm}, "train": t, "optimizer": {"learning_rate": float(rate or 0.001)}}
+    write(folder / "config.json", json.dumps(config))
+    write(folder / "metrics.jsonl", json.dumps({"step": t["steps"], "loss": 2.0}) + "\\n")
+    info = {"arm": t["arm"], "seed": t["seed"], "tier": t["tier"], "scheme": config["model"]["scheme"]}
+    write(folder / "run.json", json.dumps(info | {"finished": folder.name != lost}))
 with open(os.environ["TOY_JOURNAL"], "a") as journal:
-    journal.write(f"{workdir.name}\\n")
+    journal.write(workdir.name.replace("{seed}", "{%s}" % seeds) + "\\n")
+sys.exit(lost.startswith(arm) and lost != "")
 """
 )
 
@@ -115,3 +119,8 @@ def run(folder: pathlib.Path, *flags: str, **environment: str) -> subprocess.Com
     process = start(folder, *flags, **environment)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def trained(folder: pathlib.Path) -> list[str]:
+    """Returns the folders of what was trained, in order; {0,1} of seeds in one program."""
+    return (folder / "journal").read_text().split()

@@ -7,6 +7,8 @@ from posenc_jax.attention.attend import IMPLEMENTATIONS, attend, choose
 from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.mask import visible
+from posenc_jax.attention.ring import ring_attention, ring_hops
+from posenc_jax.attention.shards import running_clock
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -14,5 +16,8 @@ __all__ = [
     "blockwise_attention",
     "choose",
     "dense_attention",
+    "ring_attention",
+    "ring_hops",
+    "running_clock",
     "visible",
 ]

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
-from posenc_jax.attention.fused import KERNELS, fused_attention, refusal
+from posenc_jax.attention.fused import KERNELS, fused_attention, refusal, tempered_by_key
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible
+from posenc_jax.attention.ring import ring_attention
+from posenc_jax.attention.shards import ring_of
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -35,6 +37,7 @@ def choose(
     causal: bool = True,
     aligned: bool = True,
     device: str | None = None,
+    sequence: int = 1,
 ) -> Path:
     """Returns the path that `attend` takes for a layer, and why.
 
@@ -42,12 +45,15 @@ def choose(
       layer: the scheme of the layer. queries, keys: T and S. head_dim: H. dtype: of queries.
       implementation, causal, aligned: as for `attend`.
       device: "cpu", "gpu" or "tpu"; none: what JAX computes on.
+      sequence: devices that the tokens of a row lie on.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    if sequence > 1:
+        return _around_a_ring(layer, implementation, sequence)
     where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned}
     if implementation in KERNELS:
         reason = refusal(implementation, layer, **where)
@@ -73,6 +79,15 @@ def choose(
                 return Path(kernel, f"{device}: the vendor's kernel, a linear bias folded in")
             return Path("blockwise", f"{many}; not {kernel}: {reason}")
     return Path("blockwise", many)
+
+
+def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int) -> Path:
+    split = f"tokens of a row lie on {sequence} devices"
+    if layer.form is not None:
+        raise ValueError(f"{split}: keys go around a ring, and linear attention has none; use a scheme with a softmax")  # fmt: skip
+    if implementation not in ("auto", "blockwise"):
+        raise ValueError(f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}")  # fmt: skip
+    return Path("blockwise", f"{split}: keys go around a ring, as far as they can matter")
 
 
 def _not_by_itself(layer: PlacedLayer, dtype: str) -> str | None:
@@ -105,7 +120,8 @@ def attend(
     """Returns out_BTNH: attention under a positional scheme.
 
     Args:
-      q_BTNH: queries as projected (not rotated).
+      q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
+        keys go around a ring (`posenc_jax.attention.ring`).
       k_BSKH: keys as projected; N must be a multiple of K.
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.
@@ -127,9 +143,10 @@ def attend(
       ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
         scheme without clocks or without causality.
     """
+    ring = ring_of(q_BTNH)
     path = choose(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
-        dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned,
+        dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
     )  # fmt: skip
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:
@@ -161,11 +178,12 @@ def attend(
             *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window)
         )
 
-    tau_BNTS = layer.temperature(params, q_pos_BT, k_pos_BS)
-    if tau_BNTS is not None and tau_BNTS.shape[-1] == 1:  # no key matters: it goes with the queries
-        tau_BTN1 = tau_BNTS.swapaxes(1, 2)
-        q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
-        tau_BNTS = None
+    by_key = tempered_by_key(layer)
+    if not by_key:  # a temperature of the query alone goes with the queries
+        tau_BNT1 = layer.temperature(params, q_pos_BT, k_pos_BS)
+        if tau_BNT1 is not None:
+            tau_BTN1 = tau_BNT1.swapaxes(1, 2)
+            q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
     q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
     if not layer.shares_keys(
         num_kv_heads
@@ -173,7 +191,8 @@ def attend(
         k_BSKH, v_BSKH = (_per_query_head(x, num_heads) for x in (k_BSKH, v_BSKH))
     k_BSKH = layer.rotate(params, k_BSKH, k_pos_BS, "key")
     if path.name == "blockwise":
-        return blockwise_attention(
+        attention = blockwise_attention if ring is None else ring_attention
+        return attention(
             q_BTNH, k_BSKH, v_BSKH, layer, params,
             q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
             q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, causal=causal, window=window,
@@ -186,7 +205,7 @@ def attend(
         _per_query_head(v_BSKH, num_heads),
         layer.bias(params, q_pos_BT, k_pos_BS, q_clock_BTN, k_clock_BSN),
         visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window),
-        tau_BNTS,
+        layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
     )
 
 

@@ -11,6 +11,7 @@ Dims of a tile: G heads, T queries of one block, S keys of one block.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax import lax
 
 from posenc_jax.attention import cutoff
 from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.attention.tiles import (
     Floats,
@@ -74,8 +76,28 @@ def blockwise_attention(
     return per_shard(local, floats, places)
 
 
-def _of_these_heads(floats, places, first_head, *, layer, blocks, **settings) -> jax.Array:
+class Found(NamedTuple):
+    """What rows have found among the keys they have met, float32; a row that has found nothing has lse NEVER."""
+
+    out_BNTH: jax.Array
+    lse_BNT: jax.Array
+
+
+def _of_these_heads(floats, places, first_head, **settings) -> jax.Array:
     """Returns out_BTNH for the query heads of this device: all of them, or those from `first_head`."""
+    pieces = [_attention(*group) for group in head_groups(floats, places, first_head, **settings)]
+    return joined(pieces, floats)
+
+
+def head_groups(
+    floats, places, first_head, *, layer: PlacedLayer, blocks, devices: int = 1, **settings
+) -> list[tuple[Plan, Floats, Places]]:
+    """Returns the work of this device's query heads, group by group, padded to whole blocks.
+
+    Args:
+      floats, places, first_head: as `shards.per_shard` hands them out. blocks, settings: of the `Plan`s.
+      devices: that the keys of a row lie on, as many on each.
+    """
     q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN = floats
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if layer.num_heads == N:  # group by group: a bias is then made for its own heads alone
@@ -94,7 +116,8 @@ def _of_these_heads(floats, places, first_head, *, layer, blocks, **settings) ->
         owner_K = np.arange(first, stop, shares) // (N // K)
         q_block, k_block = blocks or ((128, 128) if joint else (512, 256))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
-        plan = Plan(alone, shares, stop - first if joint else 1, t, s, **settings)
+        longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
+        plan = Plan(alone, shares, stop - first if joint else 1, t, s, longest, **settings)
         q_clock, k_clock = None, None
         if alone.gated:
             clocked = slice(first, stop) if layer.num_heads == N else slice(None)
@@ -102,7 +125,7 @@ def _of_these_heads(floats, places, first_head, *, layer, blocks, **settings) ->
                 pad(c[:, :, clocked], 1, n) for c, n in ((q_clock_BTN, t), (k_clock_BSN, s))
             )
         pieces.append(
-            _attention(
+            (
                 plan,
                 Floats(
                     pad(q_BTNH[:, :, first:stop].swapaxes(1, 2), 2, t),
@@ -112,6 +135,12 @@ def _of_these_heads(floats, places, first_head, *, layer, blocks, **settings) ->
                 Places(*(pad(x, 1, n) for x, n in zip(places, (t, t, s, s), strict=True)), first_head),
             )
         )  # fmt: skip
+    return pieces
+
+
+def joined(pieces: list[jax.Array], floats) -> jax.Array:
+    """Returns out_BTNH from the out_BNTH of the groups of heads."""
+    q_BTNH, _, v_BSKH, *_ = floats
     out_BNTH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
     return out_BNTH[:, :, : q_BTNH.shape[1]].swapaxes(1, 2).astype(v_BSKH.dtype)
 
@@ -121,23 +150,49 @@ def _attention(plan: Plan, floats: Floats, places: Places) -> jax.Array:
     return _forward(plan, floats, places)[0]
 
 
-def _forward_and_residuals(plan, floats, places):
-    out_BNTH, lse_BNT, stop_BNI = _forward(plan, floats, places)
+def _forward(plan: Plan, floats: Floats, places: Places):
+    found, stop_BNI = meet(plan, floats, places, proof(plan, floats.params), nothing(floats))
+    out_BNTH, lse_BNT, stop_BNI = kept((found.out_BNTH, weighable(found.lse_BNT), stop_BNI))
     return out_BNTH, (floats, places, out_BNTH, lse_BNT, stop_BNI)
 
 
-def _forward(plan: Plan, floats: Floats, places: Places):
-    """Returns out_BNTH and lse_BNT, float32, and stop_BNI: the first key block that block I read."""
-    B, N, T, H = floats.q_BNTH.shape
+def proof(plan: Plan, params: Params) -> tuple[jax.Array | None] | None:
+    """Returns (table_NE,) for `cutoff.tails`; None where nothing can be left out."""
+    if not plan.epsilon or not cutoff.provable(plan.layer, params):
+        return None
+    return (cutoff.log_tail(plan.layer, params, plan.longest),)
+
+
+def nothing(floats: Floats) -> Found:
+    """Returns what rows have found before they met a key."""
+    blank_BNTH = jnp.zeros(floats.q_BNTH.shape, jnp.float32)
+    return Found(blank_BNTH, jnp.full(blank_BNTH.shape[:3], NEVER, jnp.float32))
+
+
+def weighable(lse_BNT: jax.Array) -> jax.Array:
+    """Returns lse_BNT with zeros for blind rows, so that exp(NEVER - lse) is zero for them too."""
+    return jnp.where(lse_BNT > NEVER / 2, lse_BNT, 0.0)
+
+
+def meet(
+    plan: Plan, floats: Floats, places: Places, proven: tuple | None, found: Found
+) -> tuple[Found, jax.Array]:
+    """Returns what rows have found after these keys as well, and stop_BNI: the first key block that block I read.
+
+    Args:
+      proven: from `proof`. found: among other keys before; they count in what may be left out here.
+    """
+    B, N, T, _H = floats.q_BNTH.shape
     G, t, s = plan.tile_heads, plan.q_block, plan.k_block
     first_BI, end_BI = blocks_in_sight(plan, places)
     tail = None
-    if plan.epsilon:
+    if proven is not None:
         tail = cutoff.tails(
-            plan.layer, floats.params, floats.k_BKSH, floats.k_clock_BSN, *places[:4], s
+            *proven, plan.longest, floats.k_BKSH, floats.k_clock_BSN, *places[:4], s
         )  # fmt: skip
 
     def task(index, state):
+        found, stop_BNI = state
         tile = Tile(plan, floats, places, index)
         q_GTH = tile.queries(floats.q_BNTH)
         q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1))
@@ -145,6 +200,15 @@ def _forward(plan: Plan, floats: Floats, places: Places):
         clock_GT = (
             None if floats.q_clock_BTN is None else tile.clock(tile.q_row(floats.q_clock_BTN))
         )
+
+        def goes_on(j, lse_GT):
+            more = j > first_BI[tile.b, tile.i]
+            if tail is not None:
+                more &= cutoff.may_matter(
+                    tail, tile.b, tile.head, tile.kv_G, j, q_norm_GT, q_pos_T, q_seg_T, clock_GT,
+                    lse_GT, j * s, plan.epsilon,
+                ).any()  # fmt: skip
+            return more
 
         def step(carry):
             j, acc_GTH, top_GT, sum_GT, _ = carry
@@ -156,51 +220,55 @@ def _forward(plan: Plan, floats: Floats, places: Places):
             fade_GT = jnp.exp(top_GT - new_GT)
             sum_GT = sum_GT * fade_GT + weight_GTS.sum(-1)
             acc_GTH = acc_GTH * fade_GT[..., None] + dot(weight_GTS, v_GSH, 2, 1)
-            more = j > first_BI[tile.b, tile.i]
-            if tail is not None:
-                more &= cutoff.may_matter(
-                    tail, tile.b, tile.head, tile.kv_G, j, q_norm_GT, q_pos_T, q_seg_T, clock_GT,
-                    new_GT + jnp.log(sum_GT), s, plan.epsilon,
-                )  # fmt: skip
-            return j, acc_GTH, new_GT, sum_GT, more
+            return j, acc_GTH, new_GT, sum_GT, goes_on(j, new_GT + jnp.log(sum_GT))
 
         end = end_BI[tile.b, tile.i]
-        blank_GT = jnp.zeros((G, t), jnp.float32)
-        carry = (end, jnp.zeros((G, t, H), jnp.float32), blank_GT + NEVER, blank_GT,
-                 end > first_BI[tile.b, tile.i])  # fmt: skip
+        acc_GTH, top_GT = tile.queries(found.out_BNTH), tile.queries(found.lse_BNT)
+        sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
+        carry = (end, acc_GTH, top_GT, sum_GT, goes_on(end, top_GT))
         j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1], step, carry)
         # A row that saw nothing has weight exp(NEVER - NEVER) all over, or no sum at all.
         sees_GT = top_GT > NEVER / 2
         sum_GT = jnp.where(sees_GT, sum_GT, 1.0)
         out_GTH = jnp.where(sees_GT[..., None], acc_GTH / sum_GT[..., None], 0.0)
-        lse_GT = jnp.where(sees_GT, top_GT + jnp.log(sum_GT), 0.0)
-        out_BNTH, lse_BNT, stop_BNI = state
+        lse_GT = jnp.where(sees_GT, top_GT + jnp.log(sum_GT), NEVER)
         at = (tile.b, tile.n, tile.i * t)
-        return (
-            lax.dynamic_update_slice(out_BNTH, out_GTH[None], (*at, 0)),
-            lax.dynamic_update_slice(lse_BNT, lse_GT[None], at),
-            lax.dynamic_update_slice(stop_BNI, jnp.full((1, G, 1), j), (tile.b, tile.n, tile.i)),
+        found = Found(
+            lax.dynamic_update_slice(found.out_BNTH, out_GTH[None], (*at, 0)),
+            lax.dynamic_update_slice(found.lse_BNT, lse_GT[None], at),
         )
+        stop_111 = jnp.full((1, G, 1), j)
+        return found, lax.dynamic_update_slice(stop_BNI, stop_111, (tile.b, tile.n, tile.i))
 
-    blank = (
-        jnp.zeros((B, N, T, H), jnp.float32),
-        jnp.zeros((B, N, T), jnp.float32),
-        jnp.zeros((B, N, T // t), jnp.int32),
-    )
-    return lax.fori_loop(0, B * (N // G) * (T // t), task, blank)
+    blank_BNI = jnp.zeros((B, N, T // t), jnp.int32)
+    return lax.fori_loop(0, B * (N // G) * (T // t), task, (found, blank_BNI))
 
 
 def _backward(plan: Plan, residuals, d_out_BNTH: jax.Array):
     floats, places, out_BNTH, lse_BNT, stop_BNI = residuals
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), floats)
+    pull_BNT = (d_out_BNTH * out_BNTH).sum(-1)
+    grads = pulled(plan, floats, places, (d_out_BNTH, lse_BNT, pull_BNT), stop_BNI, blank)
+    return jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats), None
+
+
+def pulled(
+    plan: Plan, floats: Floats, places: Places, rows: tuple, stop_BNI: jax.Array, grads: Floats
+) -> Floats:
+    """Returns `grads`, float32, grown by what these keys and queries give each other.
+
+    Args:
+      rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
+      stop_BNI: from `meet` with the same keys.
+    """
     B, N, T, H = floats.q_BNTH.shape
     t = plan.q_block
     _, end_BI = blocks_in_sight(plan, places)
-    pull_BNT = (d_out_BNTH * out_BNTH).sum(-1)
 
     def task(index, grads):
         tile = Tile(plan, floats, places, index)
-        q_GTH, d_out_GTH = tile.queries(floats.q_BNTH), tile.queries(d_out_BNTH)
-        lse_GT, pull_GT = tile.queries(lse_BNT), tile.queries(pull_BNT)
+        q_GTH, d_q_GTH = tile.queries(floats.q_BNTH), tile.queries(grads.q_BNTH)
+        d_out_GTH, lse_GT, pull_GT = (tile.queries(x) for x in rows)
 
         def step(j, carry):
             d_q_GTH, grads = carry
@@ -223,13 +291,11 @@ def _backward(plan: Plan, residuals, d_out_BNTH: jax.Array):
             )
 
         stop, end = stop_BNI[tile.b, tile.n, tile.i], end_BI[tile.b, tile.i]
-        d_q_GTH, grads = lax.fori_loop(stop, end, step, (jnp.zeros_like(q_GTH), grads))
+        d_q_GTH, grads = lax.fori_loop(stop, end, step, (d_q_GTH, grads))
         at = (tile.b, tile.n, tile.i * t, 0)
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
 
-    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), floats)
-    grads = lax.fori_loop(0, B * (N // plan.tile_heads) * (T // t), task, blank)
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats), None
+    return lax.fori_loop(0, B * (N // plan.tile_heads) * (T // t), task, grads)
 
 
-_attention.defvjp(_forward_and_residuals, _backward)
+_attention.defvjp(_forward, _backward)

@@ -21,7 +21,6 @@ from posenc_jax.encodings.scheme import PlacedLayer
 
 EXACT = 2.0**-24  # half a unit in the last place of float32
 STRIDE = 64  # distances whose tails share an entry of the table
-_NOT_SURE = np.iinfo(np.int32).max  # a segment later than all others: any row may have keys there
 _ROUNDING = 1e-3  # nats; what float32 may lose in the sums that the proof is made of
 
 
@@ -30,9 +29,10 @@ class Tails(NamedTuple):
 
     Attributes:
       table_NE: ln of the sum of exp(b(d)) over distances d >= E * STRIDE, per head; None under a clock.
-      norm_BKJ: the largest key norm before block J, over sqrt(H).
+      norm_BKJ: the largest key norm before block J, over sqrt(H); J is one more than there are blocks.
       seg_BJ, pos_BJ: segment (-1: no key) and position of the last key before block J.
       clock_BJN: its clock, for a bias that the tokens decide, else None.
+      sure_J: whether the proof holds for these keys.
     """
 
     table_NE: jax.Array | None
@@ -40,11 +40,24 @@ class Tails(NamedTuple):
     seg_BJ: jax.Array
     pos_BJ: jax.Array
     clock_BJN: jax.Array | None
+    sure_J: jax.Array
+
+
+def provable(layer: PlacedLayer, params: Params) -> bool:
+    """Whether there is a proof for a head group or layer.
+
+    There is none without a bias, for one that needs more than the distance of two tokens, and under a
+    temperature that depends on the key.
+    """
+    biases = [group.heads.bias for group in layer.groups]
+    gated = all(isinstance(part, GatedBias) for part in biases)
+    relative = all(part is None or part.relative for part in biases) and not layer.gated
+    return (gated or relative) and any(biases) and not _tempered(layer, params)
 
 
 def tails(
-    layer: PlacedLayer,
-    params: Params,
+    table_NE: jax.Array | None,
+    longest: int,
     k_BKSH: jax.Array,
     k_clock_BSN: jax.Array | None,
     q_pos_BT: jax.Array,
@@ -52,40 +65,47 @@ def tails(
     k_pos_BS: jax.Array,
     k_seg_BS: jax.Array,
     block: int,
-) -> Tails | None:
-    """Returns the `Tails` of one head group or layer over key blocks of `block`, or None when there are none.
+) -> Tails:
+    """Returns the `Tails` over key blocks of `block` of one head group or layer that is `provable`.
 
-    None: no bias, one that needs more than the distance of two tokens, or a temperature that depends on
-    the key. Where keys do not stand in the order of their segments and positions, or lie further apart
-    than there are slots, the table is infinite and nothing is ever left out.
+    Where keys do not stand in the order of their segments and positions, or further away from a query
+    than the table knows, nothing is ever left out.
+
+    Args:
+      table_NE, longest: from `log_tail` of the layer, over that many distances; None under a clock.
     """
-    biases = [group.heads.bias for group in layer.groups]
-    gated = all(isinstance(part, GatedBias) for part in biases)
-    relative = all(part is None or part.relative for part in biases) and not layer.gated
-    if not (gated or relative) or not any(biases) or _tempered(layer, params):
-        return None
     B, K, S, H = k_BKSH.shape
-    last_BS = jax.lax.cummax(jnp.where(k_seg_BS != 0, jnp.arange(S)[None], -1), axis=1)
-    before_BS = jnp.pad(last_BS, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    seg_BS, pos_BS = (_earlier(x, before_BS, empty=-1) for x in (k_seg_BS, k_pos_BS))
-    ordered_BS = (k_seg_BS == 0) | (seg_BS < k_seg_BS)
-    ordered_BS |= (seg_BS == k_seg_BS) & (pos_BS < k_pos_BS)
-
+    before_BS, ordered_BS = order(k_pos_BS, k_seg_BS)
+    starts_BJ = before_BS[:, ::block]
+    seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))
     norm_BKS = jnp.sqrt((k_BKSH.astype(jnp.float32) ** 2).sum(-1) / H)
     norm_BKJ = jax.lax.cummax(norm_BKS.reshape(B, K, S // block, block).max(-1), axis=2)
-    norm_BKJ = jnp.pad(norm_BKJ, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
-    starts = slice(None, None, block)
-    if gated:
+    norm_BKJ = jnp.pad(norm_BKJ, ((0, 0), (0, 0), (1, 0)))
+    clock_BJN, sure = None, ordered_BS.all()
+    if table_NE is None:
+        seg_BS = _earlier(k_seg_BS, before_BS[:, :-1], empty=-1)
         clock_BSN = jax.vmap(lambda clock, at: clock[jnp.maximum(at, 0)])(k_clock_BSN, before_BS)
-        slower_BSN = (seg_BS != k_seg_BS)[..., None] | (k_clock_BSN <= clock_BSN)
-        certain = ordered_BS.all() & (slower_BSN | (k_seg_BS == 0)[..., None]).all()
-        seg_BJ = jnp.where(certain, seg_BS[:, starts], _NOT_SURE)
-        return Tails(None, norm_BKJ, seg_BJ, pos_BS[:, starts], clock_BSN[:, starts])
-    first = jnp.where(k_seg_BS != 0, k_pos_BS, jnp.iinfo(jnp.int32).max).min()
-    certain = ordered_BS.all() & (jnp.where(q_seg_BT != 0, q_pos_BT, first).max() - first < S)
-    seg_BJ = jnp.where(certain, seg_BS[:, starts], _NOT_SURE)
-    table_NE = jnp.where(certain, log_tail(layer, params, S), jnp.inf)
-    return Tails(table_NE, norm_BKJ, seg_BJ, pos_BS[:, starts], None)
+        slower_BSN = (seg_BS != k_seg_BS)[..., None] | (k_clock_BSN <= clock_BSN[:, :-1])
+        sure &= (slower_BSN | (k_seg_BS == 0)[..., None]).all()
+        clock_BJN = clock_BSN[:, ::block]
+    else:
+        first = jnp.where(k_seg_BS != 0, k_pos_BS, jnp.iinfo(jnp.int32).max).min()
+        sure &= jnp.where(q_seg_BT != 0, q_pos_BT, first).max() - first < longest
+    sure_J = jnp.broadcast_to(sure, seg_BJ.shape[1:])
+    return Tails(table_NE, norm_BKJ, seg_BJ, pos_BJ, clock_BJN, sure_J)
+
+
+def order(k_pos_BS: jax.Array, k_seg_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns before_BS, the slot of the last key before each slot and before the end (-1: none), and ordered_BS.
+
+    Ordered is a key that comes after that one, by segment or in it by position; padding always is.
+    """
+    slot_1S = jnp.arange(k_seg_BS.shape[1])[None]
+    last_BS = jax.lax.cummax(jnp.where(k_seg_BS != 0, slot_1S, -1), axis=1)
+    before_BS = jnp.pad(last_BS, ((0, 0), (1, 0)), constant_values=-1)
+    seg_BS, pos_BS = (_earlier(x, before_BS[:, :-1], empty=-1) for x in (k_seg_BS, k_pos_BS))
+    later_BS = (seg_BS < k_seg_BS) | ((seg_BS == k_seg_BS) & (pos_BS < k_pos_BS))
+    return before_BS, later_BS | (k_seg_BS == 0)
 
 
 def may_matter(
@@ -99,15 +119,14 @@ def may_matter(
     q_seg_T: jax.Array,
     q_clock_GT: jax.Array | None,
     lse_GT: jax.Array,
-    block: int,
+    keys: jax.Array | int,
     epsilon: float,
 ) -> jax.Array:
-    """Returns whether keys before block j can add more than `epsilon` of its sum to any row.
+    """Returns matters_GT: whether keys before block j can add more than `epsilon` of its sum to a row.
 
     Args:
       tail: of the layer. b: the row of the batch. head: the first head of the tile. kv_G: their keys' heads.
-      q_norm_GT: |q|. lse_GT: ln of the softmax sum over the keys from block j on.
-      block: keys in a block.
+      q_norm_GT: |q|. lse_GT: ln of the softmax sum so far. keys: how many stand before block j.
     """
     seg, pos = tail.seg_BJ[b, j], tail.pos_BJ[b, j]
     heads_G = head + jnp.arange(q_norm_GT.shape[0])
@@ -117,17 +136,23 @@ def may_matter(
         bias_GT = tail.table_NE[heads_G[:, None], away_T[None]]
     else:  # no key weighs more than the last one, whose clock has run furthest
         clock_G1 = tail.clock_BJN[b, j][heads_G][:, None]
-        bias_GT = q_clock_GT - clock_G1 + jnp.log(jnp.maximum(j * block, 1).astype(jnp.float32))
+        bias_GT = q_clock_GT - clock_G1 + jnp.log(jnp.maximum(keys, 1).astype(jnp.float32))
         bias_GT = jnp.where((seg <= q_seg_T)[None], bias_GT, jnp.inf)
     norm_G1 = tail.norm_BKJ[b, kv_G, j][:, None]
-    # Of a row's own document nothing is left once the last key is of an earlier one.
-    done_T = (q_seg_T == 0) | (seg < q_seg_T)
     small_GT = q_norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - _ROUNDING
-    return ~(small_GT | done_T[None]).all()  # a NaN is never small: it must come out
+    # Of a row's own document nothing is left once the last key is of an earlier one.
+    done_T = (seg < q_seg_T)[None]
+    # A NaN is never small: it must come out.
+    return (q_seg_T != 0)[None] & ~((small_GT | done_T) & tail.sure_J[j])
 
 
-def log_tail(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
-    """Returns table_NE: ln of the sum of exp(b(d)) over E * STRIDE <= d < longest, per head."""
+def log_tail(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | None:
+    """Returns table_NE: ln of the sum of exp(b(d)) over E * STRIDE <= d < longest, per head.
+
+    None where the tokens decide the bias.
+    """
+    if layer.gated:
+        return None
     bias_ND = _bias_by_distance(layer, params, longest)
     bias_ND = jnp.pad(bias_ND, ((0, 0), (0, -longest % STRIDE)), constant_values=-jnp.inf)
     part_NE = jax.nn.logsumexp(bias_ND.reshape(len(bias_ND), -1, STRIDE), axis=-1)

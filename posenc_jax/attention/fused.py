@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention.fold import documents, fold
+from posenc_jax.attention.residuals import NAME
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -33,7 +34,7 @@ def refusal(
         return "linear attention has no softmax"
     if not _linear(layer):
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
-    if _tempered_by_key(layer):
+    if tempered_by_key(layer):
         return "its temperature depends on the key"
     if not causal or not aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
@@ -123,8 +124,9 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
         block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
-    )
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret,
+        residual_checkpoint_name=NAME,
+    )  # fmt: skip
 
     def run(q_BNTX, k_BKTX, v_BKTH, seg_BT):
         return jax.vmap(kernel)(q_BNTX, k_BKTX, v_BKTH, splash.SegmentIds(seg_BT, seg_BT))
@@ -139,7 +141,8 @@ def _linear(layer: PlacedLayer) -> bool:
 
 
 @functools.cache
-def _tempered_by_key(layer: PlacedLayer) -> bool:
+def tempered_by_key(layer: PlacedLayer) -> bool:
+    """Whether a temperature of the layer depends on the key, so that it cannot go with the queries."""
     probe = jnp.zeros((1, 2), jnp.int32)
     tau = jax.eval_shape(
         lambda key: layer.temperature(layer.init(key), probe, probe), jax.random.key(0)

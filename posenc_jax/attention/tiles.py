@@ -28,6 +28,7 @@ class Plan:
     tile_heads: int  # all heads, or 1
     q_block: int
     k_block: int
+    longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
     causal: bool
     window: int | None
     epsilon: float  # 0: nothing is left out

@@ -13,8 +13,8 @@ from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.loss import token_losses
 from posenc_jax.training.sections import ModelSection, TrainSection
-from posenc_jax.training.step import token_losses
 
 SCHEMES = ("nope", "rope", "alibi", "rope+alibi", "rope+alibi|nope~logn")
 TRAINING = "training forward pass"

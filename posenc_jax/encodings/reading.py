@@ -18,6 +18,10 @@ slopes:4       unchanged                             slopes / 4
 ============== ===================================== ==========================================
 
 ``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule.
+
+A scheme that was fine-tuned at a longer length is placed with the length it was first trained at, and was
+trained to the longer one: a rule goes on from there. Slopes that were divided by 4 are divided by 8 under
+``slopes:2``; ``dynamic`` begins past the longer length; ``yarn`` and ``llama3`` count turns within it.
 """
 
 import dataclasses
@@ -38,11 +42,14 @@ _FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3
 RULES = (*_FACTORED, "dynamic", "abf", "slopes")
 
 
-def stretched(scheme: Scheme, rule: str, *, length: int, train_length: int) -> Scheme:
+def stretched(
+    scheme: Scheme, rule: str, *, length: int, train_length: int, placed_length: int = 0
+) -> Scheme:
     """Returns the scheme as `rule` reads it, for sequences of up to `length` tokens.
 
     Args:
       scheme: as trained. rule: see the module's text. length, train_length: tokens.
+      placed_length: that the scheme is placed with, if it is not train_length (0).
 
     Raises:
       ValueError: an unknown rule, a bad number, or a rule that would change nothing in this scheme.
@@ -60,7 +67,8 @@ def stretched(scheme: Scheme, rule: str, *, length: int, train_length: int) -> S
     if not 0 < value < float("inf"):
         raise ValueError(f"stretch {rule!r} needs a positive number: {name}:4")
 
-    rotation, factor, ntk = _halves(name, value, length, train_length)
+    original = 0 if placed_length in (0, train_length) else train_length
+    rotation, factor, ntk = _halves(name, value, length, train_length, original)
     if half == "bias":
         rotation = None
     if half == "rotation":
@@ -75,13 +83,15 @@ def stretched(scheme: Scheme, rule: str, *, length: int, train_length: int) -> S
     return dataclasses.replace(scheme, layers=layers)
 
 
-def _halves(name: str, value: float, length: int, train_length: int):
+def _halves(name: str, value: float, length: int, train_length: int, original: int):
     """Returns the rotation's stretch, the bias's factor, and whether it takes the NTK form."""
+    if name in ("yarn", "llama3"):
+        return _FACTORED[name](factor=value, original=original), value, False
     if name in _FACTORED:
         return _FACTORED[name](factor=value), value, name == "ntk"
     if name == "dynamic":
         factor = max(length / train_length, 1.0)
-        return DynamicNtk(factor=value, length=length), factor, False
+        return DynamicNtk(factor=value, length=length, original=original), factor, False
     if name == "abf":
         return BaseChange(value), 1.0, False
     return None, value, False

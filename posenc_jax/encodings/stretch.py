@@ -80,15 +80,18 @@ class DynamicNtk(Stretch):
     Attributes:
       factor: f of base * (f * L'/L - (f - 1))^(d/(d-2)).
       length: L', the longest sequence that will be read; 0 is the original length.
+      original: the original length; 0 takes the training length.
 
     Source: emozilla 2023 (dynamic NTK); transformers, "dynamic".
     """
 
     factor: float = 1.0
     length: int = 0
+    original: int = 0
 
     def frequencies(self, freq_h, base, length):
         """Returns the frequencies of the base that fits `self.length`."""
+        length = self.original or length
         grown = max(self.length, length) / length
         return NtkAware(self.factor * grown - (self.factor - 1)).frequencies(freq_h, base, length)
 

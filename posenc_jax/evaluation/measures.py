@@ -17,6 +17,7 @@ class Measures:
         text. top: the longest multiple of the study's text, `deepest`: the longest that fits the arm.
       rows: the RowFile that measures are added to. key_targets: file of E5's targets, or None.
       model_configs: the model by input length to compile for. every: all multiples of the study.
+      mark: fields that every row has beside, such as which checkpoint where it is not the last.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Measures:
         key_targets=None,
         model_configs=None,
         every=(),
+        mark=(),
     ):
         self.config, self.inputs, self.split = config, inputs, split
         self.params, self.model_config, self.multiples = params, model_config, multiples
@@ -43,6 +45,7 @@ class Measures:
         self.scorer, self.folder = scorer, folder
         self.rows, self.key_targets = rows, key_targets
         self.model_configs, self.every = model_configs, every
+        self.mark = dict(mark)
 
     def row(
         self, suite: str, metric: str, length: int, bucket: str, value: float | None, n: int
@@ -62,6 +65,7 @@ class Measures:
             "value": value,
             "n": n,
             "split": self.split,
+            **self.mark,
         }
 
     def skipped(self, suite: str, metric: str, length: int, reason: str) -> list[dict]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from posenc_jax.evaluation.measures import SEED, Measures
 from posenc_jax.evaluation.retrieval import (
+    Answers,
     above_chance,
     buckets,
     longest_passing,
@@ -25,11 +26,11 @@ NEEDS = {"Y_R": SUMMARY_TASKS}
 
 def retrieval_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns an item per chosen task and multiple, then the summaries."""
-    fillers = Fillers(work)
+    instances = Instances(work)
     items, tasks = {}, [find(name, work.config.evaluation.pairs) for name in SCORED if name in chosen]  # fmt: skip
     for task in tasks:
         for k in work.multiples:
-            items[f"{task.name}/{k}"] = functools.partial(_scored, work, fillers, task, k)
+            items[f"{task.name}/{k}"] = functools.partial(_scored, work, instances, task, k)
     if "Y_R" in chosen:
         items["Y_R"] = functools.partial(_summary, work)
     if "EL" in chosen:
@@ -37,29 +38,40 @@ def retrieval_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callabl
     return items
 
 
-class Fillers:
-    """The text that needles lie in, made when first asked for."""
+class Instances:
+    """Instances and their answers; the text that needles lie in is made when first asked for."""
 
     def __init__(self, work: Measures):
-        tokenizer = work.inputs.tokenizer
+        self._work, tokenizer = work, work.inputs.tokenizer
         self._text = functools.cache(lambda: Filler(work.inputs.stream(work.split), tokenizer))
         self._sentences = functools.cache(lambda: Filler(None, tokenizer, corpus=False))
+        self._scored = functools.cache(self._score)
 
-    def of(self, task: Task) -> Filler:
+    def filler(self, task: Task) -> Filler:
         return self._sentences() if task.sentences else self._text()
 
+    def answers(self, task: Task, length: int) -> Answers:
+        """Returns the answers of the task at a length; "mqar" and its like by number are scored once."""
+        same = f"mqar_{self._work.config.evaluation.pairs}"
+        return self._scored(find(same) if task.name == "mqar" and same in SCORED else task, length)
 
-def _scored(work: Measures, fillers: Fillers, task: Task, k: int) -> list[dict]:
-    length, filler = k * work.L, fillers.of(task)
-    shortest = task.shortest(filler)
+    def _score(self, task: Task, length: int) -> Answers:
+        instances = [
+            task.instance(
+                self.filler(task), split=self._work.split, seed=SEED, index=i, length=length
+            )
+            for i in range(self._work.config.evaluation.instances)
+        ]
+        return score_instances(self._work.scorer, instances)
+
+
+def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[dict]:
+    length = k * work.L
+    shortest = task.shortest(instances.filler(task))
     if length < shortest:
         reason = f"{task.name} needs {shortest} tokens; a context of {k}L has {length}"
         return work.skipped("R", f"{task.name}_accuracy", length, reason)
-    instances = [
-        task.instance(filler, split=work.split, seed=SEED, index=i, length=length)
-        for i in range(work.config.evaluation.instances)
-    ]
-    answers = score_instances(work.scorer, instances)
+    answers = instances.answers(task, length)
     np.savez(work.folder / "arrays" / f"{task.name}_{k}.npz", **dataclasses.asdict(answers))
     rows = []
     for bucket, selected in buckets(answers, work.L):

@@ -13,9 +13,10 @@ import numpy as np
 
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, readout
-from posenc_jax.training.step import token_losses
+from posenc_jax.training.loss import token_losses
 
 CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
+CPU_TOKENS = 2048  # a CPU device takes at a time: the pages of larger arrays are new every time
 
 
 class Model(Protocol):
@@ -67,7 +68,8 @@ class Scorer:
       models: what to score for each input length to compile for, in tokens: decoder configurations or
         any other `Model`. They differ where a scheme is read in another way at another length.
       params: parameters of all of them.
-      batch_tokens: tokens taken at a time, over all devices; at least a row for each.
+      batch_tokens: tokens taken at a time, over all devices, at most; at least a row for each. A CPU device
+        takes up to CPU_TOKENS of them, so a larger budget gives the same bits on any number of cores.
       mesh: devices that rows are spread over, or None for one device; parameters then lie on it.
     """
 
@@ -118,9 +120,7 @@ class Scorer:
                 f"rows of {length} inputs exceed the longest length {self._lengths[-1]}"
             )
         T = fitting[0]
-        B = max(1, self._batch_tokens // T)
-        devices = 1 if self._mesh is None else self._mesh.shape["data"]
-        B = max(1, B // devices) * devices
+        B = self._batch_rows(T)
         scored = []
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
             for start in range(0, len(rows_RT), B):
@@ -139,6 +139,13 @@ class Scorer:
                 for i in range(2)
             )
         )
+
+    def _batch_rows(self, length: int) -> int:
+        devices = 1 if self._mesh is None else self._mesh.shape["data"]
+        rows = self._batch_tokens // length // devices
+        if jax.default_backend() == "cpu":
+            rows = min(rows, CPU_TOKENS // length)
+        return max(1, rows) * devices
 
     def _placed(self, *arrays: np.ndarray) -> tuple:
         pos_BT = np.broadcast_to(np.arange(arrays[0].shape[1], dtype=np.int32), arrays[0].shape)

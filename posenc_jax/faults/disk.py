@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posenc_jax.faults.outcome import Trial
-from posenc_jax.faults.runs import SmallRun, last_logged
+from posenc_jax.faults.runs import SmallRun, last_logged, without_progress
 
 UNWRITABLE, WRONG_INPUT = 74, 2
 
@@ -25,14 +25,22 @@ def full(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             _, err = process.communicate()
             reached = last_logged(workdir / "run")
             room = process.returncode == 0
-            said = [line for line in err.splitlines() if "/30  loss" not in line]  # progress
+            said = without_progress(err).splitlines()
             named = process.returncode == UNWRITABLE and len(said) == 1
             subprocess.run(["mount", "-o", "remount,size=64m", str(workdir)], check=True)
             first, _, later = run.finish(workdir / "run")
             wrong = run.wrong(workdir / "run")
         detail = f"{size} kB, exit {process.returncode}"
         bad = not (room or named) or "Traceback" in later
-        yield Trial("disk full", detail, wrong, bad, 0 if room else reached - first, " ".join(said))
+        yield Trial(
+            "disk full",
+            detail,
+            wrong,
+            bad,
+            0 if room else reached - first,
+            " ".join(said),
+            save_cut=not room,
+        )
 
 
 def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:

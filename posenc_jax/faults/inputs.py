@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posenc_jax.faults.kills import await_seen
 from posenc_jax.faults.outcome import Trial
-from posenc_jax.faults.runs import SmallRun
+from posenc_jax.faults.runs import SmallRun, without_progress
 from posenc_jax.training.config import from_sections
 
 WRONG_INPUT = 2
 _VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
 _SECONDS = 5
+_WRITES_ELSEWHERE = (("data", "data_dir"), ("train", "wandb_project"))  # not to be typed at random
 _ADDRESSES = 12 * 2**30  # bytes; the libraries map most of them and never touch them
 
 
@@ -31,7 +33,7 @@ def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             section = rng.choice(list(sections))
             key = rng.choice([*sections[section], "nosuch"])
             changed[f"{section}.{key}"] = sections[section][key] = rng.choice(_VALUES)
-        began, said, bad = time.time(), "", False
+        began, said, bad = time.monotonic(), "", False
         try:
             from_sections(sections)
         except ValueError as error:
@@ -41,25 +43,41 @@ def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             bad = "\n" in said.strip() or not any(n.replace("_", " ") in plain for n in names)
         except Exception as error:  # whatever else: it would have been a traceback
             said, bad = repr(error), True
-        bad = bad or time.time() - began > _SECONDS
-        yield Trial("a nonsensical setting", str(changed), undetected=bad, said=said)
-
-
-TYPED = (
-    ("train.steps", "-3"), ("train.batch_size", "0"), ("train.length", "nan"), ("model.num_heads", "5"),
-    ("optimizer.learning_rate", "nan"), ("model.scheme", "ropee"), ("data.corpus", "nosuch"),
-    ("model.dtype", "float7"), ("train.model_devices", "64"), ("data.threads", "-2"),
-)  # fmt: skip
+        seconds = time.monotonic() - began
+        bad = bad or seconds > _SECONDS
+        yield Trial(
+            "a nonsensical setting", str(changed), undetected=bad, said=said, seconds=seconds
+        )
 
 
 def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """The same in processes of their own: exit code 2, one line, the field by its name, in seconds."""
+    """The same, typed behind a real `train.py`: one line that names one, exit code 2, in _SECONDS, nothing compiled.
+
+    A trainer whose settings are sound goes on to compile, and is killed there. Seconds are those of the CPU, without
+    the imports.
+    """
+    sections = json.loads(from_sections({}).to_json())
+    for section, key in _WRITES_ELSEWHERE:
+        del sections[section][key]
+    run.fork(run.fresh("typed")).communicate()  # imports
     for index in range(trials):
-        name, value = TYPED[index % len(TYPED)]
-        workdir, began = run.fresh(f"typed-{index}"), time.time()
-        process = run.start(workdir, f"--config.{name}={value}")
-        _, err = process.communicate()
-        yield _refused("a nonsensical setting, typed", f"{name}={value}", process.returncode, err, name.split(".")[1], time.time() - began)  # fmt: skip
+        typed = {}
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            section = rng.choice(list(sections))
+            key = rng.choice([*sections[section], "nosuch"])
+            typed[f"{section}.{key}"] = rng.choice([v for v in _VALUES if v != "\0"])
+        workdir = run.fresh(f"typed-{index}")
+        process = run.fork(workdir, *(f"--config.{name}={value}" for name, value in typed.items()))
+        await_seen(process, lambda w: (w / "run.json").exists(), workdir, pause=0.005)
+        sound = process.poll() in (None, 0)
+        process.kill()
+        err = without_progress(process.communicate()[1]).strip()
+        names = [part for name in typed for part in name.split(".")[1:]]
+        named = any(name.replace("_", " ") in err.replace("_", " ") for name in names)
+        refused = process.returncode == WRONG_INPUT and len(err.splitlines()) == 1 and named
+        bad = not (sound or (refused and process.seconds < _SECONDS))
+        measured = {} if sound else {"seconds": process.seconds, "peak_mb": process.peak_mb}
+        yield Trial("a nonsensical setting, typed", str(typed), undetected=bad, said="" if sound else err, **measured)  # fmt: skip
 
 
 def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -81,7 +99,10 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             "    print(len(open_stream(c, 'train', open_tokenizer('bytes'), Path(sys.argv[2])).tokens))\n"
             "except ValueError as error:\n"
             "    print(error, file=sys.stderr); sys.exit(2)\n"
+            "finally:\n"
+            "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         )
+        began = time.monotonic()
         process = subprocess.run(
             [sys.executable, "-c", code, str(folder), str(run.folder / f"prepared-{index}")],
             capture_output=True, text=True,
@@ -91,12 +112,11 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             bad = legal or len(lines) != 1 or str(folder) not in process.stderr
         else:
             bad = process.returncode != 0 or not legal
-        yield Trial("a strange corpus", name, undetected=bad, said=process.stderr.strip()[-300:])
-
-
-def _refused(fault, detail, code, err, name, seconds) -> Trial:
-    one = code == WRONG_INPUT and len(err.strip().splitlines()) == 1 and name in err
-    return Trial(fault, f"{detail} in {seconds:.1f} s", undetected=not one, said=err.strip())
+        peak = process.stdout.rpartition("peak ")[2].strip()
+        yield Trial(
+            "a strange corpus", name, undetected=bad or not peak, said=process.stderr.strip()[-300:],
+            seconds=time.monotonic() - began, peak_mb=float(peak or "nan"),
+        )  # fmt: skip
 
 
 def _write(folder: Path, **texts: bytes) -> bool:

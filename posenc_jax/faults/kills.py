@@ -1,6 +1,5 @@
 """Processes that are killed, stopped, doubled and moved to other meshes, at any and at the worst moments."""
 
-import os
 import random
 import signal
 import time
@@ -8,23 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from posenc_jax.faults.outcome import Trial
-from posenc_jax.faults.runs import SAVE_EVERY, STEPS, SmallRun, finished, last_logged, record
+from posenc_jax.faults.runs import (
+    SAVE_EVERY,
+    STEPS,
+    SmallRun,
+    finished,
+    last_logged,
+    record,
+    resumed,
+)
+from posenc_jax.faults.workdirs import checkpoints, lost, names, saving
 
 STOPPED, WRONG_INPUT, INTERRUPTED = 75, 2, 130
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []  # not yet, or not any more
 
 
 def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
     def seen(workdir: Path) -> bool:
         folder = workdir / "checkpoints"
         return any(
-            test(_names(folder / name)) for name in _names(folder) if name.startswith(".saving-")
+            test(names(folder / name)) for name in names(folder) if name.startswith(".saving-")
         )
 
     return seen
@@ -33,12 +34,12 @@ def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
 # Where a save can be cut, told by the names on disk. The later ones last a millisecond or less: a kill
 # aimed at them may land just after, which is a fault as good.
 POINTS: dict[str, Callable[[Path], bool]] = {
-    "as a save begins": _in_saving(lambda names: True),
-    "as arrays are written": _in_saving(lambda names: any("tmp" in name for name in names)),
-    "before the manifest": _in_saving(lambda names: "state" in names),
-    "between manifest and rename": _in_saving(lambda names: "manifest.json" in names),
-    "after the rename": lambda w: any(name.isdigit() for name in _names(w / "checkpoints")),
-    "as an old one is removed": lambda w: any(name.startswith(".deleting") for name in _names(w / "checkpoints")),
+    "as a save begins": _in_saving(lambda found: True),
+    "as arrays are written": _in_saving(lambda found: any("tmp" in name for name in found)),
+    "before the manifest": _in_saving(lambda found: "state" in found),
+    "between manifest and rename": _in_saving(lambda found: "manifest.json" in found),
+    "after the rename": lambda w: any(name.isdigit() for name in names(w / "checkpoints")),
+    "as an old one is removed": lambda w: any(name.startswith(".deleting") for name in names(w / "checkpoints")),
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iter
             step = rng.randrange(last_logged(workdir), STEPS)
             at.append(step)
             process = run.start(workdir)
-            _await(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
+            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
             time.sleep(rng.random() * 0.05)
             process.kill()
             process.communicate()
@@ -65,8 +66,8 @@ def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator
             workdir = run.fresh(f"save-{index}")
             process = run.start(workdir)
             skip = rng.randrange(STEPS - 2 * SAVE_EVERY)  # not always in the first save
-            _await(process, lambda w, skip=skip: last_logged(w) >= skip, workdir, pause=0.001)
-            _await(process, there, workdir, pause=0)
+            await_seen(process, lambda w, skip=skip: last_logged(w) >= skip, workdir, pause=0.001)
+            await_seen(process, there, workdir, pause=0)
             process.kill()
             process.communicate()
             yield _resumed(run, workdir, f"kill -9, {point}", f"after step {skip}")
@@ -81,7 +82,7 @@ def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         ):
             workdir, step = run.fresh(f"stop-{index}"), rng.randrange(1, STEPS - 2)
             process = run.start(workdir)
-            _await(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
+            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
             for number in signals:
                 process.send_signal(number)
                 time.sleep(0.005)
@@ -96,7 +97,7 @@ def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
     for index in range(trials):
         workdir = run.fresh(f"two-{index}")
         first = run.start(workdir)
-        _await(first, lambda w: (w / "run.json").exists(), workdir, pause=0.01)
+        await_seen(first, lambda w: (w / "run.json").exists(), workdir, pause=0.01)
         second = run.start(workdir)
         _, err = second.communicate()
         first.communicate()
@@ -112,7 +113,7 @@ def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         for devices in (8, 4, 2, 1):
             process = run.start(workdir, devices=devices)
             goal = last_logged(workdir) + 4
-            _await(process, lambda w, goal=goal: last_logged(w) >= goal, workdir, pause=0.001)
+            await_seen(process, lambda w, goal=goal: last_logged(w) >= goal, workdir, pause=0.001)
             process.terminate()
             process.communicate()
         run.finish(workdir, devices=8)
@@ -121,8 +122,8 @@ def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         yield Trial("devices 8-4-2-1-8", "", wrong)
 
 
-def _await(process, there: Callable[[Path], bool], workdir: Path, pause: float) -> None:
-    """Waits until something is seen in the workdir, or the process is gone."""
+def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: float) -> None:
+    """Waits until something is seen in the workdir, or the process is gone; looks every `pause` seconds."""
     while process.poll() is None and not there(workdir):
         if pause:
             time.sleep(pause)
@@ -130,8 +131,8 @@ def _await(process, there: Callable[[Path], bool], workdir: Path, pause: float) 
 
 def _resumed(run, workdir, fault, detail, undetected=False, said="") -> Trial:
     """Goes on after a fault to the end, and compares."""
-    reached = last_logged(workdir)
-    first, _, err = run.finish(workdir)
-    lost = reached - first if reached < STEPS else 0
-    tracebacks = "Traceback" in err
-    return Trial(fault, detail, run.wrong(workdir), undetected or tracebacks, lost, said.strip())
+    taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
+    _, out, err = run.finish(workdir)
+    elsewhere = resumed(out) not in (None, sound)
+    bad = undetected or elsewhere or "Traceback" in err
+    return Trial(fault, detail, run.wrong(workdir), bad, taken, said.strip(), save_cut=cut)

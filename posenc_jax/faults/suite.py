@@ -1,10 +1,11 @@
-"""Every fault by its name. A worker of several that dies has its place in the tests of several hosts."""
+"""Every fault by its name."""
 
 import difflib
 
-from posenc_jax.faults import damage, disk, inputs, kills
+from posenc_jax.faults import chains, damage, disk, inputs, kills, poison, workers
 
 FAULTS = {
+    "chain": chains.killed_in_chains,
     "kill": kills.killed_at_any_moment,
     "save": kills.killed_in_a_save,
     "stop": kills.stopped,
@@ -19,6 +20,10 @@ FAULTS = {
     "stale": damage.stale,
     "disk_full": disk.full,
     "read_only": disk.read_only,
+    "nan": poison.one_device,
+    "nan_in_a_row": poison.in_a_row,
+    "spike": poison.spike,
+    "workers": workers.lost_or_stopped,
     "settings": inputs.settings,
     "settings_typed": inputs.settings_typed,
     "corpora": inputs.corpora,

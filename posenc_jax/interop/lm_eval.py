@@ -22,7 +22,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from posenc_jax.evaluation.runner import open_run
+from posenc_jax.evaluation.opening import open_run
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.generate import Sampling, generate
 

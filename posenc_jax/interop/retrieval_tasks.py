@@ -31,8 +31,8 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from posenc_jax.evaluation.measures import SEED
+from posenc_jax.evaluation.opening import OpenRun
 from posenc_jax.evaluation.retrieval import DISTANCE_EDGES
-from posenc_jax.evaluation.runner import OpenRun
 from posenc_jax.interop.lm_eval import AnswerDoc
 from posenc_jax.interop.token_text import TokenText
 from posenc_jax.tasks.filler import Filler

@@ -8,6 +8,7 @@ from posenc_jax.encodings import PlacedScheme, parse
 
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("swiglu", "gelu")
+LARGEST = 2**20  # of any number of layers, heads or dims: what is above it is a slip of the hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ModelConfig:
                      "num_kv_heads", "head_dim", "mlp_dim", "embedding_scale", "norm_epsilon"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
+        for name in ("num_layers", "model_dim", "num_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) > LARGEST:
+                raise ValueError(
+                    f"model.{name} must be at most {LARGEST}, not {getattr(self, name)}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} does not divide over "
@@ -70,16 +76,24 @@ class ModelConfig:
             raise ValueError(f"model.window must be at least 1 token, not {self.window}")
         self.attention_paths(self.train_length)
 
-    def attention_paths(self, length: int) -> list[str]:
+    def attention_paths(
+        self, length: int, sequence: int = 1, device: str | None = None
+    ) -> list[str]:
         """Returns the way that attention over `length` tokens takes, and why, for each kind of layer.
 
+        Args:
+          sequence: devices that the tokens of a row lie on. device: as for `choose`.
+
         Raises:
-          ValueError: an `attention` asked for that cannot serve a layer.
+          ValueError: an `attention` asked for, or a sequence axis, that cannot serve a layer.
         """
         kinds = dict.fromkeys(
-            choose(layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype)
+            choose(
+                layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
+                device=device, sequence=sequence,
+            )
             for layer in self.placed.layers
-        )
+        )  # fmt: skip
         return [f"{path.name} ({path.why})" for path in kinds]
 
     @functools.cached_property

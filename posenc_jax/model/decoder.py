@@ -5,6 +5,7 @@ The model never asks which encoding it has: it hands queries, keys and positions
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -12,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import attend
-from posenc_jax.encodings import running_clock
+from posenc_jax.attention import attend, running_clock
 from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.layers import Execution, carried, period
 
 ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are split over
 ON_MODEL = (
@@ -196,6 +197,20 @@ class Block(nn.Module):
         return x_BTD + Mlp(c, name="mlp")(normed), kept
 
 
+def _apply(block: Block, pos_BT, seg_BT, params, x_BTD):
+    return block.apply({"params": params}, x_BTD, pos_BT, seg_BT, None)[0]
+
+
+def _cast(params, dtype: str):
+    """A block's parameters as it uses them: matrices in `dtype`, gains and what a scheme learns as they are."""
+
+    def cast(path, x):
+        learned = any(key.key == "scheme" for key in path)
+        return x if learned or x.ndim == 1 else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def at_progress(config: ModelConfig, params, progress: jax.Array):
     """Returns a decoder's parameters with those that follow a schedule set to a share of training.
 
@@ -229,12 +244,14 @@ class Decoder(nn.Module):
     place of the logits; `readout` turns a piece of it into logits.
 
     `attend` is called for the layers in order and may be replaced by a function of the same arguments:
-    a probe sees so what each layer's attention sees.
+    a probe sees so what each layer's attention sees. `execution` is for passes without a cache, and may
+    call it once for several layers.
     """
 
     config: ModelConfig
     read_out: bool = True
     attend: Callable = attend
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
@@ -252,11 +269,19 @@ class Decoder(nn.Module):
         x_BTD = x_BTD.astype(c.dtype)
 
         kept = []
-        for i in range(c.num_layers):
-            x_BTD, layer_cache = Block(c, i, attend=self.attend, name=f"layer_{i}")(
-                x_BTD, pos_BT, seg_BT, cache
-            )
-            kept.append(layer_cache)
+        if cache is not None or self.execution == Execution() or self.is_initializing():
+            for i in range(c.num_layers):
+                x_BTD, layer_cache = Block(c, i, attend=self.attend, name=f"layer_{i}")(
+                    x_BTD, pos_BT, seg_BT, cache
+                )
+                kept.append(layer_cache)
+        else:
+            blocks = [
+                functools.partial(_apply, Block(c, i, attend=self.attend, parent=None), pos_BT, seg_BT)
+                for i in range(period(c.placed.layers))
+            ]  # fmt: skip
+            stored = (self.variables["params"][f"layer_{i}"] for i in range(c.num_layers))
+            x_BTD = carried(blocks, [_cast(own, c.dtype) for own in stored], x_BTD, self.execution)
         gain_D = self.param("final_gain_D", nn.initializers.ones, (c.model_dim,))
         x_BTD = rms_norm(x_BTD, gain_D, c.norm_epsilon)
         if not self.read_out:

@@ -11,10 +11,12 @@ def summary(row: Mapping) -> str:
     memory, seconds = row["memory"], row["seconds"]
     mesh = ", ".join(f"{axis} {n}" for axis, n in row["mesh"].items()) or "one device"
     need, work = row["flops_needed"], row["flops_executed"]
+    pieces = "at once" if row["loss_chunks"] == 1 else f"in {row['loss_chunks']} pieces"
     lines = [
         f"{row['scheme']}, {row['parameters']:,} parameters, {row['vocab_size']:,} ids, {row['batch_size']} x {row['length']:,} tokens a step",
         f"on {row['devices']} x {row['chip']} ({row['topology']}), mesh {mesh}; compiled in {row['compile_seconds']:.0f} s ({row['compile_cpu_seconds']:.0f} s of CPU) by {row['compiler']}",
         f"attention        {'; '.join(row['attention'])}",
+        f"layers           {'in a loop' if row['scan_layers'] else 'one by one'}, remat {row['remat']}; loss over the vocabulary {pieces}",
         f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
         f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
         f"results {_gib(memory['results'])}, code {_gib(memory['code'])})",
@@ -25,7 +27,7 @@ def summary(row: Mapping) -> str:
     for kind, said in row["collectives"].items():
         across = said["sent_between_hosts_bytes"]
         lines.append(
-            f"{kind:<17}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
+            f"{kind:<19}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
             + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
         )
     lines += [
@@ -54,7 +56,7 @@ def _ms(seconds: float) -> str:
 
 def table(rows: Sequence[Mapping]) -> str:
     """Returns plans as a Markdown table, a line each."""
-    names = ("config", "scheme", "tokens", "batch", "chips", "mesh", "attention", "arguments GiB",
+    names = ("config", "scheme", "tokens", "batch", "chips", "mesh", "attention", "scan", "remat", "chunks", "arguments GiB",
              "temporaries GiB", "peak GiB", "of GiB", "PFLOPs needed", "executed", "compute ms", "memory ms",
              "network ms", "step >= ms", "MFU <=", "compile s", "CPU s")  # fmt: skip
     lines = [names, ["---"] * len(names)]
@@ -64,6 +66,7 @@ def table(rows: Sequence[Mapping]) -> str:
             f"{row['parameters'] / 1e9:.2f}B", f"`{row['scheme']}`", f"{row['length']:,}", str(row["batch_size"]),
             f"{row['devices']} x {row['chip']}", " ".join(f"{a}:{n}" for a, n in row["mesh"].items()),
             ", ".join(dict.fromkeys(path.split(" ")[0] for path in row["attention"])),
+            "yes" if row["scan_layers"] else "no", row["remat"], str(row["loss_chunks"]),
             *(_gib(m[name]) for name in ("arguments", "temporaries", "peak", "of_chip")),
             f"{row['flops_needed']['total'] / 1e15:.2f}", f"{row['flops_executed']['total'] / 1e15:.2f}",
             *(f"{1e3 * s[name]:,.0f}" for name in ("compute", "memory", "network", "step")),

@@ -1,21 +1,13 @@
-"""Pictures of the probes: attention by distance, head atlas, margin budget, decay curves."""
-
-import json
-import re
+"""Pictures of the probes: attention by distance, decay curves; those of single heads from `heads`."""
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
+from posenc_jax.report.heads import first_probed, head_atlas, margin_budget, of_heads
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.rows import Run, Study, task_name
+from posenc_jax.report.rows import Study
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
-
-_HEAD = re.compile(r"head:(\d+)\.(\d+)(?: (.*))?$")
-NONE = 0.5  # where a log axis in tokens shows "no distance at all"
-FLAT = 2.0**-12  # where a log axis of slopes shows a head without one
 
 
 def pictures(study: Study) -> list[Picture]:
@@ -23,29 +15,6 @@ def pictures(study: Study) -> list[Picture]:
     if not any(row.get("suite") == "M" for run in study.runs for row in run.rows):
         return []
     return [attention_distance(study), head_atlas(study), margin_budget(study), decay_curves(study)]
-
-
-def _of_heads(run: Run, metric: str) -> list[dict]:
-    """The metric's rows of single heads: layer, head, rest of the bucket, k, value."""
-    found = []
-    for row in run.rows:
-        at = _HEAD.match(row["bucket"]) if row["metric"] == metric else None
-        if at and row["value"] is not None:
-            found.append({"layer": int(at[1]), "head": int(at[2]), "of": at[3] or "",
-                          "k": row["k"], "value": row["value"]})  # fmt: skip
-    return found
-
-
-def _first_probed(study: Study, metric: str) -> tuple[dict[str, Run], list[str]]:
-    """By arm its first run with such rows; sentences about arms without."""
-    runs, missing = {}, []
-    for arm in study.arms:
-        probed = [run for run in study.of(arm) if _of_heads(run, metric)]
-        if probed:
-            runs[arm] = probed[0]
-        else:
-            missing.append(f"{study.names[arm]}: {metric} was not measured")
-    return runs, missing
 
 
 def _grid(layout: Layout, count: int, height: float, rows: int = 1):
@@ -59,10 +28,10 @@ def _grid(layout: Layout, count: int, height: float, rows: int = 1):
 
 def attention_distance(study: Study) -> Picture:
     """M1: where the weight of every head lies, by octave of distance, in the longest context."""
-    runs, missing = _first_probed(study, "M1_distance")
+    runs, missing = first_probed(study, "M1_distance")
     records = []
     for arm, run in runs.items():
-        rows = _of_heads(run, "M1_distance")
+        rows = of_heads(run, "M1_distance")
         longest = max(r["k"] for r in rows)
         for r in rows:
             if r["k"] == longest:
@@ -103,120 +72,6 @@ def attention_distance(study: Study) -> Picture:
     )
     columns = ("arm", "seed", "k", "layer", "head", "from_distance", "mass")
     return Picture("attention_distance", "Attention by distance", caption, columns, tuple(records),
-                   draw if records else None, tuple(missing))  # fmt: skip
-
-
-def head_atlas(study: Study) -> Picture:
-    """M9 against slope and rotation: which heads hold needles."""
-    runs, missing = _first_probed(study, "M9_mass")
-    records = []
-    for arm in runs:
-        for run in study.of(arm):
-            path = run.folder / "evaluation" / "arrays" / "scheme.json"
-            rows = _of_heads(run, "M9_mass")
-            if not rows or not path.exists():
-                missing.append(f"{study.names[arm]}, seed {run.seed}: no M9 rows or no scheme.json")
-                continue
-            parts = {(h["layer"], h["head"]): h for h in json.loads(path.read_text())["heads"]}
-            longest = max(r["k"] for r in rows)
-            for r in rows:
-                if r["k"] == longest:
-                    part = parts[r["layer"], r["head"]]
-                    records.append({"arm": arm, "seed": run.seed, "k": longest, "task": r["of"],
-                                    "layer": r["layer"], "head": r["head"], "slope": part["slope"] or 0.0,
-                                    "rotates": part["rotates"], "mass": r["value"]})  # fmt: skip
-
-    def draw(layout: Layout) -> Figure:
-        tasks = sorted({r["task"] for r in records})
-        figure, grid, _ = _grid(layout, len(tasks), 3.6)
-        top = max(r["mass"] for r in records)
-        lowest = min([FLAT, *(r["slope"] / 4 for r in records if r["slope"] > 0)])
-        for axes, task in zip(grid, tasks, strict=False):
-            for r in records:
-                if r["task"] == task:
-                    # Heads of one slope stand beside each other, by arm, and not on each other.
-                    order = study.arms.index(r["arm"]) - (len(study.arms) - 1) / 2
-                    hex_ = style.colour(study.colours[r["arm"]])
-                    x = max(r["slope"], lowest) * 1.07**order
-                    axes.plot(x, r["mass"], "o" if r["rotates"] else "s", color=hex_, markersize=6,
-                              markerfacecolor=hex_ if r["rotates"] else "none", alpha=0.85)  # fmt: skip
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(
-                FuncFormatter(lambda x, _: "flat" if x <= lowest * 1.01 else f"{x:.3g}")
-            )
-            axes.set_xticks([lowest, *(2.0**-e for e in (8, 6, 4, 2, 0) if 2.0**-e > lowest * 2)])
-            axes.set_ylim(-0.03 * top, 1.06 * top)
-            axes.set_title(task_name(task))
-            axes.set_xlabel("slope: nats lost over the first token")
-            axes.set_ylabel("weight on the needle's token")
-        key = [Line2D([], [], marker="o", linestyle="", color=style.colour(study.colours[a]),
-                      label=study.names[a]) for a in runs]  # fmt: skip
-        key += [
-            Line2D([], [], marker="o", linestyle="", color=INK, label="rotates"),
-            Line2D([], [], marker="s", linestyle="", color=INK, markerfacecolor="none", label="does not"),
-        ]  # fmt: skip
-        figure.legend(handles=key, loc="outside lower center", ncols=3 if layout.narrow else 7, frameon=False)  # fmt: skip
-        return figure
-
-    caption = (
-        "M9: each mark is one head of one seed; mean weight that the position predicting an answer "
-        "token puts on that token in the needle, in the longest context with needles."
-    )
-    columns = ("arm", "seed", "k", "task", "layer", "head", "slope", "rotates", "mass")
-    return Picture("head_atlas", "Head atlas: slope, rotation, retrieval", caption, columns,
-                   tuple(records), draw if records else None, tuple(missing))  # fmt: skip
-
-
-def margin_budget(study: Study) -> Picture:
-    """M10: predicted against measured reach of every head."""
-    runs, missing = _first_probed(study, "M10_predicted_reach")
-    records = []
-    for arm in runs:
-        for run in study.of(arm):
-            by = {
-                name: {(r["layer"], r["head"], r["of"], r["k"]): r["value"] for r in _of_heads(run, f"M10_{name}")}
-                for name in ("predicted_reach", "measured_reach", "margin", "agreement")
-            }  # fmt: skip
-            longest = max((at[3] for at in by["margin"]), default=None)
-            for at in by["margin"]:
-                if at[3] == longest:
-                    records.append({"arm": arm, "seed": run.seed, "k": at[3], "task": at[2],
-                                    "layer": at[0], "head": at[1]} | {n: by[n][at] for n in by})  # fmt: skip
-
-    def draw(layout: Layout) -> Figure:
-        tasks = sorted({r["task"] for r in records})
-        figure, grid, _ = _grid(layout, len(tasks), 3.8)
-        top = max(max(r["k"] for r in records) * study.train_length, study.train_length) * 1.5
-        for axes, task in zip(grid, tasks, strict=False):
-            axes.plot([NONE, top], [NONE, top], color=MUTED, linewidth=0.8, linestyle="--")
-            axes.axvline(study.train_length, color=LINE, linewidth=0.8)
-            axes.axhline(study.train_length, color=LINE, linewidth=0.8)
-            for r in records:
-                if r["task"] == task:
-                    hex_ = style.colour(study.colours[r["arm"]])
-                    x, y = (max(r[n], NONE) for n in ("predicted_reach", "measured_reach"))
-                    axes.plot(x, y, "o", color=hex_, markersize=5, alpha=0.7)
-            for which in ("x", "y"):
-                getattr(axes, f"set_{which}scale")("log", base=2)
-                getattr(axes, f"set_{which}lim")(NONE / 1.4, top)
-                getattr(axes, f"{which}axis").set_major_formatter(
-                    FuncFormatter(lambda x, _: "none" if x <= NONE else f"{x:g}")
-                )
-            axes.set_title(task_name(task))
-            axes.set_xlabel("predicted d*: bias and content margin (tokens)")
-            axes.set_ylabel("farthest needle at weight 1/2 (tokens)")
-        key = [Line2D([], [], marker="o", linestyle="", color=style.colour(study.colours[a]),
-                      label=study.names[a]) for a in runs]  # fmt: skip
-        figure.legend(handles=key, loc="outside lower center", ncols=2 if layout.narrow else 6, frameon=False)  # fmt: skip
-        return figure
-
-    caption = (
-        "M10: each mark is one head of one seed. d* is the median over needles of the largest distance "
-        "at which a key of that content margin keeps weight 1/2 under the head's own bias; dashed: equal; "
-        f"red: L = {study.train_length}. Marks at 'none' hold no needle."
-    )
-    columns = ("arm", "seed", "k", "task", "layer", "head", "predicted_reach", "measured_reach", "margin", "agreement")  # fmt: skip
-    return Picture("margin_budget", "Margin budget", caption, columns, tuple(records),
                    draw if records else None, tuple(missing))  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
+from posenc_jax.study.checks import check
+
+TUNED_SHARE = 0.1  # of the parent's peak learning rates, in fine-tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Arm:
       readings: stretches (`yarn:4`) under which its trained runs are read as well. Each is an arm of
         its own, named "<name> <stretch>", and trains nothing.
       factors: its levels in the study's factorial, such as {"rotation": "full", "bias": "linear"}.
+      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one, with a
+        tenth of that run's peak learning rates. It is tuned with its parent and not by itself.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Arm:
     length: int = 0
     readings: tuple[str, ...] = ()
     factors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parent: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,24 +112,40 @@ class Study:
     together: bool = False
 
     def __post_init__(self):
-        _check(self)
+        check(self)
 
     def grid(self, rates: Mapping[str, float | None]) -> list[Cell]:
         """Returns the runs that count, seed by seed, of the arms that have a rate."""
-        cells = [Cell(a, rates[a.name], s, False) for s in self.seeds for a in self.arms if a.name in rates]  # fmt: skip
+        cells = [
+            Cell(a, rates[a.parent or a.name], s, False)
+            for s in self.seeds
+            for a in self.arms
+            if (a.parent or a.name) in rates
+        ]
         return self._kept(cells)
 
     def tuning_grid(self) -> list[Cell]:
         """Returns the runs that choose the learning rates, rate by rate; none without a tuning."""
         t = self.tuning
-        cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in self.arms] if t else []
+        arms = [arm for arm in self.arms if not arm.parent]
+        cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in arms] if t else []
         return self._kept(cells)
+
+    def parent(self, cell: Cell) -> Cell | None:
+        """Returns the run that a fine-tuned one begins as; None for one that begins by itself."""
+        arms = {arm.name: arm for arm in self.arms}
+        return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
+
+    def waves(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Returns the runs in the order they can be carried out: those that begin by themselves, then the others."""
+        found = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
+        return [wave for wave in found if wave]
 
     def groups(self, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
         """Returns the runs that one process trains: each alone, or an arm's seeds that count together."""
         found: dict[object, list[Cell]] = {}
         for cell in cells:
-            shared = self.together and not cell.tuning
+            shared = self.together and not cell.tuning and not cell.arm.parent
             found.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
         return [tuple(group) for group in found.values()]
 
@@ -136,7 +157,7 @@ class Study:
         """Returns the reason for every run that the study leaves out, by name."""
         everything = dataclasses.replace(self, skip=lambda cell: None)
         cells = everything.tuning_grid() + everything.grid({a.name: None for a in self.arms})
-        return {cell.name: reason for cell in cells if (reason := self.skip(cell)) is not None}
+        return {cell.name: reason for cell in cells if (reason := self._reason(cell)) is not None}
 
     def cell(self, setting: str) -> Cell:
         """Returns the run that `--config=FILE:setting` means.
@@ -159,6 +180,8 @@ class Study:
         if match[3] and not t:
             raise ValueError(f"run {setting!r} names a learning rate, but the study tunes none")
         seed, tuned = int(match[2]), t is not None and int(match[2]) == t.seed
+        if tuned and arms[match[1]].parent:
+            raise ValueError(f"run {setting!r}: a fine-tuned arm takes the rate of its parent and is not tuned")  # fmt: skip
         if not tuned and seed not in self.seeds:
             raise ValueError(f"run {setting!r}: seed {seed} is not of the study; seeds: {', '.join(map(str, self.seeds))}")  # fmt: skip
         return Cell(arms[match[1]], rate, seed, tuned)
@@ -175,6 +198,9 @@ class Study:
         """
         cell = self.cell(setting)
         arm, train = cell.arm, base["train"]
+        if arm.parent:
+            train["original_length"] = train["length"]
+            train["init_from"] = self.parent(cell).name  # Course knows the folder
         if arm.length:
             tokens = train["batch_size"] * train["length"]
             if tokens % arm.length:
@@ -191,6 +217,9 @@ class Study:
                 section, key = _place(place, base, "tuning.scaled")
                 section[key] = section[key] * factor
             base["optimizer"]["learning_rate"] = cell.rate  # exactly, not up to a rounding
+        if arm.parent:
+            for name in ("learning_rate", "muon_learning_rate"):
+                base["optimizer"][name] *= TUNED_SHARE
         if cell.tuning and self.tuning.steps:
             train["steps"] = self.tuning.steps
         for place, value in arm.overrides.items():
@@ -211,7 +240,13 @@ class Study:
         }
 
     def _kept(self, cells: Sequence[Cell]) -> list[Cell]:
-        return unique([cell for cell in cells if self.skip(cell) is None])
+        return unique([cell for cell in cells if self._reason(cell) is None])
+
+    def _reason(self, cell: Cell) -> str | None:
+        parent = self.parent(cell)
+        if parent is not None and self.skip(parent) is not None:
+            return f"{parent.name}, which it would fine-tune, is left out"
+        return self.skip(cell)
 
 
 def group_name(cells: Sequence[Cell]) -> str:
@@ -237,36 +272,3 @@ def _place(place: str, base, who: str):
     if section not in base or key not in base[section]:
         raise ValueError(f"{who}: {place!r} is not a setting; write section.key, e.g. model.num_heads")  # fmt: skip
     return base[section], key
-
-
-def _check(s: Study) -> None:
-    names = [arm.name for arm in s.arms]
-    for name in names:
-        if not NAME.fullmatch(name) or re.search(r"-s\d+(-|$)", name):
-            raise ValueError(f"arm {name!r}: a name is a folder: letters, digits and ._+~=-, no -s<number>")  # fmt: skip
-    for what, values in (("arm", names), ("seed", s.seeds)):
-        twice = {v for v in values if list(values).count(v) > 1}
-        if twice or not values:
-            raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
-    trained: dict[tuple, str] = {}
-    for arm in s.arms:
-        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length)
-        other = trained.setdefault(what, arm.name)
-        if other != arm.name:
-            raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
-        if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
-            raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
-    if s.tuning:
-        rates = s.tuning.rates
-        if len(rates) < 2 or list(rates) != sorted(set(rates)) or rates[0] <= 0:
-            raise ValueError(f"tuning.rates must be two or more, positive and ascending, not {rates}")  # fmt: skip
-        if s.tuning.seed in s.seeds:
-            raise ValueError(
-                f"tuning.seed={s.tuning.seed} is also a seed that counts: a run that chose its own "
-                "rate is no fresh evidence; tune on another seed"
-            )
-    known = {*names, *(f"{a.name} {rule}" for a in s.arms for rule in a.readings)}
-    roles = [s.roles[r] for r in ("rope", "alibi") if r in s.roles] + list(s.roles.get("hybrids", []))  # fmt: skip
-    lacking = sorted({*roles} - known) + sorted({*s.roles} - {"rope", "alibi", "hybrids"})
-    if lacking:
-        raise ValueError(f"roles name what the study has not: {', '.join(lacking)}")

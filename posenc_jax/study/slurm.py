@@ -77,7 +77,7 @@ def script(stage: Stage, resources: Resources, *, root: Path, folder: Path) -> s
         "gpus-per-task": resources.gpus if stage.gpus else 0,
         "cpus-per-task": resources.cpus,
         "mem": resources.memory,
-        "signal": f"B:TERM@{WARNING_SECONDS}",
+        "signal": f"TERM@{WARNING_SECONDS}",  # to the task: srun, told to end, kills it (-9)
         "open-mode": "append",
         "output": f"{folder / stage.name}-%a.log",
     }
@@ -100,16 +100,11 @@ set -euo pipefail
 cd {shlex.quote(str(root))}
 {activate}task="$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(folder / stage.name))}.tasks)"
 
-{shlex.join(srun)} bash -c "exec $task" &
-child=$!
-told=0 code=0
-trap 'told=1; kill -TERM "$child" 2>/dev/null || true' TERM
-wait "$child" || code=$?
-while [ "$told" -gt 0 ] && [ "$code" -gt 128 ]; do # the signal ended the wait, not the run
-  told=0 code=0
-  wait "$child" || code=$?
-done
-if [ "$code" -eq {STOPPED} ]; then
+trap : TERM # this shell stays, to requeue
+code=0
+{shlex.join(srun)} bash -c "exec $task" || code=$?
+# A task that scancel ended is not RUNNING any more, and must not come back.
+if [ "$code" -eq {STOPPED} ] && [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"

@@ -64,7 +64,9 @@ class Course:
         return self._as_commands(cell, (train, *self._scoring(cell)))
 
     def _training(self, cell: Cell) -> tuple[str, ...]:
-        return ("python", self.train, f"--config={self.file}:{cell.setting}")
+        parent = self.study.parent(cell)
+        begins = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
+        return ("python", self.train, f"--config={self.file}:{cell.setting}", *begins)
 
     def _scoring(self, cell: Cell) -> tuple[tuple[str, ...], ...]:
         scored = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")

@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import shutil
-import sys
 import threading
 from pathlib import Path
 
@@ -28,10 +27,8 @@ from orbax.checkpoint import v1 as ocp
 from posenc_jax.training import manifest
 from posenc_jax.training.fingerprint import describe, fingerprints
 from posenc_jax.training.manifest import Damaged
+from posenc_jax.training.shelf import SAVING, Shelf, numbered
 from posenc_jax.training.step import State
-
-_SAVING, _DELETING = ".saving-", ".deleting-"
-_CONTENTS = {"step", "leaves", "sums", "record"}
 
 
 class SaveFailed(Exception):
@@ -49,15 +46,11 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
         self._folder = workdir.resolve() / "checkpoints"
         self._keep, self._owner = keep, clean and jax.process_index() == 0
+        self._shelf = Shelf(self._folder, owner=self._owner)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._saved: int | None = None  # the last step whose save was begun here
-        self._contents: dict[int, dict] = {}
         logging.getLogger("absl").addFilter(_not_of_orbax)
-        if self._owner:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for stale in (*self._folder.glob(f"{_SAVING}*"), *self._folder.glob(f"{_DELETING}*")):
-                shutil.rmtree(stale)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -77,11 +70,11 @@ class Checkpoints:
           SaveFailed: the write before it.
         """
         self.wait()
-        if step == self._saved or step in self._contents:
+        if step == self._saved or self._shelf.known(step):
             return
         self._saved = step
         sums = fingerprints(state)  # dispatched before the next step may reuse these buffers
-        staging = self._folder / f"{_SAVING}{step}"
+        staging = self._folder / f"{SAVING}{step}"
         try:
             staging.mkdir(parents=True, exist_ok=True)
             written = ocp.save_async(staging / "state", state)
@@ -116,7 +109,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder with anything in it, sound or not, ascending."""
-        return _steps(self._folder)
+        return self._shelf.steps()
 
     def latest(self, *, fall_back: bool = True) -> int | None:
         """Returns the step of the last sound checkpoint, or None when the run has none at all.
@@ -146,15 +139,42 @@ class Checkpoints:
             step = None if step == -1 else step
         return step
 
+    def chosen(self, which: str) -> int:
+        """Returns the step of the checkpoint that is "last", "best" (by dev loss) or of a step by number.
+
+        For one process that reads: nothing is set aside, and none stands in for a damaged one.
+
+        Raises:
+          ValueError: another word, no such checkpoint, or a damaged one.
+        """
+        shelf = self._shelf
+        if which == "last":
+            step = shelf.newest(fall_back=False)
+        elif which == "best":
+            step = shelf.best(fall_back=False)
+        elif which.isascii() and which.isdigit():
+            step = next((step for step in shelf.steps() if str(step) == which), None)
+        else:
+            raise ValueError(f"a checkpoint is last, best or the number of a step, not {which!r}")
+        if step is None:
+            there = ", ".join(map(str, shelf.steps())) or "none"
+            why = "has a dev loss (config.train.dev_every)" if which == "best" else f"is {which}"
+            raise ValueError(f"no checkpoint in {self._folder} {why}; steps there: {there}")
+        try:
+            shelf.verified(step)
+        except Damaged as error:
+            raise Damaged(f"checkpoint {shelf.path(step)} is damaged: {error}") from None
+        return step
+
     def record(self, step: int) -> dict:
         """Returns what was stored beside the state of a step."""
-        return self._verified(step)["record"]
+        return self._shelf.verified(step)["record"]
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps, as a run's one trainer may."""
         for later in self.steps():
             if later > step:
-                self._delete(later)
+                self._shelf.delete(later)
 
     def restore(self, step: int, shapes: State) -> State:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings).
@@ -162,63 +182,54 @@ class Checkpoints:
         Raises:
           Damaged: it holds other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
         """
-        contents = self._verified(step)
-        where = f"checkpoint {self._folder / str(step)}"
-        found = _differences(contents["leaves"], describe(shapes))
+        contents = self._shelf.verified(step)
+        self._compare(step, contents["leaves"], shapes)
+        return self._loaded(step, shapes, contents["sums"])
+
+    def parameters(self, step: int, shapes) -> dict:
+        """Returns the parameters of `step` alone, laid out as `shapes`, whatever optimizer they had.
+
+        Raises:
+          Damaged: as `restore`.
+        """
+        self.compare_parameters(step, shapes)
+        part = ocp.Context()
+        part.pytree.loading.partial_load = True
+        with part:
+            sums = self._shelf.verified(step)["sums"]
+            return self._loaded(step, {"params": shapes}, sums)["params"]
+
+    def compare_parameters(self, step: int, shapes) -> None:
+        """Raises Damaged, naming leaves, unless the parameters of `step` are of these shapes and dtypes."""
+        leaves = self._shelf.verified(step)["leaves"]
+        said = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
+        self._compare(step, said, {"params": shapes})
+
+    def _compare(self, step: int, said: dict[str, str], shapes) -> None:
+        found = _differences(said, describe(shapes))
         if found:
             raise Damaged(
-                f"{where} is of another model: {'; '.join(found[:3])}"
+                f"checkpoint {self._shelf.path(step)} is of another model: {'; '.join(found[:3])}"
                 f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}"
             )
+
+    def _loaded(self, step: int, shapes, said: dict[str, str]):
+        where = f"checkpoint {self._shelf.path(step)}"
         try:
-            state = ocp.load(self._folder / str(step) / "state", shapes)
+            state = ocp.load(self._shelf.path(step) / "state", shapes)
         except Exception as error:  # of orbax and below it: any kind
             raise Damaged(f"{where} cannot be read: {_line(error)}") from error
         sums = {name: x.tobytes().hex() for name, x in jax.device_get(fingerprints(state)).items()}
-        wrong = [name for name, sum_ in sums.items() if sum_ != contents["sums"][name]]
+        wrong = [name for name, sum_ in sums.items() if sum_ != said[name]]
         if wrong:
             raise Damaged(f"{where}: {', '.join(wrong[:3])} came back with other bits")
         return state
 
     def _newest(self, fall_back: bool) -> int | None:
-        """Returns the last step that verifies."""
-        faults: dict[int, Damaged] = {}
-        for step in reversed(self.steps()):
-            try:
-                self._verified(step)
-                break
-            except Damaged as error:
-                faults[step] = error
-                if not fall_back:
-                    raise Damaged(
-                        f"checkpoint {self._folder / str(step)} is damaged: {error}; run train.py with the "
-                        "same --workdir, which goes on from the last sound one"
-                    ) from None
-        else:
-            if faults:
-                said = "; ".join(f"{step}: {error}" for step, error in faults.items())
-                raise Damaged(
-                    f"every checkpoint in {self._folder} is damaged ({said}); bring one back from a copy, "
-                    "or remove that folder to start over"
-                )
-            return None
-        for bad, error in faults.items():
-            aside = f"; it is now {bad}.damaged" if self._owner else ""
-            print(f"checkpoint {self._folder / str(bad)} is damaged: {error}{aside}; step {step} is the last sound one", file=sys.stderr)  # fmt: skip
-            if self._owner:
-                shutil.rmtree(self._folder / f"{bad}.damaged", ignore_errors=True)
-                (self._folder / str(bad)).rename(self._folder / f"{bad}.damaged")
+        step = self._shelf.newest(fall_back=fall_back)
+        if self._owner:  # a damaged best one is set aside now, while the next best is still kept
+            self._shelf.best(fall_back=True)
         return step
-
-    def _verified(self, step: int) -> dict:
-        if step not in self._contents:
-            contents = manifest.verify(self._folder / str(step))
-            if set(contents) != _CONTENTS:
-                raise Damaged(f"{manifest.NAME} is not one of ours")
-            if contents["step"] != step:
-                raise Damaged(f"it is the checkpoint of step {contents['step']}")
-            self._contents[step] = contents
-        return self._contents[step]
 
     def _publish(self, step: int, staging: Path, written, sums, leaves: dict, record: dict) -> None:
         """Waits for orbax, seals the folder, names it, and removes what is not kept any more."""
@@ -235,18 +246,10 @@ class Checkpoints:
             manifest.seal(staging, contents)
             staging.rename(self._folder / str(step))
             manifest.sync_folder(self._folder)
-            for old in self.steps()[: -self._keep]:
-                self._delete(old)
+            self._shelf.retain(self._keep)
         except BaseException as error:  # a thread has nobody to raise to: `check` says it
             self._failure = error
             shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
-
-    def _delete(self, step: int) -> None:
-        """Takes the number away first: a kill leaves no half of a checkpoint under it."""
-        going = self._folder / f"{_DELETING}{step}"
-        (self._folder / str(step)).rename(going)
-        shutil.rmtree(going)
-        self._contents.pop(step, None)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -256,18 +259,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has a checkpoint, sound or not; looks, and creates nothing."""
-    return bool(_steps(workdir.resolve() / "checkpoints"))
-
-
-def _steps(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())
-    return sorted(
-        int(child.name)
-        for child in named
-        if str(int(child.name)) == child.name and child.is_dir() and any(child.iterdir())
-    )
+    return bool(numbered(workdir.resolve() / "checkpoints"))
 
 
 def _differences(saved: dict, wanted: dict) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.layers import REMAT, period
 from posenc_jax.training.sections import (
     DataSection,
     EvaluationSection,
@@ -51,7 +52,12 @@ class RunConfig:
         if not m["mlp_dim"]:
             wide = 8 * m["model_dim"] / 3 if m["activation"] == "swiglu" else 4 * m["model_dim"]
             m["mlp_dim"] = 16 * math.ceil(wide / 16)
-        return ModelConfig(vocab_size=vocab_size, train_length=self.train.length, **m)
+        return ModelConfig(vocab_size=vocab_size, train_length=self.placed_length, **m)
+
+    @property
+    def placed_length(self) -> int:
+        """L that the scheme is placed with: `train.length`, or the one that a fine-tuned run began with."""
+        return self.train.original_length or self.train.length
 
     def to_json(self) -> str:
         """Returns the configuration as JSON text."""
@@ -82,18 +88,23 @@ def read(path: Path) -> RunConfig:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-# Settings that say how a run is carried out and cannot change its numbers: a resume may change them.
+# Settings that say how a run is carried out and cannot change its numbers beyond rounding: a resume may change them.
 HOW = {
     "data": ("data_dir", "download", "threads"),
     "train": (
         "data_devices",
         "fsdp_devices",
+        "sequence_devices",
         "model_devices",
         "save_every",
         "keep",
+        "wait_for_saves",
         "log_every",
         "stall_seconds",
         "wandb_project",
+        "scan_layers",
+        "remat",
+        "loss_chunks",
     ),
     "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
 }
@@ -139,7 +150,8 @@ def _typed(where: str, value, hint):
 def _check(c: RunConfig) -> None:
     positive = {
         "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "model_devices", "save_every", "log_every", "keep", "bad_steps", "stall_seconds"),
+                  "sequence_devices", "model_devices", "save_every", "log_every", "keep", "bad_steps",
+                  "stall_seconds", "loss_chunks", "dev_windows"),
         "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
         "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
         "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),
@@ -153,6 +165,10 @@ def _check(c: RunConfig) -> None:
             value = getattr(getattr(c, section), name)
             if not 0 < value < math.inf:
                 raise ValueError(f"config.{section}.{name} must be above zero, not {value}")
+    for section, name, most in (("train", "length", 2**30), ("train", "batch_size", 2**20), ("data", "threads", 2**10)):  # fmt: skip
+        value = getattr(getattr(c, section), name)
+        if value > most:
+            raise ValueError(f"config.{section}.{name} must be at most {most}, not {value}")
     for section, names in shares.items():
         for name in names:
             value = getattr(getattr(c, section), name)
@@ -185,6 +201,12 @@ def _check(c: RunConfig) -> None:
         raise ValueError(
             f"config.evaluation.multiples must be 1 or more, not {c.evaluation.multiples}"
         )
+    if not 0 <= c.train.z_loss < math.inf:
+        raise ValueError(f"config.train.z_loss must be zero or above, not {c.train.z_loss}")
+    if c.train.remat not in REMAT:
+        raise ValueError(
+            f"config.train.remat must be one of {', '.join(REMAT)}, not {c.train.remat!r}"
+        )
     for name in ("beta1", "beta2"):
         value = getattr(c.optimizer, name)
         if not 0 <= value < 1:
@@ -196,4 +218,35 @@ def _check(c: RunConfig) -> None:
         )
     if c.data.corpus == "text_folder" and not c.data.folder:
         raise ValueError("config.data.folder must name a folder of text for corpus text_folder")
-    c.model_config(vocab_size=1)
+    _check_lengths(c)
+    if c.train.dev_every < 0 or c.train.dev_every % c.train.save_every:
+        raise ValueError(
+            f"config.train.dev_every={c.train.dev_every} must be 0 or a multiple of "
+            f"config.train.save_every={c.train.save_every}: a loss is that of a checkpoint"
+        )
+    layers = c.model_config(vocab_size=1).placed.layers
+    if c.train.scan_layers and 2 * period(layers) > len(layers):
+        raise ValueError(
+            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold no two "
+            f"rounds of the {period(layers)} different ones of config.model.scheme; set it to False"
+        )
+
+
+def _check_lengths(c: RunConfig) -> None:
+    t = c.train
+    if not 0 <= t.original_length <= t.length:
+        raise ValueError(
+            f"config.train.original_length={t.original_length} must lie in [0, config.train.length={t.length}]"
+        )
+    if t.original_length and not t.init_from:
+        raise ValueError(
+            f"config.train.original_length={t.original_length} is that of the run that "
+            "config.train.init_from names; name one, or leave it 0"
+        )
+    model = c.model_config(vocab_size=1)
+    longest = model.placed.longest()
+    if longest is not None and longest < t.length:
+        raise ValueError(
+            f"config.train.length={t.length} exceeds the {longest} positions of {c.model.scheme!r}"
+        )
+    model.attention_paths(t.length)

@@ -85,28 +85,61 @@ def causal_pairs(length: int, window: int | None) -> int:
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
-def executed(model: ModelConfig, rows: int, length: int, device: str) -> Flops:
+def executed(
+    model: ModelConfig,
+    rows: int,
+    length: int,
+    device: str,
+    *,
+    sequence: int = 1,
+    remat: str = "none",
+    head_again: bool = False,
+) -> Flops:
     """Returns what a step multiplies on "cpu", "gpu" or "tpu", with the kernels that `auto` takes there.
 
     Attention by blocks is counted in whole tiles, up to the window beyond which a biased head provably
     needs none; that window is known before training under qk-norm only, at its initial gain.
+
+    Args:
+      sequence: devices that the tokens of a row lie on.
+      remat: as `posenc_jax.model.layers.REMAT`. Of a layer made again the last product is not: only the
+        next layer reads it.
+      head_again: the backward pass makes the logits over the vocabulary again (`loss.in_pieces`).
     """
     forward = _matrices(model, rows * length)
-    attention = sum(
-        rows * _attention(model, layer, length, device) for layer in model.placed.layers
+    again = remat in ("attention", "full")
+    down = forward.mlp / (3 if model.activation == "swiglu" else 2)
+    return Flops(
+        projections=(3 + again) * forward.projections,
+        mlp=3 * forward.mlp + again * (forward.mlp - down),
+        attention=sum(
+            rows * _attention(model, layer, length, device, sequence, remat)
+            for layer in model.placed.layers
+        ),
+        head=(3 + head_again) * forward.head,
     )
-    return dataclasses.replace(forward.times(3), attention=attention)
 
 
-def _attention(c: ModelConfig, layer: PlacedLayer, length: int, device: str) -> float:
+def _attention(
+    c: ModelConfig, layer: PlacedLayer, length: int, device: str, sequence: int, remat: str
+) -> float:
+    forward, backward, keeps = _kernel(c, layer, length, device, sequence)
+    again = remat == "full" or (remat != "none" and not keeps)
+    return forward * (1 + again) + backward
+
+
+def _kernel(
+    c: ModelConfig, layer: PlacedLayer, length: int, device: str, sequence: int
+) -> tuple[float, float, bool]:
+    """Returns the operations of both passes, and whether the kernel says what it must keep."""
     path = choose(
-        layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device
-    ).name
+        layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
+        sequence=sequence,
+    ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
-    if path == "linear":
-        return 3 * 4 * N * H**2 * length
     if path not in _KERNELS:
-        return 3 * 4 * N * H * length**2
+        forward = 4 * N * H * (H * length if path == "linear" else length**2)
+        return forward, 2 * forward, False
     kernel = _KERNELS[path]
     columns = H
     if kernel.multiple:
@@ -120,7 +153,7 @@ def _attention(c: ModelConfig, layer: PlacedLayer, length: int, device: str) -> 
     values = 2 * (columns if path == "cudnn" else H)  # it wants one head dim for all
     # Of the backward products those with keys or queries have their columns, those with values have values'.
     again = {5: 3 * logits + 2 * values, 7: 4 * logits + 3 * values}[kernel.backward]
-    return tiles * (logits + values + again)
+    return tiles * (logits + values), tiles * again, True
 
 
 def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:

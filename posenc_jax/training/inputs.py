@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.data.corpora import open_corpus
+from posenc_jax.data.packing import Example
 from posenc_jax.data.pipeline import Source, TextWindows, batches
 from posenc_jax.data.stream import TokenStream, open_stream
 from posenc_jax.data.tokens import Tokenizer, open_tokenizer
@@ -85,6 +86,37 @@ def training_batches(
     )
 
 
+def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
+    """Returns `train.dev_windows` windows of the dev split, spread evenly over its text, or over each class.
+
+    The same for every seed and arm of one length. Of a mixture they are its text alone, as in the choice of
+    learning rates: retrieval has no say.
+
+    Raises:
+      ValueError: fewer windows than asked for, or a run that trains on no text.
+    """
+    data, train = config.data, config.train
+    if data.task == "classification":
+        sources = [source for source, _ in _class_windows(config, inputs, split="dev")]
+    elif 1 - data.retrieval_share - data.offset_share > ROUNDING:
+        sources = [TextWindows(inputs.stream("dev"), train.length)]
+    else:
+        raise ValueError(
+            f"config.train.dev_every={train.dev_every} measures text, and config.data has none: its "
+            "retrieval_share and offset_share are all windows; set dev_every=0"
+        )
+    examples = []
+    for number, source in enumerate(sources):
+        asked = len(range(number, train.dev_windows, len(sources)))
+        if len(source) < asked:
+            raise ValueError(
+                f"config.train.dev_windows={train.dev_windows} asks for {asked} windows of {train.length} "
+                f"tokens where the dev split has {len(source)}"
+            )
+        examples += [source[i * len(source) // asked] for i in range(asked)]
+    return examples
+
+
 def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float]]:
     data, train = config.data, config.train
     stream = inputs.stream("train")
@@ -119,14 +151,16 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
     return sources
 
 
-def _class_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float]]:
+def _class_windows(
+    config: RunConfig, inputs: Inputs, split: str = "train"
+) -> list[tuple[Source, float]]:
     """A source for each class with the same share of every batch, so that no class is preferred."""
     return [
         (
             ClassWindows(
                 inputs.corpus,
                 inputs.tokenizer,
-                split="train",
+                split=split,
                 label=label,
                 length=config.train.length,
                 text_weight=config.data.text_weight,

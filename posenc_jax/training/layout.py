@@ -46,7 +46,7 @@ def make_mesh(
     asked = (data_devices, fsdp_devices, sequence_devices, model_devices)
     if wanted > len(devices):
         raise ValueError(
-            f"config.train asks for {' x '.join(map(str, asked))} devices ({' x '.join(MESH_AXES)}); "
+            f"config.train asks for {' x '.join(map(str, asked))} devices ({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
             f"this machine has {len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):

@@ -14,9 +14,10 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.dev import DevLoss
 from posenc_jax.training.flops import needed
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
-from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
+from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
 from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
 from posenc_jax.training.monitor import Monitor
 from posenc_jax.training.profile import NOTHING, Profile
@@ -27,6 +28,7 @@ from posenc_jax.training.record import (
     write_finished,
     write_record,
 )
+from posenc_jax.training.source import find_source, origin, refuse_unlike
 from posenc_jax.training.step import make_step, state_builder
 from posenc_jax.training.stop import StopRequest
 from posenc_jax.training.watch import Watchdog
@@ -66,11 +68,7 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
     leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
     with contextlib.ExitStack() as held:
         with refusing_alike(config):
-            mesh = make_mesh(
-                config.train.data_devices,
-                config.train.model_devices,
-                fsdp_devices=config.train.fsdp_devices,
-            )
+            mesh = run_mesh(config)
             check_mesh(config, mesh)
             if leads:
                 refuse_strangers(workdir, config)
@@ -78,7 +76,13 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
             inputs = open_inputs(config)
             model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
             _feed(config, mesh, inputs, first_step=0)
+            if config.train.dev_every:
+                dev_examples(config, inputs)
+            source = find_source(config, workdir)
+        begins = source and (source, source.latest())
         with refusing_alike(config):
+            if begins:
+                refuse_unlike(config, inputs, model, *begins)
             if leads:
                 held.enter_context(claim(workdir))
                 replace_text(workdir / "config.json", config.to_json())
@@ -92,25 +96,40 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
         checkpoints = Checkpoints(workdir, config.train.keep)
         try:
             with checkpoints:
-                _run(config, workdir, command, inputs, model, mesh, checkpoints, stop, profile)
+                _run(config, workdir, command, inputs, model, mesh, checkpoints, begins, stop, profile)  # fmt: skip
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
-def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, stop, profile) -> None:
+def _run(
+    config, workdir, command, inputs: Inputs, model, mesh, checkpoints, begins, stop, profile
+) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
     owner = ownership(config, inputs)
     first = checkpoints.latest() or 0
     before = checkpoints.record(first) if first else {"links": None}
+    dev = DevLoss(config, model, mesh, inputs) if t.dev_every else None
     if first:
         refuse_owner(workdir, first, owner, before["owner"])
-    state = checkpoints.restore(first, shapes) if first else build(jax.random.key(t.seed))
+        state = checkpoints.restore(first, shapes)
+    else:
+        state = build(jax.random.key(t.seed))
+    stays = {"owner": owner}  # in the record of every checkpoint
+    if begins and not first:
+        source, step = begins
+        state["params"] = source.parameters(step, shapes["params"])
+        stays["source"] = origin(config, source, step, state["params"])
+        if dev:
+            stays["source"]["dev_loss"] = dev(state["params"])
+    elif t.init_from:
+        stays["source"] = before["source"]
     chain = Chain(before["links"])
     record = record_of(config, command, inputs, state["params"], workdir)
-    record["attention"] = model.config.attention_paths(t.length)
+    record |= {"source": stays["source"]} if t.init_from else {}
+    record["attention"] = model.config.attention_paths(t.length, t.sequence_devices)
     spent = seconds_before(workdir)
     profile.check(first, t.steps)
     if first >= t.steps:
@@ -144,10 +163,18 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
             pending = metrics
             asked = stop.at(done)
             if done % t.save_every == 0 or done == t.steps or asked:
-                _finish(pending, done, t.bad_steps, monitor, watchdog)
+                measured = {}
+                if dev and dev.due(done):
+                    jax.block_until_ready(metrics)  # the step's own time is not the measurement's
+                    with monitor.saving():
+                        measured = {"dev_loss": dev(state["params"])}
+                _finish(pending, done, t.bad_steps, monitor, watchdog, measured)
                 pending = None  # a saved step is a logged step, whatever happens next
                 with monitor.saving():
-                    checkpoints.save(done, state, {"owner": owner, "links": chain.through(done)})
+                    links = {"links": chain.through(done)}
+                    checkpoints.save(done, state, stays | links | measured)
+                    if t.wait_for_saves:
+                        checkpoints.wait()
             profile.after(done, state)
             if asked:
                 break
@@ -161,9 +188,9 @@ def _run(config, workdir, command, inputs: Inputs, model, mesh, checkpoints, sto
     write_finished(workdir, record, seconds, state, chain)
 
 
-def _finish(metrics, step: int, bad_steps: int, monitor: Monitor, watchdog: Watchdog) -> None:
+def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
     """Waits until a step is finished, has it written down, and ends a run that diverges."""
-    row = monitor.finished(step, metrics)
+    row = monitor.finished(step, metrics, dict(measured))
     watchdog.finished(step)
     if row is not None and row["skipped_in_a_row"] >= bad_steps:
         raise Diverged(
@@ -202,8 +229,19 @@ def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, j
     return {name: put(x) for name, x in batch.items()}
 
 
+def run_mesh(config: RunConfig) -> jax.sharding.Mesh:
+    """Returns the mesh that `config.train` asks for; ValueError where it asks for too much."""
+    t = config.train
+    return make_mesh(
+        t.data_devices,
+        t.model_devices,
+        fsdp_devices=t.fsdp_devices,
+        sequence_devices=t.sequence_devices,
+    )
+
+
 def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError for a batch or a model that does not divide over the mesh."""
+    """Raises ValueError for a batch, a length or a model that does not divide over the mesh."""
     t, parts = config.train, batch_rows(mesh)
     rows = t.batch_size // t.accumulation
     if rows % parts:
@@ -211,7 +249,16 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
             "devices; set config.train.data_devices"
         )
-    c = config.model_config(vocab_size=1)
+    c, sequence = config.model_config(vocab_size=1), mesh.shape["sequence"]
+    if t.length % sequence:
+        raise ValueError(
+            f"config.train.length={t.length} tokens do not divide over {sequence} sequence devices; "
+            "set config.train.sequence_devices"
+        )
+    try:
+        c.attention_paths(t.length, sequence)
+    except ValueError as error:
+        raise ValueError(f"config.train.sequence_devices={sequence}: {error}") from None
     for name, size, axes in (
         ("num_kv_heads", c.num_kv_heads, ("model",)),
         ("mlp_dim", c.mlp_dim, ("model",)),

@@ -43,8 +43,25 @@ def verify(folder: Path) -> dict:
       Damaged: anything else: a changed, missing or additional file, a link, or a changed manifest.
     """
     found = _files(folder)
-    path = found.pop(NAME, None)
-    if path is None:
+    found.pop(NAME, None)
+    body = read(folder)
+    for name in sorted(body["files"].keys() | found.keys()):
+        if name not in found:
+            raise Damaged(f"{name} is missing")
+        if name not in body["files"]:
+            raise Damaged(f"{name} does not belong to it")
+        _compare(name, found[name], body["files"][name])
+    return body["contents"]
+
+
+def read(folder: Path) -> dict:
+    """Returns the contents and the list of files of a manifest that is whole; opens no other file.
+
+    Raises:
+      Damaged: there is none, or it was changed.
+    """
+    path = folder / NAME
+    if path.is_symlink() or not path.is_file():
         raise Damaged(f"no {NAME}, so its save never ended, or it was made by hand")
     try:
         text = path.read_bytes().decode()
@@ -54,13 +71,7 @@ def verify(folder: Path) -> dict:
         raise Damaged(f"{NAME} cannot be read") from None
     if text != _text(body):
         raise Damaged(f"{NAME} was changed")
-    for name in sorted(body["files"].keys() | found.keys()):
-        if name not in found:
-            raise Damaged(f"{name} is missing")
-        if name not in body["files"]:
-            raise Damaged(f"{name} does not belong to it")
-        _compare(name, found[name], body["files"][name])
-    return body["contents"]
+    return body
 
 
 def sync_folder(path: Path) -> None:

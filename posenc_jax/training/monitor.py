@@ -60,17 +60,22 @@ class Monitor:
         """Counts the time of the block as saving."""
         return self._meter.saving()
 
-    def finished(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float] | None:
-        """Waits until a step is finished; writes and returns its metrics every `log_every` steps."""
+    def finished(
+        self, step: int, metrics: dict[str, jax.Array], measured: dict[str, float | None]
+    ) -> dict[str, float] | None:
+        """Waits until a step is finished; writes and returns its metrics every `log_every` steps.
+
+        A step of which something was measured beside them is written in any case.
+        """
         jax.block_until_ready(metrics)
         self._meter.finished()
-        if step % self._every and step != self._steps:
+        if step % self._every and step != self._steps and not measured:
             return None
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         links = self._chain.through(step)
         if self._log is not None:
             row_of_time = self._meter.row()
-            self._log.write({"step": step, **row, **row_of_time, **links})
+            self._log.write({"step": step, **row, **measured, **row_of_time, **links})
             rate = row_of_time.get("tokens_per_second")
             shown = {} if rate is None else {"tokens_per_s": f"{rate:,.0f}"}
             self._bar.update(step, loss=f"{row['loss']:.3f}", **shown)

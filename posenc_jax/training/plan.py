@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from posenc_jax.attention import attend
 from posenc_jax.attention.attend import KERNELS, choose
+from posenc_jax.attention.shards import ring_of
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -29,6 +30,7 @@ from posenc_jax.training.collectives import collectives
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import BATCH, MESH_AXES
 from posenc_jax.training.loop import check_mesh
+from posenc_jax.training.loss import in_pieces
 from posenc_jax.training.program import COLLECTIVES, memory_traffic, parse, runs
 from posenc_jax.training.step import make_step, state_builder
 
@@ -162,9 +164,11 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
 
 def _attend_on(device: str, q_BTNH, k_BSKH, v_BSKH, layer, params, *, implementation, **where):
     """`attend` with "auto" decided for `device`, which is not what this process computes on."""
+    ring = ring_of(q_BTNH)
     path = choose(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
         dtype=q_BTNH.dtype.name, causal=where["causal"], aligned=where["aligned"], device=device,
+        sequence=ring.size if ring else 1,
     )  # fmt: skip
     chosen = path.name if layer.form is None else implementation
     return attend(q_BTNH, k_BSKH, v_BSKH, layer, params, implementation=chosen, **where)
@@ -188,7 +192,11 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
     spoken = collectives(program, devices, host)
     needed = flops.needed(model, t.batch_size, t.length)
-    executed = flops.executed(model, t.batch_size, t.length, DEVICES[where.platform])
+    device = DEVICES[where.platform]
+    executed = flops.executed(
+        model, t.batch_size, t.length, device, sequence=t.sequence_devices,
+        remat=t.remat, head_again=in_pieces(t.loss_chunks, where.mesh.shape["model"]),
+    )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
@@ -207,10 +215,13 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "mesh": {axis: n for axis, n in where.mesh.shape.items() if n > 1},
         "compiler": "the CPU's, an upper bound of memory" if where.estimate else "the chip's own",
         "scheme": config.model.scheme,
-        "attention": _paths(model, t.length, DEVICES[where.platform]),
+        "attention": model.attention_paths(t.length, t.sequence_devices, device),
         "length": t.length,
         "batch_size": t.batch_size,
         "accumulation": t.accumulation,
+        "scan_layers": t.scan_layers,
+        "remat": t.remat,
+        "loss_chunks": t.loss_chunks,
         "vocab_size": vocab_size,
         "parameters": parameters,
         "memory": _memory(compiled, chip),
@@ -227,14 +238,6 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "compile_seconds": round(seconds, 1),
         "compile_cpu_seconds": round(spent, 1),
     }
-
-
-def _paths(model: ModelConfig, length: int, device: str) -> list[str]:
-    paths = (
-        choose(layer, length, length, model.attention, head_dim=model.head_dim, dtype=model.dtype, device=device)
-        for layer in model.placed.layers
-    )  # fmt: skip
-    return [f"{path.name} ({path.why})" for path in dict.fromkeys(paths)]
 
 
 def _memory(compiled, chip: Chip) -> dict:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -80,9 +81,10 @@ class MetricLog:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         shown = {f"train/{name}": value for name, value in row.items() if name != "step"}
-        shown = {name: value for name, value in shown.items() if not isinstance(value, str)}
+        shown = {name: value for name, value in shown.items() if isinstance(value, int | float)}
         for name, value in shown.items():
-            self._board.add_scalar(name, value, row["step"])
+            if math.isfinite(value):  # the writer warns of every other one; metrics.jsonl has it
+                self._board.add_scalar(name, value, row["step"])
         if self._wandb is not None:
             self._wandb.log(shown, step=row["step"])
 

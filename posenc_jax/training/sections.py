@@ -76,14 +76,29 @@ class TrainSection:
       tier: smoke, cpu, gpu or cluster: what a result of this run may be called.
       length: L, the training context in tokens. batch_size: sequences per step, over all devices.
       accumulation: the batch is taken in this many slices, one gradient step at the end.
-      data_devices, fsdp_devices, model_devices: mesh axes. Rows lie over data x fsdp;
-        fsdp also keeps parameters and moments in pieces, gathered where they are used; heads and
-        hidden units lie over model. 0 data devices takes all that are left.
+      data_devices, fsdp_devices, sequence_devices, model_devices: mesh axes. Rows lie over data x fsdp;
+        fsdp also keeps parameters and moments in pieces, gathered where they are used; the tokens of a
+        row lie over sequence, and keys go around a ring; heads and hidden units lie over model. 0 data
+        devices takes all that are left.
       save_every, log_every: steps. keep: checkpoints kept.
+      init_from: workdir of a run whose last sound checkpoint this run's parameters begin as; optimizer,
+        step and data order are its own. Empty: they are drawn.
+      original_length: L that the scheme is placed with when it is not `length`: that of the run named by
+        init_from. 0 takes length.
+      dev_every: steps between two measurements of the dev split's loss, a multiple of save_every; the last
+        step is measured too, and the checkpoint with the lowest is kept. 0: never.
+      dev_windows: windows of `length` tokens it is measured on, the same ones each time.
+      wait_for_saves: take no step before a checkpoint is on disk. A kill then loses at most `save_every`
+        steps; otherwise those that were taken while a save was under way as well, and no time is lost.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
       wandb_project: project on Weights & Biases; empty: none.
+      scan_layers: a loop over the layers, each different one compiled once; see docs/memory.md.
+      remat: what a layer keeps for its backward pass: "none" of it is made again, "dots", "attention",
+        or "full": all of it is (`posenc_jax.model.layers.REMAT`).
+      loss_chunks: pieces of the vocabulary that the loss is made in, forward and backward.
+      z_loss: weight of the squared logarithm of the softmax sum beside the loss (PaLM: 1e-4).
     """
 
     arm: str = ""
@@ -95,13 +110,23 @@ class TrainSection:
     accumulation: int = 1
     data_devices: int = 0
     fsdp_devices: int = 1
+    sequence_devices: int = 1
     model_devices: int = 1
     save_every: int = 500
     log_every: int = 20
     keep: int = 2
+    init_from: str = ""
+    original_length: int = 0
+    dev_every: int = 0
+    dev_windows: int = 64
+    wait_for_saves: bool = False
     bad_steps: int = 10
     stall_seconds: float = 300.0
     wandb_project: str = ""
+    scan_layers: bool = False
+    remat: str = "none"
+    loss_chunks: int = 1
+    z_loss: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training state and the one jitted step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ import optax
 import optax.contrib
 
 from posenc_jax.model.decoder import ROWS, Decoder, at_progress, laid
+from posenc_jax.model.layers import Execution
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
+from posenc_jax.training.loss import Loss, summed_loss
+from posenc_jax.training.sections import TrainSection
 
 State = dict[str, Any]
 
@@ -112,12 +116,21 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
     return jax.jit(build, out_shardings=shardings), abstract
 
 
-def token_losses(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns nll_BT in nats, float32; written without a gather, so that V may be sharded."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    ids_11V = jnp.arange(logits_BTV.shape[-1])[None, None]
-    target_BT = jnp.where(ids_11V == targets_BT[..., None], logits_BTV, 0.0).sum(-1)
-    return jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
+def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
+    """Returns the function of (params, batch [B, T]) that sums the loss, carried out as `train` says."""
+    stream = model.clone(read_out=False, execution=Execution(train.scan_layers, train.remat))
+    head = "embedding_VD" if model.config.tied_head else "head_VD"
+
+    def loss_of(params, batch) -> Loss:
+        x_BTD, _ = stream.apply(
+            {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
+        )
+        return summed_loss(
+            x_BTD, params[head], batch["targets_BT"], batch["weights_BT"],
+            z_loss=train.z_loss, chunks=train.loss_chunks,
+        )  # fmt: skip
+
+    return loss_of
 
 
 def make_step(config: RunConfig, model: Decoder):
@@ -130,16 +143,16 @@ def make_step(config: RunConfig, model: Decoder):
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
 
-    def summed_loss(params, batch):
-        logits_BTV, _ = model.apply(
-            {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
-        )
-        nll_BT, weights_BT = token_losses(logits_BTV, batch["targets_BT"]), batch["weights_BT"]
-        return (nll_BT * weights_BT).sum(), weights_BT.sum()
+    t = config.train
+    loss_of = batch_loss(t, model)
+
+    def objective(params, batch):
+        loss = loss_of(params, batch)
+        return loss.nll + loss.z, loss
 
     def slice_gradient(params, batch):
-        (loss, weight), grads = jax.value_and_grad(summed_loss, has_aux=True)(params, batch)
-        return loss, weight, grads
+        (_, loss), grads = jax.value_and_grad(objective, has_aux=True)(params, batch)
+        return loss, grads
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
@@ -151,10 +164,9 @@ def make_step(config: RunConfig, model: Decoder):
             return jax.tree.map(jnp.add, total, slice_gradient(params, one)), None
 
         rest = jax.tree.map(lambda x: x[1:], batch)
-        total = first if config.train.accumulation == 1 else jax.lax.scan(add, first, rest)[0]
-        loss_sum, weight, grads = total
-        scale = 1 / jnp.maximum(weight, 1.0)
-        loss, grads = loss_sum * scale, jax.tree.map(lambda g: g * scale, grads)
+        total, grads = first if t.accumulation == 1 else jax.lax.scan(add, first, rest)[0]
+        scale = 1 / jnp.maximum(total.weight, 1.0)
+        loss, grads = total.nll * scale, jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -168,7 +180,9 @@ def make_step(config: RunConfig, model: Decoder):
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         missed = 1 - good.astype(jnp.int32)
         done = state["step"] + 1
-        progress = done.astype(jnp.float32) / config.train.steps
+        # What follows a schedule has come to its end in a run that goes on from another one.
+        steps = 1 if t.init_from else t.steps
+        progress = jnp.minimum(done.astype(jnp.float32) / steps, 1.0)
         new_state = {
             "params": at_progress(model.config, chosen["params"], progress),
             "optimizer": chosen["optimizer"],
@@ -180,10 +194,12 @@ def make_step(config: RunConfig, model: Decoder):
             "loss": loss,
             "grad_norm": norm,
             "learning_rate": schedule(state["step"]),
-            "loss_tokens": weight,
+            "loss_tokens": total.weight,
             "skipped": new_state["skipped"],
             "skipped_in_a_row": new_state["skipped_in_a_row"],
         }
+        if t.z_loss:
+            metrics["z_loss"] = total.z * scale
         return new_state, metrics
 
     return step

@@ -19,9 +19,9 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.inputs import Inputs, open_inputs, training_batches
-from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.loop import Diverged, Stopped
+from posenc_jax.training.dev import DevLoss
+from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
+from posenc_jax.training.loop import Diverged, Stopped, run_mesh
 from posenc_jax.training.progress import MetricLog, Progress
 from posenc_jax.training.record import record_of, seconds_before, write_finished, write_record
 from posenc_jax.training.step import State, make_step, state_builder
@@ -65,11 +65,16 @@ def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str
       Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step of each.
       Diverged: one of them or more did; raised once the others have finished.
     """
-    mesh = make_mesh(config.train.data_devices, config.train.model_devices)
+    mesh = run_mesh(config)
     if mesh.size > 1 or jax.process_count() > 1:
         raise ValueError(
             f"seeds are trained together on one device; config.train asks for {mesh.size}: set "
             "config.train.data_devices=1, or train the seeds one by one"
+        )
+    if config.train.init_from:
+        raise ValueError(
+            f"config.train.init_from={config.train.init_from}: runs are fine-tuned one by one, each from its "
+            "own; leave --seeds out"
         )
     configs = {
         seed: dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
@@ -82,6 +87,8 @@ def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str
     inputs = open_inputs(config)
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
     training_batches(config, inputs, first_step=0, process_index=0, process_count=1)
+    if config.train.dev_every:
+        dev_examples(config, inputs)
     with contextlib.ExitStack() as held:
         for workdir in workdirs.values():
             held.enter_context(claim(workdir))
@@ -162,9 +169,11 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
         out_shardings=[places] * count,
     )
     step = jax.jit(jax.vmap(make_step(config, model)), donate_argnums=0)
+    dev = DevLoss(config, model, mesh, inputs) if t.dev_every else None
     bar = Progress(f"{config.arm}, {count} seeds", first, t.steps)
     feeds = [training_batches(run.config, inputs, first_step=first, process_index=0, process_count=1) for run in runs]  # fmt: skip
-    started = clock = time.time()
+    started = time.time()
+    clock = (started, first)  # when the last row was written, and of which step
     pending, done = None, first  # metrics of the step before, read once the next one is under way
     try:
         for batches in zip(*feeds, strict=True):
@@ -180,12 +189,17 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
                 clock = _report(pending, done - 1, t, runs, bar, clock)
             pending = metrics
             if done % t.save_every == 0 or done == t.steps or asked:
-                clock = _report(pending, done, t, runs, bar, clock)
+                measured: list[dict] = [{}] * count
+                if dev and dev.due(done):
+                    measured = [{"dev_loss": loss} for loss in dev.of_each(state["params"])]
+                clock = _report(pending, done, t, runs, bar, clock, measured)
                 pending = None
-                for run, own in zip(runs, apart(state), strict=True):
+                for run, own, found in zip(runs, apart(state), measured, strict=True):
                     if not run.lost:
-                        links = run.chain.through(done)
-                        run.checkpoints.save(done, own, {"owner": run.owner, "links": links})
+                        said = {"owner": run.owner, "links": run.chain.through(done)}
+                        run.checkpoints.save(done, own, said | found)
+                for run in runs if t.wait_for_saves else ():
+                    run.checkpoints.wait()
             if asked and done < t.steps:
                 raise Stopped(f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on")  # fmt: skip
             if all(run.lost for run in runs):
@@ -213,27 +227,30 @@ def _end(runs: Sequence[_Run], states: Sequence[State], t, seconds: float) -> No
         raise Diverged("; ".join(lost))
 
 
-def _report(metrics, step: int, t, runs: Sequence[_Run], bar: Progress, clock: float) -> float:
-    """Writes each run's metrics of one finished step, every `log_every` steps."""
-    if step % t.log_every and step != t.steps:
+def _report(
+    metrics, step: int, t, runs: Sequence[_Run], bar: Progress, clock: tuple, measured=()
+) -> tuple[float, int]:
+    """Writes each run's metrics of one finished step, every `log_every` steps and where a loss was measured."""
+    if step % t.log_every and step != t.steps and not any(measured):
         return clock
     found = jax.device_get(metrics)
     now = time.time()
-    rate = t.batch_size * t.length * t.log_every / max(now - clock, 1e-9)
+    rate = t.batch_size * t.length * (step - clock[1]) / max(now - clock[0], 1e-9)
     for i, run in enumerate(runs):
         if run.lost:
             continue
         row = {name: float(values[i]) for name, values in found.items()}
+        beside = measured[i] if measured else {}
         run.log.write(
-            {"step": step, **row, "tokens_per_second": round(rate, 1), **run.chain.through(step)}
-        )
+            {"step": step, **row, **beside, "tokens_per_second": round(rate, 1), **run.chain.through(step)}
+        )  # fmt: skip
         if row["skipped_in_a_row"] >= t.bad_steps:
             run.lost = (
                 f"{run.workdir}: {row['skipped_in_a_row']:.0f} updates in a row were not finite, up to step {step}; "
                 "lower config.optimizer.learning_rate and start again in another --workdir"
             )  # fmt: skip
     bar.update(step, loss=f"{found['loss'].mean():.3f}", tokens_per_s=f"{len(runs) * rate:,.0f}")
-    return now
+    return now, step
 
 
 def _placed(config, mesh, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:

@@ -1,0 +1,45 @@
+"""What a study file may not say."""
+
+import re
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
+
+
+def check(s) -> None:
+    """Raises ValueError for a `Study` with names or seeds twice, or parts that do not belong together."""
+    names = [arm.name for arm in s.arms]
+    for name in names:
+        if not NAME.fullmatch(name) or re.search(r"-s\d+(-|$)", name):
+            raise ValueError(f"arm {name!r}: a name is a folder: letters, digits and ._+~=-, no -s<number>")  # fmt: skip
+    for what, values in (("arm", names), ("seed", s.seeds)):
+        twice = {v for v in values if list(values).count(v) > 1}
+        if twice or not values:
+            raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
+    trained: dict[tuple, str] = {}
+    for arm in s.arms:
+        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent)
+        other = trained.setdefault(what, arm.name)
+        if other != arm.name:
+            raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
+        if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
+            raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
+        if arm.parent and not any(
+            a.name == arm.parent and not (a.parent or a.length) for a in s.arms
+        ):
+            raise ValueError(
+                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length that begins by itself"
+            )
+    if s.tuning:
+        rates = s.tuning.rates
+        if len(rates) < 2 or list(rates) != sorted(set(rates)) or rates[0] <= 0:
+            raise ValueError(f"tuning.rates must be two or more, positive and ascending, not {rates}")  # fmt: skip
+        if s.tuning.seed in s.seeds:
+            raise ValueError(
+                f"tuning.seed={s.tuning.seed} is also a seed that counts: a run that chose its own "
+                "rate is no fresh evidence; tune on another seed"
+            )
+    known = {*names, *(f"{a.name} {rule}" for a in s.arms for rule in a.readings)}
+    roles = [s.roles[r] for r in ("rope", "alibi") if r in s.roles] + list(s.roles.get("hybrids", []))  # fmt: skip
+    lacking = sorted({*roles} - known) + sorted({*s.roles} - {"rope", "alibi", "hybrids"})
+    if lacking:
+        raise ValueError(f"roles name what the study has not: {', '.join(lacking)}")
