@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
-from posenc_jax.training.config import HOW, RunConfig, from_sections, read
+from posenc_jax.training.config import RunConfig, from_sections, read
 from posenc_jax.training.fingerprint import sha256
 from posenc_jax.training.inputs import Inputs
 
 # What two models may differ in whose parameters mean the same; the tokenizer is compared by itself.
-_FREE = ("scheme", "attention", "vocab_size", "train_length", *HOW.get("model", ()))
+_FREE = ("scheme", "attention", "vocab_size", "train_length")
 
 
 def find_source(config: RunConfig, workdir: Path) -> Checkpoints | None:
