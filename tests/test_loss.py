@@ -83,8 +83,25 @@ def test_pieces_have_the_gradients_of_the_whole_vocabulary(dtype):
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
         assert a.dtype == b.dtype
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        # In bfloat16 a sum in another order may round the other way now and then.
-        assert np.linalg.norm(a - b) <= (1e-6 if dtype == "float32" else 1e-3) * np.linalg.norm(a)
+        # In bfloat16 the loop over pieces rounds the head's gradient once where XLA fuses the rounding away.
+        bound = 1e-6 if dtype == "float32" else 2**-9
+        assert np.linalg.norm(a - b) <= bound * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_products_of_the_head_take_bfloat16_both_ways_and_round_no_more_than_it_does(chunks):
+    x_BTD, head_VD, *rest = inputs("bfloat16")
+    head_VD = head_VD.astype(jnp.bfloat16).astype(jnp.float32)  # what the cast would round away
+    arrays = (x_BTD, head_VD, *rest)
+    run = jax.grad(functools.partial(objective, chunks=chunks, z_loss=0.03), (0, 1), has_aux=True)
+    products = re.findall(r"dot_general.*?: \((.*?), (.*?)\) ->", jax.jit(run).lower(*arrays).as_text())
+    assert len(products) == (3 if chunks == 1 else 4)  # pieces make their logits twice
+    assert all("bf16" in side for product in products for side in product)
+    (d_x, d_head), loss = run(*arrays)
+    nll, _, want_x, want_head = oracle(*arrays, 0.03)
+    assert abs(loss.nll / nll - 1) < 1e-6  # logits are float32
+    for found, want in ((d_x, want_x), (d_head, want_head)):
+        assert np.linalg.norm(found - want) <= 2**-8 * np.linalg.norm(want)
 
 
 def test_no_array_of_all_tokens_and_ids_exists_and_memory_falls():

@@ -37,9 +37,9 @@ def feed(clock, seconds, count):
         yield number
 
 
-def leg(meter, clock, *, wait, work, save, steps):
+def leg(meter, clock, *, wait, work, save, steps, idle=lambda: True):
     """Steps that wait, work and save so many seconds each; returns the row at the end."""
-    for _ in meter.waiting(feed(clock, wait, steps)):
+    for _ in meter.waiting(feed(clock, wait, steps), idle):
         clock.now += work
         meter.finished()
         with meter.saving():
@@ -59,6 +59,13 @@ def test_steps_waits_and_saves_are_told_apart_and_the_first_step_is_in_none():
     assert row["save_share"] == pytest.approx(2 / 13, abs=1e-4)
     assert row["productive_seconds"] == pytest.approx(11)
     assert row["goodput"] == pytest.approx(11 / (clock.now - 900), abs=1e-4)
+
+
+def test_waiting_for_data_counts_when_the_devices_ran_out_of_work_meanwhile():
+    clock, asked = Clock(), iter([True, False, True, False, False])  # before each batch and the end
+    row = leg(metered(clock), clock, wait=1.0, work=2.0, save=0.0, steps=4, idle=lambda: next(asked))
+    # Three steps of 1 + 2 s and one of 2 s: one second of the third batch alone found them idle.
+    assert row["data_wait_share"] == pytest.approx(1 / 11, abs=1e-4)
 
 
 def test_goodput_goes_on_over_legs_and_counts_saved_steps_that_no_row_has():

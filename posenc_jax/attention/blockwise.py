@@ -114,6 +114,8 @@ def head_groups(
         )
         shares = N // K if first % (N // K) == stop % (N // K) == 0 else 1
         owner_K = np.arange(first, stop, shares) // (N // K)
+        if len(owner_K) == len(np.unique(owner_K)):  # a slice copies less than a gather
+            owner_K = slice(owner_K[0], owner_K[-1] + 1)
         q_block, k_block = blocks or ((128, 128) if joint else (512, 256))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)

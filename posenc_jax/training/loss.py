@@ -76,10 +76,21 @@ def _reduced(logits_BTV, targets_BT):
 
 
 def _whole(x_BTD, head_VD, targets_BT):
-    logits_BTV = tokenwise(
-        "BTD,VD->BTV", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32
-    )
-    return _reduced(logits_BTV, targets_BT)
+    return _reduced(_logits_whole(x_BTD, head_VD.astype(x_BTD.dtype)), targets_BT)
+
+
+@jax.custom_vjp
+def _logits_whole(x_BTD, head_VD):
+    """Returns logits_BTV, float32, whose gradient enters the products of the backward pass in the dtype of x_BTD."""
+    return tokenwise("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
+
+
+def _gradients_whole(operands, d_logits_BTV):
+    _, transpose = jax.vjp(functools.partial(tokenwise, "BTD,VD->BTV"), *operands)
+    return transpose(d_logits_BTV.astype(operands[0].dtype))
+
+
+_logits_whole.defvjp(lambda *operands: (_logits_whole(*operands), operands), _gradients_whole)
 
 
 # Pieces. Dims: C pieces, M devices of the axis "model", P ids of a piece on one of them, X tokens of a
@@ -178,6 +189,7 @@ def _gradients_here(x_BTD, pieces_CMPd, targets_BT, sum_BT, d_sum_BT, d_target_B
         rows_PD, scatter = jax.vjp(_gathered, piece)
         weight_XP = jnp.exp(_logits(x_XD, rows_PD, ids_P, vocab) - sum_X1)
         d_logits_XP = weight_XP * d_sum_X1 + jnp.where(ids_P[None] == targets_X1, d_target_X1, 0.0)
+        d_logits_XP = d_logits_XP.astype(x_XD.dtype)
         d_rows_PD = jnp.einsum("XP,XD->PD", d_logits_XP, x_XD, preferred_element_type=jnp.float32)
         (d_piece,) = scatter(d_rows_PD.astype(rows_PD.dtype))
         d_x_XD += jnp.einsum("XP,PD->XD", d_logits_XP, rows_PD, preferred_element_type=jnp.float32)

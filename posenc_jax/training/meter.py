@@ -26,8 +26,9 @@ class Meter:
 
     Fields of a row, over the steps since the row before:
       step_seconds: of a step, without saving. tokens_per_second: of the whole run, saving included.
-      data_wait_share: of the time, in which the loop was blocked on the feed (an upper bound of what it
-        costs: the device works on meanwhile). save_share: of the time, blocked on saving.
+      data_wait_share: of the time, in which the loop was blocked on the feed, and when its batch came no
+        step was under way any more (an upper bound of what the device missed). save_share: of the time,
+        blocked on saving.
       mfu: model FLOPs of the steps over what the chips could do in bfloat16, where their peak is known.
     And since the run began, over all its legs:
       productive_seconds: of steps that still count; goodput: their share of the wall-clock time, waits
@@ -61,13 +62,13 @@ class Meter:
     def _start_window(self) -> None:
         self._steps, self._spent, self._waited, self._saved = 0, 0.0, 0.0, 0.0
 
-    def waiting(self, feed: Iterable) -> Iterator:
-        """Yields what the feed yields; the time until it comes is waited."""
+    def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
+        """Yields what the feed yields; the time until it comes is waited if devices are `idle` by then."""
         batches = iter(feed)
         while True:
             start = self._clock()
             batch = next(batches, None)
-            self._waited += self._clock() - start
+            self._waited += (self._clock() - start) * idle()
             if batch is None:
                 return
             yield batch

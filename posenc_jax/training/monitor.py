@@ -1,7 +1,7 @@
 """What process 0 writes down of the steps of one leg: rows, the bar, and the meter behind them."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -52,9 +52,9 @@ class Monitor:
             self._log.close()
             self._bar.close()
 
-    def waiting(self, feed: Iterable) -> Iterator:
-        """Yields the feed's batches and counts the time until they come."""
-        return self._meter.waiting(feed)
+    def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
+        """Yields the feed's batches and counts the time until they come, of idle devices."""
+        return self._meter.waiting(feed, idle)
 
     def saving(self) -> contextlib.AbstractContextManager:
         """Counts the time of the block as saving."""

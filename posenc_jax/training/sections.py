@@ -88,8 +88,9 @@ class TrainSection:
       dev_every: steps between two measurements of the dev split's loss, a multiple of save_every; the last
         step is measured too, and the checkpoint with the lowest is kept. 0: never.
       dev_windows: windows of `length` tokens it is measured on, the same ones each time.
-      wait_for_saves: take no step before a checkpoint is on disk. A kill then loses at most `save_every`
-        steps; otherwise those that were taken while a save was under way as well, and no time is lost.
+      wait_for_saves: take no step before a checkpoint is on disk, so that no kill loses more than
+        `save_every` steps. False saves time where writing takes long: a kill in the midst of a save then
+        loses the interval before it as well.
       bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
@@ -119,7 +120,7 @@ class TrainSection:
     original_length: int = 0
     dev_every: int = 0
     dev_windows: int = 64
-    wait_for_saves: bool = False
+    wait_for_saves: bool = True
     bad_steps: int = 10
     stall_seconds: float = 300.0
     wandb_project: str = ""
