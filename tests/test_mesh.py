@@ -132,7 +132,7 @@ def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
     [
         ({"train": {"fsdp_devices": 3, "data_devices": 1}}, "8 rows do not divide over 3 data x fsdp"),
         ({"train": {"sequence_devices": 3, "data_devices": 1}}, r"config.train.length=\d+ tokens do not divide over 3 sequence"),
-        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"scheme": "rope+linear"}}, "config.train.sequence_devices=2: .* linear attention has none"),
+        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"scheme": "rope+linear", "attention": "dense"}}, "config.train.sequence_devices=2: .* by 'auto' alone"),
         ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"attention": "dense"}}, "config.train.sequence_devices=2: .* 'auto' or 'blockwise', not 'dense'"),
         ({"train": {"fsdp_devices": 8, "data_devices": 1}, "model": {"model_dim": 36, "head_dim": 8}}, "model.model_dim=36 does not divide over 8"),
     ],

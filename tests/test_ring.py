@@ -39,7 +39,7 @@ def one_document(T, B=1):
 
 def two_rows(T):
     """Positions and segments: one document; and four that end anywhere, padded on both sides."""
-    cuts = (0, 2, T // 5, T // 5 + 3, 2 * T // 3, T - 3, T)
+    cuts = (0, 2, T // 5, T // 5 + 3, 2 * T // 3, T - T // 6, T)  # the last device holds nothing else
     lengths = [b - a for a, b in itertools.pairwise(cuts)]
     seg = np.repeat([0, 1, 2, 3, 4, 0], lengths)
     pos = np.concatenate([np.arange(n) for n in lengths])
@@ -214,6 +214,22 @@ def test_flat_heads_go_as_far_as_anything_is_in_sight():
     assert list(hops(layer, (*arrays, *whole), window=here + 2)) == [2] * 4
 
 
+@pytest.mark.parametrize("tokens", [72, 1024])  # a chunk has 64 tokens, a device 9 or 128
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "sequence": 2, "model": 2}], ids=str)
+def test_linear_attention_tells_sums_over_devices_and_no_keys(mesh, tokens):
+    layer = placed("rope+linear")
+    arrays = (*tensors(layer, tokens), *two_rows(tokens))
+    pull = jax.random.normal(jax.random.key(9), arrays[0].shape)
+    want = forward_and_gradients(layer, "dense", aligned=True)(pull, *arrays)
+    run = forward_and_gradients(layer, "auto", aligned=True)
+    assert_same(want, on(mesh_of(**mesh), run, pull, arrays))
+    if mesh:
+        return
+    text = on(mesh_of(), lambda *x: run.lower(*x).compile(), pull, arrays).as_text()
+    told = re.findall(r"= \(?f32\[([\d,]+)\]\S* (?:all-gather|all-reduce|collective-permute)", text)
+    assert max(np.prod([int(n) for n in dims.split(",")]) for dims in told) == DEVICES * 2 * N * H * H  # fmt: skip
+
+
 @pytest.mark.parametrize("line", ["alibi", *slow(("forget",))])
 def test_keys_out_of_order_are_all_read(line):
     layer = placed(line)
@@ -249,7 +265,7 @@ def test_a_clock_runs_on_over_devices():
 @pytest.mark.parametrize(
     ("line", "implementation", "words"),
     [
-        ("rope+linear", "auto", "linear attention has none"),
+        ("rope+linear", "dense", "by 'auto' alone"),
         ("alibi", "dense", "must be 'auto' or 'blockwise', not 'dense'"),
         ("alibi", "cudnn", "not 'cudnn'"),
     ],

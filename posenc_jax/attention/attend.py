@@ -53,7 +53,7 @@ def choose(
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
     if sequence > 1:
-        return _around_a_ring(layer, implementation, sequence)
+        return _around_a_ring(layer, implementation, sequence, in_order=causal and aligned)
     where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned}
     if implementation in KERNELS:
         reason = refusal(implementation, layer, **where)
@@ -81,10 +81,12 @@ def choose(
     return Path("blockwise", many)
 
 
-def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int) -> Path:
+def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int, in_order: bool) -> Path:
     split = f"tokens of a row lie on {sequence} devices"
     if layer.form is not None:
-        raise ValueError(f"{split}: keys go around a ring, and linear attention has none; use a scheme with a softmax")  # fmt: skip
+        if implementation != "auto" or not in_order:
+            raise ValueError(f"{split}: linear attention goes through tokens in order (aligned, causal), by 'auto' alone")  # fmt: skip
+        return Path("linear", f"{split}: each tells the others its sums")
     if implementation not in ("auto", "blockwise"):
         raise ValueError(f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}")  # fmt: skip
     return Path("blockwise", f"{split}: keys go around a ring, as far as they can matter")
@@ -121,7 +123,7 @@ def attend(
 
     Args:
       q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
-        keys go around a ring (`posenc_jax.attention.ring`).
+        keys go around a ring (`posenc_jax.attention.ring`); of linear attention, sums are told instead.
       k_BSKH: keys as projected; N must be a multiple of K.
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.
@@ -172,7 +174,10 @@ def attend(
         turned_q = layer.rotate(params, q_BTNH, q_pos_BT, "query")
         turned_k = layer.rotate(params, k_BSNH, k_pos_BS, "key")
         tensors = (q_BTNH, k_BSNH, turned_q, turned_k, v_BSNH)
-        if aligned and causal and window is None and path.name == "linear":
+        in_order = aligned and causal and window is None
+        if ring is not None and not in_order:
+            raise ValueError(f"linear attention has no window where the tokens of a row lie on {ring.size} devices")  # fmt: skip
+        if in_order and path.name == "linear":
             return linear_attention_in_order(*tensors, q_pos_BT, q_seg_BT)
         return linear_attention(
             *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window)

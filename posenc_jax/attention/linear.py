@@ -1,9 +1,14 @@
 """Linear attention under a rotation: numerator turned, denominator not (Su et al. 2021, eq. 19)."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from posenc_jax.attention.mask import visible
+from posenc_jax.attention.shards import Ring, ring_of
 
 CHUNK = 64  # tokens whose weights are in memory at a time
 
@@ -45,50 +50,88 @@ def linear_attention_in_order(
 
     Tokens stand in the order of their positions, and those of a document together. Chunk by chunk, the
     sums over earlier chunks are carried as one H x H matrix and one vector per head; a query reads them
-    when its document is the one that was open at the end of the chunk before.
+    when its document is the one that was open at the end of the chunk before. Batch, heads and tokens may be split
+    over explicit axes of the mesh: devices tell each other the sums that they end with, and no keys.
     """
-    B, T = pos_BT.shape
+    floats = (q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, _wide(v_BTNH))
+    split, ring = jax.typeof(q_BTNH).sharding.spec, ring_of(q_BTNH)
+    local = functools.partial(_on_device, ring=ring, dtype=v_BTNH.dtype)
+    if all(axis is None for axis in split):
+        return local(*floats, pos_BT, seg_BT)
+    layout = (split,) * len(floats) + (jax.P(*split[:2]),) * 2
+    arrays = map(jax.sharding.reshard, (*floats, pos_BT, seg_BT), layout)
+    # The sums start as zeros, the same on all devices: types cannot tell.
+    return jax.shard_map(local, in_specs=layout, out_specs=split, check_vma=False)(*arrays)
+
+
+class _Sums(NamedTuple):
+    """Over the tokens of the document that is open at the end of some tokens."""
+
+    state_BNHV: jax.Array  # of turned keys and values
+    sum_BNH: jax.Array  # of keys
+    open_B: jax.Array  # its segment
+
+
+def _on_device(q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT, *, ring, dtype):
+    B, T, N, H = q_BTNH.shape
     chunks = -(-T // CHUNK)
 
-    def cut(x):  # [chunks, B, CHUNK, ...], padded with segment 0
-        padded = jnp.pad(x, ((0, 0), (0, chunks * CHUNK - T)) + ((0, 0),) * (x.ndim - 2))
-        layout = jax.typeof(x).sharding  # chunks lie where their tokens lie
-        spec = None if layout.mesh.empty else jax.P(layout.spec[0], None, None, *layout.spec[2:])
-        shape = (B, chunks, CHUNK, *x.shape[2:])
-        return padded.reshape(shape, out_sharding=spec).swapaxes(0, 1)
+    def cut(x):  # [chunks, B, CHUNK, ...]: the last document goes on, with features that are zero
+        missing = ((0, 0), (0, chunks * CHUNK - T)) + ((0, 0),) * (x.ndim - 2)
+        padded = jnp.pad(x, missing, mode="constant" if x.ndim > 2 else "edge")
+        return padded.reshape(B, chunks, CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
-    def step(carry, chunk):
-        state_BNHV, sum_BNH, open_B = carry
+    def step(before, chunk):
         q, k, turned_q, turned_k, v, pos, seg = chunk
         seen = visible(pos, pos, seg, seg, causal=True)[:, None]
-        reads = ((seg == open_B[:, None]) & (seg != 0))[..., None]  # [B, C, 1]
         weights = jnp.where(seen, jnp.einsum("BTNH,BSNH->BNTS", turned_q, turned_k), 0.0)
-        over = jnp.einsum("BNTS,BSNV->BTNV", weights, v)
-        before = jnp.einsum("BTNH,BNHV->BTNV", turned_q, state_BNHV)
-        over += jnp.where(reads[..., None], before, 0.0)
-        under = jnp.where(seen, jnp.einsum("BTNH,BSNH->BNTS", q, k), 0.0).sum(-1).swapaxes(1, 2)
-        under += jnp.where(reads, jnp.einsum("BTNH,BNH->BTN", q, sum_BNH), 0.0)
+        over, under = _read(before, q, turned_q, seg)
+        over += jnp.einsum("BNTS,BSNV->BTNV", weights, v)
+        under += jnp.where(seen, jnp.einsum("BTNH,BSNH->BNTS", q, k), 0.0).sum(-1).swapaxes(1, 2)
 
-        last_B = seg[:, -1]
-        goes_on = (last_B == open_B).astype(jnp.float32)[:, None, None]
-        stays = (seg == last_B[:, None]).astype(jnp.float32)[..., None, None]
-        state_BNHV = state_BNHV * goes_on[..., None] + jnp.einsum("BSNH,BSNV->BNHV", turned_k * stays, v)  # fmt: skip
-        sum_BNH = sum_BNH * goes_on + (k * stays).sum(1)
-        return (state_BNHV, sum_BNH, last_B), (over, under)
+        stays = (seg == seg[:, -1:]).astype(jnp.float32)[..., None, None]
+        state_BNHV = jnp.einsum("BSNH,BSNV->BNHV", turned_k * stays, v)
+        return _after(before, _Sums(state_BNHV, (k * stays).sum(1), seg[:, -1])), (over, under)
 
-    tensors = (q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, _wide(v_BTNH), pos_BT, seg_BT)
-    first = cut(q_BTNH)[0]
-    empty_BNHV = jnp.zeros_like(jnp.einsum("BTNH,BTNV->BNHV", first, cut(_wide(v_BTNH))[0]))
-    start = (empty_BNHV, jnp.zeros_like(first.sum(1)), jnp.zeros_like(seg_BT[:, 0]))
-    _, (over, under) = jax.lax.scan(step, start, tuple(map(cut, tensors)))
+    tensors = (q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT)
+    nothing = _Sums(
+        jnp.zeros((B, N, H, v_BTNV.shape[3]), jnp.float32),
+        jnp.zeros((B, N, H), jnp.float32),
+        jnp.zeros_like(seg_BT[:, 0]),
+    )
+    own, found = lax.scan(step, nothing, tuple(map(cut, tensors)))
+    over, under = (
+        x.swapaxes(0, 1).reshape(B, chunks * CHUNK, *x.shape[3:])[:, :T] for x in found
+    )
+    if ring is not None:
+        before = _before(ring, own, nothing)
+        over, under = jax.tree.map(jnp.add, (over, under), _read(before, q_BTNH, turned_q_BTNH, seg_BT))  # fmt: skip
+    return _divided(over, under, dtype)
 
-    def joined(x):  # [B, T, ...] of the first T
-        layout = jax.typeof(x).sharding
-        spec = None if layout.mesh.empty else jax.P(layout.spec[1], None, *layout.spec[3:])
-        shape = (B, chunks * CHUNK, *x.shape[3:])
-        return x.swapaxes(0, 1).reshape(shape, out_sharding=spec)[:, :T]
 
-    return _divided(joined(over), joined(under), v_BTNH.dtype)
+def _read(before: _Sums, q_BTNH, turned_q_BTNH, seg_BT):
+    """Returns what queries find before their own chunk or device: numerator and denominator."""
+    reads_BT1 = ((seg_BT == before.open_B[:, None]) & (seg_BT != 0))[..., None]
+    over_BTNV = jnp.einsum("BTNH,BNHV->BTNV", turned_q_BTNH, before.state_BNHV)
+    under_BTN = jnp.einsum("BTNH,BNH->BTN", q_BTNH, before.sum_BNH)
+    return jnp.where(reads_BT1[..., None], over_BTNV, 0.0), jnp.where(reads_BT1, under_BTN, 0.0)
+
+
+def _after(before: _Sums, own: _Sums) -> _Sums:
+    """Returns the sums at the end of some tokens from those at the end of the tokens before them."""
+    goes_on = (own.open_B == before.open_B).astype(jnp.float32)[:, None, None]
+    return _Sums(
+        before.state_BNHV * goes_on[..., None] + own.state_BNHV,
+        before.sum_BNH * goes_on + own.sum_BNH,
+        own.open_B,
+    )
+
+
+def _before(ring: Ring, own: _Sums, nothing: _Sums) -> _Sums:
+    """Returns the sums that the devices before this one end with (collective)."""
+    told = lax.all_gather(own, ring.axis)
+    _, before = lax.scan(lambda so_far, one: (_after(so_far, one), so_far), nothing, told)
+    return jax.tree.map(lambda x_Rx: x_Rx[lax.axis_index(ring.axis)], before)
 
 
 def _wide(x: jax.Array) -> jax.Array:

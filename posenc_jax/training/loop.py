@@ -151,11 +151,11 @@ def _run(
         Monitor(workdir, config, first, record["began"], flops, chain) as monitor,
         _watchdog(workdir, t.stall_seconds) as watchdog,
     ):
-        feed = _feed(config, mesh, inputs, first_step=first)
-        for batch in monitor.waiting(feed, lambda: pending is None or _is_done(pending)):
+        for batch in monitor.waiting(_feed(config, mesh, inputs, first_step=first)):
             profile.before(done + 1, workdir)
             placed = place(batch)
             state, metrics = step(state, placed)
+            monitor.started(metrics)
             done += 1
             chain.add(done, placed, metrics)
             checkpoints.check()
@@ -187,11 +187,6 @@ def _run(
             f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
         )
     write_finished(workdir, record, seconds, state, chain)
-
-
-def _is_done(metrics: dict[str, jax.Array]) -> bool:
-    """Whether a step has left the devices."""
-    return all(value.is_ready() for value in metrics.values())
 
 
 def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:

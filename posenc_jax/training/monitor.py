@@ -1,7 +1,7 @@
 """What process 0 writes down of the steps of one leg: rows, the bar, and the meter behind them."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -33,6 +33,7 @@ class Monitor:
         self._chain = chain
         self._every, self._steps = t.log_every, t.steps
         self._log = self._bar = None
+        self._under_way: dict[str, jax.Array] = {}
         if jax.process_index() == 0:
             self._log = MetricLog(workdir, config, first)
             self._bar = Progress(config.arm, first, t.steps)
@@ -52,9 +53,16 @@ class Monitor:
             self._log.close()
             self._bar.close()
 
-    def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
-        """Yields the feed's batches and counts the time until they come, of idle devices."""
-        return self._meter.waiting(feed, idle)
+    def waiting(self, feed: Iterable) -> Iterator:
+        """Yields the feed's batches and counts the time until they come, where no step is under way by then."""
+        return self._meter.waiting(feed, self._idle)
+
+    def started(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes note of the step that devices have been given."""
+        self._under_way = metrics
+
+    def _idle(self) -> bool:
+        return all(value.is_ready() for value in self._under_way.values())
 
     def saving(self) -> contextlib.AbstractContextManager:
         """Counts the time of the block as saving."""
