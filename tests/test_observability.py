@@ -63,7 +63,9 @@ def test_steps_waits_and_saves_are_told_apart_and_the_first_step_is_in_none():
 
 def test_waiting_for_data_counts_when_the_devices_ran_out_of_work_meanwhile():
     clock, asked = Clock(), iter([True, False, True, False, False])  # before each batch and the end
-    row = leg(metered(clock), clock, wait=1.0, work=2.0, save=0.0, steps=4, idle=lambda: next(asked))
+    row = leg(
+        metered(clock), clock, wait=1.0, work=2.0, save=0.0, steps=4, idle=lambda: next(asked)
+    )
     # Three steps of 1 + 2 s and one of 2 s: one second of the third batch alone found them idle.
     assert row["data_wait_share"] == pytest.approx(1 / 11, abs=1e-4)
 

@@ -39,7 +39,15 @@ def one_document(T, B=1):
 
 def two_rows(T):
     """Positions and segments: one document; and four that end anywhere, padded on both sides."""
-    cuts = (0, 2, T // 5, T // 5 + 3, 2 * T // 3, T - T // 6, T)  # the last device holds nothing else
+    cuts = (
+        0,
+        2,
+        T // 5,
+        T // 5 + 3,
+        2 * T // 3,
+        T - T // 6,
+        T,
+    )  # the last device holds nothing else
     lengths = [b - a for a, b in itertools.pairwise(cuts)]
     seg = np.repeat([0, 1, 2, 3, 4, 0], lengths)
     pos = np.concatenate([np.arange(n) for n in lengths])
@@ -212,6 +220,23 @@ def test_flat_heads_go_as_far_as_anything_is_in_sight():
     assert list(hops(layer, (*arrays, *packed[1]))) == [1] * 4
     assert list(hops(layer, (*arrays, *whole), window=here + 1)) == [1] * 4
     assert list(hops(layer, (*arrays, *whole), window=here + 2)) == [2] * 4
+
+
+def test_bfloat16_goes_around_with_float32_sums():
+    layer = placed("rope+alibi")
+    *arrays, ticks, params = tensors(layer, 72)
+    narrow = [x.astype(jnp.bfloat16) for x in arrays]
+    wide = [x.astype(jnp.float32) for x in narrow]
+    rest = (ticks, params, *two_rows(72))
+    pull = jax.random.normal(jax.random.key(9), arrays[0].shape).astype(jnp.bfloat16)
+    run = forward_and_gradients(layer, "auto")
+    out, (*grads, _, _) = on(mesh_of(), run, pull, (*narrow, *rest))
+    want, (*want_grads, _, _) = forward_and_gradients(layer, "dense")(pull.astype(jnp.float32), *wide, *rest)  # fmt: skip
+    for got, exact in zip((out, *grads), (want, *want_grads), strict=True):
+        assert got.dtype == jnp.bfloat16
+        # q and k are rounded once more when they are turned, and the result at the end.
+        error = np.linalg.norm(np.asarray(got, np.float64) - exact) / np.linalg.norm(exact)
+        assert error < 2**-8
 
 
 @pytest.mark.parametrize("tokens", [72, 1024])  # a chunk has 64 tokens, a device 9 or 128

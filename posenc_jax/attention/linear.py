@@ -72,7 +72,9 @@ class _Sums(NamedTuple):
     open_B: jax.Array  # its segment
 
 
-def _on_device(q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT, *, ring, dtype):
+def _on_device(
+    q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT, *, ring, dtype
+):
     B, T, N, H = q_BTNH.shape
     chunks = -(-T // CHUNK)
 
@@ -100,9 +102,7 @@ def _on_device(q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg
         jnp.zeros_like(seg_BT[:, 0]),
     )
     own, found = lax.scan(step, nothing, tuple(map(cut, tensors)))
-    over, under = (
-        x.swapaxes(0, 1).reshape(B, chunks * CHUNK, *x.shape[3:])[:, :T] for x in found
-    )
+    over, under = (x.swapaxes(0, 1).reshape(B, chunks * CHUNK, *x.shape[3:])[:, :T] for x in found)
     if ring is not None:
         before = _before(ring, own, nothing)
         over, under = jax.tree.map(jnp.add, (over, under), _read(before, q_BTNH, turned_q_BTNH, seg_BT))  # fmt: skip
