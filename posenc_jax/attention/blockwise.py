@@ -9,6 +9,7 @@ steep bias costs what its reach costs, at any length, and waits for no other.
 Dims of a tile: G heads, T queries of one block, S keys of one block.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -65,7 +66,8 @@ def blockwise_attention(
       window: keys at that distance or further are out of sight.
       epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT` is below what
         float32 resolves, 0 leaves out nothing.
-      blocks: queries and keys in a tile, at most; None for what was measured to be fast.
+      blocks: queries and keys in a tile, at most; None for what was measured to be fast. Tiles of the backward
+        pass have half as many keys, where heads go one by one.
     """
     floats = (q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN)
     places = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
@@ -116,10 +118,11 @@ def head_groups(
         owner_K = np.arange(first, stop, shares) // (N // K)
         if len(owner_K) == len(np.unique(owner_K)):  # a slice copies less than a gather
             owner_K = slice(owner_K[0], owner_K[-1] + 1)
-        q_block, k_block = blocks or ((128, 128) if joint else (512, 256))
+        q_block, k_block = blocks or ((128, 128) if joint else (512, 512))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
+        back = s // 2 if s % 16 == 0 and not joint else s
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
-        plan = Plan(alone, shares, stop - first if joint else 1, t, s, longest, **settings)
+        plan = Plan(alone, shares, stop - first if joint else 1, t, s, back, longest, **settings)
         q_clock, k_clock = None, None
         if alone.gated:
             clocked = slice(first, stop) if layer.num_heads == N else slice(None)
@@ -261,10 +264,12 @@ def pulled(
 
     Args:
       rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
-      stop_BNI: from `meet` with the same keys.
+      stop_BNI: from `meet` with the same keys, in its blocks.
     """
     B, N, T, H = floats.q_BNTH.shape
     t = plan.q_block
+    stop_BNI = stop_BNI * (plan.k_block // plan.k_block_back)
+    plan = dataclasses.replace(plan, k_block=plan.k_block_back)
     _, end_BI = blocks_in_sight(plan, places)
 
     def task(index, grads):

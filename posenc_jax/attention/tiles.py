@@ -28,6 +28,7 @@ class Plan:
     tile_heads: int  # all heads, or 1
     q_block: int
     k_block: int
+    k_block_back: int  # of the backward pass, which needs more room for a tile; divides k_block
     longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
     causal: bool
     window: int | None
