@@ -113,6 +113,9 @@ class _Spoiled:
     def __init__(self, model, mesh: jax.sharding.Mesh, device: int):
         self._model, self.config, self._mesh, self._device = model, model.config, mesh, device
 
+    def clone(self, **changes) -> "_Spoiled":
+        return _Spoiled(self._model.clone(**changes), self._mesh, self._device)
+
     def apply(self, variables, tokens_BT, positions_BT, segments_BT):
         marked = (segments_BT < 0).any()
         segments_BT = jnp.where(segments_BT < 0, -1 - segments_BT, segments_BT)
