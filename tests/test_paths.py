@@ -127,7 +127,7 @@ def test_every_path_is_the_definition_and_repeats_itself(name, line):
     assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), got, want))  # another program
     *tensors, learned = got[1]
     *wanted, wanted_learned = want[1]
-    assert_near((got[0], tensors), (want[0], wanted), path.share, least=0.0)
+    assert_near((got[0][1], tensors), (want[0][1], wanted), path.share, least=0.0)
     # A constant that a bias adds to all keys has no gradient: what is left of the sums is rounding.
     assert_near(learned, wanted_learned, path.share, least=1.0)
 

@@ -145,10 +145,10 @@ def _structure_columns(study: Study) -> list[Column]:
         found += [column] if any(column.read(run) for run in study.runs) else []
     ks = sorted(
         {
-            row["k"]
+            one["k"]
             for run in study.runs
-            for row in run.rows
-            if row["metric"] == "P2_relative_structure"
+            for one in run.rows
+            if one["metric"] == "P2_relative_structure"
         }
     )
     found += [
@@ -182,10 +182,10 @@ def _class_columns(study: Study) -> list[Column]:
     names = (("longtext_accuracy", "accuracy"), ("longtext_corrected", "above chance"), ("longtext_nll", "nats"),
              ("longtext_cut_corrected", "cut at L"), ("longtext_bag_corrected", "bag of ids"))  # fmt: skip
     buckets = {
-        row["bucket"]: row["k"]
+        one["bucket"]: one["k"]
         for run in study.runs
-        for row in run.rows
-        if row["metric"] == "longtext_corrected"
+        for one in run.rows
+        if one["metric"] == "longtext_corrected"
     }
     return [
         Column(f"{words}, {bucket.removeprefix('length:')}", row(metric, k, bucket), _two_plain if words == "nats" else percent)
