@@ -191,3 +191,17 @@ def test_rows_go_to_weights_and_biases_when_asked_and_installed(tmp_path, data_d
     assert [step for step, _ in logged[:-1]] == list(range(1, 13))
     assert logged[-2][1]["train/loss"] == rows[-1]["loss"]
     assert logged[-1] == "finished"
+
+
+@pytest.mark.interop
+def test_the_real_package_writes_every_row_to_the_workdir_when_offline(
+    tmp_path, data_dir, monkeypatch
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = runs.config(data_dir, train={"wandb_project": "lengths", "data_devices": 1})
+    rows = runs.finished(config, tmp_path / "x")
+    (page,) = (tmp_path / "x" / "wandb").glob("offline-run-*/*.wandb")
+    written = page.read_bytes()
+    assert all(str(row["loss"]).encode() in written for row in rows)
+    assert b"lengths" in written
