@@ -114,10 +114,10 @@ def head_groups(
         joint = any(
             group.heads.bias is not None and group.heads.bias.joint for group in alone.groups
         )
-        shares = N // K if first % (N // K) == stop % (N // K) == 0 else 1
-        owner_K = np.arange(first, stop, shares) // (N // K)
-        if len(owner_K) == len(np.unique(owner_K)):  # a slice copies less than a gather
-            owner_K = slice(owner_K[0], owner_K[-1] + 1)
+        shares = N // K
+        owners = slice(first // shares, stop // shares)  # a slice copies less than a gather
+        if first % shares or stop % shares:
+            owners, shares = np.arange(first, stop) // shares, 1
         q_block, k_block = blocks or ((128, 128) if joint else (512, 512))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
         back = s // 2 if s % 16 == 0 and not joint else s
@@ -134,7 +134,7 @@ def head_groups(
                 plan,
                 Floats(
                     pad(q_BTNH[:, :, first:stop].swapaxes(1, 2), 2, t),
-                    *(pad(x[:, :, owner_K].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
+                    *(pad(x[:, :, owners].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
                     learned, q_clock, k_clock,
                 ),
                 Places(*(pad(x, 1, n) for x, n in zip(places, (t, t, s, s), strict=True)), first_head),

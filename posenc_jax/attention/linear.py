@@ -75,6 +75,7 @@ class _Sums(NamedTuple):
 def _on_device(
     q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT, *, ring, dtype
 ):
+    """`linear_attention_in_order` of the rows, heads and tokens of one device; ring: None for whole rows."""
     B, T, N, H = q_BTNH.shape
     chunks = -(-T // CHUNK)
 
