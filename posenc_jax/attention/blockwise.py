@@ -9,7 +9,6 @@ steep bias costs what its reach costs, at any length, and waits for no other.
 Dims of a tile: G heads, T queries of one block, S keys of one block.
 """
 
-import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -66,8 +65,8 @@ def blockwise_attention(
       window: keys at that distance or further are out of sight.
       epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT` is below what
         float32 resolves, 0 leaves out nothing.
-      blocks: queries and keys in a tile, at most; None for what was measured to be fast. Tiles of the backward
-        pass have half as many keys, where heads go one by one.
+      blocks: queries and keys in a tile, at most; None for what was measured to be fast. The forward pass
+        reads two blocks of keys at once where it needs both.
     """
     floats = (q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN)
     places = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
@@ -118,11 +117,11 @@ def head_groups(
         owners = slice(first // shares, stop // shares)  # a slice copies less than a gather
         if first % shares or stop % shares:
             owners, shares = np.arange(first, stop) // shares, 1
-        q_block, k_block = blocks or ((128, 128) if joint else (512, 512))
+        q_block, k_block = blocks or ((128, 128) if joint else (512, 256))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
-        back = s // 2 if s % 16 == 0 and not joint else s
+        at_once = 1 if joint or k_BSKH.shape[1] <= s else 2
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
-        plan = Plan(alone, shares, stop - first if joint else 1, t, s, back, longest, **settings)
+        plan = Plan(alone, shares, stop - first if joint else 1, t, s, at_once, longest, **settings)
         q_clock, k_clock = None, None
         if alone.gated:
             clocked = slice(first, stop) if layer.num_heads == N else slice(None)
@@ -206,32 +205,42 @@ def meet(
             None if floats.q_clock_BTN is None else tile.clock(tile.q_row(floats.q_clock_BTN))
         )
 
-        def goes_on(j, lse_GT):
-            more = j > first_BI[tile.b, tile.i]
-            if tail is not None:
-                more &= cutoff.may_matter(
-                    tail, tile.b, tile.head, tile.kv_G, j, q_norm_GT, q_pos_T, q_seg_T, clock_GT,
-                    lse_GT, j * s, plan.epsilon,
-                ).any()  # fmt: skip
-            return more
+        def more(j, lse_GT):
+            """How many blocks to read next: those that may matter for all that is known now."""
+            count = jnp.int32(0)
+            for before in reversed(range(plan.at_once)):
+                matters = j - before > first_BI[tile.b, tile.i]
+                if tail is not None:
+                    at = jnp.maximum(j - before, 0)
+                    matters &= cutoff.may_matter(
+                        tail, tile.b, tile.head, tile.kv_G, at, q_norm_GT, q_pos_T, q_seg_T, clock_GT,
+                        lse_GT, at * s, plan.epsilon,
+                    ).any()  # fmt: skip
+                count = jnp.where((count == 0) & matters, before + 1, count)
+            return count
 
-        def step(carry):
+        def read(blocks, carry):
             j, acc_GTH, top_GT, sum_GT, _ = carry
-            j = j - 1
-            k_GSH, v_GSH = tile.keys(floats.k_BKSH, j), tile.keys(floats.v_BKSH, j)
-            logits_GTS = tile.logits(j)(tile.content(q_GTH, k_GSH), *tile.learned(j))
+            j = j - blocks
+            k_GSH, v_GSH = (tile.keys(x, j, blocks) for x in (floats.k_BKSH, floats.v_BKSH))
+            logits_GTS = tile.logits(j, blocks)(tile.content(q_GTH, k_GSH), *tile.learned(j, blocks))  # fmt: skip
             new_GT = jnp.maximum(top_GT, logits_GTS.max(-1))
             weight_GTS = jnp.exp(logits_GTS - new_GT[..., None])
             fade_GT = jnp.exp(top_GT - new_GT)
             sum_GT = sum_GT * fade_GT + weight_GTS.sum(-1)
             acc_GTH = acc_GTH * fade_GT[..., None] + dot(weight_GTS, v_GSH, 2, 1)
-            return j, acc_GTH, new_GT, sum_GT, goes_on(j, new_GT + jnp.log(sum_GT))
+            return j, acc_GTH, new_GT, sum_GT, more(j, new_GT + jnp.log(sum_GT))
+
+        reads = [functools.partial(read, n) for n in range(1, plan.at_once + 1)]
+
+        def step(carry):
+            return lax.switch(carry[-1] - 1, reads, carry)
 
         end = end_BI[tile.b, tile.i]
         acc_GTH, top_GT = tile.queries(found.out_BNTH), tile.queries(found.lse_BNT)
         sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
-        carry = (end, acc_GTH, top_GT, sum_GT, goes_on(end, top_GT))
-        j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1], step, carry)
+        carry = (end, acc_GTH, top_GT, sum_GT, more(end, top_GT))
+        j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
         # A row that saw nothing has weight exp(NEVER - NEVER) all over, or no sum at all.
         sees_GT = top_GT > NEVER / 2
         sum_GT = jnp.where(sees_GT, sum_GT, 1.0)
@@ -264,12 +273,10 @@ def pulled(
 
     Args:
       rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
-      stop_BNI: from `meet` with the same keys, in its blocks.
+      stop_BNI: from `meet` with the same keys.
     """
     B, N, T, H = floats.q_BNTH.shape
     t = plan.q_block
-    stop_BNI = stop_BNI * (plan.k_block // plan.k_block_back)
-    plan = dataclasses.replace(plan, k_block=plan.k_block_back)
     _, end_BI = blocks_in_sight(plan, places)
 
     def task(index, grads):

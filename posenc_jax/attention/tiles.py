@@ -28,7 +28,7 @@ class Plan:
     tile_heads: int  # all heads, or 1
     q_block: int
     k_block: int
-    k_block_back: int  # of the backward pass, which needs more room for a tile; divides k_block
+    at_once: int  # blocks of keys that the forward pass reads together, where it needs as many
     longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
     causal: bool
     window: int | None
@@ -75,9 +75,9 @@ class Tile:
         size = (1, self.plan.tile_heads, self.plan.q_block, *x_BNTx.shape[3:])
         return lax.dynamic_slice(x_BNTx, at, size)[0].astype(jnp.float32)
 
-    def keys(self, x_BKSH, j):
-        """Returns key block j for every head of the tile, float32."""
-        size = (1, self.kv_heads, self.plan.k_block, x_BKSH.shape[-1])
+    def keys(self, x_BKSH, j, blocks=1):
+        """Returns the key blocks from j on for every head of the tile, float32."""
+        size = (1, self.kv_heads, blocks * self.plan.k_block, x_BKSH.shape[-1])
         x_KSH = lax.dynamic_slice(x_BKSH, (self.b, self.kv, j * self.plan.k_block, 0), size)[0]
         x_KSH = x_KSH.astype(jnp.float32)
         return jnp.repeat(x_KSH, self.plan.tile_heads // self.kv_heads, axis=0)
@@ -89,13 +89,17 @@ class Tile:
         old_1KSH = lax.dynamic_slice(x_BKSH, at, (1, *d_KSH.shape))
         return lax.dynamic_update_slice(x_BKSH, old_1KSH + d_KSH[None], at)
 
-    def row(self, x_BTx, block, index):
-        """Returns block `index` of a row of positions, segments or clocks."""
-        size = (1, block, *x_BTx.shape[2:])
-        return lax.dynamic_slice(x_BTx, (self.b, index * block) + (0,) * (x_BTx.ndim - 2), size)[0]
+    def row(self, x_BTx, start, size):
+        """Returns `size` positions, segments or clocks of the row of the batch."""
+        at, size = (self.b, start), (1, size)
+        rest = x_BTx.shape[2:]
+        return lax.dynamic_slice(x_BTx, at + (0,) * len(rest), size + rest)[0]
 
     def q_row(self, x_BTx):
-        return self.row(x_BTx, self.plan.q_block, self.i)
+        return self.row(x_BTx, self.i * self.plan.q_block, self.plan.q_block)
+
+    def k_row(self, x_BSx, j, blocks):
+        return self.row(x_BSx, j * self.plan.k_block, blocks * self.plan.k_block)
 
     def clock(self, x_TN):
         """Returns the tile's heads of a clock, x_GT."""
@@ -113,18 +117,18 @@ class Tile:
         """Returns the content logits of the tile."""
         return dot(q_GTH, k_GSH, 2, 2) / math.sqrt(q_GTH.shape[-1])
 
-    def learned(self, j):
+    def learned(self, j, blocks=1):
         """Returns parameters and clocks of the tile, as `logits` wants them."""
         clocks = (self.floats.q_clock_BTN, self.floats.k_clock_BSN)
         if clocks[0] is None:
             return self.floats.params, None, None
-        return self.floats.params, self.q_row(clocks[0]), self.row(clocks[1], self.plan.k_block, j)
+        return self.floats.params, self.q_row(clocks[0]), self.k_row(clocks[1], j, blocks)
 
-    def logits(self, j):
+    def logits(self, j, blocks=1):
         """Returns the function of content, parameters and clocks that gives the tile's logits."""
         layer, places, heads = self.plan.layer, self.places, self.plan.tile_heads
         q_pos_1T, q_seg_1T = self.q_row(places.q_pos_BT)[None], self.q_row(places.q_seg_BT)[None]
-        k_pos_1S, k_seg_1S = (self.row(x, self.plan.k_block, j)[None] for x in places[2:4])
+        k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in places[2:4])
 
         def own(x_1NTS):
             return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)

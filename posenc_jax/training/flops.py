@@ -55,7 +55,7 @@ class Kernel:
 _KERNELS = {
     "cudnn": Kernel(128, 128, 8, 5),
     "splash": Kernel(512, 512, 128, 7),
-    "blockwise": Kernel(512, 512, 0, 5),
+    "blockwise": Kernel(512, 256, 0, 5),
 }
 
 
