@@ -191,7 +191,7 @@ def test_a_bias_and_its_cut_off_take_no_more_memory_than_attention_without_a_bia
         memory = jax.jit(run).lower(arrays).compile().memory_analysis()
         return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-    tile = 4 * 512 * 256 if line == "log" else 0  # a tile of logarithms, whatever the length
+    tile = 4 * 512 * 512 if line == "log" else 0  # a tile of logarithms, whatever the length
     for backward in (False, True):
         assert scratch(line, backward) <= 1.1 * scratch(without, backward) + tile
 

@@ -74,12 +74,18 @@ def tails(
     Args:
       table_NE, longest: from `log_tail` of the layer, over that many distances; None under a clock.
     """
-    B, K, S, H = k_BKSH.shape
+    _B, _K, S, H = k_BKSH.shape
     before_BS, ordered_BS = order(k_pos_BS, k_seg_BS)
     starts_BJ = before_BS[:, ::block]
     seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))
-    norm_BKS = jnp.sqrt((k_BKSH.astype(jnp.float32) ** 2).sum(-1) / H)
-    norm_BKJ = jax.lax.cummax(norm_BKS.reshape(B, K, S // block, block).max(-1), axis=2)
+
+    def largest_norm(j):
+        keys_BKSH = jax.lax.dynamic_slice_in_dim(k_BKSH, j * block, block, axis=2)
+        return jnp.sqrt((keys_BKSH.astype(jnp.float32) ** 2).sum(-1).max(-1) / H)
+
+    # A loop takes the keys as they lie; XLA for CPU would otherwise rotate them a second time, into memory.
+    norm_JBK = jax.lax.map(largest_norm, jnp.arange(S // block))
+    norm_BKJ = jax.lax.cummax(jnp.moveaxis(norm_JBK, 0, 2), axis=2)
     norm_BKJ = jnp.pad(norm_BKJ, ((0, 0), (0, 0), (1, 0)))
     clock_BJN, sure = None, ordered_BS.all()
     if table_NE is None:
