@@ -220,6 +220,7 @@ def test_peak_memory_is_what_a_run_takes_and_gives_back():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
     monkeypatch,
 ):
