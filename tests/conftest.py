@@ -2,16 +2,19 @@
 
 import os
 
+import machine
+
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"{os.environ.get('XLA_FLAGS', '')} {machine.QUICK} --xla_force_host_platform_device_count=8"
 )
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # here and in the processes that a test starts
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import entries
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +23,21 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Where scripts are run without the seconds that Python needs to import; see entries.py."""
+    with entries.Forks(tmp_path_factory.mktemp("said")) as forks:
+        yield forks
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of one scheme go to one worker (--dist loadgroup), which compiles its model once."""
+    """A file's tests go to one worker (--dist loadgroup), which makes its fixtures once.
+
+    Those of one scheme go together where they share a model, which is compiled once.
+    """
     for item in items:
+        group = item.module.__name__
         line = getattr(item, "callspec", None) and item.callspec.params.get("line")
-        if line and item.module.__name__ in ("test_attention", "test_decoder"):
-            item.add_marker(pytest.mark.xdist_group(line))
+        if line and group in ("test_attention", "test_decoder"):
+            group = line
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -3,10 +3,7 @@
 import csv
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +14,6 @@ from posenc_jax.bench import attention, encodings, evaluation, rotation, step
 from posenc_jax.bench.memory import peak_bytes
 from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
-
-ROOT = Path(__file__).parent.parent
 
 
 class Machine:
@@ -132,18 +127,10 @@ def test_what_ours_is_compared_with_turns_as_rope_does():
             np.testing.assert_allclose(got[0, t, n], want, atol=5e-6, err_msg=name)
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "scripts/bench.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path, forks):
+    run = forks.run(
+        "scripts/bench.py", "rotation", "--lengths=16", "--rounds=2", f"--out={tmp_path / 'out'}"
     )
-
-
-def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
-    run = command("rotation", "--lengths=16", "--rounds=2", f"--out={tmp_path / 'out'}")
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "out" / "rotation.json").read_text())
     assert len(record["rows"]) == 4 * 2 * 2  # implementations, dtypes, directions
@@ -169,8 +156,8 @@ def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path):
         ),
     ],
 )
-def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arguments, message):
-    run = command(*arguments, f"--out={tmp_path / 'out'}")
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, forks, arguments, message):  # fmt: skip
+    run = forks.run("scripts/bench.py", *arguments, f"--out={tmp_path / 'out'}")
     assert run.returncode == 2, run.stdout + run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     assert message in run.stderr
@@ -233,6 +220,7 @@ def test_peak_memory_is_what_a_run_takes_and_gives_back():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
     monkeypatch,
 ):

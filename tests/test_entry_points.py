@@ -7,36 +7,26 @@ import sys
 import time
 from pathlib import Path
 
+import machine
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def command(*arguments, cwd=ROOT, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
-    )
+from entries import ROOT, typed
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The quickstart's path at toy size: study, evaluation and report."""
     workdir = tmp_path_factory.mktemp("studies") / "smoke"
-    run = command("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
+    run = typed("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
     assert run.returncode == 0, run.stdout + run.stderr
     return workdir
 
 
-def test_a_study_ends_in_rows_for_every_run_and_a_report(study):
+def test_a_study_ends_in_rows_for_every_run_and_a_report(study, forks):
     for arm in ("rope", "coupled"):
         rows = (study / "runs" / f"{arm}-s0" / "evaluation" / "rows.jsonl").read_text()
         for metric in ("bpb_nonoverlap", "bpb_ctx", "nll_pos", "passkey_accuracy", "mqar_accuracy"):
             assert f'"{metric}"' in rows
-    report = command("scripts/report.py", f"--workdir={study}")
+    report = forks.run("scripts/report.py", f"--workdir={study}")
     assert report.returncode == 0, report.stderr
     page = Path(report.stdout.splitlines()[-1])
     assert page == study / "report.html"
@@ -46,9 +36,9 @@ def test_a_study_ends_in_rows_for_every_run_and_a_report(study):
     assert figures <= {path.stem for path in (study / "figures").glob("*.csv")}
 
 
-def test_running_a_study_again_does_nothing_twice(study):
+def test_running_a_study_again_does_nothing_twice(study, forks):
     before = {p: p.read_bytes() for p in study.rglob("*.jsonl")}
-    run = command("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={study}")
+    run = forks.run("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={study}")
     assert run.returncode == 0, run.stderr
     assert {p: p.read_bytes() for p in study.rglob("*.jsonl")} == before
 
@@ -57,36 +47,36 @@ def smoke(*overrides):
     return ("train.py", "--config=configs/smoke.py:rope", *overrides)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("train.py", "--config=configs/smoke.py:ropee"), "did you mean 'rope'"),
-        (("train.py", "--config=configs/nosuch.py"), "configs/nosuch.py"),
-        (
-            ("train.py", "--config=configs/large.py:1.4b"),
-            "1.4b: configs/large.py has the sizes 1.3b, 7b",
-        ),
-        (("train.py",), "--config"),
-        (smoke("--config.train.stpes=3"), 'Did you mean "steps"'),
-        (smoke("--config.train.steps=many"), "config.train.steps=many"),
-        (smoke("--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
-        (smoke("--config.optimizer.learning_rate=-1"), "config.optimizer.learning_rate"),
-        (smoke("--config.model.num_heads=5"), "model.num_heads=5"),
-        (smoke("--config.model.head_dim=7"), "head dim 7 is odd"),
-        (smoke("--config.data.corpus=text_folder", "--config.data.folder={empty}"), "{empty}"),
-        (smoke("--config.data.corpus=text_folder", "--config.data.folder={latin}"), "b.txt"),
-        (smoke("--config.data.tokenizer=nosuch.model"), "nosuch.model"),
-        (smoke("--config.train.nosuch=3"), "nosuch is not a setting of the configuration"),
-        (smoke("--wrokdir=x"), "Did you mean: workdir"),
-        (smoke("extra"), "unexpected argument 'extra'"),
-        (("scripts/evaluate.py",), "no trained run"),
-        (("scripts/evaluate.py", "--lengths=1,x"), "--lengths must be whole numbers"),
-        (("scripts/report.py",), "workdir"),
-        (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
-        (("scripts/study.py", "--study=README.md"), "README.md is no file of Python"),
-    ],
-)
-def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arguments, message):
+WRONG = [
+    (("train.py", "--config=configs/smoke.py:ropee"), "did you mean 'rope'"),
+    (("train.py", "--config=configs/nosuch.py"), "configs/nosuch.py"),
+    (
+        ("train.py", "--config=configs/large.py:1.4b"),
+        "1.4b: configs/large.py has the sizes 1.3b, 7b",
+    ),
+    (("train.py",), "--config"),
+    (smoke("--config.train.stpes=3"), 'Did you mean "steps"'),
+    (smoke("--config.train.steps=many"), "config.train.steps=many"),
+    (smoke("--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
+    (smoke("--config.optimizer.learning_rate=-1"), "config.optimizer.learning_rate"),
+    (smoke("--config.model.num_heads=5"), "model.num_heads=5"),
+    (smoke("--config.model.head_dim=7"), "head dim 7 is odd"),
+    (smoke("--config.data.corpus=text_folder", "--config.data.folder={empty}"), "{empty}"),
+    (smoke("--config.data.corpus=text_folder", "--config.data.folder={latin}"), "b.txt"),
+    (smoke("--config.data.tokenizer=nosuch.model"), "nosuch.model"),
+    (smoke("--config.train.nosuch=3"), "nosuch is not a setting of the configuration"),
+    (smoke("--wrokdir=x"), "Did you mean: workdir"),
+    (smoke("extra"), "unexpected argument 'extra'"),
+    (("scripts/evaluate.py",), "no trained run"),
+    (("scripts/evaluate.py", "--lengths=1,x"), "--lengths must be whole numbers"),
+    (("scripts/report.py",), "workdir"),
+    (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
+    (("scripts/study.py", "--study=README.md"), "README.md is no file of Python"),
+]
+
+
+def refused(run, tmp_path, arguments, message):
+    """Asserts that `run(*arguments)` says in a line what is wrong with them, and does nothing."""
     empty, latin = tmp_path / "empty", tmp_path / "latin"
     empty.mkdir()
     latin.mkdir()
@@ -95,22 +85,39 @@ def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, arg
     (latin / "b.txt").write_bytes(b"caf\xe9 au lait")
     places = {"empty": empty, "latin": latin}
     workdir = tmp_path / "workdir"
-    run = command(
+    ended = run(
         *(a.format(**places) for a in arguments),
         f"--workdir={workdir}",
         *([f"--config.data.data_dir={tmp_path / 'data'}"] if len(arguments) > 1 and arguments[0] == "train.py" and "nosuch.py" not in arguments[1] else []),
     )  # fmt: skip
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
-    assert message.format(**places) in run.stderr
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert message.format(**places) in ended.stderr
     assert not workdir.exists()
 
 
-def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path):
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, forks, arguments, message):  # fmt: skip
+    refused(forks.run, tmp_path, arguments, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (smoke("--config.model.head_dim=7"), "head dim 7 is odd"),
+        (("scripts/evaluate.py",), "no trained run"),
+        (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
+    ],
+)
+def test_so_it_is_in_a_process_that_a_user_starts(tmp_path, arguments, message):
+    refused(typed, tmp_path, arguments, message)
+
+
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path, forks):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_bytes(b"text " * 50)
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait")
-    run = command(
+    run = forks.run(
         *smoke("--config.data.corpus=text_folder", f"--config.data.folder={tmp_path}"),
         f"--workdir={tmp_path / 'w'}", f"--config.data.data_dir={tmp_path / 'data'}",
     )  # fmt: skip
@@ -121,15 +128,15 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path):
 
 @pytest.mark.parametrize("entry", ["train", "study"])
 @pytest.mark.parametrize("place", ["{file}", "{file}/below", "/proc/nothere/x"])
-def test_a_workdir_that_cannot_be_is_one_line(tmp_path, entry, place):
+def test_a_workdir_that_cannot_be_is_one_line(tmp_path, forks, entry, place):
     file = tmp_path / "file"
     file.write_text("mine")
     workdir = f"--workdir={place.format(file=file)}"
     data = f"--config.data.data_dir={tmp_path / 'data'}"
     run = (
-        command(*smoke(data), workdir)
+        forks.run(*smoke(data), workdir)
         if entry == "train"
-        else command("scripts/study.py", "--study=configs/studies/smoke.py", workdir)
+        else forks.run("scripts/study.py", "--study=configs/studies/smoke.py", workdir)
     )
     assert run.returncode == 2, run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
@@ -141,7 +148,7 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, entry, place):
 def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_later(tmp_path, how):
     workdir = tmp_path / "study"
     arguments = [sys.executable, "scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}"]  # fmt: skip
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "XLA_FLAGS": ""})  # fmt: skip
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **machine.ONE_DEVICE})  # fmt: skip
     while not list(workdir.glob("runs/*/metrics.jsonl")):
         time.sleep(0.1)
         assert process.poll() is None
@@ -153,7 +160,7 @@ def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_later(tmp_path, how)
     while children_of(workdir) and time.time() < deadline:
         time.sleep(0.2)  # after a kill they save and end by themselves
     assert not children_of(workdir)
-    again = command("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
+    again = typed("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.splitlines()[-1] == str(workdir / "report.html")
 

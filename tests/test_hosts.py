@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import machine
 import numpy as np
 import pytest
 import runs
@@ -38,7 +39,7 @@ def start(workdir, data_dir, *settings, processes=2, devices=4):
     port = free_port()
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{machine.QUICK} --xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
     several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
     return [

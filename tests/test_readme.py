@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ def run(root, *arguments):
         capture_output=True,
         text=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "XLA_FLAGS": ""},
+        env={**os.environ, "PYTHONPATH": str(root), **machine.ONE_DEVICE},
     )
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import machine
 import pytest
 import toy_study
 from test_grid import results
@@ -65,7 +66,7 @@ def test_a_seed_that_is_lost_in_its_program_is_named_and_the_others_count(whole,
 def task(folder, stage, number):
     """Runs a task of an array as Slurm would."""
     numbers = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
-    clean = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(toy_study.ROOT)}
+    clean = {**machine.ONE_DEVICE, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(toy_study.ROOT)}
     environment = {**os.environ, **clean, **numbers, "TOY_JOURNAL": str(folder / "journal")}
     script = folder / "out" / "slurm" / f"out-{stage}.sh"
     return subprocess.run(["bash", script], env=environment, cwd=folder, capture_output=True, text=True)  # fmt: skip

@@ -251,14 +251,19 @@ def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_
 ):
     """Layers of different schemes; gradients are laid out (a wrong layout raises), not compiled."""
     batch = random_batch(weights=np.ones((1, 8, 16), np.float32))
-    losses = []
+    losses, state = [], None
     for data, tensor in ((1, 1), (2, 4)):
         config = on_mesh(tmp_path, stack, data, tensor)
         mesh, model = make_mesh(data, tensor), Decoder(config.model_config(260))
         rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
         with jax.set_mesh(mesh):
-            build, _ = state_builder(config, model, mesh)
-            state, placed = build(jax.random.key(0)), jax.device_put(batch, rows)
+            build, like = state_builder(config, model, mesh)
+            if state is None:
+                state = build(jax.random.key(0))
+            state = jax.tree.map(
+                lambda x, s: jax.device_put(np.asarray(x), s.sharding), state, like
+            )
+            placed = jax.device_put(batch, rows)
 
             def loss(params, batch, model=model):
                 read = (batch[k][0] for k in ("tokens_BT", "positions_BT", "segments_BT"))

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 
+import machine
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 STUDY = """
@@ -109,7 +111,7 @@ def start(folder: pathlib.Path, *flags: str, **environment: str) -> subprocess.P
     arguments = [sys.executable, "scripts/study.py", "--study=study_file.py", "--workdir=out"]
     return subprocess.Popen(
         [*arguments, *flags], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        env={**os.environ, **machine.ONE_DEVICE, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
              "TOY_JOURNAL": str(folder / "journal"), **environment},
     )  # fmt: skip
 
