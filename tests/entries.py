@@ -4,18 +4,17 @@
 a fork runs the script as `__main__`, and is a process of its own from there.
 """
 
-import atexit
 import importlib
 import json
 import os
 import runpy
 import subprocess
 import sys
-import threading
-import traceback
 from pathlib import Path
 
 import machine
+
+from posenc_jax.faults.forks import ended_by
 
 ROOT = Path(__file__).parent.parent
 _IMPORTED = (
@@ -92,23 +91,7 @@ def _become(argv: list[str], out: str, err: str) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
     sys.argv, sys.path[0] = argv, str((ROOT / argv[0]).parent)
-    try:
-        runpy.run_path(argv[0], run_name="__main__")
-    except SystemExit as end:
-        _end(end.code)
-    except BaseException:
-        traceback.print_exc()
-        _end(1)
-    _end(0)
-
-
-def _end(code: int | None) -> None:
-    """Ends the process as Python does, but leaves the memory of what was imported to the system."""
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
+    ended_by(lambda: runpy.run_path(argv[0], run_name="__main__"))
 
 
 if __name__ == "__main__":
