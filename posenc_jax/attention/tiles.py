@@ -91,9 +91,8 @@ class Tile:
 
     def row(self, x_BTx, start, size):
         """Returns `size` positions, segments or clocks of the row of the batch."""
-        at, size = (self.b, start), (1, size)
         rest = x_BTx.shape[2:]
-        return lax.dynamic_slice(x_BTx, at + (0,) * len(rest), size + rest)[0]
+        return lax.dynamic_slice(x_BTx, (self.b, start, *(0 for _ in rest)), (1, size, *rest))[0]
 
     def q_row(self, x_BTx):
         return self.row(x_BTx, self.i * self.plan.q_block, self.plan.q_block)
