@@ -7,8 +7,8 @@ import machine
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} {machine.QUICK} --xla_force_host_platform_device_count=8"
 )
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # here and in the processes that a test starts
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # here and in what a test starts
 
 import entries
 import jax

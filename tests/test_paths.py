@@ -30,10 +30,12 @@ class Path:
     implementation: str
     dtype: str
     share: float
+    lanes: int | None = None
 
 
 PATHS = {
     "blockwise": Path("blockwise", "float32", 1e-5),
+    "blockwise, tiles side by side": Path("blockwise", "float32", 1e-5, lanes=5),
     "blockwise, bfloat16": Path("blockwise", "bfloat16", 0.02),
     "splash": Path("splash", "float32", 1e-5),  # emulated in float32; a TPU takes bfloat16
     # Both round q, k, v and the result to 8 bits; the fold adds less than that.
@@ -43,9 +45,11 @@ PATHS = {
 
 
 @pytest.fixture(autouse=True)
-def small_and_emulated(monkeypatch):
+def small_and_emulated(monkeypatch, request):
     """Tiles smaller than a row, and cuDNN's call answered by XLA: the same function and arguments."""
-    tiled = functools.partial(blockwise_attention, blocks=(16, 24))
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params["name"]
+    lanes = PATHS[name].lanes if name else None
+    tiled = functools.partial(blockwise_attention, blocks=(16, 24), lanes=lanes)
     module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
     monkeypatch.setattr(module, "blockwise_attention", tiled)
     real = jax.nn.dot_product_attention
@@ -103,6 +107,7 @@ def served(layer, path):
 # One scheme for each way a bias is made; all others are slow tests, as each compiles its own gradients.
 QUICK = {
     "blockwise": ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
+    "blockwise, tiles side by side": ("rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "fire", "forget"),
     "blockwise, bfloat16": ("rope+alibi",),
     "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn"),
     "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
@@ -139,7 +144,7 @@ def assert_near(got, want, share, least):
         np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", ["blockwise", "splash", "cudnn"])
+@pytest.mark.parametrize("name", ["blockwise", "blockwise, tiles side by side", "splash", "cudnn"])
 def test_every_path_keeps_a_window(name):
     layer, path = layer_of("rope+alibi"), PATHS[name]
     arrays, aim = arrays_of(layer, path.dtype)

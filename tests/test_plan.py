@@ -136,6 +136,10 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
     )
     assert steep.attention < 0.8 * flat.attention
     assert flops.needed(model("rope", **shape), 1, 4096) == flops.needed(model("rope+alibi", **shape), 1, 4096)  # fmt: skip
+    # Side by side on a GPU: seven products a pair in all backward, not five, and tiles of 256 x 256.
+    c = model("rope", **shape)
+    pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 256, 256)
+    assert flops.executed(c, 1, 4096, "gpu").attention == pairs * 2 * 64 * (2 + 7)
     shape["attention"] = "auto"
     for device, columns in (("gpu", 72), ("tpu", 128)):
         c = model("rope+alibi", **shape)
@@ -395,12 +399,11 @@ def test_a_sequence_axis_is_planned(tmp_path):
     assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring, as far as they can matter)"]  # fmt: skip
     assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
     model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
-    on_gpu = [
+    alone, ring = (
         flops.executed(model, 1, 512, "gpu", sequence=sequence).attention for sequence in (1, 2)
-    ]
-    assert (
-        on_gpu[0] != on_gpu[1] == flops.executed(model, 1, 512, "cpu").attention
-    )  # the ring goes by blocks
+    )
+    blocks = dataclasses.replace(model, attention="blockwise")
+    assert alone != ring == flops.executed(blocks, 1, 512, "gpu").attention
 
 
 def test_chips_are_known_by_name_and_near_ones_offered():

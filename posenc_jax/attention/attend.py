@@ -12,6 +12,7 @@ from posenc_jax.attention.linear import linear_attention, linear_attention_in_or
 from posenc_jax.attention.mask import visible
 from posenc_jax.attention.ring import ring_attention
 from posenc_jax.attention.shards import ring_of
+from posenc_jax.attention.tiles import computes_on
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -44,7 +45,7 @@ def choose(
     Args:
       layer: the scheme of the layer. queries, keys: T and S. head_dim: H. dtype: of queries.
       implementation, causal, aligned: as for `attend`.
-      device: "cpu", "gpu" or "tpu"; none: what JAX computes on.
+      device: "cpu", "gpu" or "tpu"; none: what programs are traced for.
       sequence: devices that the tokens of a row lie on.
 
     Raises:
@@ -71,7 +72,7 @@ def choose(
     if queries * keys <= DENSE_LOGITS:
         return Path("dense", f"{queries} x {keys} logits are few")
     many = f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early"  # fmt: skip
-    device = device or jax.default_backend()
+    device = device or computes_on()
     for kernel, its_device in KERNELS.items():
         if device == its_device:
             reason = refusal(kernel, layer, **where) or _not_by_itself(layer, dtype)

@@ -24,19 +24,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from posenc_jax.attention import cutoff
-from posenc_jax.attention.blockwise import (
-    head_groups,
-    joined,
-    meet,
-    nothing,
-    proof,
-    pulled,
-    weighable,
-)
+from posenc_jax.attention.blockwise import head_groups, joined
 from posenc_jax.attention.horizon import Horizon
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import Ring, per_shard, ring_of
 from posenc_jax.attention.tiles import Floats, Places, Plan
+from posenc_jax.attention.walk import meet, nothing, proof, pulled, weighable
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -73,11 +66,11 @@ def ring_hops(
 
 def _around(
     run, out, q_BTNH, k_BSKH, v_BSKH, layer, params, *, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS,
-    q_clock_BTN=None, k_clock_BSN=None, causal=True, window=None, epsilon=cutoff.EXACT, blocks=None,
+    q_clock_BTN=None, k_clock_BSN=None, causal=True, window=None, epsilon=cutoff.EXACT, blocks=None, lanes=None,
 ):  # fmt: skip
     ring = ring_of(q_BTNH)
     local = functools.partial(
-        run, ring=ring, layer=layer, causal=causal, window=window, blocks=blocks,
+        run, ring=ring, layer=layer, causal=causal, window=window, blocks=blocks, lanes=lanes,
         epsilon=epsilon / ring.size if causal else 0.0, devices=ring.size,
     )  # fmt: skip
     floats = (q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN)

@@ -4,8 +4,11 @@ Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are
 and J (keys).
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +21,23 @@ from posenc_jax.attention.mask import visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
+_ELSEWHERE = contextvars.ContextVar("device", default=None)
+
+
+def computes_on() -> str:
+    """Returns the device that programs are traced for: "cpu", "gpu" or "tpu"."""
+    return _ELSEWHERE.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def computing_on(device: str) -> Iterator[None]:
+    """Traces programs for a device that is not what this process computes on."""
+    token = _ELSEWHERE.set(device)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -29,10 +49,16 @@ class Plan:
     q_block: int
     k_block: int
     at_once: int  # blocks of keys that the forward pass reads together, where it needs as many
+    lanes: int  # tiles that are worked on side by side
     longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
     causal: bool
     window: int | None
     epsilon: float  # 0: nothing is left out
+
+    def tiles(self, floats: "Floats") -> tuple[int, int, int]:
+        """Returns how many sequences, tiles of heads and blocks of queries there are."""
+        B, N, T, _ = floats.q_BNTH.shape
+        return B, N // self.tile_heads, T // self.q_block
 
 
 class Floats(NamedTuple):
@@ -84,10 +110,14 @@ class Tile:
 
     def add_to_keys(self, x_BKSH, j, d_GSH):
         """Returns x_BKSH with key block j grown by d_GSH, summed over the heads that share a key."""
-        d_KSH = d_GSH.reshape(self.kv_heads, -1, *d_GSH.shape[1:]).sum(1)
+        d_KSH = self.by_key_head(d_GSH)
         at = (self.b, self.kv, j * self.plan.k_block, 0)
         old_1KSH = lax.dynamic_slice(x_BKSH, at, (1, *d_KSH.shape))
         return lax.dynamic_update_slice(x_BKSH, old_1KSH + d_KSH[None], at)
+
+    def by_key_head(self, d_GSH):
+        """Returns d_KSH, summed over the heads that share a key."""
+        return d_GSH.reshape(self.kv_heads, -1, *d_GSH.shape[1:]).sum(1)
 
     def row(self, x_BTx, start, size):
         """Returns `size` positions, segments or clocks of the row of the batch."""

@@ -57,6 +57,9 @@ _KERNELS = {
     "splash": Kernel(512, 512, 128, 7),
     "blockwise": Kernel(512, 256, 0, 5),
 }
+_SIDE_BY_SIDE = Kernel(
+    256, 256, 0, 7
+)  # blockwise where tiles are worked on side by side: two passes too
 
 
 def needed(model: ModelConfig, rows: int, length: int) -> Flops:
@@ -140,7 +143,7 @@ def _kernel(
     if path not in _KERNELS:
         forward = 4 * N * H * (H * length if path == "linear" else length**2)
         return forward, 2 * forward, False
-    kernel = _KERNELS[path]
+    kernel = _SIDE_BY_SIDE if (path, device) == ("blockwise", "gpu") else _KERNELS[path]
     columns = H
     if kernel.multiple:
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)

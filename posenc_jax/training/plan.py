@@ -8,7 +8,6 @@ them. What a chip reaches of its peak is not known here: the prediction is a flo
 
 import dataclasses
 import difflib
-import functools
 import math
 import time
 from collections.abc import Mapping
@@ -18,9 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import attend
-from posenc_jax.attention.attend import KERNELS, choose
-from posenc_jax.attention.shards import ring_of
+from posenc_jax.attention.attend import KERNELS
+from posenc_jax.attention.tiles import computing_on
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -141,13 +139,13 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     Raises:
       ValueError: a step that the compiler cannot fit into the chip's memory.
     """
-    for_device = functools.partial(_attend_on, DEVICES[where.platform])
-    decoder = Decoder(model, attend=for_device)
+    decoder = Decoder(model)
     t = config.train
     rows = jax.NamedSharding(where.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
-    with jax.set_mesh(where.mesh), traced_for(where.chip):
+    device = computing_on(DEVICES[where.platform])
+    with jax.set_mesh(where.mesh), traced_for(where.chip), device:
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
         try:
@@ -160,18 +158,6 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
             needs = " ".join(str(error).split())
             raise ValueError(f"the step does not fit on {where.chip.name}: {needs[:300]}") from None
         return compiled, state
-
-
-def _attend_on(device: str, q_BTNH, k_BSKH, v_BSKH, layer, params, *, implementation, **where):
-    """`attend` with "auto" decided for `device`, which is not what this process computes on."""
-    ring = ring_of(q_BTNH)
-    path = choose(
-        layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
-        dtype=q_BTNH.dtype.name, causal=where["causal"], aligned=where["aligned"], device=device,
-        sequence=ring.size if ring else 1,
-    )  # fmt: skip
-    chosen = path.name if layer.form is None else implementation
-    return attend(q_BTNH, k_BSKH, v_BSKH, layer, params, implementation=chosen, **where)
 
 
 def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:

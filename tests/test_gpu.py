@@ -1,0 +1,204 @@
+"""On a GPU: angles and biases as a CPU computes them, every path against the definition, training bit for bit.
+
+    JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu -n 8
+
+Comparisons of float32 with float32 ask for whole float32 products: by default JAX lets an NVIDIA GPU round factors
+to TF32, of 10 bits. Angles and biases must stay whole without asking.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import schemes
+
+from posenc_jax.attention import attend, choose
+from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.encodings import parse, running_clock
+from posenc_jax.training.loop import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
+]
+ROOT = Path(__file__).parent.parent
+N, K, H = 4, 2, 64
+FAR = np.array([[0, 1, 2, 3, 100, 1000, 4095, 4096, 65_535, 65_536, 131_000, 131_071]], np.int32)
+
+
+def layer_of(line, train_length=64):
+    place = {"num_layers": 1, "num_heads": N, "head_dim": H, "model_dim": N * H}
+    return parse(line).place(train_length=train_length, **place).layers[0]
+
+
+def tensors(rows, length, dtype, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 5)
+    shapes = [(rows, length, heads, H) for heads in (N, K, K, N)]
+    q, k, v, aim = (jax.random.normal(key, s).astype(dtype) for key, s in zip(keys, shapes, strict=False))  # fmt: skip
+    return q, k, v, -jax.nn.softplus(jax.random.normal(keys[4], (rows, length, N))), aim
+
+
+@pytest.mark.parametrize("line", [line for line in schemes.ALL if layer_of(line).form is None and not layer_of(line).gated])  # fmt: skip
+def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
+    layer = layer_of(line, train_length=131_072)  # learned tables and grids reach as far
+
+    def placed(x_BTNH, pos_BT):
+        params = layer.init(jax.random.key(1))
+        bias = layer.bias(params, pos_BT, pos_BT)
+        tau = layer.temperature(params, pos_BT, pos_BT)
+        turned = [layer.rotate(params, x_BTNH, pos_BT, side) for side in ("query", "key")]
+        causal = jnp.tril(jnp.ones(bias.shape[-2:], bool)) if bias is not None else None
+        return turned, tau, None if bias is None else jnp.where(causal, bias, 0.0)
+
+    x = jax.random.normal(jax.random.key(0), (1, FAR.shape[1], N, H))
+    here = jax.jit(placed)(x, FAR)
+    with jax.default_device(jax.devices("cpu")[0]):
+        there = jax.jit(placed)(np.asarray(x), FAR)
+    for mine, theirs in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        theirs = np.asarray(theirs)
+        finite = theirs[np.isfinite(theirs)]  # xPos grows without bound
+        atol = 4e-6 * np.abs(finite).max(initial=1.0)
+        np.testing.assert_allclose(np.asarray(mine), theirs, rtol=0, atol=atol)
+
+
+def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highest"):
+    """The result and the gradients of q, k, v, the gate and what is learned; packed rows."""
+    layer = layer_of(line)
+    *arrays, aim = tensors(rows, length, dtype)
+    seg = np.repeat([[1, 2, 0]], [length // 2 - 3, length // 2, 3], axis=1).astype(np.int32)
+    pos = np.concatenate([np.arange(n) for n in (length // 2 - 3, length // 2, 3)])[None]
+    seg, pos = (jnp.asarray(np.tile(x, (rows, 1)).astype(np.int32)) for x in (seg, pos))
+
+    def total(q, k, v, ticks, params):
+        clock = running_clock(ticks, seg) if layer.gated else None
+        where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
+        out = attend(
+            q, k, v, layer, params, **where, q_clock_BTN=clock, k_clock_BSN=clock, aligned=True,
+            implementation=implementation,
+        )  # fmt: skip
+        return (out.astype(jnp.float32) * aim).sum(), out
+
+    step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3, 4), has_aux=True))
+    with jax.default_matmul_precision(precision):
+        (_, out), grads = step(*arrays, layer.init(jax.random.key(1)))
+        (_, again), grads_again = step(*arrays, layer.init(jax.random.key(1)))
+    jax.tree.map(np.testing.assert_array_equal, (out, grads), (again, grads_again))
+    return [np.asarray(x, np.float32) for x in jax.tree.leaves((out, grads))]
+
+
+def assert_near(got, want, share):
+    """Within a share of the largest entry; a learned constant that all keys get has no gradient but rounding."""
+    for index, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        least = 0.05 if index < 5 else 4.0
+        atol = share * max(np.abs(theirs).max(), least)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
+
+
+BLOCKWISE = ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "log", "t5", "fire", "forget", "nope~scale_invariant")  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BLOCKWISE)
+def test_blockwise_is_the_definition_and_repeats_itself(line):
+    got = outcome(line, "blockwise", jnp.float32, length=600)
+    assert_near(got, outcome(line, "dense", jnp.float32, length=600), 2e-5)
+
+
+@pytest.mark.parametrize("line", ["nope", "rope", "alibi", "slopes", "rope+alibi", "3*(rope+alibi)|1*nope~logn"])  # fmt: skip
+@pytest.mark.parametrize("length", [200, 1024])
+def test_cudnn_is_the_definition_and_repeats_itself(line, length):
+    got = outcome(line, "cudnn", jnp.bfloat16, length=length)
+    assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length), 0.03)
+
+
+@pytest.mark.parametrize("length", [4096, 16_384, 131_072])
+def test_far_into_a_long_row_cudnn_and_blocks_agree(length):
+    layer = layer_of("rope+alibi")
+    q, k, v, _, _ = tensors(1, length, jnp.bfloat16)
+    pos = jnp.arange(length, dtype=jnp.int32)[None]
+    seg = jnp.ones_like(pos)
+    where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
+
+    @jax.jit
+    def both(q, k, v):
+        fused = attend(q, k, v, layer, {}, **where, aligned=True, implementation="cudnn")
+        turned = (layer.rotate({}, x, pos, side).astype(jnp.float32) for x, side in ((q, "query"), (k, "key")))  # fmt: skip
+        exact = blockwise_attention(*turned, v.astype(jnp.float32), layer, {}, **where)
+        return fused.astype(jnp.float32), exact
+
+    with jax.default_matmul_precision("highest"):
+        fused, exact = map(np.asarray, both(q, k, v))
+    assert np.abs(fused - exact)[:, -1024:].max() < 0.03 * np.abs(exact).max()
+    assert np.abs(fused - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_the_program_of_the_fold_holds_nothing_quadratic_and_calls_cudnn():
+    layer, length = layer_of("rope+alibi"), 4096
+    q, k, v, _, _ = tensors(1, length, jnp.bfloat16)
+    pos = jnp.arange(length, dtype=jnp.int32)[None]
+    seg = jnp.ones_like(pos)
+
+    def total(q, k, v):
+        out = attend(
+            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, aligned=True
+        )
+        return out.astype(jnp.float32).sum()
+
+    assert choose(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name == "cudnn"
+    text = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, v).compile().as_text()
+    assert "__cudnn$fmha" in text
+    assert not re.findall(rf"\[[\d,]*\b{length}\b[\d,]*\b{length}\b[\d,]*\]", text)
+
+
+def trained(workdir, data_dir, stop_after=None):
+    """Exit code of a run of 12 steps in a process of its own, told to stop once some steps are logged."""
+    arguments = [
+        sys.executable, "train.py", "--config=configs/smoke.py:rope+alibi", f"--workdir={workdir}",
+        "--config.model.dtype=bfloat16", "--config.model.model_dim=256", "--config.model.num_heads=4",
+        "--config.train.length=512", "--config.train.data_devices=1", "--config.train.batch_size=16", "--config.train.steps=12",
+        "--config.train.log_every=1", "--config.train.save_every=100", f"--config.data.data_dir={data_dir}",
+    ]  # fmt: skip
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    run = subprocess.Popen(arguments, cwd=ROOT, env=environment)
+    while stop_after is not None and run.poll() is None:
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= stop_after:
+            run.terminate()
+            break
+        time.sleep(0.005)
+    return run.wait()
+
+
+def test_runs_are_one_bit_for_bit_across_processes_and_interruptions(tmp_path):
+    folders = {name: tmp_path / name for name in ("whole", "again", "stopped")}
+    assert trained(folders["whole"], tmp_path / "data") == 0
+    assert trained(folders["again"], tmp_path / "data") == 0
+    assert trained(folders["stopped"], tmp_path / "data", stop_after=2) == 75
+    assert trained(folders["stopped"], tmp_path / "data") == 0
+    chains = [[row["chain"] for row in runs.rows(f / "metrics.jsonl")] for f in folders.values()]
+    assert len(chains[0]) == 12
+    assert chains[0] == chains[1] == chains[2]
+
+
+def test_training_on_a_gpu_follows_the_losses_of_a_cpu(tmp_path):
+    train_float32 = {"train": {"length": 512, "batch_size": 4, "steps": 6, "data_devices": 1}}
+    config = runs.config(tmp_path / "data", "rope+alibi", **train_float32)
+    with jax.default_matmul_precision("highest"):
+        train(config, tmp_path / "gpu", "a test")
+    gpu = [row["loss"] for row in runs.rows(tmp_path / "gpu" / "metrics.jsonl") if "loss" in row]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    program = (
+        "import sys, pathlib; sys.path.insert(0, 'tests'); sys.path.insert(0, '.'); import runs;"
+        f"from posenc_jax.training.loop import train; c = runs.config({str(tmp_path / 'data')!r}, 'rope+alibi', **{train_float32!r});"
+        f"train(c, pathlib.Path({str(tmp_path / 'cpu')!r}), 'a test')"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+    cpu = [row["loss"] for row in runs.rows(tmp_path / "cpu" / "metrics.jsonl") if "loss" in row]
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-4)
