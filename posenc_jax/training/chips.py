@@ -17,6 +17,7 @@ from unittest import mock
 import jax
 import numpy as np
 
+_COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 _MISSING = 'needs {}; pip install -e ".[plan]"'
 
 
@@ -48,9 +49,9 @@ class Chip:
     @property
     def missing(self) -> str | None:
         """What must be installed to compile for this chip; None when it is."""
-        package = "libtpu" if self.platform == "tpu" else "jax_cuda12_plugin"
-        if importlib.util.find_spec(package) is None:
-            return f"{self.name} {_MISSING.format(package)}"
+        packages = _COMPILERS["tpu" if self.platform == "tpu" else "cuda"]
+        if not any(map(importlib.util.find_spec, packages)):
+            return f"{self.name} {_MISSING.format(packages[0])}"
         return None
 
 
