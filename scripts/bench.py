@@ -26,12 +26,14 @@ from posenc_jax import door
 _READ = {
     "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between; none: every registered one"),
     "train_length": flags.DEFINE_integer("train_length", None, "Tokens per sequence", lower_bound=8),
-    "batch": flags.DEFINE_integer("batch", None, "Sequences per step", lower_bound=1),
+    "batch": flags.DEFINE_integer("batch", None, "Sequences per step, or rows of attention", lower_bound=1),
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
     "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
     "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
+    "layers": flags.DEFINE_integer("layers", None, "Layers of the model", lower_bound=1),
+    "model_dim": flags.DEFINE_integer("model_dim", None, "Width of the model, heads of 64", lower_bound=64),
     "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
@@ -42,6 +44,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 def main(name: str | None) -> None:
     """A bench and flags to one measurement."""
+    if name in ("attention", "step"):
+        # JAX takes three quarters of a GPU at its start, and PyTorch in the same process needs room.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.append(str(Path(__file__).parent.parent))  # configs/ is beside the package, not in it
     from posenc_jax.bench import attention, encodings, evaluation, loop, rotation, step
 
@@ -112,7 +117,8 @@ def _picture(outcome):
     """Returns the panels of an outcome side by side, one line of marks per label."""
     from posenc_jax.report import style
 
-    labels = [mark[0] for mark in next(iter(outcome.panels[0].series.values()))]
+    shown = [marks for panel in outcome.panels for marks in panel.series.values()]
+    labels = list(dict.fromkeys(mark[0] for marks in shown for mark in marks))
 
     def draw(layout):
         crowd = max(len(panel.series) for panel in outcome.panels)
@@ -120,11 +126,10 @@ def _picture(outcome):
         figure, grid = style.panels(layout, 1, len(outcome.panels), height, sharey=True)
         for axes, panel in zip(grid, outcome.panels, strict=True):
             for index, (name, marks) in enumerate(panel.series.items()):
-                _, low, middle, high = zip(*marks, strict=True)
+                names, low, middle, high = zip(*marks, strict=True)
                 apart = min(0.3, 0.8 / len(panel.series))
-                place = [
-                    y + apart * (index - (len(panel.series) - 1) / 2) for y in range(len(marks))
-                ]
+                shift = apart * (index - (len(panel.series) - 1) / 2)
+                place = [labels.index(label) + shift for label in names]
                 looks = style.line_style(index)
                 axes.hlines(place, low, high, color=looks["color"], linewidth=1.6)
                 axes.plot(

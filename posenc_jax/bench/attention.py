@@ -1,5 +1,7 @@
 """What attention under ALiBi costs: ours, cut and uncut, beside other people's kernels."""
 
+import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,15 +11,16 @@ import numpy as np
 
 from posenc_jax.attention import attend, blockwise_attention, dense_attention, visible
 from posenc_jax.attention.fused import KERNELS
-from posenc_jax.bench import peers
-from posenc_jax.bench.memory import Compiled, peak_bytes
-from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench import peers, pytorch
+from posenc_jax.bench.memory import Compiled, peak
+from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
 from posenc_jax.encodings import parse
 from posenc_jax.model.config import DTYPES
 
 BASELINE = "ours"
-DENSE_LIMIT = 2**28  # logits of all heads; above it a dense array of them is not tried
+FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one
+DENSE_LIMIT = 2**28  # logits of all rows and heads; above it a dense array of them is not tried
 LONG = 2.0  # seconds; a candidate that takes longer has warmed up by its first runs
 DIRECTIONS = {"forward": False, "forward+backward": True}
 
@@ -25,6 +28,7 @@ DIRECTIONS = {"forward": False, "forward+backward": True}
 def measure(
     *,
     lengths: Sequence[int] = (512, 1024, 4096),
+    batch: int = 1,
     directions: Sequence[str] = tuple(DIRECTIONS),
     heads: int = 8,
     head_dim: int = 64,
@@ -36,13 +40,16 @@ def measure(
 ) -> Outcome:
     """Returns time and memory of every candidate that survives each length, relative to ours.
 
-    Batch 1, causal, ALiBi with the standard slopes where a candidate has a bias. Parity comes
-    first: the largest difference of a candidate's result to the dense definition (to ours where the
-    definition is too large); candidates without a bias do other work and have none. On a GPU or TPU the
-    vendor's kernel with the bias folded in joins in bfloat16, and so do the peers that want one.
+    Causal, ALiBi with the standard slopes where a candidate has a bias. On a GPU or TPU the vendor's kernel
+    with the bias folded in joins in bfloat16, and so do the peers that want one; ratios are to that fold
+    where there is one, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
+    difference of a candidate's result to the dense definition (where that is too large, to the blockwise
+    path); candidates without a bias do other work and have none. Peak memory is what the system counts, on
+    an accelerator what the compiler planned or PyTorch allocated ("peak_source"). A candidate that cannot
+    be compiled or run is listed with its reason.
 
     Args:
-      lengths: T, taken in ascending order. directions: of `DIRECTIONS`. qk_norm: queries and keys of
+      lengths: T, taken in ascending order. batch: B. directions: of `DIRECTIONS`. qk_norm: queries and keys of
         RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones. dtype: of `DTYPES`.
       patience: seconds; a candidate that would take longer for one run, at the rate at which it has
         grown so far (at first: with the square of the length), is left out and listed.
@@ -61,30 +68,40 @@ def measure(
         raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
     rows, skipped, pace = [], [], {direction: _Pace(patience) for direction in directions}
     for length in sorted(lengths):
-        tensors = _tensors(length, heads, head_dim, qk_norm, dtype, seed)
+        tensors = _tensors(batch, length, heads, head_dim, qk_norm, dtype, seed)
         for direction in directions:
-            candidates = _ours(length, heads, head_dim, tensors, DIRECTIONS[direction])
-            dense = heads * length**2 <= DENSE_LIMIT
-            found, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
-            missing |= pace[direction].left_out(length, [*candidates, *found])
-            runs = {n: run for n, run in (candidates | found).items() if n not in missing}
-            skipped += [f"{name}, {length:,} tokens: {why}" for name, why in missing.items()]
-            want = _result(runs["ours, dense" if dense else BASELINE])
-            seen = {name: _look(name, run, want, heads, length) for name, run in runs.items()}
-            slow = any(look["seconds"] > LONG for look in seen.values())
+            dense = batch * heads * length**2 <= DENSE_LIMIT
+            makers = _ours(tensors, DIRECTIONS[direction], dense)
+            baseline = next((name for name in makers if name.startswith(FOLDED)), BASELINE)
+            theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
+            makers |= theirs
+            missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
+            print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
+            bias = heads * length**2 * tensors[0].dtype.itemsize
+            runs, looks = _looked_at(makers, missing, bias)
+            if baseline not in runs:
+                baseline = BASELINE
+            if baseline not in runs:
+                raise RuntimeError(f"no row to compare with at {length} tokens: {missing}")
+            skipped += [
+                f"{name}, {direction}, {length:,} tokens: {why}" for name, why in missing.items()
+            ]
+            slow = any(look["seconds"] > LONG for look in looks.values())
             seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0 if slow else WARM_UPS)
             for name, seconds_R in seconds.items():
                 pace[direction].saw(name, length, float(np.median(seconds_R)))
                 rows.append({
-                    "bench": "attention", "implementation": name, "length": length,
+                    "bench": "attention", "implementation": name, "length": length, "batch": batch,
                     "direction": direction, "heads": heads, "head_dim": head_dim, "dtype": dtype,
-                    "rounds": rounds,
-                    **spread(seconds_R, seconds[BASELINE]),
-                    "peak_mb": seen[name]["peak_mb"], "planned_mb": _planned(runs[name]),
-                    "difference": seen[name]["difference"],
+                    "rounds": rounds, "baseline": baseline,
+                    **spread(seconds_R, seconds[baseline]),
+                    "peak_mb": looks[name]["peak_mb"], "peak_source": looks[name]["peak_source"],
+                    "planned_mb": _planned(runs[name]), "difference": looks[name]["difference"],
                 })  # fmt: skip
+            del runs  # a GPU has the room of one length
+            pytorch.give_back()
     settings = {
-        "lengths": list(lengths), "directions": list(directions), "heads": heads,
+        "lengths": list(lengths), "batch": batch, "directions": list(directions), "heads": heads,
         "head_dim": head_dim, "qk_norm": qk_norm, "dtype": dtype, "rounds": rounds,
         "patience": patience, "seed": seed,
         "skipped": sorted(set(skipped)), "peers": peers.versions(),
@@ -92,7 +109,8 @@ def measure(
     return Outcome(
         name="attention",
         title="Attention under ALiBi",
-        caption=f"Batch 1, {heads} heads of {head_dim}, {dtype}, causal; time relative to ours in the same round.",
+        caption=f"Batch {batch}, {heads} heads of {head_dim}, {dtype}, causal; time relative to {_baselines(rows)} in "
+        f"the same round; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings=settings,
         rows=tuple(rows),
         table=_table(rows, settings["skipped"]),
@@ -100,14 +118,17 @@ def measure(
     )
 
 
-def _tensors(length: int, heads: int, head_dim: int, qk_norm: bool, dtype: str, seed: int):
-    q, k, v = jax.random.normal(jax.random.key(seed), (3, 1, length, heads, head_dim))
+def _tensors(
+    batch: int, length: int, heads: int, head_dim: int, qk_norm: bool, dtype: str, seed: int
+):
+    q, k, v = jax.random.normal(jax.random.key(seed), (3, batch, length, heads, head_dim))
     if qk_norm:
         q, k = (x / jnp.sqrt((x * x).mean(-1, keepdims=True)) for x in (q, k))
     return tuple(x.astype(dtype) for x in (q, k, v))
 
 
-def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> dict[str, Callable]:
+def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
+    batch, length, heads, head_dim = tensors[0].shape
     place = {
         "num_layers": 1,
         "num_heads": heads,
@@ -117,7 +138,7 @@ def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> di
     alibi, nope = (
         parse(line).place(train_length=length, **place).layers[0] for line in ("alibi", "nope")
     )
-    pos = jnp.arange(length, dtype=jnp.int32)[None]
+    pos = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     seg = jnp.ones_like(pos)
 
     def blockwise(layer, epsilon):
@@ -129,7 +150,7 @@ def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> di
 
         return attention
 
-    def dense(q, k, v, pos, seg):
+    def definition(q, k, v, pos, seg):
         mask = visible(pos, pos, seg, seg, causal=True)
         return dense_attention(q, k, v, alibi.bias({}, pos, pos), mask)
 
@@ -142,18 +163,20 @@ def _ours(length: int, heads: int, head_dim: int, tensors, backward: bool) -> di
 
         return attention
 
-    runs = {
+    runs = {"ours, dense": definition} if dense else {}
+    runs |= {
         BASELINE: blockwise(alibi, None),
         "ours, nothing cut": blockwise(alibi, 0.0),
         "ours, no bias": blockwise(nope, 0.0),
     }
-    if heads * length**2 <= DENSE_LIMIT:
-        runs["ours, dense"] = dense
     for kernel, device in KERNELS.items():
         if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
-            runs[f"ours, folded into {kernel}"] = folded(kernel)
+            runs[f"{FOLDED}{kernel}"] = folded(kernel)
     arrays = (*tensors, pos, seg)
-    return {name: Compiled(_with_gradients(run, backward), arrays) for name, run in runs.items()}
+    return {
+        name: functools.partial(Compiled, _with_gradients(run, backward), arrays)
+        for name, run in runs.items()
+    }
 
 
 def _with_gradients(attention: Callable, backward: bool) -> Callable:
@@ -176,20 +199,36 @@ def _result(run: Callable) -> np.ndarray:
     return np.asarray(run()[0], np.float32)
 
 
-def _look(name: str, run: Callable, want: np.ndarray, heads: int, length: int) -> dict:
-    """Returns a candidate's difference to what is wanted, its peak memory, and seconds of that run."""
-    got = _result(run)  # what must be compiled is compiled here
-    difference = None if "no bias" in name else float(np.abs(got - want).max())
-    start = time.perf_counter()
-    peak = peak_bytes(run)
-    seconds = time.perf_counter() - start
-    if peak is not None and name in peers.HOLD_A_BIAS:  # made before the run, and held all the time
-        peak += 4 * heads * length**2
-    return {
-        "difference": difference,
-        "peak_mb": None if peak is None else peak / 1e6,
-        "seconds": seconds,
-    }
+def _looked_at(makers: peers.Makers, missing: dict, bias_bytes: int) -> tuple[dict, dict]:
+    """Returns (runs, looks) of the candidates that are not missing; one that fails goes to `missing`.
+
+    The first one with a bias is what the others' results are compared with.
+    """
+    runs, looks, want = {}, {}, None
+    for name in [name for name in makers if name not in missing]:
+        try:
+            run = makers[name]()
+            got = _result(run)  # what must be compiled is compiled here
+            start = time.perf_counter()
+            taken, source = peak(run)
+            seconds = time.perf_counter() - start
+        except Exception as error:  # a compiler or a device's memory: a missing row, not our end
+            missing[name] = failure(error)
+            continue
+        finally:
+            pytorch.give_back()
+        if taken is not None and name in peers.HOLD_A_BIAS:  # made before, and held all the time
+            taken += bias_bytes
+        free = "no bias" in name
+        want = got if want is None and not free else want
+        runs[name] = run
+        looks[name] = {
+            "difference": None if free else float(np.abs(got - want).max()),
+            "peak_mb": None if taken is None else taken / 1e6,
+            "peak_source": source,
+            "seconds": seconds,
+        }
+    return runs, looks
 
 
 class _Pace:
@@ -205,7 +244,7 @@ class _Pace:
         """Returns why, by name, for those whose next run would take longer than patience."""
         reasons = {}
         for name in names:
-            if name == BASELINE or name not in self._seen:
+            if name not in self._seen:
                 continue
             *before, (last, seconds) = self._seen[name]
             power = 2.0
@@ -224,7 +263,13 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
     for row in rows:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         peaks = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("peak_mb", "planned_mb"))
-        times = [f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), *peaks]
+        times = [
+            f"{row['min_ms']:.1f}",
+            f"{row['median_ms']:.1f}",
+            with_quartiles(row),
+            *peaks,
+            row["peak_source"],
+        ]
         lines.append(
             [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
         )
@@ -235,11 +280,16 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
         "difference",
         "min ms",
         "median ms",
-        "x ours",
+        f"x {_baselines(rows)}",
         "peak MB",
         "planned MB",
+        "peak by",
     )
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
+
+
+def _baselines(rows: list[dict]) -> str:
+    return " or ".join(sorted({row["baseline"] for row in rows}))
 
 
 def _panel(rows: list[dict], direction: str) -> Panel:
@@ -248,4 +298,4 @@ def _panel(rows: list[dict], direction: str) -> Panel:
         if row["direction"] == direction:
             mark = (row["implementation"], row["ratio_q1"], row["ratio"], row["ratio_q3"])
             series.setdefault(f"{row['length']:,} tokens", []).append(mark)
-    return Panel(f"{direction}: time relative to ours", series)
+    return Panel(f"{direction}: time relative to {_baselines(rows)}", series)

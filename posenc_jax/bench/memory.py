@@ -1,7 +1,8 @@
 """The memory a run takes: as the operating system counts it while it runs, and as its compiler planned it.
 
 The first is one number for every candidate, whoever wrote it, in pages and with what an allocator keeps;
-the second is exact, and exists for what XLA compiles.
+the second is exact, and exists for what XLA compiles. The system does not see an accelerator's own memory:
+there `peak` takes the plan of what XLA compiles and, for PyTorch, the count of its allocator.
 """
 
 import ctypes
@@ -12,7 +13,28 @@ from typing import Any
 
 import jax
 
+from posenc_jax.bench import pytorch
+
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
+    """Returns (bytes, source): what `run` takes beyond what was held before, its results included.
+
+    The source is "system" on CPU (`peak_bytes`; bytes are None where it does not tell). On an accelerator
+    it is "compiler" for a run with `planned_bytes`, the plan and not a measurement, and "torch" for
+    PyTorch on the same GPU, the most that its tensors took. Runs it once.
+
+    Args:
+      run: a function of nothing that has run before.
+    """
+    if jax.default_backend() != "cpu":
+        if hasattr(run, "planned_bytes"):
+            jax.block_until_ready(run())
+            return run.planned_bytes, "compiler"
+        if pytorch.device() == "cuda":
+            return pytorch.peak_allocated(run), "torch"
+    return peak_bytes(run), "system"
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
@@ -43,17 +65,25 @@ class Compiled:
     """A function compiled for its arguments: calling it without any runs it on them.
 
     Attributes:
-      planned_bytes: scratch and results that the compiler sets aside, beyond the arguments.
+      planned_bytes: see `planned_bytes`.
     """
 
     def __init__(self, function: Callable, arguments: tuple):
         self._arguments = arguments
         self._run = jax.jit(function).lower(*arguments).compile()
-        memory = self._run.memory_analysis()
-        self.planned_bytes = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        self.planned_bytes = planned_bytes(self._run)
 
     def __call__(self):
         return self._run(*self._arguments)
+
+
+def planned_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the scratch and results that the compiler sets aside, beyond the arguments.
+
+    A result in the memory of an argument that is given away adds nothing.
+    """
+    memory = program.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def _resident(field: str) -> int:

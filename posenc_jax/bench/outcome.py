@@ -51,3 +51,9 @@ def aligned(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def with_quartiles(row: Mapping[str, float]) -> str:
     """Returns a ratio and its quartiles as text, e.g. "1.25 [1.20, 1.31]"."""
     return f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
+
+
+def failure(error: Exception) -> str:
+    """Returns the first line of an error, as the reason why a row is missing."""
+    said = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {said[0][:120]}"

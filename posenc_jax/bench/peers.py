@@ -1,5 +1,6 @@
 """Other people's attention: jax.nn, and PyTorch where it is installed (pip install -e ".[peers]")."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from importlib import metadata
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention.cutoff import windows
+from posenc_jax.bench import pytorch
 from posenc_jax.bench.memory import Compiled
 from posenc_jax.encodings import alibi_slopes, parse
 
-Runs = dict[str, Callable]
+Makers = dict[str, Callable[[], Callable]]
 HOLD_A_BIAS = (
     "jax.nn, dense ALiBi",
     "jax.nn, cuDNN, dense ALiBi",
@@ -20,21 +22,24 @@ HOLD_A_BIAS = (
 )  # N T T numbers, beside q, k and v
 FLEX = ("torch FlexAttention, ALiBi", "torch FlexAttention, ALiBi, cut per head")
 MASKED = 2**32  # numbers that a mask of blocks is made from; above it they do not fit
+_SHAPES = 64  # lengths, masks and directions that one compiled FlexAttention may serve
 
 
-def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str, str]]:
-    """Returns (runs, missing): functions of nothing by name, and why the others are not there.
+def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
+    """Returns (makers, missing): what makes a function of nothing, by name, and why others are not there.
+
+    A maker compiles, so it may take its time, and it may raise whatever its owners raise.
 
     Args:
-      tensors: q, k, v, [1, T, N, H]. backward: also the gradients. dense: whether candidates that hold
-        all N T T logits or biases are to be tried.
+      tensors: q, k, v, [B, T, N, H]. backward: also the gradients. dense: whether candidates that hold
+        all B N T T logits, or N T T biases, are to be tried.
     """
-    runs, missing = _jax_nn(tensors, backward, dense)
-    if importlib.util.find_spec("torch") is None:
+    makers, missing = _jax_nn(tensors, backward, dense)
+    if not pytorch.installed():
         missing["torch"] = 'not installed; pip install -e ".[peers]"'
-        return runs, missing
+        return makers, missing
     more, absent = _torch(tensors, backward, dense)
-    return runs | more, missing | absent
+    return makers | more, missing | absent
 
 
 def versions() -> dict[str, str]:
@@ -52,12 +57,12 @@ def _distances(length: int) -> np.ndarray:
     return np.arange(length)[:, None] - np.arange(length)[None, :]
 
 
-def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str, str]]:
+def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
     T, N = tensors[0].shape[1:3]
     fused = jax.default_backend() == "gpu" and tensors[0].dtype == jnp.bfloat16
-    runs, missing = {}, {}
+    makers, missing = {}, {}
 
-    def run(bias_1NTT, implementation):
+    def maker(bias_1NTT, implementation):
         def call(q, k, v, bias_1NTT):
             def f(q, k, v):
                 return jax.nn.dot_product_attention(
@@ -69,28 +74,28 @@ def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str
             out, pull = jax.vjp(f, q, k, v)
             return out, *pull(q)
 
-        return Compiled(call, (*tensors, bias_1NTT))
+        return functools.partial(Compiled, call, (*tensors, bias_1NTT))
 
     if fused:
-        runs["jax.nn, cuDNN, no bias"] = run(None, "cudnn")
+        makers["jax.nn, cuDNN, no bias"] = maker(None, "cudnn")
     names = (HOLD_A_BIAS[0], "jax.nn, no bias", *([HOLD_A_BIAS[1]] if fused else []))
     if not dense:  # the plain path holds all logits, bias or no bias
-        return runs, missing | dict.fromkeys(names, f"{N} x {T} x {T} logits are too many")
+        return makers, missing | dict.fromkeys(names, "all its logits are too many")
     bias = -alibi_slopes(N)[:, None, None] * np.maximum(_distances(T), 0)
     bias_1NTT = jnp.asarray(bias, tensors[0].dtype)[None]
-    runs |= {names[0]: run(bias_1NTT, "xla"), names[1]: run(None, "xla")}
+    makers |= {names[0]: maker(bias_1NTT, "xla"), names[1]: maker(None, "xla")}
     if fused:
-        runs[names[2]] = run(bias_1NTT, "cudnn")
-    return runs, missing
+        makers[names[2]] = maker(bias_1NTT, "cudnn")
+    return makers, missing
 
 
-def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str, str]]:
+def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
     import torch
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     from torch.nn.functional import scaled_dot_product_attention
 
-    T, N, H = tensors[0].shape[1:]
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    T, N = tensors[0].shape[1:3]
+    device = pytorch.device()
+    pytorch.multiply_as_jax()
     kind = getattr(torch, tensors[0].dtype.name)
     q, k, v = (
         torch.tensor(np.asarray(x, np.float32), dtype=kind, device=device).transpose(1, 2).contiguous()
@@ -101,23 +106,26 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str,
     def run(function):
         def forward():
             with torch.no_grad():
-                return (_Result(function(q, k, v)),)
+                return (pytorch.Pending(function(q, k, v).transpose(1, 2)),)
 
         def both():
-            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
             out = function(*leaves)
-            out.backward(q)
-            return (_Result(out.detach()),)
+            gradients = torch.autograd.grad(out, leaves, q)
+            return tuple(pytorch.Pending(x.detach().transpose(1, 2)) for x in (out, *gradients))
 
         return both if backward else forward
 
-    runs, missing = {"torch SDPA, no bias": run(lambda *x: scaled_dot_product_attention(*x, is_causal=True))}, {}  # fmt: skip
-    if dense:
+    def with_bias():
         apart = torch.tensor(_distances(T), dtype=torch.float32, device=device)
-        biases = torch.where(apart >= 0, -slope_N[:, None, None] * apart, float("-inf"))[None].to(
-            kind
-        )
-        runs[HOLD_A_BIAS[2]] = run(lambda *x: scaled_dot_product_attention(*x, attn_mask=biases))
+        bias_NTT = torch.where(apart >= 0, -slope_N[:, None, None] * apart, float("-inf"))
+        bias_1NTT = bias_NTT[None].to(kind)
+        return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=bias_1NTT))
+
+    makers = {"torch SDPA, no bias": lambda: run(lambda *x: scaled_dot_product_attention(*x, is_causal=True))}  # fmt: skip
+    missing = {}
+    if dense:
+        makers[HOLD_A_BIAS[2]] = with_bias
     else:
         missing[HOLD_A_BIAS[2]] = f"{N} x {T} x {T} biases are too many"
     if device == "cuda":
@@ -127,35 +135,56 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Runs, dict[str,
         elif tensors[0].dtype != jnp.bfloat16:
             missing[name] = "it wants --dtype=bfloat16"
         else:
-            runs[name] = run(_flash_attention(slope_N))
+            makers[name] = lambda: run(_flash_attention(slope_N))
     if backward and device == "cpu":
-        return runs, missing | dict.fromkeys(FLEX, "its backward pass does not run on CPU")
+        return makers, missing | dict.fromkeys(FLEX, "its backward pass does not run on CPU")
+    for name, heads in dict(zip(FLEX, (None, N), strict=True)).items():
+        if (heads or 1) * T**2 > MASKED:
+            missing[name] = f"its mask of blocks is made from {heads or 1} x {T} x {T} numbers"
+        else:
+            makers[name] = lambda heads=heads: run(_flex_attention(tensors, slope_N, heads))
+    return makers, missing
+
+
+def _flex_attention(tensors: tuple, slope_N, heads: int | None) -> Callable:
+    """Returns attention under ALiBi; with `heads`, each ends at the window of our cut-off."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    T, N, H = tensors[0].shape[1:]
 
     def alibi(score, b, h, q_index, k_index):
         return score - slope_N[h] * (q_index - k_index)
 
-    bound = float(max((np.linalg.norm(np.asarray(x, np.float32), axis=-1) ** 2).max() for x in tensors[:2])) / H**0.5  # fmt: skip
-    place = {"num_layers": 1, "num_heads": N, "head_dim": H, "model_dim": N * H, "train_length": T}
-    window_N = torch.tensor(windows(parse("alibi").place(**place).layers[0], {}, bound, T)).to(device)  # fmt: skip
-    masks = {
-        FLEX[0]: (None, lambda b, h, i, j: i >= j),
-        FLEX[1]: (N, lambda b, h, i, j: (i >= j) & (i - j < window_N[h])),
-    }
-    for name, (heads, mask) in masks.items():
-        if (heads or 1) * T**2 > MASKED:
-            missing[name] = f"its mask of blocks is made from {heads or 1} x {T} x {T} numbers"
-            continue
-        try:
-            seen = create_block_mask(mask, None, heads, T, T, device=device)
-            flex = torch.compile(flex_attention)
-            call = run(lambda *x, flex=flex, seen=seen: flex(*x, score_mod=alibi, block_mask=seen))
-            call()
-            runs[name] = call
-        except (
-            Exception
-        ) as error:  # a compiler of theirs that fails is a missing row, not our failure
-            missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    return runs, missing
+    def causal(b, h, i, j):
+        return i >= j
+
+    mask = causal
+    if heads:
+        squares = ((np.asarray(x, np.float32) ** 2).sum(-1).max() for x in tensors[:2])
+        layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=T).layers[0]  # fmt: skip
+        window_N = torch.tensor(windows(layer, {}, float(max(squares)) / H**0.5, T)).to(
+            slope_N.device
+        )
+
+        def mask(b, h, i, j):
+            return (i >= j) & (i - j < window_N[h])
+
+    blocks = create_block_mask(mask, None, heads, T, T, device=slope_N.device)
+    pytorch.give_back()  # the mask was made from T x T numbers
+    flex = _compiled_flex_attention()
+    return lambda *x: flex(*x, score_mod=alibi, block_mask=blocks)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable:
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # A kernel for each length is what someone who knows his length has. Past the limit PyTorch would
+    # turn to a slow path and say so in a warning; a whole graph makes that an error.
+    torch._dynamo.config.cache_size_limit = _SHAPES
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def _flash_attention(slope_N) -> Callable:
@@ -166,21 +195,3 @@ def _flash_attention(slope_N) -> Callable:
         return flash_attn_func(q, k, v, causal=True, alibi_slopes=slope_N).transpose(1, 2)
 
     return attention
-
-
-class _Result:
-    """A torch tensor [1, N, T, H] that reads as an array [1, T, N, H]."""
-
-    def __init__(self, tensor):
-        self._tensor = tensor
-
-    def block_until_ready(self):
-        """Waits for a GPU, as `jax.block_until_ready` asks of what it is given."""
-        if self._tensor.is_cuda:
-            import torch
-
-            torch.cuda.synchronize()
-        return self
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self._tensor.transpose(1, 2).float().cpu(), dtype)

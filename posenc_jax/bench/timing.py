@@ -3,6 +3,9 @@
 A round runs every candidate once, in an order of its own. The machine's speed drifts by a factor of two
 within minutes; the ratio of two candidates within a round drifts far less, so a ratio is taken in every
 round, and the median and quartiles are those of the ratios.
+
+An accelerator works while the next program is handed to it, and to wait for one that takes microseconds
+costs more than it does. So there a candidate runs many times in a row before it is waited for.
 """
 
 import time
@@ -13,6 +16,8 @@ import jax
 import numpy as np
 
 WARM_UPS = 2
+BURST = 0.05  # seconds that a burst is to take
+LONGEST_BURST = 200  # runs
 
 
 def interleaved(
@@ -22,15 +27,19 @@ def interleaved(
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
     warm_ups: int = WARM_UPS,
+    burst: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns seconds_R of every candidate: R rounds, each with every candidate once.
+    """Returns seconds_R of every candidate, of one run: R rounds, each with a burst of every candidate.
 
-    Some runs of each come first and are not counted, so a `jax.jit` has compiled. A run ends when all
-    arrays it returned are there; what it returned is freed outside of the clock.
+    Some runs of each come first and are not counted, so a `jax.jit` has compiled. One more tells how many
+    make a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst ends when all arrays that
+    its last run returned are there, since a device takes programs in order; what earlier runs returned is
+    dropped at once, what the last one returned is freed outside of the clock.
 
     Args:
       candidates: functions of nothing, by name. rounds: R. seed: of the order within the rounds.
       clock: returns seconds. warm_ups: how many runs come first; 0 for candidates that ran already.
+      burst: seconds; 0: every burst is one run. None: 0 on CPU, `BURST` elsewhere.
 
     Raises:
       ValueError: no candidate, or fewer rounds than one.
@@ -42,15 +51,28 @@ def interleaved(
     for run in candidates.values():
         for _ in range(warm_ups):
             jax.block_until_ready(run())
+    if burst is None:
+        burst = 0.0 if jax.default_backend() == "cpu" else BURST
+    counts = dict.fromkeys(candidates, 1)
+    if burst:
+        for name, run in candidates.items():
+            once = _seconds(run, 1, clock)
+            counts[name] = int(np.clip(round(burst / max(once, 1e-9)), 1, LONGEST_BURST))
     names = list(candidates)
     seconds = {name: np.zeros(rounds) for name in names}
     for r in range(rounds):
         for i in np.random.default_rng((seed, r)).permutation(len(names)):
-            run = candidates[names[i]]
-            start = clock()
-            out = jax.block_until_ready(run())
-            seconds[names[i]][r] = clock() - start
-            del out
+            seconds[names[i]][r] = _seconds(candidates[names[i]], counts[names[i]], clock)
+    return seconds
+
+
+def _seconds(run: Callable[[], Any], count: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(count - 1):
+        run()
+    out = jax.block_until_ready(run())
+    seconds = (clock() - start) / count
+    del out
     return seconds
 
 
