@@ -223,12 +223,10 @@ def test_peak_memory_is_what_a_run_takes_and_gives_back():
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
     monkeypatch,
 ):
-    monkeypatch.setattr(
-        step, "SHAPE", {"num_layers": 1, "model_dim": 16, "num_heads": 2, "head_dim": 8}
-    )
+    monkeypatch.setattr(step, "HEAD_DIM", 8)
     outcome = step.measure(
-        schemes=("rope+alibi",), train_length=16, batch=2, rounds=2, compiled=False
-    )
+        schemes=("rope+alibi",), train_length=16, batch=2, layers=1, model_dim=16, rounds=2, compiled=False
+    )  # fmt: skip
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert {("ours", "nope"), ("ours", "rope+alibi")} <= set(rows)
     assert rows["ours", "nope"]["ratio"] == 1

@@ -45,7 +45,7 @@ def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict
 def versions() -> dict[str, str]:
     """Returns the versions of the peers that are installed."""
     found = {}
-    for name in ("jax", "torch", "flash_attn"):
+    for name in ("jax", "torch", "flash_attn", "transformers", "x_transformers"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

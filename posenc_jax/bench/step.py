@@ -1,16 +1,18 @@
 """What a training step costs under each encoding, beside the same model in plain PyTorch and other people's."""
 
 import dataclasses
+import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from posenc_jax.bench import pytorch
 from posenc_jax.bench.encodings import VOCABULARY, random_batch
-from posenc_jax.bench.memory import peak_bytes
-from posenc_jax.bench.outcome import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.memory import peak, planned_bytes
+from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, with_quartiles
 from posenc_jax.bench.peers import versions
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.model.decoder import Decoder
@@ -21,7 +23,7 @@ from posenc_jax.training.step import learning_rate_schedule, make_step, state_bu
 
 BASELINE = ("ours", "nope")
 SCHEMES = ("nope", "rope", "alibi", "rope+alibi")
-SHAPE = {"num_layers": 2, "model_dim": 256, "num_heads": 4, "head_dim": 64}
+HEAD_DIM = 64
 CHECKED = 3  # updates over which a twin's losses are compared with ours
 _NOT_INSTALLED = 'not installed; pip install -e ".[peers]"'
 
@@ -31,6 +33,9 @@ def measure(
     schemes: Sequence[str] = SCHEMES,
     train_length: int = 512,
     batch: int = 4,
+    layers: int = 2,
+    model_dim: int = 256,
+    dtype: str = "float32",
     rounds: int = 9,
     compiled: bool = True,
     seed: int = 0,
@@ -39,29 +44,34 @@ def measure(
 
     Ours is the step that training runs. Where PyTorch is installed, its twin (posenc_jax.bench.twin) starts from
     the same weights and reads the same batch; parity is the largest relative difference of the loss over
-    the first updates. Decoders of an architecture of their own have no parity.
+    the first updates. Decoders of an architecture of their own have no parity. Losses and norms stay on the
+    device while the clock runs; memory is counted as in the attention bench. A peer that cannot be compiled
+    or run is listed with its reason.
 
     Args:
       schemes: in the scheme language; peers join for those they know. train_length, batch: T and B.
+      layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16 ours
+        computes as `model.dtype` says and PyTorch under `torch.autocast`, both with float32 weights.
       compiled: also the twin through `torch.compile`.
 
     Raises:
-      ValueError: a scheme, length or batch that a decoder does not take.
+      ValueError: a scheme, length, batch, width or dtype that a decoder does not take.
     """
+    if model_dim % HEAD_DIM:
+        raise ValueError(f"model_dim must be a multiple of {HEAD_DIM}, a head, not {model_dim}")
     schemes = tuple(dict.fromkeys((BASELINE[1], *schemes)))
-    ours = {scheme: _Ours(scheme, train_length, batch, seed) for scheme in schemes}
-    runs: dict[tuple[str, str], Callable] = {("ours", s): subject for s, subject in ours.items()}
-    missing = {}
-    if importlib.util.find_spec("torch") is None:
-        missing["torch"] = _NOT_INSTALLED
-    else:
-        found, missing = _peers(ours, compiled)
-        runs |= found
-    losses, looks = {}, {}
-    for name, run in runs.items():
-        print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
-        losses[name] = [run()[0] for _ in range(CHECKED)]
-        looks[name] = peak_bytes(run)
+    model = ModelSection(
+        qk_norm=False, num_layers=layers, model_dim=model_dim, num_heads=model_dim // HEAD_DIM,
+        head_dim=HEAD_DIM, dtype=dtype,
+    )  # fmt: skip
+    train = TrainSection(length=train_length, batch_size=batch, data_devices=1)
+    ours = {
+        scheme: _Ours(RunConfig(model=dataclasses.replace(model, scheme=scheme), train=train), seed)
+        for scheme in schemes
+    }
+    makers = {("ours", scheme): lambda it=subject: it for scheme, subject in ours.items()}
+    theirs, missing = _peers(ours, compiled)
+    runs, losses, looks = _first_steps(makers | theirs, missing)
     own_weights = {name for name in runs if name[0] in ("transformers, BLOOM", "x-transformers")}
     seconds = interleaved(runs, rounds=rounds, seed=seed)
     rows = []
@@ -70,25 +80,28 @@ def measure(
         # An optimizer of theirs without our schedule agrees on the first loss only.
         checked = 1 if name[0].startswith("transformers") else CHECKED
         pairs = zip(losses[name][:checked], losses["ours", name[1]], strict=False)
+        taken, source = looks[name]
         rows.append({
             "bench": "step", "implementation": name[0], "scheme": name[1], "length": train_length,
-            "direction": "step", "batch": batch, "rounds": rounds, **spread(seconds_R, seconds[BASELINE]),
+            "direction": "step", "batch": batch, "dtype": dtype, "rounds": rounds,
+            **spread(seconds_R, seconds[BASELINE]),
             **{f"same_{k}": v for k, v in spread(seconds_R, same).items() if k.startswith("ratio")},
-            "peak_mb": None if looks[name] is None else looks[name] / 1e6,
+            "peak_mb": None if taken is None else taken / 1e6, "peak_source": source,
             "difference": None if name in own_weights else max(abs(a / b - 1) for a, b in pairs),
         })  # fmt: skip
     settings = {
         "schemes": list(schemes), "train_length": train_length, "batch": batch, "rounds": rounds,
-        "compiled": compiled, "seed": seed, **SHAPE, "vocab_size": VOCABULARY,
+        "compiled": compiled, "seed": seed, "num_layers": layers, "model_dim": model_dim,
+        "num_heads": model.num_heads, "head_dim": HEAD_DIM, "dtype": dtype, "vocab_size": VOCABULARY,
         "parameters": ours[BASELINE[1]].parameters,
-        "skipped": [f"{name}: {why}" for name, why in missing.items()], "peers": versions(),
+        "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()], "peers": versions(),
     }  # fmt: skip
     return Outcome(
         "step",
         "A training step, relative to ours under nope",
-        f"{SHAPE['num_layers']} layers, model dim {SHAPE['model_dim']}, {SHAPE['num_heads']} heads of "
-        f"{SHAPE['head_dim']}, {train_length} tokens, batch {batch}, float32: medians of {rounds} ratios taken "
-        "in the same round, bars from first to third quartile.",
+        f"{layers} layers, model dim {model_dim}, {model.num_heads} heads of {HEAD_DIM}, {train_length} tokens, "
+        f"batch {batch}, {dtype}: medians of {rounds} ratios taken in the same round, bars from first to third "
+        f"quartile; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings,
         tuple(rows),
         _table(rows, settings["skipped"]),
@@ -96,57 +109,80 @@ def measure(
     )
 
 
-class _Ours:
-    """Our training step: calling it trains once and returns (loss, gradient norm)."""
+def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
+    """Returns (runs, losses, looks) by (name, scheme); a peer that fails goes to `missing`."""
+    runs, losses, looks = {}, {}, {}
+    for name, make in makers.items():
+        print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
+        try:
+            run = make()
+            first = [float(run()[0]) for _ in range(CHECKED)]
+            looks[name] = peak(run)
+        except Exception as error:  # their compiler, their version: a missing row, not our end
+            if name[0] == "ours":
+                raise
+            missing[name] = failure(error)
+            continue
+        finally:
+            pytorch.give_back()
+        runs[name], losses[name] = run, first
+    return runs, losses, looks
 
-    def __init__(self, scheme: str, train_length: int, batch: int, seed: int):
-        self.config = RunConfig(
-            model=ModelSection(scheme=scheme, qk_norm=False, **SHAPE),
-            train=TrainSection(length=train_length, batch_size=batch, data_devices=1),
-        )
-        model = Decoder(self.config.model_config(VOCABULARY))
-        self.shape = SHAPE | {"norm_epsilon": model.config.norm_epsilon}
+
+class _Ours:
+    """Our training step: calling it trains once and returns (loss, gradient norm), on the device."""
+
+    def __init__(self, config: RunConfig, seed: int):
+        self.config = config
+        model = Decoder(config.model_config(VOCABULARY))
+        names = ("num_layers", "model_dim", "num_heads", "head_dim", "norm_epsilon")
+        self.shape = {name: getattr(model.config, name) for name in names}
         mesh = make_mesh(1, 1)
         with jax.set_mesh(mesh):
             build, _ = state_builder(self.config, model, mesh)
             self._state = build(jax.random.key(seed))
-            self.batch = random_batch(train_length, batch, seed, mesh)
+            self.batch = random_batch(config.train.length, config.train.batch_size, seed, mesh)
             self._step = make_step(self.config, model).lower(self._state, self.batch).compile()
+        self.planned_bytes = planned_bytes(self._step)
         self.params = jax.tree.map(
             np.array, self._state["params"]
         )  # copies: the step takes the state
         self.parameters = sum(x.size for x in jax.tree.leaves(self.params))
 
-    def __call__(self) -> tuple[float, float]:
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
         self._state, metrics = self._step(self._state, self.batch)
-        return float(metrics["loss"]), float(metrics["grad_norm"])
+        return metrics["loss"], metrics["grad_norm"]
 
 
-def _peers(ours: dict[str, _Ours], compiled: bool):
-    """Returns (runs, missing): training steps by (name, scheme), and why others are not there."""
+def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
+    """Returns (makers, missing): what makes training steps, by (name, scheme), and why others are not there."""
+    if not pytorch.installed():
+        return {}, {("torch",): _NOT_INSTALLED}
     from posenc_jax.bench import twin
 
-    runs, missing = {}, {}
+    makers, missing = {}, {}
     for scheme in (s for s in ours if s in twin.SCHEMES):
         subject = ours[scheme]
-        rates = learning_rate_schedule(subject.config, subject.config.optimizer.learning_rate)
+        config = subject.config
+        schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
+        rates = jax.vmap(schedule)(np.arange(config.train.steps)).tolist()
         for name, how in {"PyTorch twin": False, "PyTorch twin, compiled": True}.items():
             if how and not compiled:
                 continue
-            runs[name, scheme] = twin.Twin(
-                subject.params, scheme, subject.shape,
+            makers[name, scheme] = functools.partial(
+                twin.Twin, subject.params, scheme, subject.shape,
                 subject.batch["tokens_BT"][0], subject.batch["targets_BT"][0],
-                dataclasses.asdict(subject.config.optimizer),
-                lambda done, rates=rates: float(rates(done)), how,
+                dataclasses.asdict(config.optimizer), rates, config.model.dtype, how,
             )  # fmt: skip
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "x_transformers")):
-        missing["transformers, x-transformers"] = _NOT_INSTALLED
-        return runs, missing
+        missing["transformers, x-transformers",] = _NOT_INSTALLED
+        return makers, missing
     rope = ours.get("rope") or ours[BASELINE[1]]  # the parameters are the same under all of SCHEMES
     more = twin.others(
-        rope.params, rope.shape, VOCABULARY, rope.batch["tokens_BT"][0], rope.batch["targets_BT"][0]
-    )
-    return runs | {name: run for name, run in more.items() if name[1] in ours}, missing
+        rope.params, rope.shape, VOCABULARY, rope.batch["tokens_BT"][0],
+        rope.batch["targets_BT"][0], rope.config.model.dtype,
+    )  # fmt: skip
+    return makers | {name: make for name, make in more.items() if name[1] in ours}, missing
 
 
 def _table(rows: list[dict], skipped: list[str]) -> str:
@@ -157,9 +193,9 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
             row["implementation"], row["scheme"],
             "-" if row["difference"] is None else f"{row['difference']:.1e}",
             f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), with_quartiles(same),
-            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}", row["peak_source"],
         ])  # fmt: skip
-    names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", "x ours, same scheme", "peak MB")  # fmt: skip
+    names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", "x ours, same scheme", "peak MB", "peak by")  # fmt: skip
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 

@@ -2,44 +2,55 @@
 
 The twin is what a careful user would write: fused attention (`scaled_dot_product_attention`), `F.linear`,
 `AdamW` and gradient clipping, and `torch.compile` where asked for. ALiBi takes the dense bias that PyTorch's
-fused attention wants. Without PyTorch (extra: peers) nothing here can be imported.
+fused attention wants. In bfloat16 the weights stay float32 and `torch.autocast` does the rest. All is on the
+GPU where JAX is on one too. Without PyTorch (extra: peers) nothing here can be imported.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from posenc_jax.bench import pytorch
 from posenc_jax.encodings import alibi_slopes
 
 SCHEMES = ("nope", "rope", "alibi", "rope+alibi")
+Metrics = tuple[pytorch.Pending, pytorch.Pending]  # loss in nats, gradient norm
 
 
 class Twin:
-    """A training step of the twin: calling it trains once and returns (loss, gradient norm).
+    """A training step of the twin: calling it trains once and returns `Metrics`, for which it does not wait.
 
     Args:
       params: ours, as NumPy arrays. scheme: of `SCHEMES`. shape: num_layers, num_heads, head_dim and
         norm_epsilon of the model. tokens_BT, targets_BT: the batch. optimizer: beta1, beta2, epsilon,
-        weight_decay and clip_norm. rate: learning rate by update. compiled: through `torch.compile`.
+        weight_decay and clip_norm. rates: learning rate of each update; the last one is that of all later ones.
+      dtype: "float32" or "bfloat16". compiled: through `torch.compile`.
 
     Raises:
       ValueError: a scheme that the twin does not know.
     """
 
-    def __init__(self, params, scheme, shape, tokens_BT, targets_BT, optimizer, rate, compiled):
+    def __init__(
+        self, params, scheme, shape, tokens_BT, targets_BT, optimizer, rates, dtype, compiled
+    ):
         if scheme not in SCHEMES:
             raise ValueError(f"the PyTorch twin knows {', '.join(SCHEMES)}, not {scheme!r}")
-        self._shape, self._rotates = shape, "rope" in scheme
-        self.weights = {n: t.requires_grad_() for n, t in _weights(params, shape).items()}
-        self._tokens, self._targets = (torch.tensor(np.asarray(x)).long() for x in (tokens_BT, targets_BT))  # fmt: skip
+        pytorch.multiply_as_jax()
+        self._shape, self._rotates, self._dtype = shape, "rope" in scheme, getattr(torch, dtype)
+        self._device = device = pytorch.device()
+        self.weights = {
+            n: t.to(device).requires_grad_() for n, t in _weights(params, shape).items()
+        }
+        self._tokens, self._targets = _batch(tokens_BT, targets_BT, device)
         T, h = self._tokens.shape[1], shape["head_dim"] // 2
         angle_Th = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(h) / h)
-        self._cos, self._sin = angle_Th.cos(), angle_Th.sin()
-        self._bias = _alibi(T, shape["num_heads"]) if "alibi" in scheme else None
-        self._rate, self._clip, self._done = rate, optimizer["clip_norm"], 0
+        self._cos, self._sin = angle_Th.cos().to(device), angle_Th.sin().to(device)
+        self._bias = None
+        if "alibi" in scheme:
+            self._bias = _alibi(T, shape["num_heads"]).to(device, self._dtype)
+        self._rates, self._clip, self._done = rates, optimizer["clip_norm"], 0
         matrices = [w for w in self.weights.values() if w.ndim > 1]
         vectors = [w for w in self.weights.values() if w.ndim == 1]
         self._adam = torch.optim.AdamW(
@@ -48,16 +59,17 @@ class Twin:
         )  # fmt: skip
         self._loss = torch.compile(self.loss) if compiled else self.loss
 
-    def __call__(self) -> tuple[float, float]:
+    def __call__(self) -> Metrics:
         for group in self._adam.param_groups:
-            group["lr"] = self._rate(self._done)
-        self._adam.zero_grad(set_to_none=True)
-        loss = self._loss(self._tokens, self._targets)
+            group["lr"] = self._rates[min(self._done, len(self._rates) - 1)]
+        with _cast(self._device, self._dtype):
+            loss = self._loss(self._tokens, self._targets)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self._clip)
         self._adam.step()
+        self._adam.zero_grad(set_to_none=True)  # now, as in ours: no gradient outlives its step
         self._done += 1
-        return float(loss.detach()), float(norm)
+        return pytorch.Pending(loss.detach()), pytorch.Pending(norm)
 
     def loss(self, tokens, targets):
         """Returns the mean loss in nats."""
@@ -86,6 +98,15 @@ class Twin:
     def _turn(self, x):
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * self._cos - b * self._sin, b * self._cos + a * self._sin], dim=-1)
+
+
+def _cast(device: str, dtype: torch.dtype):
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _batch(tokens_BT, targets_BT, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, targets = (torch.tensor(np.asarray(x)).long() for x in (tokens_BT, targets_BT))
+    return tokens.to(device), targets.to(device)
 
 
 def _weights(params: Mapping, shape: Mapping) -> dict[str, torch.Tensor]:
@@ -123,25 +144,58 @@ def _alibi(length: int, heads: int) -> torch.Tensor:
     return torch.where(apart >= 0, -slope_N11 * apart, float("-inf"))[None]
 
 
-def others(params, shape, vocab_size, tokens_BT, targets_BT) -> dict[tuple[str, str], Callable]:
-    """Returns training steps of other people's decoders, by (name, scheme); each returns its loss.
+def others(
+    params, shape, vocab_size, tokens_BT, targets_BT, dtype
+) -> dict[tuple[str, str], Callable[[], Callable[[], Metrics]]]:
+    """Returns what makes training steps of other people's decoders, by (name, scheme).
 
     transformers' Llama is our architecture and gets our weights. Its BLOOM (LayerNorm, GELU, linear
     biases) and x-transformers are of the same width, depth and heads, with their own weights.
     """
-    import transformers
-    from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
-    from x_transformers import Decoder, TransformerWrapper
+    pytorch.multiply_as_jax()
+    device, kind = pytorch.device(), getattr(torch, dtype)
+    tokens, targets = _batch(tokens_BT, targets_BT, device)
 
-    transformers.logging.set_verbosity_error()
-    tokens, targets = (torch.tensor(np.asarray(x)).long() for x in (tokens_BT, targets_BT))
-    D, N, H = shape["model_dim"], shape["num_heads"], shape["head_dim"]
-    F_dim = params["layer_0"]["mlp"]["up_DF"].shape[1]
+    def step(model, logits):
+        model.to(device).train()
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+        def run():
+            with _cast(device, kind):
+                loss = F.cross_entropy(logits(model).flatten(0, 1), targets.flatten())
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+            return pytorch.Pending(loss.detach()), pytorch.Pending(norm)
+
+        return run
+
+    def transformers_model(build):
+        return step(build(params, shape, vocab_size, tokens.shape[1]), lambda m: m(tokens).logits)
+
+    def x_transformers_model(**encoding):
+        model = _x_transformer(params, shape, vocab_size, tokens.shape[1], **encoding)
+        return step(model, lambda m: m(tokens))
+
+    return {
+        ("transformers, Llama", "rope"): lambda: transformers_model(_llama),
+        ("transformers, BLOOM", "alibi"): lambda: transformers_model(_bloom),
+        ("x-transformers", "rope"): lambda: x_transformers_model(rotary_pos_emb=True),
+        ("x-transformers", "alibi"): lambda: x_transformers_model(alibi_pos_bias=True),
+    }
+
+
+def _llama(params, shape, vocab_size, length):
+    from transformers import LlamaConfig, LlamaForCausalLM, logging
+
+    logging.set_verbosity_error()
     llama = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocab_size, hidden_size=D, intermediate_size=F_dim, num_hidden_layers=shape["num_layers"],
-            num_attention_heads=N, head_dim=H, rms_norm_eps=shape["norm_epsilon"], tie_word_embeddings=True,
-            max_position_embeddings=tokens.shape[1], attn_implementation="sdpa", use_cache=False,
+            vocab_size=vocab_size, hidden_size=shape["model_dim"], intermediate_size=_mlp_dim(params),
+            num_hidden_layers=shape["num_layers"], num_attention_heads=shape["num_heads"],
+            head_dim=shape["head_dim"], rms_norm_eps=shape["norm_epsilon"], tie_word_embeddings=True,
+            max_position_embeddings=length, attn_implementation="sdpa", use_cache=False,
             pad_token_id=None, bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
@@ -153,41 +207,34 @@ def others(params, shape, vocab_size, tokens_BT, targets_BT) -> dict[tuple[str, 
         named |= {f"{at}.mlp.{o}_proj.weight": f"{i}.{o}" for o in ("up", "gate", "down")}
         named |= {f"{at}.input_layernorm.weight": f"{i}.attention_gain", f"{at}.post_attention_layernorm.weight": f"{i}.mlp_gain"}  # fmt: skip
     llama.load_state_dict({theirs: ours[name] for theirs, name in named.items()})
-    bloom = BloomForCausalLM(
+    return llama
+
+
+def _bloom(_params, shape, vocab_size, _length):
+    from transformers import BloomConfig, BloomForCausalLM, logging
+
+    logging.set_verbosity_error()
+    return BloomForCausalLM(
         BloomConfig(
-            vocab_size=vocab_size, hidden_size=D, n_layer=shape["num_layers"], n_head=N, use_cache=False,
-            hidden_dropout=0.0, attention_dropout=0.0, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            vocab_size=vocab_size, hidden_size=shape["model_dim"], n_layer=shape["num_layers"],
+            n_head=shape["num_heads"], use_cache=False, hidden_dropout=0.0, attention_dropout=0.0,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )
     )  # fmt: skip
 
-    def wrapped(**encoding):
-        layers = Decoder(
-            dim=D, depth=shape["num_layers"], heads=N, attn_dim_head=H, attn_flash=True, use_rmsnorm=True,
-            ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=F_dim / D, **encoding,
-        )  # fmt: skip
-        return TransformerWrapper(
-            num_tokens=vocab_size, max_seq_len=tokens.shape[1], tie_embedding=True, use_abs_pos_emb=False, attn_layers=layers
-        )  # fmt: skip
 
-    def step(model, logits):
-        model.train()
-        adam = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+def _x_transformer(params, shape, vocab_size, length, **encoding):
+    from x_transformers import Decoder, TransformerWrapper
 
-        def run():
-            adam.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(logits(model).flatten(0, 1), targets.flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            adam.step()
-            return float(loss.detach()), math.nan
+    layers = Decoder(
+        dim=shape["model_dim"], depth=shape["num_layers"], heads=shape["num_heads"],
+        attn_dim_head=shape["head_dim"], attn_flash=True, use_rmsnorm=True, ff_glu=True, ff_swish=True,
+        ff_no_bias=True, ff_mult=_mlp_dim(params) / shape["model_dim"], **encoding,
+    )  # fmt: skip
+    return TransformerWrapper(
+        num_tokens=vocab_size, max_seq_len=length, tie_embedding=True, use_abs_pos_emb=False, attn_layers=layers
+    )  # fmt: skip
 
-        return run
 
-    return {
-        ("transformers, Llama", "rope"): step(llama, lambda model: model(tokens).logits),
-        ("transformers, BLOOM", "alibi"): step(bloom, lambda model: model(tokens).logits),
-        ("x-transformers", "rope"): step(wrapped(rotary_pos_emb=True), lambda model: model(tokens)),
-        ("x-transformers", "alibi"): step(
-            wrapped(alibi_pos_bias=True), lambda model: model(tokens)
-        ),
-    }
+def _mlp_dim(params) -> int:
+    return params["layer_0"]["mlp"]["up_DF"].shape[1]
