@@ -1,18 +1,21 @@
 """The benches: who is compared with whom, and that a table leaves nothing out."""
 
 import csv
+import importlib.machinery
 import importlib.util
 import json
 import sys
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.bench import attention, encodings, evaluation, rotation, step
-from posenc_jax.bench.memory import peak_bytes
-from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
+from posenc_jax.bench import attention, encodings, evaluation, pytorch, rotation, step
+from posenc_jax.bench.memory import Compiled, peak, peak_bytes, planned_bytes
+from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
 
 
@@ -86,6 +89,58 @@ def test_nothing_to_time_is_refused():
         interleaved({}, rounds=3, seed=0)
     with pytest.raises(ValueError, match="a candidate and a round"):
         interleaved({"nope": lambda: None}, rounds=0, seed=0)
+
+
+class Device:
+    """A device that takes runs in order, and a clock that moves only while it is waited for."""
+
+    ROUND_TRIP = 1e-4
+
+    def __init__(self):
+        self.now, self.queued, self.calls, self.alive, self.most_alive = 0.0, 0.0, [], 0, 0
+
+    def candidate(self, name, seconds):
+        def run():
+            self.calls.append(name)
+            self.queued += seconds
+            return Held(self)
+
+        return run
+
+
+class Held:
+    def __init__(self, device):
+        self.device = device
+        device.alive += 1
+        device.most_alive = max(device.most_alive, device.alive)
+
+    def __del__(self):
+        self.device.alive -= 1
+
+    def block_until_ready(self):
+        self.device.now += self.device.queued + Device.ROUND_TRIP
+        self.device.queued = 0.0
+
+
+def test_an_accelerator_is_given_bursts_and_the_time_is_that_of_one_run():
+    device = Device()
+    costs = {"short": 2e-5, "middle": 9.9e-3, "long": 1.0}
+    seconds = interleaved(
+        {name: device.candidate(name, cost) for name, cost in costs.items()},
+        rounds=3, seed=0, clock=lambda: device.now, burst=0.05,
+    )  # fmt: skip
+    bursts = {"short": LONGEST_BURST, "middle": 5, "long": 1}
+    for name, count in bursts.items():
+        assert device.calls.count(name) == WARM_UPS + 1 + 3 * count
+        np.testing.assert_allclose(seconds[name], costs[name] + Device.ROUND_TRIP / count)
+    assert device.most_alive == 1
+    assert device.queued == 0
+
+
+def test_on_cpu_every_burst_is_one_run():
+    device = Device()
+    interleaved({"a": device.candidate("a", 1e-5)}, rounds=3, seed=0, clock=lambda: device.now)
+    assert len(device.calls) == WARM_UPS + 3
 
 
 def test_the_cost_table_names_every_registered_encoding_alone():
@@ -185,6 +240,43 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
         attention.measure(dtype="float16")
 
 
+def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
+    monkeypatch.setattr(attention, "KERNELS", {"splash": "cpu"})  # emulated
+    monkeypatch.setattr(pytorch, "installed", lambda: False)
+    outcome = attention.measure(
+        lengths=(32,), batch=2, directions=("forward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
+    )  # fmt: skip
+    rows = {row["implementation"]: row for row in outcome.rows}
+    assert {row["baseline"] for row in outcome.rows} == {"ours, folded into splash"}
+    assert rows["ours, folded into splash"]["ratio"] == 1
+    assert rows["ours, folded into splash"]["difference"] < 0.03
+    assert "relative to ours, folded into splash in the same round" in outcome.caption
+    assert {row["batch"] for row in outcome.rows} == {2}
+    assert all(row["planned_mb"] >= 2 * 32 * 2 * 8 * 2 / 1e6 for row in outcome.rows)
+    tensors = attention._tensors(2, 32, 2, 8, True, "bfloat16", 0)
+    run = attention._ours(tensors, True, True)["ours"]()
+    assert [x.shape for x in run()] == [(2, 32, 2, 8)] * 4
+
+
+def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where nothing of cuDNN compiles
+    outcome = attention.measure(
+        lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
+    )  # fmt: skip
+    rows = {row["implementation"]: row for row in outcome.rows}
+    skipped = "\n".join(outcome.settings["skipped"])
+    for name in ("ours, folded into cudnn", "jax.nn, cuDNN, no bias", "jax.nn, cuDNN, dense ALiBi"):
+        assert name not in rows
+        assert f"{name}, forward+backward, 32 tokens: " in skipped
+    assert {row["baseline"] for row in outcome.rows} == {"ours"}
+    for name, row in rows.items():
+        assert row["peak_source"] == ("system" if name.startswith("torch") else "compiler")
+    assert rows["ours"]["peak_mb"] == rows["ours"]["planned_mb"] > 0
+    bias = 2 * 32 * 32 * 2 / 1e6
+    dense = rows["jax.nn, dense ALiBi"]
+    assert dense["peak_mb"] == pytest.approx(dense["planned_mb"] + bias)
+
+
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
     outcome = attention.measure(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
@@ -218,6 +310,44 @@ def test_peak_memory_is_what_a_run_takes_and_gives_back():
     assert held.sum() == 4_000_000
 
 
+def test_pytorchs_memory_on_a_gpu_is_what_its_allocator_counted_beyond_what_was_held(monkeypatch):
+    counted = {"now": 100, "most": 900}
+
+    def run():
+        counted["most"] = max(counted["most"], counted["now"] + 40)
+        return Waited()
+
+    class Waited:
+        def block_until_ready(self):
+            counted["waited"] = True
+
+    torch = types.ModuleType("torch")
+    torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    torch.cuda = types.SimpleNamespace(
+        is_available=lambda: True,
+        synchronize=lambda: None,
+        reset_peak_memory_stats=lambda: counted.update(most=counted["now"]),
+        memory_allocated=lambda: counted["now"],
+        max_memory_allocated=lambda: counted["most"],
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert pytorch.device() == "cpu"  # with JAX, whatever the machine has
+    assert peak(run)[1] == "system"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert pytorch.device() == "cuda"
+    assert peak(run) == (40, "torch")
+    assert counted["waited"]
+    ours = Compiled(lambda x: (x + 1,), (jnp.ones(1000),))
+    assert peak(ours) == (4000, "compiler")
+
+
+def test_a_result_in_memory_that_was_given_away_is_not_planned_twice():
+    x = jnp.ones(1000)
+    given, kept = (jax.jit(lambda x: x + 1, donate_argnums=n) for n in ((0,), ()))
+    assert planned_bytes(given.lower(x).compile()) == 0
+    assert planned_bytes(kept.lower(x).compile()) == 4000
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
@@ -235,6 +365,35 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
         assert any("torch: not installed" in line for line in outcome.settings["skipped"])
     else:
         assert rows["PyTorch twin", "rope+alibi"]["difference"] < 1e-6
+    with pytest.raises(ValueError, match="model_dim must be a multiple of 8"):
+        step.measure(model_dim=20)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
+    pytest.importorskip("torch")
+    outcome = step.measure(
+        schemes=("alibi",), train_length=16, batch=2, layers=1, model_dim=64, rounds=1,
+        compiled=False, dtype="bfloat16",
+    )  # fmt: skip
+    rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
+    assert 0 < rows["PyTorch twin", "alibi"]["difference"] < 1e-2
+    assert "bfloat16" in outcome.caption
+
+
+def test_a_peer_that_fails_is_a_missing_row_and_ours_is_an_error():
+    def broken():
+        raise RuntimeError("no such kernel\nand more")
+
+    missing = {}
+    ours = {("ours", "nope"): lambda: lambda: (1.0, 2.0)}
+    runs, losses, _ = step._first_steps(ours | {("theirs", "nope"): broken}, missing)
+    assert set(runs) == {("ours", "nope")}
+    assert losses["ours", "nope"] == [1.0] * step.CHECKED
+    assert missing == {("theirs", "nope"): "RuntimeError: no such kernel"}
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        step._first_steps({("ours", "nope"): broken}, missing)
 
 
 def test_scoring_is_timed_per_token_at_every_length(monkeypatch):

@@ -59,7 +59,8 @@ def measure(
     for name, run in runs.items():
         print(f"first run: {name[0]}, {name[1]:,} tokens, {name[2]}", file=sys.stderr, flush=True)
         run()
-        peaks[name] = peak_bytes(run)
+        on_cpu = jax.default_backend() == "cpu"  # the system does not see a device's own memory
+        peaks[name] = peak_bytes(run) if on_cpu else None
     seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0)
     rows = [
         {

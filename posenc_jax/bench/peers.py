@@ -103,13 +103,14 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[st
     )  # fmt: skip
     slope_N = torch.tensor(alibi_slopes(N), dtype=torch.float32, device=device)
 
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+
     def run(function):
         def forward():
             with torch.no_grad():
                 return (pytorch.Pending(function(q, k, v).transpose(1, 2)),)
 
         def both():
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
             out = function(*leaves)
             gradients = torch.autograd.grad(out, leaves, q)
             return tuple(pytorch.Pending(x.detach().transpose(1, 2)) for x in (out, *gradients))
