@@ -7,7 +7,8 @@
     evaluation  scoring per token, and its memory, from the training length to 64 times that
     loop        whole training runs: what checkpoints cost, and waiting for data
 
-Candidates are timed side by side, round by round, and compared within a round. Prints a table; with
+Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in bursts
+of runs. Prints a table; with
 --out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. A bench reads the flags
 that its function in posenc_jax/bench/ has arguments for; another one is an error. Exit code 2 for
 wrong input.

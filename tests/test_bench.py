@@ -15,7 +15,7 @@ import pytest
 
 from posenc_jax.bench import attention, encodings, evaluation, pytorch, rotation, step
 from posenc_jax.bench.memory import Compiled, peak, peak_bytes, planned_bytes
-from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, interleaved, spread
+from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
 
 
@@ -250,6 +250,7 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
     assert {row["baseline"] for row in outcome.rows} == {"ours, folded into splash"}
     assert rows["ours, folded into splash"]["ratio"] == 1
     assert rows["ours, folded into splash"]["difference"] < 0.03
+    assert rows["ours, folded into splash"]["difference_to"] == "ours, dense"
     assert "relative to ours, folded into splash in the same round" in outcome.caption
     assert {row["batch"] for row in outcome.rows} == {2}
     assert all(row["planned_mb"] >= 2 * 32 * 2 * 8 * 2 / 1e6 for row in outcome.rows)
@@ -289,7 +290,7 @@ def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
 
 
 def test_a_candidate_is_left_out_once_it_would_take_too_long():
-    pace = attention._Pace(patience=60)
+    pace = Pace(patience=60)
     pace.saw("dense", 1024, 4.0)
     assert pace.left_out(2048, ["dense", "new"]) == {}
     assert "about 64 s" in pace.left_out(4096, ["dense"])["dense"]  # quadratic until it is known

@@ -3,6 +3,7 @@
 import functools
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,7 +15,7 @@ from posenc_jax.attention.fused import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.memory import Compiled, peak
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, with_quartiles
-from posenc_jax.bench.timing import WARM_UPS, interleaved, spread
+from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import parse
 from posenc_jax.model.config import DTYPES
 
@@ -44,7 +45,7 @@ def measure(
     with the bias folded in joins in bfloat16, and so do the peers that want one; ratios are to that fold
     where there is one, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
     difference of a candidate's result to the dense definition (where that is too large, to the blockwise
-    path); candidates without a bias do other work and have none. Peak memory is what the system counts, on
+    path: "difference_to"); candidates without a bias do other work and have none. Peak memory is what the system counts, on
     an accelerator what the compiler planned or PyTorch allocated ("peak_source"). A candidate that cannot
     be compiled or run is listed with its reason.
 
@@ -66,7 +67,7 @@ def measure(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if not lengths or min(lengths) < 8:
         raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
-    rows, skipped, pace = [], [], {direction: _Pace(patience) for direction in directions}
+    rows, skipped, pace = [], [], {direction: Pace(patience) for direction in directions}
     for length in sorted(lengths):
         tensors = _tensors(batch, length, heads, head_dim, qk_norm, dtype, seed)
         for direction in directions:
@@ -95,8 +96,8 @@ def measure(
                     "direction": direction, "heads": heads, "head_dim": head_dim, "dtype": dtype,
                     "rounds": rounds, "baseline": baseline,
                     **spread(seconds_R, seconds[baseline]),
-                    "peak_mb": looks[name]["peak_mb"], "peak_source": looks[name]["peak_source"],
-                    "planned_mb": _planned(runs[name]), "difference": looks[name]["difference"],
+                    **{key: value for key, value in looks[name].items() if key != "seconds"},
+                    "planned_mb": _planned(runs[name]),
                 })  # fmt: skip
             del runs  # a GPU has the room of one length
             pytorch.give_back()
@@ -204,7 +205,7 @@ def _looked_at(makers: peers.Makers, missing: dict, bias_bytes: int) -> tuple[di
 
     The first one with a bias is what the others' results are compared with.
     """
-    runs, looks, want = {}, {}, None
+    runs, looks, want, reference = {}, {}, None, None
     for name in [name for name in makers if name not in missing]:
         try:
             run = makers[name]()
@@ -214,48 +215,25 @@ def _looked_at(makers: peers.Makers, missing: dict, bias_bytes: int) -> tuple[di
             seconds = time.perf_counter() - start
         except Exception as error:  # a compiler or a device's memory: a missing row, not our end
             missing[name] = failure(error)
+            if name.startswith(BASELINE):  # ours to mend, so all of it
+                traceback.print_exc()
             continue
         finally:
             pytorch.give_back()
         if taken is not None and name in peers.HOLD_A_BIAS:  # made before, and held all the time
             taken += bias_bytes
         free = "no bias" in name
-        want = got if want is None and not free else want
+        if want is None and not free:
+            want, reference = got, name
         runs[name] = run
         looks[name] = {
             "difference": None if free else float(np.abs(got - want).max()),
+            "difference_to": None if free else reference,
             "peak_mb": None if taken is None else taken / 1e6,
             "peak_source": source,
             "seconds": seconds,
         }
     return runs, looks
-
-
-class _Pace:
-    """How a candidate's time grew with length, and which one is not worth waiting for."""
-
-    def __init__(self, patience: float):
-        self._patience, self._seen = patience, {}
-
-    def saw(self, name: str, length: int, seconds: float) -> None:
-        self._seen.setdefault(name, []).append((length, seconds))
-
-    def left_out(self, length: int, names: Sequence[str]) -> dict[str, str]:
-        """Returns why, by name, for those whose next run would take longer than patience."""
-        reasons = {}
-        for name in names:
-            if name not in self._seen:
-                continue
-            *before, (last, seconds) = self._seen[name]
-            power = 2.0
-            if before:
-                power = np.log(seconds / before[-1][1]) / np.log(last / before[-1][0])
-            expected = seconds * (length / last) ** power
-            if expected > self._patience:
-                reasons[name] = (
-                    f"about {expected:.0f} s a run, longer than patience={self._patience}"
-                )
-        return reasons
 
 
 def _table(rows: list[dict], skipped: list[str]) -> str:

@@ -180,6 +180,7 @@ def _flex_attention(tensors: tuple, slope_N, heads: int | None) -> Callable:
 @functools.cache
 def _compiled_flex_attention() -> Callable:
     import torch
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
     # A kernel for each length is what someone who knows his length has. Past the limit PyTorch would

@@ -9,7 +9,7 @@ costs more than it does. So there a candidate runs many times in a row before it
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -93,3 +93,31 @@ def spread(seconds_R: np.ndarray, baseline_R: np.ndarray) -> dict[str, float]:
         | {name: float(value) for name, value in times}
         | {name: float(value) for name, value in ratios}
     )
+
+
+class Pace:
+    """How a candidate's time grew with length, and which one is not worth waiting for."""
+
+    def __init__(self, patience: float):
+        self._patience, self._seen = patience, {}
+
+    def saw(self, name: str, length: int, seconds: float) -> None:
+        """Notes what a run took at a length, in ascending order of lengths."""
+        self._seen.setdefault(name, []).append((length, seconds))
+
+    def left_out(self, length: int, names: Iterable[str]) -> dict[str, str]:
+        """Returns why, by name, for those whose next run would take longer than patience."""
+        reasons = {}
+        for name in names:
+            if name not in self._seen:
+                continue
+            *before, (last, seconds) = self._seen[name]
+            power = 2.0
+            if before:
+                power = np.log(seconds / before[-1][1]) / np.log(last / before[-1][0])
+            expected = seconds * (length / last) ** power
+            if expected > self._patience:
+                reasons[name] = (
+                    f"about {expected:.0f} s a run, longer than patience={self._patience}"
+                )
+        return reasons

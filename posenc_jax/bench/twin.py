@@ -97,7 +97,8 @@ class Twin:
 
     def _turn(self, x):
         a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * self._cos - b * self._sin, b * self._cos + a * self._sin], dim=-1)
+        turned = torch.cat([a * self._cos - b * self._sin, b * self._cos + a * self._sin], dim=-1)
+        return turned.to(x.dtype)  # the tables are float32
 
 
 def _cast(device: str, dtype: torch.dtype):
