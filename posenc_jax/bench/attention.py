@@ -14,7 +14,7 @@ from posenc_jax.attention import attend, blockwise_attention, dense_attention, v
 from posenc_jax.attention.fused import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.memory import Compiled, peak
-from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, with_quartiles
+from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import parse
 from posenc_jax.model.config import DTYPES
@@ -242,8 +242,8 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         peaks = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("peak_mb", "planned_mb"))
         times = [
-            f"{row['min_ms']:.1f}",
-            f"{row['median_ms']:.1f}",
+            ms(row["min_ms"]),
+            ms(row["median_ms"]),
             with_quartiles(row),
             *peaks,
             row["peak_source"],

@@ -53,6 +53,11 @@ def with_quartiles(row: Mapping[str, float]) -> str:
     return f"{row['ratio']:.2f} [{row['ratio_q1']:.2f}, {row['ratio_q3']:.2f}]"
 
 
+def ms(milliseconds: float) -> str:
+    """Returns a time as text: a GPU's are thousandths of what a CPU's are."""
+    return f"{milliseconds:.1f}" if milliseconds >= 10 else f"{milliseconds:.3f}"
+
+
 def failure(error: Exception) -> str:
     """Returns the first line of an error, as the reason why a row is missing."""
     said = str(error).strip().splitlines() or ["no message"]

@@ -12,7 +12,7 @@ import numpy as np
 from posenc_jax.bench import pytorch
 from posenc_jax.bench.encodings import VOCABULARY, random_batch
 from posenc_jax.bench.memory import peak, planned_bytes
-from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, with_quartiles
+from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.peers import versions
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.model.decoder import Decoder
@@ -192,7 +192,7 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
         lines.append([
             row["implementation"], row["scheme"],
             "-" if row["difference"] is None else f"{row['difference']:.1e}",
-            f"{row['min_ms']:.1f}", f"{row['median_ms']:.1f}", with_quartiles(row), with_quartiles(same),
+            ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), with_quartiles(same),
             "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}", row["peak_source"],
         ])  # fmt: skip
     names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", "x ours, same scheme", "peak MB", "peak by")  # fmt: skip
