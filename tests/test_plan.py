@@ -136,9 +136,9 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
     )
     assert steep.attention < 0.8 * flat.attention
     assert flops.needed(model("rope", **shape), 1, 4096) == flops.needed(model("rope+alibi", **shape), 1, 4096)  # fmt: skip
-    # Side by side on a GPU: seven products a pair in all backward, not five, and tiles of 256 x 256.
+    # Side by side on a GPU: seven products a pair in all backward, not five, and tiles of 512 x 512.
     c = model("rope", **shape)
-    pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 256, 256)
+    pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 512, 512)
     assert flops.executed(c, 1, 4096, "gpu").attention == pairs * 2 * 64 * (2 + 7)
     shape["attention"] = "auto"
     for device, columns in (("gpu", 72), ("tpu", 128)):

@@ -17,7 +17,8 @@ from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
-DENSE_LOGITS = 384 * 384  # of one head and row: up to here dense is as fast, and its memory small
+# Logits of one head and row up to which dense is as fast, and its memory small; blocks are slower on a GPU.
+DENSE_LOGITS, DENSE_LOGITS_ON_GPU = 384 * 384, 512 * 512
 
 
 class Path(NamedTuple):
@@ -78,6 +79,8 @@ def choose(
             reason = refusal(kernel, layer, **where) or _not_by_itself(layer, dtype)
             if reason is None:
                 return Path(kernel, f"{device}: the vendor's kernel, a linear bias folded in")
+            if device == "gpu" and queries * keys <= DENSE_LOGITS_ON_GPU:
+                return Path("dense", f"{queries} x {keys} logits are few; not {kernel}: {reason}")
             return Path("blockwise", f"{many}; not {kernel}: {reason}")
     return Path("blockwise", many)
 

@@ -19,7 +19,7 @@ from posenc_jax.attention import cutoff
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.attention.tiles import Floats, Places, Plan, computes_on, even_block, pad
-from posenc_jax.attention.walk import meet, nothing, proof, pulled, weighable
+from posenc_jax.attention.walk import meet, proof, pulled, weighable
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -105,7 +105,7 @@ def head_groups(
         if first % shares or stop % shares:
             owners, shares = np.arange(first, stop) // shares, 1
         in_turn = computes_on() != "gpu" if lanes is None else lanes == 1
-        q_block, k_block = blocks or ((128, 128) if joint else (512 if in_turn else 256, 256))
+        q_block, k_block = blocks or ((128, 128) if joint else (512, 256 if in_turn else 512))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
         at_once = 1 if joint or not in_turn or k_BSKH.shape[1] <= s else 2
         G = stop - first if joint else 1
@@ -145,7 +145,7 @@ def _attention(plan: Plan, floats: Floats, places: Places) -> jax.Array:
 
 
 def _forward(plan: Plan, floats: Floats, places: Places):
-    found, stop_BNI = meet(plan, floats, places, proof(plan, floats.params), nothing(floats))
+    found, stop_BNI = meet(plan, floats, places, proof(plan, floats.params))
     out_BNTH, lse_BNT, stop_BNI = kept((found.out_BNTH, weighable(found.lse_BNT), stop_BNI))
     return out_BNTH, (floats, places, out_BNTH, lse_BNT, stop_BNI)
 

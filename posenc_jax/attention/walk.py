@@ -35,10 +35,9 @@ def proof(plan: Plan, params: Params) -> tuple[jax.Array | None] | None:
     return (cutoff.log_tail(plan.layer, params, plan.longest),)
 
 
-def nothing(floats: Floats) -> Found:
-    """Returns what rows have found before they met a key."""
-    blank_BNTH = jnp.zeros(floats.q_BNTH.shape, jnp.float32)
-    return Found(blank_BNTH, jnp.full(blank_BNTH.shape[:3], NEVER, jnp.float32))
+def nothing(shape: tuple[int, ...]) -> Found:
+    """Returns what rows of queries of a shape, [..., H], have found before they met a key."""
+    return Found(jnp.zeros(shape, jnp.float32), jnp.full(shape[:-1], NEVER, jnp.float32))
 
 
 def weighable(lse_BNT: jax.Array) -> jax.Array:
@@ -47,12 +46,12 @@ def weighable(lse_BNT: jax.Array) -> jax.Array:
 
 
 def meet(
-    plan: Plan, floats: Floats, places: Places, proven: tuple | None, found: Found
+    plan: Plan, floats: Floats, places: Places, proven: tuple | None, found: Found | None = None
 ) -> tuple[Found, jax.Array]:
     """Returns what rows have found after these keys as well, and stop_BNI: the first key block that block I read.
 
     Args:
-      proven: from `proof`. found: among other keys before; they count in what may be left out here.
+      proven: from `proof`. found: among other keys before, if any; they count in what may be left out here.
     """
     s = plan.k_block
     sight = blocks_in_sight(plan, places)
@@ -65,34 +64,33 @@ def meet(
     counts = plan.tiles(floats)
     if plan.lanes > 1:
 
-        def alone(index):
-            tile = Tile(plan, floats, places, index)
-            *news, j = rows(tile, found)
+        def one(index):
+            *news, j = rows(Tile(plan, floats, places, index), found)
             return *news, jnp.full((plan.tile_heads, 1), j)
 
-        out_BNTH, lse_BNT, stop_BNI = (
-            _whole(x) for x in side_by_side(plan.lanes, counts, (1, 2, 0), alone)
-        )
+        done = side_by_side(plan.lanes, counts, (1, 2, 0), one)
+        out_BNTH, lse_BNT, stop_BNI = map(_whole, done)
         return Found(out_BNTH, lse_BNT), stop_BNI
 
     def task(index, state):
-        found, stop_BNI = state
+        (out_BNTH, lse_BNT), stop_BNI = state
         tile = Tile(plan, floats, places, index)
-        out_GTH, lse_GT, j = rows(tile, found)
+        out_GTH, lse_GT, j = rows(tile, None if found is None else Found(out_BNTH, lse_BNT))
         at = (tile.b, tile.n, tile.i * plan.q_block)
-        found = Found(
-            lax.dynamic_update_slice(found.out_BNTH, out_GTH[None], (*at, 0)),
-            lax.dynamic_update_slice(found.lse_BNT, lse_GT[None], at),
+        news = Found(
+            lax.dynamic_update_slice(out_BNTH, out_GTH[None], (*at, 0)),
+            lax.dynamic_update_slice(lse_BNT, lse_GT[None], at),
         )
         stop_111 = jnp.full((1, plan.tile_heads, 1), j)
-        return found, lax.dynamic_update_slice(stop_BNI, stop_111, (tile.b, tile.n, tile.i))
+        return news, lax.dynamic_update_slice(stop_BNI, stop_111, (tile.b, tile.n, tile.i))
 
     B, N = floats.q_BNTH.shape[:2]
     blank_BNI = jnp.zeros((B, N, counts[2]), jnp.int32)
-    return lax.fori_loop(0, math.prod(counts), task, (found, blank_BNI))
+    start = nothing(floats.q_BNTH.shape) if found is None else found
+    return lax.fori_loop(0, math.prod(counts), task, (start, blank_BNI))
 
 
-def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, found: Found):
+def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, found: Found | None):
     """Returns what a tile's rows have found in the end, out_GTH and lse_GT, and the first key block they read."""
     s = plan.k_block
     first_BI, end_BI = sight
@@ -133,7 +131,8 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
         return lax.switch(carry[-1] - 1, reads, carry)
 
     end = end_BI[tile.b, tile.i]
-    acc_GTH, top_GT = tile.queries(found.out_BNTH), tile.queries(found.lse_BNT)
+    before = nothing(q_GTH.shape) if found is None else Found(*map(tile.queries, found))
+    acc_GTH, top_GT = before
     sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
     carry = (end, acc_GTH, top_GT, sum_GT, more(end, top_GT))
     j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
