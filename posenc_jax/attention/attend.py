@@ -12,7 +12,7 @@ from posenc_jax.attention.linear import linear_attention, linear_attention_in_or
 from posenc_jax.attention.mask import visible
 from posenc_jax.attention.ring import ring_attention
 from posenc_jax.attention.shards import ring_of
-from posenc_jax.attention.tiles import computes_on
+from posenc_jax.encodings.device import computes_on
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 

@@ -4,11 +4,8 @@ Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are
 and J (keys).
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -20,23 +17,6 @@ from posenc_jax.attention.dense import NEVER
 from posenc_jax.attention.mask import visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
-
-_ELSEWHERE = contextvars.ContextVar("device", default=None)
-
-
-def computes_on() -> str:
-    """Returns the device that programs are traced for: "cpu", "gpu" or "tpu"."""
-    return _ELSEWHERE.get() or jax.default_backend()
-
-
-@contextlib.contextmanager
-def computing_on(device: str) -> Iterator[None]:
-    """Traces programs for a device that is not what this process computes on."""
-    token = _ELSEWHERE.set(device)
-    try:
-        yield
-    finally:
-        _ELSEWHERE.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)

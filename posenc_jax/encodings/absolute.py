@@ -9,6 +9,7 @@ import numpy as np
 
 from posenc_jax.encodings.part import Absolute, Params, Place, check_positive
 from posenc_jax.encodings.rotary import angles, inverse_frequencies
+from posenc_jax.encodings.rows import rows_at
 
 
 def sinusoid(pos_BT: jax.Array, dim: int, base: float) -> jax.Array:
@@ -35,9 +36,7 @@ def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
                 f"position {top if top >= size else bottom} lies outside the learned table of {size} positions"
             )
     inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # a negative index would wrap around
-    layout = jax.typeof(pos_BT).sharding  # rows lie where their positions lie
-    rows = None if layout.mesh.empty else jax.P(*layout.spec, None)
-    return table_LD.at[inside_BT].get(mode="fill", fill_value=jnp.nan, out_sharding=rows)
+    return rows_at(table_LD, inside_BT)
 
 
 @dataclasses.dataclass(frozen=True)

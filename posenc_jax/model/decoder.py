@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention import attend, running_clock
+from posenc_jax.encodings.rows import rows_at
 from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.layers import Execution, carried, period
@@ -260,8 +261,7 @@ class Decoder(nn.Module):
         tokens_BT, pos_BT, seg_BT = (laid(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT))
         # The table's D is split over "model": looked up so, then gathered into the stream.
         table_VD = laid(embedding_VD, None, "model")
-        x_BTD = table_VD.at[tokens_BT].get(out_sharding=on_mesh(ROWS, "sequence", "model"))
-        x_BTD = laid(x_BTD, ROWS, "sequence", None) * c.embedding_scale
+        x_BTD = laid(rows_at(table_VD, tokens_BT), ROWS, "sequence", None) * c.embedding_scale
         absolute = c.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", c.placed.init_absolute) if absolute.learns else {}

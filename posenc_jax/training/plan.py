@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention.attend import KERNELS
-from posenc_jax.attention.tiles import computing_on
 from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.encodings.device import computing_on
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import flops

@@ -1,0 +1,24 @@
+"""The device that programs are traced for: what is best on it, or the same every time, is chosen by it."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+_ELSEWHERE = contextvars.ContextVar("device", default=None)
+
+
+def computes_on() -> str:
+    """Returns the device that programs are traced for: "cpu", "gpu" or "tpu"."""
+    return _ELSEWHERE.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def computing_on(device: str) -> Iterator[None]:
+    """Traces programs for a device that is not what this process computes on."""
+    token = _ELSEWHERE.set(device)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
