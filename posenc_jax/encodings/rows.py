@@ -22,7 +22,7 @@ def rows_at(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
       ids_BT: from 0 on.
     """
     if computes_on() == "gpu":
-        return _summed_in_order(table_VD, ids_BT, table_VD.shape[0])
+        return _summed_in_order(table_VD, jnp.asarray(ids_BT), table_VD.shape[0])
     return _taken(table_VD, ids_BT)
 
 
