@@ -40,7 +40,7 @@ def oracle(ids, d, size=V):
 
 def gradient(ids, d, device):
     def dot(table):
-        return jnp.sum(jnp.where(d == 0, 0, rows_at(table, ids) * d))
+        return jnp.sum(jnp.where(d == 0, 0, rows_at(table, ids, "fill") * d))
 
     with computing_on(device):
         return jax.jit(jax.grad(dot))(jnp.ones((V, D)))
@@ -62,7 +62,7 @@ def test_ids_past_the_end_read_nan_and_give_nothing():
 
     @jax.jit
     def both(table, d):
-        rows, transpose = jax.vjp(lambda table: rows_at(table, ids), table)
+        rows, transpose = jax.vjp(lambda table: rows_at(table, ids, "fill"), table)
         return rows, transpose(d)[0]
 
     with computing_on("gpu"):
@@ -116,7 +116,7 @@ def test_on_a_mesh_the_sums_are_those_of_all_devices(axes):
     split, table = jax.P(("data", "fsdp"), "sequence"), jax.P(None, "model")
 
     def transposed(table_VD, ids_BT, d_BTD):
-        rows_BTD, transpose = jax.vjp(lambda table: rows_at(table, ids_BT), table_VD)
+        rows_BTD, transpose = jax.vjp(lambda table: rows_at(table, ids_BT, "fill"), table_VD)
         assert jax.typeof(rows_BTD).sharding.spec == jax.P(*split, "model")
         return transpose(d_BTD)[0]
 

@@ -36,7 +36,7 @@ def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
                 f"position {top if top >= size else bottom} lies outside the learned table of {size} positions"
             )
     inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # a negative index would wrap around
-    return rows_at(table_LD, inside_BT)
+    return rows_at(table_LD, inside_BT, "fill")
 
 
 @dataclasses.dataclass(frozen=True)

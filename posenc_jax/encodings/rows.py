@@ -13,36 +13,38 @@ import jax.numpy as jnp
 from posenc_jax.encodings.device import computes_on
 
 
-def rows_at(table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
-    """Returns table_VD[ids_BT]; an id of V or more reads NaN and gives no gradient.
+def rows_at(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
+    """Returns table_VD[ids_BT].
 
     On a mesh the table may be split over D, not over V; rows lie where their ids lie.
 
     Args:
       ids_BT: from 0 on.
+      mode: of `.at[].get`: "fill", where an id of V or more reads NaN and gives no gradient, or
+        "promise_in_bounds", where there is none.
     """
     if computes_on() == "gpu":
-        return _summed_in_order(table_VD, jnp.asarray(ids_BT), table_VD.shape[0])
-    return _taken(table_VD, ids_BT)
+        return _summed_in_order(table_VD, jnp.asarray(ids_BT), mode, table_VD.shape[0])
+    return _taken(table_VD, ids_BT, mode)
 
 
-def _taken(table_VD, ids_BT):
+def _taken(table_VD, ids_BT, mode):
     layout = jax.typeof(ids_BT).sharding
     dim = jax.typeof(table_VD).sharding.spec[1]
     rows = None if layout.mesh.empty else jax.P(*layout.spec, dim)
-    return table_VD.at[ids_BT].get(mode="fill", fill_value=jnp.nan, out_sharding=rows)
+    return table_VD.at[ids_BT].get(mode=mode, out_sharding=rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _summed_in_order(table_VD, ids_BT, size: int):
-    return _taken(table_VD, ids_BT)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _summed_in_order(table_VD, ids_BT, mode: str, size: int):
+    return _taken(table_VD, ids_BT, mode)
 
 
-def _forward(table_VD, ids_BT, size):
-    return _taken(table_VD, ids_BT), ids_BT
+def _forward(table_VD, ids_BT, mode, size):
+    return _taken(table_VD, ids_BT, mode), ids_BT
 
 
-def _backward(size, ids_BT, d_BTD):
+def _backward(mode, size, ids_BT, d_BTD):
     *places, dim = jax.typeof(d_BTD).sharding.spec
     over = tuple(axis for axes in places if axes for axis in ((axes,) if isinstance(axes, str) else axes))  # fmt: skip
 

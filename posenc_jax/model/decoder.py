@@ -261,7 +261,8 @@ class Decoder(nn.Module):
         tokens_BT, pos_BT, seg_BT = (laid(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT))
         # The table's D is split over "model": looked up so, then gathered into the stream.
         table_VD = laid(embedding_VD, None, "model")
-        x_BTD = laid(rows_at(table_VD, tokens_BT), ROWS, "sequence", None) * c.embedding_scale
+        rows_BTD = rows_at(table_VD, tokens_BT, "promise_in_bounds")
+        x_BTD = laid(rows_BTD, ROWS, "sequence", None) * c.embedding_scale
         absolute = c.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", c.placed.init_absolute) if absolute.learns else {}
