@@ -204,3 +204,22 @@ def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(line, shape,
     scatters = [s for s in lines if re.search(r" (select-and-)?scatter\(", s)]
     assert [s for s in scatters if "unique_indices=true" not in s] == []
     assert any(" sort(" in s or "cub" in s for s in lines)  # the rows were put in order
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+def test_on_a_gpu_the_sums_are_the_same_bits_every_time():
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 16, (64, 512)).astype(np.int32)
+    d = rng.standard_normal((64, 512, 256)).astype(np.float32)
+
+    @jax.jit
+    def summed(table_VD, d_BTD):
+        return jax.vjp(lambda table: rows_at(table, ids, "fill"), table_VD)[1](d_BTD)[0]
+
+    table = jnp.zeros((16, 256))
+    first = np.asarray(summed(table, d))
+    want = np.stack([d[ids == id_].astype(np.float64).sum(0) for id_ in range(16)])
+    np.testing.assert_allclose(first, want, atol=1e-3)
+    for _ in range(20):
+        np.testing.assert_array_equal(summed(table, d), first)
