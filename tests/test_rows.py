@@ -186,15 +186,23 @@ def test_a_step_for_a_gpu_is_that_of_a_cpu_up_to_rounding(tmp_path):
 @pytest.mark.aot
 @pytest.mark.filterwarnings("ignore")  # of the compilers, about a machine without their chips
 @pytest.mark.parametrize(
-    ("line", "shape"),
-    [("rope+alibi", "data:1"), ("learned+t5", "data:1"), ("learned+alibi", "data:2,model:2")],
+    ("line", "attention", "shape"),
+    [
+        ("rope+alibi", "auto", "data:1"),
+        ("rope+alibi", "cudnn", "data:1"),
+        ("learned+t5", "blockwise", "data:1"),
+        ("learned+alibi", "cudnn", "data:2,model:2"),
+    ],
 )
-def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(line, shape, tmp_path):
+def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(
+    line, attention, shape, tmp_path
+):
     chip, shape = CHIPS["h100"], mesh_shape(shape)
     if chip.missing:
         pytest.skip(chip.missing)
+    model = {"model_dim": 256, "num_heads": 4, "num_layers": 2}
     config = runs.config(
-        tmp_path, line, model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 4, "num_layers": 2},
+        tmp_path, line, model=model | {"dtype": "bfloat16", "attention": attention},
         train={"length": 1024, "batch_size": 8},
     )  # fmt: skip
     step, _ = compiled_step(
