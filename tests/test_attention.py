@@ -162,7 +162,7 @@ def test_wrong_heads_and_kernels_are_refused():
     with pytest.raises(ValueError, match="attention must be one of"):
         attend(
             *tensors(1, 4), place, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones,
-            implementation="flash",
+            implementation="flashy",
         )  # fmt: skip
 
 

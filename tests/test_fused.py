@@ -1,4 +1,4 @@
-"""Vendor kernels behind the fold: splash emulated, cuDNN's arithmetic by XLA, both compiled for absent chips."""
+"""Kernels of devices: ours and splash emulated, cuDNN's arithmetic by XLA, all compiled for absent chips."""
 
 import re
 
@@ -11,7 +11,9 @@ import schemes
 from posenc_jax.attention import attend, choose, fused
 from posenc_jax.attention.fold import documents
 from posenc_jax.encodings import parse
-from posenc_jax.training.chips import CHIPS, absent_devices, absent_mesh
+from posenc_jax.encodings.device import computing_on
+from posenc_jax.training.chips import CHIPS, absent_devices, absent_mesh, traced_for
+from posenc_jax.training.plan import DEVICES
 
 T, N, K, H = 72, 4, 2, 16
 SERVED = ("nope", "rope", "alibi", "slopes", "rope+alibi|nope~logn", "rope(stretch=yarn(factor=4.0))+alibi(slopes=match)")  # fmt: skip
@@ -131,14 +133,49 @@ def test_a_kernel_that_cannot_serve_says_why(line, changes, reason):
     with pytest.raises(ValueError, match=f"'cudnn' cannot serve this layer.*{reason}"):
         choose(layer, 1024, 1024, "cudnn", **WHERE | changes)
     path = choose(layer, 1024, 1024, "auto", device="gpu", **WHERE | changes)
-    assert path.name == ("linear" if layer.form else "blockwise")
-    assert layer.form or re.search(f"not cudnn: .*{reason}", path.why)
+    served = {"log": "flash"}.get(line, "blockwise")  # by a table
+    assert path.name == ("linear" if layer.form else served)
+    assert layer.form or line == "log" or re.search(f"not cudnn: .*{reason}", path.why)
+
+
+@pytest.mark.parametrize(
+    ("line", "changes", "reason"),
+    [
+        ("rope+linear", {}, "no softmax"),
+        ("fire", {}, "learned"),
+        ("kerple_log|alibi", {}, "learned"),
+        ("t5", {}, "learned"),
+        ("rope+alibi|forget", {}, "needs more than a distance"),
+        ("alibi2d", {}, "needs more than a distance"),
+        ("nope~scale_invariant", {}, "depends on the key"),
+        ("alibi", {"aligned": False}, "aligned"),
+        ("alibi", {"causal": False}, "causal"),
+        ("alibi", {"dtype": "float16"}, "bfloat16, not float16"),
+        ("alibi", {"head_dim": 192}, "exceeds 128"),
+    ],
+)  # fmt: skip
+def test_our_kernel_says_why_it_cannot_serve(line, changes, reason):
+    with pytest.raises(ValueError, match=f"'flash' cannot serve this layer.*{reason}"):
+        choose(layer_of(line), 1024, 1024, "flash", **WHERE | changes)
+
+
+def test_few_logits_are_dense_on_a_gpu_where_no_kernel_serves():
+    path = choose(layer_of("t5"), 512, 512, "auto", device="gpu", **WHERE)
+    assert path.name == "dense"
+    assert "not flash" in path.why
+    assert "not cudnn" in path.why
+    assert choose(layer_of("t5"), 520, 520, "auto", device="gpu", **WHERE).name == "blockwise"
+    assert choose(layer_of("t5"), 512, 512, "auto", device="cpu", **WHERE).name == "blockwise"
 
 
 def test_the_device_decides_what_is_taken_by_itself():
     layer = layer_of("rope+alibi|nope~logn")
     taken = {d: choose(layer, 1024, 1024, "auto", device=d, **WHERE).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
-    assert taken == {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}
+    assert taken == {"cpu": "blockwise", "gpu": "flash", "tpu": "splash"}
+    assert (
+        choose(layer, 1024, 1024, "auto", device="gpu", head_dim=192, dtype="bfloat16").name
+        == "cudnn"
+    )
     learned = choose(layer_of("slopes"), 1024, 1024, "auto", device="tpu", **WHERE)
     assert learned.name == "blockwise"
     assert "slopes are learned" in learned.why
@@ -178,7 +215,7 @@ def compiled(chip, topology, axes, implementation, length):
         *(jax.ShapeDtypeStruct((rows, length, 8, 64), dtype, sharding=split) for _ in range(3)),
         *(jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=placed) for _ in range(2)),
     ]
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), traced_for(chip), computing_on(DEVICES[chip.platform]):
         lowered = jax.jit(grads).trace(*arguments).lower(lowering_platforms=(chip.platform,))
         program = lowered.compile(compiler_options=chip.options)
     return program.as_text(), program.memory_analysis().temp_size_in_bytes
@@ -193,7 +230,12 @@ def square(text, length):
 @pytest.mark.filterwarnings("ignore")  # of the compilers, about a machine without their chips
 @pytest.mark.parametrize(
     ("chip", "topology", "kernel", "call"),
-    [("h100", "1x4", "cudnn", "__cudnn$fmha"), ("v5e", "2x2", "splash", "tpu_custom_call")],
+    [
+        ("h100", "1x4", "flash", "__gpu$xla.gpu.triton"),
+        ("h100", "1x4", "cudnn", "__cudnn$fmha"),
+        ("h100", "1x4", "blockwise", "while("),
+        ("v5e", "2x2", "splash", "tpu_custom_call"),
+    ],
 )
 def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, kernel, call):
     chip = CHIPS[chip]
@@ -205,7 +247,9 @@ def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, ker
     assert not square(text, length)
     dense_text, dense = compiled(chip, topology, axes, "dense", length)
     assert square(dense_text, length)  # the search finds what it looks for
-    assert temporaries < dense / 10
+    assert temporaries < dense / (
+        5 if kernel == "blockwise" else 10
+    )  # tiles side by side are a share of it
 
 
 def test_chips_and_topologies_that_cannot_be_are_refused(monkeypatch):

@@ -50,18 +50,19 @@ def tensors(rows, length, dtype, seed=0):
 def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
     layer = layer_of(line, train_length=131_072)  # learned tables and grids reach as far
 
-    def placed(x_BTNH, pos_BT):
-        params = layer.init(jax.random.key(1))
+    def placed(params, x_BTNH, pos_BT):
         bias = layer.bias(params, pos_BT, pos_BT)
         tau = layer.temperature(params, pos_BT, pos_BT)
         turned = [layer.rotate(params, x_BTNH, pos_BT, side) for side in ("query", "key")]
         causal = jnp.tril(jnp.ones(bias.shape[-2:], bool)) if bias is not None else None
         return turned, tau, None if bias is None else jnp.where(causal, bias, 0.0)
 
-    x = jax.random.normal(jax.random.key(0), (1, FAR.shape[1], N, H))
-    here = jax.jit(placed)(x, FAR)
+    with jax.default_device(jax.devices("cpu")[0]):  # the same frequencies to the last bit, far out
+        params = jax.device_get(layer.init(jax.random.key(1)))
+    x = np.random.default_rng(0).standard_normal((1, FAR.shape[1], N, H), np.float32)
+    here = jax.jit(placed)(params, x, FAR)
     with jax.default_device(jax.devices("cpu")[0]):
-        there = jax.jit(placed)(np.asarray(x), FAR)
+        there = jax.jit(placed)(params, x, FAR)
     for mine, theirs in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
         theirs = np.asarray(theirs)
         finite = theirs[np.isfinite(theirs)]  # xPos grows without bound
@@ -111,15 +112,17 @@ def test_blockwise_is_the_definition_and_repeats_itself(line):
     assert_near(got, outcome(line, "dense", jnp.float32, length=600), 2e-5)
 
 
-@pytest.mark.parametrize("line", ["nope", "rope", "alibi", "slopes", "rope+alibi", "3*(rope+alibi)|1*nope~logn"])  # fmt: skip
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+@pytest.mark.parametrize("line", ["nope", "slopes", "rope+alibi", "3*(rope+alibi)|1*nope~logn"])
 @pytest.mark.parametrize("length", [200, 1024])
-def test_cudnn_is_the_definition_and_repeats_itself(line, length):
-    got = outcome(line, "cudnn", jnp.bfloat16, length=length)
+def test_kernels_are_the_definition_and_repeat_themselves(kernel, line, length):
+    got = outcome(line, kernel, jnp.bfloat16, length=length)
     assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length), 0.03)
 
 
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
 @pytest.mark.parametrize("length", [4096, 16_384, 131_072])
-def test_far_into_a_long_row_cudnn_and_blocks_agree(length):
+def test_far_into_a_long_row_kernels_and_blocks_agree(kernel, length):
     layer = layer_of("rope+alibi")
     q, k, v, _, _ = tensors(1, length, jnp.bfloat16)
     pos = jnp.arange(length, dtype=jnp.int32)[None]
@@ -128,7 +131,7 @@ def test_far_into_a_long_row_cudnn_and_blocks_agree(length):
 
     @jax.jit
     def both(q, k, v):
-        fused = attend(q, k, v, layer, {}, **where, aligned=True, implementation="cudnn")
+        fused = attend(q, k, v, layer, {}, **where, aligned=True, implementation=kernel)
         turned = (layer.rotate({}, x, pos, side).astype(jnp.float32) for x, side in ((q, "query"), (k, "key")))  # fmt: skip
         exact = blockwise_attention(*turned, v.astype(jnp.float32), layer, {}, **where)
         return fused.astype(jnp.float32), exact
@@ -139,7 +142,10 @@ def test_far_into_a_long_row_cudnn_and_blocks_agree(length):
     assert np.abs(fused - exact).max() < 0.03 * np.abs(exact).max()
 
 
-def test_the_program_of_the_fold_holds_nothing_quadratic_and_calls_cudnn():
+@pytest.mark.parametrize(
+    ("kernel", "call"), [("flash", "xla.gpu.triton"), ("cudnn", "__cudnn$fmha")]
+)
+def test_the_program_of_a_kernel_holds_nothing_quadratic_and_calls_it(kernel, call):
     layer, length = layer_of("rope+alibi"), 4096
     q, k, v, _, _ = tensors(1, length, jnp.bfloat16)
     pos = jnp.arange(length, dtype=jnp.int32)[None]
@@ -147,13 +153,14 @@ def test_the_program_of_the_fold_holds_nothing_quadratic_and_calls_cudnn():
 
     def total(q, k, v):
         out = attend(
-            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, aligned=True
-        )
+            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, aligned=True,
+            implementation=kernel,
+        )  # fmt: skip
         return out.astype(jnp.float32).sum()
 
-    assert choose(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name == "cudnn"
+    assert choose(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name == "flash"
     text = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, v).compile().as_text()
-    assert "__cudnn$fmha" in text
+    assert call in text
     assert not re.findall(rf"\[[\d,]*\b{length}\b[\d,]*\b{length}\b[\d,]*\]", text)
 
 

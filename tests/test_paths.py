@@ -37,6 +37,8 @@ PATHS = {
     "blockwise": Path("blockwise", "float32", 1e-5),
     "blockwise, tiles side by side": Path("blockwise", "float32", 1e-5, lanes=5),
     "blockwise, bfloat16": Path("blockwise", "bfloat16", 0.02),
+    "flash": Path("flash", "float32", 1e-5),  # emulated, as splash is
+    "flash, bfloat16": Path("flash", "bfloat16", 0.02),
     "splash": Path("splash", "float32", 1e-5),  # emulated in float32; a TPU takes bfloat16
     # Both round q, k, v and the result to 8 bits; the fold adds less than that.
     "cudnn": Path("cudnn", "bfloat16", 0.03),
@@ -109,6 +111,8 @@ QUICK = {
     "blockwise": ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
     "blockwise, tiles side by side": ("rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "fire", "forget"),
     "blockwise, bfloat16": ("rope+alibi",),
+    "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log"),
+    "flash, bfloat16": ("rope+alibi",),
     "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn"),
     "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
     "linear": ("linear",),
@@ -144,7 +148,9 @@ def assert_near(got, want, share, least):
         np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", ["blockwise", "blockwise, tiles side by side", "splash", "cudnn"])
+@pytest.mark.parametrize(
+    "name", ["blockwise", "blockwise, tiles side by side", "flash", "splash", "cudnn"]
+)
 def test_every_path_keeps_a_window(name):
     layer, path = layer_of("rope+alibi"), PATHS[name]
     arrays, aim = arrays_of(layer, path.dtype)
@@ -160,3 +166,4 @@ def test_every_scheme_has_a_path_of_linear_memory():
     taken = {line: {name for name, path in PATHS.items() if served(layer_of(line), path)} for line in schemes.ALL}  # fmt: skip
     assert all({"blockwise", "linear"} & paths for paths in taken.values())
     assert all(("splash" in paths) == ("cudnn" in paths) for paths in taken.values())
+    assert all(("flash" in paths) >= ("cudnn" in paths) for paths in taken.values())

@@ -140,9 +140,8 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
     c = model("rope", **shape)
     pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 512, 512)
     assert flops.executed(c, 1, 4096, "gpu").attention == pairs * 2 * 64 * (2 + 7)
-    shape["attention"] = "auto"
-    for device, columns in (("gpu", 72), ("tpu", 128)):
-        c = model("rope+alibi", **shape)
+    for device, kernel, columns in (("gpu", "cudnn", 72), ("tpu", "splash", 128)):
+        c = model("rope+alibi", **shape | {"attention": kernel})
         pairs = (
             3 * 8 * flops.tile_pairs(4096, 4096, *((128, 128) if device == "gpu" else (512, 512)))
         )
@@ -150,6 +149,10 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
         again = 3 * 2 * columns + 2 * 2 * values if device == "gpu" else 4 * 2 * columns + 3 * 2 * values  # fmt: skip
         want = pairs * (2 * columns + 2 * values + again)
         assert flops.executed(c, 1, 4096, device).attention == want
+    ours = [model(s, **shape | {"attention": "flash"}) for s in ("rope", "rope+alibi")]
+    flat, steep = (flops.executed(c, 1, 4096, "gpu").attention for c in ours)
+    assert flat == 3 * 8 * flops.tile_pairs(4096, 4096, 128, 64) * 2 * 64 * (2 + 7)
+    assert steep < 0.8 * flat
 
 
 # ----------------------------------------------------------------------------------------- collectives
@@ -465,7 +468,7 @@ def test_large_configurations_have_the_size_that_they_are_called_by(size):
 
 @pytest.mark.aot
 @pytest.mark.filterwarnings("ignore")  # of the compilers, about a machine without their chips
-@pytest.mark.parametrize(("name", "kernel"), [("v5e", "splash"), ("h100", "cudnn")])
+@pytest.mark.parametrize(("name", "kernel"), [("v5e", "splash"), ("h100", "flash")])
 def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_path):
     chip = CHIPS[name]
     if chip.missing:
@@ -481,7 +484,7 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
     assert row["memory"]["fits"]
     assert {"all-reduce", "all-gather"} <= set(row["collectives"])
     mesh = target(chip, shape, None)
-    call = {"splash": "tpu_custom_call", "cudnn": "__cudnn$fmha"}[kernel]
+    call = {"splash": "tpu_custom_call", "flash": "__gpu$xla.gpu.triton"}[kernel]
     text = compiled_step(with_mesh(config, shape), config.model_config(260), mesh)[0].as_text()
     assert call in text
 
@@ -489,7 +492,7 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
 @pytest.mark.aot
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "forward"), [("v5e", "splash_mha_fwd"), ("h100", '__cudnn$fmhaSoftmax"')]
+    ("name", "forward"), [("v5e", "splash_mha_fwd"), ("h100", 'name = "forward_kernel"')]
 )
 def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
     chip = CHIPS[name]

@@ -19,6 +19,12 @@ from posenc_jax.encodings.scheme import PlacedLayer
 IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
 # Logits of one head and row up to which dense is as fast, and its memory small; blocks are slower on a GPU.
 DENSE_LOGITS, DENSE_LOGITS_ON_GPU = 384 * 384, 512 * 512
+_FOLDED = "the vendor's kernel, a linear bias folded in"
+_HOW = {
+    "flash": "our kernel, a linear bias inside, which ends the work early",
+    "cudnn": _FOLDED,
+    "splash": _FOLDED,
+}
 
 
 class Path(NamedTuple):
@@ -73,16 +79,15 @@ def choose(
     if queries * keys <= DENSE_LOGITS:
         return Path("dense", f"{queries} x {keys} logits are few")
     many = f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early"  # fmt: skip
-    device = device or computes_on()
-    for kernel, its_device in KERNELS.items():
-        if device == its_device:
-            reason = refusal(kernel, layer, **where) or _not_by_itself(layer, dtype)
-            if reason is None:
-                return Path(kernel, f"{device}: the vendor's kernel, a linear bias folded in")
-            if device == "gpu" and queries * keys <= DENSE_LOGITS_ON_GPU:
-                return Path("dense", f"{queries} x {keys} logits are few; not {kernel}: {reason}")
-            return Path("blockwise", f"{many}; not {kernel}: {reason}")
-    return Path("blockwise", many)
+    device, reasons = device or computes_on(), []
+    for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
+        reason = refusal(kernel, layer, **where) or _not_by_itself(kernel, layer, dtype)
+        if reason is None:
+            return Path(kernel, f"{device}: {_HOW[kernel]}")
+        reasons.append(f"not {kernel}: {reason}")
+    if device == "gpu" and queries * keys <= DENSE_LOGITS_ON_GPU:
+        return Path("dense", "; ".join([f"{queries} x {keys} logits are few", *reasons]))
+    return Path("blockwise", "; ".join([many, *reasons]))
 
 
 def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int, in_order: bool) -> Path:
@@ -96,11 +101,13 @@ def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int, in_or
     return Path("blockwise", f"{split}: keys go around a ring, as far as they can matter")
 
 
-def _not_by_itself(layer: PlacedLayer, dtype: str) -> str | None:
+def _not_by_itself(kernel: str, layer: PlacedLayer, dtype: str) -> str | None:
     """Returns why a kernel that could serve is taken only when it is asked for, or None."""
     if dtype != "bfloat16":
-        return f"it would round {dtype} products to bfloat16"
-    if any(group.heads.bias is not None and group.heads.bias.learns for group in layer.groups):
+        return f"it would round the factors of {dtype} products"
+    if kernel != "flash" and any(
+        group.heads.bias is not None and group.heads.bias.learns for group in layer.groups
+    ):
         return "slopes are learned, and their gradient would be a sum of rounded numbers"
     return None
 
@@ -141,9 +148,9 @@ def attend(
       aligned: queries and keys are the same tokens in the same slots, those of a document in consecutive
         ones with positions that rise by one; linear attention then takes time linear in T, and vendor
         kernels can serve.
-      implementation: "dense" (the definition), "blockwise" (memory linear in length), "cudnn" or "splash"
-        (vendor kernels, a linear bias folded in, bfloat16), or "auto"; see `choose`. All give the same
-        numbers up to rounding.
+      implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our kernel for
+        NVIDIA GPUs, linear biases), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
+        "auto"; see `choose`. All give the same numbers up to rounding.
 
     Raises:
       ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated

@@ -159,14 +159,15 @@ def log_tail(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | No
     """
     if layer.gated:
         return None
-    bias_ND = _bias_by_distance(layer, params, longest)
+    bias_ND = bias_by_distance(layer, params, longest)
     bias_ND = jnp.pad(bias_ND, ((0, 0), (0, -longest % STRIDE)), constant_values=-jnp.inf)
     part_NE = jax.nn.logsumexp(bias_ND.reshape(len(bias_ND), -1, STRIDE), axis=-1)
     table_NE = jax.lax.cumlogsumexp(part_NE, axis=1, reverse=True)
     return jnp.pad(table_NE, ((0, 0), (0, 1)), constant_values=-jnp.inf)
 
 
-def _bias_by_distance(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
+def bias_by_distance(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
+    """Returns bias_ND of the distances below `longest`, of a layer whose bias needs no more than the distance."""
     last = jnp.array([[longest - 1]])
     return layer.bias(params, last, jnp.arange(longest)[::-1][None])[0, :, 0]
 
@@ -187,7 +188,7 @@ def windows(
         if part is None or not part.relative or isinstance(part, GatedBias):
             continue
         alone, learned = layer_of_group(layer, params, g)
-        bias_ND = np.asarray(_bias_by_distance(alone, learned, longest), np.float64)
+        bias_ND = np.asarray(bias_by_distance(alone, learned, longest), np.float64)
         table_ND = np.logaddexp.accumulate(bias_ND[:, ::-1], axis=1)[:, ::-1]
         lost_ND = table_ND - bias_ND[:, :1] + 2 * bound
         window_N[group.first : group.stop] = (lost_ND > math.log(epsilon)).sum(1).clip(max=longest)

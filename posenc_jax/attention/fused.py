@@ -1,8 +1,9 @@
-"""Vendor kernels behind the fold: cuDNN's flash attention on NVIDIA GPUs, splash attention on TPUs.
+"""Kernels for biases linear in distance: ours and cuDNN's on NVIDIA GPUs, splash attention on TPUs.
 
-Neither knows a bias. With a linear one folded into columns of q and k (`posenc_jax.attention.fold`) they
-serve ALiBi and its sums with any rotation, in memory O(T). Both want queries and keys to be the same tokens
-in the same slots (`aligned`), since cuDNN's causal mask is of slots and the fold counts them.
+Ours (`posenc_jax.attention.flash`) computes the bias inside. The vendors' know none: with a linear one folded
+into columns of q and k (`posenc_jax.attention.fold`) they serve ALiBi and its sums with any rotation, in memory
+O(T). All want queries and keys to be the same tokens in the same slots (`aligned`): their causal mask is of slots,
+and distances are counted in them.
 """
 
 import functools
@@ -11,14 +12,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from posenc_jax.attention.cutoff import bias_by_distance, log_tail
+from posenc_jax.attention.flash import Tail, flash_attention
 from posenc_jax.attention.fold import documents, fold
 from posenc_jax.attention.residuals import NAME
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-KERNELS = {"cudnn": "gpu", "splash": "tpu"}
+KERNELS = {
+    "flash": "gpu",
+    "cudnn": "gpu",
+    "splash": "tpu",
+}  # of a device's the first that can serve is taken
 _CUDNN_WIDEST = 256  # columns; 128 before Hopper
+_FLASH_WIDEST = 128
 _CUDNN_MULTIPLE, _LANES = 8, 128
 _SPLASH_BLOCK = 512
 
@@ -32,7 +40,9 @@ def refusal(
     """
     if layer.form is not None:
         return "linear attention has no softmax"
-    if not _linear(layer):
+    if kernel == "flash" and not (_linear(layer) or _by_distance(layer)):
+        return "a bias of this scheme is learned, or needs more than a distance, and is not linear in it"
+    if kernel != "flash" and not _linear(layer):
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
     if tempered_by_key(layer):
         return "its temperature depends on the key"
@@ -40,6 +50,8 @@ def refusal(
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
     if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
         return f"it computes in bfloat16, not {dtype}"
+    if kernel == "flash" and head_dim > _FLASH_WIDEST:
+        return f"head dim {head_dim} exceeds {_FLASH_WIDEST}"
     if kernel == "cudnn" and head_dim + _CUDNN_MULTIPLE > _CUDNN_WIDEST:
         return (
             f"head dim {head_dim} and {_CUDNN_MULTIPLE} columns of the fold exceed {_CUDNN_WIDEST}"
@@ -70,10 +82,14 @@ def fused_attention(
 
     def local(floats, places, first_head):
         q_BTNH, k_BTKH, v_BTKH, params, *_ = floats
-        slope_N = layer.linear_slope_N(params)
-        slope_N = jax.lax.dynamic_slice_in_dim(slope_N, first_head, q_BTNH.shape[2])
-        run = _cudnn if kernel == "cudnn" else _splash
-        out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, slope_N, places[0], window)
+        bias = layer.linear_slope_N(params)
+        if bias is None:
+            length = q_BTNH.shape[1]
+            bias = Tail(bias_by_distance(layer, params, length), log_tail(layer, params, length))
+        here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
+        bias = jax.tree.map(here, bias)
+        run = {"flash": flash_attention, "cudnn": _cudnn, "splash": _splash}[kernel]
+        out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, places[0], window)
         seen_BT11 = (places[0] != 0)[:, :, None, None]
         return jnp.where(seen_BT11, out_BTNH, 0).astype(v_BTKH.dtype)
 
@@ -138,6 +154,14 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
 def _linear(layer: PlacedLayer) -> bool:
     slopes = jax.eval_shape(lambda key: layer.linear_slope_N(layer.init(key)), jax.random.key(0))
     return slopes is not None
+
+
+@functools.cache
+def _by_distance(layer: PlacedLayer) -> bool:
+    """Whether every bias is a fixed function of the distance of two tokens."""
+    parts = [group.heads.bias for group in layer.groups]
+    fixed = (part is None or (part.relative and not part.learns) for part in parts)
+    return not layer.gated and all(fixed)
 
 
 @functools.cache

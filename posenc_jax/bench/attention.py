@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import attend, blockwise_attention, dense_attention, visible
+from posenc_jax.attention.cutoff import EXACT
+from posenc_jax.attention.flash import flash_attention
 from posenc_jax.attention.fused import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.memory import Compiled, peak
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
-from posenc_jax.encodings import parse
+from posenc_jax.encodings import alibi_slopes, parse
 from posenc_jax.model.config import DTYPES
 
 BASELINE = "ours"
-FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one
+FLASH = "ours, flash"  # the baseline where it runs
+FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one and no other
 DENSE_LIMIT = 2**28  # logits of all rows and heads; above it a dense array of them is not tried
 LONG = 2.0  # seconds; a candidate that takes longer has warmed up by its first runs
 DIRECTIONS = {"forward": False, "forward+backward": True}
@@ -41,9 +44,9 @@ def measure(
 ) -> Outcome:
     """Returns time and memory of every candidate that survives each length, relative to ours.
 
-    Causal, ALiBi with the standard slopes where a candidate has a bias. On a GPU or TPU the vendor's kernel
-    with the bias folded in joins in bfloat16, and so do the peers that want one; ratios are to that fold
-    where there is one, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
+    Causal, ALiBi with the standard slopes where a candidate has a bias. In bfloat16 our kernel joins on
+    a GPU, on a GPU or TPU the vendor's with the bias folded in, and so do the peers that want bfloat16; ratios are to the
+    first of these there is, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
     difference of a candidate's result to the dense definition (where that is too large, to the blockwise
     path: "difference_to"); candidates without a bias do other work and have none. Peak memory is what the system counts, on
     an accelerator what the compiler planned or PyTorch allocated ("peak_source"). A candidate that cannot
@@ -73,7 +76,7 @@ def measure(
         for direction in directions:
             dense = batch * heads * length**2 <= DENSE_LIMIT
             makers = _ours(tensors, DIRECTIONS[direction], dense)
-            baseline = next((name for name in makers if name.startswith(FOLDED)), BASELINE)
+            baseline = next((name for name in makers if name.startswith((FLASH, FOLDED))), BASELINE)
             theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
             makers |= theirs
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
@@ -164,6 +167,14 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
+    def flash(epsilon=EXACT, slopes=1.0):
+        slope_N = slopes * jnp.asarray(alibi_slopes(tensors[0].shape[2]), jnp.float32)
+
+        def attention(q, k, v, pos, seg):
+            return flash_attention(q, k, v, slope_N, seg, epsilon=epsilon)
+
+        return attention
+
     runs = {"ours, dense": definition} if dense else {}
     runs |= {
         BASELINE: blockwise(alibi, None),
@@ -172,7 +183,11 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
     }
     for kernel, device in KERNELS.items():
         if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
-            runs[f"{FOLDED}{kernel}"] = folded(kernel)
+            if kernel == "flash":
+                more = (", nothing cut", {"epsilon": 0.0}), (", no bias", {"slopes": 0.0})
+                runs |= {f"{FLASH}{name}": flash(**how) for name, how in (("", {}), *more)}
+            else:
+                runs[f"{FOLDED}{kernel}"] = folded(kernel)
     arrays = (*tensors, pos, seg)
     return {
         name: functools.partial(Compiled, _with_gradients(run, backward), arrays)

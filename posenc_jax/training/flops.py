@@ -51,8 +51,9 @@ class Kernel:
 
 
 # Backward, the vendor kernels and ours make the logits again: five products (Dao et al. 2022, alg. 4), which
-# splash does in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
+# splash and our kernel for GPUs do in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
 _KERNELS = {
+    "flash": Kernel(128, 64, 0, 7),
     "cudnn": Kernel(128, 128, 8, 5),
     "splash": Kernel(512, 512, 128, 7),
     "blockwise": Kernel(512, 256, 0, 5),
@@ -148,7 +149,7 @@ def _kernel(
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
         columns += extra + -(H + extra) % kernel.multiple
     reach_N = [min(c.window or length, length)] * N
-    if path == "blockwise":
+    if path in ("blockwise", "flash"):
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
     logits = 2 * columns

@@ -1,0 +1,284 @@
+"""Our kernel for NVIDIA GPUs: flash attention whose bias is computed inside, and which ends at the cut-off.
+
+For biases linear in distance, over queries and keys that are the same tokens in the same slots (`aligned`): the key
+at slot c is in sight of the query at slot r where low[r] <= c <= r, low being where its document or the window
+begins. The kernel needs no columns beside q and k, and a block of queries starts at the first key block that can
+matter to any of its rows:
+
+    |q_r| |k_c| / sqrt(H) - m (r - c)  over all c with r - c >= W  weigh less than epsilon exp(q_r . k_r / sqrt(H))
+
+once m W >= |q_r| max |k| / sqrt(H) - q_r . k_r / sqrt(H) - ln epsilon - ln(1 - e^-m): the own key is always in sight,
+so that epsilon is of the row's softmax sum or less. Norms and own logits are those of the block, measured in the graph.
+
+Forward and backward after Dao 2023 (FlashAttention-2), written in Pallas for Triton: logits to base 2, tiles of T
+queries and S keys, one program per tile of the result. Dims of blocks as in `tiles`: I of queries, J of keys.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from posenc_jax.attention.cutoff import EXACT, STRIDE
+from posenc_jax.attention.flash_kernels import (
+    FORWARD,
+    LOG2E,
+    OF_KEYS,
+    OF_QUERIES,
+    Tiling,
+    forward_kernel,
+    key_kernel,
+    query_kernel,
+)
+from posenc_jax.attention.residuals import kept
+
+_ROUNDING = 1e-3  # nats; what float32 may lose in the proof
+NARROWEST = 16  # columns of a tensor core's product
+
+
+class Tail(NamedTuple):
+    """A bias by distance, and what is left of its weights: rows of heads, float32.
+
+    Attributes:
+      bias_ND: of every distance up to the length of a row. table_NE: from `cutoff.log_tail`.
+    """
+
+    bias_ND: jax.Array
+    table_NE: jax.Array
+
+
+def flash_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    bias: jax.Array | Tail,
+    seg_BT: jax.Array,
+    window: int | None = None,
+    *,
+    epsilon: float = EXACT,
+) -> jax.Array:
+    """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
+
+    Args:
+      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N.
+      bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
+      seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
+        of sight. epsilon: largest share of a row's softmax sum that may be left out.
+    """
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    columns = max(NARROWEST, pl.next_power_of_2(H))
+    longest = max(*FORWARD[:2], *OF_QUERIES[:2], *OF_KEYS[:2])
+    behind = -T % longest
+    pads = ((0, 0), (0, behind), (0, 0), (0, columns - H))
+    q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, pads) for x in (q_BTNH, k_BTKH, v_BTKH))
+    low_BT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
+    scale, linear = 1 / math.sqrt(H), not isinstance(bias, Tail)
+    bias_NX = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
+    start_BNI = lax.stop_gradient(
+        starts(q_BTNH, k_BTKH, bias, low_BT, epsilon, scale, FORWARD.q_block)
+    )
+    out_BTNH = _attention(
+        scale, q_BTNH, k_BTKH, v_BTKH, bias_NX.astype(jnp.float32), low_BT, start_BNI
+    )
+    return out_BTNH[:, :T, :, :H]
+
+
+def lows(seg_BT: jax.Array, window: int | None) -> jax.Array:
+    """Returns low_BT, the first slot in sight of each row; of padding the slot after it, so that none is."""
+    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
+    begins_BT = jnp.pad(seg_BT[:, 1:] != seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    low_BT = _running_max(jnp.where(begins_BT, slot_1T, 0))
+    if window is not None:
+        low_BT = jnp.maximum(low_BT, slot_1T - window + 1)
+    return jnp.where(seg_BT == 0, slot_1T + 1, low_BT)
+
+
+def _running_max(x_BT: jax.Array) -> jax.Array:
+    """Returns the largest number up to each one, of numbers of at least 0, in two steps of blocks.
+
+    A GPU is sent a few operations for it; for `lax.cummax` it is sent dozens, which take longer than attention.
+    """
+
+    def up_to(x_BXx):
+        length = x_BXx.shape[-1]
+        upto = jnp.tril(jnp.ones((length, length), bool))
+        upto = upto.reshape((1,) * (x_BXx.ndim - 1) + upto.shape)
+        return jnp.where(upto, x_BXx[..., None, :], 0).max(-1)
+
+    x_BXx = x_BT.reshape(len(x_BT), -1, FORWARD.q_block)
+    inside_BXx, ends_BX = up_to(x_BXx), up_to(x_BXx.max(-1))
+    earlier_BX1 = jnp.pad(ends_BX[:, :-1], ((0, 0), (1, 0)))[..., None]
+    return jnp.maximum(inside_BXx, earlier_BX1).reshape(x_BT.shape)
+
+
+def starts(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | Tail, low_BT: jax.Array, epsilon: float,
+    scale: float, block: int,
+) -> jax.Array:  # fmt: skip
+    """Returns start_BNI, the first slot that can matter to any row of each block of queries."""
+    B, T, N, _ = q_BTNH.shape
+    blocks = T // block
+    q, k = q_BTNH.astype(jnp.float32), k_BTKH.astype(jnp.float32)
+    sees_BT1 = (low_BT <= jnp.arange(T)[None])[..., None]
+
+    def by_block(x_BTx, of):
+        return of(x_BTx.reshape(B, blocks, block, -1), axis=2)
+
+    reach_BIN = jnp.sqrt(by_block(jnp.where(sees_BT1, (q**2).sum(-1), 0.0), jnp.max)) * scale
+    norm_BIK = jnp.sqrt(by_block((k**2).sum(-1), jnp.max))
+    before_1II1 = jnp.tril(jnp.ones((blocks, blocks), bool))[None, ..., None]
+    norm_BIK = jnp.where(before_1II1, norm_BIK[:, None], 0.0).max(2)
+    own_BTN = (q * jnp.repeat(k, N // k.shape[2], axis=2)).sum(-1) * scale
+    own_BIN = by_block(jnp.where(sees_BT1, own_BTN, jnp.inf), jnp.min)
+    most_BIN = reach_BIN * jnp.repeat(norm_BIK, N // k.shape[2], axis=2)
+    lead_BIN = most_BIN - own_BIN + _ROUNDING - (math.log(epsilon) if epsilon else -jnp.inf)
+    window_BIN = _windows(lead_BIN, bias)
+    first_1I1 = (jnp.arange(blocks) * block)[None, :, None].astype(jnp.float32)
+    # A NaN must come out, so it may not end the work; rounding outwards costs one slot.
+    start_BIN = jnp.where(window_BIN < first_1I1, jnp.floor(first_1I1 - window_BIN) - 1, 0.0)
+    start_BIN = jnp.minimum(start_BIN, first_1I1)  # a block of padding needs no key
+    lowest_BI1 = by_block(low_BT[..., None], jnp.min)
+    start_BIN = jnp.maximum(start_BIN.astype(jnp.int32), jnp.minimum(lowest_BI1, T - 1))
+    return jnp.maximum(start_BIN, 0).swapaxes(1, 2)
+
+
+def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
+    """Returns window_BIN: all keys as far away or further, led by at most so many nats, weigh less than one."""
+    if isinstance(bias, Tail):
+        little_BINE = (
+            lead_BIN[..., None] + bias.table_NE[None, None] <= 0
+        )  # never where there is a NaN
+        return STRIDE * (~little_BINE).sum(-1).astype(jnp.float32)
+    slope_11N = bias[None, None]
+    lead_BIN = lead_BIN - jnp.log(-jnp.expm1(-slope_11N))
+    return jnp.where(slope_11N > 0, lead_BIN / slope_11N, jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
+    return _forward(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI)[0]
+
+
+def _forward(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
+    highest_BI = low_BT.reshape(len(low_BT), -1, FORWARD.q_block).max(-1)
+    B, T, N, H = q_BTNH.shape
+    specs = _Specs(FORWARD, T, H, N // k_BTKH.shape[2], bias_NX.shape[1])
+    out_BTNH, lse_BNT = _call(
+        functools.partial(forward_kernel, scale * LOG2E, FORWARD),
+        (T // FORWARD.q_block, B, N),
+        FORWARD,
+        [
+            specs.query,
+            specs.keys,
+            specs.keys,
+            specs.low,
+            specs.of_block,
+            specs.highest,
+            specs.bias,
+        ],
+        [
+            (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
+            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
+        ],
+    )(q_BTNH, k_BTKH, v_BTKH, low_BT, start_BNI, highest_BI, LOG2E * bias_NX)
+    out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI)
+
+
+class _Specs:
+    """Where a program that stands for block i of queries, from the last one on, row b and head n finds its arrays."""
+
+    def __init__(self, tiling: Tiling, T: int, H: int, shares: int, X: int):
+        t, last = tiling.q_block, T // tiling.q_block - 1
+        self.query = pl.BlockSpec((None, t, None, H), lambda r, b, n: (b, last - r, n, 0))
+        self.keys = pl.BlockSpec((None, T, None, H), lambda r, b, n: (b, 0, n // shares, 0))
+        self.low = pl.BlockSpec((None, t), lambda r, b, n: (b, last - r))
+        self.row = pl.BlockSpec((None, None, t), lambda r, b, n: (b, n, last - r))
+        self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
+        self.highest = pl.BlockSpec((None, 1), lambda r, b, n: (b, last - r))
+        self.bias = pl.BlockSpec((None, X), lambda r, b, n: (n, 0))
+
+
+def _call(kernel, grid, tiling: Tiling, in_specs, outs):
+    """Returns the kernel as a function of arrays; emulated where programs are made for a CPU."""
+
+    def made(interpret):
+        return pl.pallas_call(
+            kernel, grid=grid, in_specs=in_specs, out_specs=[spec for spec, _ in outs],
+            out_shape=[shape for _, shape in outs], interpret=interpret,
+            compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+        )  # fmt: skip
+
+    def run(*arrays):
+        return lax.platform_dependent(*arrays, cpu=made(True), default=made(False))
+
+    return run
+
+
+def _backward(scale, residuals, d_out_BTNH):
+    q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI = residuals
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
+    pull_BNT = (
+        (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    )
+
+    t = OF_QUERIES.q_block
+    specs = _Specs(OF_QUERIES, T, H, N // K, bias_NX.shape[1])
+    begin_BNI = _coarser(start_BNI, FORWARD.q_block, t, T)
+    highest_BI = low_BT.reshape(B, -1, t).max(-1)
+    d_q_BTNH, d_slope_BNT = _call(
+        functools.partial(query_kernel, scale, OF_QUERIES),
+        (T // t, B, N),
+        OF_QUERIES,
+        [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
+        [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, begin_BNI, highest_BI, LOG2E * bias_NX)  # fmt: skip
+
+    t, s = OF_KEYS[:2]
+    end_BNJ = _readers(_coarser(start_BNI, FORWARD.q_block, t, T), t, s, T)
+    J = T // s
+    key = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n // (N // K), 0))
+    mine = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n, 0))
+    queries = pl.BlockSpec((None, T, None, H), lambda j, b, n: (b, 0, n, 0))
+    rows = pl.BlockSpec((None, None, T), lambda j, b, n: (b, n, 0))
+    low = pl.BlockSpec((None, T), lambda j, b, n: (b, 0))
+    of_block = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, n, j))
+    bias = pl.BlockSpec((None, bias_NX.shape[1]), lambda j, b, n: (n, 0))
+    of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
+    d_k_BTNH, d_v_BTNH = _call(
+        functools.partial(key_kernel, scale, OF_KEYS),
+        (J, B, N),
+        OF_KEYS,
+        [queries, key, key, queries, rows, rows, low, of_block, bias],
+        [(mine, of_keys), (mine, of_keys)],
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, end_BNJ, LOG2E * bias_NX)
+    d_k_BTKH, d_v_BTKH = (
+        x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
+    )
+    d_bias_NX = d_slope_BNT.sum((0, 2))[:, None] if bias_NX.shape[1] == 1 else None
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_NX, None, None
+
+
+def _coarser(start_BNI, block, other, length):
+    """Returns the starts of blocks of another size: a multiple of the first one or a part of it."""
+    if other >= block:
+        return start_BNI.reshape(*start_BNI.shape[:2], length // other, other // block).min(-1)
+    return jnp.repeat(start_BNI, block // other, axis=2)
+
+
+def _readers(start_BNI, t, s, length):
+    """Returns end_BNJ: no block of queries from that one on reads key block J."""
+    reads_BNJI = (start_BNI // s)[:, :, None, :] <= jnp.arange(length // s)[None, None, :, None]
+    return jnp.where(
+        reads_BNJI, (jnp.arange(length // t, dtype=jnp.int32) + 1)[None, None, None], 0
+    ).max(-1)
+
+
+_attention.defvjp(_forward, _backward)

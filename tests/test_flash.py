@@ -1,0 +1,198 @@
+"""Our kernel for GPUs, emulated: against a float64 loop, its first blocks against their proof, its edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posenc_jax.attention import flash
+from posenc_jax.attention.cutoff import EXACT, bias_by_distance, log_tail
+from posenc_jax.attention.flash import Tail, flash_attention, lows, starts
+from posenc_jax.attention.flash_kernels import FORWARD, OF_KEYS, OF_QUERIES
+from posenc_jax.encodings import parse
+
+B, T, N, K, H = 2, 600, 4, 2, 16
+SLOPES = np.array([1.0, 0.25, 1 / 64, 0.0], np.float32)
+SEG = np.stack([
+    np.repeat([0, 1, 4, 2, 0], [7, 201, 300, 85, 7]),
+    np.repeat([3], [T]),
+]).astype(np.int32)  # fmt: skip
+
+
+def tensors(seed=0, scale=1.0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = [(B, T, heads, H) for heads in (N, K, K, N)]
+    return [scale * jax.random.normal(key, s) for key, s in zip(keys, shapes, strict=True)]
+
+
+def by_hand(q, k, v, bias_ND, seg, window=None):
+    """Attention in float64, one row at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b, n, r in np.ndindex(B, N, T):
+        cols = np.flatnonzero((seg[b] == seg[b, r]) & (np.arange(T) <= r))
+        cols = cols[r - cols < (window or T)]
+        if seg[b, r] == 0:
+            continue
+        logits = k[b, cols, n // (N // K)] @ q[b, r, n] / np.sqrt(H) + np.asarray(bias_ND, np.float64)[n, r - cols]  # fmt: skip
+        weight = np.exp(logits - logits.max())
+        out[b, r, n] = weight / weight.sum() @ v[b, cols, n // (N // K)]
+    return out
+
+
+LINEAR = -SLOPES[:, None] * np.arange(T)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_it_is_attention_over_documents_and_padding(window):
+    q, k, v, _ = tensors()
+    got = np.asarray(flash_attention(q, k, v, jnp.asarray(SLOPES), jnp.asarray(SEG), window))
+    np.testing.assert_allclose(got, by_hand(q, k, v, LINEAR, SEG, window), rtol=0, atol=5e-6)
+    assert not got[SEG == 0].any()
+
+
+def table_of(line, length=T):
+    layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=64).layers[0]  # fmt: skip
+    return Tail(bias_by_distance(layer, {}, length), log_tail(layer, {}, length))
+
+
+@pytest.mark.parametrize("line", ["log", "capped", "2*power|2*alibi"])
+def test_any_bias_of_the_distance_is_looked_up(line):
+    q, k, v, _ = tensors()
+    table = table_of(line)
+    got = flash_attention(q, k, v, table, jnp.asarray(SEG))
+    np.testing.assert_allclose(got, by_hand(q, k, v, table.bias_ND, SEG), rtol=0, atol=5e-6)
+
+
+def test_gradients_are_those_of_the_loop_by_differences():
+    q, k, v, aim = tensors()
+    seg = jnp.asarray(SEG)
+
+    def total(q, k, v, slopes):
+        return (flash_attention(q, k, v, slopes, seg) * aim).sum()
+
+    grads = jax.grad(total, (0, 1, 2, 3))(q, k, v, jnp.asarray(SLOPES))
+    arrays = [np.asarray(x, np.float64) for x in (q, k, v, SLOPES)]
+    rng = np.random.default_rng(0)
+
+    def exact(q, k, v, slopes):
+        bias = -slopes[:, None] * np.arange(T)
+        return (by_hand(q, k, v, bias, SEG) * np.asarray(aim, np.float64)).sum()
+
+    for index, grad in enumerate(grads):
+        along = rng.standard_normal(arrays[index].shape)
+        if index == 3:
+            along *= SLOPES  # a head of slope 0 stays where it is
+        moved = [[x + sign * 1e-5 * along if i == index else x for i, x in enumerate(arrays)] for sign in (1, -1)]  # fmt: skip
+        slope = (exact(*moved[0]) - exact(*moved[1])) / 2e-5
+        np.testing.assert_allclose((np.asarray(grad, np.float64) * along).sum(), slope, rtol=2e-4)
+
+
+def first_slots(q, k, bias, seg, epsilon=EXACT):
+    """The first slot of every block of queries, lengths a multiple of the largest block."""
+    low = lows(jnp.asarray(seg), None)
+    return np.asarray(starts(q, k, bias, low, epsilon, 1 / np.sqrt(H), FORWARD.q_block))
+
+
+def padded(*arrays):
+    behind = -T % max(*FORWARD[:2], *OF_QUERIES[:2], *OF_KEYS[:2])
+    return [np.pad(x, [(0, behind if i == 1 else 0) for i in range(np.ndim(x))]) for x in arrays]
+
+
+def against_each_other():
+    """Queries that want what lies before slot 300 as much as can be, and as little what lies after; one row in 64 alone does."""
+    loud = np.sqrt(30 * np.sqrt(H))  # content logits of 30 and -30
+    e = np.zeros(H)
+    e[3] = loud
+    q, k = np.tile(e, (B, T, N, 1)), np.tile(e, (B, T, K, 1))
+    q[0, 7::64] *= -1
+    q[1] *= -1
+    k[:, :300] *= -1
+    return jnp.asarray(q, jnp.float32), jnp.asarray(k, jnp.float32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "loud far keys", "adversarial", "table", "adversarial table"])  # fmt: skip
+def test_what_is_left_out_weighs_less_than_epsilon_and_much_is(kind):
+    q, k, _, _ = tensors(scale=2.0)
+    bias, bias_ND = jnp.asarray(SLOPES), LINEAR
+    if kind == "loud far keys":
+        k = k.at[:, :40].multiply(20)
+    if "adversarial" in kind:
+        q, k = against_each_other()
+    if kind == "adversarial table":
+        bias = Tail(jnp.asarray(LINEAR, jnp.float32), log_tail_of(LINEAR))
+    if kind == "table":
+        bias = table_of("capped")
+        bias = Tail(3 * bias.bias_ND, log_tail_of(3 * np.asarray(bias.bias_ND)))
+        bias_ND = np.asarray(bias.bias_ND)
+    q, k, seg = padded(q, k, np.full_like(SEG, 1))
+    seg[:, T:] = 0
+    start_BNI = first_slots(q, k, bias, seg)
+    t = FORWARD.q_block
+    for b, n, r in np.ndindex(B, N, T):
+        start = start_BNI[b, n, r // t]
+        logits = k[b, : r + 1, n // (N // K)].astype(np.float64) @ q[b, r, n] / np.sqrt(H)
+        logits += np.asarray(bias_ND, np.float64)[n, r - np.arange(r + 1)]
+        weight = np.exp(logits - logits.max())
+        assert weight[:start].sum() <= EXACT * weight.sum()
+    if kind == "plain":  # the steep head reads a block or two, the flat one all
+        assert (start_BNI[:, 0, (T - 1) // t] > T - 3 * t).all()
+        assert (start_BNI[:, 3] == 0).all()
+
+
+def log_tail_of(bias_ND):
+    """`cutoff.log_tail` of a table, by NumPy."""
+    entries = range(-(-bias_ND.shape[1] // 64) + 1)
+    with np.errstate(divide="ignore"):
+        return jnp.asarray(np.stack([np.log(np.exp(bias_ND[:, 64 * e :].astype(np.float64)).sum(1)) for e in entries], 1), jnp.float32)  # fmt: skip
+
+
+def test_a_document_begins_a_row_of_blocks_and_a_window_ends_it():
+    (seg,) = padded(SEG)
+    low = np.asarray(lows(jnp.asarray(seg), None))
+    for b, r in np.ndindex(B, T):
+        want = r + 1 if SEG[b, r] == 0 else np.flatnonzero(SEG[b] == SEG[b, r])[0]
+        assert low[b, r] == want
+    narrow = np.asarray(lows(jnp.asarray(seg), 50))
+    want = np.maximum(low, np.arange(seg.shape[1])[None] - 49)
+    np.testing.assert_array_equal(narrow[seg != 0], want[seg != 0])
+
+
+def test_nothing_cut_is_cut_to_the_last_bits():
+    q, k, v, _ = tensors()
+    slopes, seg = jnp.asarray(SLOPES), jnp.asarray(SEG)
+    cut, whole = (flash_attention(q, k, v, slopes, seg, epsilon=e) for e in (EXACT, 0.0))
+    np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-6)
+    q, k, seg = padded(q, k, SEG)
+    assert (first_slots(q, k, slopes, seg, 0.0) <= first_slots(q, k, slopes, seg)).all()
+
+
+def test_a_nan_comes_out_wherever_it_went_in():
+    q, k, v, _ = tensors()
+    k = k.at[1, 5].set(jnp.nan)
+    got = np.asarray(flash_attention(q, k, v, jnp.asarray(SLOPES), jnp.asarray(SEG)))
+    assert np.isnan(got[1, 5:]).all()  # steep heads too: a proof is none with a NaN in it
+    assert not np.isnan(got[0]).any()
+
+
+def test_it_repeats_itself_and_a_block_of_queries_of_padding_costs_nothing():
+    seg = np.zeros_like(SEG)
+    seg[0, :10] = 1
+    q, k, v, _ = tensors()
+    got = np.asarray(flash_attention(q, k, v, jnp.asarray(SLOPES), jnp.asarray(seg)))
+    assert not got[1].any()
+    assert got[0, :10].any(axis=(1, 2)).all()
+    assert not got[0, 10:].any()
+    q, k, seg = padded(q, k, seg)
+    start = first_slots(q, k, jnp.asarray(SLOPES), seg)
+    assert (start[1] >= np.arange(start.shape[2]) * FORWARD.q_block).all()
+
+
+def test_tiles_of_queries_and_keys_may_differ_between_its_programs():
+    first, t, s = np.array([[[0, 100, 300, 290]]]), 128, 64
+    end = np.asarray(flash._readers(jnp.asarray(first), t, s, 512))
+    for j in range(8):
+        readers = [i for i in range(4) if first[0, 0, i] // s <= j]
+        assert end[0, 0, j] == max(readers) + 1
+    np.testing.assert_array_equal(flash._coarser(jnp.asarray(first), 128, 64, 512)[0, 0], [0, 0, 100, 100, 300, 300, 290, 290])  # fmt: skip
+    np.testing.assert_array_equal(flash._coarser(jnp.asarray(first), 128, 256, 512)[0, 0], [0, 290])
