@@ -241,7 +241,7 @@ def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
         ({"num_heads": 6, "num_kv_heads": 4}, "does not divide"),
         ({"activation": "relu"}, "activation"),
         ({"dtype": "float16"}, "dtype"),
-        ({"attention": "flash"}, "attention"),
+        ({"attention": "flashy"}, "attention"),
         ({"attention": "blockwise", "scheme": "rope,linear"}, "linear attention takes"),
         ({"num_layers": 0}, "num_layers"),
         ({"embedding_scale": math.nan}, "embedding_scale"),
