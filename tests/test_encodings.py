@@ -11,6 +11,7 @@ import pytest
 
 from posenc_jax import encodings
 from posenc_jax.encodings import Alibi, Learned, LogN, Place, Rope, Sinusoidal
+from posenc_jax.encodings.device import computing_on
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
@@ -92,12 +93,13 @@ def test_alibi_is_symmetric_in_distance():
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
-@pytest.mark.parametrize("base", [10_000.0, 500.0])
-def test_rope_equals_the_oracle_on_arbitrary_positions(pairing, fraction, base):
+@pytest.mark.parametrize(("base", "device"), [(10_000.0, "cpu"), (500.0, "cpu"), (500.0, "tpu")])
+def test_rope_equals_the_oracle_on_arbitrary_positions(pairing, fraction, base, device):
     rope = Rope(base=base, fraction=fraction, pairing=pairing)
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 16)).astype(np.float32)
     pos = np.array([[0, 1, 7, 100, 99_991], [5, 3, 2, 2, 1_048_575]])
-    got = rope.rotate({}, jnp.asarray(x), jnp.asarray(pos), PLACE, "query")
+    with computing_on(device):
+        got = rope.rotate({}, jnp.asarray(x), jnp.asarray(pos), PLACE, "query")
     for b, t, n in np.ndindex(2, 5, 3):
         want = oracles.rope_vector(x[b, t, n], pos[b, t], base, pairing, int(16 * fraction))
         np.testing.assert_allclose(got[b, t, n], want, atol=5e-6)
