@@ -88,16 +88,16 @@ class Tile:
         x_KSH = x_KSH.astype(jnp.float32)
         return jnp.repeat(x_KSH, self.plan.tile_heads // self.kv_heads, axis=0)
 
-    def add_to_keys(self, x_BKSH, j, d_GSH):
-        """Returns x_BKSH with key block j grown by d_GSH, summed over the heads that share a key."""
-        d_KSH = self.by_key_head(d_GSH)
-        at = (self.b, self.kv, j * self.plan.k_block, 0)
-        old_1KSH = lax.dynamic_slice(x_BKSH, at, (1, *d_KSH.shape))
-        return lax.dynamic_update_slice(x_BKSH, old_1KSH + d_KSH[None], at)
+    def add_to_keys(self, x_BKHS, j, d_GHS):
+        """Returns x_BKHS with key block j grown by d_GHS, summed over the heads that share a key."""
+        d_KHS = self.by_key_head(d_GHS)
+        at = (self.b, self.kv, 0, j * self.plan.k_block)
+        old_1KHS = lax.dynamic_slice(x_BKHS, at, (1, *d_KHS.shape))
+        return lax.dynamic_update_slice(x_BKHS, old_1KHS + d_KHS[None], at)
 
-    def by_key_head(self, d_GSH):
-        """Returns d_KSH, summed over the heads that share a key."""
-        return d_GSH.reshape(self.kv_heads, -1, *d_GSH.shape[1:]).sum(1)
+    def by_key_head(self, d_Gxx):
+        """Returns d_Kxx, summed over the heads that share a key."""
+        return d_Gxx.reshape(self.kv_heads, -1, *d_Gxx.shape[1:]).sum(1)
 
     def row(self, x_BTx, start, size):
         """Returns `size` positions, segments or clocks of the row of the batch."""

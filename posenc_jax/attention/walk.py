@@ -158,15 +158,15 @@ def pulled(
 
     def task(index, grads):
         tile = Tile(plan, floats, places, index)
-        pull = functools.partial(_pull, floats, rows, tile)
+        q_GHT, d_out_GHT = (tile.queries(x).swapaxes(1, 2) for x in (floats.q_BNTH, rows[0]))
 
         def step(j, carry):
             d_q_GTH, grads = carry
-            pair = pull(j)
-            return d_q_GTH + pair.d_q_GTH, Floats(
+            pair = _pull(floats, rows, tile, j)
+            return d_q_GTH + dot(pair.d_content_GTS, pair.k_GSH, 2, 1), Floats(
                 grads.q_BNTH,
-                tile.add_to_keys(grads.k_BKSH, j, pair.d_k_GSH),
-                tile.add_to_keys(grads.v_BKSH, j, pair.d_v_GSH),
+                tile.add_to_keys(grads.k_BKSH, j, dot(q_GHT, pair.d_content_GTS, 2, 1)),
+                tile.add_to_keys(grads.v_BKSH, j, dot(d_out_GHT, pair.weight_GTS, 2, 1)),
                 jax.tree.map(jnp.add, grads.params, pair.d_params),
                 tile.add_to_row(grads.q_clock_BTN, tile.i, pair.d_q_clock_TN),
                 tile.add_to_row(grads.k_clock_BSN, j, pair.d_k_clock_SN),
@@ -177,15 +177,26 @@ def pulled(
         at = (tile.b, tile.n, tile.i * plan.q_block, 0)
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
 
-    return lax.fori_loop(0, math.prod(plan.tiles(floats)), task, grads)
+    grads = _keys_last(grads)
+    return _keys_last(lax.fori_loop(0, math.prod(plan.tiles(floats)), task, grads))
+
+
+def _keys_last(grads: Floats) -> Floats:
+    """Returns gradients whose last two dims, those of keys and values, have changed places.
+
+    Summed over queries, a product of two matrices lies best as [H, T] times [T, S]: XLA for CPU takes three times as
+    long for [T, S] transposed times [T, H], and for the first form the small matrix alone is turned, once a tile.
+    """
+    turned = (x.swapaxes(2, 3) for x in (grads.k_BKSH, grads.v_BKSH))
+    return grads._replace(**dict(zip(("k_BKSH", "v_BKSH"), turned, strict=True)))
 
 
 class _Pair(NamedTuple):
-    """What one tile of queries and one block of keys give each other."""
+    """What one tile of queries and one block of keys give each other, before the products with either."""
 
-    d_q_GTH: jax.Array
-    d_k_GSH: jax.Array
-    d_v_GSH: jax.Array
+    k_GSH: jax.Array
+    weight_GTS: jax.Array
+    d_content_GTS: jax.Array
     d_params: Params
     d_q_clock_TN: jax.Array | None
     d_k_clock_SN: jax.Array | None
@@ -199,13 +210,7 @@ def _pull(floats: Floats, rows: tuple, tile: Tile, j) -> _Pair:
     weight_GTS = jnp.exp(logits_GTS - lse_GT[..., None])
     d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - pull_GT[..., None])
     d_content_GTS, *d_learned = transpose(d_logits_GTS)
-    d_content_GTS = d_content_GTS / math.sqrt(q_GTH.shape[-1])
-    return _Pair(
-        dot(d_content_GTS, k_GSH, 2, 1),
-        dot(d_content_GTS, q_GTH, 1, 1),
-        dot(weight_GTS, d_out_GTH, 1, 1),
-        *d_learned,
-    )
+    return _Pair(k_GSH, weight_GTS, d_content_GTS / math.sqrt(q_GTH.shape[-1]), *d_learned)
 
 
 def _pulled_side_by_side(
@@ -223,7 +228,8 @@ def _pulled_side_by_side(
 
         def step(j, carry):
             pair = _pull(floats, rows, tile, j)
-            return jax.tree.map(jnp.add, carry, (pair.d_q_GTH, pair.d_params, pair.d_q_clock_TN))
+            d_q_GTH = dot(pair.d_content_GTS, pair.k_GSH, 2, 1)
+            return jax.tree.map(jnp.add, carry, (d_q_GTH, pair.d_params, pair.d_q_clock_TN))
 
         blank = (
             jnp.zeros((G, plan.q_block, H)),
@@ -246,7 +252,9 @@ def _pulled_side_by_side(
             def step(i, carry):
                 tile = Tile(plan, floats, places, first + i)
                 pair = _pull(floats, rows, tile, j)
-                news = (tile.by_key_head(pair.d_k_GSH), tile.by_key_head(pair.d_v_GSH), pair.d_k_clock_SN)  # fmt: skip
+                factors = (pair.d_content_GTS, floats.q_BNTH), (pair.weight_GTS, rows[0])
+                products = (dot(x_GTS, tile.queries(y), 1, 1) for x_GTS, y in factors)
+                news = (*map(tile.by_key_head, products), pair.d_k_clock_SN)
                 return jax.tree.map(lambda x, new: x + jnp.where(reads_I[i], new, 0), carry, news)
 
             return lax.fori_loop(start, last, step, carry)
