@@ -175,6 +175,28 @@ def test_a_nan_comes_out_wherever_it_went_in():
     assert not np.isnan(got[0]).any()
 
 
+@pytest.mark.parametrize("spoilt", ["key", "value"])
+def test_a_nan_of_a_document_is_not_in_the_gradients_of_what_its_rows_do_not_see(spoilt):
+    """Documents and padding share tiles here: a weight of zero times a NaN is a NaN."""
+    q, k, v, aim = tensors()
+    if spoilt == "key":
+        k = k.at[0, 250].set(jnp.nan)
+    else:
+        v = v.at[0, 550].set(jnp.nan)
+
+    def total(q, k, v):
+        return (flash_attention(q, k, v, jnp.asarray(SLOPES), jnp.asarray(SEG)) * aim).sum()
+
+    d_q, d_k, d_v = jax.grad(total, (0, 1, 2))(q, k, v)
+    if spoilt == "key":
+        assert np.isnan(d_k[0, SEG[0] == 4]).any()
+        assert np.isfinite(d_k[0, SEG[0] != 4]).all()
+        assert np.isfinite(d_v[0, SEG[0] != 4]).all()
+    else:
+        assert np.isnan(d_q[0, SEG[0] == 2]).any()
+        assert not d_q[0, SEG[0] == 0].any()
+
+
 def test_it_repeats_itself_and_a_block_of_queries_of_padding_costs_nothing():
     seg = np.zeros_like(SEG)
     seg[0, :10] = 1

@@ -108,9 +108,9 @@ def query_kernel(
             + _bias2(bias_ref, row_t[:, None], col_s[None, :])
             - lse_t[:, None]
         )
-        if masked:
-            weight_ts = jnp.where(_seen(low_t, row_t, col_s), weight_ts, 0.0)
         d_logits_ts = weight_ts * (triton.dot(d_out_tH, v_sH.T) - pull_t[:, None])
+        if masked:  # last, as a NaN times zero is a NaN
+            d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
         d_q_tH += triton.dot(d_logits_ts.astype(k_sH.dtype), k_sH)
         return d_q_tH, d_slope_t + (d_logits_ts * away_ts).sum(-1)
 
@@ -137,9 +137,11 @@ def key_kernel(
         logits_st = triton.dot(k_sH, q_tH.T) * (scale * LOG2E)
         logits_st += _bias2(bias_ref, row_t[None, :], col_s[:, None])
         weight_st = jnp.exp2(logits_st - lse_ref[rows][None, :])
-        weight_st = jnp.where(_seen(low_ref[rows], row_t, col_s).T, weight_st, 0.0)
+        seen_st = _seen(low_ref[rows], row_t, col_s).T
+        weight_st = jnp.where(seen_st, weight_st, 0.0)
         d_v_sH += triton.dot(weight_st.astype(d_out_tH.dtype), d_out_tH)
         d_logits_st = weight_st * (triton.dot(v_sH, d_out_tH.T) - pull_ref[rows][None, :])
+        d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
         d_k_sH += triton.dot(d_logits_st.astype(q_tH.dtype), q_tH)
         return d_k_sH, d_v_sH
 
