@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
 DENSE_LOGITS, DENSE_LOGITS_ON_GPU = 384 * 384, 512 * 512
 _FOLDED = "the vendor's kernel, a linear bias folded in"
 _HOW = {
-    "flash": "our kernel, a linear bias inside, which ends the work early",
+    "flash": "our kernel, any fixed bias of distance inside; one that falls ends the work early",
     "cudnn": _FOLDED,
     "splash": _FOLDED,
 }
@@ -78,7 +78,7 @@ def choose(
         return Path(implementation, "asked for")
     if queries * keys <= DENSE_LOGITS:
         return Path("dense", f"{queries} x {keys} logits are few")
-    many = f"{queries} x {keys} logits are many: memory linear in length, and a bias ends the work early"  # fmt: skip
+    many = f"{queries} x {keys} logits are many: memory linear in length, and a bias that falls ends the work early"  # fmt: skip
     device, reasons = device or computes_on(), []
     for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
         reason = refusal(kernel, layer, **where) or _not_by_itself(kernel, layer, dtype)
@@ -149,7 +149,7 @@ def attend(
         ones with positions that rise by one; linear attention then takes time linear in T, and vendor
         kernels can serve.
       implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our kernel for
-        NVIDIA GPUs, linear biases), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
+        NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
         "auto"; see `choose`. All give the same numbers up to rounding.
 
     Raises:
