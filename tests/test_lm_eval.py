@@ -5,6 +5,7 @@ learnt one thing, that a flip-flop is answered by one of two symbols; so its acc
 nor 1, and what the harness counts can differ from what we count.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -207,6 +208,16 @@ def test_generation_is_greedy_decoding_up_to_the_stop(model, logits_of):
         ids = oracle.greedy_continuation(logits_of, document(context), 6)
         ids = ids[: ids.index(256)] if 256 in ids else ids
         assert text == bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+def test_a_run_trained_through_a_kernel_that_knows_no_cache_generates_alike(workdir, model):
+    asked = asks("generate_until", ("def f(x):", {"max_gen_toks": 3, "until": []}))
+    other = RunModel(workdir)
+    config = other.run.config
+    section = dataclasses.replace(config.model, attention="flash")
+    other.run = dataclasses.replace(other.run, config=dataclasses.replace(config, model=section))
+    assert other.run.model_config(L).attention == "flash"
+    assert other.generate_until(asked) == model.generate_until(asked)
 
 
 def test_generation_stops_before_the_first_stop_string_or_document():

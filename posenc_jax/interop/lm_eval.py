@@ -243,8 +243,9 @@ class RunModel(LM):
     def _generated(self, prompts, width: int, rows: int, wish: Generation, key) -> np.ndarray:
         # Stand-ins of the full width bring every batch to one shape, so that programs are shared.
         stand_ins = [np.full(width, self._tokenizer.bos, np.int32)] * (rows + 1 - len(prompts))
+        # A cache is no business of a kernel that the run may have been trained with.
         config = dataclasses.replace(
-            self.run.model_config(width + wish.new_tokens), dtype="float32"
+            self.run.model_config(width + wish.new_tokens), dtype="float32", attention="auto"
         )
         tokens = generate(
             self._params,
