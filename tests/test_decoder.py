@@ -12,6 +12,7 @@ import pytest
 import schemes
 
 from posenc_jax.encodings import parse
+from posenc_jax.evaluation.scorer import DecoderModel
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -251,3 +252,17 @@ def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
 def test_a_decoder_that_cannot_be_is_refused_with_its_field(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(BASE, **changes)
+
+
+def test_a_model_trained_through_any_kernel_is_measured_in_float32():
+    """cuDNN takes no float32, and a record must name the path that was taken, not that of training."""
+    _, params, _ = model("nope")
+    rows = row(8)
+    want = DecoderModel(BASE).stream(params, *rows, None)
+    for kernel in ("flash", "cudnn"):
+        trained = dataclasses.replace(BASE, attention=kernel, dtype="bfloat16")
+        np.testing.assert_array_equal(DecoderModel(trained).stream(params, *rows, None), want)
+    auto = dataclasses.replace(BASE, dtype="bfloat16")
+    assert auto.attention_paths(2000, device="gpu")[0].startswith("flash")
+    assert auto.measured.attention_paths(2000, device="gpu")[0].startswith("blockwise")
+    assert dataclasses.replace(BASE, attention="blockwise").measured.attention == "blockwise"

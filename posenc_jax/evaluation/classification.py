@@ -5,7 +5,6 @@ is over the classes alone. Every score is a mean over classes of the mean over t
 constant answer has accuracy 1/C and a uniform one costs ln C, whatever the classes' sizes.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -48,7 +47,7 @@ class Classifier:
     def __init__(
         self, configs: Mapping[int, ModelConfig], params, batch_tokens: int, labels_C: np.ndarray
     ):
-        self._configs = {n: dataclasses.replace(c, dtype="float32") for n, c in configs.items()}
+        self._configs = {n: c.measured for n, c in configs.items()}
         self._params, self._batch_tokens, self._labels_C = params, batch_tokens, labels_C
         self._score = jax.jit(_last_logits, static_argnums=0)
 

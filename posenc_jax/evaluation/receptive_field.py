@@ -24,7 +24,7 @@ def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.A
     table_VD = params["embedding_VD"]
     head_VD = table_VD if config.tied_head else params["head_VD"]
     words = max(T, V)
-    own = dataclasses.replace(config, vocab_size=words, tied_head=False, dtype="float32")
+    own = dataclasses.replace(config.measured, vocab_size=words, tied_head=False)
     head_WD = jnp.pad(head_VD, ((0, words - V), (0, 0)))
 
     def loss(embedding_TD):

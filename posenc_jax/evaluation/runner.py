@@ -123,7 +123,7 @@ def evaluate(
             "split": split,
             "checkpoint": checkpoint,
             "programs": scorer.compilations,
-            "attention": {n: c.attention_paths(n) for n, c in model_configs.items()},
+            "attention": {n: c.measured.attention_paths(n) for n, c in model_configs.items()},
         },
     )
     return folder / "rows.jsonl"

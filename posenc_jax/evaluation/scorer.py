@@ -39,7 +39,7 @@ class DecoderModel:
     config: ModelConfig
 
     def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
-        config = dataclasses.replace(self.config, dtype="float32")
+        config = self.config.measured
         if window is not None:
             config = dataclasses.replace(config, window=min(window, config.window or window))
         decoder = Decoder(config, read_out=False)
@@ -47,7 +47,7 @@ class DecoderModel:
 
     def logits(self, params, x_BTX):
         head = "embedding_VD" if self.config.tied_head else "head_VD"
-        return readout(dataclasses.replace(self.config, dtype="float32"), params[head], x_BTX)
+        return readout(self.config.measured, params[head], x_BTX)
 
 
 class Scores(NamedTuple):

@@ -1,6 +1,5 @@
 """Runs a decoder and hands the queries and keys of every layer to a reduction."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -37,7 +36,7 @@ def watched(
         found.append(reduce(len(found), *seen))
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)
 
-    decoder = Decoder(dataclasses.replace(config, dtype="float32"), attend=watching)
+    decoder = Decoder(config.measured, attend=watching)
     decoder.apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))
     return tuple(found)
 

@@ -10,7 +10,6 @@ by `posenc_jax.evaluation.scorer` at its few compiled lengths, in float32, from 
 - Documents of our retrieval tasks carry token ids (`AnswerDoc`), and those are scored as they are.
 """
 
-import dataclasses
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -243,10 +242,7 @@ class RunModel(LM):
     def _generated(self, prompts, width: int, rows: int, wish: Generation, key) -> np.ndarray:
         # Stand-ins of the full width bring every batch to one shape, so that programs are shared.
         stand_ins = [np.full(width, self._tokenizer.bos, np.int32)] * (rows + 1 - len(prompts))
-        # A cache is no business of a kernel that the run may have been trained with.
-        config = dataclasses.replace(
-            self.run.model_config(width + wish.new_tokens), dtype="float32", attention="auto"
-        )
+        config = self.run.model_config(width + wish.new_tokens).measured
         tokens = generate(
             self._params,
             config,

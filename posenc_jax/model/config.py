@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from posenc_jax.attention import IMPLEMENTATIONS, choose
+from posenc_jax.attention.fused import KERNELS
 from posenc_jax.encodings import PlacedScheme, parse
 
 DTYPES = ("float32", "bfloat16")
@@ -95,6 +96,12 @@ class ModelConfig:
             for layer in self.placed.layers
         )  # fmt: skip
         return [f"{path.name} ({path.why})" for path in kinds]
+
+    @functools.cached_property
+    def measured(self) -> "ModelConfig":
+        """The model as it is measured: in float32, and not through a kernel that would round its factors."""
+        attention = "auto" if self.attention in KERNELS else self.attention
+        return dataclasses.replace(self, dtype="float32", attention=attention)
 
     @functools.cached_property
     def placed(self) -> PlacedScheme:
