@@ -150,9 +150,8 @@ def starts(
 def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
     """Returns window_BIN: all keys as far away or further, led by at most so many nats, weigh less than one."""
     if isinstance(bias, Tail):
-        little_BINE = (
-            lead_BIN[..., None] + bias.table_NE[None, None] <= 0
-        )  # never where there is a NaN
+        fall_NE = bias.table_NE - bias.bias_ND[:, :1]  # the own key is led by its own bias
+        little_BINE = lead_BIN[..., None] + fall_NE[None, None] <= 0  # never where there is a NaN
         return STRIDE * (~little_BINE).sum(-1).astype(jnp.float32)
     slope_11N = bias[None, None]
     lead_BIN = lead_BIN - jnp.log(-jnp.expm1(-slope_11N))
