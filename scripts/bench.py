@@ -142,8 +142,9 @@ def _picture(outcome):
                 axes.axvline(panel.limit, color=style.INK, linewidth=0.8, linestyle="--")
             axes.set_xlim(left=0)
             axes.set_title(panel.title)
-            if len(panel.series) > 1:
-                axes.legend(frameon=False)
+            if len(panel.series) > 1:  # below, where no mark is
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
+                axes.legend(frameon=False, ncols=len(panel.series), **below)
         grid[0].set_yticks(range(len(labels)), labels)
         grid[0].set_ylim(len(labels) - 0.4, -0.6)
         return figure
