@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import pytest
 import schemes
 
 from posenc_jax.encodings import parse
-from posenc_jax.evaluation.scorer import DecoderModel
+from posenc_jax.encodings.device import computing_on
+from posenc_jax.evaluation.scorer import DecoderModel, _scored
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -252,6 +254,19 @@ def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
 def test_a_decoder_that_cannot_be_is_refused_with_its_field(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(BASE, **changes)
+
+
+def test_scores_ask_a_device_that_rounds_factors_for_whole_float32_products():
+    rows = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+    shapes = jax.eval_shape(Decoder(BASE).init, jax.random.key(0), *([rows] * 3))["params"]
+    model = DecoderModel(BASE)
+    for device in ("cpu", "gpu", "tpu"):
+        with computing_on(device):
+            program = str(jax.make_jaxpr(functools.partial(_scored, model, None))(shapes, *([rows] * 4)))  # fmt: skip
+        products = re.findall(r"dot_general\[.*?\]\s", program, re.DOTALL)
+        assert len(products) > 10
+        for product in products:
+            assert ("HIGHEST" in product) == (device != "cpu"), product
 
 
 def test_a_model_trained_through_any_kernel_is_measured_in_float32():
