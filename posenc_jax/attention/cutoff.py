@@ -21,7 +21,7 @@ from posenc_jax.encodings.scheme import PlacedLayer
 
 EXACT = 2.0**-24  # half a unit in the last place of float32
 STRIDE = 64  # distances whose tails share an entry of the table
-_ROUNDING = 1e-3  # nats; what float32 may lose in the sums that the proof is made of
+ROUNDING = 1e-3  # nats; what float32 may lose in the sums that the proof is made of
 
 
 class Tails(NamedTuple):
@@ -145,7 +145,7 @@ def may_matter(
         bias_GT = q_clock_GT - clock_G1 + jnp.log(jnp.maximum(keys, 1).astype(jnp.float32))
         bias_GT = jnp.where((seg <= q_seg_T)[None], bias_GT, jnp.inf)
     norm_G1 = tail.norm_BKJ[b, kv_G, j][:, None]
-    small_GT = q_norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - _ROUNDING
+    small_GT = q_norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - ROUNDING
     # Of a row's own document nothing is left once the last key is of an earlier one.
     done_T = (seg < q_seg_T)[None]
     # A NaN is never small: it must come out.

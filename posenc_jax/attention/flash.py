@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from posenc_jax.attention.cutoff import EXACT, STRIDE
+from posenc_jax.attention.cutoff import EXACT, ROUNDING, STRIDE
 from posenc_jax.attention.flash_kernels import (
     FORWARD,
     LOG2E,
@@ -37,7 +37,6 @@ from posenc_jax.attention.flash_kernels import (
 )
 from posenc_jax.attention.residuals import kept
 
-_ROUNDING = 1e-3  # nats; what float32 may lose in the proof
 NARROWEST = 16  # columns of a tensor core's product
 
 
@@ -136,7 +135,7 @@ def starts(
     own_BTN = (q * jnp.repeat(k, N // k.shape[2], axis=2)).sum(-1) * scale
     own_BIN = by_block(jnp.where(sees_BT1, own_BTN, jnp.inf), jnp.min)
     most_BIN = reach_BIN * jnp.repeat(norm_BIK, N // k.shape[2], axis=2)
-    lead_BIN = most_BIN - own_BIN + _ROUNDING - (math.log(epsilon) if epsilon else -jnp.inf)
+    lead_BIN = most_BIN - own_BIN + ROUNDING - (math.log(epsilon) if epsilon else -jnp.inf)
     window_BIN = _windows(lead_BIN, bias)
     first_1I1 = (jnp.arange(blocks) * block)[None, :, None].astype(jnp.float32)
     # A NaN must come out, so it may not end the work; rounding outwards costs one slot.

@@ -59,6 +59,7 @@ def _in_turn(bounds, body, carry):
 def forward_kernel(
     scale2, tiling, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, out_ref, lse_ref
 ):  # fmt: skip
+    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where a row sees nothing."""
     t, s = tiling.q_block, tiling.k_block
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
@@ -93,6 +94,7 @@ def query_kernel(
     scale, tiling, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, start_ref, highest_ref, bias_ref,
     d_q_ref, d_slope_ref,
 ):  # fmt: skip
+    """Writes d_q_tH of one block of queries, and each row's share of the slope's gradient."""
     t, s = tiling.q_block, tiling.k_block
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
@@ -124,6 +126,7 @@ def key_kernel(
     scale, tiling, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, end_ref, bias_ref,
     d_k_ref, d_v_ref,
 ):  # fmt: skip
+    """Writes d_k_sH and d_v_sH of one block of keys, for one query head."""
     t, s = tiling.q_block, tiling.k_block
     j = pl.program_id(0)
     col_s = j * s + jnp.arange(s)

@@ -20,11 +20,8 @@ from posenc_jax.attention.shards import per_shard
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-KERNELS = {
-    "flash": "gpu",
-    "cudnn": "gpu",
-    "splash": "tpu",
-}  # of a device's the first that can serve is taken
+# Of a device's kernels the first that can serve is taken.
+KERNELS = {"flash": "gpu", "cudnn": "gpu", "splash": "tpu"}
 _CUDNN_WIDEST = 256  # columns; 128 before Hopper
 _FLASH_WIDEST = 128
 _CUDNN_MULTIPLE, _LANES = 8, 128
