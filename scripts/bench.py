@@ -30,6 +30,9 @@ _READ = {
     "batch": flags.DEFINE_integer("batch", None, "Sequences per step, or rows of attention", lower_bound=1),
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
+    "heads": flags.DEFINE_integer("heads", None, "Heads of attention", lower_bound=1),
+    "head_dim": flags.DEFINE_integer("head_dim", None, "Columns of a head", lower_bound=2),
+    "candidates": flags.DEFINE_string("candidates", None, "Names of the table with ';' between; none: all"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
     "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
     "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
@@ -78,8 +81,9 @@ def _given(name: str, parameters) -> dict:
     for flag in given:
         if flag not in parameters:
             raise ValueError(f"--{flag} is not read by {name}, which reads {', '.join(parameters)}")
-    if "schemes" in given:
-        given["schemes"] = tuple(s.strip() for s in given["schemes"].split(";") if s.strip())
+    for flag in ("schemes", "candidates"):
+        if flag in given:
+            given[flag] = tuple(s.strip() for s in given[flag].split(";") if s.strip())
     if "lengths" in given:
         try:
             given["lengths"] = tuple(int(n) for n in given["lengths"])

@@ -280,6 +280,16 @@ def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatc
     assert dense["peak_mb"] == pytest.approx(dense["planned_mb"] + bias)
 
 
+def test_the_attention_bench_measures_the_candidates_that_are_named():
+    how = {"lengths": (40,), "directions": ("forward",), "heads": 3, "head_dim": 24, "rounds": 1}
+    outcome = attention.measure(**how, candidates=("ours, nothing cut", "jax.nn, no bias"))
+    assert [row["implementation"] for row in outcome.rows] == ["ours, nothing cut", "jax.nn, no bias"]  # fmt: skip
+    assert {row["baseline"] for row in outcome.rows} == {"ours, nothing cut"}
+    assert {(row["heads"], row["head_dim"]) for row in outcome.rows} == {(3, 24)}
+    with pytest.raises(ValueError, match=r"no candidate 'ours, flesh' here; there are .*ours, no"):
+        attention.measure(**how, candidates=("ours, flesh",))
+
+
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
     outcome = attention.measure(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"

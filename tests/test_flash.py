@@ -8,7 +8,7 @@ import pytest
 from posenc_jax.attention import flash
 from posenc_jax.attention.cutoff import EXACT, bias_by_distance, log_tail
 from posenc_jax.attention.flash import Tail, flash_attention, lows, starts
-from posenc_jax.attention.flash_kernels import FORWARD, OF_KEYS, OF_QUERIES
+from posenc_jax.attention.flash_kernels import Tiling, Tilings, tilings
 from posenc_jax.encodings import parse
 
 B, T, N, K, H = 2, 600, 4, 2, 16
@@ -51,6 +51,26 @@ def test_it_is_attention_over_documents_and_padding(window):
     assert not got[SEG == 0].any()
 
 
+def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
+    q, k, v, aim = tensors()
+
+    def outcome(tiles):
+        def total(q, k, v, slopes):
+            out = flash_attention(q, k, v, slopes, jnp.asarray(SEG), 70, tiles=tiles)
+            return (out * aim).sum(), out
+
+        grads, out = jax.grad(total, (0, 1, 2, 3), has_aux=True)(q, k, v, jnp.asarray(SLOPES))
+        return out, *grads
+
+    wide, tall, even = Tiling(32, 128, 4, 2), Tiling(128, 32, 4, 2), Tiling(64, 64, 4, 2)
+    want = outcome(tilings(H))
+    for tiles in (Tilings(wide, tall, wide), Tilings(tall, wide, tall), Tilings(even, wide, even)):
+        assert tiles != tilings(H)
+        for mine, theirs in zip(outcome(tiles), want, strict=True):
+            atol = 5e-6 * max(1.0, float(jnp.abs(theirs).max()))
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
+
+
 def table_of(line, length=T):
     layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=64).layers[0]  # fmt: skip
     return Tail(bias_by_distance(layer, {}, length), log_tail(layer, {}, length))
@@ -91,11 +111,11 @@ def test_gradients_are_those_of_the_loop_by_differences():
 def first_slots(q, k, bias, seg, epsilon=EXACT):
     """The first slot of every block of queries, lengths a multiple of the largest block."""
     low = lows(jnp.asarray(seg), None)
-    return np.asarray(starts(q, k, bias, low, epsilon, 1 / np.sqrt(H), FORWARD.q_block))
+    return np.asarray(starts(q, k, bias, low, epsilon, 1 / np.sqrt(H), tilings(H).forward.q_block))
 
 
 def padded(*arrays):
-    behind = -T % max(*FORWARD[:2], *OF_QUERIES[:2], *OF_KEYS[:2])
+    behind = -T % max(128, *(size for tiling in tilings(H) for size in tiling[:2]))
     return [np.pad(x, [(0, behind if i == 1 else 0) for i in range(np.ndim(x))]) for x in arrays]
 
 
@@ -129,7 +149,7 @@ def test_what_is_left_out_weighs_less_than_epsilon_and_much_is(kind):
     q, k, seg = padded(q, k, np.full_like(SEG, 1))
     seg[:, T:] = 0
     start_BNI = first_slots(q, k, bias, seg)
-    t = FORWARD.q_block
+    t = tilings(H).forward.q_block
     for b, n, r in np.ndindex(B, N, T):
         start = start_BNI[b, n, r // t]
         logits = k[b, : r + 1, n // (N // K)].astype(np.float64) @ q[b, r, n] / np.sqrt(H)
@@ -208,7 +228,7 @@ def test_it_repeats_itself_and_a_block_of_queries_of_padding_costs_nothing():
     assert not got[0, 10:].any()
     q, k, seg = padded(q, k, seg)
     start = first_slots(q, k, jnp.asarray(SLOPES), seg)
-    assert (start[1] >= np.arange(start.shape[2]) * FORWARD.q_block).all()
+    assert (start[1] >= np.arange(start.shape[2]) * tilings(H).forward.q_block).all()
 
 
 def test_tiles_of_queries_and_keys_may_differ_between_its_programs():

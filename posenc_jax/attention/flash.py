@@ -26,18 +26,25 @@ from jax.experimental.pallas import triton
 
 from posenc_jax.attention.cutoff import EXACT, ROUNDING, STRIDE
 from posenc_jax.attention.flash_kernels import (
-    FORWARD,
-    LOG2E,
-    OF_KEYS,
-    OF_QUERIES,
+    Arithmetic,
     Tiling,
+    Tilings,
     forward_kernel,
     key_kernel,
     query_kernel,
+    tilings,
 )
 from posenc_jax.attention.residuals import kept
 
 NARROWEST = 16  # columns of a tensor core's product
+_STRIP = 128  # slots over which a running maximum is taken at once
+
+
+class How(NamedTuple):
+    """What is known before tracing: what logits are multiplied by, and the tiles."""
+
+    scale: float
+    tiles: Tilings
 
 
 class Tail(NamedTuple):
@@ -60,6 +67,7 @@ def flash_attention(
     window: int | None = None,
     *,
     epsilon: float = EXACT,
+    tiles: Tilings | None = None,
 ) -> jax.Array:
     """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
 
@@ -67,22 +75,23 @@ def flash_attention(
       q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N.
       bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
-        of sight. epsilon: largest share of a row's softmax sum that may be left out.
+        of sight. epsilon: largest share of a row's softmax sum that may be left out. tiles: None for what was
+        measured to be fast.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     columns = max(NARROWEST, pl.next_power_of_2(H))
-    longest = max(*FORWARD[:2], *OF_QUERIES[:2], *OF_KEYS[:2])
-    behind = -T % longest
+    tiles = tiles or tilings(columns)
+    behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
     pads = ((0, 0), (0, behind), (0, 0), (0, columns - H))
     q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, pads) for x in (q_BTNH, k_BTKH, v_BTKH))
     low_BT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
-    scale, linear = 1 / math.sqrt(H), not isinstance(bias, Tail)
+    how, linear = How(1 / math.sqrt(H), tiles), not isinstance(bias, Tail)
     bias_NX = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
     start_BNI = lax.stop_gradient(
-        starts(q_BTNH, k_BTKH, bias, low_BT, epsilon, scale, FORWARD.q_block)
+        starts(q_BTNH, k_BTKH, bias, low_BT, epsilon, how.scale, tiles.forward.q_block)
     )
     out_BTNH = _attention(
-        scale, q_BTNH, k_BTKH, v_BTKH, bias_NX.astype(jnp.float32), low_BT, start_BNI
+        how, q_BTNH, k_BTKH, v_BTKH, bias_NX.astype(jnp.float32), low_BT, start_BNI
     )
     return out_BTNH[:, :T, :, :H]
 
@@ -109,7 +118,7 @@ def _running_max(x_BT: jax.Array) -> jax.Array:
         upto = upto.reshape((1,) * (x_BXx.ndim - 1) + upto.shape)
         return jnp.where(upto, x_BXx[..., None, :], 0).max(-1)
 
-    x_BXx = x_BT.reshape(len(x_BT), -1, FORWARD.q_block)
+    x_BXx = x_BT.reshape(len(x_BT), -1, _STRIP)
     inside_BXx, ends_BX = up_to(x_BXx), up_to(x_BXx.max(-1))
     earlier_BX1 = jnp.pad(ends_BX[:, :-1], ((0, 0), (1, 0)))[..., None]
     return jnp.maximum(inside_BXx, earlier_BX1).reshape(x_BT.shape)
@@ -158,18 +167,19 @@ def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
-    return _forward(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI)[0]
+def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
+    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI)[0]
 
 
-def _forward(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
-    highest_BI = low_BT.reshape(len(low_BT), -1, FORWARD.q_block).max(-1)
+def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
+    tiling = how.tiles.forward
+    highest_BI = low_BT.reshape(len(low_BT), -1, tiling.q_block).max(-1)
     B, T, N, H = q_BTNH.shape
-    specs = _Specs(FORWARD, T, H, N // k_BTKH.shape[2], bias_NX.shape[1])
+    specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_NX.shape[1])
     out_BTNH, lse_BNT = _call(
-        functools.partial(forward_kernel, scale * LOG2E, FORWARD),
-        (T // FORWARD.q_block, B, N),
-        FORWARD,
+        functools.partial(forward_kernel, how.scale),
+        (T // tiling.q_block, B, N),
+        tiling,
         [
             specs.query,
             specs.keys,
@@ -183,7 +193,7 @@ def _forward(scale, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
             (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
             (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
         ],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BT, start_BNI, highest_BI, LOG2E * bias_NX)
+    )(q_BTNH, k_BTKH, v_BTKH, low_BT, start_BNI, highest_BI, bias_NX / how.scale)
     out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
     return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI)
 
@@ -207,7 +217,7 @@ def _call(kernel, grid, tiling: Tiling, in_specs, outs):
 
     def made(interpret):
         return pl.pallas_call(
-            kernel, grid=grid, in_specs=in_specs, out_specs=[spec for spec, _ in outs],
+            functools.partial(kernel, tiling, Arithmetic(interpret)), grid=grid, in_specs=in_specs, out_specs=[spec for spec, _ in outs],
             out_shape=[shape for _, shape in outs], interpret=interpret,
             compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
         )  # fmt: skip
@@ -218,7 +228,7 @@ def _call(kernel, grid, tiling: Tiling, in_specs, outs):
     return run
 
 
-def _backward(scale, residuals, d_out_BTNH):
+def _backward(how, residuals, d_out_BTNH):
     q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI = residuals
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -227,36 +237,52 @@ def _backward(scale, residuals, d_out_BTNH):
         (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     )
 
-    t = OF_QUERIES.q_block
-    specs = _Specs(OF_QUERIES, T, H, N // K, bias_NX.shape[1])
-    begin_BNI = _coarser(start_BNI, FORWARD.q_block, t, T)
+    tiling, block = how.tiles.of_queries, how.tiles.forward.q_block
+    t = tiling.q_block
+    specs = _Specs(tiling, T, H, N // K, bias_NX.shape[1])
+    begin_BNI = _coarser(start_BNI, block, t, T)
     highest_BI = low_BT.reshape(B, -1, t).max(-1)
     d_q_BTNH, d_slope_BNT = _call(
-        functools.partial(query_kernel, scale, OF_QUERIES),
+        functools.partial(query_kernel, how.scale),
         (T // t, B, N),
-        OF_QUERIES,
+        tiling,
         [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
         [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, begin_BNI, highest_BI, LOG2E * bias_NX)  # fmt: skip
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, begin_BNI, highest_BI, bias_NX / how.scale)  # fmt: skip
 
-    t, s = OF_KEYS[:2]
-    end_BNJ = _readers(_coarser(start_BNI, FORWARD.q_block, t, T), t, s, T)
+    tiling = how.tiles.of_keys
+    t, s = tiling[:2]
+    end_BNJ = _readers(_coarser(start_BNI, block, t, T), t, s, T)
     J = T // s
+    highest_BI = low_BT.reshape(B, -1, t).max(-1)  # it never falls from block to block
+    free_BJ = (highest_BI[:, None] <= s * jnp.arange(J)[None, :, None]).sum(-1).astype(jnp.int32)
     key = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n // (N // K), 0))
     mine = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n, 0))
     queries = pl.BlockSpec((None, T, None, H), lambda j, b, n: (b, 0, n, 0))
     rows = pl.BlockSpec((None, None, T), lambda j, b, n: (b, n, 0))
     low = pl.BlockSpec((None, T), lambda j, b, n: (b, 0))
     of_block = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, n, j))
+    free = pl.BlockSpec((None, 1), lambda j, b, n: (b, j))
     bias = pl.BlockSpec((None, bias_NX.shape[1]), lambda j, b, n: (n, 0))
     of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
     d_k_BTNH, d_v_BTNH = _call(
-        functools.partial(key_kernel, scale, OF_KEYS),
+        functools.partial(key_kernel, how.scale),
         (J, B, N),
-        OF_KEYS,
-        [queries, key, key, queries, rows, rows, low, of_block, bias],
+        tiling,
+        [queries, key, key, queries, rows, rows, low, free, of_block, bias],
         [(mine, of_keys), (mine, of_keys)],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, end_BNJ, LOG2E * bias_NX)
+    )(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        d_out_BTNH,
+        lse_BNT,
+        pull_BNT,
+        low_BT,
+        free_BJ,
+        end_BNJ,
+        bias_NX / how.scale,
+    )
     d_k_BTKH, d_v_BTKH = (
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )

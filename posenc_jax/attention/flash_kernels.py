@@ -1,24 +1,27 @@
 """The programs of our kernel for NVIDIA GPUs (`posenc_jax.attention.flash`): one per tile of a result.
 
-Dims of a tile in lower case: t queries, s keys, H columns. Logits are to base 2. Written in Pallas for Triton.
+Dims of a tile in lower case: t queries, s keys, H columns. Logits and biases are in units of q k, which scale2 turns
+into logarithms to base 2, as those of sums are. Places are float32, exact below 2^24: to turn an integer into a float
+takes a GPU as long as an exponential, and there would be one for each logit. Written in Pallas for Triton.
 """
 
 import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from posenc_jax.attention.dense import NEVER
-
 LOG2E = math.log2(math.e)
+# A power of two, so that a multiple of it less the same multiple is nothing, whether or not it is rounded between.
+NEVER = -(2.0**100)
 
 
 class Tiling(NamedTuple):
-    """Queries and keys of a tile, and how a program of it is laid on a GPU; chosen as is usual, not tuned."""
+    """Queries and keys of a tile, and how a program of it is laid on a GPU."""
 
     q_block: int
     k_block: int
@@ -26,18 +29,61 @@ class Tiling(NamedTuple):
     stages: int
 
 
-FORWARD, OF_QUERIES, OF_KEYS = Tiling(128, 64, 4, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2)
+class Tilings(NamedTuple):
+    """Of the program that computes the result, of the one for the gradient of queries and of that for keys."""
+
+    forward: Tiling
+    of_queries: Tiling
+    of_keys: Tiling
+
+
+_NARROW = Tilings(Tiling(128, 64, 4, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2))
+_WIDE = Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2))
+
+
+def tilings(columns: int) -> Tilings:
+    """Returns the tiles for heads of so many columns."""
+    return _NARROW if columns <= 64 else _WIDE
+
+
+class Arithmetic(NamedTuple):
+    """Operations of a GPU that are written out, as its compiler joins none and guards exp2 with four more.
+
+    Emulated they are the same up to their last bit.
+    """
+
+    emulated: bool
+
+    def exp2(self, x):
+        """Returns 2^x; below 2^-126 zero on a GPU."""
+        return jnp.exp2(x) if self.emulated else self._of("ex2.approx.ftz.f32 $0, $1;", x)
+
+    def times_plus(self, a, b, c):
+        """Returns a b + c."""
+        return a * b + c if self.emulated else self._of("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
+
+    def _of(self, instruction, *numbers):
+        args = jnp.broadcast_arrays(*(jnp.asarray(x, jnp.float32) for x in numbers))
+        [result] = triton.elementwise_inline_asm(
+            instruction, args=args, constraints=",".join(["=f", *("f" for _ in args)]), pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
+        )  # fmt: skip
+        return result
 
 
 def _seen(low_t, row_t, col_s):
     return (low_t[:, None] <= col_s[None, :]) & (col_s[None, :] <= row_t[:, None])
 
 
-def _bias2(bias_ref, row, col):
-    """Returns the bias between rows and columns, to base 2: of a slope, or looked up by distance in a table."""
+def _away(row, col):
+    return col.astype(jnp.float32) - row.astype(jnp.float32)
+
+
+def _biased(do, content, bias_ref, row, col):
+    """Returns content and the bias between rows and columns: of a slope, or looked up by distance in a table."""
     if bias_ref.shape == (1,):
-        return bias_ref[0] * (col - row).astype(jnp.float32)
-    return triton.load(bias_ref.at[jnp.maximum(row - col, 0)])
+        return do.times_plus(bias_ref[0], _away(row, col), content)
+    return content + triton.load(bias_ref.at[jnp.maximum(row - col, 0)])
 
 
 def _blocks(tiling: Tiling, i, start_ref, highest_ref):
@@ -57,10 +103,10 @@ def _in_turn(bounds, body, carry):
 
 
 def forward_kernel(
-    scale2, tiling, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, out_ref, lse_ref
+    scale, tiling, do, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, out_ref, lse_ref
 ):  # fmt: skip
     """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where a row sees nothing."""
-    t, s = tiling.q_block, tiling.k_block
+    t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
     q_tH = q_ref[...]
@@ -69,13 +115,12 @@ def forward_kernel(
         acc_tH, top_t, sum_t = carry
         k_sH, v_sH = (ref[pl.ds(j * s, s), :] for ref in (k_ref, v_ref))
         col_s = j * s + jnp.arange(s)
-        logits_ts = triton.dot(q_tH, k_sH.T) * scale2
-        logits_ts += _bias2(bias_ref, row_t[:, None], col_s[None, :])
+        logits_ts = _biased(do, triton.dot(q_tH, k_sH.T), bias_ref, row_t[:, None], col_s[None, :])
         if masked:
             logits_ts = jnp.where(_seen(low_t, row_t, col_s), logits_ts, NEVER)
         new_t = jnp.maximum(top_t, logits_ts.max(-1))
-        weight_ts = jnp.exp2(logits_ts - new_t[:, None])
-        fade_t = jnp.exp2(top_t - new_t)
+        weight_ts = do.exp2(do.times_plus(logits_ts, scale2, (-scale2 * new_t)[:, None]))
+        fade_t = do.exp2((top_t - new_t) * scale2)
         acc_tH = acc_tH * fade_t[:, None] + triton.dot(weight_ts.astype(v_sH.dtype), v_sH)
         return acc_tH, new_t, sum_t * fade_t + weight_ts.sum(-1)
 
@@ -87,15 +132,15 @@ def forward_kernel(
     sees_t = low_t <= row_t
     sum_t = jnp.where(sees_t, sum_t, 1.0)
     out_ref[...] = jnp.where(sees_t[:, None], acc_tH / sum_t[:, None], 0.0).astype(out_ref.dtype)
-    lse_ref[...] = jnp.where(sees_t, top_t + jnp.log2(sum_t), 0.0)
+    lse_ref[...] = jnp.where(sees_t, top_t * scale2 + jnp.log2(sum_t), 0.0)
 
 
 def query_kernel(
-    scale, tiling, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, start_ref, highest_ref, bias_ref,
+    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, start_ref, highest_ref, bias_ref,
     d_q_ref, d_slope_ref,
 ):  # fmt: skip
     """Writes d_q_tH of one block of queries, and each row's share of the slope's gradient."""
-    t, s = tiling.q_block, tiling.k_block
+    t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
     q_tH, d_out_tH, lse_t, pull_t = q_ref[...], d_out_ref[...], lse_ref[...], pull_ref[...]
@@ -104,16 +149,13 @@ def query_kernel(
         d_q_tH, d_slope_t = carry
         k_sH, v_sH = (ref[pl.ds(j * s, s), :] for ref in (k_ref, v_ref))
         col_s = j * s + jnp.arange(s)
-        away_ts = (col_s[None, :] - row_t[:, None]).astype(jnp.float32)
-        weight_ts = jnp.exp2(
-            triton.dot(q_tH, k_sH.T) * (scale * LOG2E)
-            + _bias2(bias_ref, row_t[:, None], col_s[None, :])
-            - lse_t[:, None]
-        )
+        logits_ts = _biased(do, triton.dot(q_tH, k_sH.T), bias_ref, row_t[:, None], col_s[None, :])
+        weight_ts = do.exp2(do.times_plus(logits_ts, scale2, -lse_t[:, None]))
         d_logits_ts = weight_ts * (triton.dot(d_out_tH, v_sH.T) - pull_t[:, None])
         if masked:  # last, as a NaN times zero is a NaN
             d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
         d_q_tH += triton.dot(d_logits_ts.astype(k_sH.dtype), k_sH)
+        away_ts = _away(row_t[:, None], col_s[None, :])
         return d_q_tH, d_slope_t + (d_logits_ts * away_ts).sum(-1)
 
     blank = jnp.zeros(q_tH.shape, jnp.float32), jnp.zeros((t,), jnp.float32)
@@ -123,32 +165,36 @@ def query_kernel(
 
 
 def key_kernel(
-    scale, tiling, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, end_ref, bias_ref,
+    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, free_ref, end_ref, bias_ref,
     d_k_ref, d_v_ref,
 ):  # fmt: skip
     """Writes d_k_sH and d_v_sH of one block of keys, for one query head."""
-    t, s = tiling.q_block, tiling.k_block
+    t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     j = pl.program_id(0)
     col_s = j * s + jnp.arange(s)
     k_sH, v_sH = k_ref[...], v_ref[...]
 
-    def body(i, carry):  # tiles lie the other way here: keys by queries
+    def body(masked, i, carry):  # tiles lie the other way here: keys by queries
         d_k_sH, d_v_sH = carry
         rows = pl.ds(i * t, t)
         q_tH, d_out_tH = q_ref[rows, :], d_out_ref[rows, :]
         row_t = i * t + jnp.arange(t)
-        logits_st = triton.dot(k_sH, q_tH.T) * (scale * LOG2E)
-        logits_st += _bias2(bias_ref, row_t[None, :], col_s[:, None])
-        weight_st = jnp.exp2(logits_st - lse_ref[rows][None, :])
-        seen_st = _seen(low_ref[rows], row_t, col_s).T
-        weight_st = jnp.where(seen_st, weight_st, 0.0)
+        logits_st = _biased(do, triton.dot(k_sH, q_tH.T), bias_ref, row_t[None, :], col_s[:, None])
+        weight_st = do.exp2(do.times_plus(logits_st, scale2, -lse_ref[rows][None, :]))
+        if masked:
+            seen_st = _seen(low_ref[rows], row_t, col_s).T
+            weight_st = jnp.where(seen_st, weight_st, 0.0)
         d_v_sH += triton.dot(weight_st.astype(d_out_tH.dtype), d_out_tH)
         d_logits_st = weight_st * (triton.dot(v_sH, d_out_tH.T) - pull_ref[rows][None, :])
-        d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
+        if masked:  # again, as a NaN times zero is a NaN
+            d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
         d_k_sH += triton.dot(d_logits_st.astype(q_tH.dtype), q_tH)
         return d_k_sH, d_v_sH
 
+    first, end = j * s // t, end_ref[0]
+    whole = jnp.clip(((j + 1) * s + t - 1) // t, first, jnp.maximum(end, first))
+    free = jnp.clip(free_ref[0], whole, jnp.maximum(end, whole))
     blank_sH = jnp.zeros(k_sH.shape, jnp.float32)
-    d_k_sH, d_v_sH = lax.fori_loop(j * s // t, end_ref[0], body, (blank_sH, blank_sH))
+    d_k_sH, d_v_sH = _in_turn((first, whole, free, end), body, (blank_sH, blank_sH))
     d_k_ref[...] = (d_k_sH * scale).astype(d_k_ref.dtype)
     d_v_ref[...] = d_v_sH.astype(d_v_ref.dtype)

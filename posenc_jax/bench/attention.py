@@ -40,6 +40,7 @@ def measure(
     dtype: str = "float32",
     rounds: int = 7,
     patience: int = 60,
+    candidates: Sequence[str] = (),
     seed: int = 0,
 ) -> Outcome:
     """Returns time and memory of every candidate that survives each length, relative to ours.
@@ -57,9 +58,10 @@ def measure(
         RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones. dtype: of `DTYPES`.
       patience: seconds; a candidate that would take longer for one run, at the rate at which it has
         grown so far (at first: with the square of the length), is left out and listed.
+      candidates: names of those to measure, as the table prints them; none: all.
 
     Raises:
-      ValueError: an unknown direction or dtype, or a length below 8.
+      ValueError: an unknown direction, dtype or candidate, or a length below 8.
     """
     unknown = set(directions) - set(DIRECTIONS)
     if unknown or not directions:
@@ -79,6 +81,8 @@ def measure(
             baseline = next((name for name in makers if name.startswith((FLASH, FOLDED))), BASELINE)
             theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
             makers |= theirs
+            makers, missing = _chosen(candidates, makers, missing)
+            baseline = baseline if baseline in makers else next(iter(makers))
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
             bias = heads * length**2 * tensors[0].dtype.itemsize
@@ -107,7 +111,7 @@ def measure(
     settings = {
         "lengths": list(lengths), "batch": batch, "directions": list(directions), "heads": heads,
         "head_dim": head_dim, "qk_norm": qk_norm, "dtype": dtype, "rounds": rounds,
-        "patience": patience, "seed": seed,
+        "patience": patience, "candidates": list(candidates), "seed": seed,
         "skipped": sorted(set(skipped)), "peers": peers.versions(),
     }  # fmt: skip
     return Outcome(
@@ -120,6 +124,17 @@ def measure(
         table=_table(rows, settings["skipped"]),
         panels=tuple(_panel(rows, direction) for direction in directions),
     )
+
+
+def _chosen(candidates: Sequence[str], makers: peers.Makers, missing: dict) -> tuple[dict, dict]:
+    if not candidates:
+        return makers, missing
+    unknown = [name for name in candidates if name not in makers and name not in missing]
+    if unknown:
+        raise ValueError(
+            f"no candidate {unknown[0]!r} here; there are {'; '.join([*makers, *missing])}"
+        )
+    return tuple({n: x for n, x in those.items() if n in candidates} for those in (makers, missing))
 
 
 def _tensors(
