@@ -37,7 +37,8 @@ class Tilings(NamedTuple):
     of_keys: Tiling
 
 
-_NARROW = Tilings(Tiling(128, 64, 4, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2))
+# Measured on an H100 at 4,096 and 16,384 tokens.
+_NARROW = Tilings(Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2))
 _WIDE = Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2))
 
 
