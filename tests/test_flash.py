@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.attention import flash
+from posenc_jax.attention import dense_attention, flash, visible
 from posenc_jax.attention.cutoff import EXACT, bias_by_distance, log_tail
 from posenc_jax.attention.flash import Tail, flash_attention, lows, starts
-from posenc_jax.attention.flash_kernels import Tiling, Tilings, tilings
+from posenc_jax.attention.flash_kernels import Tiling, Tilings, parts, tilings
 from posenc_jax.encodings import parse
 
 B, T, N, K, H = 2, 600, 4, 2, 16
@@ -69,6 +69,40 @@ def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
         for mine, theirs in zip(outcome(tiles), want, strict=True):
             atol = 5e-6 * max(1.0, float(jnp.abs(theirs).max()))
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("width", "cut"), [(16, [16]), (80, [64, 16]), (112, [64, 32, 16]), (50, [])]
+)
+def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
+    if cut:
+        assert [x.stop - x.start for x in parts(width)] == cut
+        assert [x.start for x in parts(width)] == list(np.cumsum([0, *cut[:-1]]))
+    shapes = [(1, 150, heads, width) for heads in (N, K, K, N)]
+    q, k, v, aim = (jax.random.normal(key, s) for key, s in zip(jax.random.split(jax.random.key(3), 4), shapes, strict=True))  # fmt: skip
+    seg = jnp.asarray(np.repeat([[2, 5]], [60, 90], axis=1).astype(np.int32))
+    slopes = jnp.asarray(SLOPES)
+
+    def flash(q, k, v, slopes):
+        out = flash_attention(q, k, v, slopes, seg)
+        return (out * aim).sum(), out
+
+    def definition(q, k, v, slopes):
+        pos = jnp.arange(150, dtype=jnp.int32)[None]
+        bias = -slopes[None, :, None, None] * (pos[:, None, :, None] - pos[:, None, None, :])
+        k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
+        out = dense_attention(q, k, v, bias, visible(pos, pos, seg, seg, causal=True))
+        return (out * aim).sum(), out
+
+    mine, theirs = (jax.grad(f, (0, 1, 2, 3), has_aux=True)(q, k, v, slopes) for f in (flash, definition))  # fmt: skip
+    for got, want in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        atol = 5e-6 * max(1.0, float(jnp.abs(want).max()))
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+def test_columns_that_a_tensor_core_cannot_multiply_are_refused():
+    with pytest.raises(ValueError, match="heads of 50 columns, not a multiple of 16"):
+        parts(50)
 
 
 def table_of(line, length=T):

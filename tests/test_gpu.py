@@ -20,8 +20,9 @@ import pytest
 import runs
 import schemes
 
-from posenc_jax.attention import attend, choose
+from posenc_jax.attention import attend, choose, dense_attention, visible
 from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.attention.flash import flash_attention
 from posenc_jax.encodings import parse, running_clock
 from posenc_jax.training.loop import train
 
@@ -121,6 +122,34 @@ def test_blockwise_is_the_definition_and_repeats_itself(line):
 def test_kernels_are_the_definition_and_repeat_themselves(kernel, line, length):
     got = outcome(line, kernel, jnp.bfloat16, length=length)
     assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length), 0.03)
+
+
+@pytest.mark.parametrize("width", [16, 80, 96, 112, 128])
+def test_our_kernel_serves_heads_of_any_width(width):
+    slopes = jnp.asarray([0.5, 0.25, 1 / 64, 0.0], jnp.float32)
+    keys = jax.random.split(jax.random.key(width), 4)
+    q, k, v, aim = (jax.random.normal(x, (2, 700, N, width)).astype(jnp.bfloat16) for x in keys)
+    pos = jnp.broadcast_to(jnp.arange(700, dtype=jnp.int32), (2, 700))
+    seg = 1 + (pos > 300).astype(jnp.int32)
+
+    def flash(q, k, v, slopes):
+        return flash_attention(q, k, v, slopes, seg)
+
+    def definition(q, k, v, slopes):
+        bias = -slopes[None, :, None, None] * (pos[:, None, :, None] - pos[:, None, None, :])
+        q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+        return dense_attention(q, k, v, bias, visible(pos, pos, seg, seg, causal=True))
+
+    def outcome(attention):
+        def total(*args):
+            out = attention(*args).astype(jnp.float32)
+            return (out * aim).sum(), out
+
+        with jax.default_matmul_precision("highest"):
+            grads, out = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(q, k, v, slopes)
+        return [np.asarray(x, np.float32) for x in (out, *grads)]
+
+    assert_near(outcome(flash), outcome(definition), 0.03)
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn"])

@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton
 
 from posenc_jax.attention.cutoff import EXACT, ROUNDING, STRIDE
 from posenc_jax.attention.flash_kernels import (
+    NARROWEST,
     Arithmetic,
     Tiling,
     Tilings,
@@ -36,7 +37,6 @@ from posenc_jax.attention.flash_kernels import (
 )
 from posenc_jax.attention.residuals import kept
 
-NARROWEST = 16  # columns of a tensor core's product
 _STRIP = 128  # slots over which a running maximum is taken at once
 
 
@@ -79,7 +79,7 @@ def flash_attention(
         measured to be fast.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
-    columns = max(NARROWEST, pl.next_power_of_2(H))
+    columns = H + -H % NARROWEST
     tiles = tiles or tilings(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
     pads = ((0, 0), (0, behind), (0, 0), (0, columns - H))
