@@ -11,9 +11,12 @@ from posenc_jax.training.fingerprint import fingerprint
 START = "0" * 64
 
 
-@jax.jit
-def _words(batch) -> jax.Array:
+def words(batch: dict[str, jax.Array]) -> jax.Array:
+    """Returns the fingerprint of every array of a batch, in the order of their names."""
     return jnp.stack([fingerprint(batch[name]) for name in sorted(batch)])
+
+
+_words = jax.jit(words)
 
 
 class Chain:
@@ -36,7 +39,10 @@ class Chain:
 
     def add(self, step: int, batch: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> None:
         """Notes a step that was dispatched; reads nothing yet."""
-        seen = (_words(batch), metrics["loss"], metrics["grad_norm"])
+        self.note(step, (_words(batch), metrics["loss"], metrics["grad_norm"]))
+
+    def note(self, step: int, seen: tuple[jax.Array, jax.Array, jax.Array]) -> None:
+        """As `add`, of the words of the batch, the loss and the gradient norm."""
         self._waiting.append((step, seen))
 
     def through(self, step: int) -> dict[str, str]:

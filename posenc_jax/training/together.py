@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.chain import Chain
+from posenc_jax.training.chain import Chain, words
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.dev import DevLoss
@@ -169,6 +169,9 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
         out_shardings=[places] * count,
     )
     step = jax.jit(jax.vmap(make_step(config, model)), donate_argnums=0)
+    seen = jax.jit(
+        lambda *of: [_seen(*jax.tree.map(lambda x, i=i: x[i], of)) for i in range(count)]
+    )
     dev = DevLoss(config, model, mesh, inputs) if t.dev_every else None
     bar = Progress(f"{config.arm}, {count} seeds", first, t.steps)
     feeds = [training_batches(run.config, inputs, first_step=first, process_index=0, process_count=1) for run in runs]  # fmt: skip
@@ -180,9 +183,8 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
             placed = _placed(config, mesh, batches)
             state, metrics = step(state, placed)
             done += 1
-            for i, run in enumerate(runs):
-                read, came = ({name: x[i] for name, x in of.items()} for of in (placed, metrics))
-                run.chain.add(done, read, came)
+            for run, of_run in zip(runs, seen(placed, metrics), strict=True):
+                run.chain.note(done, of_run)
                 run.checkpoints.check()
             asked = stop.at(done)
             if pending is not None:
@@ -214,6 +216,10 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
         for run in runs:
             run.log.close()
         bar.close()
+
+
+def _seen(batch, metrics) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return words(batch), metrics["loss"], metrics["grad_norm"]
 
 
 def _end(runs: Sequence[_Run], states: Sequence[State], t, seconds: float) -> None:
