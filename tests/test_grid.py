@@ -12,7 +12,7 @@ import types
 import pytest
 import toy_study
 
-from configs.studies import cpu, gpu, quickstart
+from configs.studies import cpu, gpu, quickstart, screening
 from posenc_jax.study import local, tuning
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
 from posenc_jax.study.stages import KEY, course, sorted_rows
@@ -167,7 +167,7 @@ def test_the_choice_reads_dev_rows_alone(tmp_path):
         tuning.dev_loss(tmp_path)
 
 
-@pytest.mark.parametrize("module", [cpu, gpu, quickstart])
+@pytest.mark.parametrize("module", [cpu, gpu, quickstart, screening])
 def test_every_run_of_a_committed_study_is_a_valid_configuration(module):
     s, names = module.STUDY, []
     for cell in s.tuning_grid() + s.grid({a.name: s.tuning.rates[0] if s.tuning else None for a in s.arms}):  # fmt: skip
