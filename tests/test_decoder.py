@@ -15,6 +15,7 @@ import schemes
 from posenc_jax.encodings import parse
 from posenc_jax.encodings.device import computing_on
 from posenc_jax.evaluation.scorer import DecoderModel, _scored
+from posenc_jax.evaluation.watch import watched
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -256,13 +257,17 @@ def test_a_decoder_that_cannot_be_is_refused_with_its_field(changes, message):
         dataclasses.replace(BASE, **changes)
 
 
-def test_scores_ask_a_device_that_rounds_factors_for_whole_float32_products():
+@pytest.mark.parametrize("seen_by", ["scores", "probes"])
+def test_what_measures_asks_a_device_that_rounds_factors_for_whole_float32_products(seen_by):
     rows = jax.ShapeDtypeStruct((2, 16), jnp.int32)
     shapes = jax.eval_shape(Decoder(BASE).init, jax.random.key(0), *([rows] * 3))["params"]
-    model = DecoderModel(BASE)
+    if seen_by == "scores":
+        measure, count = functools.partial(_scored, DecoderModel(BASE), None), 4
+    else:
+        measure, count = functools.partial(watched, BASE, reduce=lambda *seen: seen[1].sum()), 2
     for device in ("cpu", "gpu", "tpu"):
         with computing_on(device):
-            program = str(jax.make_jaxpr(functools.partial(_scored, model, None))(shapes, *([rows] * 4)))  # fmt: skip
+            program = str(jax.make_jaxpr(functools.partial(measure))(shapes, *([rows] * count)))
         products = re.findall(r"dot_general\[.*?\]\s", program, re.DOTALL)
         assert len(products) > 10
         for product in products:

@@ -5,11 +5,13 @@ import math
 import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 import runs
 
 from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.encodings.device import computing_on
 from posenc_jax.evaluation import extrapolation, perplexity, retrieval, runner
 from posenc_jax.evaluation.rows import RowFile
 from posenc_jax.evaluation.scorer import Scorer, Scores
@@ -322,6 +324,26 @@ def rotary(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("run") / "rotary"
     runs.finished(runs.config(data_dir, "rope+alibi|nope~logn"), workdir)
     return workdir
+
+
+def test_everything_is_measured_with_whole_float32_products_on_a_gpu(rotary, tmp_path, monkeypatch):
+    """P1 of a rotation came out as 4e-3, of TF32, where only the scores had asked for whole products."""
+    folder = tmp_path / "as_if_on_a_gpu"
+    shutil.copytree(rotary, folder)
+    asked, real = [], runner.RowFile.add
+
+    def add(self, item, rows):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return real(self, item, rows)
+
+    monkeypatch.setattr(runner.RowFile, "add", add)
+    for device, precision in (("gpu", "highest"), ("cpu", None)):
+        with computing_on(device):
+            runner.evaluate(folder, multiples=(1,), suites=("P1",), split="test", stretch=None)
+        assert asked
+        assert set(asked) == {precision}
+        asked.clear()
+        shutil.rmtree(folder / "evaluation")
 
 
 def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_nothing(rotary):

@@ -22,3 +22,13 @@ def computing_on(device: str) -> Iterator[None]:
         yield
     finally:
         _ELSEWHERE.reset(token)
+
+
+@contextlib.contextmanager
+def whole_products() -> Iterator[None]:
+    """Traces products of float32 as such: by default a GPU rounds their factors to 10 bits, and a TPU to 8."""
+    how = contextlib.nullcontext()
+    if computes_on() != "cpu":
+        how = jax.default_matmul_precision("highest")
+    with how:
+        yield

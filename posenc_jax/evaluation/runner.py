@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from posenc_jax.encodings.device import whole_products
 from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.classification import check_suites
 from posenc_jax.evaluation.measures import Measures
@@ -111,10 +112,11 @@ def evaluate(
             "all", "skipped", k * config.train.length, reason
         )
     bar = Progress(f"evaluate {config.arm}", 0, len(items))
-    for done, (item, measure) in enumerate(items.items(), 1):
-        if not rows.has(item):
-            rows.add(item, measure())
-        bar.update(done, item=item)
+    with whole_products():
+        for done, (item, measure) in enumerate(items.items(), 1):
+            if not rows.has(item):
+                rows.add(item, measure())
+            bar.update(done, item=item)
     bar.close()
     write_json(
         folder / "evaluation.json",

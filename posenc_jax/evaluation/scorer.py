@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.device import computes_on
+from posenc_jax.encodings.device import whole_products
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, readout
 from posenc_jax.training.loss import token_losses
@@ -157,8 +157,7 @@ class Scorer:
 
 
 def _scored(model: Model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
-    # By default a GPU rounds the factors of float32 products to 10 bits, and a TPU to 8.
-    with jax.default_matmul_precision(None if computes_on() == "cpu" else "highest"):
+    with whole_products():
         return _scores(model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import attend
+from posenc_jax.encodings.device import whole_products
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
@@ -22,7 +23,7 @@ def watched(
     """Returns what `reduce` makes of each layer, in order; pure, and to be called under `jax.jit`.
 
     Args:
-      config: of the decoder; it runs in float32 whatever `config.dtype` says. params: of the decoder.
+      config: of the decoder; it runs in float32, products and all, whatever `config.dtype` says. params: of the decoder.
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
       reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, clock_BTN) -> any arrays, with q
         and k as projected (and normed), before temperature and rotation.
@@ -37,7 +38,8 @@ def watched(
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)
 
     decoder = Decoder(config.measured, attend=watching)
-    decoder.apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))
+    with whole_products():
+        decoder.apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))
     return tuple(found)
 
 
