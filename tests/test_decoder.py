@@ -187,6 +187,16 @@ def test_a_learned_table_refuses_to_generate_past_its_end():
         )  # fmt: skip
 
 
+def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():
+    config, params, _ = model("rope+alibi")
+    forced = dataclasses.replace(config, attention="flash", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"'flash' reads whole rows.*attention='auto'"):
+        generate(
+            params, forced, [np.arange(4)], new_tokens=2, pad=0, sampling=Sampling(),
+            key=jax.random.key(0),
+        )  # fmt: skip
+
+
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     _, params, apply = model("rope+alibi")
     low = Decoder(dataclasses.replace(BASE, scheme="rope+alibi", dtype="bfloat16"))

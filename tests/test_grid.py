@@ -189,6 +189,14 @@ def test_children_on_one_core_use_huge_pages_unless_the_user_says_otherwise(monk
     assert "GLIBC_TUNABLES" not in local.environment(0)
 
 
+def test_children_on_one_core_keep_the_flags_of_the_user(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert local.environment(0)["XLA_FLAGS"] == local.ONE_CORE["XLA_FLAGS"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=dump")
+    assert local.environment(0)["XLA_FLAGS"] == f"{local.ONE_CORE['XLA_FLAGS']} --xla_dump_to=dump"
+    assert local.environment(None)["XLA_FLAGS"] == "--xla_dump_to=dump"
+
+
 def test_the_status_counts_runs_by_arm_and_estimates_what_is_left():
     arms = {"a-s0": "a", "a-s1": "a", "b-s0": "b", "b-s1": "b"}
     states = {"a-s0": "done", "a-s1": "running", "b-s0": "failed", "b-s1": "waiting"}

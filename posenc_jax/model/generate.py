@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention.cutoff import EXACT
+from posenc_jax.attention.fused import KERNELS
 from posenc_jax.model.cache import empty_cache, slots_that_matter
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -94,8 +95,13 @@ def generate(
       call: tokens of a prompt read at a time.
 
     Raises:
-      ValueError: an empty prompt, or more positions than a learned table has.
+      ValueError: an empty prompt, more positions than a learned table has, or a kernel that serves no cache.
     """
+    if config.attention in KERNELS:
+        raise ValueError(
+            f"attention {config.attention!r} reads whole rows, and generation a cache: generate with "
+            "dataclasses.replace(config, attention='auto')"
+        )
     lengths = np.array([len(p) for p in prompts])
     if not len(prompts) or lengths.min() == 0:
         raise ValueError("every prompt needs at least one token (BOS will do)")

@@ -138,10 +138,14 @@ def usable_cores() -> list[int]:
 
 
 def environment(core: int | None) -> dict[str, str]:
-    """Returns a child's environment; one that is pinned to a core uses that core alone."""
+    """Returns a child's environment; one that is pinned to a core uses that core alone, unless XLA_FLAGS says otherwise."""
     found = dict(os.environ) | {PARENT: str(os.getpid())}
     if core is not None:
-        found |= ONE_CORE
+        flags = (
+            ONE_CORE["XLA_FLAGS"],
+            found.get("XLA_FLAGS", ""),
+        )  # of two values the later one holds
+        found |= ONE_CORE | {"XLA_FLAGS": " ".join(filter(None, flags))}
         if sys.platform == "linux":
             found.setdefault(*HUGE_PAGES)
     return found
