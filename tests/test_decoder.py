@@ -18,7 +18,7 @@ from posenc_jax.evaluation.scorer import DecoderModel, _scored
 from posenc_jax.evaluation.watch import watched
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.decoder import Decoder, gated
 from posenc_jax.model.generate import Sampling, choose, generate
 
 BASE = ModelConfig(
@@ -185,6 +185,22 @@ def test_a_learned_table_refuses_to_generate_past_its_end():
             params, config, [np.arange(10)], new_tokens=60, pad=0, sampling=Sampling(),
             key=jax.random.key(0),
         )  # fmt: skip
+
+
+def test_a_gate_has_the_gradient_of_its_definition():
+    gate, x, d = (np.random.default_rng(i).normal(0, 4, (3, 50)) for i in range(3))
+
+    def definition(gate, x):
+        return gate / (1 + np.exp(-gate)) * x
+
+    out, pull = jax.vjp(gated, *(jnp.asarray(y, jnp.float32) for y in (gate, x)))
+    np.testing.assert_allclose(out, definition(gate, x), rtol=1e-5, atol=1e-6)
+    for i, grad in enumerate(pull(jnp.asarray(d, jnp.float32))):
+        moved = [[y + sign * 1e-6 * (i == n) for n, y in enumerate((gate, x))] for sign in (1, -1)]
+        want = d * (definition(*moved[0]) - definition(*moved[1])) / 2e-6
+        np.testing.assert_allclose(grad, want, rtol=1e-5, atol=1e-5)
+    low = jax.vjp(gated, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](jnp.asarray(d, jnp.bfloat16))  # fmt: skip
+    assert all(grad.dtype == jnp.bfloat16 for grad in low)
 
 
 def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():

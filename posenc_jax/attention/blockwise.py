@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import cutoff
+from posenc_jax.attention.pull import pulled
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.attention.tiles import Floats, Places, Plan, even_block, pad
-from posenc_jax.attention.walk import meet, proof, pulled, weighable
+from posenc_jax.attention.walk import meet, proof, weighable
 from posenc_jax.encodings.device import computes_on
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer

@@ -26,10 +26,11 @@ from jax import lax
 from posenc_jax.attention import cutoff
 from posenc_jax.attention.blockwise import head_groups, joined
 from posenc_jax.attention.horizon import Horizon
+from posenc_jax.attention.pull import pulled
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import Ring, per_shard, ring_of
 from posenc_jax.attention.tiles import Floats, Places, Plan
-from posenc_jax.attention.walk import meet, nothing, proof, pulled, weighable
+from posenc_jax.attention.walk import meet, nothing, proof, weighable
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 

@@ -4,6 +4,7 @@ Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are
 and J (keys).
 """
 
+import copy
 import dataclasses
 import math
 from typing import NamedTuple
@@ -74,6 +75,13 @@ class Tile:
         self.kv, self.kv_heads = self.n // plan.shares, max(G // plan.shares, 1)
         self.kv_G = (self.n + jnp.arange(G)) // plan.shares
         self.head = self.n + places.first_head  # n counts the heads here, head those of the layer
+
+    def lower(self) -> "Tile":
+        """Returns the lower half of the tile's rows, as a tile of its own."""
+        half = copy.copy(self)
+        half.plan = dataclasses.replace(self.plan, q_block=self.plan.q_block // 2)
+        half.i = 2 * self.i + 1
+        return half
 
     def queries(self, x_BNTx):
         """Returns the tile's heads and queries, float32."""
@@ -187,6 +195,19 @@ def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
     end_BI = jnp.where(near_BIJ, jnp.arange(1, J + 1), 0).max(-1)
     first_BI = jnp.where(near_BIJ, jnp.arange(J), J).min(-1)
     return jnp.minimum(first_BI, end_BI), end_BI
+
+
+def whole_end(plan: Plan, places: Places) -> jax.Array | None:
+    """Returns whole_BI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
+
+    A causal row of tiles ends on the diagonal, where half of a last tile would be worked on for nothing. None where
+    tiles go side by side, which costs more than that half.
+    """
+    if plan.lanes > 1 or not plan.causal or plan.q_block % 2:
+        return None
+    halved = dataclasses.replace(plan, q_block=plan.q_block // 2)
+    _, half_BI = blocks_in_sight(halved, places)
+    return jnp.minimum(half_BI[:, ::2], blocks_in_sight(plan, places)[1])
 
 
 def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:

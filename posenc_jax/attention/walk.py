@@ -1,4 +1,4 @@
-"""Walking key blocks, forward and backward: the two loops that blockwise and ring attention are made of.
+"""Walking key blocks forward: the loop that blockwise and ring attention are made of; its way back is in `pull`.
 
 Tiles are worked on one after another, but on a GPU, where one alone fills neither the device nor the time that
 starting a kernel takes: many go side by side there (`Plan.lanes`). Each walks its own key blocks, and those side by
@@ -17,7 +17,7 @@ from jax import lax
 
 from posenc_jax.attention import cutoff
 from posenc_jax.attention.dense import NEVER
-from posenc_jax.attention.tiles import Floats, Places, Plan, Tile, blocks_in_sight, dot
+from posenc_jax.attention.tiles import Floats, Places, Plan, Tile, blocks_in_sight, dot, whole_end
 from posenc_jax.encodings.part import Params
 
 
@@ -54,7 +54,7 @@ def meet(
       proven: from `proof`. found: among other keys before, if any; they count in what may be left out here.
     """
     s = plan.k_block
-    sight = blocks_in_sight(plan, places)
+    sight = *blocks_in_sight(plan, places), whole_end(plan, places)
     tail = None
     if proven is not None:
         tail = cutoff.tails(
@@ -69,7 +69,7 @@ def meet(
             return *news, jnp.full((plan.tile_heads, 1), j)
 
         done = side_by_side(plan.lanes, counts, (1, 2, 0), one)
-        out_BNTH, lse_BNT, stop_BNI = map(_whole, done)
+        out_BNTH, lse_BNT, stop_BNI = map(of_all_tiles, done)
         return Found(out_BNTH, lse_BNT), stop_BNI
 
     def task(index, state):
@@ -93,7 +93,7 @@ def meet(
 def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, found: Found | None):
     """Returns what a tile's rows have found in the end, out_GTH and lse_GT, and the first key block they read."""
     s = plan.k_block
-    first_BI, end_BI = sight
+    first_BI, end_BI, whole_BI = sight
     q_GTH = tile.queries(floats.q_BNTH)
     q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1))
     q_pos_T, q_seg_T = tile.q_row(places.q_pos_BT), tile.q_row(places.q_seg_BT)
@@ -125,6 +125,35 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
         acc_GTH = acc_GTH * fade_GT[..., None] + dot(weight_GTS, v_GSH, 2, 1)
         return j, acc_GTH, new_GT, sum_GT, more(j, new_GT + jnp.log(sum_GT))
 
+    def read_diagonal(carry):
+        """Two blocks, of which the upper half of the rows does not see the later one."""
+        j, acc_GTH, top_GT, sum_GT, _ = carry
+        j, half, lower = j - 2, plan.q_block // 2, tile.lower()
+
+        def below(x_GTx, y_GTx):
+            return jnp.concatenate([x_GTx[:, :half], y_GTx], axis=1)
+
+        (k_GSH, v_GSH), (near_k_GSH, near_v_GSH) = (
+            [tile.keys(x, j + n) for x in (floats.k_BKSH, floats.v_BKSH)] for n in (0, 1)
+        )
+        logits_GTS = tile.logits(j)(tile.content(q_GTH, k_GSH), *tile.learned(j))
+        near_GTS = lower.logits(j + 1)(
+            lower.content(q_GTH[:, half:], near_k_GSH), *lower.learned(j + 1)
+        )
+        most_GT = logits_GTS.max(-1)
+        new_GT = jnp.maximum(
+            top_GT, below(most_GT, jnp.maximum(most_GT[:, half:], near_GTS.max(-1)))
+        )
+        weight_GTS = jnp.exp(logits_GTS - new_GT[..., None])
+        near_GTS = jnp.exp(near_GTS - new_GT[:, half:, None])
+        fade_GT = jnp.exp(top_GT - new_GT)
+        mass_GT = weight_GTS.sum(-1)
+        sum_GT = sum_GT * fade_GT + below(mass_GT, mass_GT[:, half:] + near_GTS.sum(-1))
+        found_GTH = dot(weight_GTS, v_GSH, 2, 1)
+        found_GTH = below(found_GTH, found_GTH[:, half:] + dot(near_GTS, near_v_GSH, 2, 1))
+        acc_GTH = acc_GTH * fade_GT[..., None] + found_GTH
+        return j, acc_GTH, new_GT, sum_GT, more(j, new_GT + jnp.log(sum_GT))
+
     reads = [functools.partial(read, n) for n in range(1, plan.at_once + 1)]
 
     def step(carry):
@@ -134,146 +163,17 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
     before = nothing(q_GTH.shape) if found is None else Found(*map(tile.queries, found))
     acc_GTH, top_GT = before
     sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
-    carry = (end, acc_GTH, top_GT, sum_GT, more(end, top_GT))
+    count = more(end, top_GT)
+    if whole_BI is not None and plan.at_once == 2:
+        reads.append(read_diagonal)
+        count = jnp.where((count == 2) & (whole_BI[tile.b, tile.i] == end - 1), 3, count)
+    carry = (end, acc_GTH, top_GT, sum_GT, count)
     j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
     # A row that saw nothing has weight exp(NEVER - NEVER) all over, or no sum at all.
     sees_GT = top_GT > NEVER / 2
     sum_GT = jnp.where(sees_GT, sum_GT, 1.0)
     out_GTH = jnp.where(sees_GT[..., None], acc_GTH / sum_GT[..., None], 0.0)
     return out_GTH, jnp.where(sees_GT, top_GT + jnp.log(sum_GT), NEVER), j
-
-
-def pulled(
-    plan: Plan, floats: Floats, places: Places, rows: tuple, stop_BNI: jax.Array, grads: Floats
-) -> Floats:
-    """Returns `grads`, float32, grown by what these keys and queries give each other.
-
-    Args:
-      rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
-      stop_BNI: from `meet` with the same keys.
-    """
-    _, end_BI = blocks_in_sight(plan, places)
-    if plan.lanes > 1:
-        return _pulled_side_by_side(plan, floats, places, rows, (stop_BNI, end_BI), grads)
-
-    def task(index, grads):
-        tile = Tile(plan, floats, places, index)
-        q_GHT, d_out_GHT = (tile.queries(x).swapaxes(1, 2) for x in (floats.q_BNTH, rows[0]))
-
-        def step(j, carry):
-            d_q_GTH, grads = carry
-            pair = _pull(floats, rows, tile, j)
-            return d_q_GTH + dot(pair.d_content_GTS, pair.k_GSH, 2, 1), Floats(
-                grads.q_BNTH,
-                tile.add_to_keys(grads.k_BKSH, j, dot(q_GHT, pair.d_content_GTS, 2, 1)),
-                tile.add_to_keys(grads.v_BKSH, j, dot(d_out_GHT, pair.weight_GTS, 2, 1)),
-                jax.tree.map(jnp.add, grads.params, pair.d_params),
-                tile.add_to_row(grads.q_clock_BTN, tile.i, pair.d_q_clock_TN),
-                tile.add_to_row(grads.k_clock_BSN, j, pair.d_k_clock_SN),
-            )
-
-        stop, end = stop_BNI[tile.b, tile.n, tile.i], end_BI[tile.b, tile.i]
-        d_q_GTH, grads = lax.fori_loop(stop, end, step, (tile.queries(grads.q_BNTH), grads))
-        at = (tile.b, tile.n, tile.i * plan.q_block, 0)
-        return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
-
-    grads = _keys_last(grads)
-    return _keys_last(lax.fori_loop(0, math.prod(plan.tiles(floats)), task, grads))
-
-
-def _keys_last(grads: Floats) -> Floats:
-    """Returns gradients whose last two dims, those of keys and values, have changed places.
-
-    Summed over queries, a product of two matrices lies best as [H, T] times [T, S]: XLA for CPU takes three times as
-    long for [T, S] transposed times [T, H], and for the first form the small matrix alone is turned, once a tile.
-    """
-    turned = (x.swapaxes(2, 3) for x in (grads.k_BKSH, grads.v_BKSH))
-    return grads._replace(**dict(zip(("k_BKSH", "v_BKSH"), turned, strict=True)))
-
-
-class _Pair(NamedTuple):
-    """What one tile of queries and one block of keys give each other, before the products with either."""
-
-    k_GSH: jax.Array
-    weight_GTS: jax.Array
-    d_content_GTS: jax.Array
-    d_params: Params
-    d_q_clock_TN: jax.Array | None
-    d_k_clock_SN: jax.Array | None
-
-
-def _pull(floats: Floats, rows: tuple, tile: Tile, j) -> _Pair:
-    q_GTH = tile.queries(floats.q_BNTH)
-    d_out_GTH, lse_GT, pull_GT = (tile.queries(x) for x in rows)
-    k_GSH, v_GSH = tile.keys(floats.k_BKSH, j), tile.keys(floats.v_BKSH, j)
-    logits_GTS, transpose = jax.vjp(tile.logits(j), tile.content(q_GTH, k_GSH), *tile.learned(j))
-    weight_GTS = jnp.exp(logits_GTS - lse_GT[..., None])
-    d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - pull_GT[..., None])
-    d_content_GTS, *d_learned = transpose(d_logits_GTS)
-    return _Pair(k_GSH, weight_GTS, d_content_GTS / math.sqrt(q_GTH.shape[-1]), *d_learned)
-
-
-def _pulled_side_by_side(
-    plan: Plan, floats: Floats, places: Places, rows: tuple, sight: tuple, grads: Floats
-) -> Floats:
-    """`pulled`, twice over the tiles: queries walk keys for what is theirs, then keys walk queries.
-
-    Side by side, tiles of one pass over the queries would add to the same keys in no fixed order.
-    """
-    stop_BNI, end_BI = sight
-    G, (B, M, q_blocks) = plan.tile_heads, plan.tiles(floats)
-
-    def of_queries(index):
-        tile = Tile(plan, floats, places, index)
-
-        def step(j, carry):
-            pair = _pull(floats, rows, tile, j)
-            d_q_GTH = dot(pair.d_content_GTS, pair.k_GSH, 2, 1)
-            return jax.tree.map(jnp.add, carry, (d_q_GTH, pair.d_params, pair.d_q_clock_TN))
-
-        blank = (
-            jnp.zeros((G, plan.q_block, H)),
-            jax.tree.map(jnp.zeros_like, grads.params),
-            None if floats.q_clock_BTN is None else jnp.zeros((plan.q_block, floats.q_clock_BTN.shape[2])),
-        )  # fmt: skip
-        stop, end = stop_BNI[tile.b, tile.n, tile.i], end_BI[tile.b, tile.i]
-        return lax.fori_loop(stop, end, step, blank)
-
-    def of_keys(index):
-        b, m, j = jnp.unravel_index(index, key_counts)
-
-        def of_head_tile(r, carry):
-            first = (b * M + m * sharers + r) * q_blocks
-            stop_I, end_I = stop_BNI[b, (m * sharers + r) * G], end_BI[b]
-            reads_I = (stop_I <= j) & (j < end_I)
-            start = jnp.argmax(reads_I)
-            last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)
-
-            def step(i, carry):
-                tile = Tile(plan, floats, places, first + i)
-                pair = _pull(floats, rows, tile, j)
-                factors = (pair.d_content_GTS, floats.q_BNTH), (pair.weight_GTS, rows[0])
-                products = (dot(x_GTS, tile.queries(y), 1, 1) for x_GTS, y in factors)
-                news = (*map(tile.by_key_head, products), pair.d_k_clock_SN)
-                return jax.tree.map(lambda x, new: x + jnp.where(reads_I[i], new, 0), carry, news)
-
-            return lax.fori_loop(start, last, step, carry)
-
-        blank_KSH = jnp.zeros((K // key_counts[1], s, H))
-        d_clock = None if floats.k_clock_BSN is None else jnp.zeros((s, floats.k_clock_BSN.shape[2]))  # fmt: skip
-        return lax.fori_loop(0, sharers, of_head_tile, (blank_KSH, blank_KSH, d_clock))
-
-    K, S, H = floats.k_BKSH.shape[1:]
-    s = plan.k_block
-    sharers = max(plan.shares // G, 1)
-    key_counts = (B, M // sharers, S // s)
-    d_q, d_params, d_q_clock = side_by_side(plan.lanes, (B, M, q_blocks), (1, 2, 0), of_queries)
-    d_k, d_v, d_k_clock = side_by_side(plan.lanes, key_counts, (1, 2, 0), of_keys)
-    news = Floats(
-        *map(_whole, (d_q, d_k, d_v)), jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
-        *(None if x is None else _in_order(x.sum(1)) for x in (d_q_clock, d_k_clock)),
-    )  # fmt: skip
-    return jax.tree.map(jnp.add, grads, news)
 
 
 def side_by_side(lanes: int, counts: tuple[int, ...], order: tuple[int, ...], work: Callable):
@@ -299,12 +199,7 @@ def side_by_side(lanes: int, counts: tuple[int, ...], order: tuple[int, ...], wo
     return jax.tree.map(placed, done)
 
 
-def _whole(x_BMXGTx: jax.Array) -> jax.Array:
-    """Returns x_BNTx of tiles: of M times G heads and X times T rows."""
+def of_all_tiles(x_BMXGTx: jax.Array) -> jax.Array:
+    """Returns x_BNTx of tiles side by side: of M times G heads and X times T rows."""
     B, M, X, G, T, *rest = x_BMXGTx.shape
     return x_BMXGTx.swapaxes(2, 3).reshape(B, M * G, X * T, *rest)
-
-
-def _in_order(x_BXTN: jax.Array) -> jax.Array:
-    B, X, T, N = x_BXTN.shape
-    return x_BXTN.reshape(B, X * T, N)
