@@ -286,8 +286,23 @@ def test_the_attention_bench_measures_the_candidates_that_are_named():
     assert [row["implementation"] for row in outcome.rows] == ["ours, nothing cut", "jax.nn, no bias"]  # fmt: skip
     assert {row["baseline"] for row in outcome.rows} == {"ours, nothing cut"}
     assert {(row["heads"], row["head_dim"]) for row in outcome.rows} == {(3, 24)}
+    assert outcome.rows[0]["difference_to"] == "ours, dense"  # which was not timed
+    assert 0 < outcome.rows[0]["difference"] < 1e-5
     with pytest.raises(ValueError, match=r"no candidate 'ours, flesh' here; there are .*ours, no"):
         attention.measure(**how, candidates=("ours, flesh",))
+
+
+def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_are_not(monkeypatch):
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 2 * 40**2)
+    monkeypatch.setattr(pytorch, "installed", lambda: False)
+    how = {"directions": ("forward",), "heads": 2, "head_dim": 8, "rounds": 1}
+    named = "ours, dense", "jax.nn, no bias"
+    outcome = attention.measure(**how, lengths=(32, 48), candidates=named)
+    assert [(row["implementation"], row["length"]) for row in outcome.rows] == [(name, 32) for name in named]  # fmt: skip
+    why = "forward, 48 tokens: all its logits are too many"
+    assert outcome.settings["skipped"] == [f"{name}, {why}" for name in sorted(named)]
+    with pytest.raises(ValueError, match=f"nothing to time: jax.nn, no bias, {why}"):
+        attention.measure(**how, lengths=(48,), candidates=named[1:])
 
 
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():

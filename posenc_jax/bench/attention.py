@@ -22,6 +22,7 @@ from posenc_jax.encodings import alibi_slopes, parse
 from posenc_jax.model.config import DTYPES
 
 BASELINE = "ours"
+DENSE = "ours, dense"
 FLASH = "ours, flash"  # the baseline where it runs
 FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one and no other
 DENSE_LIMIT = 2**28  # logits of all rows and heads; above it a dense array of them is not tried
@@ -58,10 +59,11 @@ def measure(
         RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones. dtype: of `DTYPES`.
       patience: seconds; a candidate that would take longer for one run, at the rate at which it has
         grown so far (at first: with the square of the length), is left out and listed.
-      candidates: names of those to measure, as the table prints them; none: all.
+      candidates: names of those to time, as the table prints them; none: all. Ratios are to the first of
+        the table where the usual baseline is not among them; parity is of the same results, named or not.
 
     Raises:
-      ValueError: an unknown direction, dtype or candidate, or a length below 8.
+      ValueError: an unknown direction, dtype or candidate, a length below 8, or nothing that can be timed.
     """
     unknown = set(directions) - set(DIRECTIONS)
     if unknown or not directions:
@@ -80,21 +82,22 @@ def measure(
             makers = _ours(tensors, DIRECTIONS[direction], dense)
             baseline = next((name for name in makers if name.startswith((FLASH, FOLDED))), BASELINE)
             theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
-            makers |= theirs
-            makers, missing = _chosen(candidates, makers, missing)
-            baseline = baseline if baseline in makers else next(iter(makers))
+            missing |= {} if dense else {DENSE: "all its logits are too many"}
+            definition, *_ = makers.items()
+            makers, missing = _chosen(candidates, makers | theirs, missing)
+            baseline = baseline if baseline in makers else next(iter(makers), BASELINE)
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
             bias = heads * length**2 * tensors[0].dtype.itemsize
-            runs, looks = _looked_at(makers, missing, bias)
-            if baseline not in runs:
-                baseline = BASELINE
-            if baseline not in runs:
-                raise RuntimeError(f"no row to compare with at {length} tokens: {missing}")
+            runs, looks = _looked_at(dict([definition]) | makers, missing, bias)
+            runs = {name: run for name, run in runs.items() if name in makers}
             skipped += [
                 f"{name}, {direction}, {length:,} tokens: {why}" for name, why in missing.items()
             ]
-            slow = any(look["seconds"] > LONG for look in looks.values())
+            if not runs:
+                continue
+            baseline = next(name for name in (baseline, BASELINE, *runs) if name in runs)
+            slow = any(looks[name]["seconds"] > LONG for name in runs)
             seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0 if slow else WARM_UPS)
             for name, seconds_R in seconds.items():
                 pace[direction].saw(name, length, float(np.median(seconds_R)))
@@ -108,6 +111,8 @@ def measure(
                 })  # fmt: skip
             del runs  # a GPU has the room of one length
             pytorch.give_back()
+    if not rows:
+        raise ValueError(f"nothing to time: {'; '.join(skipped)}")
     settings = {
         "lengths": list(lengths), "batch": batch, "directions": list(directions), "heads": heads,
         "head_dim": head_dim, "qk_norm": qk_norm, "dtype": dtype, "rounds": rounds,
@@ -122,7 +127,9 @@ def measure(
         settings=settings,
         rows=tuple(rows),
         table=_table(rows, settings["skipped"]),
-        panels=tuple(_panel(rows, direction) for direction in directions),
+        panels=tuple(
+            _panel(rows, d) for d in directions if d in {row["direction"] for row in rows}
+        ),
     )
 
 
@@ -190,7 +197,7 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
-    runs = {"ours, dense": definition} if dense else {}
+    runs = {DENSE: definition} if dense else {}
     runs |= {
         BASELINE: blockwise(alibi, None),
         "ours, nothing cut": blockwise(alibi, 0.0),
