@@ -213,6 +213,15 @@ def test_a_document_begins_a_row_of_blocks_and_a_window_ends_it():
     np.testing.assert_array_equal(narrow[seg != 0], want[seg != 0])
 
 
+def test_the_first_slot_in_sight_never_falls_from_row_to_row():
+    """What the keys' program takes for granted where it leaves the mask out."""
+    rng = np.random.default_rng(0)
+    for window in (None, 1, 2, 64, 129):
+        pieces = [np.repeat(rng.integers(0, 4, 256), rng.choice([1, 2, 7, 64, 65], 256))[:256] for _ in range(32)]  # fmt: skip
+        low = np.asarray(lows(jnp.asarray(np.stack(pieces).astype(np.int32)), window))
+        assert (np.diff(low, axis=1) >= 0).all()
+
+
 def test_nothing_cut_is_cut_to_the_last_bits():
     q, k, v, _ = tensors()
     slopes, seg = jnp.asarray(SLOPES), jnp.asarray(SEG)
