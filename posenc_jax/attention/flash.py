@@ -37,6 +37,7 @@ from posenc_jax.attention.flash_kernels import (
 )
 from posenc_jax.attention.residuals import kept
 
+LONGEST = 2**24
 _STRIP = 128  # slots over which a running maximum is taken at once
 
 
@@ -77,8 +78,13 @@ def flash_attention(
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
         of sight. epsilon: largest share of a row's softmax sum that may be left out. tiles: None for what was
         measured to be fast.
+
+    Raises:
+      ValueError: a row whose places float32 does not hold.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    if T > LONGEST:
+        raise ValueError(f"{T} tokens; places are float32 here, exact up to {LONGEST}")
     columns = H + -H % NARROWEST
     tiles = tiles or tilings(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
