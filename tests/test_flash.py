@@ -62,9 +62,9 @@ def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
         grads, out = jax.grad(total, (0, 1, 2, 3), has_aux=True)(q, k, v, jnp.asarray(SLOPES))
         return out, *grads
 
-    wide, tall, even = Tiling(32, 128, 4, 2), Tiling(128, 32, 4, 2), Tiling(64, 64, 4, 2)
+    wide, tall = Tiling(32, 128, 4, 2), Tiling(128, 32, 4, 2)
     want = outcome(tilings(H))
-    for tiles in (Tilings(wide, tall, wide), Tilings(tall, wide, tall), Tilings(even, wide, even)):
+    for tiles in (Tilings(wide, tall, wide), Tilings(tall, wide, tall)):
         assert tiles != tilings(H)
         for mine, theirs in zip(outcome(tiles), want, strict=True):
             atol = 5e-6 * max(1.0, float(jnp.abs(theirs).max()))
