@@ -23,9 +23,9 @@ from posenc_jax.training.together import train_together
 MEASURED = {"data_devices": 1, "save_every": 2, "dev_every": 4, "dev_windows": 9, "keep": 1}
 DIVERGING = {
     "learning_rate": 1.0,
-    "warmup_steps": 1,
+    "warmup_steps": 12,
     "final_fraction": 1.0,
-}  # so that the lowest loss is not the last
+}  # a rate that grows until the loss does, which no rounding decides: 5.0, 6.0 and 9.3 nats
 
 
 def saved(workdir, losses, keep=1):
@@ -123,7 +123,7 @@ def test_the_best_serves_where_every_later_one_is_damaged(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data_dir):
-    """A run whose loss is lowest at the second of three measurements."""
+    """A run whose loss is lowest at the first of three measurements."""
     workdir = tmp_path_factory.mktemp("best") / "whole"
     runs.finished(runs.config(data_dir, train=MEASURED, optimizer=DIVERGING), workdir)
     return workdir
@@ -146,7 +146,7 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
 
     found = measured(whole)
     assert list(found) == [4, 8, 12]
-    assert found[8] < min(found[4], found[12])
+    assert found[4] < 0.9 * found[8] < 0.9 * found[12]
     nats = weight = 0.0
     run = open_run(whole, None)
     params = jax.tree.map(jnp.asarray, run.params)
@@ -161,13 +161,13 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
 
 
 def test_the_best_stands_beside_the_last_with_its_loss(whole):
-    assert steps(whole) == [8, 12]
-    assert chosen(whole, "best") == 8
-    record = verify(whole / "checkpoints" / "8")["record"]
-    assert record["dev_loss"] == measured(whole)[8]
+    assert steps(whole) == [4, 12]
+    assert chosen(whole, "best") == 4
+    record = verify(whole / "checkpoints" / "4")["record"]
+    assert record["dev_loss"] == measured(whole)[4]
 
 
-@pytest.mark.parametrize("last", [9, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last", [9, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, whole, last):
     """Stopped at a step that is no save of the whole run's, after the best one or before it."""
     config = runs.config(data_dir, train=MEASURED, optimizer=DIVERGING)
@@ -180,8 +180,8 @@ def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, 
             loop.train(config, workdir, "a test")
     runs.finished(config, workdir)
     assert measured(workdir) == measured(whole)
-    assert steps(workdir) == [8, 12]
-    ours, theirs = (verify(folder / "checkpoints" / "8") for folder in (workdir, whole))
+    assert steps(workdir) == [4, 12]
+    ours, theirs = (verify(folder / "checkpoints" / "4") for folder in (workdir, whole))
     assert ours["sums"] == theirs["sums"]
     assert ours["record"] == theirs["record"]
     ends = [json.loads((folder / "run.json").read_text()) for folder in (workdir, whole)]
@@ -236,18 +236,18 @@ def test_scores_of_another_checkpoint_lie_apart_and_say_whose_they_are(tmp_path,
     rows = last.read_bytes()
     best = runner.evaluate(workdir, **ask, checkpoint="best")
     assert best == workdir / "evaluation_best" / "rows.jsonl"
-    eight = runner.evaluate(workdir, **ask, checkpoint="8")
-    assert eight == workdir / "evaluation_8" / "rows.jsonl"
+    fourth = runner.evaluate(workdir, **ask, checkpoint="4")
+    assert fourth == workdir / "evaluation_4" / "rows.jsonl"
     assert runner.evaluate(workdir, **ask).read_bytes() == rows == last.read_bytes()
-    of_last, of_best, of_eight = (runs.rows(path) for path in (last, best, eight))
+    of_last, of_best, of_fourth = (runs.rows(path) for path in (last, best, fourth))
     assert not any("checkpoint" in row for row in of_last)
-    assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 8)}
-    assert {(row["checkpoint"], row["step"]) for row in of_eight} == {("8", 8)}
-    values = [[row["value"] for row in found if row["metric"] == "bpb_nonoverlap"] for found in (of_last, of_best, of_eight)]  # fmt: skip
+    assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 4)}
+    assert {(row["checkpoint"], row["step"]) for row in of_fourth} == {("4", 4)}
+    values = [[row["value"] for row in found if row["metric"] == "bpb_nonoverlap"] for found in (of_last, of_best, of_fourth)]  # fmt: skip
     assert values[1] == values[2] != values[0]
     assert values[1][0] < values[0][0]
     record = json.loads((workdir / "evaluation_best" / "evaluation.json").read_text())
-    assert (record["checkpoint"], record["step"]) == ("best", 8)
+    assert (record["checkpoint"], record["step"]) == ("best", 4)
 
 
 @pytest.mark.parametrize(
