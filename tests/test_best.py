@@ -22,10 +22,10 @@ from posenc_jax.training.together import train_together
 
 MEASURED = {"data_devices": 1, "save_every": 2, "dev_every": 4, "dev_windows": 9, "keep": 1}
 DIVERGING = {
-    "learning_rate": 1.0,
+    "learning_rate": 3.0,
     "warmup_steps": 12,
     "final_fraction": 1.0,
-}  # a rate that grows until the loss does, which no rounding decides: 5.0, 6.0 and 9.3 nats
+}  # a rate that grows until the loss does, which no rounding decides: 16, 27 and 48 nats
 
 
 def saved(workdir, losses, keep=1):
