@@ -37,7 +37,7 @@ from posenc_jax.attention.flash_kernels import (
 )
 from posenc_jax.attention.residuals import kept
 
-LONGEST = 2**24
+LONGEST = 2**24  # tokens of a row: the places that float32 holds exactly
 _STRIP = 128  # slots over which a running maximum is taken at once
 
 
