@@ -38,6 +38,7 @@ _READ = {
     "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
     "layers": flags.DEFINE_integer("layers", None, "Layers of the model", lower_bound=1),
     "model_dim": flags.DEFINE_integer("model_dim", None, "Width of the model, heads of 64", lower_bound=64),
+    "devices": flags.DEFINE_integer("devices", None, "Over which another row of our step splits the batch", lower_bound=1),
     "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),

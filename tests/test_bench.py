@@ -389,12 +389,20 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
     assert {("ours", "nope"), ("ours", "rope+alibi")} <= set(rows)
     assert rows["ours", "nope"]["ratio"] == 1
     assert all(row["same_ratio"] == 1 for name, row in rows.items() if name[0] == "ours")
+    assert all(
+        row["split_ratio"] == 1 for name, row in rows.items() if name[0] == "ours, 2 devices"
+    )
+    assert rows["ours, 2 devices", "rope+alibi"]["difference"] < 1e-6
     if importlib.util.find_spec("torch") is None:
         assert any("torch: not installed" in line for line in outcome.settings["skipped"])
     else:
         assert rows["PyTorch twin", "rope+alibi"]["difference"] < 1e-6
     with pytest.raises(ValueError, match="model_dim must be a multiple of 8"):
         step.measure(model_dim=20)
+    with pytest.raises(
+        ValueError, match="3 devices: there are 8, and they must divide a batch of 4"
+    ):
+        step.measure(batch=4, devices=3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports

@@ -15,6 +15,7 @@ from posenc_jax.bench.memory import peak, planned_bytes
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.peers import versions
 from posenc_jax.bench.timing import interleaved, spread
+from posenc_jax.evaluation.cores import use_every_core
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import make_mesh
@@ -38,6 +39,7 @@ def measure(
     dtype: str = "float32",
     rounds: int = 9,
     compiled: bool = True,
+    devices: int | None = None,
     seed: int = 0,
 ) -> Outcome:
     """Returns time and peak memory of whole training steps: loss, gradients, clipping, AdamW.
@@ -53,12 +55,15 @@ def measure(
       layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16 ours
         computes as `model.dtype` says and PyTorch under `torch.autocast`, both with float32 weights.
       compiled: also the twin through `torch.compile`.
+      devices: over which another row of ours splits the batch; 1: no such row. None: on CPU a device for
+        each core as far as the batch divides, elsewhere 1. On CPU to be called before JAX has computed.
 
     Raises:
       ValueError: a scheme, length, batch, width or dtype that a decoder does not take.
     """
     if model_dim % HEAD_DIM:
         raise ValueError(f"model_dim must be a multiple of {HEAD_DIM}, a head, not {model_dim}")
+    devices = _devices(devices, batch)
     schemes = tuple(dict.fromkeys((BASELINE[1], *schemes)))
     model = ModelSection(
         qk_norm=False, num_layers=layers, model_dim=model_dim, num_heads=model_dim // HEAD_DIM,
@@ -70,6 +75,13 @@ def measure(
         for scheme in schemes
     }
     makers = {("ours", scheme): lambda it=subject: it for scheme, subject in ours.items()}
+    split = f"ours, {devices} devices"
+    if devices > 1:
+        over = dataclasses.replace(train, data_devices=devices)
+        makers |= {
+            (split, scheme): functools.partial(_Ours, dataclasses.replace(subject.config, train=over), seed)
+            for scheme, subject in ours.items()
+        }  # fmt: skip
     theirs, missing = _peers(ours, compiled)
     runs, losses, looks = _first_steps(makers | theirs, missing)
     own_weights = {name for name in runs if name[0] in ("transformers, BLOOM", "x-transformers")}
@@ -85,13 +97,14 @@ def measure(
             "bench": "step", "implementation": name[0], "scheme": name[1], "length": train_length,
             "direction": "step", "batch": batch, "dtype": dtype, "rounds": rounds,
             **spread(seconds_R, seconds[BASELINE]),
-            **{f"same_{k}": v for k, v in spread(seconds_R, same).items() if k.startswith("ratio")},
+            **_ratios("same", seconds_R, same),
+            **_ratios("split", seconds_R, seconds.get((split, name[1]))),
             "peak_mb": None if taken is None else taken / 1e6, "peak_source": source,
             "difference": None if name in own_weights else max(abs(a / b - 1) for a, b in pairs),
         })  # fmt: skip
     settings = {
         "schemes": list(schemes), "train_length": train_length, "batch": batch, "rounds": rounds,
-        "compiled": compiled, "seed": seed, "num_layers": layers, "model_dim": model_dim,
+        "compiled": compiled, "devices": devices, "seed": seed, "num_layers": layers, "model_dim": model_dim,
         "num_heads": model.num_heads, "head_dim": HEAD_DIM, "dtype": dtype, "vocab_size": VOCABULARY,
         "parameters": ours[BASELINE[1]].parameters,
         "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()], "peers": versions(),
@@ -104,9 +117,34 @@ def measure(
         f"quartile; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings,
         tuple(rows),
-        _table(rows, settings["skipped"]),
+        _table(rows, settings["skipped"], split if devices > 1 else None),
         (Panel("time of a step, relative to ours under nope", _series(rows)),),
     )
+
+
+def _devices(asked: int | None, batch: int) -> int:
+    """Returns over how many devices a batch is split: those asked for, or the most that divide it on CPU.
+
+    Raises:
+      ValueError: a number that does not divide the batch, or more devices than there are.
+    """
+    use_every_core()
+    there = jax.device_count()
+    if asked is None:
+        on_cpu = jax.default_backend() == "cpu"
+        return max(n for n in range(1, there + 1) if batch % n == 0) if on_cpu else 1
+    if not 1 <= asked <= there or batch % asked:
+        raise ValueError(
+            f"{asked} devices: there are {there}, and they must divide a batch of {batch}"
+        )
+    return asked
+
+
+def _ratios(name: str, seconds_R: np.ndarray, other_R: np.ndarray | None) -> dict:
+    if other_R is None:
+        return {}
+    said = spread(seconds_R, other_R)
+    return {f"{name}_{k}": v for k, v in said.items() if k.startswith("ratio")}
 
 
 def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
@@ -119,7 +157,7 @@ def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
             first = [float(run()[0]) for _ in range(CHECKED)]
             looks[name] = peak(run)
         except Exception as error:  # their compiler, their version: a missing row, not our end
-            if name[0] == "ours":
+            if name[0].startswith("ours"):
                 raise
             missing[name] = failure(error)
             continue
@@ -137,7 +175,7 @@ class _Ours:
         model = Decoder(config.model_config(VOCABULARY))
         names = ("num_layers", "model_dim", "num_heads", "head_dim", "norm_epsilon")
         self.shape = {name: getattr(model.config, name) for name in names}
-        mesh = make_mesh(1, 1)
+        mesh = make_mesh(config.train.data_devices, 1)
         with jax.set_mesh(mesh):
             build, _ = state_builder(self.config, model, mesh)
             self._state = build(jax.random.key(seed))
@@ -185,17 +223,23 @@ def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
     return makers | {name: make for name, make in more.items() if name[1] in ours}, missing
 
 
-def _table(rows: list[dict], skipped: list[str]) -> str:
+def _table(rows: list[dict], skipped: list[str], split: str | None) -> str:
     lines = []
+    others = {"same": "x ours, same scheme"} | ({"split": f"x {split}"} if split else {})
     for row in sorted(rows, key=lambda row: row["ratio"]):
-        same = {k.removeprefix("same_"): v for k, v in row.items() if k.startswith("same_")}
+        ratios = [
+            with_quartiles(
+                {k.removeprefix(f"{to}_"): v for k, v in row.items() if k.startswith(f"{to}_")}
+            )
+            for to in others
+        ]
         lines.append([
             row["implementation"], row["scheme"],
             "-" if row["difference"] is None else f"{row['difference']:.1e}",
-            ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), with_quartiles(same),
+            ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), *ratios,
             "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}", row["peak_source"],
         ])  # fmt: skip
-    names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", "x ours, same scheme", "peak MB", "peak by")  # fmt: skip
+    names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", *others.values(), "peak MB", "peak by")  # fmt: skip
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 
