@@ -9,19 +9,15 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from posenc_jax.host_memory import keep_freed_memory
-
 WRONG_INPUT = 2
 
 
 def enter(main: Callable[[], int | None]) -> None:
     """Runs `main()` after the flags are parsed; exits with what it returns.
 
-    Wrong flags, and any ValueError from the work itself, become one line on stderr and exit code 2. On CPU
-    the process keeps memory that it frees (posenc_jax.host_memory).
+    Wrong flags, and any ValueError from the work itself, become one line on stderr and exit code 2.
     """
     _follow_parent()
-    keep_freed_memory()
     app.run(lambda _: sys.exit(_guarded(main)), flags_parser=_parse)
 
 
