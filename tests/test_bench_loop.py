@@ -35,6 +35,7 @@ def test_runs_that_save_are_compared_with_one_that_never_does(tmp_path, data_dir
     )
 
 
+@pytest.mark.thorough
 def test_the_time_of_a_run_is_that_of_its_rows(tmp_path, data_dir):
     config = runs.config(data_dir, train={"steps": 5, "save_every": 2, "log_every": 1})
     found = loop._run(config, loop.WAITED, tmp_path / "x")

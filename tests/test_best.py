@@ -20,6 +20,8 @@ from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.manifest import Damaged, verify
 from posenc_jax.training.together import train_together
 
+pytestmark = pytest.mark.thorough
+
 MEASURED = {"data_devices": 1, "save_every": 2, "dev_every": 4, "dev_windows": 9, "keep": 1}
 DIVERGING = {
     "learning_rate": 3.0,

@@ -301,6 +301,7 @@ def test_windows_follow_the_closed_form_and_the_definition():
 
 
 @pytest.mark.parametrize(("line", "K"), [("rope+alibi", 2), ("slopes|rope~logn", 1), ("rope+forget|fire", 2)])  # fmt: skip
+@pytest.mark.thorough
 def test_rows_and_heads_split_over_devices_change_nothing(line, K):
     layer = placed(line)
     arrays = (*tensors(4, 41, K=K), layer.init(jax.random.key(7)))

@@ -15,6 +15,8 @@ import runs
 
 from posenc_jax.evaluation import runner
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent
 ASK = ("E1", "E3", "E7", "passkey", "copy", "EL")
 

@@ -69,12 +69,14 @@ def test_a_run_is_unlike_the_undisturbed_one_when_a_single_leaf_is(run, tmp_path
     assert run.wrong(tmp_path / "x") > 10
 
 
+@pytest.mark.thorough
 def test_ten_kills_at_any_moment_leave_the_bits_of_the_undisturbed_run(run):
     done = injected(chains.killed_in_chains, run, 10)
     assert len(done) == 10
     assert len({trial.fault for trial in done}) > 2  # moments of several kinds
 
 
+@pytest.mark.thorough
 def test_a_real_trainer_that_is_killed_ends_bit_for_bit_as_one_that_was_left_alone(run):
     workdir = run.fresh("killed")
     process = run.start(workdir)

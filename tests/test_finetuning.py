@@ -25,6 +25,8 @@ from posenc_jax.training.config import read
 from posenc_jax.training.inputs import dev_examples, open_inputs
 from posenc_jax.training.together import train_together
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent
 L = 32
 TUNED = {"data_devices": 1, "steps": 6, "save_every": 3, "batch_size": 4}

@@ -51,6 +51,7 @@ def test_it_is_attention_over_documents_and_padding(window):
     assert not got[SEG == 0].any()
 
 
+@pytest.mark.thorough
 def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
     q, k, v, aim = tensors()
 

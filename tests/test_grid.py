@@ -271,6 +271,7 @@ def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_a_study_killed_at_any_moment_ends_in_the_same_rows(whole, tmp_path, kills):
     toy_study.make(tmp_path)
     moments = random.Random(kills)

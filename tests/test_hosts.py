@@ -82,6 +82,7 @@ FIFTY = ("--config.train.steps=50", "--config.train.log_every=1", "--config.trai
 LONG = ("--config.train.steps=20000", "--config.train.log_every=1", "--config.train.save_every=20")
 
 
+@pytest.mark.thorough
 def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path, data_dir):
     asked = (*FIFTY, "--config.train.dev_every=25", "--config.train.dev_windows=13")
     codes, said = ends(start(tmp_path / "two", data_dir, *asked))

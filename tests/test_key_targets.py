@@ -10,6 +10,8 @@ import runs
 from posenc_jax.evaluation import key_targets, opening, perplexity, runner
 from posenc_jax.model.decoder import Decoder
 
+pytestmark = pytest.mark.thorough
+
 L = 32
 ASK = {"multiples": None, "suites": ("E5",), "split": "test", "stretch": None}
 

@@ -102,6 +102,7 @@ WORK = dataclasses.replace(
 
 
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_a_policy_changes_memory_and_work_and_no_gradient(scan):
     memory, products, loops, results = [], [], [], []
     for remat in REMAT:

@@ -329,6 +329,7 @@ def test_every_batch_holds_each_class_equally_often(tmp_path):
         np.testing.assert_array_equal(np.bincount(labels, minlength=268)[260:], [2] * 8)
 
 
+@pytest.mark.thorough
 def test_a_run_trains_on_labels_and_is_scored_by_length(tmp_path):
     config = small(data_dir=str(tmp_path / "data"))
     metrics = runs.finished(config, tmp_path / "c")

@@ -188,6 +188,7 @@ def test_a_step_with_every_setting_is_the_plain_one_on_one_device_and_on_a_mesh(
         np.testing.assert_allclose(b, a, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_seeds_in_one_program_take_the_step_that_each_takes_alone():
     """As `training.together` does: the whole step under vmap."""
     mesh, step, state, placed = prepared(**ALL)

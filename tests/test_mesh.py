@@ -14,6 +14,8 @@ from posenc_jax.training.layout import BATCH, MESH_AXES, parameter_layout
 from posenc_jax.training.loop import check_mesh, run_mesh
 from posenc_jax.training.step import make_step, state_builder
 
+pytestmark = pytest.mark.thorough
+
 SCHEME = "rope+alibi|nope~logn"
 
 

@@ -201,6 +201,7 @@ def evaluated(tmp_path_factory, data_dir):
     return path.parent
 
 
+@pytest.mark.thorough
 def test_the_arrays_of_a_run_give_the_value_of_every_outcome(evaluated):
     rows = runs.rows(evaluated / "rows.jsonl")
     values = read_outcomes(rows).values

@@ -54,6 +54,7 @@ def run(root, *arguments):
     )
 
 
+@pytest.mark.thorough
 def test_an_encoding_added_from_the_readme_trains_evaluates_and_is_drawn(copy):
     workdir = copy / "x"
     for arguments in (
@@ -69,6 +70,7 @@ def test_an_encoding_added_from_the_readme_trains_evaluates_and_is_drawn(copy):
     assert (copy / "look" / "bias.png").exists()
 
 
+@pytest.mark.thorough
 def test_an_encoding_added_from_the_readme_brings_its_own_property_tests(copy):
     files = ["tests/test_attention.py", "tests/test_decoder.py", "tests/test_scheme.py"]
     out = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *files, "-k", "gauss")

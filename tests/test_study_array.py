@@ -10,6 +10,8 @@ import toy_study
 from test_grid import results
 from test_slurm import stand_in
 
+pytestmark = pytest.mark.thorough
+
 SMALL = """
 STUDY = Study(
     tier="smoke", arms=(Arm("rope", "rope", readings=("yarn:4",)), Arm("sum", "rope+alibi")),

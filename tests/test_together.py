@@ -21,6 +21,8 @@ from posenc_jax.training.loop import Diverged, Stopped, train
 from posenc_jax.training.step import state_builder
 from posenc_jax.training.together import train_together
 
+pytestmark = pytest.mark.thorough
+
 SEEDS = (0, 3)
 
 

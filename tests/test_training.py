@@ -37,6 +37,7 @@ def final_state(config, workdir):
 
 
 @pytest.mark.parametrize(("data", "model"), [pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4)])  # fmt: skip
+@pytest.mark.thorough
 def test_eight_devices_give_the_losses_of_one(tmp_path, data_dir, data, model):
     one = runs.config(data_dir, train={"data_devices": 1, "model_devices": 1})
     many = runs.config(data_dir, train={"data_devices": data, "model_devices": model})
@@ -246,6 +247,7 @@ def on_mesh(tmp_path, stack, data, model):
 
 
 @pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.thorough
 def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_out(
     tmp_path, stack
 ):

@@ -358,6 +358,7 @@ def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(
     assert len(hollow) == sum(s["state"] == "open" for s in tested) > 0
 
 
+@pytest.mark.thorough
 def test_the_page_says_when_rows_changed_after_the_verdict(page, tmp_path):
     folder = shutil.copytree(page[0], tmp_path / "copy")
     assert "The verdict is older" not in page[2]
