@@ -17,6 +17,8 @@ from posenc_jax.bench import attention, encodings, evaluation, pytorch, rotation
 from posenc_jax.bench.memory import Compiled, peak, peak_bytes, planned_bytes
 from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.sections import ModelSection, TrainSection
 
 
 class Machine:
@@ -416,6 +418,24 @@ def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert 0 < rows["PyTorch twin", "alibi"]["difference"] < 1e-2
     assert "bfloat16" in outcome.caption
+
+
+def test_our_step_over_devices_lies_on_them_and_takes_the_same_steps():
+    model = ModelSection(scheme="alibi", num_layers=1, model_dim=16, num_heads=2, head_dim=8)
+    losses = []
+    for devices in (1, 2):
+        train = TrainSection(length=16, batch_size=2, data_devices=devices)
+        run = step._Ours(RunConfig(model=model, train=train), 0)
+        assert len(run.batch["tokens_BT"].sharding.device_set) == devices
+        losses.append([float(run()[0]) for _ in range(3)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    assert losses[0][2] != losses[0][0]
+
+
+@pytest.mark.parametrize(("batch", "devices"), [(4, 4), (6, 6), (12, 6), (7, 7), (9, 3), (1, 1)])
+def test_a_batch_is_split_over_as_many_devices_as_divide_it(batch, devices):
+    assert step._devices(None, batch) == devices  # of eight
+    assert step._devices(1, batch) == 1
 
 
 def test_a_peer_that_fails_is_a_missing_row_and_ours_is_an_error():

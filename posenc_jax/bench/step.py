@@ -128,7 +128,8 @@ def _devices(asked: int | None, batch: int) -> int:
     Raises:
       ValueError: a number that does not divide the batch, or more devices than there are.
     """
-    use_every_core()
+    if asked != 1:
+        use_every_core()
     there = jax.device_count()
     if asked is None:
         on_cpu = jax.default_backend() == "cpu"
