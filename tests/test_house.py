@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "posenc_jax"
 FLOORS = {
     "encodings": 0,
     "data": 0,
+    "results": 0,
     "attention": 1,
     "tasks": 1,
     "model": 2,

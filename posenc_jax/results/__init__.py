@@ -1,0 +1,1 @@
+"""Results as values and files: rows, metric names, chance, published folders. Needs numpy alone."""

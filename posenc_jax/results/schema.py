@@ -1,0 +1,142 @@
+"""What a result is: the row, its metric names and buckets, and what "far", "acquired" and "reaches" mean.
+
+Everything that writes or reads rows takes its names from here. EVALUATION.md defines the metrics.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+# Version of the metric definitions. Rows without it are of version 1: chance was 1/64 everywhere,
+# context_gain began at c = L, and the control span of repeat_gain stood at another place.
+DEFINITIONS = 2
+
+ID = 0.5  # context of the in-distribution loss in units of L: rows of exactly L tokens
+FAR = 4  # the primary multiple of L: Y_E, Y_R, E7, E8
+DISTANCES = (
+    (0, "distance:<=L/4"),
+    (0.25, "distance:L/4-L"),
+    (1, "distance:L-2L"),
+    (2, "distance:2L-4L"),
+    (4, "distance:4L-8L"),
+    (8, "distance:>8L"),
+)
+DISTANCE_BUCKETS = tuple(name for _, name in DISTANCES)
+FAR_BUCKETS = tuple(name for low, name in DISTANCES if low >= 1)
+
+SUMMARY_TASKS = (
+    "passkey",
+    "needles_4",
+    "mqar_16",
+)  # of Y_R: R1 in corpus text, R2 K = 4, R3 P = 16
+ACQUIRED = 0.9  # corrected accuracy at N = L on every summary task: the task is learnt
+REACHES = 0.8  # Y_R_far at 4L
+PASSING = 0.85  # EL: share of the corrected accuracy at the shortest context
+LEARNT = 0.5  # EL: corrected accuracy below which the shortest context counts as not learnt
+
+BPB = "bpb_ctx"  # E3; in distribution at c = L/2, extrapolation at c = 4L
+SPLITS = ("dev", "test")
+
+# Exit codes of every entry point.
+DONE, FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured number.
+
+    Attributes:
+      run: folder of the run. arm, seed, tier: of the run. suite: letter of EVALUATION.md, or "all".
+      metric, bucket: what was measured, and over which part ("all", "distance:L-2L", "head:0.3").
+      length: tokens; of bpb_ctx the context c, of retrieval the whole context. train_length: L.
+      value: the number, None where nothing was measured (`skipped` says why). n: what it is a mean of.
+      split: of the text and the instances. chance: accuracy of the best policy without binding, mean
+      over the same answers; None for metrics without one. checkpoint: "last" or which. step: of the
+      checkpoint, where it is not the last or the run had not ended. unfinished: training had not ended.
+      definitions: version of the metric definitions. item, stamp: how an evaluation resumes.
+    """
+
+    run: str
+    arm: str
+    seed: int
+    tier: str
+    suite: str
+    metric: str
+    length: int
+    train_length: int
+    bucket: str
+    value: float | None
+    n: int
+    split: str
+    chance: float | None = None
+    skipped: str = ""
+    checkpoint: str = "last"
+    step: int | None = None
+    unfinished: bool = False
+    definitions: int = DEFINITIONS
+    item: str = ""
+    stamp: str = ""
+
+    @property
+    def k(self) -> float:
+        """Length in units of L."""
+        return self.length / self.train_length
+
+    @property
+    def measured(self) -> bool:
+        """Whether the value is a finite number."""
+        return self.value is not None and math.isfinite(self.value)
+
+    def to_json(self) -> dict:
+        """Returns the row as a JSON object; fields at their default are left out, but for definitions."""
+        kept = {
+            f.name: getattr(self, f.name)
+            for f in _FIELDS
+            if f.name == "definitions" or getattr(self, f.name) != f.default
+        }
+        return kept | {"k": self.k}
+
+
+_FIELDS = dataclasses.fields(Row)
+_TYPES = {"seed": int, "length": int, "train_length": int, "n": int, "definitions": int, "value": float,
+          "chance": float, "step": int, "unfinished": bool}  # fmt: skip
+_OPTIONAL = {f.name for f in _FIELDS if f.default is not dataclasses.MISSING}
+
+
+def row_from_json(stored: Mapping) -> Row:
+    """Returns the row of a JSON object; one without `definitions` is of version 1.
+
+    Raises:
+      ValueError: a field that is missing, unknown or of the wrong type, or a length that is not positive.
+    """
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"a row is a JSON object, not {type(stored).__name__}")
+    known = {f.name for f in _FIELDS}
+    stored = {"definitions": 1} | {name: v for name, v in stored.items() if name != "k"}
+    unknown, missing = sorted(set(stored) - known), sorted(known - _OPTIONAL - set(stored))
+    if unknown or missing:
+        what = f"unknown field {unknown[0]!r}" if unknown else f"no field {missing[0]!r}"
+        raise ValueError(f"row has {what}")
+    for name, value in stored.items():
+        _check(name, value)
+    row = Row(**stored)
+    if row.length < 0 or row.train_length < 1 or row.n < 0:
+        raise ValueError("row has a negative length or count")
+    return row
+
+
+def _check(name: str, value: object) -> None:
+    """Raises ValueError if a value is not of its field's type; NaN and infinities are no numbers."""
+    kind = _TYPES.get(name, str)
+    if value is None and name in ("value", "chance", "step"):
+        return
+    if kind is float:
+        right = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    elif kind is int:
+        right = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        right = isinstance(value, kind)
+    if not right:
+        raise ValueError(f"row has {name}={value!r}; it must be a {kind.__name__}")
