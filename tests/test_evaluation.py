@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ import runs
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.encodings.device import computing_on
 from posenc_jax.evaluation import extrapolation, perplexity, retrieval, runner
-from posenc_jax.evaluation.rows import RowFile
+from posenc_jax.evaluation.measures import Measures
 from posenc_jax.evaluation.scorer import Scorer, Scores
+from posenc_jax.results.row_file import RowFile
+from posenc_jax.results.schema import DEFINITIONS, Row
 from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.tasks.table import chance
 from posenc_jax.training.inputs import unigram_bits_per_byte
@@ -205,15 +208,54 @@ def test_the_scorer_pads_without_changing_a_number(tmp_path):
         padded.score(np.zeros((1, 71), np.int32))
 
 
+def row(suite="E", metric="bpb_ctx", length=8, value=None, **changes):
+    """A row of a run that trained at 8 tokens."""
+    fields = {
+        "run": "x",
+        "arm": "rope",
+        "seed": 0,
+        "tier": "smoke",
+        "suite": suite,
+        "metric": metric,
+    }
+    fields |= {"length": length, "train_length": 8, "bucket": "all", "value": value, "n": 1}
+    return Row(**fields | {"split": "dev"} | changes)
+
+
 def test_rows_of_an_item_are_written_whole_and_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = RowFile(path, {"E": "one", "R": "one"})
-    rows.add("E1/1", [{"value": 1.0, "suite": "E"}, {"value": 2.0, "suite": "E"}])
+    rows.add("E1/1", [row(value=1.0), row(value=2.0)])
     again = RowFile(path, {"E": "one", "R": "two"})
     assert again.has("E1/1")
     assert not again.has("E1/2")
     assert RowFile(path, {"E": "two", "R": "one"}).dropped == 2
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_too(tmp_path):
+    """E7 without 4L stayed skipped for ever, also once 4L was measured."""
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "one"})
+    rows.add("E7", [row(metric="context_gain", skipped="bpb_ctx at 4L is not measured")])
+    assert not rows.has("E7")
+    rows.add("E7", [row(metric="context_gain", value=0.5)])
+    assert rows.has("E7")
+    assert len(runs.rows(path)) == 1
+    older = runs.rows(path)[0] | {"definitions": DEFINITIONS - 1, "value": math.nan}
+    path.write_text(json.dumps(older) + "\n")
+    assert RowFile(path, {"E": "one"}).dropped == 1
+
+
+def test_a_value_that_is_not_finite_is_no_value_and_says_so():
+    config = runs.config("unused", "rope")
+    work = Measures(Path("x/evaluation"), config, None, None, None, None, (1,), "dev", 1, 1)
+    for value in (math.nan, np.float32("inf"), -math.inf):
+        found = work.row("E", "bpb_ctx", 32, "all", value, np.int64(3))
+        assert (found.value, found.skipped) == (None, f"not finite ({value})")
+        json.dumps(found.to_json(), allow_nan=False)
+    found = work.row("E", "bpb_ctx", np.int64(64), "all", np.float32(0.5), 3)
+    assert json.loads(json.dumps(found.to_json()))["k"] == 2.0
 
 
 @pytest.fixture(scope="module")
@@ -299,14 +341,11 @@ def test_a_list_of_key_targets_replaces_the_skipped_rows_and_no_other(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = RowFile(path, {"E": "one"})
 
-    def row(metric, value):
-        return [{"suite": "E", "metric": metric, "length": 8, "bucket": "all", "value": value, "n": 1}]  # fmt: skip
-
-    rows.add("E3/8", row("bpb_ctx", 2.0))
-    rows.add("E5/8", row("bpb_key", None))
+    rows.add("E3/8", [row(value=2.0)])
+    rows.add("E5/8", [row(metric="bpb_key", skipped="no targets")])
     assert rows.value("bpb_key", 8) is None
     assert not rows.has("E5/8@ab")
-    rows.add("E5/8@ab", row("bpb_key", 3.0))
+    rows.add("E5/8@ab", [row(metric="bpb_key", value=3.0)])
     assert rows.has("E5/8")
     assert rows.has("E5/8@ab")
     assert rows.value("bpb_key", 8) == (3.0, 1)

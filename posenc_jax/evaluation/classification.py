@@ -15,6 +15,7 @@ import numpy as np
 from posenc_jax.evaluation.measures import Measures
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.schema import Row
 from posenc_jax.tasks.longtext import LabelledCorpus, LabelTokenizer, inputs_of
 from posenc_jax.training.config import RunConfig
 
@@ -165,10 +166,10 @@ class ClassScores:
         }
         return items | {"longtext/all": self._all}
 
-    def _bucket(self, name: str, k: int, chosen_R: np.ndarray) -> list[dict]:
+    def _bucket(self, name: str, k: int, chosen_R: np.ndarray) -> list[Row]:
         if k > self._fits:
             reason = f"{k}L is more than the {self._fits}L that fit this arm"
-            return [self._skipped(f"length:{name}", k, reason)]
+            return self._skipped(f"length:{name}", k, reason)
         numbers = np.flatnonzero(chosen_R)
         longest = k * self._work.L
         logits_RC = self._classifier.logits(self._inputs(numbers, longest))
@@ -186,12 +187,12 @@ class ClassScores:
         np.savez(self._array(name), **scored)
         return self._rows(f"length:{name}", k, scored)
 
-    def _all(self) -> list[dict]:
+    def _all(self) -> list[Row]:
         if self._top > self._fits:
             reason = (
                 f"documents of up to {self._top}L are more than the {self._fits}L that fit this arm"
             )
-            return [self._skipped("all", self._top, reason)]
+            return self._skipped("all", self._top, reason)
         parts = []
         for name, _, _ in self._buckets:
             with np.load(self._array(name)) as part:
@@ -199,14 +200,14 @@ class ClassScores:
         scored = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return self._rows("all", self._top, scored)
 
-    def _rows(self, bucket: str, k: int, scored: dict[str, np.ndarray]) -> list[dict]:
+    def _rows(self, bucket: str, k: int, scored: dict[str, np.ndarray]) -> list[Row]:
         C, class_R = self._classes, scored["class_R"]
         missing = sorted(set(range(C)) - set(class_R.tolist()))
         if missing:
             reason = (
                 f"no document of {', '.join(self._corpus.labels[c] for c in missing)} is that long"
             )
-            return [self._skipped(bucket, k, reason)]
+            return self._skipped(bucket, k, reason)
 
         def accuracy(key):
             return balanced(scored[key].argmax(axis=1) == class_R, class_R, C)
@@ -224,9 +225,8 @@ class ClassScores:
             for metric, value in values.items()
         ]
 
-    def _skipped(self, bucket: str, k: int, reason: str) -> dict:
-        row = self._work.row("C", "longtext_corrected", k * self._work.L, bucket, None, 0)
-        return row | {"skipped": reason}
+    def _skipped(self, bucket: str, k: int, reason: str) -> list[Row]:
+        return self._work.skipped("C", "longtext_corrected", k * self._work.L, reason, bucket)
 
     def _array(self, name: str):
         return (

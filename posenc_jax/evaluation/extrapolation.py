@@ -19,6 +19,7 @@ from posenc_jax.evaluation.perplexity import (
     sliding_windows,
     windowed_targets,
 )
+from posenc_jax.results.schema import Row
 
 MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
 # What is computed from rows of another measure.
@@ -71,12 +72,12 @@ class Text:
             lambda k: disjoint_segments(work.scorer, rows_RT, work.L, k)
         )
 
-    def disjoint(self, k: int) -> list[dict]:
+    def disjoint(self, k: int) -> list[Row]:
         nll, targets = self._segments(k)
         value = bits_per_byte(nll, targets, self._bytes_V)
         return [self._row("bpb_nonoverlap", k * self._work.L, value, targets.size)]
 
-    def by_position(self, k: int) -> list[dict]:
+    def by_position(self, k: int) -> list[Row]:
         nll, _ = self._segments(k)
         np.savez(
             self._work.folder / "arrays" / "nll_pos.npz",
@@ -89,7 +90,7 @@ class Text:
             for a, b in octaves(nll.shape[1])
         ]  # fmt: skip
 
-    def fixed(self, context: int) -> list[dict]:
+    def fixed(self, context: int) -> list[Row]:
         nll, targets = fixed_targets(self._work.scorer, self._rows_RT, self._work.L, context)
         value = bits_per_byte(nll, targets, self._bytes_V)
         self._keep(f"bpb_ctx_{context}", nll, targets)
@@ -98,13 +99,13 @@ class Text:
     def _sliding_rows(self) -> np.ndarray:
         return self._rows_RT[: self._work.config.evaluation.sliding_stretches]
 
-    def sliding(self, k: int) -> list[dict]:
+    def sliding(self, k: int) -> list[Row]:
         L, stride = self._work.L, max(self._work.L // 4, 1)
         nll, targets = sliding_windows(self._work.scorer, self._sliding_rows(), L, k, stride)
         value = bits_per_byte(nll, targets, self._bytes_V)
         return [self._row("bpb_sliding", k * L, value, targets.size)]
 
-    def curse(self, k: int) -> list[dict]:
+    def curse(self, k: int) -> list[Row]:
         L = self._work.L
         sliding = self._work.rows.value("bpb_sliding", k * L)
         if sliding is None:
@@ -113,7 +114,7 @@ class Text:
         value = bits_per_byte(nll, targets, self._bytes_V) - sliding[0]
         return [self._row("early_token_curse", k * L, value, targets.size)]
 
-    def key(self, context: int) -> list[dict]:
+    def key(self, context: int) -> list[Row]:
         work = self._work
         if work.key_targets is None:
             reason = "no file of targets: --key_targets=FILE, made by --write_key_targets"
@@ -126,7 +127,7 @@ class Text:
         value = bits_per_byte(nll[chosen], targets[chosen], self._bytes_V)
         return [self._row("bpb_key", context, value, int(chosen.sum()))]
 
-    def repeat(self, gap: int) -> list[dict]:
+    def repeat(self, gap: int) -> list[Row]:
         work, L = self._work, self._work.L
         needed, longest = repeat_length(L, gap), work.scorer.longest
         if needed - 1 > longest:
@@ -143,7 +144,7 @@ class Text:
         np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", first_R=first, second_R=second)
         return [self._row("repeat_gain", gap, float((first - second).mean()), len(first))]
 
-    def gain(self, k: int) -> list[dict]:
+    def gain(self, k: int) -> list[Row]:
         work, L = self._work, self._work.L
         near, far = work.rows.value("bpb_ctx", L), work.rows.value("bpb_ctx", k * L)
         if near is None or far is None:
@@ -151,7 +152,7 @@ class Text:
             return work.skipped("E", "context_gain", k * L, reason)
         return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
 
-    def window(self, k: int) -> list[dict]:
+    def window(self, k: int) -> list[Row]:
         work, L = self._work, self._work.L
         free = work.rows.value("bpb_ctx", k * L)
         if free is None:

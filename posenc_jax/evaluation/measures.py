@@ -1,8 +1,11 @@
 """What one evaluation is about: a checkpoint, how it is scored, and the rows it has so far."""
 
+import dataclasses
+
 import numpy as np
 
 from posenc_jax.encodings.portrait import layer_parameters, portrait
+from posenc_jax.results.schema import Row
 from posenc_jax.training.workdir import write_json
 
 SEED = 20_260  # of the evaluation instances: the same for every arm and every training seed
@@ -17,7 +20,7 @@ class Measures:
         text. top: the longest multiple of the study's text, `deepest`: the longest that fits the arm.
       rows: the RowFile that measures are added to. key_targets: file of E5's targets, or None.
       model_configs: the model by input length to compile for. every: all multiples of the study.
-      mark: fields that every row has beside, such as which checkpoint where it is not the last.
+      mark: fields of `Row` that every row has beside, such as which checkpoint where it is not the last.
     """
 
     def __init__(
@@ -49,35 +52,40 @@ class Measures:
 
     def row(
         self, suite: str, metric: str, length: int, bucket: str, value: float | None, n: int
-    ) -> dict:
-        """Returns one tidy row."""
-        return {
-            "run": self.run,
-            "arm": self.config.arm,
-            "seed": self.config.train.seed,
-            "tier": self.config.train.tier,
-            "suite": suite,
-            "metric": metric,
-            "length": length,
-            "train_length": self.L,
-            "k": length / self.L,
-            "bucket": bucket,
-            "value": value,
-            "n": n,
-            "split": self.split,
+    ) -> Row:
+        """Returns one row; a value that is not finite becomes None, with the reason."""
+        finite = value is None or bool(np.isfinite(value))
+        return Row(
+            run=self.run,
+            arm=self.config.arm,
+            seed=self.config.train.seed,
+            tier=self.config.train.tier,
+            suite=suite,
+            metric=metric,
+            length=int(length),
+            train_length=self.L,
+            bucket=bucket,
+            value=float(value) if finite and value is not None else None,
+            n=int(n),
+            split=self.split,
+            skipped="" if finite else f"not finite ({value})",
             **self.mark,
-        }
+        )
 
-    def skipped(self, suite: str, metric: str, length: int, reason: str) -> list[dict]:
+    def skipped(
+        self, suite: str, metric: str, length: int, reason: str, bucket: str = "all"
+    ) -> list[Row]:
         """Returns the row of what could not be measured, with the reason."""
-        return [self.row(suite, metric, length, "all", None, 0) | {"skipped": reason}]
+        return [
+            dataclasses.replace(self.row(suite, metric, length, bucket, None, 0), skipped=reason)
+        ]
 
     def fits(self, inputs: int) -> bool:
         """Whether the arm reads that many tokens."""
         longest = self.model_config.placed.longest()
         return inputs > 0 and (longest is None or inputs <= longest)
 
-    def scheme(self) -> list[dict]:
+    def scheme(self) -> list[Row]:
         """Writes what the arm's encoding looks like (scheme.json, scheme.npz); yields a marker row."""
         top = self.top * self.L
         distance_S = np.unique(

@@ -13,6 +13,7 @@ from posenc_jax.evaluation.perplexity import octaves
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
 from posenc_jax.evaluation.subject import LINEAR, Subject
 from posenc_jax.evaluation.watch import over_batches
+from posenc_jax.results.schema import Row
 
 SHARES = (0.5, 0.9)  # of the gradient, for M3
 
@@ -31,7 +32,7 @@ def probe_items(subject: Subject) -> dict[str, Callable]:
     return items
 
 
-def _observation(subject: Subject, k: int) -> list[dict]:
+def _observation(subject: Subject, k: int) -> list[Row]:
     """M1, M2, M4, M5, M6, M7 and M11 of one context length."""
     layers, length, L = subject.observed(k), k * subject.L, subject.L
     rows = []
@@ -65,16 +66,18 @@ def _observation(subject: Subject, k: int) -> list[dict]:
     return rows
 
 
-def _frequency_rows(subject: Subject, layers, planes, length) -> Iterator[dict]:
+def _frequency_rows(subject: Subject, layers, planes, length) -> Iterator[Row]:
     for i, (sums, heads) in enumerate(zip(layers, planes, strict=True)):
         if sums is None:
-            yield subject.skipped("M", "M5_frequency_use", length, f"layer:{i}", LINEAR)
+            yield from subject.work.skipped("M", "M5_frequency_use", length, LINEAR, f"layer:{i}")
             continue
         tokens = sums.rows * len(sums.pairs_D)
         for n, (share, pairs) in enumerate(zip(probes.frequency_use(sums, heads), heads, strict=True)):  # fmt: skip
             if not pairs:
                 reason = "this head has no rotation"
-                yield subject.skipped("M", "M5_frequency_use", length, f"head:{i}.{n}", reason)
+                yield from subject.work.skipped(
+                    "M", "M5_frequency_use", length, reason, f"head:{i}.{n}"
+                )
                 continue
             names = [f" wavelength:{pair['wavelength']:.4g}" for pair in pairs] + [" unrotated"]
             for name, value in zip(names, share, strict=True):
@@ -106,7 +109,7 @@ def _save_observation(subject: Subject, layers, planes, k: int) -> None:
     )
 
 
-def _receptive_field(subject: Subject, k: int) -> list[dict]:
+def _receptive_field(subject: Subject, k: int) -> list[Row]:
     """M3: gradient shares by octave, and the distances that hold half and nine tenths of it."""
     rows_RT, length = subject.text(k * subject.L), k * subject.L
 
@@ -130,7 +133,7 @@ def _receptive_field(subject: Subject, k: int) -> list[dict]:
     return found
 
 
-def _needles(subject: Subject, task: str, k: int) -> list[dict]:
+def _needles(subject: Subject, task: str, k: int) -> list[Row]:
     """M9 and M10 of one task."""
     layers = probes.needle_heads(
         subject.config, subject.params, subject.instances(task, k), subject.budget

@@ -18,6 +18,7 @@ from posenc_jax.evaluation.properties import (
 )
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.subject import ROWS, Subject
+from posenc_jax.results.schema import Row
 from posenc_jax.tasks.offset import asked_offsets, offset_lookup
 
 MONOTONE_TO = 16  # P5, in units of L
@@ -36,7 +37,7 @@ def property_items(subject: Subject) -> dict[str, Callable]:
     return items | {"P5": lambda: _monotone(subject)}
 
 
-def _shift_errors(subject: Subject) -> list[dict]:
+def _shift_errors(subject: Subject) -> list[Row]:
     L, limit = subject.L, subject.placed.longest()
     wanted = sorted({1, 7, L, 8 * L})
     length = min(L, limit) if limit is not None else L
@@ -60,18 +61,18 @@ def _shift_errors(subject: Subject) -> list[dict]:
         ]  # fmt: skip
     for shift in set(wanted) - set(fitting):
         reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {subject.config.scheme}"
-        rows.append(subject.skipped("P", "P1_shift_error", length, f"all shift:{shift}", reason))
+        rows += subject.work.skipped("P", "P1_shift_error", length, reason, f"all shift:{shift}")
     return rows
 
 
-def _relative_structure(subject: Subject, k: int) -> list[dict]:
+def _relative_structure(subject: Subject, k: int) -> list[Row]:
     layers = subject.observed(k)
     n = next((int(sums.pairs_D.sum()) for sums in layers if sums is not None), 0)
     scores = [None if sums is None else probes.relative_structure(sums) for sums in layers]
     return list(subject.of_heads("P", "P2_relative_structure", k * subject.L, scores, n))
 
 
-def _offset_lookup(subject: Subject, k: int) -> list[dict]:
+def _offset_lookup(subject: Subject, k: int) -> list[Row]:
     length = k * subject.L
     offsets = asked_offsets(subject.L)
     instances = [
@@ -99,7 +100,7 @@ def _offset_lookup(subject: Subject, k: int) -> list[dict]:
     ]
 
 
-def _monotone(subject: Subject) -> list[dict]:
+def _monotone(subject: Subject) -> list[Row]:
     L, limit = subject.L, subject.placed.longest()
     farthest = MONOTONE_TO * L + 1 if limit is None else min(MONOTONE_TO * L + 1, limit)
     lengths = tuple(sorted({min(k * L + 1, farthest) for k in (1, 4, MONOTONE_TO)}))
@@ -117,5 +118,5 @@ def _monotone(subject: Subject) -> list[dict]:
             for n in range(group.first, group.stop):
                 rise, length = (measured[i][n], read) if gated else (rises_LN[i][n], farthest - 1)
                 rows.append(subject.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length))  # fmt: skip
-    share = np.mean([row["value"] == 0 for row in rows])
+    share = np.mean([row.value == 0 for row in rows])
     return [*rows, subject.row("P", "P5_monotone_share", farthest - 1, "all", share, len(rows))]

@@ -14,6 +14,7 @@ from posenc_jax.evaluation.retrieval import (
     longest_passing,
     score_instances,
 )
+from posenc_jax.results.schema import Row
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.table import SCORED, SUMMARY_TASKS, Task, find
 
@@ -65,7 +66,7 @@ class Instances:
         return score_instances(self._work.scorer, instances)
 
 
-def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[dict]:
+def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[Row]:
     length = k * work.L
     shortest = task.shortest(instances.filler(task))
     if length < shortest:
@@ -88,7 +89,7 @@ def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[di
     return rows
 
 
-def _summary(work: Measures) -> list[dict]:
+def _summary(work: Measures) -> list[Row]:
     """Y_R and Y_R_far at 4L, Y_R_id at L; skipped with the first task that was not measured."""
     rows = []
     for metric, k, wanted in (
@@ -115,7 +116,7 @@ def _summary(work: Measures) -> list[dict]:
     return rows
 
 
-def _reach(work: Measures, task: Task) -> list[dict]:
+def _reach(work: Measures, task: Task) -> list[Row]:
     """EL_0.85 of a task, in tokens, over the lengths measured."""
     found = {k * work.L: work.rows.value(f"{task.name}_corrected", k * work.L) for k in work.multiples}  # fmt: skip
     scores = {length: pair[0] for length, pair in found.items() if pair is not None}
@@ -130,5 +131,5 @@ def _reach(work: Measures, task: Task) -> list[dict]:
     return _named([work.row("R", metric, longest, "all", float(reach), len(scores))], task)
 
 
-def _named(rows: list[dict], task: Task) -> list[dict]:
-    return [row | {"bucket": task.name} for row in rows]
+def _named(rows: list[Row], task: Task) -> list[Row]:
+    return [dataclasses.replace(row, bucket=task.name) for row in rows]

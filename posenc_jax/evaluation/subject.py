@@ -13,6 +13,7 @@ from posenc_jax.evaluation.perplexity import bits_per_byte, fixed_targets, held_
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.results.schema import Row
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import Instance
 from posenc_jax.tasks.retrieval import mqar, passkey, shortest_length
@@ -33,6 +34,7 @@ class Subject:
         self.observed = functools.cache(self._observed)
         self.instances = functools.cache(self._instances)
         self.scorer = functools.cache(self._scorer)
+        self.row = work.row
         self.axes_before = functools.cache(self._axes_before)
 
     @functools.cached_property
@@ -71,20 +73,11 @@ class Subject:
         below = [k for k in self.work.multiples if k <= 4]
         return max(below) if below else min(self.work.multiples)
 
-    def row(self, suite, metric, length, bucket, value, n) -> dict:
-        """Returns a tidy row; a value that is not a number is null, as nothing was measured."""
-        value = None if value is None or not np.isfinite(value) else float(value)
-        return self.work.row(suite, metric, length, bucket, value, int(n))
-
-    def skipped(self, suite, metric, length, bucket, reason) -> dict:
-        """Returns the row of a number that does not exist, with the reason."""
-        return self.row(suite, metric, length, bucket, None, 0) | {"skipped": reason}
-
-    def of_heads(self, suite, metric, length, values_LN, n, extra="") -> Iterator[dict]:
+    def of_heads(self, suite, metric, length, values_LN, n, extra="") -> Iterator[Row]:
         """Yields one row a head; a layer that is None is skipped with the reason."""
         for layer, values_N in enumerate(values_LN):
             if values_N is None:
-                yield self.skipped(suite, metric, length, f"layer:{layer}{extra}", LINEAR)
+                yield from self.work.skipped(suite, metric, length, LINEAR, f"layer:{layer}{extra}")
                 continue
             for head, value in enumerate(values_N):
                 yield self.row(suite, metric, length, f"head:{layer}.{head}{extra}", value, n)
@@ -118,9 +111,7 @@ class Subject:
     def _axes_before(self, k: int) -> dict[str, tuple[float, int]]:
         return self.axes(Model(self.config, self.params), k)
 
-    def change(
-        self, suite: str, metric: str, name: str, change: Intervention, k: int
-    ) -> list[dict]:
+    def change(self, suite: str, metric: str, name: str, change: Intervention, k: int) -> list[Row]:
         """Returns `<metric>_<axis>_change` at kL: each axis after an intervention, less before.
 
         One row with the reason where the intervention finds nothing to change.
@@ -129,7 +120,7 @@ class Subject:
         try:
             model = change(Model(self.config, self.params))
         except ValueError as reason:
-            return [self.skipped(suite, f"{metric}_change", length, name, str(reason))]
+            return self.work.skipped(suite, f"{metric}_change", length, str(reason), name)
         before = self.axes_before(k)
         return [
             self.row(suite, f"{metric}_{axis}_change", length, name, value - before[axis][0], n)

@@ -1,0 +1,63 @@
+"""rows.jsonl of one evaluation: one row a line, whole items at a time, each item once."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from posenc_jax.results.files import json_lines, replace_text
+from posenc_jax.results.schema import DEFINITIONS, Row, row_from_json
+
+
+class RowFile:
+    """rows.jsonl of one evaluation; an item (one measure at one length) is in it wholly or not at all.
+
+    Args:
+      path: the file. stamps: by suite, what its rows must agree on (checkpoint step, settings); rows
+        with another stamp, or under other definitions of the metrics, are dropped when the file is
+        opened.
+
+    Raises:
+      ValueError: a line that is no row.
+    """
+
+    def __init__(self, path: Path, stamps: Mapping[str, str]):
+        self._path, self._stamps = path, stamps
+        stored = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
+        self._rows = [row_from_json(one) for one in stored if self._current(one)]
+        self.dropped = len(stored) - len(self._rows)
+
+    def _current(self, stored: Mapping) -> bool:
+        agreed = (DEFINITIONS, self._stamps[stored["suite"]])
+        return (stored.get("definitions"), stored["stamp"]) == agreed
+
+    def has(self, item: str) -> bool:
+        """Whether an item has been measured under these stamps; "E5/64" also as "E5/64@<what with>".
+
+        One of which every row was skipped has not: what it lacked may be there now.
+        """
+        return any(item in (row.item, _plain(row.item)) and not row.skipped for row in self._rows)
+
+    def value(self, metric: str, length: int, bucket: str = "all") -> tuple[float, int] | None:
+        """Returns the measured (value, n) of a row, or None where there is none or it was skipped."""
+        for row in self._rows:
+            if (row.metric, row.length, row.bucket) == (metric, length, bucket):
+                return (row.value, row.n) if row.measured else None
+        return None
+
+    def add(self, item: str, rows: Sequence[Row]) -> None:
+        """Writes an item's rows; the file is replaced in one move, so a kill cannot cut it.
+
+        Rows of the same item measured with something else (after the "@") give way.
+        """
+        kept = [row for row in self._rows if _plain(row.item) != _plain(item)]
+        stamps = self._stamps
+        new = [dataclasses.replace(row, item=item, stamp=stamps[row.suite]) for row in rows]
+        self._rows = kept + new
+        replace_text(self._path, json_lines(row.to_json() for row in self._rows))
+
+
+def _plain(item: str) -> str:
+    return item.partition("@")[0]
