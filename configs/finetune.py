@@ -3,8 +3,7 @@
 Command:  python train.py --config=configs/finetune.py:yarn,runs/x --workdir=runs/x-yarn
           also pi, ntk, llama3, dynamic; slopes (ALiBi's m L / L', rotations as they are); none, the control;
           yarn:8 for eight times
-Reaches:  of configs/lm.py:rope, one seed: 2.41 bits per byte after 4L tokens where the zero-shot reading needs 2.88
-          (docs/finetuning.md)
+Reaches:  not measured; `source` in run.json holds the dev loss of the zero-shot reading, metrics.jsonl those after
 Takes:    1,000 steps of as many tokens as the run's own: a minute of one core
 
 Model, data and optimizer are those of the run in the given folder. The peak learning rate is a tenth of its

@@ -4,7 +4,7 @@
     rotation    RoPE by integer range reduction, against the plain float32 product and a table
     attention   attention under ALiBi, ours beside jax.nn and, where installed, PyTorch (extra: peers)
     step        a training step beside its twin in PyTorch, transformers and x-transformers (extra: peers)
-    evaluation  scoring per token, and its memory, from the training length to 64 times that
+    evaluation  scoring per token, and its memory, from the training length to 256 times that
     loop        whole training runs: what checkpoints cost, and waiting for data
 
 Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in bursts

@@ -2,12 +2,10 @@
 
 Command:  POSENC_JAX_BOOKS=data/books python scripts/study.py --study=configs/studies/screening.py --workdir=studies/screening --workers=14
 Reads:    POSENC_JAX_BOOKS, a folder of UTF-8 text files, one book each, in train/ and validation/, which is halved
-          into dev and test by file. Written for 51 books to train on, 4 of dev and 3 of test (63,454,278, 2,940,285
-          and 3,297,296 bytes; fingerprint 2d4a43fa2a73e64e)
-Reaches:  at 4L on test text 1.75 bits per byte (sum), 1.76 (coupled), 1.82 (ALiBi, matched), 3.13 (RoPE); retrieval Y_R
-          0.29, 0.74, 0.43 and 0.04, and 0.96 for the coupled split without rotation (results/screening)
-Takes:    six minutes of an H100 with 16 cores, programs and evaluations side by side (--workers=14): 260 s of training and 75 s
-          of evaluation. A step of an arm's four seeds is 32,768 tokens and 0.56 TFLOP, 9.4 PFLOP in all. Another number of steps: POSENC_JAX_STEPS
+          into dev and test by file. Written for 51 books to train on, 4 of dev and 3 of test (fingerprint 2d4a43fa2a73e64e)
+Reaches:  the table of results/screening
+Takes:    of an H100 with 16 cores, programs and evaluations side by side (--workers=14), 262 s of training (`wall_seconds` in
+          results/screening/runs.json) and the evaluation after it. A step of an arm's four seeds is 32,768 tokens and 0.56 TFLOP, 9.4 PFLOP in all. Another number of steps: POSENC_JAX_STEPS
 
 The arms are the four corners of rotation {none, full} x bias {none, linear}, whose interaction is the question, and the
 split that retrieved farthest in the cpu study, `coupled`, beside its control that does not rotate. That control

@@ -69,7 +69,7 @@ class SentencePieceTokenizer(_PieceTable):
     """
 
     def __init__(self, model: bytes, name: str):
-        # Imported here: the protobuf runtime costs 0.1 s, which a user of bytes need not pay.
+        # Imported here: the protobuf runtime takes time to start, which a user of bytes need not pay.
         import sentencepiece
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
