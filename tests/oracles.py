@@ -160,6 +160,26 @@ def t5_bucket(distance, buckets=32, longest=128):
     return bucket
 
 
+def t5_buckets(distances, buckets, longest):
+    """All distances at once: bucket e + k begins where (d/e)^n reaches (longest/e)^k, found by halving, in integers."""
+    e, n = buckets // 2, buckets - buckets // 2
+
+    def first(k):
+        low, high = e, longest
+        while low < high:
+            middle = (low + high) // 2
+            if middle**n * e**k >= longest**k * e**n:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    out = np.where(distances < e, distances, e)
+    for k in range(1, n):
+        out[distances >= first(k)] = e + k
+    return out
+
+
 def sandwich(distance, head, heads, dim=128, base=10_000.0):
     """Chi et al. 2022: sum of cosines less their number, compressed by 8 (head + 1) / heads."""
     total = sum(math.cos(distance / base ** (2 * i / dim)) for i in range(1, dim // 2 + 1))

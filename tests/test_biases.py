@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, Place
-from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_slopes
+from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_factors
 from posenc_jax.encodings.learned_bias import (
     T5,
     Annealed,
@@ -19,6 +19,7 @@ from posenc_jax.encodings.learned_bias import (
     KerplePower,
     LearnedSlopes,
     t5_buckets,
+    t5_starts,
 )
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
@@ -46,6 +47,7 @@ SLOPES = oracles.alibi_slopes(4)
     [
         (Alibi(), lambda n, d: -SLOPES[n] * d),
         (Alibi(factor=4.0), lambda n, d: -SLOPES[n] * 64 / 256 * d),
+        (Alibi(max_exponent=6.0), lambda n, d: -(2.0 ** (-6 * (n + 1) / 4)) * d),
         (Alibi(ntk=4.0), lambda n, d: -(2.0 ** (-8 * (n + 1) / 4)) / 4 ** (n / 3) * d),
         (Capped(cap=3.0), lambda n, d: -min(SLOPES[n] * d, 3.0)),
         (Power(power=0.5), lambda n, d: -SLOPES[n] * math.sqrt(d)),
@@ -61,8 +63,7 @@ def test_a_fixed_bias_equals_its_float64_loop(part, oracle):
 def test_ntk_slopes_follow_steepness_where_head_order_does_not():
     slopes = np.array(oracles.alibi_slopes(6))
     assert (np.diff(slopes) > 0).any()
-    stretched = ntk_slopes(slopes, 8.0)
-    ratio = slopes / stretched
+    ratio = ntk_factors(slopes, 8.0)
     assert ratio[slopes.argmax()] == 1
     assert ratio[slopes.argmin()] == pytest.approx(8)
     assert (np.diff(ratio[np.argsort(-slopes)]) > 0).all()
@@ -92,12 +93,19 @@ def test_kerple_equals_its_float64_loop_and_starts_positive():
     np.testing.assert_allclose(values(KerplePower(), params), looped(lambda n, d: -r1[n] * d ** r2[n] if d else 0.0), rtol=2e-5)  # fmt: skip
 
 
-@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (32, 256), (8, 20), (16, 1000)])
-def test_t5_buckets_equal_the_oracle_at_every_distance(buckets, longest):
-    distance = np.arange(0, 3 * longest)
-    want = [oracles.t5_bucket(int(d), buckets, longest) for d in distance]
+@pytest.mark.parametrize(
+    ("buckets", "longest"),
+    [(32, 128), (32, 256), (8, 20), (16, 1000), (32, 2048), (64, 2048), (64, 4096), (128, 131_072), (128, 10_000), (32, 17)],
+)  # fmt: skip
+def test_t5_buckets_equal_whole_number_arithmetic_at_every_distance_to_two_to_the_seventeen(buckets, longest):  # fmt: skip
+    distance = np.arange(2**17 + 1)
+    want = oracles.t5_buckets(distance, buckets, longest)
     np.testing.assert_array_equal(t5_buckets(jnp.asarray(distance), buckets, longest), want)
     assert want[-1] == buckets - 1
+    np.testing.assert_array_equal(np.searchsorted(t5_starts(buckets, longest), distance, side="right") - 1, want)  # fmt: skip
+    if longest <= 2048:  # the same rule, one distance at a time, by real logarithms
+        some = np.r_[0:60, 61 : 2 * longest : 7]
+        np.testing.assert_array_equal(want[some], [oracles.t5_bucket(int(d), buckets, longest) for d in some])  # fmt: skip
 
 
 def test_t5_reads_its_table():
@@ -177,6 +185,13 @@ def test_every_setting_of_a_bias_changes_it(name):
         (LearnedSlopes(floor=-1.0), "floor"),
         (T5(buckets=7), "buckets"),
         (T5(longest_distance=10), "longest_distance"),
+        (T5(buckets=8192, longest_distance=9000), "4 to 4096 buckets"),
+        (Alibi(max_exponent=0.0), "max_exponent"),
+        (Alibi(max_exponent=600.0), "a slope that float32 cannot hold"),
+        (Power(factor=1e30, power=2.0), "a slope that float32 cannot hold"),
+        (KerpleLog(factor=0.0), "factor"),
+        (KerplePower(factor=-1.0), "factor"),
+        (LearnedSlopes(ntk=0.0), "ntk"),
         (Sandwich(dim=7), "even"),
         (Fire(c=0.0), "c must be"),
         (Annealed(first=-1.0), "shares must be zero or above"),

@@ -157,11 +157,16 @@ def test_xpos_names_the_longest_position_that_float32_can_hold():
         ("rope+alibi", "bias.pi:2", "rope+alibi(factor=2.0)"),
         ("rope+alibi", "ntk:2", "rope(stretch=ntk(factor=2.0))+alibi(ntk=2.0)"),
         ("rope+alibi", "slopes:2", "rope+alibi(factor=2.0)"),
-        ("rope+log", "llama3:2", "rope(stretch=llama3(factor=2.0))+log(t=2.0)"),
+        ("rope+log", "llama3:2", "rope(stretch=llama3(factor=2.0))+log(factor=2.0)"),
         ("rope+alibi", "abf:500000", "rope(stretch=abf)+alibi"),
         ("rope+alibi", "dynamic:1", "rope(stretch=dynamic(length=256))+alibi(factor=4.0)"),
         ("2*rope,nope~logn", "pi:2", "2*rope(stretch=pi(factor=2.0)),nope~logn"),
-        ("rope+fire", "pi:2", "rope(stretch=pi(factor=2.0))+fire"),
+        ("rope+fire", "pi:2", "rope(stretch=pi(factor=2.0))+fire(factor=2.0)"),
+        ("rope+slopes", "yarn:4", "rope(stretch=yarn)+slopes(factor=4.0)"),
+        ("rope+slopes", "ntk:4", "rope(stretch=ntk)+slopes(ntk=4.0)"),
+        ("kerple_log|log", "slopes:4", "kerple_log(factor=4.0)|log(factor=4.0)"),
+        ("capped(cap=3.0)", "slopes:4", "capped(cap=3.0,factor=4.0)"),
+        ("rope+t5", "rotation.pi:2", "rope(stretch=pi(factor=2.0))+t5"),
     ],
 )  # fmt: skip
 def test_a_rule_stretches_rotations_and_biases_together(line, rule, want):

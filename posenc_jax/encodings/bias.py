@@ -12,31 +12,33 @@ from posenc_jax.encodings.part import MATCH, Bias, Params, Place, check_positive
 from posenc_jax.encodings.rotary import angles
 
 
-def alibi_slopes(num_heads: int) -> np.ndarray:
+def alibi_slopes(num_heads: int, max_exponent: float = 8.0) -> np.ndarray:
     """Returns slope_N, float64, for any head count; the order is not monotone off powers of two.
 
-    n = 2^k heads: 2^(-8h/n), h = 1..n. Otherwise, with c the power of two below n: the slopes of c
-    heads, then every other slope of 2c heads until n are there. Source: Press et al. 2022, sec. 3
-    and its published code.
+    n = 2^k heads: 2^(-max_exponent h/n), h = 1..n. Otherwise, with c the power of two below n: the slopes
+    of c heads, then every other slope of 2c heads until n are there. Source: Press et al. 2022, sec. 3
+    and its published code (8); MPT's `alibi_bias_max` is another `max_exponent`.
     """
     if num_heads < 1:
         raise ValueError(f"ALiBi needs at least one head, not {num_heads}")
     below = 2 ** int(math.log2(num_heads))
-    slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)
+    slopes = 2.0 ** (-max_exponent * np.arange(1, below + 1) / below)
     if below == num_heads:
         return slopes
-    between = 2.0 ** (-8 * np.arange(1, 2 * below + 1) / (2 * below))
+    between = 2.0 ** (-max_exponent * np.arange(1, 2 * below + 1) / (2 * below))
     return np.concatenate([slopes, between[0::2][: num_heads - below]])
 
 
-def matched_slopes(heads: int, num_heads: int, train_length: int) -> np.ndarray:
-    """Returns slope_N, float64: geometric from 2^(-8/num_heads) down to 4/train_length.
+def matched_slopes(
+    heads: int, num_heads: int, train_length: int, max_exponent: float = 8.0
+) -> np.ndarray:
+    """Returns slope_N, float64: geometric from 2^(-max_exponent/num_heads) down to 4/train_length.
 
     The shallowest head then loses 4 nats over one training length, at any length; the steepest is
     never shallower than that. `heads` of the layer's `num_heads` heads carry the bias.
     """
     last = 4 / train_length
-    first = max(2.0 ** (-8 / num_heads), last)
+    first = max(2.0 ** (-max_exponent / num_heads), last)
     return np.geomspace(first, last, heads) if heads > 1 else np.array([first])
 
 
@@ -50,46 +52,32 @@ def linear_bias(slope_N: np.ndarray, distance_BTS: jax.Array) -> jax.Array:
     return -np.asarray(slope_N, np.float32)[None, :, None, None] * distance_BTS[:, None]
 
 
-def ntk_slopes(slope_N: np.ndarray, factor: float) -> np.ndarray:
-    """Returns slopes divided by factor^(rank/(n-1)): the steepest kept, the shallowest divided whole.
+def ntk_factors(slope_N: np.ndarray | jax.Array, factor: float) -> np.ndarray | jax.Array:
+    """Returns factor^(rank/(n-1)) of every head: 1 for the steepest, the whole factor for the shallowest.
 
-    The NTK-style form for ALiBi, m_h = 2^(-8h/H) / a^((h-1)/(H-1)). Ranks are by steepness, so head
-    counts whose slopes are not in order are served too. One head alone is divided whole.
+    Slopes are divided by it in the NTK-style form for ALiBi, m_h = 2^(-8h/H) / a^((h-1)/(H-1)). Ranks are
+    by steepness, so head counts whose slopes are not in order are served too, and learned slopes. One head alone
+    takes the whole factor.
     """
-    rank_N = np.argsort(np.argsort(-slope_N, kind="stable"), kind="stable")
-    share_N = rank_N / (len(slope_N) - 1) if len(slope_N) > 1 else np.ones(1)
-    return slope_N / factor**share_N
+    if len(slope_N) == 1:
+        return np.full(1, factor)
+    rank_N = (-slope_N).argsort(stable=True).argsort(stable=True)
+    return factor ** (rank_N / (len(slope_N) - 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Sloped(Bias):
-    """What the biases with one fixed slope a head share.
+class RankedBias(Bias):
+    """A bias whose heads have slopes, by which the NTK form tells them apart.
 
     Attributes:
-      slopes: "standard" (the published ones for the number of heads that carry the bias) or "match"
-        (see `matched_slopes`: set by the training length).
-      factor: slopes are divided by it, m' = m L / L' for a reading length L' = factor * L
-        (position interpolation for ALiBi: a distance d is read as d / factor).
-      ntk: the NTK-style stretch instead; see `ntk_slopes`.
+      ntk: the NTK-style stretch: every head reads d / ntk^share, see `ntk_factors`; beside `factor`.
     """
 
-    slopes: str = "standard"
-    factor: float = 1.0
-    ntk: float = 1.0
+    ntk: float = dataclasses.field(default=1.0, kw_only=True)
 
-    def check(self, place: Place) -> None:
-        """Raises ValueError for an unknown slope rule or a factor that is not positive."""
-        if self.slopes not in ("standard", MATCH):
-            raise ValueError(f"slopes must be 'standard' or 'match', not {self.slopes!r}")
-        check_positive(type(self).__name__.lower(), factor=self.factor, ntk=self.ntk)
-
-    def slope_N(self, place: Place) -> np.ndarray:
-        """Returns the slopes of this group's heads, float64."""
-        if self.slopes == MATCH:
-            slope_N = matched_slopes(place.heads, place.num_heads, place.train_length)
-        else:
-            slope_N = alibi_slopes(place.heads)
-        return ntk_slopes(slope_N, self.ntk) / self.factor
+    def divisor_N(self, slope_N: np.ndarray | jax.Array) -> float | np.ndarray | jax.Array:
+        """Returns what the heads' distances are divided by when they are read; slope_N decides their order."""
+        return self.factor * ntk_factors(slope_N, self.ntk) if self.ntk != 1 else self.factor
 
     def stretched(self, factor: float, ntk: bool) -> Bias:
         """Returns the bias as it reads `factor` times further."""
@@ -99,11 +87,52 @@ class Sloped(Bias):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sloped(RankedBias):
+    """What the biases with one fixed slope a head share.
+
+    Attributes:
+      slopes: "standard" (the published ones for the number of heads that carry the bias) or "match"
+        (see `matched_slopes`: set by the training length).
+      max_exponent: of the slopes' powers of two, published as 8; see `alibi_slopes`, `matched_slopes`.
+      factor: slopes are divided by it, m' = m L / L' for a reading length L' = factor * L
+        (position interpolation for ALiBi: a distance d is read as d / factor).
+      ntk: the NTK-style stretch instead; see `ntk_factors`.
+    """
+
+    slopes: str = "standard"
+    max_exponent: float = 8.0
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for an unknown slope rule, a number that is not positive, or slopes past float32."""
+        if self.slopes not in ("standard", MATCH):
+            raise ValueError(f"slopes must be 'standard' or 'match', not {self.slopes!r}")
+        owner = type(self).__name__.lower()
+        check_positive(owner, max_exponent=self.max_exponent, factor=self.factor, ntk=self.ntk)
+        if self.slope_N(place).min() < np.finfo(np.float32).tiny:
+            raise ValueError(
+                f"{owner}: max_exponent={self.max_exponent:g}, factor={self.factor:g} and ntk={self.ntk:g} "
+                "leave a head a slope that float32 cannot hold"
+            )
+
+    def unread_slope_N(self, place: Place) -> np.ndarray:
+        """Returns the slopes of this group's heads before any stretch, float64."""
+        if self.slopes == MATCH:
+            sizes = (place.heads, place.num_heads, place.train_length)
+            return matched_slopes(*sizes, self.max_exponent)
+        return alibi_slopes(place.heads, self.max_exponent)
+
+    def slope_N(self, place: Place) -> np.ndarray:
+        """Returns the slopes of this group's heads as they are read, float64."""
+        slope_N = self.unread_slope_N(place)
+        return slope_N / self.divisor_N(slope_N)
+
+
+@dataclasses.dataclass(frozen=True)
 class Alibi(Sloped):
     """ALiBi: a fixed linear penalty on distance, one slope a head; symmetric where j > i.
 
     Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3). Settings: see
-    `Sloped`: slopes, factor, ntk.
+    `Sloped`: slopes, max_exponent, factor, ntk.
     """
 
     def bias(
@@ -124,7 +153,7 @@ class Capped(Sloped):
     Beyond d = cap/m every distance costs the same, so a needle is never further than `cap` nats away.
 
     Attributes:
-      cap: the largest penalty, nats. slopes, factor, ntk: as for ALiBi.
+      cap: the largest penalty, nats. slopes, max_exponent, factor, ntk: as for ALiBi.
     """
 
     cap: float = 4.0
@@ -148,7 +177,7 @@ class Power(Sloped):
     """A penalty that grows as a power of distance, -m d^p, p below 1 for a longer tail.
 
     Attributes:
-      power: p. slopes, factor, ntk: as for ALiBi (factor divides m, whatever p is).
+      power: p. slopes, max_exponent, factor, ntk: as for ALiBi; m is divided by factor^p.
     """
 
     power: float = 0.5
@@ -166,6 +195,11 @@ class Power(Sloped):
         """Returns bias_BNTS = -m d^p."""
         return linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS) ** self.power)
 
+    def slope_N(self, place: Place) -> np.ndarray:
+        """Returns m as it is read, float64: a distance d / f costs m (d / f)^p."""
+        slope_N = self.unread_slope_N(place)
+        return slope_N / self.divisor_N(slope_N) ** self.power
+
 
 @dataclasses.dataclass(frozen=True)
 class Log(Bias):
@@ -180,18 +214,14 @@ class Log(Bias):
 
     def check(self, place: Place) -> None:
         """Raises ValueError for a setting that is not positive."""
-        check_positive("log", c=self.c, t=self.t)
+        check_positive("log", c=self.c, t=self.t, factor=self.factor)
 
     def bias(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
         """Returns bias_BNTS, the same for every head."""
-        tail_BTS = jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t)
+        tail_BTS = jnp.log1p(distances(q_pos_BT, k_pos_BS) / (self.t * self.factor))
         return linear_bias(np.full(place.heads, self.c), tail_BTS)
-
-    def stretched(self, factor: float, ntk: bool) -> Bias:
-        """Returns the bias as it reads `factor` times further: t grows by the factor."""
-        return dataclasses.replace(self, t=self.t * factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +242,7 @@ class Sandwich(Bias):
 
     def check(self, place: Place) -> None:
         """Raises ValueError for an odd or empty dim, or a base that is not positive."""
-        check_positive("sandwich", dim=self.dim, base=self.base)
+        check_positive("sandwich", dim=self.dim, base=self.base, factor=self.factor)
         if self.dim % 2:
             raise ValueError(f"sandwich: dim must be even, not {self.dim}")
 
@@ -222,6 +252,6 @@ class Sandwich(Bias):
         """Returns bias_BNTS."""
         apart_BTS = jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :])
         # Frequencies start at i = 1 here, as in the paper.
-        freq_h = self.base ** (-2 * np.arange(1, self.dim // 2 + 1) / self.dim)
+        freq_h = self.base ** (-2 * np.arange(1, self.dim // 2 + 1) / self.dim) / self.factor
         lost_BTS = (1 - jnp.cos(angles(apart_BTS, freq_h))).sum(-1)
         return linear_bias(place.heads / (8 * np.arange(1, place.heads + 1)), lost_BTS)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.bias import alibi_slopes, distances, matched_slopes
-from posenc_jax.encodings.part import MATCH, Bias, GatedBias, Params, Place, check_positive
+from posenc_jax.encodings.part import MATCH, GatedBias, Params, Place, check_positive
 
 
 def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
@@ -37,13 +37,14 @@ class Forget(GatedBias):
       start: of the gates: "half", f = 1/2 on average (published: c = 0), or "match" or "standard", the
         f whose slope is that of ALiBi (`matched_slopes`, `alibi_slopes`).
       stddev: of the initial w, whose inputs are of unit size (published: 0.02).
-      factor: log-gates are divided by it, as slopes are when a scheme is read further.
+      factor: log-gates are divided by it, as slopes are when a scheme is read further. Tokens decide this
+        bias and not distance; at rest it is linear in distance and follows the rule of all others. Heads have no
+        order for an NTK form.
     """
 
     learns: ClassVar[bool] = True
     start: str = "half"
     stddev: float = 0.02
-    factor: float = 1.0
 
     def check(self, place: Place) -> None:
         """Raises ValueError for an unknown start, or a number that is not positive."""
@@ -77,7 +78,3 @@ class Forget(GatedBias):
         """Returns bias_BNTS of tokens whose gates are at their resting value, sigmoid(c)."""
         rest_N = jax.nn.log_sigmoid(params["gate_bias_N"]) / self.factor
         return rest_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
-
-    def stretched(self, factor: float, ntk: bool) -> Bias:
-        """Returns the gate with log-gates divided by `factor`; heads have no order for an NTK form."""
-        return dataclasses.replace(self, factor=self.factor * factor)

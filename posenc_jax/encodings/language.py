@@ -94,7 +94,7 @@ def unparse_part(part: Part | Stretch) -> str:
     """Returns a part or a stretch as it stands in a line, defaults left out."""
     changed = [
         f"{f.name}={_unparse_value(getattr(part, f.name))}"
-        for f in dataclasses.fields(part)
+        for f in sorted(dataclasses.fields(part), key=lambda f: f.kw_only)  # stretches last
         if getattr(part, f.name) != f.default
     ]
     return name_of(part) + (f"({','.join(changed)})" if changed else "")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.bias import (
+    RankedBias,
     Sloped,
     alibi_slopes,
     distances,
@@ -24,13 +25,14 @@ def inverse_softplus(y: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedSlopes(Bias):
+class LearnedSlopes(RankedBias):
     """ALiBi with slopes softplus(raw) + floor learned per head.
 
     Attributes:
       start: initial slopes, "match" or "standard" (as for ALiBi; raised to just above the floor).
       floor: no slope falls below floor / train_length; 4.0 keeps every head within a training length,
         0 lets heads go flat.
+      factor, ntk: as for ALiBi, on the slopes as they were learned; the floor is of those.
     """
 
     learns: ClassVar[bool] = True
@@ -43,6 +45,7 @@ class LearnedSlopes(Bias):
             raise ValueError(f"slopes: start must be 'standard' or 'match', not {self.start!r}")
         if not 0 <= self.floor < math.inf:
             raise ValueError(f"slopes: floor must be zero or above, not {self.floor}")
+        check_positive("slopes", factor=self.factor, ntk=self.ntk)
 
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns {"raw_N"}, such that the slopes start as asked."""
@@ -61,8 +64,9 @@ class LearnedSlopes(Bias):
         return -slope_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
 
     def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
-        """Returns softplus(raw) + floor, float32."""
-        return jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
+        """Returns softplus(raw) + floor as it is read, float32."""
+        slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
+        return slope_N / self.divisor_N(slope_N)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Annealed(Sloped):
 
     Attributes:
       first, last: shares of the slopes before and after. begin, end: of training, in [0, 1].
-      slopes, factor, ntk: as for ALiBi.
+      slopes, max_exponent, factor, ntk: as for ALiBi.
     """
 
     learns: ClassVar[bool] = True
@@ -121,6 +125,10 @@ class KerpleLog(Bias):
 
     learns: ClassVar[bool] = True
 
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a factor that is not positive."""
+        check_positive("kerple_log", factor=self.factor)
+
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 2), r2 in (0, 1), as raw values under softplus."""
         return {"raw_rN": _uniform_positive(key, place.heads, (2.0, 1.0))}
@@ -130,7 +138,7 @@ class KerpleLog(Bias):
     ) -> jax.Array:
         """Returns bias_BNTS."""
         r1, r2 = jax.nn.softplus(params["raw_rN"])[:, None, :, None, None]
-        return -r1 * jnp.log1p(r2 * distances(q_pos_BT, k_pos_BS)[:, None])
+        return -r1 * jnp.log1p(r2 * distances(q_pos_BT, k_pos_BS)[:, None] / self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +146,10 @@ class KerplePower(Bias):
     """KERPLE, power: -r1 d^r2, r1 above zero, r2 in (0, 2), learned per head (Chi et al. 2022)."""
 
     learns: ClassVar[bool] = True
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a factor that is not positive."""
+        check_positive("kerple_power", factor=self.factor)
 
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2 sigmoid."""
@@ -154,9 +166,10 @@ class KerplePower(Bias):
         raw_rN = params["raw_rN"]
         r1 = jax.nn.softplus(raw_rN[0])[None, :, None, None]
         r2 = 2 * jax.nn.sigmoid(raw_rN[1])[None, :, None, None]
-        d_B1TS = distances(q_pos_BT, k_pos_BS)[:, None]
-        powered = jnp.exp(r2 * jnp.log(jnp.maximum(d_B1TS, 1.0)))
-        return -r1 * jnp.where(d_B1TS > 0, powered, 0.0)
+        d_B1TS = distances(q_pos_BT, k_pos_BS)[:, None] / self.factor
+        apart = d_B1TS > 0
+        powered = jnp.exp(r2 * jnp.log(jnp.where(apart, d_B1TS, 1.0)))
+        return -r1 * jnp.where(apart, powered, 0.0)
 
 
 def _uniform_positive(key: jax.Array, heads: int, tops: tuple[float, float]) -> jax.Array:
@@ -166,18 +179,31 @@ def _uniform_positive(key: jax.Array, heads: int, tops: tuple[float, float]) -> 
     return value_rN + jnp.log(-jnp.expm1(-value_rN))
 
 
-def t5_buckets(distance: jax.Array, buckets: int, longest: int) -> jax.Array:
-    """Returns the bucket of each causal distance: exact up to buckets/2, then logarithmic to `longest`.
+def t5_starts(buckets: int, longest: int) -> np.ndarray:
+    """Returns start_U, int64: the first causal distance of every bucket; the last has no end.
 
-    Source: Raffel et al. 2020, sec. 2.1, and its published code (unidirectional form). Distances at or
-    beyond `longest` share the last bucket.
+    Up to buckets/2 a bucket is one distance, then they widen logarithmically to `longest`: bucket e + k, with
+    e = buckets/2 and n the number of these, starts at the least whole x with (x/e)^n >= (longest/e)^k. Whole
+    powers decide it, as a float32 logarithm may fall on either side of a whole number.
+
+    Source: Raffel et al. 2020, sec. 2.1, and its published code (unidirectional form).
     """
-    exact = buckets // 2
-    d = distance.astype(jnp.float32)
-    growth = jnp.log(jnp.maximum(d, 1.0) / exact) / math.log(longest / exact)
-    # The published code truncates; the small lift undoes float32 logs falling just below a whole number.
-    logarithmic = exact + jnp.floor(growth * (buckets - exact) + 1e-5)
-    return jnp.where(d < exact, d, jnp.minimum(logarithmic, buckets - 1)).astype(jnp.int32)
+    exact, wide = buckets // 2, buckets - buckets // 2
+    start_U = list(range(exact + 1))
+    for k in range(1, wide):
+        common = math.gcd(k, wide)
+        n, m = wide // common, k // common
+        x = round(exact * (longest / exact) ** (k / wide)) - 1
+        while x**n * exact**m < longest**m * exact**n:
+            x += 1
+        start_U.append(x)
+    return np.array(start_U)
+
+
+def t5_buckets(distance: jax.Array, buckets: int, longest: int) -> jax.Array:
+    """Returns the bucket of each causal distance, int32; see `t5_starts`."""
+    start_U = t5_starts(buckets, longest)[(None,) * distance.ndim]
+    return (distance[..., None] >= start_U).sum(-1, dtype=jnp.int32) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +212,7 @@ class T5(Bias):
 
     Attributes:
       buckets: their number; half of them hold one distance each. longest_distance: those beyond share
-        the last bucket. stddev: of the normal initial values.
+        the last bucket. stddev: of the normal initial values. factor: buckets are as many times as wide.
     """
 
     joint: ClassVar[bool] = True
@@ -196,11 +222,12 @@ class T5(Bias):
     stddev: float = 0.02
 
     def check(self, place: Place) -> None:
-        """Raises ValueError for fewer than 4 buckets or a longest distance within the exact half."""
-        check_positive("t5", stddev=self.stddev)
-        if self.buckets < 4 or self.buckets % 2 or self.longest_distance <= self.buckets // 2:
+        """Raises ValueError for too few or too many buckets or a longest distance within the exact half."""
+        check_positive("t5", stddev=self.stddev, factor=self.factor)
+        even = 4 <= self.buckets <= 4096 and self.buckets % 2 == 0
+        if not even or self.longest_distance <= self.buckets // 2:
             raise ValueError(
-                f"t5: needs an even number of at least 4 buckets and longest_distance above half of it, "
+                f"t5: needs 4 to 4096 buckets, an even number, and longest_distance above half of it, "
                 f"not {self.buckets} and {self.longest_distance}"
             )
 
@@ -212,8 +239,10 @@ class T5(Bias):
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
         """Returns bias_BNTS, by a one-hot product: it needs no gather, so any sharding serves."""
-        bucket_BTS = t5_buckets(distances(q_pos_BT, k_pos_BS), self.buckets, self.longest_distance)
-        onto = bucket_BTS[..., None] == jnp.arange(self.buckets)[None, None, None]
+        start_U = self.factor * t5_starts(self.buckets, self.longest_distance)
+        start_U = np.append(start_U, np.inf).astype(np.float32)[None, None, None]
+        d_BTS1 = distances(q_pos_BT, k_pos_BS)[..., None]
+        onto = (d_BTS1 >= start_U[..., :-1]) & (d_BTS1 < start_U[..., 1:])
         return jnp.einsum(
             "BTSU,NU->BNTS", onto.astype(jnp.float32), params["table_NU"], precision="highest"
         )
@@ -228,6 +257,7 @@ class Fire(Bias):
 
     Attributes:
       width: hidden units. c: initial c. threshold: its initial value in units of the training length.
+      factor: both d and i are read as so many times shorter.
     """
 
     joint: ClassVar[bool] = True
@@ -239,7 +269,9 @@ class Fire(Bias):
 
     def check(self, place: Place) -> None:
         """Raises ValueError for a setting that is not positive."""
-        check_positive("fire", width=self.width, c=self.c, threshold=self.threshold)
+        check_positive(
+            "fire", width=self.width, c=self.c, threshold=self.threshold, factor=self.factor
+        )
 
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns the MLP's weights, raw c and raw threshold (both positive through softplus)."""
@@ -259,8 +291,10 @@ class Fire(Bias):
         """Returns bias_BNTS."""
         c = jax.nn.softplus(params["raw_c"])
         threshold = jax.nn.softplus(params["raw_threshold"]) * place.train_length
-        reach_BT1 = jnp.maximum(q_pos_BT.astype(jnp.float32), threshold)[:, :, None]
-        share_BTS = jnp.log1p(c * distances(q_pos_BT, k_pos_BS)) / jnp.log1p(c * reach_BT1)
+        query_BT1 = q_pos_BT.astype(jnp.float32)[:, :, None] / self.factor
+        reach_BT1 = jnp.maximum(query_BT1, threshold)
+        d_BTS = distances(q_pos_BT, k_pos_BS) / self.factor
+        share_BTS = jnp.log1p(c * d_BTS) / jnp.log1p(c * reach_BT1)
         in_W, in_bias_W = params["in_W"][None, None, None], params["in_bias_W"][None, None, None]
         hidden = jax.nn.relu(share_BTS[..., None] * in_W + in_bias_W)
         out = jnp.einsum("BTSW,WN->BNTS", hidden, params["out_WN"], precision="highest")

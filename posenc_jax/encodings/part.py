@@ -108,10 +108,17 @@ class Rotation(Part):
         return ()
 
 
+@dataclasses.dataclass(frozen=True)
 class Bias(Part):
-    """The b of the equation: added to the scaled logits, in float32."""
+    """The b of the equation: added to the scaled logits, in float32.
+
+    Attributes:
+      factor: a distance d is read as d / factor. That is what a stretch sets when a trained scheme is read
+        further, for every bias of distance and whatever it has learned; `bias` must obey it.
+    """
 
     joint: ClassVar[bool] = False  # True where heads share costly work: all are best done at once
+    factor: float = dataclasses.field(default=1.0, kw_only=True)
 
     def bias(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
@@ -127,14 +134,11 @@ class Bias(Part):
         return None
 
     def stretched(self, factor: float, ntk: bool) -> "Bias":
-        """Returns the bias as it should be read at `factor` times the training length.
-
-        By default a bias stays as it is: those whose shape follows the length by itself (T5's last
-        bucket, FIRE's normaliser, learned tails) have nothing to stretch.
-        """
-        return self
+        """Returns the bias as it is read `factor` times further; `ntk` matters where heads have an order."""
+        return dataclasses.replace(self, factor=self.factor * factor)
 
 
+@dataclasses.dataclass(frozen=True)
 class GatedBias(Bias):
     """A bias that the tokens themselves decide: b(i, j) = clock(i) - clock(j).
 

@@ -2,19 +2,25 @@
 
 A rule is ``name:factor``. It gives every rotation the stretch of that name and every bias the same
 factor, in this order of meaning: the stretch changes R (and may scale it: YaRN's temperature, which
-multiplies content only); the bias is read at distance / factor, m' = m L / L', and is never
-multiplied by a temperature; log-n temperature keeps the training length as its reference, and the
-scale-invariant one, a function of distance, is read at distance / factor like the bias it belongs to.
+multiplies content only); the bias is read at distance / factor and is never multiplied by a temperature;
+log-n temperature keeps the training length as its reference, and the scale-invariant one, a function of
+distance, is read at distance / factor like the bias it belongs to.
+
+A bias b under a stretch s is b(d / s), for every bias of distance, fixed or learned: under s it is at distance
+s d what it was at d. So a slope m becomes m / s, a power's m becomes m / s^p, a bucket of T5 is s times as
+wide, and FIRE reads its query's position as i / s too. Forget gates depend on tokens and not on distance; their logarithms
+are divided by s. In the NTK form heads with slopes read d / s^share, ranked by the slopes they have or have
+learned; heads without an order read d / s.
 
 ============== ===================================== ==========================================
-rule           rotations                             biases with slopes or gates (log: its t)
+rule           rotations                             biases
 ============== ===================================== ==========================================
-pi:4, yarn:4,  that stretch with factor 4            slopes / 4
+pi:4, yarn:4,  that stretch with factor 4            distance / 4
 llama3:4
 ntk:4          NTK-aware with factor 4               NTK form: steepest kept, shallowest / 4
-dynamic:1      dynamic NTK, f = 1, for the length    slopes * L / length, past L
+dynamic:1      dynamic NTK, f = 1, for the length    distance * L / length, past L
 abf:500000     base 500000                           unchanged
-slopes:4       unchanged                             slopes / 4
+slopes:4       unchanged                             distance / 4
 ============== ===================================== ==========================================
 
 ``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule.
