@@ -7,14 +7,23 @@ answers of a task whose chance does not depend on the length: for words, and for
 
 import math
 
-_PAIRS = (8, 16, 32)
+from posenc_jax.results.schema import SUMMARY_TASKS
+
+
+def pairs_chance(pairs: int) -> float:
+    """Returns the mean chance over all answers of recall of so many pairs.
+
+    Values differ and all are asked: the i-th answer is one of P - i values; the mean is H(P) / P.
+    """
+    return math.fsum(1 / i for i in range(1, pairs + 1)) / pairs
+
+
 CHANCE = {
     "passkey": 1e-5,  # five digits
     "passkey_sentences": 1e-5,
     "needles_4": 1 / 4,  # one of the values in sight
     "needles_16": 1 / 16,
-    # Values differ and all are asked: the i-th answer is one of P - i values; the mean is H(P) / P.
-    **{f"mqar_{p}": math.fsum(1 / i for i in range(1, p + 1)) / p for p in _PAIRS},
+    **{f"mqar_{pairs}": pairs_chance(pairs) for pairs in (8, 16, 32)},
     "variables_1": 1 / 2,  # one of two chains
     "variables_2": 1 / 2,
     "variables_4": 1 / 2,
@@ -26,3 +35,8 @@ CHANCE = {
 def corrected(accuracy: float, chance: float) -> float:
     """Returns the accuracy rescaled so that the best policy without binding is 0 and perfect is 1."""
     return (accuracy - chance) / (1 - chance)
+
+
+def passkey_only() -> float:
+    """Returns Y_R of a model that finds every passkey and otherwise binds nothing."""
+    return sum(task.startswith("passkey") for task in SUMMARY_TASKS) / len(SUMMARY_TASKS)

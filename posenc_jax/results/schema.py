@@ -100,7 +100,8 @@ class Row:
 _FIELDS = dataclasses.fields(Row)
 _TYPES = {"seed": int, "length": int, "train_length": int, "n": int, "definitions": int, "value": float,
           "chance": float, "step": int, "unfinished": bool}  # fmt: skip
-_OPTIONAL = {f.name for f in _FIELDS if f.default is not dataclasses.MISSING}
+_NAMES = {f.name for f in _FIELDS}
+_REQUIRED = {f.name for f in _FIELDS if f.default is dataclasses.MISSING}
 
 
 def row_from_json(stored: Mapping) -> Row:
@@ -111,11 +112,10 @@ def row_from_json(stored: Mapping) -> Row:
     """
     if not isinstance(stored, Mapping):
         raise ValueError(f"a row is a JSON object, not {type(stored).__name__}")
-    known = {f.name for f in _FIELDS}
     stored = {"definitions": 1} | {name: v for name, v in stored.items() if name != "k"}
-    unknown, missing = sorted(set(stored) - known), sorted(known - _OPTIONAL - set(stored))
+    unknown, missing = stored.keys() - _NAMES, _REQUIRED - stored.keys()
     if unknown or missing:
-        what = f"unknown field {unknown[0]!r}" if unknown else f"no field {missing[0]!r}"
+        what = f"unknown field {min(unknown)!r}" if unknown else f"no field {min(missing)!r}"
         raise ValueError(f"row has {what}")
     for name, value in stored.items():
         _check(name, value)

@@ -1,0 +1,46 @@
+"""Summary numbers of retrieval, from corrected accuracies (EVALUATION.md, section 2)."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from posenc_jax.results.schema import FAR_BUCKETS, LEARNT, SUMMARY_TASKS, Row
+
+# (metric, length, bucket) -> its row, or None where it was not measured.
+Found = Callable[[str, int, str], Row | None]
+
+
+def summary_scores(found: Found, length: int, far: bool) -> tuple[dict[str, float], int]:
+    """Returns the corrected accuracy of each task of Y_R that was measured, and the number of answers.
+
+    Args:
+      found: looks a row up. length: of the context. far: over answers further away than L alone.
+
+    Buckets weigh n (1 - chance), which is the corrected accuracy of their answers taken together.
+    """
+    buckets = FAR_BUCKETS if far else ("all",)
+    scores, answers = {}, 0
+    for task in SUMMARY_TASKS:
+        rows = [row for row in (found(f"{task}_corrected", length, b) for b in buckets) if row is not None]  # fmt: skip
+        weights = [row.n * (1 - row.chance) for row in rows]
+        if rows:
+            scores[task] = math.fsum(w * r.value for w, r in zip(weights, rows, strict=True)) / math.fsum(weights)  # fmt: skip
+            answers += sum(row.n for row in rows)
+    return scores, answers
+
+
+def longest_passing(scores: Mapping[int, float], share: float) -> int | None:
+    """Returns EL: the longest length with at least `share` of the shortest one's score, all shorter
+    ones passing too; None where the task is not learnt at the shortest (below LEARNT).
+
+    Args:
+      scores: corrected accuracy by length.
+    """
+    shortest = min(scores)
+    if scores[shortest] < LEARNT:
+        return None
+    passed = None
+    for length in sorted(scores):
+        if scores[length] < share * scores[shortest]:
+            break
+        passed = length
+    return passed
