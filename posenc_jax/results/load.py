@@ -17,7 +17,7 @@ from posenc_jax.results.study_data import OTHER_LENGTHS, TUNING, RunData, StudyD
 
 PUBLISHED = "runs.json"  # a folder that has one was published
 # What an entry of runs.json holds beside the run's record and its name, and what it is where it is lacking.
-BESIDE = {"config": {}, "settings": "", "why": "", "portrait": {}}
+BESIDE = {"config": {}, "settings": "", "why": ""}
 RECORDED = ("arm", "seed", "tier", "train_length", "steps", "finished")  # what run.json must say
 OWNER = ("arm", "seed", "tier", "train_length")  # what a row and its run.json must agree on
 
@@ -145,6 +145,11 @@ def _run_folders(folder: Path, split: str) -> list[RunData]:
     return [_read_run(run, folder, split) for run in found]
 
 
+def tuning_runs(folder: Path) -> list[RunData]:
+    """Returns the runs of a study that chose its learning rates, with their rows of dev."""
+    return [_read_run(path.parent, folder, "dev") for path in sorted(folder.glob(f"{TUNING}/*/run.json"))]  # fmt: skip
+
+
 def _read_run(run: Path, folder: Path, split: str) -> RunData:
     name = run.relative_to(folder).as_posix() if run != folder else run.resolve().name
     info = _record(read_json(run / "run.json"), str(run / "run.json"))
@@ -252,7 +257,7 @@ def _lacking(folder: Path) -> tuple[str, ...]:
     said = {
         "arrays.npz": "No arrays were published: a bootstrap draws seeds alone, and figures of arrays are left out.",
         "metrics.jsonl.gz": "No training logs were published: training curves are left out.",
-        "texts.json": "The held-out texts are listed nowhere.",
+        "texts.json": "The texts are listed nowhere.",
     }
     return tuple(words for name, words in said.items() if not (folder / name).exists())
 
@@ -277,6 +282,7 @@ def _published(folder: Path, split: str) -> list[RunData]:
         for _, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
             logs.setdefault(one["run"], []).append({k: v for k, v in one.items() if k != "run"})
     kept = _Archive(folder / "arrays.npz")
+    portraits = _optional(folder / "portraits.json.gz")
     found = []
     for name, entry in _entries(folder, lines).items():
         about = BESIDE | entry
@@ -292,7 +298,7 @@ def _published(folder: Path, split: str) -> list[RunData]:
                 settings=about["settings"],
                 metrics=tuple(logs.get(name, ())),
                 why=about["why"] or ("" if rows else f"no row of split {split} was published"),
-                scheme=about["portrait"],
+                scheme=portraits.get(name, {}),
                 array_names=kept.names(name),
                 arrays=functools.partial(kept.arrays, name),
             )

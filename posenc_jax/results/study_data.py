@@ -46,7 +46,7 @@ class StudyData:
       name: of the study. folder: where it was read from. record: study.json ({} for a single run).
       split: of the rows. runs: of one training length, no arm and seed twice, by name; those of the
         learning-rate search are not among them. elsewhere: runs of another training length.
-      tuning: tuning.json, or {}. texts: the held-out texts with their SHA-256, or ().
+      tuning: tuning.json, or {}. texts: name, split and SHA-256 of each, or ().
       plan: the frozen plan's file (prereg.json) as stored, or None. notes: what could not be read or
         redrawn, a sentence each.
     """

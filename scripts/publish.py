@@ -1,0 +1,47 @@
+"""Publishes a study: python scripts/publish.py --workdir=studies/x --out=results/x
+
+Writes what others need to redraw and rejudge it without its runs and checkpoints: rows, training logs,
+arrays per instance, the record of every run, the learning-rate search, the plan, and the list of texts with
+their SHA-256; prints the size of each file. Then, from the published folder alone:
+
+    python scripts/verdict.py --results=results/x ...
+    python scripts/report.py --results=results/x
+
+The corpus must lie where the runs read it. A folder of another study is not overwritten. Seconds.
+Exit code 2 for wrong input.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from posenc_jax import door
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to publish into, e.g. results/x", required=True)
+_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are published; default: the study's")  # fmt: skip
+
+
+def main() -> None:
+    """Flags to one call."""
+    from posenc_jax.data.texts import listed
+    from posenc_jax.results.load import stored
+    from posenc_jax.results.publish import corpus_fingerprint, publish
+    from posenc_jax.training.config import from_sections
+    from posenc_jax.training.inputs import open_inputs
+
+    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    data = stored(workdir, _SPLIT.value)
+    corpus = open_inputs(from_sections(data.runs[0].config)).corpus
+    if corpus.fingerprint != corpus_fingerprint(data):
+        raise ValueError(
+            f"the runs below {workdir} read a corpus {corpus_fingerprint(data)[:12]}, here it is "
+            f"{corpus.fingerprint[:12]}: publish where their texts lie"
+        )
+    sizes = publish(data, out, listed(corpus))
+    for name, size in sizes.items():
+        print(f"{size / 1e3:10.1f} kB  {out / name}")
+
+
+if __name__ == "__main__":
+    door.enter(main)
