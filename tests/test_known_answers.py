@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from test_evaluation import BYTES, stream_of, text
 from test_retrieval_tasks import FILLER, TOKENIZER
 
@@ -19,7 +20,10 @@ from posenc_jax.evaluation import scorer as scoring
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.summaries import longest_passing
+from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.tasks.table import find
+from posenc_jax.training.inputs import open_inputs
 from posenc_jax.training.layout import make_mesh, parameter_layout
 
 V = TOKENIZER.vocab_size
@@ -103,8 +107,8 @@ def test_a_uniform_model_costs_log2_of_the_vocabulary_in_every_measure():
     assert values == {name: pytest.approx(math.log2(V), abs=1e-5) for name in values}
     long = np.stack([text(400, seed) for seed in range(4)])  # 8 L + L/2 is short for E6 here
     wide = scorer_of(Constant(), jnp.zeros(V), (260,))
-    first, second = perplexity.repeated_spans(wide, long, L, 32, BYTES)
-    np.testing.assert_allclose([*first, *second], math.log2(V), atol=1e-5)
+    fresh, repeated = perplexity.repeated_spans(wide, long, L, 32, BYTES)
+    np.testing.assert_allclose([*fresh, *repeated], math.log2(V), atol=1e-5)
 
 
 def test_a_unigram_model_costs_its_cross_entropy_at_every_length():
@@ -159,28 +163,122 @@ def retrieval_scores(nll):
     return Scores(nll, np.zeros(nll.shape, int))
 
 
-def test_a_copying_model_gains_on_the_second_span_and_a_unigram_one_does_not():
+@pytest.fixture(scope="module")
+def library(data_dir):
+    """120 stretches of the dev split of the standard library, 31 modules."""
+    stream = open_inputs(runs.config(data_dir)).stream("dev")
+    return perplexity.held_out_stretches(stream, 8 * L + 256, 120)
+
+
+class Reader:
+    """Scores rows by a function that gives the log-probability of every token of a row but the first."""
+
+    def __init__(self, read):
+        self._read = read
+
+    def score(self, rows_RT):
+        return retrieval_scores(-np.array([self._read(row_T) for row_T in rows_RT]))
+
+
+def counting(row_T, half_life=math.inf):
+    """Adds one over the tokens so far, of which a token `half_life` back counts half."""
+    here_TV = np.eye(V)[row_T]
+    seen_TV, kept = np.zeros((len(row_T), V)), 0.5 ** (1 / half_life)
+    for t in range(1, len(row_T)):
+        seen_TV[t] = kept * seen_TV[t - 1] + here_TV[t - 1]
+    p_TV = (1 + seen_TV) / (1 + seen_TV).sum(1, keepdims=True)
+    return np.log(p_TV[np.arange(1, len(row_T)), row_T[1:]])
+
+
+def topics_of(rows_RT):
+    """A mixture of a unigram model per stretch; which it is, is read off all tokens so far."""
+    share_KV = np.stack([np.bincount(row_T, minlength=V) + 0.1 for row_T in rows_RT])
+    log_KV = np.log(share_KV / share_KV.sum(1, keepdims=True))
+
+    def read(row_T):
+        each_KT = log_KV[:, row_T].cumsum(1)
+        return np.diff(np.logaddexp.reduce(each_KT, axis=0))
+
+    return read
+
+
+def error(gain_R):
+    """Standard error of the mean."""
+    return gain_R.std(ddof=1) / len(gain_R) ** 0.5
+
+
+def test_a_copying_model_gains_on_a_repeated_span_and_one_that_knows_frequencies_does_not(library):
     gap, span = 32, 64
-    rows = np.stack([text(400, seed) for seed in range(4)])
     share = np.random.default_rng(1).dirichlet(np.ones(V))
     flat = scorer_of(Constant(), jnp.log(jnp.array(share)), (260,))
-    first, second = perplexity.repeated_spans(flat, rows, L, gap, BYTES)
-    np.testing.assert_allclose(first, second, atol=1e-5)
+    fresh, repeated = perplexity.repeated_spans(flat, library, L, gap, BYTES)
+    np.testing.assert_array_equal(fresh, repeated)
     copier = scorer_of(Periodic(gap + span), None, (260,))
-    first, second = perplexity.repeated_spans(copier, rows, L, gap, BYTES)
-    assert (first > 7).all()
-    np.testing.assert_allclose(second, -math.log2(0.9), atol=1e-4)
+    fresh, repeated = perplexity.repeated_spans(copier, library, L, gap, BYTES)
+    np.testing.assert_allclose(repeated, -math.log2(0.9), atol=1e-4)
+    assert (fresh - repeated).mean() > 7  # another order of its bytes is no help to it
 
 
-def test_a_model_without_memory_pays_for_the_jump_into_a_span_both_times():
-    counting = (np.array([0, 180, 140])[:, None] + np.arange(400)) % 200
-    scorer = scorer_of(Successor(), None, (260,))
-    first, second = perplexity.repeated_spans(scorer, counting, L, 32, BYTES)
-    np.testing.assert_allclose(first, second, atol=1e-6)
-    easy, jump = -math.log2(0.9), -math.log2(0.1 / (V - 1))
-    np.testing.assert_allclose(first, (63 * easy + jump) / 64, atol=1e-4)
+def test_a_model_of_places_or_of_the_last_token_gains_nothing_by_a_repeat():
+    rows = (np.array([0, 180, 140])[:, None] + np.arange(400)) % 200
+    for scorer in (scorer_of(Successor(), None, (260,)), Reader(lambda row_T: -np.sqrt(1.0 + np.arange(len(row_T) - 1)))):  # fmt: skip
+        fresh, repeated = perplexity.repeated_spans(scorer, rows, L, 32, BYTES)
+        np.testing.assert_array_equal(fresh, repeated)
     with pytest.raises(ValueError, match="there is only one"):
-        perplexity.repeated_spans(scorer, counting[:1], L, 32, BYTES)
+        perplexity.repeated_spans(scorer, rows[:1], L, 32, BYTES)
+
+
+@pytest.mark.parametrize("gap", [8, 128])
+@pytest.mark.parametrize("model", ["counts", "topics"])
+def test_a_model_of_topics_without_copying_gains_nothing_by_a_repeat(library, model, gap):
+    reader = Reader(counting if model == "counts" else topics_of(library))
+    fresh, repeated = perplexity.repeated_spans(reader, library, L, gap, BYTES)
+    np.testing.assert_allclose(fresh, repeated, atol=1e-9)
+    # It does adapt: an early span of other text in place of the shuffle would have called that a gain.
+    row_RT, other_RT = library[:, -16:], np.roll(library, 1, axis=0)[:, -64:]
+    scored_RT = np.roll(library, -1, axis=0)[:, -64:]
+    cost = [
+        reader.score(np.concatenate([row_RT, early_RT, library[:, :gap], scored_RT], 1)).nll_RT[:, -64:].mean(1)
+        for early_RT in (scored_RT, other_RT)
+    ]  # fmt: skip
+    gain_R = cost[1] - cost[0]
+    assert gain_R.mean() > 5 * error(gain_R)
+
+
+@pytest.mark.parametrize("gap", [8, 128])
+def test_counts_that_fade_never_gain_by_a_repeat(library, gap):
+    """In a repeat a token lies at one distance, in a shuffle at many: what fades counts the latter for more."""
+    reader = Reader(lambda row_T: counting(row_T, half_life=48))
+    fresh, repeated = perplexity.repeated_spans(reader, library, L, gap, BYTES)
+    gain_R = fresh - repeated
+    assert gain_R.std() > 0  # such a model does tell the two rows apart
+    assert -0.01 < gain_R.mean() < 3 * error(gain_R)
+
+
+def test_both_rows_of_a_repeat_hold_the_same_tokens_and_a_longer_gap_the_same_spans(library):
+    seen = {}
+    for gap in (8, 64):
+
+        def keep(rows_RT, gap=gap):
+            seen[gap] = rows_RT
+            return retrieval_scores(np.zeros((len(rows_RT), rows_RT.shape[1] - 1)))
+
+        scorer = Reader(None)
+        scorer.score = keep
+        perplexity.repeated_spans(scorer, library, L, gap, BYTES)
+        fresh_RT, repeated_RT = seen[gap][0::2], seen[gap][1::2]
+        assert repeated_RT.shape[1] == perplexity.repeat_length(L, gap)
+        np.testing.assert_array_equal(np.sort(fresh_RT), np.sort(repeated_RT))
+        early = slice(-128 - gap, -64 - gap)
+        differs_T = (fresh_RT != repeated_RT).any(0)
+        assert differs_T[early].all()
+        assert differs_T.sum() == 64
+        np.testing.assert_array_equal(repeated_RT[:, early], repeated_RT[:, -64:])
+        text_RT = np.delete(repeated_RT, np.r_[early, -64:0], axis=1)
+        np.testing.assert_array_equal(text_RT, library[:, -text_RT.shape[1] :])
+        natural_RT = np.roll(library, -1, axis=0)[:, -64:]
+        np.testing.assert_array_equal(np.sort(repeated_RT[:, -64:]), np.sort(natural_RT))
+    np.testing.assert_array_equal(seen[8][:, -64:], seen[64][:, -64:])
 
 
 def test_key_targets_are_those_that_far_context_decides(tmp_path):
@@ -316,6 +414,35 @@ def test_a_window_hides_what_lies_beyond_it_from_the_induction_model():
     assert scorer.compilations == 2
 
 
+@pytest.mark.parametrize("name", ["needles_4", "mqar_16"])
+def test_under_a_window_the_induction_model_loses_exactly_what_lies_past_its_edge(name):
+    """At 4L the flat head finds everything; attention to the last L tokens reaches L - 1 back."""
+    config, params = induction("nope", margin=60.0)
+    scorer, task, train_length = Scorer({256: config}, params, 1024), find(name), 64
+    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=256) for i in range(40)]  # fmt: skip
+    assert retrieval.score_instances(scorer, instances).correct.all()
+    answers = retrieval.score_instances(scorer, instances, train_length)
+    inside = answers.distance < train_length
+    assert 5 < inside.sum() < len(inside) - 5
+    np.testing.assert_array_equal(answers.correct, inside)
+
+
+@pytest.mark.parametrize(("distance", "found"), [(63, True), (64, False), (65, False)])
+def test_a_needle_right_at_the_edge_of_the_window(distance, found):
+    config, params = induction("nope", margin=60.0)
+    (plain,) = FILLER.passages(np.array([0]), np.array([1]))
+    tokens = np.full(256, plain, np.int32)
+    k1, k2, value, other = FILLER.keys + 3, FILLER.keys + 9, FILLER.values + 7, FILLER.values + 8
+    at = 254 - distance  # of the value; the last question token stands at 254
+    tokens[at - 2 : at + 1] = k1, k2, value
+    tokens[[100, 101, 102]] = FILLER.keys + 5, FILLER.keys + 6, other
+    tokens[252:] = FILLER.sep, k1, k2, value
+    instance = Instance(tokens, (Answer(255, 256, distance, at / 252, 0.5),))
+    scorer = Scorer({256: config}, params, 1024)
+    assert retrieval.score_instances(scorer, [instance]).correct.all()
+    assert retrieval.score_instances(scorer, [instance], 64).correct.tolist() == [found]
+
+
 def small(**changes):
     config = ModelConfig(
         scheme="rope+alibi", vocab_size=V, train_length=32, num_layers=1, model_dim=16, num_heads=2,
@@ -386,7 +513,13 @@ def test_ranks_count_the_tokens_put_before_the_target():
 
 
 def test_the_longest_passing_length_ends_at_the_first_failure():
-    assert retrieval.longest_passing({16: 0.9, 32: 0.8, 64: 0.5, 128: 0.9}, 0.85) == 32
-    assert retrieval.longest_passing({16: 0.9, 32: 0.9}, 0.85) == 32
-    assert retrieval.longest_passing({16: 0.0, 32: 0.9}, 0.85) is None
-    assert retrieval.longest_passing({16: 0.9, 32: 0.1}, 0.85) == 16
+    assert longest_passing({16: 0.9, 32: 0.8, 64: 0.5, 128: 0.9}, 0.85) == 32
+    assert longest_passing({16: 0.9, 32: 0.9}, 0.85) == 32
+    assert longest_passing({16: 0.9, 32: 0.1}, 0.85) == 16
+    assert longest_passing({16: 0.5, 32: 0.43}, 0.85) == 32
+
+
+def test_a_task_that_is_not_learnt_at_the_shortest_length_passes_nowhere():
+    """Equal scores at every length, as of a guess, would otherwise reach the longest."""
+    assert longest_passing({16: 0.49, 32: 0.49, 64: 0.49}, 0.85) is None
+    assert longest_passing({16: 0.0, 32: 0.9}, 0.85) is None

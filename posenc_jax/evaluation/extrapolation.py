@@ -19,12 +19,11 @@ from posenc_jax.evaluation.perplexity import (
     sliding_windows,
     windowed_targets,
 )
-from posenc_jax.results.schema import Row
+from posenc_jax.results.schema import BPB, FAR, Row
 
 MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
 # What is computed from rows of another measure.
 NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
-FAR = 4  # the multiple of E7 and E8
 
 
 def extrapolation_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
@@ -39,7 +38,7 @@ def extrapolation_items(work: Measures, chosen: frozenset[str]) -> dict[str, Cal
     )
     text = Text(work, rows_RT)
     contexts = [L // 8, L // 4, L // 2, *(k * L for k in multiples)]
-    contexts = [c for c in contexts if c and work.fits(c + L // 2)]
+    contexts = [c for c in contexts if c]
     gaps = [L // 4, *(k * L // 2 for k in (1, *(k for k in multiples if k * L // 2 <= FAR * L)))]
     gaps = sorted({g for g in gaps if g})
     items = {
@@ -91,10 +90,16 @@ class Text:
         ]  # fmt: skip
 
     def fixed(self, context: int) -> list[Row]:
+        if not self._work.fits(context + self._work.L // 2):
+            return self._work.skipped("E", BPB, context, self._too_long(context))
         nll, targets = fixed_targets(self._work.scorer, self._rows_RT, self._work.L, context)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        self._keep(f"bpb_ctx_{context}", nll, targets)
-        return [self._row("bpb_ctx", context, value, targets.size)]
+        self._keep(f"{BPB}_{context}", nll, targets)
+        return [self._row(BPB, context, value, targets.size)]
+
+    def _too_long(self, context: int) -> str:
+        longest = self._work.model_config.placed.longest()
+        return f"a context of {context} and {self._work.L // 2} targets exceed {longest} positions"
 
     def _sliding_rows(self) -> np.ndarray:
         return self._rows_RT[: self._work.config.evaluation.sliding_stretches]
@@ -116,6 +121,8 @@ class Text:
 
     def key(self, context: int) -> list[Row]:
         work = self._work
+        if not work.fits(context + work.L // 2):
+            return work.skipped("E", "bpb_key", context, self._too_long(context))
         if work.key_targets is None:
             reason = "no file of targets: --key_targets=FILE, made by --write_key_targets"
             return work.skipped("E", "bpb_key", context, reason)
@@ -140,23 +147,24 @@ class Text:
             return work.skipped(
                 "E", "repeat_gain", gap, "the span comes from another stretch, and there is one"
             )
-        first, second = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
-        np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", first_R=first, second_R=second)
-        return [self._row("repeat_gain", gap, float((first - second).mean()), len(first))]
+        fresh_R, repeated_R = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
+        arrays = {"fresh_R": fresh_R, "repeated_R": repeated_R}
+        np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", **arrays)
+        return [self._row("repeat_gain", gap, (fresh_R - repeated_R).mean(), len(fresh_R))]
 
     def gain(self, k: int) -> list[Row]:
         work, L = self._work, self._work.L
-        near, far = work.rows.value("bpb_ctx", L), work.rows.value("bpb_ctx", k * L)
+        near, far = work.rows.value(BPB, L // 2), work.rows.value(BPB, k * L)
         if near is None or far is None:
-            reason = f"bpb_ctx at L and {k}L are not both measured"
+            reason = f"{BPB} at L/2 and {k}L are not both measured"
             return work.skipped("E", "context_gain", k * L, reason)
         return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
 
     def window(self, k: int) -> list[Row]:
         work, L = self._work, self._work.L
-        free = work.rows.value("bpb_ctx", k * L)
+        free = work.rows.value(BPB, k * L)
         if free is None:
-            return work.skipped("E", "window_check", k * L, f"bpb_ctx at {k}L is not measured")
+            return work.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
         nll, targets = windowed_targets(work.scorer, self._rows_RT, L, k * L)
         value = bits_per_byte(nll, targets, self._bytes_V)
         self._keep(f"bpb_window_{k * L}", nll, targets)
@@ -169,5 +177,5 @@ class Text:
         path = self._work.folder / "arrays" / f"{name}.npz"
         np.savez(path, **nats_and_bytes(nll, targets, self._bytes_V))
 
-    def _row(self, metric: str, length: int, value: float, n: int) -> dict:
+    def _row(self, metric: str, length: int, value: float, n: int) -> Row:
         return self._work.row("E", metric, length, "all", value, n)
