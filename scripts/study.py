@@ -1,8 +1,8 @@
 """Runs a study file end to end: python scripts/study.py --study=configs/studies/quickstart.py --workdir=studies/quickstart.
 
 Trains and evaluates every run of the study, several at a time: first the runs that choose the learning
-rates, where the file tunes any, then those that count. Ends in rows.jsonl, the verdict where the file
-names what is to be decided, and report.html. Running it again goes on where it stopped, whatever stopped it.
+rates, where the file tunes any, then those that count. Their rows are of dev, unless the file says
+split="test". Ends in rows.jsonl, the verdict where the file names what is to be decided, and report.html. Running it again goes on where it stopped, whatever stopped it.
 
 --launch=slurm writes and submits the same as array jobs, one task a run; without Slurm it prints them.
 --run=NAME carries out one run of the study; --collect writes rows, verdict and report from what is there.
@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import flags
 
 from posenc_jax import door
+from posenc_jax.results.schema import DONE, FAILED, STOPPED
 
 _STUDY = flags.DEFINE_string(
     "study", None, "Study file, e.g. configs/studies/quickstart.py", required=True
@@ -66,11 +67,12 @@ def main() -> int:
             return _end(plan, []) if _COLLECT.value else _everything(plan)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
-        return 75
+        return STOPPED
 
 
 def _everything(plan) -> int:
     study = plan.study
+    print(_about_split(study))
     for name, reason in study.skipped().items():
         print(f"{name} is left out: {reason}")
     failed, stopped = _carry_out(plan, plan.runs(study.tuning_grid()), "tuning runs")
@@ -116,7 +118,7 @@ def _one(plan) -> int:
         groups = _groups(study, plan.rates()[0])
         if _RUN.value not in groups:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
-            return 1
+            return FAILED
     codes = []
     for planned in (
         plan.programs,
@@ -126,8 +128,8 @@ def _one(plan) -> int:
             continue
         outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
-            return 75
-        codes.append(1 if outcome.failed else 0)
+            return STOPPED
+        codes.append(FAILED if outcome.failed else DONE)
     return max(codes)
 
 
@@ -141,6 +143,7 @@ def _groups(study, rates) -> dict:
 def _end(plan, failed) -> int:
     """Rows, verdict and report of what is there; names what is not."""
     from posenc_jax.report.page import write_report
+    from posenc_jax.results.load import load
 
     rates, _ = plan.rates()
     plan.write_tuning()
@@ -148,13 +151,13 @@ def _end(plan, failed) -> int:
     rows = plan.collect(cells)
     print(rows)
     _verdict(plan)
-    print(write_report(plan.workdir))
+    print(write_report(load(plan.workdir, plan.study.split), plan.workdir))
     lacking = [name for name in plan.study.slots() if name not in {c.name for c in cells}]
-    lacking += [c.name for c in cells if not (c.folder(plan.workdir) / "evaluation" / "evaluation.json").exists()]  # fmt: skip
+    lacking += [c.name for c in cells if not (plan.evaluation(c) / "evaluation.json").exists()]  # fmt: skip
     named = list(dict.fromkeys([*failed, *lacking]))
     if named:
         print(f"{len(named)} runs failed or have not ended: {', '.join(named)}", file=sys.stderr)
-    return 1 if named else 0
+    return FAILED if named else DONE
 
 
 def _verdict(plan) -> None:
@@ -162,12 +165,17 @@ def _verdict(plan) -> None:
     script = _ROOT / "scripts" / "verdict.py"
     if not plan.study.roles.get("hybrids") or not script.exists():
         return
-    roles, seeds = plan.study.roles, ",".join(map(str, plan.study.seeds))
-    command = [sys.executable, script, f"--workdir={plan.workdir}", f"--seeds={seeds}"]
-    command += [f"--{role}={roles[role]}" for role in ("rope", "alibi") if role in roles]
-    command += [f"--hybrid={name}" for name in roles["hybrids"]]
+    command = [sys.executable, script, f"--workdir={plan.workdir}"]
+    command += [f"--prereg={plan.study.prereg}"] if plan.study.prereg else []
     said = subprocess.run(command, capture_output=True, text=True)
     print((said.stdout if said.returncode == 0 else f"no verdict: {said.stderr}").strip())
+
+
+def _about_split(study) -> str:
+    """Which text the rows of the runs that count are measured on, and by what right."""
+    if study.split == "dev":
+        return "rows are of dev: exploration"
+    return f"rows are of test, {f'by the plan {study.prereg}' if study.prereg else study.record()['deviations'][0]}"
 
 
 def _slurm(plan) -> int:
@@ -205,17 +213,17 @@ def _slurm(plan) -> int:
             print(slurm.script(stage, resources, root=_ROOT, folder=folder))
             print("\n".join(f"#   {shlex.join(task)}" for task in stage.tasks), end="\n\n")
         print("# no sbatch on the PATH: nothing was written or submitted")
-        return 0
+        return DONE
     plan.begin()
     paths = slurm.write(stages, resources, root=_ROOT, folder=folder)
     for stage, job in slurm.submit(stages, paths).items():
         print(f"{stage}: job {job}")
-    return 0
+    return DONE
 
 
 def _stopped(names) -> int:
     print(f"{', '.join(names)} stopped; run the same command to go on", file=sys.stderr)
-    return 75
+    return STOPPED
 
 
 def _load(path: str):

@@ -23,7 +23,7 @@ def study(tmp_path_factory):
 
 def test_a_study_ends_in_rows_for_every_run_and_a_report(study, forks):
     for arm in ("rope", "coupled"):
-        rows = (study / "runs" / f"{arm}-s0" / "evaluation" / "rows.jsonl").read_text()
+        rows = (study / "runs" / f"{arm}-s0" / "evaluation_dev" / "rows.jsonl").read_text()
         for metric in ("bpb_nonoverlap", "bpb_ctx", "nll_pos", "passkey_accuracy", "mqar_accuracy"):
             assert f'"{metric}"' in rows
     report = forks.run("scripts/report.py", f"--workdir={study}")

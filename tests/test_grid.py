@@ -13,7 +13,7 @@ import pytest
 import toy_study
 
 from configs.studies import cpu, gpu, quickstart, screening
-from posenc_jax.study import local, tuning
+from posenc_jax.study import local, prereg, tuning
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
 from posenc_jax.study.stages import KEY, course, sorted_rows
 from posenc_jax.study.status import table
@@ -106,6 +106,9 @@ def test_a_reading_is_an_arm_that_trains_nothing():
         ({"tuning": Tuning((0.01, 0.001), 9)}, "ascending"),
         ({"tuning": Tuning((0.001, 0.01), 1)}, "also a seed that counts"),
         ({"roles": {"rope": "rope", "hybrids": ["h1"]}}, "has not: h1"),
+        ({"roles": {"rope": "rope", "alibi": ["sum", "a1"]}}, "has not: a1"),
+        ({"split": "train"}, "split must be dev or test"),
+        ({"prereg": "plan.json"}, 'belongs to split="test"'),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(changes, words):
@@ -150,21 +153,27 @@ def test_the_lowest_dev_loss_chooses_and_an_edge_is_flagged(curve, rate, edge):
     assert (choice.rate, choice.edge) == (rate, edge)
 
 
-def test_the_choice_reads_dev_rows_alone(tmp_path):
-    row = {"metric": "bpb_ctx", "length": 64, "train_length": 64, "split": "dev", "value": 2.0}
-    far = row | {"length": 128, "value": 1.0}
+ROW = {"run": "x", "arm": "rope", "seed": 0, "tier": "smoke", "suite": "E", "metric": "bpb_ctx", "length": 32,
+       "train_length": 64, "bucket": "all", "value": 2.0, "n": 4, "split": "dev", "definitions": 2}  # fmt: skip
+
+
+def test_the_choice_reads_dev_rows_within_the_training_length_alone(tmp_path):
+    past, far = ROW | {"length": 64, "value": 1.5}, ROW | {"length": 256, "value": 1.0}
 
     def write(folder, *rows):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
-    write("evaluation", row | {"split": "test", "value": 0.5})
+    write("evaluation", ROW | {"split": "test", "value": 0.5})
     assert tuning.dev_loss(tmp_path) is None
-    write("evaluation_dev", far, row)
+    write("evaluation_dev", far, past, ROW)
     assert tuning.dev_loss(tmp_path) == 2.0
-    (tmp_path / "evaluation_dev/rows.jsonl").write_text(json.dumps(row | {"split": "test"}) + "\n")
+    write("evaluation_dev", far, past)
+    assert tuning.dev_loss(tmp_path) is None
+    write("evaluation_dev", ROW | {"split": "test"})
     with pytest.raises(ValueError, match="of the dev split"):
         tuning.dev_loss(tmp_path)
+    assert tuning.record([], seed=9, steps=5)["k"] == 0.5
 
 
 @pytest.mark.parametrize("module", [cpu, gpu, quickstart, screening])
@@ -211,8 +220,7 @@ def test_the_status_counts_runs_by_arm_and_estimates_what_is_left():
 
 
 def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(tmp_path):
-    row = {"run": "x", "arm": "rope", "seed": 0, "suite": "E", "metric": "bpb_ctx", "length": 64,
-           "bucket": "all", "split": "test", "value": 2.0, "item": "E3/64", "stamp": "s"}  # fmt: skip
+    row = ROW | {"item": "E3/64", "stamp": "s"}
     folders = [tmp_path / "runs" / name / "evaluation" for name in ("rope-s0", "rope-s1")]
     for seed, folder in enumerate(folders):
         folder.mkdir(parents=True)
@@ -257,8 +265,46 @@ def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_r
     keys = [(r["arm"], r["seed"], r["suite"], r["metric"], r["length"]) for r in rows]
     assert keys == sorted(set(keys))
     assert {r["arm"] for r in rows} == {"rope", "rope yarn:4", "sum"}
-    assert {r["split"] for r in rows} == {"test"}
-    assert len(rows) == (5 + 3) * 9
+    assert {r["split"] for r in rows} == {"dev"}
+    assert len(rows) == (5 + 3) * 12
+    assert said.splitlines()[0] == "rows are of dev: exploration"
+    record = json.loads((folder / "out/study.json").read_text())
+    assert (record["split"], record["deviations"]) == ("dev", [])
+
+
+def planned(folder, **changes):
+    """The course of a small study whose rows are of test."""
+    s = study(split="test", **changes)
+    return course(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", folder, folder)  # fmt: skip
+
+
+def test_a_study_that_reads_test_without_a_plan_says_so_for_ever(tmp_path):
+    plan = planned(tmp_path / "out")
+    cell = plan.study.grid({"rope": None, "sum": None})[0]
+    assert "--split=test" in plan.run(cell).commands[1]
+    assert plan.run(cell).products == (tmp_path / "out/runs/rope-s0/evaluation/evaluation.json",)
+    plan.begin()
+    explored = dataclasses.replace(plan, study=study())
+    assert "--split=dev" in explored.run(cell).commands[1]
+    explored.begin()
+    record = json.loads((tmp_path / "out/study.json").read_text())
+    assert record["split"] == "dev"
+    assert record["deviations"] == ["test was read without a frozen plan"]
+
+
+def test_a_study_of_test_carries_its_frozen_plan(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = planned(tmp_path / "out", prereg=str(path))
+    with pytest.raises(ValueError, match="is no file"):
+        plan.check()
+    prereg.freeze(path, prereg.Plan(("sum",), "rope", ("alibi",), tuple(range(100, 112)), {}))
+    plan.check()
+    plan.begin()
+    assert json.loads((tmp_path / "out/study.json").read_text())["deviations"] == []
+    assert (tmp_path / "out/prereg.json").read_bytes() == path.read_bytes()
+    path.write_text(path.read_text().replace('"sum"', '"nope"'))
+    with pytest.raises(ValueError, match="was changed after it was frozen"):
+        plan.check()
 
 
 def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):

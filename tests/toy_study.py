@@ -62,7 +62,7 @@ for each in seeds.split(","):
     config = {"model": {"scheme": arm}, "train": t, "optimizer": {"learning_rate": float(rate or 0.001)}}
     write(folder / "config.json", json.dumps(config))
     write(folder / "metrics.jsonl", json.dumps({"step": t["steps"], "loss": 2.0}) + "\\n")
-    info = {"arm": t["arm"], "seed": t["seed"], "tier": t["tier"], "scheme": config["model"]["scheme"]}
+    info = {name: t[name] for name in ("arm", "seed", "tier", "steps")} | {"scheme": arm, "train_length": t["length"]}
     write(folder / "run.json", json.dumps(info | {"finished": folder.name != lost}))
 with open(os.environ["TOY_JOURNAL"], "a") as journal:
     journal.write(workdir.name.replace("{seed}", "{%s}" % seeds) + "\\n")
@@ -74,24 +74,25 @@ EVALUATE = (
     COMMON
     + """
 config = json.loads((workdir / "config.json").read_text())
-t, split, stretch = config["train"], flags.get("split", "test"), flags.get("stretch")
+t, split, stretch = config["train"], flags["split"], flags.get("stretch")
 arm = f"{t['arm']} {stretch}" if stretch else t["arm"]
+record = json.loads((workdir / "run.json").read_text()) | {"arm": arm}
 if stretch:
     workdir = workdir / "stretched" / stretch.replace(":", "_")
     write(workdir / "config.json", json.dumps(config))
-    write(workdir / "run.json", json.dumps({"arm": arm, "seed": t["seed"], "tier": t["tier"]}))
+    write(workdir / "run.json", json.dumps(record))
 luck = zlib.crc32(f"{arm} {t['seed']}".encode()) / 2**32
 away = abs(math.log10(config["optimizer"]["learning_rate"] / 0.003))
 rows = []
-for k in (1,) if split == "dev" else (1, 2, 4):
+for k in (0.5, 1) if flags.get("lengths") == "1" else (0.5, 1, 2, 4):
     for suite, metric, value in (("E", "bpb_ctx", 2 + away + 0.1 * luck + 0.1 * k * ("rope" in arm)),
                                  ("R", "mqar_accuracy", luck / k), ("R", "passkey_accuracy", luck)):
         rows.append({"run": workdir.name, "arm": arm, "seed": t["seed"], "tier": t["tier"], "suite": suite,
-                     "metric": metric, "length": k * t["length"], "train_length": t["length"], "k": float(k),
+                     "metric": metric, "length": int(k * t["length"]), "train_length": t["length"], "k": float(k), "definitions": 2,
                      "bucket": "all", "value": value, "n": 10, "split": split, "item": f"{metric}/{k}", "stamp": "x"})
 folder = workdir / ("evaluation" if split == "test" else "evaluation_dev")
 write(folder / "rows.jsonl", "".join(json.dumps(r) + "\\n" for r in rows))
-write(folder / "evaluation.json", "{}")
+write(folder / "evaluation.json", json.dumps({"step": t["steps"], "settings": "toy"}))
 """
 )
 

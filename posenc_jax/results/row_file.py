@@ -1,11 +1,10 @@
 """rows.jsonl of one evaluation: one row a line, whole items at a time, each item once."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from posenc_jax.results.files import json_lines, replace_text
+from posenc_jax.results.files import json_lines, read_json_lines, replace_text
 from posenc_jax.results.schema import DEFINITIONS, Row, row_from_json
 
 
@@ -23,9 +22,7 @@ class RowFile:
 
     def __init__(self, path: Path, stamps: Mapping[str, str]):
         self._path, self._stamps = path, stamps
-        stored = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
+        stored = [one for _, one in read_json_lines(path)[0]] if path.exists() else []
         self._rows = [row_from_json(one) for one in stored if self._current(one)]
         self.dropped = len(stored) - len(self._rows)
 
@@ -40,12 +37,17 @@ class RowFile:
         """
         return any(item in (row.item, _plain(row.item)) and not row.skipped for row in self._rows)
 
-    def value(self, metric: str, length: int, bucket: str = "all") -> tuple[float, int] | None:
-        """Returns the measured (value, n) of a row, or None where there is none or it was skipped."""
+    def row(self, metric: str, length: int, bucket: str = "all") -> Row | None:
+        """Returns a measured row, or None where there is none or it was skipped."""
         for row in self._rows:
             if (row.metric, row.length, row.bucket) == (metric, length, bucket):
-                return (row.value, row.n) if row.measured else None
+                return row if row.measured else None
         return None
+
+    def value(self, metric: str, length: int, bucket: str = "all") -> tuple[float, int] | None:
+        """Returns the (value, n) of a measured row, or None."""
+        row = self.row(metric, length, bucket)
+        return None if row is None else (row.value, row.n)
 
     def add(self, item: str, rows: Sequence[Row]) -> None:
         """Writes an item's rows; the file is replaced in one move, so a kill cannot cut it.

@@ -2,6 +2,9 @@
 
 import re
 
+from posenc_jax.results.schema import SPLITS
+
+ROLES = {"rope", "alibi", "hybrids", "stretched", "oracle"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
 
@@ -39,7 +42,11 @@ def check(s) -> None:
                 "rate is no fresh evidence; tune on another seed"
             )
     known = {*names, *(f"{a.name} {rule}" for a in s.arms for rule in a.readings)}
-    roles = [s.roles[r] for r in ("rope", "alibi") if r in s.roles] + list(s.roles.get("hybrids", []))  # fmt: skip
-    lacking = sorted({*roles} - known) + sorted({*s.roles} - {"rope", "alibi", "hybrids"})
+    named = [n for arms in s.roles.values() for n in ([arms] if isinstance(arms, str) else arms)]
+    lacking = sorted({*named} - known) + sorted({*s.roles} - ROLES)
     if lacking:
         raise ValueError(f"roles name what the study has not: {', '.join(lacking)}")
+    if s.split not in SPLITS:
+        raise ValueError(f"split must be {' or '.join(SPLITS)}, not {s.split!r}")
+    if s.prereg and s.split != "test":
+        raise ValueError(f'prereg={s.prereg} belongs to split="test"; the study reads {s.split}')

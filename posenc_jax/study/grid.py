@@ -9,6 +9,7 @@ from pathlib import Path
 from posenc_jax.study.checks import check
 
 TUNED_SHARE = 0.1  # of the parent's peak learning rates, in fine-tuning
+UNPLANNED = "test was read without a frozen plan"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,18 @@ class Study:
       tier: smoke, cpu, gpu or cluster. arms, seeds: of the runs that count. tuning: None where every
         arm takes the base's learning rate.
       skip: returns the reason why a run is left out, or None; reasons are written down.
-      roles: for the verdict: {"rope": name, "alibi": name, "hybrids": [names]}.
+      roles: for the verdict: {"rope": name, "alibi": name or names, "hybrids": [names]}, and where
+        there are such arms "stretched": [names] (candidates of R+) and "oracle": name.
+      split: of the rows of the runs that count: "dev" to explore, "test" for what a frozen plan reads.
+      prereg: path of the frozen plan, for split "test". Without it test is read all the same, and
+        study.json says so among its deviations, which the verdict prints.
       suite: what evaluate.py measures of a run that counts; empty: the run's own settings decide.
       tuning_suite: what it measures, at L and on dev, of a tuning run; it must hold bpb_ctx.
       together: whether the seeds of an arm are trained in one program, on one device.
 
     Raises:
       ValueError: names or seeds twice, two arms that would train the same thing, a tuning seed that is
-        also a confirmation seed, rates that do not ascend, a role that no arm has.
+        also a confirmation seed, rates that do not ascend, a role that no arm has, a frozen plan for dev.
     """
 
     tier: str
@@ -107,6 +112,8 @@ class Study:
     tuning: Tuning | None = None
     skip: Callable[[Cell], str | None] = lambda cell: None
     roles: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    split: str = "dev"
+    prereg: str = ""
     suite: str = ""
     tuning_suite: str = "E"
     together: bool = False
@@ -236,6 +243,8 @@ class Study:
             "seeds": list(self.seeds),
             "factors": {arm.name: dict(arm.factors) for arm in self.arms if arm.factors},
             "roles": dict(self.roles),
+            "split": self.split,
+            "deviations": [UNPLANNED] if self.split == "test" and not self.prereg else [],
             "skipped": self.skipped(),
         }
 

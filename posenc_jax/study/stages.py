@@ -6,10 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from posenc_jax.study import local, tuning
+from posenc_jax.results.files import (
+    json_lines,
+    read_json,
+    read_json_lines,
+    replace_bytes,
+    replace_text,
+    write_json,
+)
+from posenc_jax.results.load import evaluation_folder
+from posenc_jax.results.schema import DEFINITIONS, DONE, STOPPED, row_from_json
+from posenc_jax.study import local, prereg, tuning
 from posenc_jax.study.grid import Cell, Study, group_name
 from posenc_jax.training.config import RunConfig, differences, from_sections
-from posenc_jax.training.workdir import replace_text, write_json
 
 # What makes a row one measurement; a study that holds two of one kind is broken.
 KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
@@ -63,6 +72,11 @@ class Course:
         train = (*self._training(cell), f"--workdir={cell.folder(self.workdir)}")
         return self._as_commands(cell, (train, *self._scoring(cell)))
 
+    def evaluation(self, cell: Cell) -> Path:
+        """Returns the folder of a run's rows."""
+        split = tuning.SPLIT if cell.tuning else self.study.split
+        return evaluation_folder(cell.folder(self.workdir), split)
+
     def _training(self, cell: Cell) -> tuple[str, ...]:
         parent = self.study.parent(cell)
         begins = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
@@ -73,14 +87,14 @@ class Course:
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
             return ((*scored, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
+        scored = (*scored, f"--split={self.study.split}")
         suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
         readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
         return ((*scored, *suite), *readings)
 
     def _as_commands(self, cell: Cell, commands: tuple[tuple[str, ...], ...]) -> local.Run:
         folder = cell.folder(self.workdir)
-        evaluation = f"evaluation_{tuning.SPLIT}" if cell.tuning else "evaluation"
-        products = (folder / evaluation / "evaluation.json",)
+        products = (self.evaluation(cell) / "evaluation.json",)
         stamp = _stamp(commands, [self.config(cell.setting)])
         return local.Run(cell.name, cell.arm.name, folder, commands, stamp, products)
 
@@ -95,8 +109,12 @@ class Course:
         return local.Run(group_name(cells), first.arm.name, folders[0], commands, stamp, products)
 
     def check(self) -> None:
-        """Builds every configuration; ValueError for a mistake in the file, before anything starts."""
+        """Builds every configuration and reads the plan; ValueError for a mistake, before anything starts."""
         s = self.study
+        if s.prereg and (planned := prereg.read(Path(s.prereg)).plan.split) != s.split:
+            raise ValueError(
+                f"prereg={s.prereg} is a plan for {planned}; the study reads {s.split}"
+            )
         cells = s.tuning_grid() or s.grid({arm.name: None for arm in s.arms})
         if s.tuning:
             cells = cells + s.grid({arm.name: s.tuning.rates[0] for arm in s.arms})
@@ -105,9 +123,17 @@ class Course:
         self.programs(cells)
 
     def begin(self) -> None:
-        """Makes the study's folder and writes study.json."""
+        """Makes the study's folder and writes study.json, and the frozen plan beside it.
+
+        What an earlier call said to deviate stays said.
+        """
         self.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(self.workdir / "study.json", {"name": self.workdir.name} | self.study.record())
+        path, record = self.workdir / "study.json", self.study.record()
+        before = read_json(path).get("deviations", []) if path.exists() else []
+        record["deviations"] = list(dict.fromkeys([*before, *record["deviations"]]))
+        write_json(path, {"name": self.workdir.name} | record)
+        if self.study.prereg:
+            replace_bytes(self.workdir / "prereg.json", Path(self.study.prereg).read_bytes())
 
     def rates(self) -> tuple[dict[str, float | None], list[str]]:
         """Returns the learning rate of every arm that has one, and sentences about the choice.
@@ -144,7 +170,7 @@ class Course:
     def _choices(self) -> list[tuning.Choice]:
         cells = self.study.tuning_grid()
         for cell in cells:
-            lost = local.exit_code(cell.name, self.logs) not in (None, 0, local.STOPPED)
+            lost = local.exit_code(cell.name, self.logs) not in (None, DONE, STOPPED)
             if tuning.dev_loss(cell.folder(self.workdir)) is None and not lost:
                 raise ValueError(
                     f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} cannot be chosen"
@@ -158,20 +184,19 @@ class Course:
           ValueError: one measurement stands there twice.
         """
         if self.study.tuning:
-            dev = [c.folder(self.workdir) / f"evaluation_{tuning.SPLIT}" for c in self.study.tuning_grid()]  # fmt: skip
+            dev = [self.evaluation(cell) for cell in self.study.tuning_grid()]
             # Tuning runs of one arm and seed differ in their rate, which their name alone says.
             text = sorted_rows(dev, self.workdir, (*KEY, "run"))
             replace_text(self.workdir / "tuning.jsonl", text)
-        folders = [cell.folder(self.workdir) for cell in cells]
-        read = [f / "evaluation" for f in folders]
-        read += [p for f in folders for p in sorted(f.glob("stretched/*/evaluation"))]
+        read = [self.evaluation(cell) for cell in cells]
+        read += [p for f in read for p in sorted(f.parent.glob(f"stretched/*/{f.name}"))]
         path = self.workdir / "rows.jsonl"
         replace_text(path, sorted_rows(read, self.workdir, KEY))
         return path
 
 
 def _stamp(commands: Sequence[Sequence[str]], configs: Sequence[RunConfig]) -> str:
-    decides = [commands, *(config.to_json() for config in configs)]
+    decides = [DEFINITIONS, commands, *(config.to_json() for config in configs)]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
@@ -204,14 +229,14 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
     rows = {}
     for folder in evaluations:
         path = folder / "rows.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            row = {k: v for k, v in json.loads(line).items() if k not in ("item", "stamp")}
-            row["run"] = str(folder.parent.relative_to(workdir))
-            key = tuple(row[k] for k in names)
+        run = str(folder.parent.relative_to(workdir))
+        for _, stored in read_json_lines(path)[0] if path.exists() else []:
+            row = dataclasses.replace(row_from_json(stored), run=run, item="", stamp="")
+            key = tuple(getattr(row, name) for name in names)
             if key in rows:
                 raise ValueError(f"{path} measures {dict(zip(names, key, strict=True))} twice")
-            rows[key] = json.dumps(row)
-    return "".join(rows[key] + "\n" for key in sorted(rows))
+            rows[key] = row.to_json()
+    return json_lines(rows[key] for key in sorted(rows))
 
 
 def course(study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path) -> Course:

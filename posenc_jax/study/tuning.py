@@ -1,14 +1,16 @@
 """The choice of each arm's learning rate, from in-distribution dev rows alone."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posenc_jax.results.files import read_json_lines
+from posenc_jax.results.load import evaluation_folder
+from posenc_jax.results.schema import BPB, ID, row_from_json
 from posenc_jax.study.grid import Cell
 
-METRIC, SPLIT = "bpb_ctx", "dev"
+SPLIT = "dev"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Choice:
     """One arm's learning-rate curve and what it says.
 
     Attributes:
-      curve: dev bits per byte at L by rate, ascending; None where the run has no finite one.
+      curve: dev bits per byte within L by rate, ascending; None where the run has no finite one.
       rate: that of the lowest (the smaller one of a tie); None when no run has a value.
       edge: the lowest lies at an end of the grid with no run beyond it, so a better rate may too.
     """
@@ -38,21 +40,19 @@ def choose(arm: str, curve: Mapping[float, float | None]) -> Choice:
 
 
 def dev_loss(folder: Path) -> float | None:
-    """Returns a run's dev bits per byte after L tokens of context, or None where it was not measured.
+    """Returns a run's dev bits per byte in distribution (E3 at c = L/2), or None where there is none.
 
     Raises:
       ValueError: the row stands there twice, or is of another split.
     """
-    path = folder / f"evaluation_{SPLIT}" / "rows.jsonl"
+    path = evaluation_folder(folder, SPLIT) / "rows.jsonl"
     if not path.exists():
         return None
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = [
-        row for row in rows if row["metric"] == METRIC and row["length"] == row["train_length"]
-    ]
-    if any(row["split"] != SPLIT for row in found) or len(found) > 1:
-        raise ValueError(f"{path} must hold {METRIC} at L once, of the {SPLIT} split; it holds {len(found)}")  # fmt: skip
-    return found[0]["value"] if found else None
+    rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
+    found = [row for row in rows if row.metric == BPB and row.length == row.train_length // 2]
+    if any(row.split != SPLIT for row in found) or len(found) > 1:
+        raise ValueError(f"{path} must hold {BPB} at L/2 once, of the {SPLIT} split; it holds {len(found)}")  # fmt: skip
+    return found[0].value if found else None
 
 
 def choices(cells: Sequence[Cell], workdir: Path) -> list[Choice]:
@@ -66,7 +66,8 @@ def choices(cells: Sequence[Cell], workdir: Path) -> list[Choice]:
 def record(found: Sequence[Choice], *, seed: int, steps: int) -> dict:
     """Returns the choices as JSON values, for tuning.json; steps: of the tuning runs."""
     return {
-        "metric": METRIC,
+        "metric": BPB,
+        "k": ID,
         "split": SPLIT,
         "seed": seed,
         "steps": steps,
@@ -74,7 +75,7 @@ def record(found: Sequence[Choice], *, seed: int, steps: int) -> dict:
             c.arm: {
                 "rate": c.rate,
                 "edge": c.edge,
-                "curve": [{"rate": rate, METRIC: value} for rate, value in c.curve],
+                "curve": [{"rate": rate, BPB: value} for rate, value in c.curve],
             }
             for c in found
         },
