@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from posenc_jax import door
+from posenc_jax.results.schema import DONE, FAILED, INTERRUPTED, STOPPED, UNWRITABLE
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/lm.py:rope+alibi"
@@ -45,7 +46,7 @@ def main() -> int:
     from posenc_jax.training.checkpoints import SaveFailed
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, ending_together
-    from posenc_jax.training.loop import STOPPED, UNWRITABLE, Diverged, Stopped, train
+    from posenc_jax.training.loop import Diverged, Stopped, train
     from posenc_jax.training.profile import NOTHING, parse_profile
     from posenc_jax.training.together import train_together
 
@@ -69,13 +70,13 @@ def main() -> int:
         return UNWRITABLE
     except Diverged as error:
         print(error, file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         print(
             "ended at once; run the same command to go on from the last checkpoint", file=sys.stderr
         )
-        return 130
-    return 0
+        return INTERRUPTED
+    return DONE
 
 
 def _workdirs() -> dict[int, Path]:

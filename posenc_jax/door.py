@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-WRONG_INPUT = 2
+from posenc_jax.results.schema import WRONG_INPUT
 
 
 def enter(main: Callable[[], int | None]) -> None:

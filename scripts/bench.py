@@ -102,7 +102,8 @@ def _refuse_unwritable(out: Path) -> None:
 
 
 def _written(outcome, out: Path):
-    from posenc_jax.training.workdir import provenance, write_json
+    from posenc_jax.results.files import write_json
+    from posenc_jax.training.workdir import provenance
 
     out.mkdir(parents=True, exist_ok=True)
     record = {

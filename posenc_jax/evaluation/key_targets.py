@@ -12,8 +12,8 @@ import numpy as np
 
 from posenc_jax.evaluation.perplexity import fixed_targets
 from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.results.files import write_json
 from posenc_jax.training.inputs import Inputs
-from posenc_jax.training.workdir import write_json
 
 REFERENCE_MULTIPLE = 4  # the reference's training length in units of L
 LEAST_GAIN, MOST_LOSS = 0.5, 2.0  # nats

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from posenc_jax.encodings.portrait import layer_parameters, portrait
+from posenc_jax.results.files import write_json
 from posenc_jax.results.schema import Row
-from posenc_jax.training.workdir import write_json
 
 SEED = 20_260  # of the evaluation instances: the same for every arm and every training seed
 

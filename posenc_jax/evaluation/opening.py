@@ -10,12 +10,12 @@ import jax
 from posenc_jax.encodings import parse, stretched, unparse
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.files import replace_text, write_json
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
 from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.workdir import write_json
 
 LAST = "last"
 
@@ -87,7 +87,7 @@ def stretched_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
     """Makes the folder of a reading, with the records of the run that it reads."""
     folder = workdir / "stretched" / re.sub(r"[^A-Za-z0-9.]+", "_", stretch)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config.to_json())
+    replace_text(folder / "config.json", config.to_json())
     record = json.loads((workdir / "run.json").read_text())
     record |= {"arm": config.arm, "scheme": config.model.scheme, "read_with": stretch}
     write_json(folder / "run.json", record)

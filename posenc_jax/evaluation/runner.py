@@ -24,11 +24,11 @@ from posenc_jax.evaluation.opening import (
 from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.evaluation.suites import SUITES, chosen
+from posenc_jax.results.files import write_json
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.training.inputs import open_inputs
 from posenc_jax.training.layout import make_mesh, parameter_layout
 from posenc_jax.training.progress import Progress
-from posenc_jax.training.workdir import write_json
 
 
 def evaluate(

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from posenc_jax.faults.outcome import Trial
 from posenc_jax.faults.runs import SmallRun, last_logged, without_progress
-
-UNWRITABLE, WRONG_INPUT = 74, 2
+from posenc_jax.results.schema import UNWRITABLE, WRONG_INPUT
 
 
 def full(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from posenc_jax.faults.kills import await_seen
 from posenc_jax.faults.outcome import Trial
 from posenc_jax.faults.runs import SmallRun, without_progress
+from posenc_jax.results.schema import DONE, WRONG_INPUT
 from posenc_jax.training.config import from_sections
 
-WRONG_INPUT = 2
 _VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
 _SECONDS = 5
 _WRITES_ELSEWHERE = (("data", "data_dir"), ("train", "wandb_project"))  # not to be typed at random
@@ -98,7 +98,7 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             "    c = open_corpus('text_folder', sys.argv[2], folder=sys.argv[1], download=False)\n"
             "    print(len(open_stream(c, 'train', open_tokenizer('bytes'), Path(sys.argv[2])).tokens))\n"
             "except ValueError as error:\n"
-            "    print(error, file=sys.stderr); sys.exit(2)\n"
+            f"    print(error, file=sys.stderr); sys.exit({WRONG_INPUT})\n"
             "finally:\n"
             "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         )
@@ -111,7 +111,7 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         if process.returncode == WRONG_INPUT:
             bad = legal or len(lines) != 1 or str(folder) not in process.stderr
         else:
-            bad = process.returncode != 0 or not legal
+            bad = process.returncode != DONE or not legal
         peak = process.stdout.rpartition("peak ")[2].strip()
         yield Trial(
             "a strange corpus", name, undetected=bad or not peak, said=process.stderr.strip()[-300:],

@@ -17,8 +17,7 @@ from posenc_jax.faults.runs import (
     resumed,
 )
 from posenc_jax.faults.workdirs import checkpoints, lost, names, saving
-
-STOPPED, WRONG_INPUT, INTERRUPTED = 75, 2, 130
+from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, WRONG_INPUT
 
 
 def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
@@ -87,7 +86,7 @@ def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
                 process.send_signal(number)
                 time.sleep(0.005)
             _, err = process.communicate()
-            codes = (STOPPED, 0) if fault == "SIGTERM" else (STOPPED, 0, INTERRUPTED)
+            codes = (STOPPED, DONE) if fault == "SIGTERM" else (STOPPED, DONE, INTERRUPTED)
             bad = process.returncode not in codes or "Traceback" in err
             yield _resumed(run, workdir, fault, f"after step {step}, exit {process.returncode}", bad, err)  # fmt: skip
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posenc_jax.faults.forks import Fork
-from posenc_jax.faults.kills import STOPPED, await_seen
+from posenc_jax.faults.kills import await_seen
 from posenc_jax.faults.outcome import Trial
 from posenc_jax.faults.runs import STEPS, SmallRun, finished, last_logged, record, resumed
 from posenc_jax.faults.workdirs import checkpoints, lost, saving
+from posenc_jax.results.schema import DONE, STOPPED
 from posenc_jax.training.hosts import REMEDY
 
 NOTICED = 15  # seconds
@@ -53,7 +54,7 @@ def _one(run, workdir: Path, victim: int, how: signal.Signals, step: int, want: 
         both[victim].kill()
         codes, said = _ended(both)
         told = [line for line in said[1 - victim].splitlines() if REMEDY in line]
-        bad = codes[1 - victim] in (0, STOPPED) or len(told) != 1 or seconds > NOTICED
+        bad = codes[1 - victim] in (DONE, STOPPED) or len(told) != 1 or seconds > NOTICED
     taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
     again = _both(run, workdir)
     codes_again, said_again = _ended(again)

@@ -16,7 +16,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from posenc_jax.interop.lm_eval import RunModel
 from posenc_jax.interop.retrieval_tasks import METRICS, PREFIX, RetrievalTask, RetrievalTasks
-from posenc_jax.training.workdir import replace_text
+from posenc_jax.results.files import json_lines, replace_text
 
 
 def run_harness(
@@ -72,7 +72,7 @@ def run_harness(
     text = json.dumps(results, indent=2, default=handle_non_serializable)
     replace_text(folder / "results.json", text + "\n")
     rows = _rows(results, model, ours, _leaves(wanted))
-    replace_text(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    replace_text(folder / "rows.jsonl", json_lines(rows))
     print(make_table(results))
     if "groups" in results:
         print(make_table(results, "groups"))

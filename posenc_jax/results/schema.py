@@ -37,8 +37,9 @@ LEARNT = 0.5  # EL: corrected accuracy below which the shortest context counts a
 BPB = "bpb_ctx"  # E3; in distribution at c = L/2, extrapolation at c = 4L
 SPLITS = ("dev", "test")
 
-# Exit codes of every entry point.
-DONE, FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+# Exit codes of every entry point. STOPPED was told to stop and can be resumed (EX_TEMPFAIL); UNWRITABLE could
+# not write any more and can be resumed once there is room (EX_IOERR).
+DONE, FAILED, WRONG_INPUT, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from posenc_jax.results.files import write_json
+from posenc_jax.results.schema import DONE, STOPPED
 from posenc_jax.study.status import Status, training_progress
-from posenc_jax.training.workdir import write_json
 
 PARENT = "POSENC_JAX_STUDY"  # tells a child whose child it is; see posenc_jax.door
-STOPPED = 75  # exit code of a run that was told to stop, saved, and can go on
 ORPHANS = 120.0  # seconds a study waits for the trainers of a killed one to save and end
 ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -164,7 +164,7 @@ def exit_code(name: str, logs: Path) -> int | None:
 def _ended(run: Run, code: int, logs: Path) -> str:
     if code >= 0:  # a kill from outside is no verdict on the run
         write_json(logs / f"{run.name}.json", {"exit_code": code, "stamp": run.stamp})
-    return "done" if code == 0 else "stopped" if code == STOPPED else "failed"
+    return "done" if code == DONE else "stopped" if code == STOPPED else "failed"
 
 
 def _startable(run: Run, begun: float) -> bool:

@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posenc_jax.results.schema import STOPPED
+
 WARNING_SECONDS = 120  # between SIGTERM and the end: enough to finish a step and save
-STOPPED = 75  # exit code of a run that has saved and can go on (posenc_jax.training.loop)
 
 
 @dataclasses.dataclass(frozen=True)

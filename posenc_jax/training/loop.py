@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.files import replace_text
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
@@ -37,11 +38,8 @@ from posenc_jax.training.workdir import (
     ownership,
     refuse_owner,
     refuse_strangers,
-    replace_text,
 )
 
-STOPPED = 75  # exit code of a run that was told to stop and can be resumed (EX_TEMPFAIL)
-UNWRITABLE = 74  # of a run that could not write any more; resumable once there is room (EX_IOERR)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from posenc_jax.results.files import replace_text
 from posenc_jax.training.config import RunConfig
 
 
@@ -69,9 +70,7 @@ class MetricLog:
                 if row["step"] <= first_step:
                     kept.append(line)
                     self.last = row
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.rename(path)
+        replace_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
         self._wandb = _wandb_run(workdir, config) if config.train.wandb_project else None

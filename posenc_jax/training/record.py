@@ -6,11 +6,12 @@ from pathlib import Path
 
 import jax
 
+from posenc_jax.results.files import write_json
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.fingerprint import sha256
 from posenc_jax.training.inputs import Inputs, unigram_bits_per_byte
-from posenc_jax.training.workdir import provenance, write_json
+from posenc_jax.training.workdir import provenance
 
 
 def record_of(config: RunConfig, command: str, inputs: Inputs, params, workdir: Path) -> dict:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.files import replace_text
 from posenc_jax.training.chain import Chain, words
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
@@ -31,7 +32,6 @@ from posenc_jax.training.workdir import (
     ownership,
     refuse_owner,
     refuse_strangers,
-    replace_text,
 )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -84,18 +83,6 @@ def claim(workdir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes JSON, whole or not at all."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file by way of a temporary one, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.rename(path)
 
 
 def provenance() -> dict:
