@@ -6,6 +6,7 @@ checkpoint. The induction model is the real decoder with weights written by hand
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,16 @@ import runs
 from test_evaluation import BYTES, stream_of, text
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.evaluation import key_targets, perplexity, retrieval
+from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
 from posenc_jax.evaluation import scorer as scoring
+from posenc_jax.evaluation.measures import Measures
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results import schema
+from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.summaries import longest_passing
+from posenc_jax.study import tuning
 from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.tasks.table import find
 from posenc_jax.training.inputs import open_inputs
@@ -133,6 +138,56 @@ def test_a_dependency_is_found_at_its_distance_by_contexts_and_by_the_window(bac
         assert value == pytest.approx(seeing * known + (1 - seeing) * blind, abs=1e-4)
     windowed = perplexity.bits_per_byte(*perplexity.windowed_targets(scorer, rows, L, 64), BYTES)
     assert windowed == pytest.approx(known if back <= L else blind, abs=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class RightWithin(Oracle):
+    """Gives 0.9 to the last token once more at the first `length` positions; uniform after them."""
+
+    length: int
+
+    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
+        told = jnp.where(jax.nn.one_hot(tokens_BT, V) > 0, 0.9, 0.1 / (V - 1))
+        return jnp.log(jnp.where(pos_BT[:, :, None] < self.length, told, 1 / V))
+
+
+def measured(folder, model, document, measures, multiples=(1, 4)):
+    """The rows that suite E writes about a model that trained at L, read on a document of dev."""
+    config = runs.config("none", "rope", train={"length": L}, evaluation={"stretches": 5})
+    inputs = types.SimpleNamespace(
+        stream=lambda split: stream_of(document),
+        tokenizer=types.SimpleNamespace(byte_lengths_V=BYTES),
+    )
+    (folder / "x/evaluation_dev/arrays").mkdir(parents=True)
+    rows = RowFile(folder / "x/evaluation_dev/rows.jsonl", {"E": "stamp"})
+    work = Measures(
+        folder / "x/evaluation_dev", config, inputs, config.model_config(V), None, scorer_of(model),
+        multiples, "dev", 8, max(multiples), rows,
+    )  # fmt: skip
+    for item, measure in extrapolation.extrapolation_items(work, frozenset(measures)).items():
+        rows.add(item, measure())
+    return rows
+
+
+@pytest.mark.parametrize("multiples", [(1,), (1, 4)])
+def test_a_model_right_within_l_and_uniform_after_has_its_loss_within_l_in_distribution(tmp_path, multiples):  # fmt: skip
+    """Read at c = L, whose targets lie at L to 1.5 L, that model looked blind at the training length."""
+    known, blind = -math.log2(0.9), math.log2(V)
+    rows = measured(tmp_path, RightWithin(L), np.full(3000, 65), ("E3", "E7"), multiples)
+    within = rows.value(schema.BPB, int(schema.ID * L))[0]
+    assert within == pytest.approx(known, abs=1e-5)
+    stretch = stretches(np.full(3000, 65))
+    whole = perplexity.disjoint_segments(scorer_of(RightWithin(L)), stretch, L, 1)
+    assert within == pytest.approx(perplexity.bits_per_byte(*whole, BYTES), abs=1e-5)
+    assert tuning.dev_loss(tmp_path / "x") == within  # what chooses learning rates
+    # At c = L one of L/2 targets is still predicted from a position below L.
+    past = rows.value(schema.BPB, L)[0]
+    assert past == pytest.approx((known + 7 * blind) / 8, abs=1e-4)
+    gain = rows.value("context_gain", 4 * L)
+    if 4 not in multiples:
+        assert gain is None
+    else:
+        assert gain[0] == pytest.approx(known - blind, abs=1e-4)
 
 
 def test_the_sliding_scorer_covers_each_target_once_with_the_context_it_promises():
