@@ -25,7 +25,7 @@ _SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are
 def main() -> None:
     """Flags to one call."""
     from posenc_jax.data.texts import listed
-    from posenc_jax.results.load import stored
+    from posenc_jax.results.load import splits, stored
     from posenc_jax.results.publish import corpus_fingerprint, publish
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.inputs import open_inputs
@@ -38,7 +38,9 @@ def main() -> None:
             f"the runs below {workdir} read a corpus {corpus_fingerprint(data)[:12]}, here it is "
             f"{corpus.fingerprint[:12]}: publish where their texts lie"
         )
-    sizes = publish(data, out, listed(corpus))
+    others = [split for split in splits(workdir) if split != data.split]
+    beside = stored(workdir, others[0]) if others else None
+    sizes = publish(data, out, listed(corpus), beside)
     for name, size in sizes.items():
         print(f"{size / 1e3:10.1f} kB  {out / name}")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from result_folders import L, row, write_run
 from posenc_jax.data import files
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.texts import listed
-from posenc_jax.results.load import load, stored
+from posenc_jax.results.load import load, splits, stored
 from posenc_jax.results.publish import publish, smallest, without_folders
 
 TEXTS = [{"split": "dev", "name": "a", "bytes": 3, "sha256": "00"}]
@@ -68,6 +69,24 @@ def test_what_is_published_reads_as_the_study_does(tmp_path):
     assert load(tmp_path / "out").texts == tuple(TEXTS)
     assert sizes == {name: (tmp_path / "out" / name).stat().st_size for name in sizes}
     assert len(load(folder).runs) == 4  # two seeds, and each read under a stretch
+
+
+def test_rows_of_the_other_split_are_published_without_their_arrays(tmp_path):
+    folder = study(tmp_path / "study")
+    place = folder / "runs/rope-s1"
+    arrays_of, moved = place / "evaluation_dev", place / "evaluation"
+    shutil.copytree(arrays_of, moved)
+    path = moved / "rows.jsonl"
+    path.write_text(path.read_text().replace('"split": "dev"', '"split": "test"'))
+    assert splits(folder) == ("dev", "test")
+    publish(stored(folder), tmp_path / "out", TEXTS, stored(folder, "test"))
+    same(load(folder), load(tmp_path / "out"))
+    test = load(tmp_path / "out", "test")
+    assert [run.name for run in test.runs if not run.why] == ["runs/rope-s1"]
+    assert {row.split for run in test.runs for row in run.rows} == {"test"}
+    assert {run.array_names for run in test.runs} == {()}
+    with pytest.raises(ValueError, match="was not published"):
+        test.runs[0].arrays("passkey_4")
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):

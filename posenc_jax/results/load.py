@@ -100,6 +100,15 @@ def stored(folder: Path, split: str | None = None) -> StudyData:
     )
 
 
+def splits(folder: Path) -> tuple[str, ...]:
+    """Returns the splits that runs below a folder, a study's or a run's, were evaluated on."""
+    return tuple(
+        split
+        for split in SPLITS
+        if any(evaluation_folder(run, split).exists() for run in _folders_of_runs(folder))
+    )
+
+
 def evaluation_folder(run: Path, split: str) -> Path:
     """Returns where the last checkpoint's rows of a split lie."""
     return run / ("evaluation" if split == "test" else f"evaluation_{split}")
@@ -108,7 +117,7 @@ def evaluation_folder(run: Path, split: str) -> Path:
 def _split(folder: Path, record: Mapping) -> str:
     if record:
         return record.get("split", "test")
-    return "dev" if any(folder.glob("**/evaluation_dev/rows.jsonl")) else "test"
+    return "dev" if "dev" in splits(folder) else "test"
 
 
 def _optional(path: Path) -> dict:
@@ -137,9 +146,13 @@ def _refuse_twins(runs: Sequence[RunData], folder: Path) -> None:
             )
 
 
-def _run_folders(folder: Path, split: str) -> list[RunData]:
+def _folders_of_runs(folder: Path) -> list[Path]:
     found = sorted(path.parent for path in folder.glob("**/run.json"))
-    found = [run for run in found if not run.is_relative_to(folder / TUNING)]
+    return [run for run in found if not run.is_relative_to(folder / TUNING)]
+
+
+def _run_folders(folder: Path, split: str) -> list[RunData]:
+    found = _folders_of_runs(folder)
     if not found:
         raise ValueError(f"no run below {folder}: there is no run.json")
     return [_read_run(run, folder, split) for run in found]
@@ -263,7 +276,11 @@ def _lacking(folder: Path) -> tuple[str, ...]:
 
 
 def _published(folder: Path, split: str) -> list[RunData]:
-    """The runs of a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz."""
+    """The runs of a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz.
+
+    Of another split than the study's own it holds rows alone.
+    """
+    own = split == _split(folder, _optional(folder / "study.json"))
     path = next(
         (folder / n for n in ("rows.jsonl.gz", "rows.jsonl") if (folder / n).exists()), None
     )
@@ -281,7 +298,7 @@ def _published(folder: Path, split: str) -> list[RunData]:
     if (folder / "metrics.jsonl.gz").exists():
         for _, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
             logs.setdefault(one["run"], []).append({k: v for k, v in one.items() if k != "run"})
-    kept = _Archive(folder / "arrays.npz")
+    kept = _Archive(folder / "arrays.npz", own)
     portraits = _optional(folder / "portraits.json.gz")
     found = []
     for name, entry in _entries(folder, lines).items():
@@ -297,7 +314,8 @@ def _published(folder: Path, split: str) -> list[RunData]:
                 rows=rows,
                 settings=about["settings"],
                 metrics=tuple(logs.get(name, ())),
-                why=about["why"] or ("" if rows else f"no row of split {split} was published"),
+                why=(about["why"] if own else "")
+                or ("" if rows else f"no row of {split} was published"),
                 scheme=portraits.get(name, {}),
                 array_names=kept.names(name),
                 arrays=functools.partial(kept.arrays, name),
@@ -330,13 +348,13 @@ def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> di
 class _Archive:
     """arrays.npz of a published folder: <run name>/<array name>/<field>."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, own: bool):
+        self._path, self._own = path, own
 
     @functools.cached_property
     def _runs(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
         found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-        if self._path.exists():
+        if self._own and self._path.exists():
             for key, array in _fields(self._path, str(self._path)).items():
                 run, name, field = key.rsplit("/", 2)
                 found.setdefault(run, {}).setdefault(name, {})[field] = array

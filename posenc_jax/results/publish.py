@@ -18,7 +18,9 @@ from posenc_jax.results.study_data import RunData, StudyData
 _FOLDERS = re.compile(r"(^|[=\s'\"])/(?:[^/\s'\"]+/)+")
 
 
-def publish(data: StudyData, out: Path, texts: Sequence[Mapping]) -> dict[str, int]:
+def publish(
+    data: StudyData, out: Path, texts: Sequence[Mapping], beside: StudyData | None = None
+) -> dict[str, int]:
     """Writes a published folder and returns the bytes of each of its files.
 
     Rows, logs, arrays (exactly, in the smallest types that hold them) and records of every run, the rows
@@ -26,13 +28,15 @@ def publish(data: StudyData, out: Path, texts: Sequence[Mapping]) -> dict[str, i
 
     Args:
       data: of `results.load.stored`. out: where it goes; figures and pages in it stay. texts: of the
-        corpus (`data.texts.listed`).
+        corpus (`data.texts.listed`). beside: the same study on the other split; of its runs that count
+        the rows are published too.
 
     Raises:
       ValueError: a study that is published already, runs of several corpora, damaged arrays, or an `out`
         that holds another study.
     """
     folder, runs = Path(data.folder), (*data.runs, *data.elsewhere)
+    other = [] if beside is None else [r for r in (*beside.runs, *beside.elsewhere) if not r.why]
     if (folder / PUBLISHED).exists():
         raise ValueError(f"{folder} is published already; give the folder of a study")
     _refuse_other_study(data, out)
@@ -40,7 +44,7 @@ def publish(data: StudyData, out: Path, texts: Sequence[Mapping]) -> dict[str, i
     files = {
         "study.json": _json({**data.record, "name": data.name, "split": data.split}),
         "texts.json": _json({"corpus": _only("corpus", runs), "corpus_fingerprint": corpus_fingerprint(data), "texts": texts}),
-        "rows.jsonl.gz": _packed(json_lines(_rows(runs))),
+        "rows.jsonl.gz": _packed(json_lines(_rows([*runs, *other]))),
         "metrics.jsonl.gz": _packed(json_lines({"run": run.name, **m} for run in runs for m in run.metrics)),
         "portraits.json.gz": _packed(json.dumps({run.name: run.scheme for run in runs if run.scheme})),
         "arrays.npz": _arrays(runs),
