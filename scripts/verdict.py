@@ -1,18 +1,18 @@
-"""Decides a study: python scripts/verdict.py --workdir=studies/x --hybrid="rope+alibi|nope~logn" --seeds=0-4
+"""Decides a study by both versions of the rule: python scripts/verdict.py --workdir=studies/x
 
-Reads every finished run below the folder and prints the verdict on each hybrid, with every clause in
-words; writes verdict.json and verdict.txt there, which the report shows. It is exploratory unless a plan
-was frozen before the runs began:
+Prints the verdict on each hybrid, rule 2 beside rule 1, with every clause in words, and writes verdict.json
+and verdict.txt beside the study, which the report shows. `--results=results/screening` reads a published folder
+instead of run folders. Arms and seeds are those of study.json unless flags name others. A verdict is
+exploratory unless a plan was frozen before the runs began:
 
-    python scripts/verdict.py --workdir=studies/x --freeze --hybrid=... --without_rotation=... --seeds=100-107
-    (train and evaluate seeds 100 to 107)
-    python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json
+    python scripts/verdict.py --workdir=studies/x --freeze --hybrid=ARM --alibi=ARM --alibi=ARM --stretched=ARM --seeds=100-111
+    (train and evaluate seeds 100 to 111)
+    python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json --pilot=studies/pilot --lookup=studies/lookup
 
 Seconds. Exit codes: 0 whatever the verdict, 2 wrong input.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -20,55 +20,93 @@ from absl import flags
 
 from posenc_jax import door
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study's runs")
+_RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
+_OUT = flags.DEFINE_string("out", None, "Folder for verdict.json and verdict.txt; default: what is read")  # fmt: skip
 _PREREG = flags.DEFINE_string("prereg", None, "File of the frozen plan; --freeze writes <workdir>/prereg.json without it")  # fmt: skip
 _FREEZE = flags.DEFINE_bool("freeze", False, "Write the plan and stop")
 _HYBRID = flags.DEFINE_multi_string("hybrid", [], "Arm to judge; up to three times")
-_ROPE = flags.DEFINE_string("rope", "rope", "Arm of RoPE, tuned")
-_ALIBI = flags.DEFINE_string("alibi", "alibi", "Arm of ALiBi, tuned")
+_ROPE = flags.DEFINE_string("rope", None, "Arm of RoPE, tuned")
+_ALIBI = flags.DEFINE_multi_string("alibi", [], "Arm of ALiBi, published or matched slopes; the better on dev is A, rule 1 reads the first")  # fmt: skip
+_STRETCHED = flags.DEFINE_multi_string("stretched", [], "Candidate of R+: RoPE read by YaRN at 4L, or fine-tuned; the better on dev counts")  # fmt: skip
+_ORACLE = flags.DEFINE_string("oracle", None, "Arm of RoPE that was trained at 4L")
 _SEEDS = flags.DEFINE_string("seeds", None, "Planned seeds, e.g. 0-4 or 100,101,103")
+_PILOT_SEEDS = flags.DEFINE_string("pilot_seeds", "", "Seeds of the assay's runs, for --freeze")
+_LOOKUP_SEEDS = flags.DEFINE_string("lookup_seeds", "", "Seeds of the runs of offset lookup, for --freeze")  # fmt: skip
+_PILOT = flags.DEFINE_string("pilot", None, "Folder of the assay's runs (A0); without it the study's own seeds are asked")  # fmt: skip
+_LOOKUP = flags.DEFINE_string("lookup", None, "Folder of runs that were trained on offset lookup alone (P3)")  # fmt: skip
 _ABLATED = {
     factor: flags.DEFINE_multi_string(
         f"without_{factor}", [], f"The hybrid without its {factor}; once a --hybrid, in order, empty for none"
     )
     for factor in ("rotation", "bias")
 }  # fmt: skip
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev"], "Split whose rows are read")
+_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are read; default: the study's own")  # fmt: skip
 _DEVIATION = flags.DEFINE_multi_string("deviation", [], "What was done otherwise than planned, in words")  # fmt: skip
+
+_PLANNED = ("hybrid", "rope", "alibi", "stretched", "oracle", "seeds", "pilot_seeds", "lookup_seeds", "without_rotation", "without_bias", "split")  # fmt: skip
 
 
 def main() -> None:
     """Flags to one call."""
+    from posenc_jax.results.files import replace_text
+    from posenc_jax.results.load import load
     from posenc_jax.study import prereg
-    from posenc_jax.study.verdict import judge, read_runs, words
+    from posenc_jax.study.verdict import Beside, judge, words
 
-    workdir = Path(_WORKDIR.value)
-    path = Path(_PREREG.value) if _PREREG.value else workdir / "prereg.json"
+    if (_WORKDIR.value is None) == (_RESULTS.value is None):
+        raise ValueError("give --workdir=FOLDER of a study or --results=FOLDER that was published, one of them")  # fmt: skip
+    folder = Path(_WORKDIR.value or _RESULTS.value)
+    path = Path(_PREREG.value) if _PREREG.value else folder / "prereg.json"
     if _FREEZE.value:
-        plan = _plan(prereg.Plan)
-        _refuse_begun(workdir, plan)
+        plan = _plan(prereg.Plan, {}, "test")
+        _refuse_begun(folder, plan)
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"{path} frozen, sha256 {prereg.freeze(path, plan)}")
         return
     if _PREREG.value:
-        given = [n for n in ("hybrid", "rope", "alibi", "seeds", "without_rotation", "without_bias") if flags.FLAGS[n].present]  # fmt: skip
+        given = [name for name in _PLANNED if flags.FLAGS[name].present]
         if given:
             raise ValueError(f"--{given[0]} is in the frozen plan; give --prereg or the plan's flags, not both")  # fmt: skip
         frozen = prereg.read(path)
         plan = frozen.plan
+        data = load(folder, plan.split)
     else:
-        frozen, plan = None, _plan(prereg.Plan)
-    runs = read_runs(workdir, _SPLIT.value)
-    verdict = judge(runs, plan, split=_SPLIT.value, frozen=frozen, deviations=_DEVIATION.value)
-    text = words(verdict)
-    _replace(workdir / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
-    _replace(workdir / "verdict.txt", text)
+        data = load(folder, _SPLIT.value)
+        frozen, plan = None, _plan(prereg.Plan, data.record, data.split)
+    beside = Beside(
+        dev=_on_dev(load, folder) if data.split == "test" else None,
+        pilot=load(Path(_PILOT.value)) if _PILOT.value else None,
+        lookup=load(Path(_LOOKUP.value)) if _LOOKUP.value else None,
+    )
+    verdict = judge(data, plan, beside=beside, frozen=frozen, deviations=_DEVIATION.value)
+    text, out = words(verdict), Path(_OUT.value or folder)
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(out / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
+    replace_text(out / "verdict.txt", text)
     print(text, end="")
 
 
-def _plan(make):
-    hybrids, ablations = _HYBRID.value, {}
-    if not hybrids or _SEEDS.value is None:
+def _on_dev(load, folder: Path):
+    """The same study on dev, None where no run was evaluated on it."""
+    try:
+        return load(folder, "dev")
+    except ValueError as error:
+        if "no evaluated run below" in str(error):
+            return None
+        raise
+
+
+def _plan(make, record, split: str):
+    """The plan of the flags; what they leave out is that of study.json."""
+    record = {"roles": {}, "seeds": ()} | record
+
+    def role(flag, name: str, default):
+        return flag.value or ({name: default} | record["roles"])[name]
+
+    hybrids, ablations = role(_HYBRID, "hybrids", []), {}
+    seeds = _seeds(_SEEDS.value) if _SEEDS.value else tuple(record["seeds"])
+    if not hybrids or not seeds:
         raise ValueError("name the arms and seeds: --hybrid=ARM --seeds=0-4, or --prereg=FILE")
     for factor, flag in _ABLATED.items():
         if len(flag.value) > len(hybrids):
@@ -76,15 +114,30 @@ def _plan(make):
         for hybrid, arm in zip(hybrids, flag.value, strict=False):
             if arm:
                 ablations.setdefault(hybrid, {})[factor] = arm
-    return make(tuple(hybrids), _ROPE.value, _ALIBI.value, _seeds(_SEEDS.value), ablations)
+    return make(
+        hybrids=tuple(hybrids),
+        rope=role(_ROPE, "rope", "rope"),
+        alibi=_several(role(_ALIBI, "alibi", "alibi")),
+        seeds=seeds,
+        ablations=ablations,
+        stretched=_several(role(_STRETCHED, "stretched", [])),
+        oracle=role(_ORACLE, "oracle", ""),
+        pilot=_seeds(_PILOT_SEEDS.value),
+        lookup=_seeds(_LOOKUP_SEEDS.value),
+        split=_SPLIT.value or split,
+    )
+
+
+def _several(arms) -> tuple[str, ...]:
+    return (arms,) if isinstance(arms, str) else tuple(arms)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     found = []
-    for part in text.split(","):
+    for part in filter(None, text.split(",")):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
-            raise ValueError(f"--seeds={text!r} must look like 0-4 or 100,101,103")
+            raise ValueError(f"seeds {text!r} must look like 0-4 or 100,101,103")
         found += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(found)
 
@@ -95,12 +148,6 @@ def _refuse_begun(workdir: Path, plan) -> None:
         info = json.loads(path.read_text())
         if info["arm"] in plan.arms() and info["seed"] in plan.seeds:
             raise ValueError(f"{path.parent} has begun; freeze the plan first, or plan fresh seeds")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

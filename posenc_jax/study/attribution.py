@@ -1,7 +1,7 @@
 """Which factor does the work: a hybrid against itself without its rotation, and without its bias."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from posenc_jax.study.decision import ACCURACY, BPB, Margins
 from posenc_jax.study.statements import Outcomes, Statement, compared, p_of_all, p_words
@@ -29,6 +29,7 @@ def attribute(
     *,
     seeds: Sequence[int],
     margins: Margins,
+    weigh: Callable[[Statement], Statement] = lambda s: s,
 ) -> list[Attribution]:
     """Returns, for every factor taken away, whether the hybrid needs it.
 
@@ -38,7 +39,8 @@ def attribute(
     - open: neither, or a planned seed is missing.
 
     Args:
-      ablations: factor ("rotation", "bias") to the arm without it.
+      ablations: factor ("rotation", "bias") to the arm without it. weigh: gives a statement about
+        accuracy the p of the rule; as it is, that of the t test alone (rule 1).
 
     Raises:
       ValueError: a factor that is neither.
@@ -46,16 +48,19 @@ def attribute(
     unknown = sorted(set(ablations) - set(FACTORS))
     if unknown:
         raise ValueError(f"a hybrid is ablated of {' or '.join(FACTORS)}, not of {unknown[0]}")
-    return [_one(outcomes, hybrid, f, a, tuple(seeds), margins) for f, a in ablations.items()]
+    return [
+        _one(outcomes, hybrid, f, a, tuple(seeds), margins, weigh) for f, a in ablations.items()
+    ]
 
 
-def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins) -> Attribution:
+def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh) -> Attribution:
     def gain(axis: str, threshold: float) -> Statement:
         arms, metric, unit, words = {
             "E": ((ablation, hybrid), "Y_E", BPB, f"Y_E without {factor} less Y_E with it"),
             "R": ((hybrid, ablation), "Y_R", ACCURACY, f"Y_R with {factor} less Y_R without it"),
         }[axis]
-        return compared(outcomes, factor, words, arms, metric, unit, threshold, seeds, m.alpha)
+        said = compared(outcomes, factor, words, arms, metric, unit, threshold, seeds, m.alpha)
+        return weigh(said) if unit == ACCURACY else said
 
     better = {"E": gain("E", m.bpb), "R": gain("R", m.accuracy)}
     not_worse = {"E": gain("E", -m.bpb), "R": gain("R", -m.accuracy)}

@@ -1,31 +1,12 @@
-"""The decision rule, version 1: which clauses hold for a hybrid against tuned RoPE and ALiBi.
-
-A clause holds when every one of its statements does, by a one-sided paired t test at alpha; YES needs
-all clauses (intersection-union: its p is the largest of theirs; Berger 1982), corrected by Holm over
-the hybrids. Refutation is the same tests the other way, corrected by Holm over a hybrid's tested
-statements, because one refuted statement is enough for NO; a failed check refutes by itself.
-"""
+"""What every version of the decision rule shares: margins, a verdict, what may be asked, refutations, Holm."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 from posenc_jax.study import statistics
-from posenc_jax.study.statements import (
-    Outcomes,
-    Statement,
-    alone,
-    checked,
-    compared,
-    either,
-    p_of_all,
-)
+from posenc_jax.study.statements import Statement
 
-RULE = 1
-LEAST_SEEDS, MOST_HYBRIDS = 5, 3
-CLAUSES = ("C1", "C2", "C3", "C4", "G1", "G2", "G3")
-AXES = {"extrapolation": ("C1", "C2"), "retrieval": ("C3", "C4")}
-STRONGER = "strong"  # the clause of YES-STRONG
-METRICS = ("Y_E", "Y_R", "Y_R_far", "Y_R_id", "bpb_id", "P1", "P3", "P5", "context_gain", "repeat_gain", "window_check")  # fmt: skip
+MOST_HYBRIDS = 3
 BPB, ACCURACY = "bits per byte", "accuracy"
 
 
@@ -35,7 +16,7 @@ class Margins:
 
     bpb: float = 0.005
     accuracy: float = 0.05
-    lookup: float = 0.02  # P3, accuracy
+    lookup: float = 0.02  # P3, accuracy; rule 1 alone
     shift: float = 1e-4  # P1
     alpha: float = 0.05
 
@@ -46,123 +27,58 @@ class Verdict:
 
     hybrid: str
     verdict: str
-    clauses: Mapping[str, str]  # holds, refuted, open
+    clauses: Mapping[str, str]
     p: float  # of YES, Holm-adjusted over the hybrids
     reasons: tuple[str, ...]
     statements: tuple[Statement, ...]
     states: tuple[str, ...]  # of each statement
 
 
-def decide(
-    outcomes: Outcomes,
-    hybrids: Sequence[str],
-    *,
-    rope: str,
-    alibi: str,
-    seeds: Sequence[int],
-    margins: Margins,
-) -> list[Verdict]:
-    """Returns the verdict on every hybrid.
-
-    - YES: all clauses hold at the Holm-adjusted level, and no planned seed is missing anywhere.
-    - YES-STRONG: YES, and better than ALiBi on Y_E by the margin as well, at the same level.
-    - TRADE-OFF: all clauses of one axis hold and a clause of the other is refuted.
-    - NO: a clause is refuted, and it is no trade-off.
-    - INCONCLUSIVE: none of these. YES from fewer than 5 seeds becomes this.
-
-    Args:
-      outcomes: last-checkpoint values by arm, metric and seed. seeds: those planned; one without a
-        finite value stays out of the estimate, is named, and bars YES.
-
-    Raises:
-      ValueError: no hybrid or more than three, one twice, one that is also a parent, or seeds twice.
-    """
-    check_plan(hybrids, rope, alibi, seeds)
-    said = [_statements(outcomes, h, rope, alibi, tuple(seeds), margins) for h in hybrids]
-    stronger = [
-        compared(outcomes, STRONGER, "Y_E of ALiBi less Y_E of the hybrid", (alibi, h), "Y_E", BPB, margins.bpb, seeds, margins.alpha)
-        for h in hybrids
-    ]  # fmt: skip
-    p_yes = [p_of_all(statements) for statements in said]
-    p_strong = [max(p, s.p) for p, s in zip(p_yes, stronger, strict=True)]
-    found = zip(hybrids, said, stronger, statistics.holm(p_yes), statistics.holm(p_strong), strict=True)  # fmt: skip
-    return [_verdict(*parts, margins.alpha) for parts in found]
-
-
-def check_plan(hybrids: Sequence[str], rope: str, alibi: str, seeds: Sequence[int]) -> None:
+def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[int]) -> None:
     """Raises ValueError for no hybrid or more than three, arms or seeds that repeat, or no seed."""
     if not 1 <= len(hybrids) <= MOST_HYBRIDS:
         raise ValueError(f"the rule takes 1 to {MOST_HYBRIDS} hybrids, not {len(hybrids)}")
-    if len({*hybrids, rope, alibi}) != len(hybrids) + 2:
-        raise ValueError(f"hybrids and parents must all differ: {', '.join([*hybrids, rope, alibi])}")  # fmt: skip
+    arms = [*hybrids, *parents]
+    if len(set(arms)) != len(arms):
+        raise ValueError(f"hybrids and parents must all differ: {', '.join(arms)}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError("seeds must be planned, every one once")
 
 
-def _verdict(hybrid, statements, stronger, p, p_strong, alpha) -> Verdict:
-    said = (*statements, stronger)
-    states = _states(statements, alpha) + _states([stronger], alpha)
-    clauses = {}
-    for clause in CLAUSES:
-        here = {state for s, state in zip(said, states, strict=True) if s.clause == clause}
-        clauses[clause] = next((s for s in ("refuted", "open") if s in here), "holds")
-    won = {axis: all(clauses[c] == "holds" for c in names) for axis, names in AXES.items()}
-    lost = {axis: any(clauses[c] == "refuted" for c in names) for axis, names in AXES.items()}
-    reasons = [f"{c} is {state}" for c, state in clauses.items() if state != "holds"]
-    barred = [f"{s.clause}: {problem}" for s in statements for problem in s.problems]
-    fewest = min(len(s.seeds) for s in statements)
-    if fewest < LEAST_SEEDS:
-        barred.append(f"YES needs {LEAST_SEEDS} seeds in every comparison; the fewest is {fewest}")
-    if any(won[a] and lost[b] for a, b in (tuple(AXES), tuple(AXES)[::-1])):
-        verdict = "TRADE-OFF"
-    elif "refuted" in clauses.values():
-        verdict = "NO"
-    elif p <= alpha and not barred:
-        verdict = "YES-STRONG" if p_strong <= alpha and not stronger.problems else "YES"
-    else:
-        verdict = "INCONCLUSIVE"
-        if not reasons and p > alpha:
-            reasons.append(f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})")  # fmt: skip
-    reasons = (*reasons, *dict.fromkeys(barred))
-    return Verdict(hybrid, verdict, clauses, p, reasons, said, states)
+def tested_states(p: Sequence[float], refuted: Sequence[float], checks: Sequence[bool], alpha: float) -> list[str]:  # fmt: skip
+    """Returns of each statement whether it holds, is refuted or is open.
 
+    Refutations of the tested ones share one Holm correction, since one false statement is enough for NO.
 
-def _states(statements: Sequence[Statement], alpha: float) -> tuple[str, ...]:
-    """Holds, refuted or open; refutations of the tested ones share one Holm correction."""
-    tested = [i for i, s in enumerate(statements) if not s.check]
-    p_refuted = [s.p_refuted for s in statements]
-    for i, adjusted in zip(tested, statistics.holm([p_refuted[i] for i in tested]), strict=True):
-        p_refuted[i] = adjusted
-    return tuple(
-        "refuted" if q <= alpha else "holds" if s.p <= alpha else "open"
-        for s, q in zip(statements, p_refuted, strict=True)
-    )
-
-
-def _statements(outcomes, h, rope, alibi, seeds, m: Margins) -> list[Statement]:
-    def less(clause, words, a, b, metric, unit, threshold):
-        return compared(outcomes, clause, words, (a, b), metric, unit, threshold, seeds, m.alpha)
-
-    def own(clause, words, metric, unit, threshold):
-        return alone(outcomes, clause, words, h, metric, unit, threshold, seeds, m.alpha)
-
-    def check(words, metric, kind, bound):
-        return checked(outcomes, "G2", words, h, metric, kind, bound, seeds)
-
+    Args:
+      p: that it is true. refuted: the p of its opposite. checks: those that are checked, not tested.
+    """
+    adjusted = list(refuted)
+    tested = [i for i, check in enumerate(checks) if not check]
+    for i, q in zip(tested, statistics.holm([refuted[i] for i in tested]), strict=True):
+        adjusted[i] = q
     return [
-        less("C1", "Y_E of RoPE less Y_E of the hybrid", rope, h, "Y_E", BPB, m.bpb),
-        less("C2", "Y_E of ALiBi less Y_E of the hybrid", alibi, h, "Y_E", BPB, -m.bpb),
-        less("C3", "Y_R of the hybrid less Y_R of ALiBi", h, alibi, "Y_R", ACCURACY, m.accuracy),
-        less("C3", "Y_R_far of the hybrid less Y_R_far of ALiBi", h, alibi, "Y_R_far", ACCURACY, 0.0),
-        less("C4", "Y_R of the hybrid less Y_R of RoPE", h, rope, "Y_R", ACCURACY, 0.0),
-        less("C4", "Y_R_id of the hybrid less Y_R_id of RoPE", h, rope, "Y_R_id", ACCURACY, -m.accuracy),
-        less("C4", "Y_R_id of the hybrid less Y_R_id of ALiBi", h, alibi, "Y_R_id", ACCURACY, -m.accuracy),
-        less("G1", "bpb at L of RoPE less that of the hybrid", rope, h, "bpb_id", BPB, -m.bpb),
-        less("G1", "bpb at L of ALiBi less that of the hybrid", alibi, h, "bpb_id", BPB, -m.bpb),
-        check(f"P1, the shift error, is at most {m.shift:g}", "P1", "at most", m.shift),
-        check("P5, the share of heads with a monotone bias, is 1", "P5", "equal", 1.0),
-        less("G2", "P3 of the hybrid less P3 of RoPE", h, rope, "P3", ACCURACY, -m.lookup),
-        either(own("G3", "context gain", "context_gain", BPB, 0.0),
-               own("G3", "repeat gain", "repeat_gain", BPB, 0.0)),
-        own("G3", "rise of the loss at 4L under a window of L", "window_check", BPB, 0.0),
-    ]  # fmt: skip
+        "refuted" if q <= alpha else "holds" if x <= alpha else "open"
+        for x, q in zip(p, adjusted, strict=True)
+    ]
+
+
+def clause_states(names: Sequence[str], of: Sequence[str], states: Sequence[str]) -> dict[str, str]:
+    """Returns the state of each clause: the worst of its statements, "open" where it has none.
+
+    Args:
+      of: the clause of each statement. states: of each; "reported" ones have no part in it.
+    """
+    found = {}
+    for clause in names:
+        here = {state for c, state in zip(of, states, strict=True) if c == clause} - {"reported"}
+        worst = next((s for s in ("refuted", "refused", "fails", "not assessable", "open") if s in here), "holds")  # fmt: skip
+        found[clause] = worst if here else "open"
+    return found
+
+
+def traded(clauses: Mapping[str, str], axes: Mapping[str, Sequence[str]]) -> bool:
+    """Returns whether all clauses of one axis hold and one of the other is refuted."""
+    won = [all(clauses[c] == "holds" for c in names) for names in axes.values()]
+    lost = [any(clauses[c] == "refuted" for c in names) for names in axes.values()]
+    return any(a and b for a, b in zip(won, reversed(lost), strict=True))

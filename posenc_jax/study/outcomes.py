@@ -1,20 +1,20 @@
-"""From evaluation rows to the outcomes of the decision rule; what is not there is said, never dropped."""
+"""From rows to the outcomes of each version of the decision rule; what is not there is said, never dropped."""
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from posenc_jax.study.decision import METRICS
+from posenc_jax.results.chance import corrected
+from posenc_jax.results.older import OTHER_PLACE
+from posenc_jax.results.schema import BPB, FAR, FAR_BUCKETS, ID, SUMMARY_TASKS, Row
+from posenc_jax.study import rule_1, rule_2
 
-# Outcome -> metric of the row, multiple of L. docs/measures.md defines the rows.
-PLAIN = {
-    "Y_E": ("bpb_ctx", 4), "bpb_id": ("bpb_ctx", 1),
-    "Y_R": ("Y_R", 4), "Y_R_far": ("Y_R_far", 4), "Y_R_id": ("Y_R_id", 1),
-    "context_gain": ("context_gain", 4), "window_check": ("window_check", 4),
-    "P3": ("P3_offset_accuracy", 1), "P5": ("P5_monotone_share", 16),
-}  # fmt: skip
 REPEAT = (2, 4)  # gaps of repeat_gain that count, in units of L, and all between
 SAME = ("tier", "split", "train_length")
+OLD_CHANCE = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}  # of rule 1
+
+Place = tuple[str, int, str]  # metric, length, bucket
+Found = tuple[float | None, str]  # a finite value, or None and why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,82 +25,149 @@ class Reading:
     gaps: tuple[str, ...]
 
 
-def read_outcomes(rows: Sequence[Mapping]) -> Reading:
-    """Returns the outcomes of every arm and seed that has a row.
+def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> Reading:
+    """Returns the outcomes of every arm and seed that has a row, under a version of the rule.
 
-    Y_E, bpb_id: bpb_ctx at 4L and L. Y_R, Y_R_far, Y_R_id, context_gain, window_check: their own rows.
-    P1: the largest shift error of any head over shifts 1, 7, L and 8L. P3: offset accuracy at L. P5:
-    share of heads whose bias is monotone to 16L. repeat_gain: mean over the gaps from 2L to 4L.
+    Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2; price: their difference; context_gain: the other way
+    round. Y_R, Y_R_far: their rows at 4L; Y_R_8: Y_R at 8L; Y_R_id, least_id: at L. window_drop: Y_R less
+    Y_R_window at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise of
+    bpb_ctx with rotation off. P5: share of heads whose bias is monotone to 16L.
+
+    Version 1, as it was defined. bpb_id: bpb_ctx at c = L; context_gain: from there to 4L. Y_R, Y_R_far,
+    Y_R_id: from accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row.
+    repeat_gain: mean over the gaps from 2L to 4L, against a span at another place in rows of definitions 1.
+    P3: offset accuracy at L.
 
     Raises:
       ValueError: a row twice, an arm and seed from two runs, rows of several tiers, splits or training
         lengths, or runs whose repeat_gain has other gaps.
     """
     for field in SAME:
-        found = sorted({row[field] for row in rows})
+        found = sorted({getattr(row, field) for row in rows})
         if len(found) > 1:
             raise ValueError(f"a verdict reads rows of one {field}, not of {found}")
-    runs: dict[tuple[str, int], dict] = {}
+    runs: dict[tuple[str, int], dict[Place, Row]] = {}
     names: dict[tuple[str, int], str] = {}
     for row in rows:
-        key = (row["arm"], row["seed"])
-        if names.setdefault(key, row["run"]) != row["run"]:
-            raise ValueError(f"{names[key]} and {row['run']} both hold arm {key[0]}, seed {key[1]}")
-        mine, place = runs.setdefault(key, {}), (row["metric"], row["length"], row["bucket"])
+        key = (row.arm, row.seed)
+        if names.setdefault(key, row.run) != row.run:
+            raise ValueError(f"{names[key]} and {row.run} both hold arm {key[0]}, seed {key[1]}")
+        mine, place = runs.setdefault(key, {}), (row.metric, row.length, row.bucket)
         if place in mine:
-            raise ValueError(f"{row['run']} has two rows of {row['metric']} at {row['length']}, {row['bucket']}")  # fmt: skip
+            raise ValueError(f"{row.run} has two rows of {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
         mine[place] = row
     values: dict[tuple[str, str], dict[int, float | None]] = {}
     gaps, repeats = [], {}
     for (arm, seed), mine in sorted(runs.items()):
-        length = next(iter(mine.values()))["train_length"]
+        length = next(iter(mine.values())).train_length
         repeats[names[arm, seed]] = repeat_lengths(mine, length)
-        for outcome in METRICS:
-            value, why = _outcome(outcome, mine, length)
+        for outcome, read in RULES[rule].items():
+            value, why = read(mine, length)
             values.setdefault((arm, outcome), {})[seed] = value
             if value is None:
                 gaps.append(f"{arm}, seed {seed}: no {outcome}: {why}")
-    _refuse_other_gaps(repeats)
+    if rule == rule_1.RULE:
+        _refuse_other_gaps(repeats)
     return Reading(values, tuple(gaps))
 
 
-def _outcome(outcome: str, mine: Mapping, length: int) -> tuple[float | None, str]:
-    if outcome == "P1":
-        wanted = [f"all shift:{d}" for d in sorted({1, 7, length, 8 * length})]
-        places = [("P1_shift_error", bucket) for bucket in wanted]
-        found = [_value(mine, metric, None, bucket) for metric, bucket in places]
-        fold = max
-    elif outcome == "repeat_gain":
-        found = [_value(mine, outcome, g, "all") for g in repeat_lengths(mine, length)]
-        if not found:
-            return None, f"not measured (no row repeat_gain at {REPEAT[0]}L to {REPEAT[1]}L)"
-        fold = _mean
-    else:
-        metric, k = PLAIN[outcome]
-        found = [_value(mine, metric, k * length, "all")]
-        fold = max
-    lacking = [why for value, why in found if value is None]
-    return (None, lacking[0]) if lacking else (fold([value for value, _ in found]), "")
+def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
+    """Returns bpb_ctx at L/2 less bpb_ctx at 4L of a run that was trained at 4L, None where one is missing.
+
+    Args:
+      length: L of the study, which the run's own length is 4 times of.
+    """
+    mine = {(r.metric, r.length, r.bucket): r for r in rows}
+    near, far = (_value(mine, BPB, c, "all")[0] for c in (length // 2, FAR * length))
+    return None if near is None or far is None else near - far
 
 
-def _value(mine: Mapping, metric: str, length: int | None, bucket: str) -> tuple[float | None, str]:
+def lookup_score(rows: Sequence[Row]) -> float | None:
+    """Returns the accuracy of offset lookup (P3) at L, chance-corrected where its chance is known."""
+    found = [r for r in rows if r.metric == "P3_offset_accuracy" and r.bucket == "all" and r.length == r.train_length]  # fmt: skip
+    if not found or not found[0].measured:
+        return None
+    row = found[0]
+    return row.value if row.chance is None else corrected(row.value, row.chance)
+
+
+def repeat_lengths(mine: Collection[Place], length: int) -> tuple[int, ...]:
+    """Returns the gaps of repeat_gain that count, in tokens."""
+    low, high = (k * length for k in REPEAT)
+    return tuple(sorted({at for metric, at, _ in mine if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high}))  # fmt: skip
+
+
+def _value(mine: Mapping[Place, Row], metric: str, length: int | None, bucket: str) -> Found:
     """A finite value, or None and why; length None: of whatever length the row is."""
     rows = [r for (m, at, b), r in mine.items() if m == metric and b == bucket and length in (None, at)]  # fmt: skip
     if not rows:
         where = bucket if length is None else f"{length} tokens"
         return None, f"not measured (no row {metric} at {where})"
     if len(rows) > 1:
-        raise ValueError(f"{rows[0]['run']} has {metric}, {bucket} at several lengths")
-    value = rows[0]["value"]
-    if value is None:
-        return None, f"skipped ({rows[0]['skipped']})" if "skipped" in rows[0] else "row without value"  # fmt: skip
-    return (float(value), "") if math.isfinite(value) else (None, f"{metric} is {value}")
+        raise ValueError(f"{rows[0].run} has {metric}, {bucket} at several lengths")
+    row = rows[0]
+    if row.value is None:
+        return None, f"skipped ({row.skipped})" if row.skipped else "row without value"
+    return (float(row.value), "") if row.measured else (None, f"{metric} is {row.value}")
 
 
-def repeat_lengths(mine: Collection[tuple[str, int, str]], length: int) -> tuple[int, ...]:
-    """Returns the gaps of repeat_gain that count, in tokens, of rows by (metric, length, bucket)."""
-    low, high = (k * length for k in REPEAT)
-    return tuple(sorted(at for metric, at, _ in mine if metric == "repeat_gain" and low <= at <= high))  # fmt: skip
+def _at(metric: str, k: float) -> Callable:
+    """Reads the row of a metric at kL."""
+    return lambda mine, length: _value(mine, metric, int(k * length), "all")
+
+
+def _less(first: Callable, second: Callable) -> Callable:
+    def read(mine, length) -> Found:
+        return _joined([first(mine, length), second(mine, length)], lambda v: v[0] - v[1])
+
+    return read
+
+
+def _joined(found: Sequence[Found], fold: Callable) -> Found:
+    lacking = [why for value, why in found if value is None]
+    return (None, lacking[0]) if lacking else (fold([value for value, _ in found]), "")
+
+
+def _shift_error(mine, length) -> Found:
+    wanted = [f"all shift:{d}" for d in sorted({1, 7, length, 8 * length})]
+    return _joined([_value(mine, "P1_shift_error", None, bucket) for bucket in wanted], max)
+
+
+def _rotation_off(mine, length) -> Found:
+    if any(metric == "P4_change" for metric, _, _ in mine):
+        return _value(mine, "P4_change", None, "rotation off")
+    return _value(mine, "P4_bpb_ctx_change", None, "rotation off")
+
+
+def _repeat_gain(mine, length) -> Found:
+    gaps = repeat_lengths(mine, length)
+    if not gaps:
+        return None, f"not measured (no row repeat_gain at {REPEAT[0]}L to {REPEAT[1]}L)"
+    metric = OTHER_PLACE if (OTHER_PLACE, gaps[0], "all") in mine else "repeat_gain"
+    return _joined([_value(mine, metric, g, "all") for g in gaps], _mean)
+
+
+def _older_recall(k: int, far: bool) -> Callable:
+    """Mean over the tasks of accuracy above the chance of rule 1, at kL."""
+
+    def read(mine, length) -> Found:
+        return _joined([_older_task(mine, task, k * length, far) for task in SUMMARY_TASKS], _mean)
+
+    return read
+
+
+def _older_task(mine: Mapping[Place, Row], task: str, length: int, far: bool) -> Found:
+    metric = f"{task}_accuracy"
+    if not far:
+        value, why = _value(mine, metric, length, "all")
+    else:
+        rows = [mine[place] for b in FAR_BUCKETS if (place := (metric, length, b)) in mine]
+        rows = [row for row in rows if row.measured]
+        if not rows:
+            return None, f"not measured (no row {metric} at {length} tokens beyond L)"
+        value = math.fsum(r.value * r.n for r in rows) / sum(r.n for r in rows)
+        why = ""
+    return (None, why) if value is None else (corrected(value, OLD_CHANCE[task]), "")
 
 
 def _refuse_other_gaps(repeats: Mapping[str, tuple[int, ...]]) -> None:
@@ -116,3 +183,19 @@ def _refuse_other_gaps(repeats: Mapping[str, tuple[int, ...]]) -> None:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+_FAR, _NEAR, _AT_L = _at(BPB, FAR), _at(BPB, ID), _at(BPB, 1)
+_MONOTONE = _at("P5_monotone_share", 16)
+RULE_2 = {
+    "Y_E": _FAR, "Y_id": _NEAR, "price": _less(_FAR, _NEAR), "context_gain": _less(_NEAR, _FAR),
+    "Y_R": _at("Y_R", FAR), "Y_R_far": _at("Y_R_far", FAR), "Y_R_8": _at("Y_R", 8), "Y_R_id": _at("Y_R_id", 1),
+    "window_drop": _less(_at("Y_R", FAR), _at("Y_R_window", FAR)), "least_id": _at("least_id", 1),
+    "P1": _shift_error, "P4": _rotation_off, "P5": _MONOTONE,
+}  # fmt: skip
+RULE_1 = {
+    "Y_E": _FAR, "Y_R": _older_recall(FAR, False), "Y_R_far": _older_recall(FAR, True), "Y_R_id": _older_recall(1, False),
+    "bpb_id": _AT_L, "P1": _shift_error, "P3": _at("P3_offset_accuracy", 1), "P5": _MONOTONE,
+    "context_gain": _less(_AT_L, _FAR), "repeat_gain": _repeat_gain, "window_check": _at("window_check", FAR),
+}  # fmt: skip
+RULES = {rule_1.RULE: RULE_1, rule_2.RULE: RULE_2}

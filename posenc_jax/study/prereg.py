@@ -1,52 +1,75 @@
-"""What a confirmation commits to before it runs: one JSON file with its own hash."""
+"""What a confirmation commits to before it runs: one JSON file with its own hash and that of the rule."""
 
 import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posenc_jax.results.files import read_json
+from posenc_jax.results.schema import SPLITS
+from posenc_jax.study import rule_1, rule_2
 from posenc_jax.study.attribution import FACTORS
-from posenc_jax.study.decision import METRICS, RULE, Margins, check_plan
+from posenc_jax.study.decision import Margins, check_plan
+
+METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
+# What decides under rule 2; a change of any of these files is a change of the rule.
+SOURCES = ("attribution", "decision", "evidence", "outcomes", "roles", "rule_2", "statements", "statistics")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which arms and seeds a verdict reads; ablations by hybrid and factor taken away."""
+    """Which arms and seeds a verdict reads.
+
+    Attributes:
+      hybrids: arms that are judged. rope: R. alibi: candidates of A; rule 1 reads the first.
+      seeds: of the runs that count. ablations: by hybrid and factor taken away, the arm.
+      stretched: candidates of R+. oracle: RoPE trained at 4L, or "". pilot: seeds of the assay's own
+        runs, none for those of the study. lookup: seeds of the runs of offset lookup alone.
+      split: whose rows are judged.
+    """
 
     hybrids: tuple[str, ...]
     rope: str
-    alibi: str
+    alibi: tuple[str, ...]
     seeds: tuple[int, ...]
     ablations: Mapping[str, Mapping[str, str]]
+    stretched: tuple[str, ...] = ()
+    oracle: str = ""
+    pilot: tuple[int, ...] = ()
+    lookup: tuple[int, ...] = ()
+    split: str = "test"
     margins: Margins = dataclasses.field(default_factory=Margins)
 
     def arms(self) -> list[str]:
-        """Every arm that is read, each once."""
+        """Every arm of the study's training length that is read, each once."""
         ablated = [arm for factors in self.ablations.values() for arm in factors.values()]
-        return list(dict.fromkeys([self.rope, self.alibi, *self.hybrids, *ablated]))
+        return list(dict.fromkeys([self.rope, *self.alibi, *self.stretched, *self.hybrids, *ablated]))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A plan as it was written down, when, and its hash."""
+    """A plan as it was written down: under which rule, when, its hash, and the rule's hash (rule 1: "")."""
 
     plan: Plan
+    rule: int
     at: datetime.datetime
     sha256: str
+    rule_sha256: str
 
 
 def freeze(path: Path, plan: Plan) -> str:
-    """Writes the plan under rule version 1 and returns its hash.
+    """Writes the plan under rule version 2 and returns its hash.
 
     Raises:
       ValueError: the file exists (a plan is frozen once), or the rule does not take the plan.
     """
     _check(plan)
     body = {
-        "rule": RULE,
-        "metrics": list(METRICS),
+        "rule": rule_2.RULE,
+        "rule_sha256": rule_digest(),
+        "metrics": list(rule_2.METRICS),
         "frozen": datetime.datetime.now(datetime.UTC).isoformat(),
         **dataclasses.asdict(plan),
     }
@@ -66,48 +89,79 @@ def digest(body: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def rule_digest(sources: Sequence[str] = SOURCES) -> str:
+    """Returns the SHA-256 of the source of rule 2, by which a rule that changed after freezing is noticed."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / f"{n}.py").read_bytes() for n in sources)).hexdigest()
+
+
 def read(path: Path) -> Frozen:
-    """Returns the frozen plan.
+    """Returns the frozen plan, of either rule.
 
     Raises:
       ValueError: no such file or no plan, a hash that is not the plan's, or a plan of another rule.
     """
     if not path.is_file():
         raise ValueError(f"--prereg={path} is no file; write it with --freeze")
+    return parse(read_json(path), str(path))
+
+
+def parse(stored: Mapping, path: str) -> Frozen:
+    """Returns the frozen plan that a JSON object holds; raises as `read`.
+
+    Args:
+      path: of its file, for errors.
+    """
     try:
-        stored = json.loads(path.read_text())
         body, sha256 = dict(stored["plan"]), stored["sha256"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no frozen plan: a JSON object of plan and sha256") from None
     if digest(body) != sha256:
         raise ValueError(f"{path} was changed after it was frozen: its hash no longer fits")
     rule, metrics, at = body.pop("rule"), body.pop("metrics"), body.pop("frozen")
-    if rule != RULE or tuple(metrics) != METRICS:
-        raise ValueError(f"{path} is of rule version {rule} on {metrics}; this is version {RULE} on {METRICS}")  # fmt: skip
-    plan = Plan(
-        hybrids=tuple(body.pop("hybrids")),
-        seeds=tuple(body.pop("seeds")),
-        margins=Margins(**body.pop("margins")),
-        **body,
-    )
+    if rule not in METRICS or tuple(metrics) != METRICS[rule]:
+        known = " and ".join(f"{r} on {', '.join(m)}" for r, m in METRICS.items())
+        raise ValueError(f"{path} is of rule version {rule} on {', '.join(metrics)}; these are versions {known}")  # fmt: skip
+    rule_sha256 = body.pop("rule_sha256") if rule == rule_2.RULE else ""
+    alibi, margins = body.pop("alibi"), Margins(**body.pop("margins"))
+    lists = {name: tuple(body.pop(name)) for name in ("hybrids", "seeds", "stretched", "pilot", "lookup") if name in body}  # fmt: skip
+    plan = Plan(alibi=(alibi,) if rule == rule_1.RULE else tuple(alibi), margins=margins, **lists, **body)  # fmt: skip
     _check(plan)
-    return Frozen(plan, datetime.datetime.fromisoformat(at), sha256)
+    return Frozen(plan, rule, datetime.datetime.fromisoformat(at), sha256, rule_sha256)
 
 
-def objections(frozen: Frozen, began: Mapping[str, str | None]) -> list[str]:
-    """Returns why runs do not confirm the plan: those that began before it, or nobody knows when.
+def objections(frozen: Frozen, rule: int, began: Mapping[str, str | None]) -> list[str]:
+    """Returns why runs do not confirm the plan under a rule.
+
+    Another rule than the plan's, a rule that was changed since, runs that began before the plan was
+    frozen, or nobody knows when.
 
     Args:
       began: by run, when its training began (ISO 8601 with time zone, from run.json).
     """
+    found = []
+    if frozen.rule != rule:
+        found.append(f"the plan was frozen for rule version {frozen.rule}")
+    elif frozen.rule_sha256 and frozen.rule_sha256 != rule_digest():
+        found.append("the source of the rule has changed since the plan was frozen")
     unknown = sorted(run for run, at in began.items() if at is None)
     older = sorted(run for run, at in began.items() if at and datetime.datetime.fromisoformat(at) <= frozen.at)  # fmt: skip
-    found = [f"{run} began before the plan was frozen" for run in older]
+    found += [f"{run} began before the plan was frozen" for run in older]
     return found + [f"{run}: run.json does not say when it began" for run in unknown]
 
 
 def _check(plan: Plan) -> None:
-    check_plan(plan.hybrids, plan.rope, plan.alibi, plan.seeds)
+    parents = [plan.rope, *plan.alibi, *plan.stretched, *([plan.oracle] if plan.oracle else [])]
+    check_plan(plan.hybrids, parents, plan.seeds)
+    if not plan.alibi:
+        raise ValueError("the rule needs an arm of ALiBi")
+    if plan.split not in SPLITS:
+        raise ValueError(f"split must be {' or '.join(SPLITS)}, not {plan.split!r}")
+    for name, seeds in (("pilot", plan.pilot), ("lookup", plan.lookup)):
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{name} seeds must be planned, every one once")
+    if set(plan.pilot) & set(plan.seeds):
+        raise ValueError("pilot seeds must count nowhere else; choose other seeds for the runs that count")  # fmt: skip
     for hybrid, factors in plan.ablations.items():
         if hybrid not in plan.hybrids:
             raise ValueError(f"ablations of {hybrid}, which is no hybrid of the plan")

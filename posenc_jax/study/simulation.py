@@ -1,157 +1,328 @@
-"""Simulated studies with a known truth: how often the decision engine is wrong, and how often right.
+"""Simulated studies with a known truth: how often rule 2 is wrong, and how often right.
 
-A truth says how many standard deviations each statement of the rule lies past its threshold; a
-statement that it does not name lies so far past that it holds in every study.
+Bits per byte are Gaussian over seeds. Recall may have two peaks: a share of an arm's seeds fails
+outright. A truth puts one thing on its boundary, or past it, and lets everything else hold for sure.
+The p of every statement come from `study.evidence` for all studies at once, states and answers from
+`study.rule_2`: what is simulated is the rule itself.
 """
 
 import dataclasses
+import functools
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from posenc_jax.study.decision import STRONGER, Margins, decide
-from posenc_jax.study.statistics import power
+from posenc_jax.results.schema import ACQUIRED, REACHES
+from posenc_jax.study import evidence, rule_2, statistics
+from posenc_jax.study.decision import Margins, clause_states
 
-# Spread of a value between seeds, within an arm; a difference of two arms has sqrt(2) of it. Small
-# for Y_E: C2 has to be sure where YES-STRONG, 0.01 bits further on the same values, is at its boundary.
-SPREAD = {"Y_E": 0.0002, "bpb_id": 0.004, "Y_R": 0.04, "Y_R_far": 0.04, "Y_R_id": 0.04, "P3": 0.02,
-          "context_gain": 0.01, "repeat_gain": 0.01, "window_check": 0.01}  # fmt: skip
-SURE = 20.0
-# Statement -> (arm, metric, which way that arm's value moves as the statement becomes truer, threshold).
+ROPE, STRETCHED, ALIBI, HYBRID = "rope", "stretched", "alibi", "hybrid"
+RECALL = ("Y_R", "Y_R_far", "Y_R_8", "Y_R_id")
+BITS = 0.0002  # spread of bits per byte between seeds, within an arm
+SURE = 0.4  # how far from its boundary a sure difference of bits lies
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+# Statement: clause, first arm less second arm, metric, threshold; "" for one arm alone.
 STATEMENTS = {
-    "C1": ("rope", "Y_E", 1, "bpb"), "C2": ("alibi", "Y_E", 1, "-bpb"),
-    "C3": ("alibi", "Y_R", -1, "accuracy"), "C3 far": ("alibi", "Y_R_far", -1, "0"),
-    "C4": ("rope", "Y_R", -1, "0"), "C4 at L, RoPE": ("rope", "Y_R_id", -1, "-accuracy"),
-    "C4 at L, ALiBi": ("alibi", "Y_R_id", -1, "-accuracy"),
-    "G1 RoPE": ("rope", "bpb_id", 1, "-bpb"), "G1 ALiBi": ("alibi", "bpb_id", 1, "-bpb"),
-    "G2 P3": ("rope", "P3", -1, "-lookup"),
-    "G3 context": ("", "context_gain", 1, "0"), "G3 repeat": ("", "repeat_gain", 1, "0"),
-    "G3 window": ("", "window_check", 1, "0"),
-    STRONGER: ("alibi", "Y_E", 1, "bpb"),
+    "C1": ("C1", ROPE, HYBRID, "Y_E", "bpb"),
+    "C1b": ("C1b", STRETCHED, HYBRID, "Y_E", "bpb"),
+    "C2": ("C2", ALIBI, HYBRID, "Y_E", "-bpb"),
+    "C3": ("C3", HYBRID, ALIBI, "Y_R", "accuracy"),
+    "C3 far": ("C3", HYBRID, ALIBI, "Y_R_far", "0"),
+    "C4": ("C4", HYBRID, ROPE, "Y_R", "accuracy"),
+    "C4b": ("C4b", HYBRID, STRETCHED, "Y_R", "accuracy"),
+    "C4b 8L": ("C4b", HYBRID, STRETCHED, "Y_R_8", "accuracy"),
+    "G1 recall, RoPE": ("G1", HYBRID, ROPE, "Y_R_id", "-accuracy"),
+    "G1 recall, ALiBi": ("G1", HYBRID, ALIBI, "Y_R_id", "-accuracy"),
+    "G1 text, RoPE": ("G1", ROPE, HYBRID, "Y_id", "-bpb"),
+    "G1 text, ALiBi": ("G1", ALIBI, HYBRID, "Y_id", "-bpb"),
+    "G3": ("G3", HYBRID, "", "window_drop", "accuracy"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """Recall of one arm over seeds: its level by metric, and a share of seeds at another level.
+
+    Attributes:
+      level: chance-corrected accuracy of a seed that carries its recall. fails: share of the seeds that
+        do not carry it beyond L. unlearnt: share that does not learn it at L, and so carries none.
+      failed: level of those. spread: Gaussian, between seeds of one peak.
+    """
+
+    level: Mapping[str, float]
+    fails: float = 0.0
+    unlearnt: float = 0.0
+    failed: float = 0.0
+    spread: float = 0.015
+
+
+LEVELS = {
+    HYBRID: {"Y_R": 0.97, "Y_R_far": 0.96, "Y_R_8": 0.95, "Y_R_id": 0.98},
+    ALIBI: {"Y_R": 0.30, "Y_R_far": 0.15, "Y_R_8": 0.10, "Y_R_id": 0.98},
+    ROPE: {"Y_R": 0.20, "Y_R_far": 0.02, "Y_R_8": 0.10, "Y_R_id": 0.98},
+    STRETCHED: {"Y_R": 0.25, "Y_R_far": 0.10, "Y_R_8": 0.10, "Y_R_id": 0.98},
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """Where the statements lie, by hybrid, and what share of which answers the theory allows.
+    """What is true of every simulated study, and what may be said of it how often.
 
-    effects: by hybrid, SDs past the threshold of every statement that is not sure (`C1` 0.0: on the
-    boundary). counted: the answers that are counted, and of which hybrids (all: any of them has one).
-    theory: expected share, as a function of n; kind: "at most", or "equal" within 3 points.
+    Attributes:
+      clause: on whose boundary it lies, "" where it is about the verdict alone. recall: arms that differ
+        from `LEVELS`. bits: statements on bits per byte, in SDs of a difference past their threshold.
+      drop: mean fall of Y_R under the window, None: sure. lookup: shares of seeds of the hybrid and of RoPE
+        that learn offset lookup. assay: share of pilot seeds in which each arm acquires. hybrids: how many,
+        alike, that share their parents. counted: verdicts that would be wrong (or right). kind: "error",
+        at most `bound`; "power", a share without a bound; "limit": an error that no rule of so many
+        seeds can hold below 5 %, written down.
     """
 
     name: str
-    effects: tuple[Mapping[str, float], ...]
-    counted: tuple[str, ...]
-    hybrids: tuple[int, ...]
+    clause: str
     kind: str
-    theory: tuple = ()  # (effect, alpha) of every independent statement whose power multiplies
+    counted: tuple[str, ...]
+    recall: Mapping[str, Peaks] = dataclasses.field(default_factory=dict)
+    bits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop: float | None = None
+    lookup: tuple[float, float] = (1.0, 1.0)
+    assay: float = 1.0
+    hybrids: int = 1
     bound: float = 0.05
 
-    def expected(self, n: int) -> float:
-        """The share that theory gives: alpha, or a product of powers of one-sided t tests."""
-        if self.kind == "at most":
-            return self.bound
-        return math.prod(power(n, e, alpha=a, two_sided=False) for e, a in self.theory)
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """Shares of studies: the clause holds, is refuted; the verdict is a counted one; every verdict."""
+
+    holds: float
+    refuted: float
+    counted: float
+    verdicts: Mapping[str, int]
 
 
-YES, NO = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF")
+YES = ("YES", "YES-RELIABLE")
+NO = ("NO", "TRADE-OFF")
 
 
-def truths(alpha: float = 0.05) -> list[Truth]:
-    """Every truth of the table: boundaries first, then power."""
-    gain = {"G3 context", "G3 repeat"}
-    single = [s for s in STATEMENTS if s != STRONGER and s not in gain]
-    both = {"G3 context": 0.0, "G3 repeat": 0.0}
-    one = {"G3 context": 1.3, "G3 repeat": -SURE}
-    everything = {s: 0.0 for s in STATEMENTS if s != STRONGER}
-    c1, p3, far, window = {"C1": 0.0}, {"G2 P3": 0.0}, {"C3 far": 0.0}, {"G3 window": 0.0}
-    near = {"C3 far": 2.0, "G1 RoPE": 2.0}
-    tested = (
-        len(STATEMENTS) - 2
-    )  # in the Holm family of refutations: no strong, one of the two gains
-    found = [Truth(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single]
-    found += [
-        Truth("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
-        Truth("all statements on their boundaries", (everything,), YES, (0,), "at most"),
-        Truth("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
-        Truth("YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"),
-        Truth("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
-        Truth("three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"),
-        Truth("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
-        Truth("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
-    ]  # fmt: skip
-    found += [Truth(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
-    found += [
-        Truth("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
-        Truth("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
-        Truth("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
-        Truth("one hybrid of three past P3", ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}), YES, (0,), "equal", ((1.8, alpha / 3),)),
-        Truth("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
-        Truth("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
-    ]  # fmt: skip
+def truths() -> list[Truth]:
+    """Returns every truth of the table: boundaries, then what cannot be told apart, then power."""
+    return [*_boundaries(), *_limits(), *_powers()]
+
+
+def _boundaries() -> Iterator[Truth]:
+    for name, (clause, _, second, metric, threshold) in STATEMENTS.items():
+        if metric in ("Y_E", "Y_id"):
+            yield Truth(f"{name}: on its boundary", clause, "error", YES, bits={name: 0.0})
+        elif second and metric != "Y_R_id":
+            margin = _margin(threshold, Margins())
+            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, _moved(second, metric, margin, (0, 0), 0.04))  # fmt: skip
+            for share in SHARES:
+                for where, fails in (("the hybrid", (share, 0)), ("the other arm", (0, share)), ("both arms", (share, share))):  # fmt: skip
+                    words = f"{name}: on its boundary, {share:.0%} of the seeds of {where} fail"
+                    yield Truth(words, clause, "error", YES, _moved(second, metric, margin, fails))
+            words = f"{name}: on its boundary, 20% of the hybrid's seeds fall to 0.5"
+            yield Truth(words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5))  # fmt: skip
+        elif second:
+            level = LEVELS[HYBRID] | {"Y_R_id": LEVELS[second]["Y_R_id"] - 0.05}
+            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, {HYBRID: Peaks(level, spread=0.04)})  # fmt: skip
+    yield Truth("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, fails=share)}
+        words = f"G3: on its boundary, {share:.0%} of the hybrid's seeds fail"
+        yield Truth(words, "G3", "error", YES, peaks, drop=0.05)
+    everything = {name: 0.0 for name, s in STATEMENTS.items() if s[3] in ("Y_E", "Y_id")}
+    yield Truth("all statements on text on their boundaries", "", "error", YES + NO, bits=everything)  # fmt: skip
+    both = {HYBRID: _of(HYBRID, fails=0.2), ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05})}  # fmt: skip
+    for name, kind in (("C3", {}), ("C1", {"C1": 0.0})):
+        words = f"{name}: on its boundary for three hybrids"
+        yield Truth(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
+    yield Truth("G2: offset lookup, both learn it in 95% of seeds, refuted", "", "error", NO, lookup=(0.95, 0.95))  # fmt: skip
+    yield Truth("A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5)  # fmt: skip
+    words = "reliability: three quarters of the seeds reach"
+    yield Truth(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
+
+
+def _limits() -> Iterator[Truth]:
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, unlearnt=share)}
+        words = f"G1 recall: {share:.0%} of the hybrid's seeds do not learn it at L"
+        yield Truth(words, "G1", "limit", YES, peaks)
+    for share in SHARES:
+        words = (
+            f"G2: offset lookup, the hybrid does not learn it in {share:.0%} of seeds, RoPE always"
+        )
+        yield Truth(words, "G2", "limit", YES, lookup=(1 - share, 1.0))
+
+
+def _powers() -> Iterator[Truth]:
+    yield Truth("everything true, no seed fails", "C3", "power", ("YES-RELIABLE",))
+    for gap in (0.1, 0.2, 0.3, 0.4, 0.5):
+        peaks = {ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap})}
+        yield Truth(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, fails=share)}
+        yield Truth(f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far", "C3", "power", YES, peaks)  # fmt: skip
+        peaks = {a: _of(a, fails=share) for a in (HYBRID, ALIBI)}
+        yield Truth(f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L", "C3", "power", YES, peaks)  # fmt: skip
+    yield Truth("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
+    yield Truth("G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0})  # fmt: skip
+    yield Truth("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
+    for gap in (0.2, 0.3, 0.4):
+        level = LEVELS[HYBRID] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap}
+        peaks = {HYBRID: Peaks(level), ALIBI: Peaks(LEVELS[HYBRID])}
+        yield Truth(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
+    yield Truth("C4: false, ALiBi and RoPE carry recall as the hybrid does", "C4", "power", NO, {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)})  # fmt: skip
+    for share in (0.8, 0.9, 0.95):
+        yield Truth(f"A0: each arm acquires in {share:.0%} of the pilot seeds", "A0", "power", YES, assay=share)  # fmt: skip
+    yield Truth("G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97))  # fmt: skip
+
+
+def _of(arm: str, **fields) -> Peaks:
+    return Peaks(LEVELS[arm], **fields)
+
+
+def _moved(second: str, metric: str, margin: float, fails: tuple[float, float], spread: float = 0.015, failed: float = 0.0) -> dict[str, Peaks]:  # fmt: skip
+    """Peaks of the hybrid and another arm whose means of the metric differ by exactly the margin."""
+    mine, theirs = fails
+    top = LEVELS[HYBRID][metric]
+    hybrid = top
+    other = (top * (1 - mine) + failed * mine - margin) / (1 - theirs)
+    if other > top:  # no success of the other arm is above the hybrid's best
+        other, hybrid = top, (top * (1 - theirs) + margin - failed * mine) / (1 - mine)
+    return {
+        HYBRID: Peaks(LEVELS[HYBRID] | {metric: hybrid}, fails=mine, spread=spread, failed=failed),
+        second: Peaks(LEVELS[second] | {metric: other}, fails=theirs, spread=spread),
+    }
+
+
+def tally(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins) -> Tally:
+    """Draws studies of n seeds and asks rule 2 of each; draws are a function of (seed, name, n)."""
+    found: dict[str, int] = {}
+    holds = refuted = counted = 0
+    for entries, reaches in zip(*draw(truth, n=n, studies=studies, seed=seed, margins=margins), strict=True):  # fmt: skip
+        said = judged(entries, reaches, n, margins.alpha)
+        first = said[0]
+        if truth.clause:
+            holds += first[1][truth.clause] == "holds"
+            refuted += first[1][truth.clause] == "refuted"
+        counted += any(word in truth.counted for word, _ in said)
+        found[first[0]] = found.get(first[0], 0) + 1
+    return Tally(holds / studies, refuted / studies, counted / studies, dict(sorted(found.items())))
+
+
+def judged(entries, reaches, n: int, alpha: float) -> list[tuple[str, Mapping[str, str]]]:
+    """Returns word and clauses of every hybrid of one study."""
+    adjusted = statistics.holm([rule_2.p_of_yes(of_one) for of_one in entries])
+    found = []
+    for of_one, p, reach in zip(entries, adjusted, reaches, strict=True):
+        states = rule_2.states_of(of_one, alpha)
+        clauses = clause_states(rule_2.CLAUSES, [e.clause for e in of_one], states)
+        complete = n >= rule_2.SEEDS
+        found.append((rule_2.answer(clauses, p, reach, complete=complete, alpha=alpha), clauses))
     return found
 
 
-def tally(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
-    """Draws studies of n seeds and asks the decision engine of each.
-
-    Returns in how many a counted hybrid got a counted answer, and every answer of the first hybrid.
-    Draws are a function of (seed, truth's name, n).
-    """
-    hybrids = [f"hybrid{i}" for i in range(len(truth.effects))]
-    arms = ("rope", "alibi", *hybrids)
-    key = [seed, n, *truth.name.encode()]
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-    means = _means(truth.effects, hybrids, margins)
-    drawn = {
-        (arm, metric): means.get((arm, metric), 0.0)
-        + SPREAD[metric] * random.standard_normal((studies, n))
-        for metric in SPREAD
-        for arm in arms
-    }
-    exact = {(h, metric): dict.fromkeys(range(n), value) for h in hybrids for metric, value in (("P1", 0.0), ("P5", 1.0))}  # fmt: skip
-    rows = {key: values_XP.tolist() for key, values_XP in drawn.items()}
-    hits, answers = 0, Counter()
-    for study in range(studies):
-        outcomes = exact | {key: dict(enumerate(values[study])) for key, values in rows.items()}
-        said = decide(outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins)  # fmt: skip
-        hits += any(said[i].verdict in truth.counted for i in truth.hybrids)
-        answers[said[0].verdict] += 1
-    return hits, answers
+def draw(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins):
+    """Returns for every study the entries of each hybrid, and in how many of n seeds each reaches."""
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, n, *truth.name.encode()])))  # fmt: skip
+    parents = {arm: _recall(truth, arm, n, studies, random) for arm in (ROPE, STRETCHED, ALIBI)}
+    noise = {arm: {m: BITS * random.standard_normal((studies, n)) for m in ("Y_E", "Y_id")} for arm in parents}  # fmt: skip
+    rope_lookup = random.binomial(n, truth.lookup[1], studies)
+    pilot = {arm: random.binomial(n, truth.assay, studies) for arm in (ROPE, ALIBI)}
+    hybrids = []
+    for _ in range(truth.hybrids):
+        values = {HYBRID: _recall(truth, HYBRID, n, studies, random)} | parents
+        mine = {m: BITS * random.standard_normal((studies, n)) for m in ("Y_E", "Y_id")}
+        tested = _tested(truth, values, noise | {HYBRID: mine}, margins)
+        lookup = random.binomial(n, truth.lookup[0], studies)
+        acquire = pilot | {HYBRID: random.binomial(n, truth.assay, studies)}
+        reach = (values[HYBRID]["Y_R_far"] >= REACHES).sum(1)
+        hybrids.append((tested, lookup, acquire, reach))
+    entries = zip(*(_entries(*one[:3], rope_lookup, n) for one in hybrids), strict=True)
+    return entries, [[(int(reach_X[x]), n) for *_, reach_X in hybrids] for x in range(studies)]
 
 
-def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
-    """Means of every arm: a statement's parent is moved, the hybrids stay at 0.
-
-    Hybrids that differ share their parents, so each moves its own value of that metric instead.
-
-    Raises:
-      ValueError: hybrids that differ in a statement whose metric is compared with both parents.
-    """
-    means: dict[tuple[str, str], float] = {}
-    for statement, (arm, metric, way, threshold) in STATEMENTS.items():
-        own = not arm
-        sd, far = SPREAD[metric] * (1 if own else 2**0.5), _threshold(threshold, margins)
-        moved = [e.get(statement, SURE) for e in effects]
-        alike = len(set(moved)) == 1
-        if own:
-            means |= {(h, metric): far + sds * sd for h, sds in zip(hybrids, moved, strict=True)}
-        elif statement == STRONGER and not any(statement in e for e in effects):
-            continue  # ALiBi's Y_E is C2's
-        elif alike:
-            means[arm, metric] = way * (far + moved[0] * sd)
-        elif [m for _, m, _, _ in STATEMENTS.values()].count(metric) > 1:
-            raise ValueError(f"hybrids cannot differ in {statement}: both parents share {metric}")
-        else:
-            means[arm, metric] = way * (far + SURE * sd)
-            means |= {(h, metric): way * (SURE - sds) * sd for h, sds in zip(hybrids, moved, strict=True)}  # fmt: skip
-    return means
+def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[rule_2.Entry]]:
+    """The entries of one hybrid, study by study."""
+    names = [(clause, comparison) for clause, comparison, *_ in tested]
+    p_XS, refuted_XS = (np.stack([t[i] for t in tested], 1).tolist() for i in (2, 3))
+    acquire_XA = np.stack(list(acquire.values()), 1).tolist()
+    counts = zip(acquire_XA, lookup_X.tolist(), rope_lookup_X.tolist(), strict=True)
+    for p_S, refuted_S, (acquire_A, lookup, rope) in zip(p_XS, refuted_XS, counts, strict=True):
+        passes = rule_2.assay_passes({a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A)))  # fmt: skip
+        found = [rule_2.Entry("A0", float(not passes), 1.0, True, "" if passes else rule_2.FAILS)]
+        for (clause, comparison), p, refuted in zip(names, p_S, refuted_S, strict=True):
+            forced = rule_2.NOT_ASSESSABLE if comparison and not passes else ""
+            found.append(rule_2.Entry(clause, p, refuted, False, forced))
+        p, refuted, forced = rule_2.lookup_state((lookup, n), (rope, n))
+        yield [*found, rule_2.Entry("G2", p, refuted, False, forced)]
 
 
-def _threshold(name: str, margins: Margins) -> float:
+def _tested(truth: Truth, values, noise, margins: Margins):
+    """Clause, whether it compares recall, and both p of every statement, for all studies at once."""
+    found = []
+    for name, (clause, first, second, metric, threshold) in STATEMENTS.items():
+        limit = _margin(threshold, margins)
+        if metric in ("Y_E", "Y_id"):
+            past = truth.bits[name] * BITS * 2**0.5 if name in truth.bits else SURE
+            differences_XP = limit + past + noise[first][metric] - noise[second][metric]
+            found.append((clause, False, *evidence.student(differences_XP, limit)))
+            continue
+        first_XP = values[first][metric]
+        differences_XP = first_XP - values[second][metric] if second else first_XP
+        t, flips = evidence.student(differences_XP, limit), evidence.sign_flips(differences_XP, limit)  # fmt: skip
+        p_X, refuted_X = np.maximum(t[0], flips[0]), np.maximum(t[1], flips[1])
+        if limit >= 0:
+            p_X = np.maximum(p_X, evidence.failing(differences_XP, first_XP, limit))
+        if second:
+            lost_X = evidence.failing(-differences_XP, values[second][metric], -limit)
+            p_X, refuted_X = _uncontradicted(values, second, metric, p_X, np.maximum(refuted_X, lost_X), margins.alpha)  # fmt: skip
+        found.append((clause, bool(second), p_X, refuted_X))
+    return found
+
+
+def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: float):
+    """Both p, 1 where Fisher's test on the seeds that acquire or reach says the opposite."""
+    own, bar = ("least_id", ACQUIRED) if metric == "Y_R_id" else ("Y_R_far", REACHES)
+    mine_X, theirs_X = ((values[arm][own] >= bar).sum(1) for arm in (HYBRID, second))
+    n = values[second][own].shape[1]
+    fewer_KK = _fewer(n, alpha)
+    fewer_X, more_X = fewer_KK[mine_X, theirs_X], fewer_KK[theirs_X, mine_X]
+    return np.where(fewer_X, 1.0, p_X), np.where(more_X, 1.0, refuted_X)
+
+
+@functools.cache
+def _fewer(n: int, alpha: float) -> np.ndarray:
+    """Whether Fisher's test says "fewer" of each pair of counts out of n."""
+    pairs = [[rule_2.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)] for k in range(n + 1)]  # fmt: skip
+    return np.array(pairs)
+
+
+def _recall(truth: Truth, arm: str, n: int, studies: int, random) -> dict[str, np.ndarray]:
+    """Values of recall of one arm, by metric, one column a seed."""
+    peaks = truth.recall[arm] if arm in truth.recall else Peaks(LEVELS[arm])
+    unlearnt_XP = random.random((studies, n)) < peaks.unlearnt
+    fails_XP = (random.random((studies, n)) < peaks.fails) | unlearnt_XP
+    found = {}
+    for metric in RECALL:
+        lost_XP = unlearnt_XP if metric == "Y_R_id" else fails_XP
+        found[metric] = np.where(lost_XP, peaks.failed, peaks.level[metric])
+        found[metric] = found[metric] + peaks.spread * random.standard_normal((studies, n))
+    # The worst of three tasks: a little below their mean.
+    found["least_id"] = found["Y_R_id"] - 0.03
+    drop = 0.6 if truth.drop is None else truth.drop / (1 - peaks.fails)
+    found["window_drop"] = np.where(fails_XP, 0.0, drop) + peaks.spread * random.standard_normal((studies, n))  # fmt: skip
+    return found
+
+
+def _margin(name: str, margins: Margins) -> float:
     if name == "0":
         return 0.0
     return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)
+
+
+def passes_unseen(n: int, share: float) -> float:
+    """Returns how often n seeds show no failing one where this share of all fails."""
+    return math.pow(1 - share, n)

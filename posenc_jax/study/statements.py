@@ -1,4 +1,4 @@
-"""Statements over seeds: one tested sentence each, and checks that hold in every seed or do not."""
+"""Statements over seeds: one tested sentence each, checks that hold in every seed or do not, and counts of seeds."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posenc_jax.study import nested, statistics
+from posenc_jax.study import evidence, nested, statistics
 
 DRAWS = 10_000  # of the bootstrap
 SIGN_FLIP_SEEDS = 6  # fewer cannot reach 0.05 by a two-sided sign flip
@@ -29,16 +29,19 @@ class Statement:
     test: statistics.OneSided | None  # None: fewer than two seeds, or a check
     p: float  # that it is true: 1 where it could not be tested
     p_refuted: float
-    check: str = ""  # "at most" or "equal": what every value is to the threshold, without a test
+    check: str = ""  # "at most", "equal", "above": each value to the threshold; "count": of seeds
     note: str = ""
-    arms: tuple[tuple[float, ...], tuple[float, ...]] = (
-        (),
-        (),
-    )  # values of the two, where two meet
+    arms: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # of the two, where two meet
     names: tuple[str, ...] = ()  # of the one arm or the two
     metric: str = ""
     instances: tuple[nested.Sample, ...] = ()  # of each seed; none: the bootstrap draws seeds alone
     unknown: str = ""  # why there are none
+    agreed: bool = False  # p and p_refuted are the largest of t, sign flip and failing seeds
+    p_failing: float | None = None  # None: not asked for
+    contradiction: str = ""  # of counts of seeds, in words: the statement cannot hold
+    identical: bool = False  # all seeds have one value: refused
+    counts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # arm: k of n
+    said: str = ""  # of a count, what was counted
 
     @property
     def iqm(self) -> float | None:
@@ -81,13 +84,20 @@ class Statement:
         if self.test is None:
             return None
         effect = statistics.detectable_effect(self.test.n, alpha=alpha, two_sided=False)
-        return effect * self.test.deviation
+        found = effect * self.test.deviation
+        if self.p_failing is None:
+            return found
+        # With no failing seed the limit of the failing share is 1 - alpha^(1/n); see evidence.failing.
+        best = max(self.arms[0] or self.values)
+        return max(found, best * (1 - alpha ** (1 / self.test.n)))
 
     def sentence(self, alpha: float) -> str:
         """Estimate, interval, p, n and detectable effect, in words; of a check, what every seed had."""
         gaps = f"; left out: {'; '.join(self.problems)}" if self.problems else ""
         note = f" ({self.note})" if self.note else ""
         said = f"{self.clause}: {self.words}{note}: "
+        if self.check == "count":
+            return f"{said}{self.said}{gaps}"
         if self.check and self.values:
             failed = [f"seed {s} has {v:.3g}" for s, v in self.failed()]
             state = f"fails: {', '.join(failed)}" if failed else "passes"
@@ -98,22 +108,24 @@ class Statement:
         if self.test is None:
             return f"{said}not tested ({'; '.join(self.problems) or 'no rows'})"
         t = self.test
+        p_t = t.p_above if self.agreed else self.p
         few = f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds" if t.n < SIGN_FLIP_SEEDS else ""  # fmt: skip
-        spread = "" if t.deviation else "; all seeds agree exactly, so this p knows no spread"
+        failing = "" if self.p_failing is None else f", {p_words(self.p_failing)} (failing seeds)"
+        contradiction = f"; {self.contradiction}" if self.contradiction else ""
         low, high = self.bootstrap(alpha)
         drawn = "seeds and instances" if self.instances else "seeds alone"
         unknown = f"; seeds alone because {self.unknown}" if self.unknown else ""
         ahead = "" if self.ahead is None else f", first arm higher in {100 * self.ahead:.0f} % of pairs of runs"  # fmt: skip
         return (
             f"{said}{t.mean:+.4f} {self.unit}, {100 * (1 - 2 * alpha):.0f} % interval {t.low:+.4f} "
-            f"to {t.high:+.4f} (bootstrap over {drawn} {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(self.p)} (t), "
-            f"{p_words(self.sign_flip)} (sign flip{few}), n {t.n} seeds, detectable from "
-            f"{self.detectable(alpha):.4f} past it{spread}{unknown}{gaps}"
+            f"to {t.high:+.4f} (bootstrap over {drawn} {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(p_t)} (t), "
+            f"{p_words(self.sign_flip)} (sign flip{few}){failing}, n {t.n} seeds, detectable from "
+            f"{self.detectable(alpha):.4f} past it{contradiction}{unknown}{gaps}"
         )
 
     def failed(self) -> list[tuple[int, float]]:
         """Seed and value of every failure of a check."""
-        fails = {"at most": operator.gt, "equal": operator.ne}[self.check]
+        fails = {"at most": operator.gt, "equal": operator.ne, "above": operator.le}[self.check]
         return [(s, v) for s, v in zip(self.seeds, self.values, strict=True) if fails(v, self.threshold)]  # fmt: skip
 
 
@@ -169,12 +181,34 @@ def checked(
     bound: float,
     seeds: Sequence[int],
 ) -> Statement:
-    """A property of every seed: values "at most" the bound, or "equal" to it."""
+    """A property of every seed: values "at most" the bound, "equal" to it or "above" it."""
     paired, problems = _of_one_arm(outcomes, arm, metric, seeds)
     s = Statement(clause, words, "", bound, paired.seeds, paired.differences, problems, None, 1.0, 1.0, check)  # fmt: skip
     failed = bool(s.failed())
     holds = bool(s.values) and not failed
     return dataclasses.replace(s, p=float(not holds), p_refuted=float(not failed))
+
+
+def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
+    """The statement by the largest of its p: t over seeds, exact sign flip and, if asked, failing seeds.
+
+    Args:
+      ahead: whether "true" asks for the failing seeds of the arm that is then ahead, the first one.
+      behind: whether "false" asks for those of the second one; there is none where one arm stands alone.
+    """
+    if s.test is None:
+        return s
+    values_1P, first_1P = np.array([s.values]), np.array([s.arms[0] or s.values])
+    flips = [float(p_1[0]) for p_1 in evidence.sign_flips(values_1P, s.threshold)]
+    true, false = [s.test.p_above, flips[0]], [s.test.p_below, flips[1]]
+    if ahead:
+        true.append(float(evidence.failing(values_1P, first_1P, s.threshold)[0]))
+    if behind and s.arms[0]:
+        second_1P = np.array([s.arms[1]])
+        false.append(float(evidence.failing(-values_1P, second_1P, -s.threshold)[0]))
+    return dataclasses.replace(
+        s, p=max(true), p_refuted=max(false), p_failing=true[2] if ahead else None, agreed=True
+    )
 
 
 def either(a: Statement, b: Statement) -> Statement:
@@ -232,5 +266,8 @@ def _tested(clause, words, unit, threshold, seeds, values, problems, alpha) -> S
     if len(values) < 2:
         problems = (*problems, f"{words}: fewer than two seeds")
         return Statement(clause, words, unit, threshold, seeds, values, problems, None, 1.0, 1.0)
+    if statistics.identical(values):
+        problems = (*problems, f"{words}: refused, all {len(values)} seeds have the same value {values[0]:g}")  # fmt: skip
+        return Statement(clause, words, unit, threshold, seeds, values, problems, None, 1.0, 1.0, identical=True)  # fmt: skip
     t = statistics.against(values, threshold, alpha)
     return Statement(clause, words, unit, threshold, seeds, values, problems, t, t.p_above, t.p_below)  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import optimize, special
 
+from posenc_jax.study import evidence
+
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
@@ -51,10 +53,9 @@ def pair(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Paired
 def against(values: Sequence[float], threshold: float, alpha: float) -> OneSided:
     """Tests a mean against a threshold by Student's t (paired t where values are differences).
 
-    With no spread at all the limits are the mean itself. A mean exactly on the threshold has p = 1.
-
     Raises:
-      ValueError: fewer than two values, or one that is not finite.
+      ValueError: fewer than two values, one that is not finite, or values that are all the same: no
+        test knows their spread, and seeds that agree to the last digit are copies more often than luck.
     """
     n = len(values)
     if n < 2:
@@ -63,14 +64,20 @@ def against(values: Sequence[float], threshold: float, alpha: float) -> OneSided
         raise ValueError("a test was handed a value that is not finite; pair the seeds first")
     mean = math.fsum(values) / n  # plain floats: an array this short costs ten times as much
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
-    if deviation <= 1e-12 * max(1.0, abs(mean)):
-        above, below = float(mean <= threshold), float(mean >= threshold)
-        return OneSided(mean, 0.0, n, mean, mean, above, below)
+    if identical(values):
+        raise ValueError(
+            f"all {n} seeds have the same value, {mean:g}; a test needs seeds that differ"
+        )
     error = deviation / math.sqrt(n)
     t = (mean - threshold) / error
     half = _t_limit(n - 1, alpha) * error
     p_above, p_below = float(special.stdtr(n - 1, -t)), float(special.stdtr(n - 1, t))
     return OneSided(mean, deviation, n, mean - half, mean + half, p_above, p_below)
+
+
+def identical(values: Sequence[float]) -> bool:
+    """Returns whether all values are the same, but for rounding."""
+    return max(values) - min(values) <= 1e-12 * max(1.0, *map(abs, values))
 
 
 def paired_t(differences: Sequence[float]) -> float:
@@ -88,16 +95,9 @@ def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided
     Raises:
       ValueError: no value, one that is not finite, or more than 20 values (2^20 patterns).
     """
-    shifted_P = _checked(differences, 1) - threshold
-    n = len(shifted_P)
-    if n > 20:
-        raise ValueError(f"the exact sign-flip test takes at most 20 seeds, not {n}")
-    signs_XP = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)[None]) & 1)
-    sums_X, observed = signs_XP @ shifted_P, float(shifted_P.sum())
-    slack = 1e-12 * float(np.abs(shifted_P).sum())  # ties lost to the order of summation
-    if two_sided:
-        return float((np.abs(sums_X) >= abs(observed) - slack).mean())
-    return float((sums_X >= observed - slack).mean())
+    above_1, below_1 = evidence.sign_flips(_checked(differences, 1)[None], threshold)
+    # Patterns come in pairs of opposite sums.
+    return min(1.0, 2 * float(min(above_1[0], below_1[0]))) if two_sided else float(above_1[0])
 
 
 def iqm(values: Sequence[float]) -> float:
@@ -181,7 +181,8 @@ def _deviations(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float | np.floating) and math.isfinite(value)
+    number = isinstance(value, int | float | np.integer | np.floating)
+    return number and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _checked(values: Sequence[float], least: int) -> np.ndarray:

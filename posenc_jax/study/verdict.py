@@ -1,159 +1,224 @@
-"""The verdict on a study: finished runs in, every clause in words and numbers out."""
+"""The verdict on a study by both versions of the rule: finished runs in, every clause in words and numbers out."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import scipy
 
-from posenc_jax.study import nested, prereg
-from posenc_jax.study.attribution import attribute
-from posenc_jax.study.decision import RULE, Verdict, decide
-from posenc_jax.study.outcomes import Reading, read_outcomes
+from posenc_jax.results.schema import ACQUIRED, FAR, Row
+from posenc_jax.results.study_data import RunData, StudyData
+from posenc_jax.study import nested, prereg, roles, rule_1, rule_2
+from posenc_jax.study.attribution import Attribution, attribute
+from posenc_jax.study.decision import Verdict
+from posenc_jax.study.outcomes import Reading, lookup_score, oracle_gain, read_outcomes
 from posenc_jax.study.samples import Samples, confirmed, read_samples
 from posenc_jax.study.statements import Statement, p_words, with_instances
 
 ALIKE = ("train_length", "corpus_fingerprint", "tokenizer_fingerprint")
 SMOKE = "a smoke run checks the wiring; it is no result"
+UNPLANNED_TEST = "test was read without a frozen plan"
+OLDER = "rule 1 reads older outcomes than the arrays hold"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One run as its folder tells it; rows are empty where they may not count, and why says so."""
+class Beside:
+    """What a verdict of rule 2 reads beside the runs that count; None where there is none.
 
-    name: str
-    info: Mapping  # run.json
-    settings: str  # of its evaluation
-    rows: tuple[Mapping, ...]
-    why: str
-    arrays: Path  # what the rows were counted from, instance by instance
-
-
-def read_runs(workdir: Path, split: str) -> list[Run]:
-    """Returns every run below workdir, with its rows if they are those of its last step.
-
-    Raises:
-      ValueError: workdir is no folder, or holds no run.
+    Attributes:
+      dev: the same study on dev, by which A and R+ are chosen. pilot: the assay's runs. lookup: runs that
+        were trained on offset lookup alone.
     """
-    if not workdir.is_dir():
-        raise ValueError(f"--workdir={workdir} is no folder; give that of a study")
-    folders = sorted(path.parent for path in workdir.glob("**/run.json"))
-    if not folders:
-        raise ValueError(f"no run below {workdir}: there is no run.json")
-    return [_read_run(folder, str(folder.relative_to(workdir)), split) for folder in folders]
 
-
-def _read_run(folder: Path, name: str, split: str) -> Run:
-    info = json.loads((folder / "run.json").read_text())
-    evaluation = folder / ("evaluation" if split == "test" else f"evaluation_{split}")
-    path, done, arrays = (evaluation / n for n in ("rows.jsonl", "evaluation.json", "arrays"))
-    if not info["finished"]:
-        return Run(name, info, "", (), "training has not finished", arrays)
-    if not path.exists() or not done.exists():
-        return Run(name, info, "", (), f"not evaluated to the end on {split}", arrays)
-    about = json.loads(done.read_text())
-    if about["step"] != info["steps"]:
-        why = f"scored at step {about['step']} of {info['steps']}; only the last checkpoint counts"
-        return Run(name, info, "", (), why, arrays)
-    rows = tuple(json.loads(line) for line in path.read_text().splitlines())
-    return Run(name, info, about["settings"], rows, "", arrays)
+    dev: StudyData | None = None
+    pilot: StudyData | None = None
+    lookup: StudyData | None = None
 
 
 def judge(
-    runs: Sequence[Run],
+    data: StudyData,
     plan: prereg.Plan,
     *,
-    split: str,
+    beside: Beside,
     frozen: prereg.Frozen | None,
     deviations: Sequence[str],
 ) -> dict:
-    """Returns the verdict as one JSON object; `words` turns it into text.
+    """Returns the verdict as one JSON object: rule 2's, with rule 1's as "rule_1"; `words` turns it into text.
 
     Args:
-      runs: of `read_runs`; those of other arms or seeds are left out. frozen: the plan's record, or
+      data: of `results.load`; runs of other arms or seeds are left out. frozen: the plan's record, or
         None for an exploration. deviations: from the plan, in the reader's words.
 
     Raises:
-      ValueError: an arm of the plan without a run, or runs that cannot be compared.
+      ValueError: an arm of the plan without a run, runs that cannot be compared, a copy of a run, or
+        pilot or lookup seeds of the plan whose runs were not given.
     """
-    chosen = [r for r in runs if r.info["arm"] in plan.arms() and r.info["seed"] in plan.seeds]
-    _refuse(runs, chosen, plan)
-    reading = read_outcomes([row for run in chosen for row in run.rows])
-    outcomes = reading.values
+    chosen = [r for r in data.runs if r.info["arm"] in plan.arms() and r.info["seed"] in plan.seeds]
+    _refuse(data.runs, chosen, plan, beside)
     unused = [f"{r.name}: {r.why}; its rows do not count" for r in chosen if r.why]
     there = {(r.info["arm"], r.info["seed"]) for r in chosen}
     unused += [f"{a}, seed {s}: no run" for a in plan.arms() for s in plan.seeds if (a, s) not in there]  # fmt: skip
-    tier = chosen[0].info["tier"]
-    why = ["no plan was frozen beforehand"] if frozen is None else prereg.objections(
-        frozen, {r.name: ({"began": None} | r.info)["began"] for r in chosen}
-    )  # fmt: skip
-    why += [f"scored on {split}, not on test"] if split != "test" else []
-    status = "smoke" if tier == "smoke" else "exploratory" if why else "confirmed"
-    said = decide(outcomes, plan.hybrids, rope=plan.rope, alibi=plan.alibi, seeds=plan.seeds, margins=plan.margins)  # fmt: skip
-    if status == "smoke":
-        said = [dataclasses.replace(v, verdict="INCONCLUSIVE", reasons=(SMOKE, *v.reasons)) for v in said]  # fmt: skip
-    alpha, samples = plan.margins.alpha, _samples(chosen, reading)
-    found = []
-    for v in said:
-        ablations = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
-        attributed = attribute(outcomes, v.hybrid, ablations, seeds=plan.seeds, margins=plan.margins)  # fmt: skip
-        found.append(
-            _verdict(v, samples, alpha)
-            | {
-                "attribution": [
-                    {"factor": a.factor, "ablation": a.ablation, "finding": a.finding, "p": a.p, "words": a.words,
-                     "statements": [_statement(with_instances(s, samples), "", alpha) for s in a.statements]}
-                    for a in attributed
-                ]
-            }
-        )  # fmt: skip
-    extra = sorted({(r.info["arm"], r.info["seed"]) for r in runs if r.info["arm"] in plan.arms()} - there)  # fmt: skip
-    return {
-        "status": status,
-        "why": why,
-        "tier": tier,
-        "split": split,
-        "rule": RULE,
+    extra = sorted({(r.info["arm"], r.info["seed"]) for r in data.runs if r.info["arm"] in plan.arms()} - there)  # fmt: skip
+    looked = [UNPLANNED_TEST] if data.split == "test" and frozen is None else []
+    kept = list(data.record["deviations"]) if "deviations" in data.record else []
+    shared = {
+        "tier": chosen[0].info["tier"],
+        "split": data.split,
         "train_length": chosen[0].info["train_length"],
         **dataclasses.asdict(plan),
-        "prereg": frozen and {"sha256": frozen.sha256, "frozen": frozen.at.isoformat()},
-        "deviations": [*deviations, *_differences(chosen)],
+        "prereg": frozen and {"rule": frozen.rule, "sha256": frozen.sha256, "frozen": frozen.at.isoformat()},
+        "deviations": [*deviations, *kept, *looked, *_differences(chosen)],
         "unused": unused,
         "unplanned": [f"{arm}, seed {seed}: not among the planned seeds, not read" for arm, seed in extra],
-        "gaps": [gap for gap in reading.gaps if _counts(gap, plan)],
-        "verdicts": found,
         "runs": {r.name: fingerprint(r.rows) for r in chosen if not r.why},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
     }  # fmt: skip
+    first, second = (rule(data, chosen, plan, beside) for rule in (_by_rule_1, _by_rule_2))
+    return _stood(shared | second, chosen, frozen) | {
+        "rule_1": _stood(shared | first, chosen, frozen)
+    }
 
 
-def fingerprint(rows: Sequence[Mapping]) -> str:
+def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
+    reading = read_outcomes(_rows(chosen), rule_1.RULE)
+    outcomes, alibi, m = reading.values, plan.alibi[0], plan.margins
+    said = rule_1.decide(outcomes, plan.hybrids, rope=plan.rope, alibi=alibi, seeds=plan.seeds, margins=m)  # fmt: skip
+    found = []
+    for v in said:
+        factors = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
+        attributed = attribute(outcomes, v.hybrid, factors, seeds=plan.seeds, margins=m)
+        found.append(_verdict(v, attributed, lambda s: dataclasses.replace(s, unknown=OLDER), m.alpha))  # fmt: skip
+    needed = {plan.rope: ("Y", "b", "P3"), alibi: ("Y", "b")}
+    return {
+        "rule": rule_1.RULE,
+        "alibi": alibi,
+        "notes": [],
+        "gaps": [g for g in reading.gaps if _counts(g, plan, needed)],
+        "verdicts": found,
+    }
+
+
+def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
+    reading = read_outcomes(_rows(chosen))
+    outcomes, m = dict(reading.values), plan.margins
+    if plan.oracle:
+        outcomes[plan.oracle, "context_gain"] = _of_oracle(data, plan)
+    dev = data if data.split == "dev" else beside.dev
+    on_dev = dev and read_outcomes(_rows(r for r in dev.runs if r.info["arm"] in plan.arms())).values  # fmt: skip
+    parents, notes = roles.settle(plan.rope, plan.stretched, plan.alibi, plan.oracle, on_dev)
+    counts = rule_2.Counts(*_assay(beside.pilot, outcomes, plan), _lookup(beside.lookup, plan))
+    said = rule_2.decide(outcomes, plan.hybrids, roles=parents, counts=counts, seeds=plan.seeds, margins=m)  # fmt: skip
+    samples, found = _samples(chosen, reading), []
+    weigh = functools.partial(rule_2.weighed, behind=False)
+    for v in said:
+        factors = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
+        attributed = attribute(outcomes, v.hybrid, factors, seeds=plan.seeds, margins=m, weigh=weigh)  # fmt: skip
+        found.append(_verdict(v, attributed, lambda s: with_instances(s, samples), m.alpha))
+    parent = ("Y_E", "Y_id", "Y_R", "Y_R_far", "Y_R_id", "least_id")
+    needed = {plan.rope: parent, **dict.fromkeys(plan.alibi, parent)}
+    needed |= dict.fromkeys(plan.stretched, ("Y_E", "Y_R", "Y_R_8"))
+    return {
+        "rule": rule_2.RULE,
+        "roles": parents.judged(),
+        "notes": [*data.notes, *notes, f"assay: {counts.assay_words}"],
+        "gaps": [g for g in reading.gaps if _counts(g, plan, needed)],
+        "verdicts": found,
+    }
+
+
+def _stood(verdict: dict, chosen: Sequence[RunData], frozen: prereg.Frozen | None) -> dict:
+    """The verdict with its standing: smoke, exploratory (and why) or confirmed."""
+    why = ["no plan was frozen beforehand"] if frozen is None else prereg.objections(
+        frozen, verdict["rule"], {r.name: ({"began": None} | r.info)["began"] for r in chosen}
+    )  # fmt: skip
+    why += [f"scored on {verdict['split']}, not on test"] if verdict["split"] != "test" else []
+    status = "smoke" if verdict["tier"] == "smoke" else "exploratory" if why else "confirmed"
+    if status == "smoke":
+        for v in verdict["verdicts"]:
+            v["verdict"], v["reasons"] = "INCONCLUSIVE", [SMOKE, *v["reasons"]]
+    return {"status": status, "why": why} | verdict
+
+
+def _rows(runs) -> list[Row]:
+    return [row for run in runs if not run.why for row in run.rows]
+
+
+def _of_oracle(data: StudyData, plan: prereg.Plan) -> dict[int, float | None]:
+    """Gain from far text of RoPE trained at 4L, by seed."""
+    length = data.runs[0].info["train_length"]
+    found = {}
+    for run in data.elsewhere:
+        if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
+            if run.info["train_length"] != FAR * length:
+                raise ValueError(f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not at {FAR} x {length}")  # fmt: skip
+            found[run.info["seed"]] = oracle_gain(run.rows, length)
+    return found
+
+
+def _assay(
+    pilot: StudyData | None, outcomes, plan: prereg.Plan
+) -> tuple[dict[str, rule_2.Count], str]:
+    """Seeds that acquire, by arm, and which seeds were asked."""
+    arms = [plan.rope, *plan.alibi, *plan.hybrids]
+    if pilot is None:
+        n = len(plan.seeds)
+        words = f"no pilot was named: the study's own {n} seeds, {rule_2.needed(rule_2.ASSAY, n)} of which are asked for"  # fmt: skip
+        values, seeds = outcomes, plan.seeds
+    else:
+        there = sorted({r.info["seed"] for r in pilot.runs})
+        seeds = plan.pilot or tuple(there)
+        chosen = [r for r in pilot.runs if r.info["arm"] in arms and r.info["seed"] in seeds]
+        values = read_outcomes(_rows(chosen)).values
+        words = f"{len(seeds)} pilot seeds of {pilot.name} on {pilot.split}"
+    return {arm: rule_2.acquiring(values, arm, seeds) for arm in arms}, words
+
+
+def _lookup(data: StudyData | None, plan: prereg.Plan) -> dict[str, rule_2.Count]:
+    """Seeds that learn offset lookup in runs of its own, by arm."""
+    if data is None:
+        return {}
+    found: dict[str, list[bool]] = {}
+    for run in data.runs:
+        if run.why or (plan.lookup and run.info["seed"] not in plan.lookup):
+            continue
+        score = lookup_score(run.rows)
+        if score is not None:
+            found.setdefault(run.info["arm"], []).append(score >= ACQUIRED)
+    return {arm: (sum(learnt), len(learnt)) for arm, learnt in found.items()}
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
     """SHA-256 of a run's rows, by which a reader sees whether a verdict is theirs."""
-    text = json.dumps(list(rows), sort_keys=True)
+    text = json.dumps([row.to_json() for row in rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _counts(gap: str, plan: prereg.Plan) -> bool:
-    """Whether a missing outcome is one that the rule reads of that arm."""
+def _counts(gap: str, plan: prereg.Plan, needed: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a missing outcome is one that the rule reads of that arm.
+
+    Args:
+      needed: of each parent, the beginnings of the outcomes that are read; of a hybrid all are.
+    """
     arm, _, rest = gap.rpartition(", seed ")
     metric = rest.split(": no ")[1].split(":")[0]
     if arm in plan.hybrids:
         return True
-    if arm in (plan.rope, plan.alibi):
-        return metric[0] in "Yb" or (metric == "P3" and arm == plan.rope)
-    return metric in ("Y_E", "Y_R")
+    return metric.startswith(tuple(needed[arm])) if arm in needed else metric in ("Y_E", "Y_R")
 
 
-def _refuse(runs: Sequence[Run], chosen: Sequence[Run], plan: prereg.Plan) -> None:
+def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> None:  # fmt: skip
     present = {r.info["arm"] for r in chosen}
     lacking = [arm for arm in plan.arms() if arm not in present]
     if lacking:
         here = ", ".join(sorted({r.info["arm"] for r in runs}))
         raise ValueError(f"no run of {lacking[0]!r} with a planned seed; arms here: {here}")
+    for name in ("pilot", "lookup"):
+        if getattr(plan, name) and getattr(beside, name) is None:
+            raise ValueError(f"the plan names {name} seeds; give the folder of their runs with --{name}")  # fmt: skip
     for field in ("settings", *ALIKE):
         found = {}
         for run in chosen:
@@ -164,9 +229,14 @@ def _refuse(runs: Sequence[Run], chosen: Sequence[Run], plan: prereg.Plan) -> No
             first, second = list(found.values())[:2]
             name = "evaluation settings" if field == "settings" else field
             raise ValueError(f"{first} and {second} differ in {name}; they cannot be compared")
+    copies: dict[tuple, str] = {}
+    for run in chosen:
+        values = tuple((r.metric, r.length, r.bucket, r.value) for r in run.rows)
+        if values and copies.setdefault((run.info["arm"], values), run.name) != run.name:
+            raise ValueError(f"{copies[run.info['arm'], values]} and {run.name} have the same values in every row: one is a copy, and seeds that agree are no evidence")  # fmt: skip
 
 
-def _differences(chosen: Sequence[Run]) -> list[str]:
+def _differences(chosen: Sequence[RunData]) -> list[str]:
     """What a fair comparison holds equal and these runs do not: a deviation that nobody has to type."""
     lines = []
     for field, words in (("tokens", "training tokens"), ("versions", "versions"), ("hardware", "hardware")):  # fmt: skip
@@ -176,19 +246,20 @@ def _differences(chosen: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _samples(chosen: Sequence[Run], reading: Reading) -> Samples:
+def _samples(chosen: Sequence[RunData], reading: Reading) -> Samples:
     """The instances behind each value that the rows have."""
     found: dict[tuple[str, str], dict[int, nested.Sample | str]] = {}
     for run in chosen:
         arm, seed = run.info["arm"], run.info["seed"]
-        for metric, sample in read_samples(run.arrays, run.rows).items():
+        for metric, sample in read_samples(run).items():
             value = ({seed: None} | reading.values.get((arm, metric), {}))[seed]
             if value is not None:
                 found.setdefault((arm, metric), {})[seed] = confirmed(sample, value)
     return found
 
 
-def _verdict(v: Verdict, samples: Samples, alpha: float) -> dict:
+def _verdict(v: Verdict, attributed: Sequence[Attribution], complete, alpha: float) -> dict:
+    """One hybrid's part; complete: adds the instances to a statement."""
     return {
         "hybrid": v.hybrid,
         "verdict": v.verdict,
@@ -196,10 +267,15 @@ def _verdict(v: Verdict, samples: Samples, alpha: float) -> dict:
         "clauses": dict(v.clauses),
         "reasons": list(v.reasons),
         "statements": [
-            _statement(with_instances(s, samples), state, alpha)
+            _statement(complete(s), state, alpha)
             for s, state in zip(v.statements, v.states, strict=True)
         ],
-    }
+        "attribution": [
+            {"factor": a.factor, "ablation": a.ablation, "finding": a.finding, "p": a.p, "words": a.words,
+             "statements": [_statement(complete(s), "", alpha) for s in a.statements]}
+            for a in attributed
+        ],
+    }  # fmt: skip
 
 
 def _statement(s: Statement, state: str, alpha: float) -> dict:
@@ -208,33 +284,43 @@ def _statement(s: Statement, state: str, alpha: float) -> dict:
         "clause": s.clause, "words": s.words, "note": s.note, "unit": s.unit, "check": s.check,
         "state": state, "threshold": s.threshold, "estimate": t and t.mean, "low": t and t.low,
         "high": t and t.high, "deviation": t and t.deviation, "n": len(s.values), "p": None if s.check else s.p,
+        "p_t": t and t.p_above, "p_failing": s.p_failing, "contradiction": s.contradiction,
         "p_refuted": None if s.check else s.p_refuted, "sign_flip": s.sign_flip,
         "bootstrap": s.bootstrap(alpha), "bootstrap_over": s.drawn, "bootstrap_why": s.unknown, "iqm": s.iqm, "ahead": s.ahead,
         "detectable": s.detectable(alpha), "seeds": list(s.seeds), "values": list(s.values),
+        "counts": {arm: list(count) for arm, count in s.counts.items()}, "said": s.said,
         "problems": list(s.problems), "sentence": s.sentence(alpha),
     }  # fmt: skip
 
 
 def words(verdict: Mapping) -> str:
-    """The verdict as plain text: status first, then every hybrid, clause by clause."""
-    lines = [banner(verdict)]
-    for title, key in (("Not confirmed because", "why"), ("Deviations", "deviations"), ("Missing runs", "unused"),
-                       ("Not read", "unplanned"), ("Missing outcomes", "gaps")):  # fmt: skip
-        if verdict[key]:
-            lines += ["", f"{title}:", *(f"  - {line}" for line in verdict[key])]
-    for v in verdict["verdicts"]:
-        lines += ["", f"{v['hybrid']}: {v['verdict']} ({verdict['status']}; p of all clauses {p_words(v['p'])}, Holm over {len(verdict['verdicts'])})"]  # fmt: skip
-        lines += [f"  because {reason}" for reason in v["reasons"]]
-        lines += [f"  [{s['state']}] {s['sentence']}" for s in v["statements"]]
-        lines += [f"  {a['words']}" for a in v["attribution"]] or ["  attribution: no ablation was named"]  # fmt: skip
+    """Both verdicts as plain text: status and deviations first, the two side by side, then clause by clause."""
+    older = verdict["rule_1"]
+    lines = [banner(verdict), *_listed(verdict, "Deviations", "deviations"), "", "Rule 2 and rule 1, side by side:"]  # fmt: skip
+    for new, old in zip(verdict["verdicts"], older["verdicts"], strict=True):
+        lines.append(f"  {new['hybrid']}: {new['verdict']} ({verdict['status']}) by rule 2, {old['verdict']} ({older['status']}) by rule 1")  # fmt: skip
+    lines += [*_listed(verdict, "Missing runs", "unused"), *_listed(verdict, "Not read", "unplanned")]  # fmt: skip
+    for said in (verdict, older):
+        lines += ["", "", f"RULE {said['rule']}. {banner(said)}"]
+        for title, key in (("Not confirmed because", "why"), ("Notes", "notes"), ("Missing outcomes", "gaps")):  # fmt: skip
+            lines += _listed(said, title, key)
+        for v in said["verdicts"]:
+            lines += ["", f"{v['hybrid']}: {v['verdict']} ({said['status']}; p of all clauses {p_words(v['p'])}, Holm over {len(said['verdicts'])})"]  # fmt: skip
+            lines += [f"  because {reason}" for reason in v["reasons"]]
+            lines += [f"  [{s['state']}] {s['sentence']}" for s in v["statements"]]
+            lines += [f"  {a['words']}" for a in v["attribution"]] or ["  attribution: no ablation was named"]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _listed(verdict: Mapping, title: str, key: str) -> list[str]:
+    return ["", f"{title}:", *(f"  - {line}" for line in verdict[key])] if verdict[key] else []
 
 
 def banner(verdict: Mapping) -> str:
     """Status, tier, seeds, plan, in one sentence."""
     seeds = verdict["seeds"]
     plan = verdict["prereg"]
-    frozen = f"plan {plan['sha256'][:12]} frozen {plan['frozen']}" if plan else "no frozen plan"
+    frozen = f"plan {plan['sha256'][:12]} frozen {plan['frozen']} for rule {plan['rule']}" if plan else "no frozen plan"  # fmt: skip
     head = {"smoke": f"SMOKE ({SMOKE})", "exploratory": "EXPLORATORY", "confirmed": "CONFIRMED"}
     return (
         f"{head[verdict['status']]}: tier {verdict['tier']}, {len(seeds)} seeds planned "

@@ -1,4 +1,4 @@
-"""The decision rule on truth tables, its refusals, attribution, and simulated studies."""
+"""Rule 1 on truth tables, its refusals, attribution, and simulated studies."""
 
 import json
 import subprocess
@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from posenc_jax.study.attribution import attribute
-from posenc_jax.study.decision import CLAUSES, Margins, decide
-from posenc_jax.study.simulation import tally, truths
+from posenc_jax.study.decision import Margins
+from posenc_jax.study.rule_1 import CLAUSES, decide
+from posenc_jax.study.simulation_rule_1 import tally, truths
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
 GOOD = {
@@ -279,10 +280,22 @@ def test_every_statement_of_the_rule_has_a_truth_on_its_boundary():
 
 
 def test_the_simulation_command_writes_a_row_for_every_truth_and_n(tmp_path):
-    command = [sys.executable, "scripts/simulate_decisions.py", f"--out={tmp_path}", "--studies=1"]
+    command = [sys.executable, "scripts/simulate_decisions.py", "--rule=1", f"--out={tmp_path}", "--studies=1", "--only=G1"]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode in (0, 1), run.stderr  # one study settles nothing
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "rule_1_rows.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["studies"] == 1]
-    assert len(first) == 2 * len(truths())
+    assert len(first) == 2 * sum("G1" in t.name for t in truths()) > 0
     assert all(row["studies"] in (1, 10) for row in rows)
+
+
+def test_seeds_with_one_value_are_refused_and_are_no_yes():
+    """Without spread a t test would say p = 0."""
+    table = outcomes()
+    table["H", "Y_E"] = {s: table["alibi", "Y_E"][s] - 0.5 for s in range(5)}
+    found = said(table)
+    c2 = found.statements[1]
+    assert c2.identical
+    assert c2.p == 1.0
+    assert "all 5 seeds have the same value" in c2.sentence(0.05)
+    assert found.verdict == "INCONCLUSIVE"

@@ -1,0 +1,158 @@
+"""Simulated studies with a known truth: how often rule 1 is wrong, and how often right.
+
+A truth says how many standard deviations each statement of the rule lies past its threshold; a
+statement that it does not name lies so far past that it holds in every study.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from posenc_jax.study.decision import Margins
+from posenc_jax.study.rule_1 import STRONGER, decide
+from posenc_jax.study.statistics import power
+
+# Spread of a value between seeds, within an arm; a difference of two arms has sqrt(2) of it. Small
+# for Y_E: C2 has to be sure where YES-STRONG, 0.01 bits further on the same values, is at its boundary.
+SPREAD = {"Y_E": 0.0002, "bpb_id": 0.004, "Y_R": 0.04, "Y_R_far": 0.04, "Y_R_id": 0.04, "P3": 0.02,
+          "context_gain": 0.01, "repeat_gain": 0.01, "window_check": 0.01}  # fmt: skip
+SURE = 20.0
+# Statement -> (arm, metric, which way that arm's value moves as the statement becomes truer, threshold).
+STATEMENTS = {
+    "C1": ("rope", "Y_E", 1, "bpb"), "C2": ("alibi", "Y_E", 1, "-bpb"),
+    "C3": ("alibi", "Y_R", -1, "accuracy"), "C3 far": ("alibi", "Y_R_far", -1, "0"),
+    "C4": ("rope", "Y_R", -1, "0"), "C4 at L, RoPE": ("rope", "Y_R_id", -1, "-accuracy"),
+    "C4 at L, ALiBi": ("alibi", "Y_R_id", -1, "-accuracy"),
+    "G1 RoPE": ("rope", "bpb_id", 1, "-bpb"), "G1 ALiBi": ("alibi", "bpb_id", 1, "-bpb"),
+    "G2 P3": ("rope", "P3", -1, "-lookup"),
+    "G3 context": ("", "context_gain", 1, "0"), "G3 repeat": ("", "repeat_gain", 1, "0"),
+    "G3 window": ("", "window_check", 1, "0"),
+    STRONGER: ("alibi", "Y_E", 1, "bpb"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Where the statements lie, by hybrid, and what share of which answers the theory allows.
+
+    effects: by hybrid, SDs past the threshold of every statement that is not sure (`C1` 0.0: on the
+    boundary). counted: the answers that are counted, and of which hybrids (all: any of them has one).
+    theory: expected share, as a function of n; kind: "at most", or "equal" within 3 points.
+    """
+
+    name: str
+    effects: tuple[Mapping[str, float], ...]
+    counted: tuple[str, ...]
+    hybrids: tuple[int, ...]
+    kind: str
+    theory: tuple = ()  # (effect, alpha) of every independent statement whose power multiplies
+    bound: float = 0.05
+
+    def expected(self, n: int) -> float:
+        """The share that theory gives: alpha, or a product of powers of one-sided t tests."""
+        if self.kind == "at most":
+            return self.bound
+        return math.prod(power(n, e, alpha=a, two_sided=False) for e, a in self.theory)
+
+
+YES, NO = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF")
+
+
+def truths(alpha: float = 0.05) -> list[Truth]:
+    """Every truth of the table: boundaries first, then power."""
+    gain = {"G3 context", "G3 repeat"}
+    single = [s for s in STATEMENTS if s != STRONGER and s not in gain]
+    both = {"G3 context": 0.0, "G3 repeat": 0.0}
+    one = {"G3 context": 1.3, "G3 repeat": -SURE}
+    everything = {s: 0.0 for s in STATEMENTS if s != STRONGER}
+    c1, p3, far, window = {"C1": 0.0}, {"G2 P3": 0.0}, {"C3 far": 0.0}, {"G3 window": 0.0}
+    near = {"C3 far": 2.0, "G1 RoPE": 2.0}
+    tested = (
+        len(STATEMENTS) - 2
+    )  # in the Holm family of refutations: no strong, one of the two gains
+    found = [Truth(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single]
+    found += [
+        Truth("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
+        Truth("all statements on their boundaries", (everything,), YES, (0,), "at most"),
+        Truth("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
+        Truth("YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"),
+        Truth("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
+        Truth("three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"),
+        Truth("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
+        Truth("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
+    ]  # fmt: skip
+    found += [Truth(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
+    found += [
+        Truth("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
+        Truth("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
+        Truth("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
+        Truth("one hybrid of three past P3", ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}), YES, (0,), "equal", ((1.8, alpha / 3),)),
+        Truth("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
+        Truth("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
+    ]  # fmt: skip
+    return found
+
+
+def tally(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
+    """Draws studies of n seeds and asks the decision engine of each.
+
+    Returns in how many a counted hybrid got a counted answer, and every answer of the first hybrid.
+    Draws are a function of (seed, truth's name, n).
+    """
+    hybrids = [f"hybrid{i}" for i in range(len(truth.effects))]
+    arms = ("rope", "alibi", *hybrids)
+    key = [seed, n, *truth.name.encode()]
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    means = _means(truth.effects, hybrids, margins)
+    drawn = {
+        (arm, metric): means.get((arm, metric), 0.0)
+        + SPREAD[metric] * random.standard_normal((studies, n))
+        for metric in SPREAD
+        for arm in arms
+    }
+    exact = {(h, metric): dict.fromkeys(range(n), value) for h in hybrids for metric, value in (("P1", 0.0), ("P5", 1.0))}  # fmt: skip
+    rows = {key: values_XP.tolist() for key, values_XP in drawn.items()}
+    hits, answers = 0, Counter()
+    for study in range(studies):
+        outcomes = exact | {key: dict(enumerate(values[study])) for key, values in rows.items()}
+        said = decide(outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins)  # fmt: skip
+        hits += any(said[i].verdict in truth.counted for i in truth.hybrids)
+        answers[said[0].verdict] += 1
+    return hits, answers
+
+
+def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
+    """Means of every arm: a statement's parent is moved, the hybrids stay at 0.
+
+    Hybrids that differ share their parents, so each moves its own value of that metric instead.
+
+    Raises:
+      ValueError: hybrids that differ in a statement whose metric is compared with both parents.
+    """
+    means: dict[tuple[str, str], float] = {}
+    for statement, (arm, metric, way, threshold) in STATEMENTS.items():
+        own = not arm
+        sd, far = SPREAD[metric] * (1 if own else 2**0.5), _threshold(threshold, margins)
+        moved = [e.get(statement, SURE) for e in effects]
+        alike = len(set(moved)) == 1
+        if own:
+            means |= {(h, metric): far + sds * sd for h, sds in zip(hybrids, moved, strict=True)}
+        elif statement == STRONGER and not any(statement in e for e in effects):
+            continue  # ALiBi's Y_E is C2's
+        elif alike:
+            means[arm, metric] = way * (far + moved[0] * sd)
+        elif [m for _, m, _, _ in STATEMENTS.values()].count(metric) > 1:
+            raise ValueError(f"hybrids cannot differ in {statement}: both parents share {metric}")
+        else:
+            means[arm, metric] = way * (far + SURE * sd)
+            means |= {(h, metric): way * (SURE - sds) * sd for h, sds in zip(hybrids, moved, strict=True)}  # fmt: skip
+    return means
+
+
+def _threshold(name: str, margins: Margins) -> float:
+    if name == "0":
+        return 0.0
+    return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)
