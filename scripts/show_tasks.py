@@ -47,7 +47,7 @@ def main() -> None:
             instance = task.instance(
                 filler, split=_SPLIT.value, seed=_SEED.value, index=index, length=_LENGTH.value
             )
-            print(f"{task.id} {task.name}, {_SPLIT.value} {index}, chance {task.chance:.4g}")
+            print(f"{task.id} {task.name}, {_SPLIT.value} {index}")
             print(shown(instance, filler, tokenizer), end="\n\n")
 
 

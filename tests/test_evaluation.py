@@ -19,7 +19,6 @@ from posenc_jax.evaluation.scorer import Scorer, Scores
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.schema import DEFINITIONS, Row
 from posenc_jax.tasks.instances import Answer, Instance
-from posenc_jax.tasks.table import chance
 from posenc_jax.training.inputs import unigram_bits_per_byte
 
 V = 260
@@ -32,7 +31,7 @@ class Known:
     def __init__(self, probability):
         self._probability = probability
 
-    def score(self, rows_RT):
+    def score(self, rows_RT, window=None):
         p = np.array([[self._probability(row, t) for t in range(len(row) - 1)] for row in rows_RT])
         return Scores(-np.log(p), np.where(p > 0.5, 0, 3))
 
@@ -166,12 +165,15 @@ def test_octaves_cover_every_position_once():
 
 def test_an_answer_is_right_only_when_all_its_tokens_are():
     tokens = np.arange(10)
-    instance = Instance(tokens, (Answer(4, 6, 3, 0.0), Answer(7, 9, 5, 0.95)))
+    instance = Instance(
+        tokens, (Answer(4, 6, 3, 0.0, 0.1), Answer(6, 7, 1, 0.5, 1.0), Answer(7, 9, 5, 0.95, 0.2))
+    )
     known = Known(lambda row, t: 0.1 if t + 1 == 5 else 0.9)
     answers = retrieval.score_instances(known, [instance])
     assert answers.correct.tolist() == [False, True]
     assert answers.rank.tolist() == [3, 0]
     assert answers.instance.tolist() == [0, 0]
+    assert answers.chance.tolist() == [0.1, 0.2]  # the one that is given away is not scored
     np.testing.assert_allclose(answers.nll, [-(math.log(0.9) + math.log(0.1)) / 2, -math.log(0.9)])
     by_bucket = {name: chosen.tolist() for name, chosen in retrieval.buckets(answers, 4)}
     assert by_bucket["distance:L/4-L"] == [True, False]
@@ -183,13 +185,19 @@ def test_an_answer_is_right_only_when_all_its_tokens_are():
 def test_distance_bins_cover_every_distance_once():
     distance = np.arange(0, 700)
     answers = retrieval.Answers(
-        distance > 0, distance * 1.0, distance, distance, distance / 700, np.full(700, ""), distance
+        distance > 0,
+        distance * 1.0,
+        distance,
+        distance,
+        distance / 700,
+        distance * 0.0,
+        np.full(700, ""),
+        distance,
     )
     bins = [
         chosen for name, chosen in retrieval.buckets(answers, 64) if name.startswith("distance")
     ]
     np.testing.assert_array_equal(np.sum(bins, axis=0), 1)
-    assert chance("mqar") == 1 / 64
 
 
 def test_the_scorer_pads_without_changing_a_number(tmp_path):
@@ -247,6 +255,14 @@ def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_to
     assert RowFile(path, {"E": "one"}).dropped == 1
 
 
+def test_an_arm_without_the_positions_for_a_context_says_so(trained):
+    """`learned` has L positions: the in-distribution row is measured, the longer ones are skipped in words."""
+    path = runner.evaluate(trained, multiples=(1,), suites=("E3", "E7"), split="dev", stretch=None)
+    found = {row["length"]: row for row in runs.rows(path) if row["metric"] == "bpb_ctx"}
+    assert {length for length, row in found.items() if row["value"] is not None} == {4, 8, 16}
+    assert found[32]["skipped"] == "a context of 32 and 16 targets exceed 32 positions"
+
+
 def test_a_value_that_is_not_finite_is_no_value_and_says_so():
     config = runs.config("unused", "rope")
     work = Measures(Path("x/evaluation"), config, None, None, None, None, (1,), "dev", 1, 1)
@@ -272,7 +288,7 @@ def test_evaluation_resumes_per_item_and_gives_the_same_rows(trained, monkeypatc
     path.write_text("".join(line + "\n" for line in kept))
     measured = []
     score = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, rows: measured.append(rows.shape) or score(self, rows))  # fmt: skip
+    monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: measured.append(rows.shape) or score(self, rows, *window))  # fmt: skip
     runner.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
     assert len(measured) == 1
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
@@ -409,7 +425,7 @@ def test_all_of_e_and_r_is_few_programs(rotary):
     about = json.loads((path.parent / "evaluation.json").read_text())
     assert {"E", "R"} <= {row["suite"] for row in runs.rows(path)}
     assert list(about["attention"]) == ["32", "64", "128", "256", "272"]
-    assert about["programs"] == 5 + 1  # one a length, and E8's window
+    assert about["programs"] == 5 + 2  # one a length, and E8's window on text and on retrieval
     assert about["programs"] < 30
 
 
@@ -419,7 +435,7 @@ def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch
     config["evaluation"]["pairs"] = 8
     (workdir / "config.json").write_text(json.dumps(config))
     score = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, rows: scored.append(rows.shape) or score(self, rows))  # fmt: skip
+    monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: scored.append(rows.shape) or score(self, rows, *window))  # fmt: skip
     asked = ("mqar", "mqar_8", "mqar_16")
     path = runner.evaluate(workdir, multiples=(3,), suites=asked, split="dev", stretch=None)
     assert len(scored) == 2

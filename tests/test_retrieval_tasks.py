@@ -13,7 +13,7 @@ from test_tokens import train_sentencepiece
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.retrieval import mqar, passkey, shortest_length
-from posenc_jax.tasks.table import chance
+from posenc_jax.tasks.table import find
 from posenc_jax.tasks.windows import RetrievalWindows
 
 TOKENIZER = open_tokenizer("bytes")
@@ -237,16 +237,11 @@ def test_too_short_a_length_names_the_minimum():
 
 def test_wrong_names_are_answered_with_the_right_ones():
     with pytest.raises(ValueError, match="no retrieval task 'paskey'; near name: passkey"):
-        chance("paskey")
+        find("paskey")
     with pytest.raises(ValueError, match="split 'valid' is not one of train, dev, test"):
         mqar(TOKENIZER, FILLER, split="valid", seed=0, index=0, length=64, pairs=2)
     with pytest.raises(ValueError, match="1 to 64 pairs"):
         mqar(TOKENIZER, FILLER, split="dev", seed=0, index=0, length=1000, pairs=65)
-
-
-def test_chance_is_one_in_all_answers():
-    assert chance("passkey") == 10**-5
-    assert chance("mqar") == 1 / 64
 
 
 def test_tasks_work_with_a_sentencepiece_vocabulary(tmp_path):

@@ -29,7 +29,10 @@ def test_sources_and_answers_are_marked_in_the_text():
     assert source == answer
     assert source.startswith("<V")
     (only,) = instance.answers
-    assert place == f"  answer at 39..39: distance {only.distance}, depth {only.depth:.2f}"
+    assert (
+        place
+        == f"  answer at 39..39: distance {only.distance}, depth {only.depth:.2f}, chance 0.01562"
+    )
 
 
 def test_every_task_is_printed_and_a_wrong_name_is_one_line(data_dir):

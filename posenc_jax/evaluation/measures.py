@@ -51,7 +51,14 @@ class Measures:
         self.mark = dict(mark)
 
     def row(
-        self, suite: str, metric: str, length: int, bucket: str, value: float | None, n: int
+        self,
+        suite: str,
+        metric: str,
+        length: int,
+        bucket: str,
+        value: float | None,
+        n: int,
+        chance: float | None = None,
     ) -> Row:
         """Returns one row; a value that is not finite becomes None, with the reason."""
         finite = value is None or bool(np.isfinite(value))
@@ -68,6 +75,7 @@ class Measures:
             value=float(value) if finite and value is not None else None,
             n=int(n),
             split=self.split,
+            chance=chance,
             skipped="" if finite else f"not finite ({value})",
             **self.mark,
         )

@@ -17,6 +17,7 @@ from posenc_jax.evaluation.properties import (
     shift_errors,
 )
 from posenc_jax.evaluation.retrieval import score_instances
+from posenc_jax.evaluation.retrieval_items import answer_rows
 from posenc_jax.evaluation.subject import ROWS, Subject
 from posenc_jax.results.schema import Row
 from posenc_jax.tasks.offset import asked_offsets, offset_lookup
@@ -90,14 +91,7 @@ def _offset_lookup(subject: Subject, k: int) -> list[Row]:
     subject.save(f"P3_{k}", **dataclasses.asdict(answers))
     chosen = {"all": np.ones(len(answers.correct), bool)}
     chosen |= {f"distance:{t}": answers.distance == t for t in offsets}
-    return [
-        subject.row("P", metric, length, bucket, values[here].mean(), here.sum())
-        for bucket, here in chosen.items()
-        for metric, values in (
-            ("P3_offset_accuracy", answers.correct),
-            ("P3_offset_nll", answers.nll),
-        )
-    ]
+    return answer_rows(subject.work, "P", "P3_offset", length, answers, chosen)
 
 
 def _monotone(subject: Subject) -> list[Row]:

@@ -2,27 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from posenc_jax.evaluation.measures import SEED, Measures
-from posenc_jax.evaluation.retrieval import (
-    Answers,
-    above_chance,
-    buckets,
-    longest_passing,
-    score_instances,
-)
-from posenc_jax.results.schema import Row
+from posenc_jax.evaluation.retrieval import Answers, buckets, score_instances
+from posenc_jax.results.chance import corrected
+from posenc_jax.results.schema import FAR, LEARNT, PASSING, SUMMARY_TASKS, Row
+from posenc_jax.results.summaries import longest_passing, summary_scores
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.table import SCORED, SUMMARY_TASKS, Task, find
+from posenc_jax.tasks.table import SCORED, Task, find
 
-FAR = 4  # the multiple of Y_R and Y_R_far
-PASSING = 0.85
-FAR_BUCKETS = ("distance:L-2L", "distance:2L-4L", "distance:4L-8L", "distance:>8L")
-MEASURES = (*SCORED, "Y_R", "EL")
-NEEDS = {"Y_R": SUMMARY_TASKS}
+WINDOW = "Y_R_window"  # E8 on retrieval
+MEASURES = (*SCORED, "Y_R", WINDOW, "EL")
+NEEDS = {"Y_R": SUMMARY_TASKS, WINDOW: SUMMARY_TASKS}
 
 
 def retrieval_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
@@ -33,7 +27,9 @@ def retrieval_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callabl
         for k in work.multiples:
             items[f"{task.name}/{k}"] = functools.partial(_scored, work, instances, task, k)
     if "Y_R" in chosen:
-        items["Y_R"] = functools.partial(_summary, work)
+        items |= {f"Y_R/{k}": functools.partial(_summary, work, k) for k in work.multiples}
+    if WINDOW in chosen:
+        items[WINDOW] = functools.partial(_windowed, work, instances)
     if "EL" in chosen:
         items |= {f"EL/{task.name}": functools.partial(_reach, work, task) for task in tasks}
     return items
@@ -46,7 +42,7 @@ class Instances:
         self._work, tokenizer = work, work.inputs.tokenizer
         self._text = functools.cache(lambda: Filler(work.inputs.stream(work.split), tokenizer))
         self._sentences = functools.cache(lambda: Filler(None, tokenizer, corpus=False))
-        self._scored = functools.cache(self._score)
+        self._scored = functools.cache(self.score)
 
     def filler(self, task: Task) -> Filler:
         return self._sentences() if task.sentences else self._text()
@@ -56,14 +52,15 @@ class Instances:
         same = f"mqar_{self._work.config.evaluation.pairs}"
         return self._scored(find(same) if task.name == "mqar" and same in SCORED else task, length)
 
-    def _score(self, task: Task, length: int) -> Answers:
+    def score(self, task: Task, length: int, window: int | None = None) -> Answers:
+        """Returns the answers of the task at a length, with attention to the last `window` tokens alone."""
         instances = [
             task.instance(
                 self.filler(task), split=self._work.split, seed=SEED, index=i, length=length
             )
             for i in range(self._work.config.evaluation.instances)
         ]
-        return score_instances(self._work.scorer, instances)
+        return score_instances(self._work.scorer, instances, window)
 
 
 def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[Row]:
@@ -73,47 +70,76 @@ def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[Ro
         reason = f"{task.name} needs {shortest} tokens; a context of {k}L has {length}"
         return work.skipped("R", f"{task.name}_accuracy", length, reason)
     answers = instances.answers(task, length)
+    if not len(answers.correct):
+        reason = f"every answer of {task.name} is given away at {length} tokens"
+        return work.skipped("R", f"{task.name}_accuracy", length, reason)
     np.savez(work.folder / "arrays" / f"{task.name}_{k}.npz", **dataclasses.asdict(answers))
+    return answer_rows(work, "R", task.name, length, answers, dict(buckets(answers, work.L)))
+
+
+def answer_rows(
+    work: Measures,
+    suite: str,
+    name: str,
+    length: int,
+    answers: Answers,
+    chosen: Mapping[str, np.ndarray],
+) -> list[Row]:
+    """Returns `_accuracy`, `_corrected` and `_nll` of every bucket that has answers.
+
+    Args:
+      name: the metrics begin with. chosen: the answers of each bucket, as a mask.
+    """
     rows = []
-    for bucket, selected in buckets(answers, work.L):
+    for bucket, selected in chosen.items():
         n = int(selected.sum())
         if not n:
             continue
-        accuracy = float(answers.correct[selected].mean())
-        for measure, value in (
-            ("accuracy", accuracy),
-            ("corrected", above_chance(accuracy, task.chance)),
-            ("nll", float(answers.nll[selected].mean())),
-        ):
-            rows.append(work.row("R", f"{task.name}_{measure}", length, bucket, value, n))
+        accuracy, chance, nll = (
+            float(values[selected].mean())
+            for values in (answers.correct, answers.chance, answers.nll)
+        )
+        above = corrected(accuracy, chance)
+        rows += [
+            work.row(suite, f"{name}_accuracy", length, bucket, accuracy, n, chance),
+            work.row(suite, f"{name}_corrected", length, bucket, above, n, chance),
+            work.row(suite, f"{name}_nll", length, bucket, nll, n),
+        ]
     return rows
 
 
-def _summary(work: Measures) -> list[Row]:
-    """Y_R and Y_R_far at 4L, Y_R_id at L; skipped with the first task that was not measured."""
-    rows = []
-    for metric, k, wanted in (
-        ("Y_R", FAR, ("all",)),
-        ("Y_R_far", FAR, FAR_BUCKETS),
-        ("Y_R_id", 1, ("all",)),
-    ):
-        scores, n, missing = [], 0, None
-        for task in SUMMARY_TASKS:
-            found = [work.rows.value(f"{task}_corrected", k * work.L, bucket) for bucket in wanted]
-            found = [pair for pair in found if pair is not None]
-            count = sum(m for _, m in found)
-            if not count:
-                missing = missing or task
-                continue
-            scores.append(sum(value * m for value, m in found) / count)
-            n += count
-        if missing:
-            reason = f"{missing} was not measured at {k}L" + (" beyond L" if "far" in metric else "")  # fmt: skip
-            rows += work.skipped("R", metric, k * work.L, reason)
-        else:
-            value = sum(scores) / len(scores)
-            rows.append(work.row("R", metric, k * work.L, "all", value, n))
-    return rows
+def _summary(work: Measures, k: int) -> list[Row]:
+    """Y_R and Y_R_far at a multiple above 1; at L Y_R_id and the least of its tasks."""
+    metrics = ("Y_R_id", "least_id") if k == 1 else ("Y_R", "Y_R_far")
+    return [row for metric in metrics for row in _over_tasks(work, metric, k)]
+
+
+def _over_tasks(work: Measures, metric: str, k: int) -> list[Row]:
+    far, length = metric == "Y_R_far", k * work.L
+    scores, n = summary_scores(work.rows.row, length, far)
+    for task in SUMMARY_TASKS:
+        if task not in scores:
+            reason = f"{task} was not measured at {k}L" + (" beyond L" if far else "")
+            return work.skipped("R", metric, length, reason)
+    values = scores.values()
+    value = min(values) if metric == "least_id" else sum(values) / len(values)
+    return [work.row("R", metric, length, "all", value, n)]
+
+
+def _windowed(work: Measures, instances: Instances) -> list[Row]:
+    """E8 on retrieval: Y_R at 4L with attention to the last L tokens alone."""
+    length, scores, n = FAR * work.L, [], 0
+    for task in map(find, SUMMARY_TASKS):
+        measured = FAR in work.multiples and work.rows.row(f"{task.name}_accuracy", length)
+        if not measured:
+            reason = f"{task.name} was not measured at {FAR}L"
+            return work.skipped("R", WINDOW, length, reason)
+        answers = instances.score(task, length, work.L)
+        path = work.folder / "arrays" / f"{task.name}_{FAR}_window.npz"
+        np.savez(path, **dataclasses.asdict(answers))
+        scores.append(corrected(float(answers.correct.mean()), float(answers.chance.mean())))
+        n += len(answers.correct)
+    return [work.row("R", WINDOW, length, "all", sum(scores) / len(scores), n)]
 
 
 def _reach(work: Measures, task: Task) -> list[Row]:
@@ -122,14 +148,10 @@ def _reach(work: Measures, task: Task) -> list[Row]:
     scores = {length: pair[0] for length, pair in found.items() if pair is not None}
     metric, longest = f"EL_{PASSING}", max(found)
     if not scores:
-        reason = f"{task.name} was measured at no length"
-        return _named(work.skipped("R", metric, longest, reason), task)
+        return work.skipped("R", metric, longest, f"{task.name} was measured at no length", task.name)  # fmt: skip
     reach = longest_passing(scores, PASSING)
     if reach is None:
-        reason = f"{task.name} is not above chance at its shortest length, {min(scores)}"
-        return _named(work.skipped("R", metric, longest, reason), task)
-    return _named([work.row("R", metric, longest, "all", float(reach), len(scores))], task)
-
-
-def _named(rows: list[Row], task: Task) -> list[Row]:
-    return [dataclasses.replace(row, bucket=task.name) for row in rows]
+        shortest = min(scores)
+        reason = f"{task.name} is not learnt at its shortest length, {shortest}: corrected accuracy {scores[shortest]:.2f} of at least {LEARNT}"  # fmt: skip
+        return work.skipped("R", metric, longest, reason, task.name)
+    return [work.row("R", metric, longest, task.name, float(reach), len(scores))]

@@ -115,7 +115,10 @@ def chosen(names: Iterable[str]) -> dict[str, frozenset[str]]:
             )
     if not found:
         raise ValueError(f"--suite must name some of {', '.join(SUITES)}")
-    return {
+    full = {
         letter: frozenset(measures) | {n for m in measures for n in SUITES[letter].needs.get(m, ())}
         for letter, measures in found.items()
     }
+    if "E8" in full.get("E", ()):  # on retrieval too, where its tasks are measured
+        full["R"] = full.get("R", frozenset()) | {retrieval_items.WINDOW}
+    return full

@@ -126,6 +126,7 @@ def _rows(results: dict, model: RunModel, ours: RetrievalTasks, leaves: dict) ->
         "step": model.run.step,
         "harness": f"lm-eval {lm_eval.__version__}",
     }
+    same |= {"unfinished": True} if model.run.unfinished else {}
     rows = []
     for name, found in results["results"].items():
         task = leaves.get(name)
@@ -140,9 +141,9 @@ def _rows(results: dict, model: RunModel, ours: RetrievalTasks, leaves: dict) ->
                 "n": found["sample_len"],
             }
             if task is not None:
-                bucket = "all" if task.bucket == "all" else f"distance:{task.bucket}"
+                measured |= {"chance": task.chance} if metric != "nll" else {}
                 place = _place(
-                    "R", f"{task.task.name}_{metric}", task.length, L, bucket, ours.split
+                    "R", f"{task.task.name}_{metric}", task.length, L, task.bucket, ours.split
                 )
             else:
                 named = f"{name}/{metric}" if chain == "none" else f"{name}/{metric},{chain}"

@@ -1,7 +1,7 @@
 """Our retrieval tasks as tasks and groups of lm-evaluation-harness.
 
 Instances are made of token ids and stay so. A document is one asked answer: the ids of its whole
-instance, where the answer stands in them, its distance, depth and kind. The harness is shown text that
+instance, where the answer stands in them, its distance, depth, chance and kind. The harness is shown text that
 gives the ids back (`posenc_jax.interop.token_text`); `RunModel` scores the ids, an instance once for all
 its answers. So nothing is decoded and encoded again, which would change keys, separators and, with
 SentencePiece, the needle itself.
@@ -32,9 +32,10 @@ from lm_eval.filters import build_filter_ensemble
 
 from posenc_jax.evaluation.measures import SEED
 from posenc_jax.evaluation.opening import OpenRun
-from posenc_jax.evaluation.retrieval import DISTANCE_EDGES
 from posenc_jax.interop.lm_eval import AnswerDoc
 from posenc_jax.interop.token_text import TokenText
+from posenc_jax.results.chance import corrected
+from posenc_jax.results.schema import DISTANCE_BUCKETS, DISTANCES
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.table import SCORED, Task, find
 
@@ -42,16 +43,20 @@ PREFIX = "posenc_"
 METRICS = {"accuracy": True, "corrected": True, "nll": False}  # higher is better
 # Names of the distance bins as parts of a task's name, which becomes part of a file's.
 BUCKETS = {
-    name.replace("<=L/4", "0-Lquarter").replace("L/4", "Lquarter").replace(">", "beyond"): name
-    for _, name in DISTANCE_EDGES
+    name.removeprefix("distance:")
+    .replace("<=L/4", "0-Lquarter")
+    .replace("L/4", "Lquarter")
+    .replace(">", "beyond"): name
+    for name in DISTANCE_BUCKETS
 }
 
 
 class RetrievalTask(HarnessTask):
     """One of our tasks at one length, or those of its answers in one distance bin.
 
-    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (so that guessing is 0 and
-    perfect is 1), nll (nats, mean over its tokens). Their standard errors take answers for independent.
+    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (so that the best policy
+    without binding is 0 and perfect is 1), nll (nats, mean over its tokens). Their standard errors take
+    answers for independent. chance: of that policy, mean over the documents.
     """
 
     VERSION = 1
@@ -63,6 +68,7 @@ class RetrievalTask(HarnessTask):
         # Not super(): it takes a configuration for the name. The harness's own subclass does the same.
         self.task, self.length, self.bucket = task, length, bucket
         self._docs, self._text = docs, text
+        self.chance = float(np.mean([doc["chance"] for doc in docs]))
         self._config = TaskConfig(task=name, output_type=self.OUTPUT_TYPE, num_fewshot=0)
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         self._training_docs = self._fewshot_docs = self._instances = self.fewshot_rnd = None
@@ -108,10 +114,9 @@ class RetrievalTask(HarnessTask):
 
     def process_results(self, doc, results) -> dict:
         ((log_probability, greedy),) = results
-        chance = self.task.chance
         return {
             "accuracy": float(greedy),
-            "corrected": (float(greedy) - chance) / (1 - chance),
+            "corrected": corrected(float(greedy), self.chance),
             "nll": -log_probability / (doc["stop"] - doc["start"]),
         }
 
@@ -234,10 +239,11 @@ class RetrievalTasks:
                     instance=index,
                     distance=int(answer.distance),
                     depth=float(answer.depth),
+                    chance=float(answer.chance),
                     kind=answer.kind,
                     bucket=_bucket(int(answer.distance) / self._run.config.train.length),
                 )
-                for answer in instance.answers
+                for answer in instance.scored
             ]
         return docs
 
@@ -254,5 +260,5 @@ def _group(name: str, members: list[RetrievalTask | Group]) -> Group:
 
 def _bucket(share: float) -> str:
     """Returns the distance bin of `share` times L; bins are closed above, the first one below too."""
-    lows = np.array([low for low, _ in DISTANCE_EDGES])
-    return DISTANCE_EDGES[max(int(np.searchsorted(lows, share, side="left")) - 1, 0)][1]
+    lows = np.array([low for low, _ in DISTANCES])
+    return DISTANCES[max(int(np.searchsorted(lows, share, side="left")) - 1, 0)][1]

@@ -16,14 +16,17 @@ class Answer:
     """tokens[start:stop] of an instance, predicted from positions start-1 ... stop-2.
 
     distance: tokens from the first answer token in the needle to the position that must predict it.
-    depth: place of the needle in the context, 0 at its beginning and below 1. kind: what was asked,
-    where a task asks in several ways ("FIRST" or "LAST" of R8); empty otherwise.
+    depth: place of the needle in the context, 0 at its beginning and below 1. chance: how often the best
+    policy is right that sees every token before the answer but binds no value to its key; 1 where
+    nothing else is left, so that the answer is given away. kind: what was asked, where a task asks in
+    several ways ("FIRST" or "LAST" of R8); empty otherwise.
     """
 
     start: int
     stop: int
     distance: int
     depth: float
+    chance: float
     kind: str = ""
 
 
@@ -33,6 +36,11 @@ class Instance:
 
     tokens: np.ndarray
     answers: tuple[Answer, ...]
+
+    @property
+    def scored(self) -> tuple[Answer, ...]:
+        """The answers that are not given away."""
+        return tuple(answer for answer in self.answers if answer.chance < 1)
 
     def document(self, answer_weight: float = 1.0) -> Document:
         """The instance for packing: `answer_weight` on its answers, 0 elsewhere."""

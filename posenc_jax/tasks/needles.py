@@ -54,7 +54,9 @@ def asked_needle(
     needles = [[*(filler.keys + pairs[c]), filler.values + v] for c, v in zip(chosen, values, strict=True)]  # fmt: skip
     asked = needles[earlier]
     tokens, places = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *asked])
-    return _one(tokens, places[earlier] + 2, depth)
+    # The asked needle is as often the first, the second ... in sight; one alone has nothing to bind.
+    chance = 1 / keys if keys > 1 else 1 / SYMBOLS
+    return _one(tokens, places[earlier] + 2, depth, chance)
 
 
 def latest_first_length(filler: Filler) -> int:
@@ -81,7 +83,9 @@ def latest_or_first(
     spare = length - 1 - 3 * ASSIGNMENTS - len(tail) - 1
     gaps = gap_lengths(spare, ASSIGNMENTS, draws[2], draws[3])
     tokens, places = _laid_out(filler, needles, gaps, draws[4], [*tail, values[which]])
-    return _one(tokens, places[which] + 2, places[which] / (length - len(tail) - 1), cue)
+    # Who overlooks the cue answers with the first value or with the last.
+    depth = places[which] / (length - len(tail) - 1)
+    return _one(tokens, places[which] + 2, depth, 1 / len(CUES), cue)
 
 
 def variables_length(hops: int) -> int:
@@ -118,7 +122,7 @@ def tracked_variable(
     gaps = gap_lengths(length - variables_length(hops), len(needles), draws[3], draws[4])
     tail = [filler.sep, names[0, -1], values[0]]
     tokens, places = _laid_out(filler, needles, gaps, draws[5], tail)
-    return _one(tokens, places[root] + 1, places[root] / (length - len(tail)))
+    return _one(tokens, places[root] + 1, places[root] / (length - len(tail)), 1 / CHAINS)
 
 
 def synonym_of(key: np.ndarray | int) -> np.ndarray | int:
@@ -150,7 +154,8 @@ def latent_match(
     gaps = gap_lengths(length - synonyms_length(), SYNONYM_PAIRS, draws[3], draws[4])
     tail = [filler.sep, filler.keys + synonym_of(asked), needles[place][1]]
     tokens, places = _laid_out(filler, needles, gaps, draws[5], tail)
-    return _one(tokens, places[place] + 1, places[place] / (length - len(tail)))
+    depth = places[place] / (length - len(tail))
+    return _one(tokens, places[place] + 1, depth, 1 / SYNONYM_PAIRS)
 
 
 def associations(
@@ -165,13 +170,13 @@ def associations(
     text = filler.passages(np.array([int(draws[1] * len(filler))]), np.array([length - 4]))
     tail = [filler.sep, filler.keys + concept, filler.keys + synonym_of(concept)]
     tokens = np.concatenate([[filler.bos], text, tail], dtype=np.int32)
-    return Instance(tokens, (Answer(length - 1, length, 0, 0.0),))
+    return Instance(tokens, (Answer(length - 1, length, 0, 0.0, 1 / CONCEPTS),))
 
 
-def _one(tokens: np.ndarray, source: int, depth: float, kind: str = "") -> Instance:
+def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str = "") -> Instance:
     """An instance whose last token is its one answer, which stands in the context at `source`."""
     start = len(tokens) - 1
-    return Instance(tokens, (Answer(start, start + 1, start - 1 - source, depth, kind),))
+    return Instance(tokens, (Answer(start, start + 1, start - 1 - source, depth, chance, kind),))
 
 
 def _laid_out(

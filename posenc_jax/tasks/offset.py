@@ -13,7 +13,6 @@ from posenc_jax.data.pipeline import ENDLESS
 from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.instances import Answer, Instance, generator_of, key_of
 
-CHANCE = 1 / SYMBOLS
 OFFSETS = 8  # asked in every instance, fewer where L is below 64
 
 
@@ -71,10 +70,20 @@ def offset_lookup(
     order = np.argsort(draws.random(SYMBOLS)[: len(offsets)])
     tokens, starts = _tokens(filler, length, offsets, order, draws)
     answers = tuple(
-        Answer(int(start), int(start) + 1, offsets[i], (int(start) - 1 - offsets[i]) / length)
-        for i, start in zip(order, starts, strict=True)
-    )
+        Answer(start, start + 1, offsets[i], (start - 1 - offsets[i]) / length,
+               _chance(tokens[: start - offsets[0]] - filler.values, offsets))
+        for i, start in zip(order.tolist(), starts.tolist(), strict=True)
+    )  # fmt: skip
     return Instance(tokens, answers)
+
+
+def _chance(reached_S: np.ndarray, offsets: tuple[int, ...]) -> float:
+    """Chance of an answer: the most frequent of the symbols from the nearest to the farthest offset back.
+
+    reached_S: symbols up to the nearest offset.
+    """
+    places = offsets[-1] - offsets[0] + 1
+    return float(np.bincount(reached_S[-places:]).max() / places)
 
 
 class OffsetWindows:

@@ -21,6 +21,7 @@ from posenc_jax.tasks.instances import (
 )
 
 _DIGITS = 5
+_NUMBER_CHANCE = 10.0**-_DIGITS  # R1: every digit has to be right
 _MQAR_DRAWS = 6  # rows of draws: keys, values, query order, gap sizes, their rounding, passages
 
 
@@ -83,7 +84,7 @@ def hidden_passkey(
     share = share if decile is None else share / 10
     tokens, first = _passkey_tokens(filler, split, length, share, draws[1:])
     start = length - _DIGITS
-    return Instance(tokens, (Answer(start, length, start - 1 - first, share),))
+    return Instance(tokens, (Answer(start, length, start - 1 - first, share, _NUMBER_CHANCE),))
 
 
 def recalled_pairs(
@@ -94,10 +95,21 @@ def recalled_pairs(
     tokens, needles, starts = _mqar_tokens(filler, length, pairs, draws)
     context = length - 2 * pairs - 1
     answers = [
-        Answer(start, start + 1, start - 1 - (needle + 1), needle / context)
-        for needle, start in zip(needles.tolist(), starts.tolist(), strict=True)
+        Answer(
+            start, start + 1, start - 1 - (needle + 1), needle / context, _pair_chance(asked, pairs)
+        )
+        for asked, (needle, start) in enumerate(zip(needles.tolist(), starts.tolist(), strict=True))
     ]
     return Instance(tokens, tuple(answers))
+
+
+def _pair_chance(asked: int, pairs: int) -> float:
+    """Chance of R3's next answer after `asked` others: one of the values that were not asked yet.
+
+    All values differ and all are asked, so the last one is given away. One pair alone has nothing to
+    bind; its chance is that of the alphabet.
+    """
+    return 1 / (pairs - asked) if pairs > 1 else 1 / SYMBOLS
 
 
 def _passkey_tokens(

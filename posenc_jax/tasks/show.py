@@ -8,7 +8,7 @@ LISTED = 8  # answers described one by one; the rest are counted
 
 
 def shown(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
-    """The tokens with sources in {{ }} and answers in [[ ]], and a line for each answer's place."""
+    """The tokens with sources in {{ }} and answers in [[ ]], and a line for each answer: place, chance."""
     opened = {a.start: "[[" for a in instance.answers}
     closed = {a.stop - 1: "]]" for a in instance.answers}
     for answer in instance.answers:
@@ -21,7 +21,8 @@ def shown(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
         for place, token in enumerate(instance.tokens)
     )
     lines = [
-        f"  answer at {a.start}..{a.stop - 1}: distance {a.distance}, depth {a.depth:.2f}{f', {a.kind}' if a.kind else ''}"
+        f"  answer at {a.start}..{a.stop - 1}: distance {a.distance}, depth {a.depth:.2f}, "
+        f"chance {a.chance:.4g}{f', {a.kind}' if a.kind else ''}"
         for a in instance.answers[:LISTED]
     ]
     more = len(instance.answers) - LISTED

@@ -41,8 +41,33 @@ def ngram_lookup(
     parts = [_without(symbols(g, n, SYMBOLS), gram, rest[0]) for g, n in ((before_, before), (after_, spare - before))]  # fmt: skip
     text = np.concatenate([parts[0], needle, parts[1], needle])
     tokens = np.concatenate([[filler.bos], filler.values + text], dtype=np.int32)
-    start = length - 1
-    return Instance(tokens, (Answer(start, length, start - 1 - (1 + before + GRAM), depth),))
+    start, source = length - 1, 1 + before + GRAM
+    chance = _ngram_chance(text[: -GRAM - 1], gram)
+    return Instance(tokens, (Answer(start, length, start - 1 - source, depth, chance),))
+
+
+def _ngram_chance(context_S: np.ndarray, gram: tuple[int, ...]) -> float:
+    """Chance of R4: the likeliest symbol for the answer, from how often each is in sight.
+
+    The answer is as likely at each place after the first three and before the last one. The 3-gram
+    right before it, whose symbols the question tells, lies among these places but for the first three
+    of them, and its symbols are not the answer. All other symbols are independent and uniform, so
+    Bayes' rule counts: P(symbol | counts) over the places of the answer.
+    """
+    places = max(len(context_S) - GRAM - 1, 1)
+    count_V = np.bincount(context_S[GRAM : GRAM + places], minlength=SYMBOLS)
+    odds_V = np.zeros(SYMBOLS)
+    for inside in range(
+        min(GRAM, places - 1) + 1
+    ):  # so many of the 3-gram's symbols, its last ones
+        told = list(gram[GRAM - inside :])
+        such = 1 if inside < GRAM else places - GRAM
+        rest = places - np.arange(inside)
+        likelihood = such * np.prod(SYMBOLS * count_V[told] / rest)
+        other_V = count_V.astype(float)
+        other_V[told] -= 1
+        odds_V += likelihood * other_V / (places - inside)
+    return float(odds_V.max() / odds_V.sum())
 
 
 def copy_length() -> int:
@@ -55,14 +80,20 @@ def copied_string(
 ) -> Instance:
     """R5: BOS, a random string, SEP (two, where the length is odd), the string; every symbol is asked."""
     count, odd = divmod(length - 2, 2)
-    text = filler.values + symbols(generator, count, SYMBOLS)
-    middle = [filler.sep] * (1 + odd)
+    drawn = symbols(generator, count, SYMBOLS)
+    text, middle = filler.values + drawn, [filler.sep] * (1 + odd)
     tokens = np.concatenate([[filler.bos], text, middle, text], dtype=np.int32)
     first = 1 + count + len(middle)
     distance = first - 1 - 1
+    # The most frequent of the symbols that were not copied yet; at the end one alone is left.
+    left_IV = np.cumsum(np.eye(SYMBOLS, dtype=np.int32)[drawn[::-1]], axis=0)[::-1]
+    chances = (left_IV.max(1) / np.arange(count, 0, -1)).tolist()
     return Instance(
         tokens,
-        tuple(Answer(first + i, first + i + 1, distance, i / count) for i in range(count)),
+        tuple(
+            Answer(first + i, first + i + 1, distance, i / count, chance)
+            for i, chance in enumerate(chances)
+        ),
     )
 
 
@@ -106,7 +137,21 @@ def phone_book(
     text = filler.passages(np.array([first % len(filler)]), np.array([left]))
     tokens = np.concatenate([[filler.bos], text, book, [filler.sep], needle], dtype=np.int32)
     start, source = length - NUMBER, 1 + left + before * entry + NAME
-    return Instance(tokens, (Answer(start, length, start - 1 - source, depth),))
+    chance = _number_chance(book.reshape(-1, entry)[:, NAME:] - filler.values)
+    return Instance(tokens, (Answer(start, length, start - 1 - source, depth, chance),))
+
+
+def _number_chance(numbers_NS: np.ndarray) -> float:
+    """Chance of R7: the likeliest number of a book, all as likely but for what follows.
+
+    The asked one stands once, and not in the last entry of several. A number equal to it was made the
+    next one, so a number whose next one stands in the book c times is 2^c times as likely.
+    """
+    codes_N = numbers_NS[:, 0] * SYMBOLS + numbers_NS[:, 1]
+    next_N = numbers_NS[:, 0] * SYMBOLS + (numbers_NS[:, 1] + 1) % SYMBOLS
+    count_C = np.bincount(codes_N, minlength=SYMBOLS**NUMBER)
+    odds_N = np.where(count_C[codes_N] == 1, 2.0 ** count_C[next_N], 0)[: max(len(codes_N) - 1, 1)]
+    return float(odds_N.max() / odds_N.sum())
 
 
 def nback_length() -> int:
@@ -120,12 +165,15 @@ def symbol_back(
     """R9, n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th symbol from the end."""
     back = 1 + int(generator.random() * FARTHEST_BACK)
     count = length - 4
-    text = filler.values + symbols(generator, count, SYMBOLS)[::-1]
+    drawn = symbols(generator, count, SYMBOLS)[::-1]
+    text = filler.values + drawn
     tail = [filler.sep, filler.keys + back - 1, text[-back]]
     tokens = np.concatenate([[filler.bos], text, tail], dtype=np.int32)
     source = 1 + count - back
     depth = (count - back) / count
-    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth),))
+    # Who overlooks the cue answers with the most frequent of the symbols that it can name.
+    chance = float(np.bincount(drawn[-FARTHEST_BACK:]).max() / FARTHEST_BACK)
+    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth, chance),))
 
 
 def flipflop_length() -> int:
@@ -139,7 +187,7 @@ def flip_flop(
     """R9, sparse flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`: the bit last written.
 
     The last write lies in the decile; a tenth of the steps before it are writes, none after it. An
-    even length has a stop after BOS. Chance is 1/2: each bit as likely.
+    even length has a stop after BOS.
     """
     draws = generator.random(2)
     sides = endless(generator, 2)
@@ -147,17 +195,21 @@ def flip_flop(
     depth = _depth(draws[0], decile)
     before = int(depth * steps)
     bit = int(draws[1] * 2)
-    parts = []
+    parts, bits = [], [np.array([bit])]
     for side, count, share in zip(sides, (before, steps - before), (WRITES, 0.0), strict=True):
         drawn = side.random((count, 2))
         orders = filler.keys + np.where(drawn[:, 0] < share, WRITE, IGNORE)
-        parts.append(np.stack([orders, filler.digits[(drawn[:, 1] * 2).astype(int)]], 1).reshape(-1))  # fmt: skip
+        bits.append((drawn[:, 1] * 2).astype(int))
+        parts.append(np.stack([orders, filler.digits[bits[-1]]], 1).reshape(-1))
     write = [filler.keys + WRITE, filler.digits[bit]]
     read = [filler.keys + READ, filler.digits[bit]]
     stop = filler.stop[:odd]
     tokens = np.concatenate([[filler.bos], stop, parts[0], write, parts[1], read], dtype=np.int32)
     source = 1 + odd + 2 * before + 1
-    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth),))
+    # Who overlooks the orders answers with the bit of the majority; the last step of several is no write.
+    share = np.concatenate([bits[1], bits[0], bits[2]])[: max(steps, 1)].mean()
+    chance = float(max(share, 1 - share))
+    return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth, chance),))
 
 
 def _depth(draw: float, decile: int | None) -> float:

@@ -1,4 +1,4 @@
-"""Every task by name: how to make an instance, what a guess scores, and how short it can be.
+"""Every task by name: how to make an instance, and how short it can be.
 
 A new task is one function and one entry. `make(filler, generator, split, length, decile)` returns an
 `Instance` of exactly `length` tokens that depends on the generator alone, and that at a greater length
@@ -13,27 +13,24 @@ from collections.abc import Callable
 import numpy as np
 
 from posenc_jax.tasks import needles, strings
-from posenc_jax.tasks.filler import SYMBOLS, Filler
+from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import Instance, generator_of
 from posenc_jax.tasks.retrieval import hidden_passkey, recalled_pairs, shortest_length
 
 PAIRS = (8, 16, 32)
-SUMMARY_TASKS = ("passkey", "needles_4", "mqar_16")  # of Y_R: R1 corpus, R2 K=4, R3 P=16
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One task.
 
-    id: R1 ... R10. name: of its rows. chance: accuracy of a guess that is uniform over what an answer can
-    be. shortest: tokens of an instance without any filler. make: see above. draws: name of its
-    randomness, which variants of one task share. sentences: lies in repeated sentences, not in text. wording: the
-    name in errors, where it says more.
+    id: R1 ... R10. name: of its rows. shortest: tokens of an instance without any filler. make: see
+    above. draws: name of its randomness, which variants of one task share. sentences: lies in repeated
+    sentences, not in text. wording: the name in errors, where it says more.
     """
 
     id: str
     name: str
-    chance: float
     shortest: Callable[[Filler], int]
     make: Callable[[Filler, np.random.Generator, str, int, int | None], Instance]
     draws: str
@@ -71,14 +68,9 @@ def find(name: str, pairs: int = 8) -> Task:
     return TASKS[name]
 
 
-def chance(name: str) -> float:
-    """Accuracy of guessing: every digit of the passkey, one of the values, one of two bits."""
-    return find(name).chance
-
-
 def _recall(name: str, pairs: int) -> Task:
     return Task(
-        "R3", name, 1 / SYMBOLS, lambda filler: shortest_length("mqar", filler, pairs),
+        "R3", name, lambda filler: shortest_length("mqar", filler, pairs),
         lambda filler, generator, split, length, decile: recalled_pairs(filler, generator, length, pairs),
         "mqar", wording=f"mqar with {pairs} pairs",
     )  # fmt: skip
@@ -86,12 +78,11 @@ def _recall(name: str, pairs: int) -> Task:
 
 def _passkey(name: str, sentences: bool) -> Task:
     shortest = functools.partial(shortest_length, "passkey")
-    return Task("R1", name, 1e-5, shortest, hidden_passkey, "passkey", sentences)
+    return Task("R1", name, shortest, hidden_passkey, "passkey", sentences)
 
 
-def _symbol(id: str, name: str, length: int, make: Callable, draws: str = "", answer: int = 1) -> Task:  # fmt: skip
-    chance = float(SYMBOLS) ** -answer
-    return Task(id, name, chance, lambda filler: length, make, draws or name)
+def _symbol(id: str, name: str, length: int, make: Callable, draws: str = "") -> Task:
+    return Task(id, name, lambda filler: length, make, draws or name)
 
 
 _ALL = (
@@ -109,10 +100,10 @@ _ALL = (
         _symbol("R6", f"variables_{n}", needles.variables_length(n), functools.partial(needles.tracked_variable, hops=n))
         for n in (1, 2, 4)
     ),
-    _symbol("R7", "phonebook", strings.phonebook_length(), strings.phone_book, answer=strings.NUMBER),
-    Task("R8", "latest_first", 1 / SYMBOLS, needles.latest_first_length, needles.latest_or_first, "latest_first"),
+    _symbol("R7", "phonebook", strings.phonebook_length(), strings.phone_book),
+    Task("R8", "latest_first", needles.latest_first_length, needles.latest_or_first, "latest_first"),
     _symbol("R9", "nback", strings.nback_length(), strings.symbol_back),
-    Task("R9", "flipflop", 0.5, lambda filler: strings.flipflop_length(), strings.flip_flop, "flipflop"),
+    _symbol("R9", "flipflop", strings.flipflop_length(), strings.flip_flop),
     _symbol("R10", "synonym", needles.synonyms_length(), needles.latent_match),
 )  # fmt: skip
 # What R10 presupposes is trained on and never scored: a context tells nothing about its answer.

@@ -1,0 +1,156 @@
+"""Chance: policies that bind nothing are played on generated instances, and none scores above it."""
+
+import random
+
+import numpy as np
+import oracles_chance
+import pytest
+from test_retrieval_tasks import FILLER, TOKENIZER
+from test_tasks import SOLVERS, filler_of, made
+
+from posenc_jax.results.chance import CHANCE, corrected, passkey_only
+from posenc_jax.results.schema import SUMMARY_TASKS
+from posenc_jax.tasks.offset import asked_offsets, offset_lookup
+from posenc_jax.tasks.table import SCORED, find
+from posenc_jax.tasks.windows import RetrievalWindows
+
+FEW, MANY = 300, 10_000
+ERRORS = 4  # standard errors that a policy may be off by
+# Where one value alone is in sight nothing is bound: to see it is to find it.
+SEVERAL = sorted(set(SCORED) - {"passkey", "passkey_sentences", "needles_1"})
+
+
+def played(instances, policy):
+    """(corrected accuracy, its standard error) of a policy: (tokens before, width) -> tokens."""
+    right, chances = [], []
+    for instance in instances:
+        tokens = instance.tokens.tolist()
+        for answer in instance.scored:
+            said = policy(tokens[: answer.start], answer.stop - answer.start)
+            right.append(list(said) == tokens[answer.start : answer.stop])
+            chances.append(answer.chance)
+    chance = np.array(chances)
+    error = np.sqrt((chance * (1 - chance)).sum()) / (1 - chance).sum()
+    return corrected(np.mean(right), chance.mean()), error
+
+
+def instances_of(name, count, split="test", length=0):
+    length = length or max(64, find(name).shortest(filler_of(find(name))))
+    return (made(name, length, index, split) for index in range(count))
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_the_best_policy_that_binds_nothing_scores_zero(name):
+    above, error = played(instances_of(name, FEW), oracles_chance.BEST[name])
+    assert abs(above) < ERRORS * error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("more", [0, 101])
+@pytest.mark.parametrize("name", SCORED)
+def test_the_best_policy_that_binds_nothing_scores_zero_on_many_instances(name, more, split):
+    length = max(40, find(name).shortest(filler_of(find(name)))) + more
+    above, error = played(instances_of(name, MANY, split, length), oracles_chance.BEST[name])
+    assert abs(above) < ERRORS * error
+    assert error < 0.02
+
+
+def others_do_no_better(name, count):
+    draw = random.Random(name)
+    for words, policy in oracles_chance.OTHERS.items():
+
+        def said(tokens, width, policy=policy):
+            found = policy(name, tokens, draw)
+            return found if isinstance(found, tuple) else [found] * width
+
+        above, error = played(instances_of(name, count), said)
+        assert above < ERRORS * error, words
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_no_other_policy_that_binds_nothing_does_better(name):
+    others_do_no_better(name, FEW // 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVERAL)
+def test_no_other_policy_that_binds_nothing_does_better_on_many_instances(name):
+    others_do_no_better(name, MANY)
+
+
+@pytest.mark.parametrize("name", ["needles_4", "mqar_16", "variables_1", "latest_first", "synonym", "nback"])  # fmt: skip
+def test_guessing_over_the_whole_alphabet_is_below_chance(name):
+    draw = random.Random(1)
+    policy = oracles_chance.OTHERS["any of the alphabet"]
+    above, error = played(instances_of(name, FEW), lambda tokens, _: [policy(name, tokens, draw)])
+    assert above < -2 * error
+
+
+def offset_instances(count, length, offsets):
+    return (
+        offset_lookup(FILLER, split="test", seed=0, index=i, length=length, offsets=offsets)
+        for i in range(count)
+    )
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [64, 256])
+def test_offset_lookup_by_the_most_frequent_symbol_scores_zero(count, length):
+    offsets = asked_offsets(64)
+
+    def best(tokens, _):
+        return oracles_chance.offset(tokens, offsets[0], offsets[-1])
+
+    def everywhere(tokens, _):
+        return [oracles_chance.most_frequent(oracles_chance.context_of(tokens))]
+
+    above, error = played(offset_instances(count, length, offsets), best)
+    assert abs(above) < ERRORS * error
+    for other in (everywhere, lambda tokens, _: [oracles_chance.context_of(tokens)[-1]]):
+        assert played(offset_instances(count, length, offsets), other)[0] < ERRORS * error
+
+
+def test_an_answer_that_elimination_gives_away_is_not_scored():
+    recall = made("mqar_16", 96, 0)
+    assert [a.chance for a in recall.answers] == [1 / left for left in range(16, 0, -1)]
+    assert recall.scored == recall.answers[:-1]
+    copied = made("copy", 64, 3)
+    assert copied.answers[-1].chance == 1
+    assert copied.answers[-1] not in copied.scored
+    alone = find("mqar", pairs=1).instance(FILLER, split="test", seed=0, index=0, length=64)
+    assert [a.chance for a in alone.scored] == [1 / 64]  # one pair has nothing to bind
+
+
+def test_training_documents_keep_the_loss_on_every_answer():
+    windows = RetrievalWindows(
+        TOKENIZER, FILLER, tasks=(("mqar", 1.0),), length=64, seed=0, split="train",
+        pairs=(8, 8), answer_weight=1.0,
+    )  # fmt: skip
+    assert windows[0]["weights_T"].sum() == 8
+
+
+@pytest.mark.parametrize("name", sorted(CHANCE))
+def test_the_table_for_words_is_the_mean_over_all_answers(name):
+    chances = [a.chance for instance in instances_of(name, 20) for a in instance.answers]
+    assert np.mean(chances) == pytest.approx(CHANCE[name])
+
+
+def test_a_model_that_can_do_passkeys_alone_scores_a_third_of_y_r():
+    def passkeys_alone(name):
+        def said(tokens, width):
+            if width == 1:  # a value: whatever may come next
+                return oracles_chance.BEST[name](tokens, width)
+            found = []
+            for _ in range(width):
+                (digit,) = SOLVERS[name](tokens + found, oracles_chance.context_of(tokens))
+                found.append(digit)
+            return found
+
+        return said
+
+    scores = [played(instances_of(name, FEW), passkeys_alone(name)) for name in SUMMARY_TASKS]
+    assert scores[0][0] == 1
+    error = np.sqrt(sum(e**2 for _, e in scores)) / len(scores)
+    assert np.mean([above for above, _ in scores]) == pytest.approx(passkey_only(), abs=ERRORS * error)  # fmt: skip
+    assert error < 0.02
