@@ -243,6 +243,9 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
     assert {"P1_shift_error", "P3_offset_accuracy", "P4_bpb_ctx_change", "P5_largest_rise", "M1_rho_far",
             "M3_gradient", "M5_frequency_use", "M6_content", "M9_mass", "M10_margin", "M11_blind",
             "M12_bpb_ctx_change"} <= names  # fmt: skip
+    lengths = {r["metric"]: r["length"] for r in rows if r["metric"].startswith("P4_")}
+    within = {"P4_bpb_ctx_change": 16, "P4_passkey_accuracy_change": 32}  # L = 32: targets end at L
+    assert {name: lengths[name] for name in within} == within
     assert {r["bucket"] for r in rows if r["metric"] == "M12_bpb_ctx_change"} == set(
         change.every_intervention(SMALL, 0)
     )

@@ -13,7 +13,7 @@ from posenc_jax.evaluation.perplexity import bits_per_byte, fixed_targets, held_
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.results.schema import Row
+from posenc_jax.results.schema import BPB, Row
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import Instance
 from posenc_jax.tasks.retrieval import mqar, passkey, shortest_length
@@ -91,24 +91,25 @@ class Subject:
         length = length if longest is None else min(length, longest)
         return Scorer({length: config}, self.params, self.budget)
 
-    def axes(self, model: Model, k: int) -> dict[str, tuple[float, int]]:
-        """Returns {axis: (value, n)} of a model: bpb_ctx at kL, and the accuracy of each task there.
+    def axes(self, model: Model, k: int) -> dict[str, tuple[float, int, int]]:
+        """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each task there.
 
-        Models of one configuration share their programs. The text is left out where a context of kL
-        and its targets do not fit the scheme.
+        At L text is read in distribution, after a context of L/2. Models of one configuration share
+        their programs. The text is left out where a context of kL and its targets do not fit the scheme.
         """
         scorer = self.scorer(model.config, k).reading(model.params)
         longest, found = self.placed.longest(), {}
-        if longest is None or k * self.L + self.L // 2 <= longest:
-            nll, targets = fixed_targets(scorer, self.stretches_RT, self.L, k * self.L)
+        context = self.L // 2 if k == 1 else k * self.L
+        if longest is None or context + self.L // 2 <= longest:
+            nll, targets = fixed_targets(scorer, self.stretches_RT, self.L, context)
             lengths_V = self.work.inputs.tokenizer.byte_lengths_V
-            found["bpb_ctx"] = (bits_per_byte(nll, targets, lengths_V), targets.size)
+            found[BPB] = (bits_per_byte(nll, targets, lengths_V), targets.size, context)
         for task in self.tasks(k):
             correct = score_instances(scorer, self.instances(task, k)).correct
-            found[f"{task}_accuracy"] = (float(correct.mean()), correct.size)
+            found[f"{task}_accuracy"] = (float(correct.mean()), correct.size, k * self.L)
         return found
 
-    def _axes_before(self, k: int) -> dict[str, tuple[float, int]]:
+    def _axes_before(self, k: int) -> dict[str, tuple[float, int, int]]:
         return self.axes(Model(self.config, self.params), k)
 
     def change(self, suite: str, metric: str, name: str, change: Intervention, k: int) -> list[Row]:
@@ -123,6 +124,6 @@ class Subject:
             return self.work.skipped(suite, f"{metric}_change", length, str(reason), name)
         before = self.axes_before(k)
         return [
-            self.row(suite, f"{metric}_{axis}_change", length, name, value - before[axis][0], n)
-            for axis, (value, n) in self.axes(model, k).items()
+            self.row(suite, f"{metric}_{axis}_change", at, name, value - before[axis][0], n)
+            for axis, (value, n, at) in self.axes(model, k).items()
         ]

@@ -54,10 +54,11 @@ class RowFile:
 
         Rows of the same item measured with something else (after the "@") give way.
         """
-        kept = [row for row in self._rows if _plain(row.item) != _plain(item)]
-        stamps = self._stamps
+        stamps, name = self._stamps, _plain(item)
         new = [dataclasses.replace(row, item=item, stamp=stamps[row.suite]) for row in rows]
-        self._rows = kept + new
+        if new == [row for row in self._rows if _plain(row.item) == name]:
+            return  # skipped again: rows keep their order
+        self._rows = [row for row in self._rows if _plain(row.item) != name] + new
         replace_text(self._path, json_lines(row.to_json() for row in self._rows))
 
 
