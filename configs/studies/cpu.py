@@ -52,7 +52,12 @@ STUDY = Study(
     seeds=(0, 1, 2),
     tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90, steps=600),
     tuning_suite="E3",
-    roles={"rope": "rope", "alibi": "alibi-match", "hybrids": ["sum", "coupled", "logtail"]},
+    roles={
+        "rope": "rope",
+        "alibi": ["alibi-match", "alibi"],
+        "stretched": ["rope yarn:4"],
+        "hybrids": ["sum", "coupled", "logtail"],
+    },
 )
 
 

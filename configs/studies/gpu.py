@@ -32,7 +32,7 @@ STUDY = Study(
     seeds=tuple(range(8)),
     tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90, steps=1000),
     tuning_suite="E3",
-    roles=cpu.STUDY.roles,
+    roles={**cpu.STUDY.roles, "oracle": "rope-4L"},
 )
 
 

@@ -43,7 +43,12 @@ STUDY = Study(
         if arm.name in ARMS
     ),
     seeds=(0, 1, 2, 3),
-    roles={"rope": "rope", "alibi": "alibi-match", "hybrids": ["sum", "coupled"]},
+    roles={
+        "rope": "rope",
+        "alibi": "alibi-match",
+        "stretched": ["rope yarn:4"],
+        "hybrids": ["sum", "coupled"],
+    },
     together=True,
 )
 
