@@ -44,6 +44,7 @@ def main() -> None:
     """Flags to one call."""
     from posenc_jax.evaluation.cores import use_every_core
     from posenc_jax.evaluation.runner import evaluate, write_key_targets
+    from posenc_jax.results.row_file import headline
 
     use_every_core()
     if _WRITE_KEY_TARGETS.value:
@@ -60,17 +61,18 @@ def main() -> None:
         if not lengths or not all(n.isdigit() for n in lengths):
             raise ValueError(f"--lengths must be whole numbers, not {','.join(lengths)!r}")
         lengths = tuple(int(n) for n in lengths)
-    print(
-        evaluate(
-            Path(_WORKDIR.value),
-            multiples=lengths,
-            suites=None if _SUITE.value is None else tuple(_SUITE.value),
-            split=_SPLIT.value,
-            stretch=_STRETCH.value,
-            key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
-            checkpoint=_CHECKPOINT.value,
-        )
+    path = evaluate(
+        Path(_WORKDIR.value),
+        multiples=lengths,
+        suites=None if _SUITE.value is None else tuple(_SUITE.value),
+        split=_SPLIT.value,
+        stretch=_STRETCH.value,
+        key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
+        checkpoint=_CHECKPOINT.value,
     )
+    if said := headline(path):
+        print(said)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from posenc_jax.encodings.device import computing_on
 from posenc_jax.evaluation import extrapolation, perplexity, retrieval, runner
 from posenc_jax.evaluation.measures import Measures
 from posenc_jax.evaluation.scorer import Scorer, Scores
-from posenc_jax.results.row_file import RowFile
+from posenc_jax.results.row_file import RowFile, headline
 from posenc_jax.results.schema import DEFINITIONS, Row
 from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.training.inputs import unigram_bits_per_byte
@@ -261,6 +261,16 @@ def test_an_arm_without_the_positions_for_a_context_says_so(trained):
     found = {row["length"]: row for row in runs.rows(path) if row["metric"] == "bpb_ctx"}
     assert {length for length, row in found.items() if row["value"] is not None} == {4, 8, 16}
     assert found[32]["skipped"] == "a context of 32 and 16 targets exceed 32 positions"
+
+
+def test_the_headline_names_the_loss_within_l_and_past_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "one"})
+    rows.add("E1/1", [row(metric="bpb_nonoverlap", value=9.0)])
+    assert headline(path) == ""
+    for length, value in ((4, 2.0), (8, 2.5), (32, 3.0), (64, None)):
+        rows.add(f"E3/{length}", [row(length=length, value=value)])
+    assert headline(path) == "bits per byte of dev: 2.000 within L (c = L/2), 3.000 after 4L"
 
 
 def test_a_value_that_is_not_finite_is_no_value_and_says_so():
