@@ -9,7 +9,7 @@ Takes:    two minutes of training and one of evaluation on two cores
 The class is predicted at the end of a document (see posenc_jax/tasks/longtext.py). Whole files:
 --config.data.corpus=stdlib_packages --config.train.length=2048. Film reviews, good or bad:
 --config.data.corpus=imdb_reviews --config.train.length=512, with --config.data.download=True the first
-time. Tune on `scripts/evaluate.py --suite=C --split=dev`.
+time. Rows are of dev; `--split=test` is for what is read once.
 """
 
 from ml_collections import ConfigDict
