@@ -1,7 +1,8 @@
 """Draws a study or a single run: python scripts/report.py --workdir=studies/quickstart
 
-Writes report.html (one self-contained page) and figures/ (PNG, and the CSV each was drawn from)
-into that folder; the last line printed is the page's path. Seconds. Exit code 2 for wrong input.
+`--results=results/screening` reads a published folder instead of run folders. Writes report.html (one
+self-contained page) and figures/ (PNG, and the CSV each was drawn from) beside what was read, or into
+--out; the last line printed is the page's path. Seconds. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -10,14 +11,19 @@ from absl import flags
 
 from posenc_jax import door
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run")
+_RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
+_OUT = flags.DEFINE_string("out", None, "Folder of the page; default: what is read")
+_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are read; default: the study's own")  # fmt: skip
 
 
 def main() -> None:
     """Flags to one call."""
     from posenc_jax.report import write_report
+    from posenc_jax.results.load import chosen_folder, load
 
-    print(write_report(Path(_WORKDIR.value)))
+    folder = chosen_folder(_WORKDIR.value, _RESULTS.value)
+    print(write_report(load(folder, _SPLIT.value), Path(_OUT.value or folder)))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,13 @@ def test_the_report_needs_no_jax():
     assert not {"jax", "flax"} & modules
 
 
+def test_the_room_of_results_needs_numpy_alone():
+    names = ", ".join(f"posenc_jax.results.{path.stem}" for path in (PACKAGE / "results").glob("[a-z]*.py"))  # fmt: skip
+    _, before = loaded("import numpy")
+    _, after = loaded(f"import numpy, {names}")
+    assert after - before - set(sys.stdlib_module_names) == {"posenc_jax"}
+
+
 def test_the_package_is_imported_in_under_three_seconds():
     start = time.time()
     loaded(

@@ -7,7 +7,7 @@ import re
 import pytest
 from result_folders import L, record, row, write_run
 
-from posenc_jax.results.load import load
+from posenc_jax.results.load import chosen_folder, load
 
 ROWS = (row("bpb_ctx", L // 2, 2.0), row("bpb_ctx", L, 2.5), row("bpb_ctx", 4 * L, 3.0))
 
@@ -236,3 +236,19 @@ def test_a_published_folder_that_is_torn_is_refused(tmp_path):
         path.write_bytes(torn)
         with pytest.raises(ValueError, match=r"rows\.jsonl\.gz"):
             load(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    ("workdir", "results", "words"),
+    [
+        (None, None, "one of them"),
+        ("a", "b", "one of them"),
+        (None, "bare", r"holds no runs\.json"),
+    ],
+)
+def test_one_folder_is_asked_for_by_name(tmp_path, workdir, results, words):
+    (tmp_path / "bare").mkdir()
+    results = results and str(tmp_path / results)
+    with pytest.raises(ValueError, match=words):
+        chosen_folder(workdir, results)
+    assert chosen_folder(str(tmp_path), None) == tmp_path

@@ -9,10 +9,10 @@ OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from th
 
 
 def listed(corpus: Corpus) -> list[dict]:
-    """Returns split, name, bytes and sha256 of the texts: all of a corpus of files, the held-out ones of others."""
+    """Returns split, name, bytes and sha256 of the texts: all of a corpus of files, the held-out ones of others; by name."""
     splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
     return [
         {"split": split, "name": name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
         for split in splits
-        for name, text in corpus.documents(split)
+        for name, text in sorted(corpus.documents(split))
     ]  # fmt: skip

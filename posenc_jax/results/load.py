@@ -109,6 +109,15 @@ def splits(folder: Path) -> tuple[str, ...]:
     )
 
 
+def chosen_folder(workdir: str | None, results: str | None) -> Path:
+    """Returns the folder that --workdir (runs) or --results (published) names; ValueError unless it is one of them."""
+    if (workdir is None) == (results is None):
+        raise ValueError("give --workdir=FOLDER of a study or a run, or --results=FOLDER that was published, one of them")  # fmt: skip
+    if results is not None and not (Path(results) / PUBLISHED).exists():
+        raise ValueError(f"--results={results} holds no {PUBLISHED}; folders of runs are read by --workdir")  # fmt: skip
+    return Path(workdir or results)
+
+
 def evaluation_folder(run: Path, split: str) -> Path:
     """Returns where the last checkpoint's rows of a split lie."""
     return run / ("evaluation" if split == "test" else f"evaluation_{split}")

@@ -13,13 +13,13 @@ from posenc_jax.results.schema import (
     DEFINITIONS,
     FAR,
     ID,
+    OTHER_PLACE,
     PASSING,
     SUMMARY_TASKS,
     Row,
 )
 from posenc_jax.results.summaries import longest_passing, summary_scores
 
-OTHER_PLACE = "repeat_gain_other_place"  # what definitions 1 called repeat_gain; no rule reads it
 SUMMARIES = ("Y_R", "Y_R_far", "Y_R_id", "least_id")
 
 

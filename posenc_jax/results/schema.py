@@ -35,6 +35,22 @@ PASSING = 0.85  # EL: share of the corrected accuracy at the shortest context
 LEARNT = 0.5  # EL: corrected accuracy below which the shortest context counts as not learnt
 
 BPB = "bpb_ctx"  # E3; in distribution at c = L/2, extrapolation at c = 4L
+OTHER_PLACE = "repeat_gain_other_place"  # what definitions 1 called repeat_gain; no rule reads it
+# Every metric of a row by suite, but for those of tasks ("<task>_<measure>"), interventions
+# ("P4_<axis>_change", "M12_<axis>_change") and other people's tasks ("<task>/<metric>").
+METRICS = {
+    "E": (BPB, "bpb_nonoverlap", "bpb_sliding", "nll_pos", "bpb_key", "repeat_gain", OTHER_PLACE,
+          "context_gain", "bpb_window", "window_check", "early_token_curse"),
+    "R": ("Y_R", "Y_R_far", "Y_R_id", "least_id", "Y_R_window", f"EL_{PASSING}"),
+    "P": ("P1_shift_error", "P1_counter_error", "P2_relative_structure", "P3_offset_accuracy",
+          "P3_offset_corrected", "P3_offset_nll", "P4_change", "P4_bpb_ctx_change", "P5_largest_rise", "P5_monotone_share"),
+    "C": ("longtext_accuracy", "longtext_corrected", "longtext_nll", "longtext_cut_corrected",
+          "longtext_bag_corrected"),
+    "M": ("M1_distance", "M1_mean_distance", "M1_rho_far", "M2_entropy", "M3_gradient", "M3_reach", "M4_sink",
+          "M5_frequency_use", "M6_content", "M7_kendall", "M9_mass", "M10_margin", "M10_predicted_reach",
+          "M10_measured_reach", "M10_agreement", "M11_blind"),
+}  # fmt: skip
+MEASURES = ("accuracy", "corrected", "nll")  # of a task
 SPLITS = ("dev", "test")
 
 # Exit codes of every entry point. STOPPED was told to stop and can be resumed (EX_TEMPFAIL); UNWRITABLE could
