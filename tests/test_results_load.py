@@ -232,6 +232,13 @@ def test_a_published_folder_that_is_torn_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(packed)
     assert len(load(tmp_path, "dev").runs[0].rows) == 3
+    (tmp_path / "runs.json").write_text(json.dumps([record(name="rope-s1")]))
+    with pytest.raises(ValueError, match="has no run 'rope-s0', of which there are rows"):
+        load(tmp_path, "dev")
+    (tmp_path / "runs.json").write_text(json.dumps([["rope-s0"]]))
+    with pytest.raises(ValueError, match=r"runs\.json must list objects"):
+        load(tmp_path, "dev")
+    (tmp_path / "runs.json").write_text(json.dumps([record(name="rope-s0")]))
     for torn in (packed[:-9], packed[:40], b"plain", packed[:50] + b"\0\0\0" + packed[53:]):
         path.write_bytes(torn)
         with pytest.raises(ValueError, match=r"rows\.jsonl\.gz"):

@@ -1,0 +1,85 @@
+"""The parts of a run as they lie on disk, read and checked: record, rows, arrays."""
+
+import dataclasses
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from posenc_jax.results.files import read_json
+from posenc_jax.results.schema import Row, row_from_json
+
+RECORDED = ("arm", "seed", "tier", "train_length", "steps", "finished")  # what run.json must say
+OWNER = ("arm", "seed", "tier", "train_length")  # what a row and its run.json must agree on
+
+
+def optional_json(path: Path) -> dict:
+    """Returns the JSON object of a file, {} where there is no file."""
+    return read_json(path) if path.exists() else {}
+
+
+def checked_record(info: Mapping, where: str) -> Mapping:
+    """Returns run.json if it says what it must; ValueError that begins with `where` otherwise."""
+    lacking = [name for name in RECORDED if name not in info]
+    if lacking:
+        raise ValueError(f"{where} does not say {lacking[0]!r}; it is no record of a run")
+    return info
+
+
+def checked_row(one: Mapping, path: Path, number: int) -> Row:
+    """Returns the row of a line; a value that is not finite, as older rows have, becomes None in words."""
+    value = one.get("value")
+    if isinstance(value, float) and not math.isfinite(value):
+        one = {**one, "value": None, "skipped": f"not finite ({value})"}
+    try:
+        return row_from_json(one)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def rows_of_run(
+    numbered: Sequence[tuple[int, Row]], path: Path, info: Mapping, name: str, split: str
+) -> tuple[Row, ...]:
+    """Returns the rows of one run, each measurement once.
+
+    Args:
+      numbered: rows with their lines in `path`. info: record of the run. name: what its rows call it.
+
+    Raises:
+      ValueError: a row of another run, split or checkpoint, or a measurement with two values.
+    """
+    found: dict[tuple, tuple[int, Row]] = {}
+    for number, row in numbered:
+        where = f"{path}, line {number}"
+        for field in OWNER:
+            if getattr(row, field) != info[field]:
+                raise ValueError(
+                    f"{where} is of {field} {getattr(row, field)!r}, its run {name} of {info[field]!r}; "
+                    "evaluate the run again"
+                )
+        if row.split != split or row.checkpoint != "last":
+            raise ValueError(
+                f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of {split} and the last"
+            )
+        place = row.metric, row.length, row.bucket
+        first, other = found.setdefault(place, (number, row))
+        if first != number and _measured(other) != _measured(row):
+            raise ValueError(f"{where} and line {first} both give {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
+    rows = (row for _, row in found.values())
+    return tuple(row if row.run == name else dataclasses.replace(row, run=name) for row in rows)
+
+
+def _measured(row: Row) -> Row:
+    return dataclasses.replace(row, item="", stamp="")
+
+
+def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file; ValueError that calls it `what` if it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{what} is damaged") from None
