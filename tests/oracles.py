@@ -36,6 +36,13 @@ def alibi_slopes(n):
     return power_of_two(closest) + alibi_slopes(2 * closest)[0::2][: n - closest]
 
 
+def mpt_slopes(n, most=8.0):
+    """MPT's published rule: slopes of the power of two at or above n; every second first, then the others, n of them."""
+    above = 2 ** math.ceil(math.log2(n))
+    slopes = [2.0 ** (-most * (h + 1) / above) for h in range(above)]
+    return slopes if above == n else (slopes[1::2] + slopes[::2])[:n]
+
+
 def sinusoid(position, dim, base=10_000.0):
     """Transformer 2017, sec. 3.5."""
     return np.array(
@@ -128,6 +135,13 @@ def yarn_frequencies(dim, base, length, factor, beta_fast=32.0, beta_slow=1.0, t
         freq = rope_frequency(i, dim, base)
         out.append(share * freq / factor + (1 - share) * freq)
     return np.array(out)
+
+
+def yarn_amplitude(factor, mscale=1.0, mscale_all_dim=0.0):
+    """DeepSeek-V2's rotary embedding: m(mscale) / m(mscale_all_dim) on cos and sin, m(x) = 0.1 x ln s + 1."""
+    if factor <= 1:
+        return 1.0
+    return (0.1 * mscale * math.log(factor) + 1) / (0.1 * mscale_all_dim * math.log(factor) + 1)
 
 
 def llama3_frequencies(dim, base, factor, low, high, length):

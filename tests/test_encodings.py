@@ -54,6 +54,16 @@ def test_alibi_slopes_equal_the_published_recursion_for_every_head_count(n):
     np.testing.assert_allclose(encodings.alibi_slopes(n), oracles.alibi_slopes(n), rtol=1e-12)
 
 
+@pytest.mark.parametrize("most", [4.0, 8.0, 10.0])
+def test_slopes_of_any_maximum_exponent_are_mpts_for_every_head_count(most):
+    for n in range(1, 41):
+        np.testing.assert_allclose(encodings.alibi_slopes(n, most), oracles.mpt_slopes(n, most), rtol=1e-12)  # fmt: skip
+        matched = encodings.matched_slopes(n, n, 512, most)
+        assert matched[0] == pytest.approx(max(2.0 ** (-most / n), 4 / 512))
+    twelve = dataclasses.replace(PLACE, heads=12, num_heads=12)
+    np.testing.assert_allclose(Alibi(max_exponent=most).slope_N(twelve), oracles.mpt_slopes(12, most))  # fmt: skip
+
+
 def test_alibi_slopes_of_twelve_heads_end_as_published():
     slopes = encodings.alibi_slopes(12)
     np.testing.assert_allclose(slopes[-4:], [0.70711, 0.35355, 0.17678, 0.08839], atol=5e-6)
@@ -156,6 +166,21 @@ def test_partial_rotary_leaves_later_dims_alone_and_has_its_own_spectrum():
     out = rope.rotate({}, x, jnp.array([[9]]), PLACE, "query").reshape(16)
     np.testing.assert_array_equal(out[4:], 1)
     np.testing.assert_allclose(rope.frequencies(PLACE), [1, 10_000**-0.5])
+
+
+@pytest.mark.parametrize(("head_dim", "dim"), [(88, 60), (16, 6), (16, 16), (16, 2)])
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_any_even_number_of_dims_may_rotate(head_dim, dim, pairing):
+    place = dataclasses.replace(PLACE, head_dim=head_dim)
+    rope = Rope(dim=dim, pairing=pairing)
+    rope.check(place)
+    x = np.random.default_rng(4).normal(size=head_dim).astype(np.float32)
+    got = rope.rotate({}, jnp.asarray(x).reshape(1, 1, 1, -1), jnp.array([[37]]), place, "query")
+    want = oracles.rope_vector(x, 37, pairing=pairing, rotary_dim=dim)
+    np.testing.assert_allclose(got.reshape(-1), want, atol=5e-6)
+    np.testing.assert_array_equal(got.reshape(-1)[dim:], x[dim:])
+    if head_dim == 88:  # the share that should say it does not
+        assert Rope(fraction=dim / head_dim).rotary_dim(place) == 58
 
 
 def test_rope_decays_with_distance_for_equal_vectors_but_not_in_expectation():

@@ -53,6 +53,7 @@ with warnings.catch_warnings():
     )
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi_tensor
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
     from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
     from transformers.models.distilbert.modeling_distilbert import create_sinusoidal_embeddings
     from transformers.models.falcon import modeling_falcon as falcon
@@ -117,6 +118,23 @@ def test_yarn_is_transformers(factor, truncate):
     assert yarn.amplitude(LENGTH) == pytest.approx(amplitude)
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"attention_factor": 1.3}, {"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.0, "mscale_all_dim": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_yarns_attention_factor_is_transformers(given):
+    _, amplitude = theirs("yarn", factor=40.0, original_max_position_embeddings=LENGTH, **given)
+    assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(amplitude)
+
+
+def test_deepseeks_rotary_and_softmax_scales_are_ours():
+    given = {"mscale": 0.8, "mscale_all_dim": 0.707}
+    assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.8) / deepseek.yarn_get_mscale(40.0, 0.707))  # fmt: skip
+    place = Place(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
+    tau = YarnTemperature(40.0, mscale=0.707).temperature({}, jnp.array([[3]]), jnp.array([[3]]), place)  # fmt: skip
+    assert float(tau[0, 0, 0]) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.707) ** 2)
+
+
 def test_llama3_is_transformers():
     parameters = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     freq, _ = theirs("llama3", base=500_000.0, length=8192, original_max_position_embeddings=8192, **parameters)  # fmt: skip
@@ -124,12 +142,13 @@ def test_llama3_is_transformers():
     np.testing.assert_allclose(ours, freq, rtol=2e-6)
 
 
+@pytest.mark.parametrize("given", [{}, {"attention_factor": 1.3}], ids=str)
 @pytest.mark.parametrize("sequence", [4096, 4097])
-def test_longrope_is_transformers(sequence):
+def test_longrope_is_transformers(sequence, given):
     short, long = FACTORS, tuple(2 * f for f in FACTORS)
-    parameters = {"factor": 8.0, "short_factor": list(short), "long_factor": list(long)}
+    parameters = {"factor": 8.0, "short_factor": list(short), "long_factor": list(long), **given}
     freq, amplitude = theirs("longrope", sequence=sequence, original_max_position_embeddings=LENGTH, **parameters)  # fmt: skip
-    ours = LongRope(8.0, short, long, length=sequence)
+    ours = LongRope(8.0, short, long, length=sequence, **given)
     np.testing.assert_allclose(ours.frequencies(FREQ, BASE, LENGTH), freq, rtol=2e-6)
     assert ours.amplitude(LENGTH) == pytest.approx(amplitude)
 
@@ -152,9 +171,11 @@ def test_alibi_slopes_are_blooms_and_mpts(heads):
     np.testing.assert_allclose(np.diff(bloom)[:, 0], alibi_slopes(heads), rtol=1e-6)
     mpt = build_mpt_alibi_tensor(heads, 5).numpy().reshape(heads, 5)
     np.testing.assert_allclose(np.diff(mpt)[:, 0], alibi_slopes(heads), rtol=1e-6)
+    steeper = build_mpt_alibi_tensor(heads, 5, alibi_bias_max=6).numpy().reshape(heads, 5)
+    np.testing.assert_allclose(np.diff(steeper)[:, 0], alibi_slopes(heads, 6.0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (16, 1000)])
+@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (16, 1000), (32, 256)])
 def test_t5_buckets_are_t5s(buckets, longest):
     distance = np.arange(3 * longest)
     want = T5Attention._relative_position_bucket(torch.tensor(-distance), False, buckets, longest)
@@ -241,14 +262,15 @@ def test_interleaved_pairing_is_roformers():
         close(ours, want.transpose(1, 2))
 
 
-@pytest.mark.parametrize("kept", [0.25, 0.75])
+@pytest.mark.parametrize("kept", [0.25, 0.75, 0.3, 0.992])  # of 64 pairs 16, 48, 19.2, 63.488
 def test_prope_is_transformers_proportional(kept):
     parameters = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": kept}
     config = LlamaConfig(hidden_size=DIM, num_attention_heads=1, rope_parameters=parameters)
     freq, _ = ROPE_INIT_FUNCTIONS["proportional"](config, torch.device("cpu"))
     place = Place(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
-    assert (freq == 0).sum() == (1 - kept) * DIM / 2
-    np.testing.assert_allclose(Prope(kept=kept, base=1e6).frequencies(place), freq.numpy(), rtol=1e-6)  # fmt: skip
+    assert (freq == 0).sum() == DIM // 2 - int(kept * DIM / 2)
+    ours = Prope(kept=kept, base=1e6, rounding="down").frequencies(place)
+    np.testing.assert_allclose(ours, freq.numpy(), rtol=1e-6)
 
 
 def test_a_changed_base_is_transformers_default_at_that_base():

@@ -19,7 +19,8 @@ from posenc_jax.training.sections import DataSection, OptimizerSection
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
-WORDS = {"half": "interleaved", "standard": "match", "match": "standard"}
+WORDS = {"half": "interleaved", "standard": "match", "match": "standard", "nearest": "down"}
+GIVEN = {("prope", "rounding"): {"kept": 0.7}}  # of 8 pairs 5.6
 POSITIONS = jnp.array([[0, 5, 63, 64, 400]])
 
 
@@ -27,8 +28,8 @@ def other(field):
     """Another legal value of a field."""
     if field.name == "stretch":
         return Yarn()
-    if field.name in ("size", "width"):
-        return 500 if field.name == "size" else 5
+    if field.name in ("size", "width", "dim"):
+        return {"size": 500, "width": 5, "dim": 6}[field.name]
     if isinstance(field.default, bool):
         return not field.default
     if isinstance(field.default, str):
@@ -53,7 +54,7 @@ FIELDS = [(name, f.name) for name, part in REGISTRY.items() if issubclass(part, 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_every_setting_of_a_part_changes_it(name, field):
-    part = REGISTRY[name]()
+    part = REGISTRY[name](**GIVEN.get((name, field), {}))
     (chosen,) = (f for f in dataclasses.fields(part) if f.name == field)
     (a, limit_a), (b, limit_b) = (
         output(part),
@@ -77,8 +78,8 @@ def test_every_setting_of_a_stretch_changes_it(name):
             changed = 1000 if name == "longrope" else 9000
         elif field.name == "short":
             continue  # serves up to the original length: tests/test_stretch.py
-        elif field.name == "original":
-            changed = 512
+        elif field.name in ("original", "attention_factor", "mscale_all_dim"):
+            changed = {"original": 512, "attention_factor": 1.7, "mscale_all_dim": 0.7}[field.name]
         elif isinstance(value, bool):
             changed = not value
         elif isinstance(value, tuple):

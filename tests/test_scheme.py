@@ -36,6 +36,11 @@ LINES = [
     "sinusoidal|alibi",
     "prope+log(c=2.0,t=10.0)~scale_invariant(t=20.0)",
     "rope+linear,rope+forget(start=match)",
+    "rope(dim=6,stretch=yarn(factor=40.0,mscale=0.707,mscale_all_dim=0.707))~yarn_temperature(factor=40.0,mscale=0.707)",
+    "rope(stretch=yarn(attention_factor=1.2))|rope(stretch=longrope(attention_factor=1.2))",
+    "rope(stretch=longrope(short=[1.0,2.0],long=[2.0,4.0],length=500))",
+    "prope(rounding=down)+alibi(max_exponent=6.0,factor=2.0,ntk=2.0)",
+    "rope+capped(cap=3.0,factor=2.0)|slopes(floor=4.0,factor=2.0)|t5(factor=2.0)|fire(factor=1.5)",
 ]
 SHAPE = {"num_layers": 2, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 

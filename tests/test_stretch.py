@@ -27,6 +27,7 @@ from posenc_jax.encodings.stretch import (
     PositionInterpolation,
     Yarn,
 )
+from posenc_jax.encodings.temperature import YarnTemperature
 
 FREQ = inverse_frequencies(128, 10_000.0)
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
@@ -81,6 +82,39 @@ def test_yarn_multiplies_logits_by_the_square_of_its_temperature():
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "published"),
+    [
+        ({"factor": 40.0}, 1.3688879454113936),
+        ({"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707}, 1.0),  # DeepSeek-V2-Lite
+        ({"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),  # DeepSeek-V3
+        ({"factor": 40.0, "mscale": 0.707}, 1.2608037774058553),
+        ({"factor": 32.0, "mscale": 1.0, "mscale_all_dim": 0.5}, None),
+        ({"factor": 0.5, "mscale": 2.0}, 1.0),
+    ],
+)
+def test_yarns_amplitude_is_deepseeks_ratio(settings, published):
+    got = Yarn(**settings).amplitude(4096)
+    assert got == pytest.approx(oracles.yarn_amplitude(**settings), rel=1e-12)
+    if published is not None:
+        assert got == pytest.approx(published, rel=1e-12)
+
+
+def test_deepseeks_softmax_scale_is_a_temperature():
+    """DeepSeek-V2-Lite: softmax_scale times (0.1 * 0.707 * ln 40 + 1)^2, 1.26080^2."""
+    tau = YarnTemperature(factor=40.0, mscale=0.707).temperature({}, jnp.array([[5]]), jnp.array([[5]]), PLACE)  # fmt: skip
+    assert float(tau[0, 0, 0]) == pytest.approx(1.2608037774058553**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("stretch", [Yarn(16.0, attention_factor=1.25), LongRope(16.0, attention_factor=1.25)])  # fmt: skip
+def test_an_attention_factor_given_outright_is_the_amplitude(stretch):
+    assert stretch.amplitude(4096) == 1.25
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 16)), jnp.float32)
+    turned = Rope(stretch=stretch).rotate({}, x, jnp.array([[37]]), PLACE, "query")
+    assert float((turned**2).sum() / (x**2).sum()) == pytest.approx(1.25**2, rel=1e-5)
+    assert Rope(stretch=stretch).amplitude(PLACE) == 1.25
+
+
 def test_yarn_uses_the_original_length():
     own = Yarn(original=256).frequencies(FREQ, 10_000.0, 4096)
     np.testing.assert_allclose(own, oracles.yarn_frequencies(128, 10_000.0, 256, 4.0), rtol=1e-12)
@@ -127,6 +161,16 @@ def test_prope_drops_the_lowest_frequencies_of_the_full_spectrum():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 16)), jnp.float32)
     out = Prope(kept=0.75).rotate({}, x, jnp.array([[1001]]), PLACE, "query")
     np.testing.assert_array_equal(out[..., [6, 7, 14, 15]], x[..., [6, 7, 14, 15]])
+
+
+@pytest.mark.parametrize(
+    ("kept", "nearest", "down"), [(0.75, 6, 6), (0.7, 6, 5), (0.3, 2, 2), (0.95, 8, 7), (0.5625, 4, 4), (0.6875, 6, 5)]
+)  # fmt: skip
+def test_prope_rounds_the_number_of_pairs_as_asked(kept, nearest, down):
+    for rounding, pairs in (("nearest", nearest), ("down", down)):
+        freq = Prope(kept=kept, rounding=rounding).frequencies(PLACE)
+        np.testing.assert_array_equal(freq[pairs:], 0)
+        np.testing.assert_allclose(freq[:pairs], [oracles.rope_frequency(i, 16, 1e4) for i in range(pairs)])  # fmt: skip
 
 
 @pytest.mark.parametrize(("i", "j"), [(3, 0), (600, 599), (9000, 8000), (10_000, 3)])

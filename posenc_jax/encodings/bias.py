@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.part import MATCH, Bias, Params, Place, check_positive
+from posenc_jax.encodings.part import MATCH, MOST, Bias, Params, Place, check_positive
 from posenc_jax.encodings.rotary import angles
 
 
@@ -108,10 +108,11 @@ class Sloped(RankedBias):
             raise ValueError(f"slopes must be 'standard' or 'match', not {self.slopes!r}")
         owner = type(self).__name__.lower()
         check_positive(owner, max_exponent=self.max_exponent, factor=self.factor, ntk=self.ntk)
-        if self.slope_N(place).min() < np.finfo(np.float32).tiny:
+        slope_N = self.slope_N(place)
+        if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MOST:
             raise ValueError(
                 f"{owner}: max_exponent={self.max_exponent:g}, factor={self.factor:g} and ntk={self.ntk:g} "
-                "leave a head a slope that float32 cannot hold"
+                f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
             )
 
     def unread_slope_N(self, place: Place) -> np.ndarray:

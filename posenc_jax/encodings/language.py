@@ -160,8 +160,8 @@ class _Parser:
         count = 1
         kind, value, _ = self.tokens[self.at]
         if kind == "number":
-            if not value.isdigit() or int(value) < 1:
-                raise self.fail(f"a count must be a positive whole number, not {value}")
+            if not value.isdigit() or len(value) > 4 or int(value) < 1:
+                raise self.fail(f"a count must be a positive whole number below 10000, not {value}")
             count, self.at = int(value), self.at + 1
             self.expect("*")
         if self.take("("):

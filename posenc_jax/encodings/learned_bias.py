@@ -16,7 +16,7 @@ from posenc_jax.encodings.bias import (
     linear_bias,
     matched_slopes,
 )
-from posenc_jax.encodings.part import MATCH, Bias, Params, Place, check_positive
+from posenc_jax.encodings.part import MATCH, MOST_WHOLE, Bias, Params, Place, check_positive
 
 
 def inverse_softplus(y: np.ndarray) -> np.ndarray:
@@ -148,8 +148,10 @@ class KerplePower(Bias):
     learns: ClassVar[bool] = True
 
     def check(self, place: Place) -> None:
-        """Raises ValueError for a factor that is not positive."""
+        """Raises ValueError for a factor so small that float32 does not hold the square of d / factor."""
         check_positive("kerple_power", factor=self.factor)
+        if self.factor < 1 / MOST_WHOLE:
+            raise ValueError(f"kerple_power: factor must be at least 2^-24, not {self.factor:g}")
 
     def init(self, key: jax.Array, place: Place) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2 sigmoid."""

@@ -8,12 +8,16 @@ subclass one of the kinds, implement its one function, and register it in
 
 import dataclasses
 import math
+import numbers
 from typing import Any, ClassVar
 
 import jax
 
 Params = Any
 MATCH = "match"
+# Sizes of numbers that a part takes: times the largest distance, they are still in float32's range.
+LEAST, MOST = 1e-30, 1e30
+MOST_WHOLE = 2**24  # float32 tells whole numbers apart up to here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,5 +188,38 @@ def check_positive(owner: str, **values: float) -> None:
     for name, value in values.items():
         if value == MATCH:
             continue
-        if not (isinstance(value, int | float) and 0 < value < float("inf")):
+        if not (isinstance(value, numbers.Real) and 0 < value < math.inf):
             raise ValueError(f"{owner}: {name} must be a positive number, not {value!r}")
+
+
+def check_numbers(owner: str, part: Any) -> None:
+    """Raises ValueError naming the first field of a dataclass that is not of its kind, or past float32.
+
+    The kind is that of the default: a truth value, a whole number, a number, a tuple of numbers or a word.
+    """
+    for field in dataclasses.fields(part):
+        value, default = getattr(part, field.name), field.default
+        if isinstance(value, str) and "str" in str(field.type):
+            continue
+        for number in value if isinstance(default, tuple) else (value,):
+            wrong = _wrong(number, default)
+            if wrong:
+                shown = f"{type(number).__name__} {number!s:.40}"
+                raise ValueError(f"{owner}: {field.name} must be {wrong}, not {shown}")
+
+
+def _wrong(value: Any, default: Any) -> str | None:
+    """Returns what `value` should have been, beside such a default; None where it is that."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, str):
+        return "a word"
+    if isinstance(default, int):
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        fits = whole and -MOST_WHOLE <= value <= MOST_WHOLE
+        return None if fits else f"a whole number of at most {MOST_WHOLE:,}"
+    if isinstance(default, float | tuple):
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        fits = real and (value == 0 or LEAST <= abs(value) <= MOST)
+        return None if fits else f"0 or a number of size {LEAST:g} to {MOST:g}, which float32 holds"
+    return None

@@ -33,6 +33,7 @@ trained to the longer one: a rule goes on from there. Slopes that were divided b
 import dataclasses
 
 from posenc_jax.encodings.language import near_names
+from posenc_jax.encodings.part import LEAST, MOST
 from posenc_jax.encodings.scheme import Heads, Scheme
 from posenc_jax.encodings.stretch import (
     BaseChange,
@@ -70,8 +71,8 @@ def stretched(
         value = float(number)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise ValueError(f"stretch {rule!r} needs a positive number: {name}:4")
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"stretch {rule!r} needs a positive number that float32 holds: {name}:4")
 
     original = 0 if placed_length in (0, train_length) else train_length
     rotation, factor, ntk = _halves(name, value, length, train_length, original)

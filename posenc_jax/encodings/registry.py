@@ -58,9 +58,13 @@ def register(name: str, part: type[Part]) -> None:
 
 def name_of(part: Part | Stretch) -> str:
     """Returns the name that a part or a stretch was registered under."""
-    for name, kind in (REGISTRY | STRETCHES).items():
-        if kind is type(part):
-            return name
-    raise ValueError(
-        f"{type(part).__name__} is not registered: call encodings.register(name, part)"
-    )
+    name = title(part)
+    if name not in REGISTRY | STRETCHES:
+        raise ValueError(f"{name} is not registered: call encodings.register(name, part)")
+    return name
+
+
+def title(part: Part | Stretch) -> str:
+    """Returns the name that a part was registered under, or that of its class."""
+    names = {kind: name for name, kind in (REGISTRY | STRETCHES).items()}
+    return names.get(type(part), type(part).__name__)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.device import computes_on
-from posenc_jax.encodings.part import MATCH, Params, Place, Rotation, check_positive
+from posenc_jax.encodings.part import LEAST, MATCH, MOST, Params, Place, Rotation, check_positive
 from posenc_jax.encodings.stretch import Stretch
 
 PAIRINGS = ("half", "interleaved")
+ROUNDINGS = ("nearest", "down")
 
 
 def inverse_frequencies(dim: int, base: float) -> np.ndarray:
@@ -109,28 +110,43 @@ class Rope(Rotation):
       base: the slowest pair turns once in about 2*pi*base tokens; "match" is 2.4 * train_length, at
         which every pair turns through at least about 1/15 of a circle within the training length.
       fraction: share of head dims that rotate, with a spectrum of their own (GPT-NeoX: 0.25).
+      dim: the number of head dims that rotate, for those that no share gives (60 of 88); 0 takes the share.
       pairing: "half" (GPT-NeoX, Llama in transformers) or "interleaved" (RoFormer, GPT-J).
       stretch: a change of the frequencies for reading further; see `posenc_jax.encodings.stretch`.
     """
 
     base: float | str = 10_000.0
     fraction: float = 1.0
+    dim: int = 0
     pairing: str = "half"
     stretch: Stretch | None = None
 
     def check(self, place: Place) -> None:
-        """Raises ValueError for an odd head dim, a bad base, fraction, pairing or stretch."""
+        """Raises ValueError for an odd head dim, a bad base, fraction, dim, pairing or stretch."""
         check_positive("rope", base=self.base, fraction=self.fraction)
         if self.fraction > 1:
             raise ValueError(f"rope: fraction must lie in (0, 1], not {self.fraction}")
         check_pairs("rope", place, self.pairing)
+        if self.dim and self.fraction != 1:
+            raise ValueError(
+                f"rope: dim={self.dim} and fraction={self.fraction} say the same thing twice; give one"
+            )
+        if self.dim % 2 or not 0 <= self.dim <= place.head_dim:
+            raise ValueError(
+                f"rope: dim must be an even number up to head dim {place.head_dim}, not {self.dim}"
+            )
         if self.rotary_dim(place) < 2:
             raise ValueError(
                 f"rope: fraction {self.fraction} of head dim {place.head_dim} leaves no pair to rotate"
             )
         if self.stretch is not None:
             self.stretch.check()
-            self.frequencies(place)
+            amplitude = self.stretch.amplitude(place.train_length)
+            if not LEAST <= amplitude**2 <= MOST:
+                raise ValueError(
+                    f"rope: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
+                )
+        check_turns("rope", self.frequencies(place))
 
     def stretched(self, stretch: Stretch) -> "Rope":
         """Returns the same rotation under `stretch`; ValueError when it has one already."""
@@ -139,8 +155,8 @@ class Rope(Rotation):
         return dataclasses.replace(self, stretch=stretch)
 
     def rotary_dim(self, place: Place) -> int:
-        """Returns the number of head dims that rotate: an even number, rounded down."""
-        return int(place.head_dim * self.fraction) // 2 * 2
+        """Returns the number of head dims that rotate: `dim`, or of the share an even number, rounded down."""
+        return self.dim or int(place.head_dim * self.fraction) // 2 * 2
 
     def frequencies(self, place: Place) -> np.ndarray:
         """Returns freq_h in radians per token, float64."""
@@ -174,25 +190,31 @@ class Prope(Rotation):
     partial RoPE, whose fewer pairs have a spectrum of their own.
 
     Attributes:
-      kept: share of pairs that rotate, the fastest ones. base, pairing: as in `Rope`.
+      kept: share of pairs that rotate, the fastest ones.
+      rounding: of their number where it is not whole: "nearest" (the even one of two as near), or "down"
+        (transformers, "proportional"). base, pairing: as in `Rope`.
     """
 
     kept: float = 0.75
+    rounding: str = "nearest"
     base: float | str = 10_000.0
     pairing: str = "half"
 
     def check(self, place: Place) -> None:
-        """Raises ValueError for an odd head dim, or a share that keeps no pair."""
+        """Raises ValueError for an odd head dim, an unknown rounding, or a share that keeps no pair."""
         check_positive("prope", base=self.base, kept=self.kept)
         check_pairs("prope", place, self.pairing)
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"prope: rounding must be one of {ROUNDINGS}, not {self.rounding!r}")
         if self.kept > 1 or not self.pairs(place):
             raise ValueError(
                 f"prope: kept must lie in (0, 1] and keep a pair of the {place.head_dim // 2}, not {self.kept}"
             )
 
     def pairs(self, place: Place) -> int:
-        """Returns the number of pairs that rotate, rounded to the nearest."""
-        return round(self.kept * (place.head_dim // 2))
+        """Returns the number of pairs that rotate."""
+        pairs = self.kept * (place.head_dim // 2)
+        return round(pairs) if self.rounding == "nearest" else int(pairs)
 
     def frequencies(self, place: Place) -> np.ndarray:
         """Returns freq_h in radians per token, float64; zero for the removed pairs."""
@@ -234,9 +256,18 @@ class Xpos(Rotation):
     pairing: str = "half"
 
     def check(self, place: Place) -> None:
-        """Raises ValueError for an odd head dim or a setting that is not positive."""
+        """Raises ValueError for an odd head dim, a setting that is not positive, or factors past float32."""
         check_positive("xpos", base=self.base, scale=self.scale, gamma=self.gamma)
         check_pairs("xpos", place, self.pairing)
+        if not self.log_zeta(place)[0] < 0:
+            raise ValueError(f"xpos: gamma={self.gamma:g} is too large: no pair decays")
+        half = place.train_length / 2
+        if 40 * self.scale / -self.log_zeta(place)[0] < half:
+            least = half * -self.log_zeta(place)[0] / 40
+            raise ValueError(
+                f"xpos: scale={self.scale:g} leaves float32 within the training length {place.train_length}; "
+                f"take at least {least:.3g}"
+            )
 
     def log_zeta(self, place: Place) -> np.ndarray:
         """Returns ln zeta_h per pair, float64, below zero."""
@@ -271,6 +302,12 @@ class Xpos(Rotation):
 def matched_base(train_length: int) -> float:
     """Returns 2.4 * train_length: the base at which no pair is nearly still in training."""
     return 2.4 * train_length
+
+
+def check_turns(owner: str, freq_h: np.ndarray) -> None:
+    """Raises ValueError for frequencies that are not finite numbers above zero."""
+    if not (np.isfinite(freq_h).all() and (freq_h > 0).all()):
+        raise ValueError(f"{owner}: base and stretch give a pair a frequency of {freq_h.min():g}")
 
 
 def check_pairs(owner: str, place: Place, pairing: str) -> None:

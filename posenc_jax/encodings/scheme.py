@@ -17,7 +17,9 @@ from posenc_jax.encodings.part import (
     Place,
     Rotation,
     Temperature,
+    check_numbers,
 )
+from posenc_jax.encodings.registry import title
 
 KINDS = ("rotation", "bias", "temperature", "form")
 
@@ -252,14 +254,14 @@ class PlacedScheme:
     whole: Place
 
     def check(self) -> None:
-        """Raises ValueError when a part cannot stand where it was put."""
+        """Raises ValueError when a part cannot stand where it was put, or a number of it is past float32."""
         if self.absolute is not None:
-            self.absolute.check(self.whole)
+            _check_part(self.absolute, self.whole)
         for layer in dict.fromkeys(self.layers):
             _check_form(layer)
             for group in layer.groups:
                 for part in group.heads.parts():
-                    part.check(group.place)
+                    _check_part(part, group.place)
 
     def longest(self) -> int | None:
         """Number of positions that every part is defined for; None when there is no limit."""
@@ -292,6 +294,14 @@ def _place_layer(layer: Layer, whole: Place) -> PlacedLayer:
         groups.append(PlacedHeads(heads, first, place))
         first += place.heads
     return PlacedLayer(tuple(groups))
+
+
+def _check_part(part: Part, place: Place) -> None:
+    check_numbers(title(part), part)
+    stretch = getattr(part, "stretch", None)
+    if stretch is not None:
+        check_numbers(title(stretch), stretch)
+    part.check(place)
 
 
 def _check_form(layer: PlacedLayer) -> None:

@@ -29,13 +29,22 @@ class Stretch:
         return 1.0
 
     def check(self) -> None:
-        """Raises ValueError for a setting that makes no sense."""
-        numbers = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if isinstance(f.default, float | int) and not isinstance(f.default, bool) and f.default
-        }
-        check_positive(type(self).__name__.lower(), **numbers)
+        """Raises ValueError for a setting that makes no sense: below 0, or 0 where that has no meaning."""
+        owner = type(self).__name__.lower()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool):
+                continue
+            if isinstance(field.default, tuple):
+                for number in value:
+                    check_positive(owner, **{field.name: number})
+            elif field.default or value:  # 0 by default stands for "by the rule"
+                check_positive(owner, **{field.name: value})
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22; DeepSeek)."""
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def ntk_base(base: float, factor: float, dim: int) -> float:
@@ -93,7 +102,8 @@ class DynamicNtk(Stretch):
         """Returns the frequencies of the base that fits `self.length`."""
         length = self.original or length
         grown = max(self.length, length) / length
-        return NtkAware(self.factor * grown - (self.factor - 1)).frequencies(freq_h, base, length)
+        # The published form, f * grown - (f - 1), is this one less what f would round away.
+        return NtkAware(1 + self.factor * (grown - 1)).frequencies(freq_h, base, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +113,16 @@ class Yarn(Stretch):
     Pairs that turn more than beta_fast times within the original length are kept, those that turn less
     than beta_slow times are interpolated, the rest are blended by a linear ramp over the pair index.
 
+    The amplitude is attention_factor, or else m(mscale) / m(mscale_all_dim), with m(x) = 0.1 x ln s + 1. That is
+    DeepSeek's form; transformers' is the same where both or neither are given, and takes one given alone for none.
+    DeepSeek also multiplies all content by m(mscale_all_dim)^2: here a temperature, `~yarn_temperature(mscale=...)`.
+
     Attributes:
       factor: s. beta_fast, beta_slow: turns at the two ends of the ramp.
       truncate: round the ends of the ramp outward to whole pairs, as the published code does.
       original: the original length; 0 takes the training length.
+      attention_factor: the amplitude outright; 0: by the formula.
+      mscale, mscale_all_dim: of the formula; 1 and 0 are the paper's.
     """
 
     factor: float = 4.0
@@ -114,6 +130,15 @@ class Yarn(Stretch):
     beta_slow: float = 1.0
     truncate: bool = True
     original: int = 0
+    attention_factor: float = 0.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def check(self):
+        """Raises ValueError for a bad number, or the amplitude given both outright and by formula."""
+        super().check()
+        if self.attention_factor and (self.mscale != 1 or self.mscale_all_dim):
+            raise ValueError("yarn: attention_factor takes the place of mscale and mscale_all_dim; give one or the others")  # fmt: skip
 
     def ramp_ends(self, dim: int, base: float, length: int) -> tuple[float, float]:
         """Returns (low, high): pair indices where interpolation begins and is complete."""
@@ -128,6 +153,8 @@ class Yarn(Stretch):
 
     def frequencies(self, freq_h, base, length):
         """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError where the ramp is none."""
+        if not base > 1:
+            raise ValueError(f"yarn: needs a base above 1, not {base:g}: its ramp runs over slower and slower pairs")  # fmt: skip
         turns = (self.original or length) / (2 * math.pi)
         if not self.beta_slow < min(self.beta_fast, turns):
             raise ValueError(
@@ -140,8 +167,10 @@ class Yarn(Stretch):
         return freq_h / self.factor * ramp_h + freq_h * (1 - ramp_h)
 
     def amplitude(self, length):
-        """Returns 0.1 ln s + 1 for s > 1, else 1."""
-        return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
+        """Returns the attention factor; see the class."""
+        if self.attention_factor:
+            return self.attention_factor
+        return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +209,7 @@ class LongRope(Stretch):
 
     Attributes:
       factor: s, for the amplitude sqrt(1 + ln s / ln L).
+      attention_factor: the amplitude outright, whatever s is; 0: by that formula.
       short, long: one divisor per rotary pair; empty is all ones.
       length: the longest sequence that will be read: the long list serves when it exceeds the original.
       original: the original length; 0 takes the training length.
@@ -192,6 +222,7 @@ class LongRope(Stretch):
     long: tuple[float, ...] = ()
     length: int = 0
     original: int = 0
+    attention_factor: float = 0.0
 
     def frequencies(self, freq_h, base, length):
         """Returns freq_h divided by the list that serves; ValueError when its size is wrong."""
@@ -203,10 +234,17 @@ class LongRope(Stretch):
         return freq_h / np.asarray(divisors or np.ones(len(freq_h)), np.float64)
 
     def amplitude(self, length):
-        """Returns sqrt(1 + ln s / ln L) for s > 1, else 1."""
+        """Returns the attention factor: sqrt(1 + ln s / ln L) for s > 1, else 1, unless given outright."""
+        if self.attention_factor:
+            return self.attention_factor
         if self.factor <= 1:
             return 1.0
-        return math.sqrt(1 + math.log(self.factor) / math.log(self.original or length))
+        length = self.original or length
+        if length < 2:
+            raise ValueError(
+                f"longrope: the original length must be at least 2 tokens, not {length}"
+            )
+        return math.sqrt(1 + math.log(self.factor) / math.log(length))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.encodings.bias import distances
-from posenc_jax.encodings.part import Params, Place, Temperature, check_positive
-from posenc_jax.encodings.stretch import Yarn
+from posenc_jax.encodings.part import MOST, Params, Place, Temperature, check_positive
+from posenc_jax.encodings.stretch import yarn_mscale
 
 
 def log_n(pos_BT: jax.Array, length: int) -> jax.Array:
@@ -47,27 +47,33 @@ class LogN(Temperature):
 
 @dataclasses.dataclass(frozen=True)
 class YarnTemperature(Temperature):
-    """YaRN's temperature alone, (0.1 ln s + 1)^2 on every content logit (Peng et al. 2023, eq. 22).
+    """YaRN's temperature alone, (0.1 mscale ln s + 1)^2 on every content logit (Peng et al. 2023, eq. 22).
 
     `rope(stretch=yarn(...))` has it already, on the dims that rotate. This part gives it to all content
     of a head: heads without a rotation, or dims that a partial rotation leaves out.
 
     Attributes:
       factor: s; 1 and below leave the logits as they are.
+      mscale: 1 is the paper's; DeepSeek's softmax scale has its `mscale_all_dim` here.
     """
 
     relative: ClassVar[bool] = True
     factor: float = 4.0
+    mscale: float = 1.0
 
     def check(self, place: Place) -> None:
         """Raises ValueError for a factor that is not positive."""
-        check_positive("yarn_temperature", factor=self.factor)
+        check_positive("yarn_temperature", factor=self.factor, mscale=self.mscale)
+        if yarn_mscale(self.factor, self.mscale) ** 2 > MOST:
+            raise ValueError(
+                f"yarn_temperature: mscale={self.mscale:g} is past what float32 multiplies"
+            )
 
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
         """Returns tau_BT1, the same everywhere, float32."""
-        tau = Yarn(factor=self.factor).amplitude(place.train_length) ** 2
+        tau = yarn_mscale(self.factor, self.mscale) ** 2
         return jnp.full_like(q_pos_BT, tau, jnp.float32)[..., None]
 
 
