@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from synthetic_runs import MANY, one_row, synthetic_rows, write_study
 
-from posenc_jax.report import Study, heads, read_study, style
+from posenc_jax.report import StudyView, heads, style
+from posenc_jax.results.load import load
 
 TASKS, LAYERS, HEADS = ("mqar", "passkey"), 2, 4
 
@@ -30,9 +31,9 @@ def probed_rows(arm: str, seed: int) -> list[dict]:
     return rows
 
 
-def probed(folder: pathlib.Path, arms=MANY) -> Study:
+def probed(folder: pathlib.Path, arms=MANY) -> StudyView:
     """A study of made-up runs whose heads were probed."""
-    return read_study(write_study(folder, arms, (0, 1), rows=probed_rows))
+    return StudyView(load(write_study(folder, arms, (0, 1), rows=probed_rows)))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import pathlib
 import re
@@ -11,13 +12,26 @@ import sys
 
 import numpy as np
 import pytest
-from synthetic_runs import ARMS, L, synthetic_rows, write_run, write_study
+from synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
 
-from posenc_jax.report import Run, Study, read_study, style, write_report
+from posenc_jax.report import StudyView, numbers, style, write_report
 from posenc_jax.report.curves import octave_means
 from posenc_jax.report.figures import pictures
 from posenc_jax.report.page import render
-from posenc_jax.report.rows import CHANCE, short_name
+from posenc_jax.report.view import short_name
+from posenc_jax.results.load import load, stored
+from posenc_jax.results.publish import publish
+
+
+def view_of(folder: pathlib.Path) -> StudyView:
+    """The study below a folder, as the page shows it."""
+    return StudyView(load(folder))
+
+
+def drawn_from(folder: pathlib.Path) -> pathlib.Path:
+    """The page of a folder, beside it."""
+    return write_report(load(folder), folder)
+
 
 DRAWN = ("rope", "alibi", ARMS[-1])
 
@@ -29,7 +43,7 @@ def study_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(study_folder):
-    page = write_report(study_folder)
+    page = drawn_from(study_folder)
     return page, page.read_text(encoding="utf-8")
 
 
@@ -44,7 +58,7 @@ def one_run(folder: pathlib.Path, arm: str, rows: list[dict] | None = None) -> p
 
 
 def page_without_pictures(folder: pathlib.Path) -> str:
-    study = read_study(folder)
+    study = view_of(folder)
     undrawn = [dataclasses.replace(p, draw=None) for p in pictures(study)]
     return render(study, undrawn)
 
@@ -54,16 +68,10 @@ def test_importing_the_report_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_chance_is_one_in_64_values_five_digits_two_values_or_a_bit():
-    others = {"passkey": 1e-5, "passkey_sentences": 1e-5, "phonebook": 1 / 64**2, "flipflop": 1 / 2}
-    assert len(CHANCE) == 19
-    assert {task: others.get(task, 1 / 64) for task in CHANCE} == CHANCE
-
-
 def test_every_figure_has_its_png_and_its_csv(report):
     figures = report[0].parent / "figures"
     pngs = {path.stem for path in figures.glob("*.png")}
-    shown = [p for p in pictures(read_study(report[0].parent)) if p.draw is not None]
+    shown = [p for p in pictures(view_of(report[0].parent)) if p.draw is not None]
     assert {p.name for p in shown} == pngs
     assert pngs | {"numbers"} == {path.stem for path in figures.glob("*.csv")}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.glob("*.png"))
@@ -89,8 +97,10 @@ def test_the_pareto_picture_reads_4L_and_corrects_for_chance(report, study_folde
             for r in synthetic_rows(record["arm"], int(record["seed"]))
             if r["k"] == 4 and r["bucket"] == "all"
         }
-        mqar = (at_4["mqar_accuracy"] - 1 / 64) / (63 / 64)
-        passkey = (at_4["passkey_accuracy"] - 1e-5) / (1 - 1e-5)
+        mqar, passkey = (
+            (at_4[f"{task}_accuracy"] - CHANCE[task]) / (1 - CHANCE[task])
+            for task in ("mqar", "passkey")
+        )
         assert float(record["bpb_ctx"]) == at_4["bpb_ctx"]
         assert float(record["retrieval"]) == pytest.approx((mqar + passkey) / 2)
 
@@ -102,14 +112,14 @@ def test_needle_maps_hold_the_mean_over_seeds(report, study_folder):
     ]  # fmt: skip
     values = [
         r["value"] for seed in (0, 1, 2) for r in synthetic_rows("alibi", seed)
-        if (r["metric"], r["k"], r["bucket"]) == ("mqar_accuracy", 4, "depth:3")
+        if (r["metric"], r["k"], r["bucket"]) == ("mqar_corrected", 4, "depth:3")
     ]  # fmt: skip
-    assert float(cell["accuracy"]) == pytest.approx(np.mean(values))
+    assert float(cell["corrected"]) == pytest.approx(np.mean(values))
     assert (cell["seeds"], cell["n"]) == ("3", "60")
 
 
 def test_bands_span_the_smallest_and_the_largest_seed(study_folder):
-    study = read_study(study_folder)
+    study = view_of(study_folder)
     (picture,) = [p for p in pictures(study) if p.name == "bpb_against_length"]
     panel = picture.draw(style.WIDE).axes[0]
     spans = [c.get_paths()[0].get_extents() for c in panel.collections]
@@ -137,27 +147,26 @@ def test_a_pair_that_turns_fully_within_L_leaves_no_unseen_arc(report, study_fol
 
 
 def test_the_headline_says_the_measured_ratios(report, study_folder):
-    study = read_study(study_folder)
-    ratios = [run.value("bpb_ctx", 8) / run.value("bpb_ctx", 1) for run in study.of("rope")]
+    study = view_of(study_folder)
+    ratios = [run.value("bpb_ctx", 4) / run.value("bpb_ctx", 0.5) for run in study.of("rope")]
     assert f"RoPE {np.mean(ratios):.2f}×" in report[1]
-    at_length = np.mean([run.value("bpb_ctx", 1) for run in study.of("rope")])
-    assert f"RoPE {at_length:.3f}" in report[1]
+    within = np.mean([run.value("bpb_ctx", 0.5) for run in study.of("rope")])
+    assert f"RoPE {within:.3f}" in report[1]
     assert "a unigram model needs 4.810" in report[1]
-    far = [
-        run.far_accuracy(task, 4)[0] for run in study.of("alibi") for task in ("passkey", "mqar")
-    ]
+    far = [run.far(task, 4)[0] for run in study.of("alibi") for task in ("passkey", "mqar")]
     assert f"ALiBi {100 * np.mean(far):.0f}\u00a0%" in report[1]
 
 
-def test_far_accuracy_pools_only_the_bins_beyond_L():
+def test_far_accuracy_pools_only_the_bins_beyond_L(tmp_path):
+    found = (("<=L/4", 1.0, 50), ("L-2L", 0.5, 30), ("2L-4L", 0.1, 10))
     rows = [
-        {"metric": "mqar_accuracy", "k": 4, "bucket": f"distance:{name}", "value": value, "n": n}
-        for name, value, n in (("<=L/4", 1.0, 50), ("L-2L", 0.5, 30), ("2L-4L", 0.1, 10))
+        one_row("rope", 0, "R", "mqar_corrected", 4, value, n, f"distance:{name}", 0.3)
+        for name, value, n in found
     ]
-    run = Run(pathlib.Path(), "rope", 0, "cpu", L, {}, {}, tuple(rows), ())
-    score, n = run.far_accuracy("mqar", 4)
+    (run,) = view_of(one_run(tmp_path / "x", "rope", rows)).runs
+    score, n = run.far("mqar", 4)
     assert n == 40
-    assert score == pytest.approx((0.4 - 1 / 64) / (63 / 64))
+    assert score == pytest.approx(0.4)
 
 
 def test_the_page_refers_to_nothing_outside_itself(report):
@@ -185,8 +194,8 @@ def test_figures_follow_the_theme(report):
 
 
 def test_colours_follow_the_arms_name_order_whatever_the_study_lists_first(tmp_path):
-    forward = read_study(write_study(tmp_path / "a", ARMS))
-    backward = read_study(write_study(tmp_path / "b", ARMS[::-1]))
+    forward = view_of(write_study(tmp_path / "a", ARMS))
+    backward = view_of(write_study(tmp_path / "b", ARMS[::-1]))
     assert forward.arms == backward.arms[::-1] == ARMS
     assert forward.colours == backward.colours
 
@@ -201,48 +210,43 @@ def test_the_banner_tells_the_tier_and_the_seeds(report, tmp_path):
 def test_unfinished_and_missing_runs_are_named(tmp_path):
     folder = write_study(tmp_path, ("rope", "alibi"))
     (folder / "runs/arm1-s0/evaluation/rows.jsonl").unlink()
-    log = folder / "runs/arm0-s0/metrics.jsonl"
-    log.write_text('{"step": 120, "loss": 2.0}\n')
     rows = folder / "runs/arm0-s0/evaluation/rows.jsonl"
     rows.write_text(rows.read_text()[:-20])
-    assert read_study(folder).unfinished == (
-        "runs/arm0-s0: the training log ends at step 120 of 400",
-        "runs/arm0-s0: the last row of rows.jsonl is cut off, evaluation not done",
-        "runs/arm1-s0: not evaluated",
+    lines = rows.read_text().count("\n") + 1
+    assert view_of(folder).unfinished == (
+        f"runs/arm0-s0: rows.jsonl, line {lines} is cut off; evaluate it again",
+        "runs/arm1-s0: not evaluated to the end on test",
         "ALiBi: no evaluated run for seed 0",
     )
-    assert "runs/arm1-s0: not evaluated" in page_without_pictures(folder)
+    assert "runs/arm1-s0: not evaluated to the end on test" in page_without_pictures(folder)
 
 
 def test_a_run_that_is_still_going_is_named(tmp_path):
     folder = write_study(tmp_path, ("rope",)) / "runs/arm0-s0"
     info = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(info | {"finished": False}))
-    (folder / "evaluation/evaluation.json").unlink()
-    first, second = read_study(tmp_path).unfinished
-    assert first == "runs/arm0-s0: training has not finished, last logged step 400"
-    assert "evaluation has not finished" in second
+    assert view_of(tmp_path).unfinished == (
+        "runs/arm0-s0: training has not finished: step 400 of 400",
+    )
 
 
 def test_what_was_not_measured_is_said_and_never_invented(tmp_path):
     rows = [r for r in synthetic_rows("alibi", 0) if r["metric"] == "bpb_ctx" and r["k"] <= 1]
     skipped = rows[0] | {"metric": "passkey_accuracy", "k": 8, "length": 512, "value": None}
     rows += [skipped | {"skipped": "past the learned table"}]
-    rows += [skipped | {"metric": "skipped", "k": 4, "skipped": "no room"}]
-    rows += [skipped | {"metric": "scheme", "k": 1, "n": 0}]
+    rows += [skipped | {"metric": "skipped", "k": 4, "length": 256, "skipped": "no room"}]
+    rows += [skipped | {"metric": "scheme", "k": 1, "length": 64, "n": 0}]
     folder = one_run(tmp_path / "x", "alibi", rows)
     shutil.rmtree(folder / "evaluation/arrays")
-    (folder / "run.json").unlink()
     (folder / "metrics.jsonl").unlink()
-    page = write_report(folder).read_text()
+    page = drawn_from(folder).read_text()
     assert "Retrieval beyond L was not measured." in page
     assert "passkey_accuracy at 8L: skipped (past the learned table)" in page
     assert "ALiBi, seed 0: everything at 4L: no room" in page
     assert "scheme: no finite value" not in page
-    assert "no run.json, so nothing is known about how it was trained" in page
     section = page[page.index('<section id="not_drawn">') :].partition("</section>")[0]
     said = [line.partition(": ")[0] for line in re.findall("<li>(.*?)</li>", section)]
-    undrawn = [p.title for p in pictures(read_study(folder)) if p.draw is None]
+    undrawn = [p.title for p in pictures(view_of(folder)) if p.draw is None]
     assert said == undrawn
     assert len(undrawn) > 10
     assert "<svg" not in section
@@ -259,14 +263,17 @@ def test_a_figure_that_can_no_longer_be_drawn_is_removed(tmp_path):
     shutil.rmtree(folder / "evaluation/arrays")
     (folder / "figures").mkdir()
     (folder / "figures/pareto.png").write_bytes(b"old")
-    write_report(folder)
+    drawn_from(folder)
     assert not (folder / "figures/pareto.png").exists()
 
 
 def test_names_are_escaped(tmp_path):
     folder = one_run(tmp_path / "x", "rope")
     info = json.loads((folder / "run.json").read_text())
-    info |= {"arm": "<b>&", "command": "train <script>"}
+    rows = [json.dumps(r | {"arm": "<b>&"}) + "\n" for r in synthetic_rows("rope", 0)]
+    (folder / "evaluation/rows.jsonl").write_text("".join(rows))
+    info |= {"arm": "<b>&", "command": "train <script>", "corpus": "<script>", "scheme": "<script>"}
+    info |= {"versions": {"<script>": "<script>"}, "hardware": "<script>", "steps": "<script>"}
     (folder / "run.json").write_text(json.dumps(info))
     page = page_without_pictures(folder)
     assert "<b>" not in page
@@ -274,9 +281,14 @@ def test_names_are_escaped(tmp_path):
     assert "&lt;b&gt;&amp;" in page
 
 
-def test_two_arms_never_share_a_name():
+def test_two_arms_never_share_a_name(tmp_path):
     arms = ("2*(rope+alibi)|2*nope~logn", "3*(rope+alibi)|1*nope~logn", "rope")
-    study = Study(pathlib.Path(), "x", (), arms, L, ())
+    data = load(write_study(tmp_path, ARMS[:3]))
+    renamed = [
+        dataclasses.replace(run, info=dict(run.info) | {"arm": arm})
+        for run, arm in zip(data.runs, arms, strict=True)
+    ]
+    study = StudyView(dataclasses.replace(data, runs=tuple(renamed), record={}))
     assert short_name(arms[0]) == short_name(arms[1]) == "coupled split"
     assert list(study.names.values()) == [
         "2*(RoPE + ALiBi) | 2*NoPE~logn", "3*(RoPE + ALiBi) | 1*NoPE~logn", "RoPE",
@@ -287,37 +299,22 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path):
     rows = [r for r in synthetic_rows("rope", 0) if r["suite"] == "E"]
     folder = one_run(tmp_path / "x", "rope", rows)
     shutil.rmtree(folder / "evaluation/arrays")
-    first = write_report(folder).read_bytes()
+    first = drawn_from(folder).read_bytes()
     drawn = {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
-    assert write_report(folder).read_bytes() == first
+    assert drawn_from(folder).read_bytes() == first
     assert {p.name: p.read_bytes() for p in (folder / "figures").iterdir()} == drawn
 
 
-def same_seed_twice(folder):
+def no_verdict(folder):
     write_run(folder / "a", "rope", 0)
-    write_run(folder / "b", "rope", 0)
-
-
-def two_lengths(folder):
-    write_run(folder / "a", "rope", 0)
-    rows = [row | {"train_length": 128} for row in synthetic_rows("alibi", 0)]
-    write_run(folder / "b", "alibi", 0, rows)
-
-
-def broken_row(folder):
-    write_run(folder / "a", "rope", 0)
-    path = folder / "a/evaluation/rows.jsonl"
-    path.write_text("{not json}\n" + path.read_text())
+    (folder / "verdict.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (lambda folder: folder.rmdir(), "is not a folder"),
-        (lambda folder: None, "no evaluated run below"),
-        (same_seed_twice, "both hold arm rope, seed 0"),
-        (two_lengths, "different lengths [64, 128]"),
-        (broken_row, "rows.jsonl, line 1 is not JSON"),
+        (no_verdict, "verdict.json is no verdict"),
+        (lambda folder: None, "no run below"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, prepare, words):
@@ -325,7 +322,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, prepare, words):
     folder.mkdir()
     prepare(folder)
     with pytest.raises(ValueError, match=re.escape(words)) as error:
-        write_report(folder)
+        drawn_from(folder)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("report.html"))
     assert not list(tmp_path.rglob("figures"))
@@ -347,3 +344,37 @@ def test_the_script_prints_the_page_or_one_line_and_exits_2(tmp_path):
     assert bad.returncode == 2
     assert len(bad.stderr.splitlines()) == 1
     assert "nowhere" in bad.stderr
+
+
+def test_the_top_says_the_split_the_seeds_and_what_cannot_be_redrawn(report, tmp_path):
+    top = report[1].partition("<h2>")[0]
+    assert "split test" in top
+    assert "3 seeds per arm" in top
+    assert "Rows are of the test split." in top
+    rows = [r | {"definitions": 1} for r in synthetic_rows("rope", 0)]
+    older = view_of(one_run(tmp_path / "x", "rope", rows))
+    assert older.data.notes
+    top = page_without_pictures(tmp_path / "x").partition("<h2>")[0]
+    for note in older.data.notes:
+        assert html.escape(note) in top
+
+
+def test_a_published_folder_gives_the_tables_of_its_run_folders(study_folder, tmp_path):
+    publish(stored(study_folder), tmp_path / "out", [])
+    there, here = pictures(view_of(study_folder)), pictures(view_of(tmp_path / "out"))
+    assert [p.csv() for p in here] == [p.csv() for p in there]
+    assert [(p.name, p.draw is None) for p in here] == [(p.name, p.draw is None) for p in there]
+    assert numbers.table(view_of(tmp_path / "out")) == numbers.table(view_of(study_folder))
+
+
+def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_path):
+    publish(stored(study_folder), tmp_path / "out", [])
+    for name in ("arrays.npz", "metrics.jsonl.gz"):
+        (tmp_path / "out" / name).unlink()
+    study = view_of(tmp_path / "out")
+    lost = {p.name for p in pictures(study) if p.draw is None} - {p.name for p in pictures(view_of(study_folder)) if p.draw is None}  # fmt: skip
+    assert lost == {"nll_by_position", "bias_maps", "training_curves"}
+    page = page_without_pictures(tmp_path / "out")
+    section = page[page.index('<section id="not_drawn">') :].partition("</section>")[0]
+    for title in ("Loss by position", "Bias of each head", "Training curves"):
+        assert len(re.findall(f"<li>{title}: ", section)) == 1

@@ -22,6 +22,7 @@ from synthetic_runs import (
 )
 
 from posenc_jax.report import (
+    StudyView,
     context,
     curves,
     effects,
@@ -30,7 +31,6 @@ from posenc_jax.report import (
     numbers,
     other_lengths,
     overview,
-    read_study,
     retrieval,
     structure,
     style,
@@ -39,9 +39,16 @@ from posenc_jax.report import (
 )
 from posenc_jax.report.figures import pictures
 from posenc_jax.report.page import render
-from posenc_jax.report.rows import SUMMARY_TASKS
+from posenc_jax.results.load import load
+from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.study.factorial import fit
 from posenc_jax.study.pareto import hypervolume
+
+
+def view_of(folder):
+    """The study below a folder, as the page shows it."""
+    return StudyView(load(folder))
+
 
 FACTORS = {
     "nope": {"rotation": "none", "bias": "none"},
@@ -65,7 +72,7 @@ def study(tmp_path_factory):
         choice["curve"] = [{"rate": r, "bpb_ctx": v} for r, v in choice["curve"]]
     record = {"metric": "bpb_ctx", "split": "dev", "seed": 9, "steps": 300, "arms": curves}
     (folder / "tuning.json").write_text(json.dumps(record))
-    return read_study(folder)
+    return view_of(folder)
 
 
 def outcomes(study, arm):
@@ -89,7 +96,8 @@ def test_the_front_is_drawn_from_4L_means_with_the_unigram_level_as_reference(st
 
 
 def test_an_arm_that_lacks_a_seed_is_named_and_left_out_of_front_and_effects(study):
-    lacking = dataclasses.replace(study, runs=tuple(r for r in study.runs if (r.arm, r.seed) != ("alibi", 1)))  # fmt: skip
+    left = tuple(r for r in study.data.runs if (r.info["arm"], r.info["seed"]) != ("alibi", 1))
+    lacking = StudyView(dataclasses.replace(study.data, runs=left))
     (front,) = tradeoff.pictures(lacking)
     (effect,) = effects.pictures(lacking)
     for picture in (front, effect):
@@ -121,14 +129,33 @@ def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(stu
     assert "nope: no learning rate could be chosen" in picture.missing
 
 
-def test_a_run_has_acquired_retrieval_from_nine_tenths_at_L(study):
-    picture = tuning.pictures(study)[1]
-    assert len(picture.records) == len(study.runs)
+def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_eight_beyond_L(
+    measured,
+):
+    picture = tuning.acquisition(measured)
+    assert len(picture.records) == (len(MANY) - 1) * len(SEEDS)  # nope was not asked for pairs at L
+    assert "NoPE, seed 0: no retrieval at L" in picture.missing
     for r in picture.records:
-        (run,) = [x for x in study.of(r["arm"]) if x.seed == r["seed"]]
-        assert r["accuracy_at_L"] == pytest.approx(run.retrieval(1, ["mqar", "passkey"]))
-        assert r["acquired"] == (r["accuracy_at_L"] >= 0.9)
-    assert len({r["acquired"] for r in picture.records}) == 2
+        tasks = [value_of(r["arm"], r["seed"], f"{task}_corrected", 1) for task in SUMMARY_TASKS]
+        assert r["least_at_L"] == min(tasks) < np.mean(tasks)
+        assert r["acquired"] == (min(tasks) >= 0.9)
+        assert r["far_at_4L"] == pytest.approx(value_of(r["arm"], r["seed"], "Y_R_far", 4))
+        assert r["reaches"] == (r["far_at_4L"] >= 0.8)
+    for name in ("acquired", "reaches"):
+        assert {r[name] for r in picture.records} == {True, False}
+    left, right = drawn(picture).axes
+    for axes, name in ((left, "acquired"), (right, "reaches")):
+        counts = [t.get_text() for t in axes.texts]
+        assert counts == [
+            f"{sum(r[name] for r in picture.records if r['arm'] == arm)} of 3" for arm in MANY[1:]
+        ]
+
+
+def test_a_rate_that_was_chosen_past_L_says_so(study):
+    changed = dataclasses.replace(study.data, tuning=dict(study.data.tuning) | {"k": 0.5})
+    within = tuning.learning_rates(StudyView(changed)).caption
+    assert "at c = L (positions L to 1.5 L)" in tuning.learning_rates(study).caption
+    assert "at L/2 (in distribution)" in within
 
 
 def test_all_of_them_can_be_drawn_in_both_layouts(study):
@@ -139,7 +166,7 @@ def test_all_of_them_can_be_drawn_in_both_layouts(study):
 
 
 def test_two_seeds_make_no_front(tmp_path):
-    assert tradeoff.pictures(read_study(write_study(tmp_path, ARMS, (0, 1)))) == []
+    assert tradeoff.pictures(view_of(write_study(tmp_path, ARMS, (0, 1)))) == []
 
 
 SEEDS = (0, 1, 2)
@@ -161,7 +188,7 @@ def measured(tmp_path_factory):
     plan = json.loads((folder / "study.json").read_text())
     plan |= {"arms": [*plan["arms"], "rope-4L"], "seeds": [0, 1]}
     (folder / "study.json").write_text(json.dumps(plan))
-    return read_study(folder)
+    return view_of(folder)
 
 
 @functools.cache
@@ -198,6 +225,15 @@ def points(axes):
     return {(float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}  # fmt: skip
 
 
+def test_lines_stand_where_rows_end_within_L(measured):
+    for picture, ends in ((context.context_curves(measured), {L / 2}), (context.key_tokens(measured), {L / 2}),
+                          (curves.bpb_against_length(measured), {L / 2, L}), (curves.nll_by_position(measured), {L})):  # fmt: skip
+        for axes in titled(drawn(picture)).values():
+            lines = {line.get_xdata()[0] for line in axes.lines
+                     if line.get_color() == style.INK and list(line.get_ydata()) == [0, 1]}  # fmt: skip
+            assert lines == ends, picture.name
+
+
 def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
     panels = titled(drawn(context.context_curves(measured)))
     assert list(panels) == [measured.names[arm] for arm in MANY]
@@ -216,15 +252,18 @@ def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
         assert cost == pytest.approx(mean_of(arm, "window_check", 4), abs=5e-4)
 
 
-def test_far_context_takes_repeats_from_2L_to_4L_back(measured):
+def test_far_context_takes_repeats_from_2L_to_4L_back_and_the_fall_of_Y_R_under_a_window(measured):
     records = context.far_context(measured).records
     for r in records:
         if r["metric"] == "repeat_gain":
             wanted = np.mean([value_of(r["arm"], r["seed"], "repeat_gain", g) for g in (2, 4)])
+        elif r["metric"] == "Y_R_window":
+            whole = value_of(r["arm"], r["seed"], "Y_R", 4)
+            wanted = whole - value_of(r["arm"], r["seed"], "Y_R_window", 4)
         else:
             wanted = value_of(r["arm"], r["seed"], r["metric"], 4)
         assert r["value"] == pytest.approx(wanted)
-    assert len(records) == 3 * len(MANY) * len(SEEDS)
+    assert len(records) == 4 * len(MANY) * len(SEEDS)
 
 
 def test_curves_by_gap_and_length_hold_the_rows(measured):
@@ -266,11 +305,6 @@ def test_the_numbers_in_the_overview_stand_in_the_cells_of_their_arm_and_task(me
     assert not shown
 
 
-def test_the_tasks_of_Y_R_are_those_of_the_evaluation():
-    items = pytest.importorskip("posenc_jax.evaluation.retrieval_items")
-    assert items.SUMMARY_TASKS == SUMMARY_TASKS
-
-
 def test_maps_draw_three_tasks_and_name_the_others(measured):
     picture = maps.needle_maps(measured)
     assert {r["task"] for r in picture.records} == {*SUMMARY_TASKS, "latest_first", "flipflop"}
@@ -283,7 +317,7 @@ def test_many_arms_turn_lines_by_distance_into_a_map(measured):
     picture = retrieval.accuracy_by_distance(measured)
     axes = titled(drawn(picture))["passkey, contexts of 8L"]
     shown = {t.get_position(): t.get_text() for t in axes.texts}
-    far = 100 * mean_of("coupled", "passkey_accuracy", 8, "distance:4L-8L")
+    far = 100 * mean_of("coupled", "passkey_corrected", 8, "distance:4L-8L")
     assert shown[4.5, MANY.index("coupled") + 0.5] == f"{far:.0f}"
 
 
@@ -315,7 +349,17 @@ def test_the_tables_hold_summary_structure_and_reach(measured):
     assert found["capped", "P5, monotone to 16L"]["mean"] == 0.75
     assert found["sum", "P2 at 4L, mean of heads"]["mean"] == pytest.approx(0.65)
     assert found["rope", "repeat_gain, gap 2L"]["seeds"] == 3
+    for k, words in ((0.5, "at L/2 (in distribution)"), (1, "at c = L (positions L to 1.5 L)")):
+        assert found["rope", f"bpb_ctx {words}"]["mean"] == pytest.approx(
+            mean_of("rope", "bpb_ctx", k)
+        )
+    ratios = [
+        value_of("rope", s, "bpb_ctx", 4) / value_of("rope", s, "bpb_ctx", 0.5) for s in SEEDS
+    ]
+    assert found["rope", "bpb_ctx 4L ÷ L/2"]["mean"] == pytest.approx(np.mean(ratios))
+    assert found["rope", "least_id at L"]["mean"] == pytest.approx(mean_of("rope", "least_id", 1))
     html = numbers.section(measured)
+    assert "a model that finds passkeys and nothing else has Y_R 33\u00a0%" in html
     for title in ("Text", "Use of far context", "Retrieval", "Relative structure"):
         assert f"<h3>{title}</h3>" in html
     assert "<details><summary>Every retrieval task" in html
@@ -326,14 +370,15 @@ def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
     assert not [line for line in measured.unfinished if "4L" in line]
     records = other_lengths.records(measured)
     assert {(r["arm"], r["seed"], r["train_length"]) for r in records} == {("rope-4L", s, 4 * L) for s in (0, 1)}  # fmt: skip
-    at_own = np.mean([value_of("rope", seed, "bpb_ctx", 1) for seed in (0, 1)])
+    at_own = np.mean([value_of("rope", seed, "bpb_ctx", 0.5) for seed in (0, 1)])
     html = other_lengths.section(measured)
-    assert f"bpb_ctx at L ({4 * L} tokens)" in html
+    assert f"bpb_ctx at L/2 (in distribution), {2 * L} tokens" in html
+    assert f"bpb_ctx at c = L (positions L to 1.5 L), {4 * L} tokens" in html
     assert f"<td>{at_own:.3f}<small>" in html
     assert "not to be subtracted" in html
     page = render(measured, [dataclasses.replace(p, draw=None) for p in pictures(measured)])
     assert "Trained at another length" in page
-    assert other_lengths.section(dataclasses.replace(measured, elsewhere=())) == ""
+    assert other_lengths.section(StudyView(dataclasses.replace(measured.data, elsewhere=()))) == ""
 
 
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
@@ -350,7 +395,8 @@ def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
 
 
 def test_a_study_of_before_says_in_one_line_each_what_it_lacks(tmp_path):
-    study = read_study(write_study(tmp_path, ARMS[1:3], (0,), synthetic_rows))
+    study = view_of(write_study(tmp_path, ARMS[1:3], (0,), synthetic_rows))
+    assert "Y_R" not in numbers.section(study)
     undrawn = {p.name for p in pictures(study) if p.draw is None}
     assert undrawn == {"far_context", "repeat_gain", "early_token_curse", "bpb_key", "structure", "longtext"}  # fmt: skip
     (curve,) = [p for p in pictures(study) if p.name == "context_curves"]
@@ -360,7 +406,7 @@ def test_a_study_of_before_says_in_one_line_each_what_it_lacks(tmp_path):
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
-    return read_study(write_study(tmp_path_factory.mktemp("c"), MANY[:4], (0, 1), class_rows))
+    return view_of(write_study(tmp_path_factory.mktemp("c"), MANY[:4], (0, 1), class_rows))
 
 
 def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
@@ -394,3 +440,30 @@ def test_every_new_picture_has_its_table_and_both_layouts(measured, classifiers)
                 assert len(table) == len(picture.records)
                 for layout in (style.WIDE, style.NARROW):
                     assert picture.svg(layout).startswith("<svg")
+
+
+def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_path):
+    def rows(arm, seed):
+        found = [r for r in every_row(arm, seed) if r["metric"] in ("bpb_ctx", "repeat_gain")]
+        return [r | {"definitions": 1} for r in found]
+
+    study = view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
+    found = {p.name: p for p in context.pictures(study)}
+    other = found["repeat_gain_other_place"]
+    assert "place and repetition are confounded" in other.caption
+    assert {r["value"] for r in other.records} == {
+        value_of(arm, 0, "repeat_gain", g) for arm in ARMS[1:3] for g in (0.25, 0.5, 1, 2, 4)
+    }
+    assert found["repeat_gain"].draw is None
+    assert not [r for r in found["far_context"].records if r["metric"] == "repeat_gain"]
+    assert "repeat_gain_other_place" not in {p.name for p in context.pictures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
+
+
+def test_chance_is_drawn_from_the_rows(tmp_path):
+    def rows(arm, seed):
+        found = synthetic_rows(arm, seed)
+        return [r | {"chance": 0.1} if r["bucket"] == "distance:4L-8L" else r for r in found]
+
+    picture = retrieval.accuracy_by_distance(view_of(write_study(tmp_path, ARMS[1:3], (0,), rows)))
+    axes = titled(drawn(picture))["MQAR, contexts of 8L"]
+    assert {(3.5, 10.0), (4.5, 10.0), (0.5, 34.0)} <= points(axes)

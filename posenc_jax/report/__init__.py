@@ -1,7 +1,6 @@
-"""Pictures and the one HTML page of a study; reads run folders, imports no jax."""
+"""Pictures and the one HTML page of a study, from its rows and arrays; imports no jax."""
 
 from posenc_jax.report.page import write_report
-from posenc_jax.report.reading import read_study
-from posenc_jax.report.rows import Run, Study
+from posenc_jax.report.view import RunView, StudyView
 
-__all__ = ["Run", "Study", "read_study", "write_report"]
+__all__ = ["RunView", "StudyView", "write_report"]

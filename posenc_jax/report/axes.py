@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
 
 from posenc_jax.report import style
 from posenc_jax.report.labels import label_ends, wrap
-from posenc_jax.report.rows import Study
 from posenc_jax.report.style import BACKDROP, INK, MUTED, SURFACE, Layout
+from posenc_jax.report.view import StudyView, times
 
 BAND = "Lines are means over seeds; bands span the smallest and the largest seed."
 PERCENT = StrMethodFormatter("{x:.0f} %")
@@ -19,16 +19,22 @@ TOGETHER = 6  # arms that one panel holds; more get a panel each
 PARENT_DASHES = ((0, (5, 2)), (0, (1.5, 1.5)))  # RoPE, ALiBi
 
 
-def seeds_note(study: Study) -> str:
+def seeds_note(study: StudyView) -> str:
     """How the seeds appear in a line figure, in one sentence."""
     return BAND if study.seeds_per_arm[1] > 1 else "One seed per arm, so there is no band."
 
 
-def apart_note(study: Study) -> str:
+def apart_note(study: StudyView) -> str:
     """What a panel per arm shows besides the arm, in one sentence; nothing where arms share one."""
     if len(study.arms) <= TOGETHER:
         return ""
     return " One panel an arm, on the same axes; behind it in grey all others, the parents dashed."
+
+
+def whole_percent(share: float) -> str:
+    """A share in percent without its sign, for the cell of a map; a true minus, no minus zero."""
+    text = f"{100 * share:.0f}".replace("-", "−")
+    return "0" if text == "−0" else text
 
 
 def means_of(records: Sequence[dict], arm: str, x: str, y: str) -> dict[float, list[float]]:
@@ -41,7 +47,7 @@ def means_of(records: Sequence[dict], arm: str, x: str, y: str) -> dict[float, l
 
 
 def band(
-    axes: Axes, study: Study, records: Sequence[dict], arm: str, x: str, y: str, **changes
+    axes: Axes, study: StudyView, records: Sequence[dict], arm: str, x: str, y: str, **changes
 ) -> list[tuple[float, str, str]]:
     """One arm: mean over seeds, band from the smallest to the largest; its end label, if it has any."""
     by_x = means_of(records, arm, x, y)
@@ -57,14 +63,16 @@ def band(
 
 
 def bands(
-    axes: Axes, study: Study, records: Sequence[dict], x: str, y: str, marks: bool = True
+    axes: Axes, study: StudyView, records: Sequence[dict], x: str, y: str, marks: bool = True
 ) -> list[tuple[float, str, str]]:
     """One line per arm and its end label."""
     changes = {} if marks else {"marker": ""}
     return [end for arm in study.arms for end in band(axes, study, records, arm, x, y, **changes)]
 
 
-def backdrop(axes: Axes, study: Study, records: Sequence[dict], arm: str, x: str, y: str) -> None:
+def backdrop(
+    axes: Axes, study: StudyView, records: Sequence[dict], arm: str, x: str, y: str
+) -> None:
     """The means of all other arms, thin and grey; those of the parents dashed."""
     for other in study.arms:
         by_x = means_of(records, other, x, y)
@@ -78,7 +86,7 @@ def backdrop(axes: Axes, study: Study, records: Sequence[dict], arm: str, x: str
 
 
 def arm_panels(
-    study: Study,
+    study: StudyView,
     arms: Sequence[str],
     layout: Layout,
     height: float = 1.75,
@@ -110,7 +118,7 @@ def arm_panels(
 
 
 def lines(
-    study: Study,
+    study: StudyView,
     records: Sequence[dict],
     x: str,
     y: str,
@@ -147,8 +155,13 @@ def finish(axes: Axes, ends: Sequence[tuple[float, str, str]], height: float) ->
     label_ends(axes, ends, height)
 
 
-def length_axis(axes: Axes, study: Study, multiples: list[float], every: int = 1) -> None:
-    """Log2 axis in tokens with ticks at multiples of L, and the line at L."""
+def length_axis(
+    axes: Axes, study: StudyView, multiples: list[float], every: int = 1, within: float = 1
+) -> None:
+    """Log2 axis in tokens with ticks at multiples of L, and a line where rows end within L.
+
+    within: that place in units of L: ID for an axis of context, 1 for one of segments and positions.
+    """
     length = study.train_length
     axes.set_xscale("log", base=2)
     ks = sorted(set(multiples))
@@ -156,9 +169,9 @@ def length_axis(axes: Axes, study: Study, multiples: list[float], every: int = 1
     axes.set_xticks([k * length for k in ks])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.axvline(length, color=INK, linewidth=1)
+    axes.axvline(within * length, color=INK, linewidth=1)
     axes.annotate(
-        "L", (length, 1.0), (3, -2), xycoords=axes.get_xaxis_transform(),
+        times(within), (within * length, 1.0), (3, -2), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", va="top", weight="bold",
     )  # fmt: skip
 

@@ -17,35 +17,37 @@ from posenc_jax.report.axes import (
     means_of,
     seeds_note,
 )
-from posenc_jax.report.rows import Study, times
 from posenc_jax.report.style import INK, MUTED, RULE, SURFACE, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView, times
+from posenc_jax.results.schema import FAR, ID, OTHER_PLACE
 from posenc_jax.study.decision import Margins
 
-FAR = 4  # the multiple of E7 and E8
-MARGIN = Margins().bpb  # that count; the scale is linear up to it
+MARGIN = Margins().bpb  # the scale is linear up to it
 GAINS = (
-    ("context_gain", "E7: 4L of context instead of L saves"),
-    ("window_check", "E8: sight of the last L alone costs"),
-    ("repeat_gain", "E6: a repeat 2L to 4L back saves"),
+    ("context_gain", "E7: 4L of context, not L/2, saves", "bits per byte"),
+    ("window_check", "E8: sight of the last L alone costs", "bits per byte"),
+    ("Y_R_window", "E8 on Y_R: sight of the last L alone costs", "points of 100"),
+    ("repeat_gain", "E6: a repeat 2L to 4L back saves", "bits per byte"),
 )
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """Context curves, what far context saves, repeats by gap, sliding windows, hard tokens."""
     return [
         context_curves(study),
         far_context(study),
         repeat_gain(study),
+        *([confounded_repeats(study)] if study.multiples(OTHER_PLACE) else []),
         sliding_windows(study),
         key_tokens(study),
     ]
 
 
-def values(study: Study, *metrics: str) -> tuple[dict, ...]:
+def values(study: StudyView, *metrics: str) -> tuple[dict, ...]:
     """All finite values of the metrics by run and k, bucket "all"."""
     return tuple(
         {"arm": run.arm, "seed": run.seed, "metric": metric, "k": k}
-        | {"length": run.row(metric, k)["length"], "value": run.value(metric, k)}
+        | {"length": run.row(metric, k).length, "value": run.value(metric, k)}
         for metric in metrics
         for run in study.runs
         for k in run.multiples(metric)
@@ -55,7 +57,7 @@ def values(study: Study, *metrics: str) -> tuple[dict, ...]:
 COLUMNS = ("arm", "seed", "metric", "k", "length", "value")
 
 
-def context_curves(study: Study) -> Picture:
+def context_curves(study: StudyView) -> Picture:
     """E3 by context, a panel per arm, with E8's loss under a window of L beside it at 4L."""
     records = values(study, "bpb_ctx", "bpb_window")
     curves = [r for r in records if r["metric"] == "bpb_ctx"]
@@ -79,12 +81,11 @@ def context_curves(study: Study) -> Picture:
                 x: float(np.mean(v)) for x, v in means_of(curves, arm, "length", "value").items()
             }
             _window_mark(axes, study, windowed, arm, means, top)
-            length_axis(axes, study, [r["k"] for r in curves], every=2)
+            length_axis(axes, study, [r["k"] for r in curves], every=2, within=ID)
             axes.set_ylim(low, top)
             mark_off_scale(axes, means, top, style.colour(study.colours[arm]))
-            axes.text(
-                0.03, 0.04, _gains(study, arm), transform=axes.transAxes, fontsize=size, color=MUTED
-            )
+            axes.text(0.98, 0.04, _gains(study, arm), transform=axes.transAxes, fontsize=size,
+                      color=MUTED, ha="right")  # fmt: skip
         figure.supxlabel(
             "tokens of context before the same targets", color=MUTED, fontsize=layout.font
         )
@@ -94,10 +95,10 @@ def context_curves(study: Study) -> Picture:
     return Picture(
         "context_curves",
         "Who uses far context",
-        "E3: the same targets after more and more context. The hollow square at 4L is the same model when "
+        "E3: the same L/2 targets after more and more context; the line at L/2 is where rows end within L. The hollow square at 4L is the same model when "
         "attention is cut to the last L tokens (E8): an arm whose square lies on its line reads a window, "
         f"whatever its length; one whose square lies above it uses what is further back. In words: what {FAR}L "
-        f"of context saves against L (E7), and what the window costs. {seeds_note(study)} Behind in grey the "
+        f"of context saves against L/2 (E7), and what the window costs. {seeds_note(study)} Behind in grey the "
         "other arms, the parents dashed. Lines that leave the panel end at the value given.",
         COLUMNS,
         records,
@@ -107,10 +108,10 @@ def context_curves(study: Study) -> Picture:
 
 
 def _limits(curves: list[dict], records: tuple[dict, ...]) -> tuple[float, float]:
-    """Limits that show the arms that read text at L, with room for words below; those that break leave."""
+    """Limits that show the arms that read text within L, with room for words below; those that break leave."""
     near: dict[str, float] = {}
     for r in curves:
-        if r["k"] <= 1:
+        if r["k"] <= ID:
             near[r["arm"]] = max(r["value"], near.get(r["arm"], r["value"]))
     if not near:
         return 0.0, 1.0
@@ -120,7 +121,7 @@ def _limits(curves: list[dict], records: tuple[dict, ...]) -> tuple[float, float
 
 
 def _window_mark(
-    axes: Axes, study: Study, windowed: list[dict], arm: str, means: dict, top: float
+    axes: Axes, study: StudyView, windowed: list[dict], arm: str, means: dict, top: float
 ) -> None:
     colour = style.colour(study.colours[arm])
     for length, found in means_of(windowed, arm, "length", "value").items():
@@ -131,7 +132,7 @@ def _window_mark(
                   markeredgecolor=colour, markeredgewidth=1.4, linestyle="none", zorder=4)  # fmt: skip
 
 
-def _gains(study: Study, arm: str) -> str:
+def _gains(study: StudyView, arm: str) -> str:
     found = []
     for metric, words in (("context_gain", f"{FAR}L saves"), ("window_check", "window costs")):
         got = [v for run in study.of(arm) if (v := run.value(metric, FAR)) is not None]
@@ -140,46 +141,60 @@ def _gains(study: Study, arm: str) -> str:
     return "\n".join(found).replace("+0.000", "0.000").replace("−0.000", "0.000")
 
 
-def far_context(study: Study) -> Picture:
-    """E7, E8 and far E6 of every seed, per arm: the three that tell use from toleration."""
-    records = []
-    for run in study.runs:
-        for metric, _ in GAINS:
-            ks = [k for k in run.multiples(metric) if (2 <= k <= FAR if metric == "repeat_gain" else k == FAR)]  # fmt: skip
-            if ks:
-                value = float(np.mean([run.value(metric, k) for k in ks]))
-                records.append({"arm": run.arm, "seed": run.seed, "metric": metric, "value": value})
-    shown = [(m, words) for m, words in GAINS if any(r["metric"] == m for r in records)]
-    missing = [f"{m} was not measured" for m, _ in GAINS if records and m not in dict(shown)]
+def far_context(study: StudyView) -> Picture:
+    """E7, E8 on text and on retrieval, and far E6 of every seed, per arm: what tells use from toleration."""
+    records = [
+        {"arm": run.arm, "seed": run.seed, "metric": metric, "value": value}
+        for run in study.runs
+        for metric, *_ in GAINS
+        if (value := _gain(run, metric)) is not None
+    ]
+    shown = [gain for gain in GAINS if any(r["metric"] == gain[0] for r in records)]
+    missing = [f"{g[0]} was not measured" for g in GAINS if records and g not in shown]
 
     def draw(layout: Layout) -> Figure:
         arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
-        shape = (len(shown), 1) if layout.narrow else (1, len(shown))
+        across = 1 if layout.narrow else min(2, len(shown)) if len(shown) != 3 else 3
+        shape = (-(-len(shown) // across), across)
         figure, grid = style.panels(
-            layout, *shape, 0.9 + (0.2 if layout.narrow else 0.26) * len(arms)
+            layout, *shape, 1.15 + (0.2 if layout.narrow else 0.26) * len(arms)
         )
-        for axes, (metric, words) in zip(grid, shown, strict=True):
+        for index, (axes, (metric, words, unit)) in enumerate(zip(grid, shown, strict=True)):
             here = [r for r in records if r["metric"] == metric]
-            dots(axes, study, here, arms, named=axes is grid[0] or layout.narrow)
-            if metric != "repeat_gain" or min(r["value"] for r in here) < 0:
+            if unit == "points of 100":
+                here = [r | {"value": 100 * r["value"]} for r in here]
+            dots(axes, study, here, arms, named=index % across == 0)
+            if metric in ("context_gain", "window_check"):
                 _both_sides(axes, max(abs(r["value"]) for r in here))
             axes.axvline(0, color=INK, linewidth=1)
             axes.set_title(words, weight="normal", color=MUTED)
-            axes.set_xlabel("bits per byte")
+            axes.set_xlabel(unit)
         return figure
 
     return Picture(
         "far_context",
         "What far context is worth",
-        "One mark a run, a tick at the mean of the arm. E7: bits per byte after L less those after 4L. E8: "
-        "how much more the targets cost at 4L when attention is cut to the last L tokens. E6: bits per byte "
-        "of a span less those of the same span repeated, mean over gaps of 2L to 4L. Right of zero, the arm "
+        "One mark a run, a tick at the mean of the arm. E7: bits per byte after L/2 less those after 4L. E8: "
+        "how much more the targets cost at 4L when attention is cut to the last L tokens, and how many points "
+        "of Y_R at 4L that cut takes away. E6: bits per byte of a fresh span less those of a repeated one at "
+        "the same place, mean over gaps of 2L to 4L. Right of zero, the arm "
         f"uses what is further back than L; on zero it only tolerates it. Scales with a left side are logarithmic beyond ±{MARGIN:g}.",
         ("arm", "seed", "metric", "value"),
         tuple(records),
         draw if records else None,
         tuple(missing),
     )
+
+
+def _gain(run: RunView, metric: str) -> float | None:
+    if metric == "repeat_gain":
+        found = [run.value(metric, k) for k in run.multiples(metric) if 2 <= k <= FAR]
+        return float(np.mean(found)) if found else None
+    value = run.value(metric, FAR)
+    if metric != "Y_R_window" or value is None:
+        return value
+    whole = run.value("Y_R", FAR)
+    return None if whole is None else whole - value
 
 
 def _both_sides(axes: Axes, top: float) -> None:
@@ -190,7 +205,7 @@ def _both_sides(axes: Axes, top: float) -> None:
     axes.minorticks_off()
 
 
-def dots(axes: Axes, study: Study, records: list[dict], arms: list[str], named: bool) -> None:
+def dots(axes: Axes, study: StudyView, records: list[dict], arms: list[str], named: bool) -> None:
     """One row per arm, the first on top: a mark per seed, a tick at the mean."""
     for y, arm in enumerate(arms):
         found = [r["value"] for r in records if r["arm"] == arm]
@@ -203,18 +218,30 @@ def dots(axes: Axes, study: Study, records: list[dict], arms: list[str], named: 
     axes.grid(True, axis="y", color=RULE)
 
 
-def repeat_gain(study: Study) -> Picture:
+def repeat_gain(study: StudyView) -> Picture:
     """E6 by gap."""
     records = values(study, "repeat_gain")
     caption = (
-        "E6: bits per byte of a span of 64 bytes of text, less those of the same span inserted again this "
-        "many tokens after its end. Zero: the repeat helps no more."
+        "E6: bits per byte of a fresh span of 64 bytes, less those of a span that was already there this many "
+        "tokens before, both scored at the same place. Zero: the repeat helps no more."
     )
     return _by_length(study, "repeat_gain", "A repeated span, by its gap", caption, records, "gap (tokens)",
                       "bits per byte saved", zero=True)  # fmt: skip
 
 
-def sliding_windows(study: Study) -> Picture:
+def confounded_repeats(study: StudyView) -> Picture:
+    """E6 of version 1, by gap."""
+    records = values(study, OTHER_PLACE)
+    caption = (
+        "E6 as version 1 of the definitions had it: bits per byte of a span of 64 bytes, less those of the same "
+        "span inserted again this many tokens later. The second place is not the first, so place and repetition "
+        "are confounded: this tells nothing about the use of the repeat alone."
+    )
+    return _by_length(study, OTHER_PLACE, "A repeated span at another place (version 1)", caption, records,
+                      "gap (tokens)", "bits per byte", zero=True)  # fmt: skip
+
+
+def sliding_windows(study: StudyView) -> Picture:
     """E9, with E2 in the table: how much of E1 is the price of early tokens."""
     records = values(study, "early_token_curse", "bpb_sliding")
     caption = (
@@ -225,12 +252,12 @@ def sliding_windows(study: Study) -> Picture:
                       "segment length (tokens)", "bits per byte", zero=True)  # fmt: skip
 
 
-def key_tokens(study: Study) -> Picture:
+def key_tokens(study: StudyView) -> Picture:
     """E5 by context."""
     records = values(study, "bpb_key")
     caption = (
         "E5: bits per byte of those targets that a reference run found to need context further back than L, "
-        "by the context before them."
+        "by the context before them; the line at L/2 is where rows end within L."
     )
     return _by_length(study, "bpb_key", "Tokens that need far context", caption, records,
                       "tokens of context", "bits per byte (E5)", zero=False)  # fmt: skip
@@ -250,8 +277,9 @@ def _by_length(study, metric, title, caption, records, xlabel, ylabel, zero) -> 
     def draw(layout: Layout) -> Figure:
         def dress(axes):
             length_axis(
-                axes, study, ks, every=2 if len(study.arms) > TOGETHER and len(ks) > 4 else 1
-            )
+                axes, study, ks, every=2 if len(study.arms) > TOGETHER and len(ks) > 4 else 1,
+                within=ID if metric == "bpb_key" else 1,
+            )  # fmt: skip
             if zero:
                 axes.set_ylim(floor, ceiling)
                 axes.axhline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

@@ -17,27 +17,27 @@ from posenc_jax.report.axes import (
     lines,
     seeds_note,
 )
-from posenc_jax.report.rows import Study, is_number
 from posenc_jax.report.style import MUTED, Layout, Picture
+from posenc_jax.report.view import StudyView, is_number
+from posenc_jax.results.schema import ID
 
+WITHIN = {"bpb_ctx": ID, "bpb_nonoverlap": 1}  # where rows end within L, in units of L
 TITLES = {"bpb_ctx": "E3, bpb_ctx", "bpb_nonoverlap": "E1, bpb_nonoverlap"}
 
 
-def bpb_against_length(study: Study) -> Picture:
+def bpb_against_length(study: StudyView) -> Picture:
     """Bits per byte against context (E3) and against segment length (E1)."""
     wanted = (("bpb_ctx", "context before the same targets"), ("bpb_nonoverlap", "segment length"))
     records = [
         {"arm": run.arm, "seed": run.seed, "metric": metric, "k": k}
-        | {"length": run.row(metric, k)["length"], "value": run.value(metric, k)}
+        | {"length": run.row(metric, k).length, "value": run.value(metric, k)}
         for metric, _ in wanted
         for run in study.runs
         for k in run.multiples(metric)
     ]
     shown = [(m, words) for m, words in wanted if any(r["metric"] == m for r in records)]
     close = _close_up([r for r in records if r["metric"] == "bpb_ctx"])
-    unigram = {run.info.get("unigram_bpb") for run in study.runs}
-    level = unigram.pop() if len(unigram) == 1 else None
-    level = level if is_number(level) else None
+    level = study.unigram
     missing = [f"{m} was not measured" for m, _ in wanted if m not in dict(shown)]
     if level is None:
         missing.append("no single unigram level: run.json files hold none, or different ones")
@@ -60,6 +60,7 @@ def bpb_against_length(study: Study) -> Picture:
                 study,
                 ks,
                 every=2 if len(plots) == 3 and not layout.narrow and len(set(ks)) > 5 else 1,
+                within=WITHIN[metric],
             )
             axes.set_title(TITLES[metric] + (", close up" if limits else ""))
             axes.set_xlabel(f"{words} (tokens)")
@@ -86,8 +87,9 @@ def bpb_against_length(study: Study) -> Picture:
         "bpb_against_length",
         "Bits per byte against length",
         "E3 gives every arm the same targets and only changes how much text stands before them. "
-        "E1 cuts the text into disjoint segments, as in the ALiBi paper. Vertical line: training "
-        f"length L = {study.train_length}. "
+        "E1 cuts the text into disjoint segments, as in the ALiBi paper. Vertical lines: where rows end within "
+        f"the training length L = {study.train_length}, after a context of L/2 (E3; at c = L the targets lie at "
+        "positions L to 1.5 L) and in segments of L (E1). "
         f"{closer}{seeds_note(study)}{apart_note(study)}{look}",
         ("arm", "seed", "metric", "k", "length", "value"),
         tuple(records),
@@ -96,7 +98,7 @@ def bpb_against_length(study: Study) -> Picture:
     )
 
 
-def _by_arm(study: Study, records: list[dict], level: float | None, layout: Layout) -> Figure:
+def _by_arm(study: StudyView, records: list[dict], level: float | None, layout: Layout) -> Figure:
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
     figure, found = arm_panels(study, arms, layout)
     by = {metric: [r for r in records if r["metric"] == metric] for metric in TITLES}
@@ -110,15 +112,17 @@ def _by_arm(study: Study, records: list[dict], level: float | None, layout: Layo
             axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
             axes.annotate("unigram", (0, level), (2, 2), xycoords=axes.get_yaxis_transform(),
                           textcoords="offset points", color=MUTED)  # fmt: skip
-        length_axis(axes, study, [r["k"] for r in records], every=2)
+        for metric in by:
+            if by[metric]:
+                length_axis(axes, study, [r["k"] for r in records], 2, WITHIN[metric])
     figure.supxlabel("context, or segment length (tokens)", color=MUTED, fontsize=layout.font)
     figure.supylabel("bits per byte", color=MUTED, fontsize=layout.font)
     return figure
 
 
 def _close_up(records: list[dict]) -> tuple[float, float] | None:
-    """Limits that hold every value up to L and the best beyond, if some arm leaves them far."""
-    near = [r["value"] for r in records if r["k"] <= 1]
+    """Limits that hold every value within L and the best beyond, if some arm leaves them far."""
+    near = [r["value"] for r in records if r["k"] <= ID]
     if not near:
         return None
     low, high = min(r["value"] for r in records), max(near)
@@ -127,16 +131,17 @@ def _close_up(records: list[dict]) -> tuple[float, float] | None:
     return (low - pad, high + pad) if broken else None
 
 
-def nll_by_position(study: Study) -> Picture:
+def nll_by_position(study: StudyView) -> Picture:
     """Loss by position to 8L, from the evaluation's arrays."""
     records, missing = [], []
     for run in study.runs:
-        path = run.folder / "evaluation" / "arrays" / "nll_pos.npz"
-        if not path.exists():
-            missing.append(f"{study.names[run.arm]}, seed {run.seed}: no nll_pos.npz")
+        arrays = run.arrays("nll_pos")
+        if arrays is None:
+            missing.append(
+                f"{study.names[run.arm]}, seed {run.seed}: losses by position are not kept"
+            )
             continue
-        with np.load(path, allow_pickle=False) as arrays:
-            means = octave_means(arrays["position_T"], arrays["nll_T"], arrays["count"])
+        means = octave_means(arrays["position_T"], arrays["nll_T"], arrays["count"])
         records += [
             {"arm": run.arm, "seed": run.seed, "tokens_read": int(x), "nll": y} for x, y in means
         ]
@@ -182,13 +187,13 @@ def octave_means(position_T: np.ndarray, nll_T: np.ndarray, count) -> list[tuple
     return means
 
 
-def training_curves(study: Study) -> Picture:
+def training_curves(study: StudyView) -> Picture:
     """Training loss by step, one line per run."""
     records, missing = [], []
     for run in study.runs:
-        points = [(m["step"], m["loss"]) for m in run.metrics if is_number(m.get("loss"))]
+        points = [(m["step"], m["loss"]) for m in run.data.metrics if is_number(m.get("loss"))]
         if not points:
-            missing.append(f"{study.names[run.arm]}, seed {run.seed}: no losses in metrics.jsonl")
+            missing.append(f"{study.names[run.arm]}, seed {run.seed}: the training log is not kept")
             continue
         width = max(1, len(points) // 40)
         losses = np.array([loss for _, loss in points], np.float64)
@@ -231,7 +236,9 @@ def training_curves(study: Study) -> Picture:
     )
 
 
-def _runs(axes: Axes, study: Study, records: list[dict], arm: str) -> list[tuple[float, str, str]]:
+def _runs(
+    axes: Axes, study: StudyView, records: list[dict], arm: str
+) -> list[tuple[float, str, str]]:
     """One line per run of an arm, and the end label of them all."""
     look, last = style.line_style(study.colours[arm]) | {"marker": ""}, []
     for run in study.of(arm):

@@ -1,25 +1,22 @@
 """Factorial effects and interactions on extrapolation and on retrieval, with intervals over seeds."""
 
-import json
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from posenc_jax.report import style
 from posenc_jax.report.retrieval import pareto
-from posenc_jax.report.rows import Study, times
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
+from posenc_jax.report.view import StudyView, times
 from posenc_jax.study.factorial import Fit, fit
 
 DRAWS, SEED, LEVEL = 10_000, 20_261, 0.95
 OUTCOMES = (("bpb_ctx", "bits per byte", 1.0), ("retrieval", "retrieval, points", 100.0))
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """The effects, where the study names factors and their cells have been measured."""
-    path = study.workdir / "study.json"
-    plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    levels = {arm: chosen for arm, chosen in plan.get("factors", {}).items() if arm in study.arms}
+    factors = study.record.get("factors", {})
+    levels = {arm: chosen for arm, chosen in factors.items() if arm in study.arms}
     records, missing = pareto(study).records, []
     factors = list(dict.fromkeys(name for chosen in levels.values() for name in chosen))
     seeds = {run.seed for run in study.runs if run.arm in levels}

@@ -15,15 +15,15 @@ from posenc_jax.report import (
     tuning,
     verdict,
 )
-from posenc_jax.report.rows import Study
 from posenc_jax.report.style import Picture
+from posenc_jax.report.view import StudyView
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """Every figure of the page; one with nothing measured has draw=None and says so in words."""
-    judged = verdict.read_verdict(study.workdir)
+    judged = verdict.read_verdict(study.data)
     return [
-        *([] if judged is None else [verdict.forest(study, judged)]),
+        *([] if judged is None else verdict.forests(study, judged)),
         retrieval.pareto(study),
         *tradeoff.pictures(study),
         *effects.pictures(study),

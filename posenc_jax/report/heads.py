@@ -1,6 +1,5 @@
 """Pictures in which each mark is one head: the atlas of needle heads and the margin budget."""
 
-import json
 import re
 from collections.abc import Sequence
 
@@ -12,26 +11,26 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from posenc_jax.report import style
 from posenc_jax.report.labels import wrap
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.rows import Run, Study, task_name
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView, task_name
 
 _HEAD = re.compile(r"head:(\d+)\.(\d+)(?: (.*))?$")
 NONE = 0.5  # where a log axis in tokens shows "no distance at all"
 FLAT = 2.0**-12  # where a log axis of slopes shows a head without one
 
 
-def of_heads(run: Run, metric: str) -> list[dict]:
+def of_heads(run: RunView, metric: str) -> list[dict]:
     """The metric's rows of single heads: layer, head, rest of the bucket, k, value."""
     found = []
     for row in run.rows:
-        at = _HEAD.match(row["bucket"]) if row["metric"] == metric else None
-        if at and row["value"] is not None:
+        at = _HEAD.match(row.bucket) if row.metric == metric else None
+        if at and row.measured:
             found.append({"layer": int(at[1]), "head": int(at[2]), "of": at[3] or "",
-                          "k": row["k"], "value": row["value"]})  # fmt: skip
+                          "k": row.k, "value": row.value})  # fmt: skip
     return found
 
 
-def first_probed(study: Study, metric: str) -> tuple[dict[str, Run], list[str]]:
+def first_probed(study: StudyView, metric: str) -> tuple[dict[str, RunView], list[str]]:
     """By arm its first run with such rows; sentences about arms without."""
     runs, missing = {}, []
     for arm in study.arms:
@@ -43,18 +42,19 @@ def first_probed(study: Study, metric: str) -> tuple[dict[str, Run], list[str]]:
     return runs, missing
 
 
-def head_atlas(study: Study) -> Picture:
+def head_atlas(study: StudyView) -> Picture:
     """M9 against slope and rotation: which heads hold needles."""
     runs, missing = first_probed(study, "M9_mass")
     records = []
     for arm in runs:
         for run in study.of(arm):
-            path = run.folder / "evaluation" / "arrays" / "scheme.json"
             rows = of_heads(run, "M9_mass")
-            if not rows or not path.exists():
-                missing.append(f"{study.names[arm]}, seed {run.seed}: no M9 rows or no scheme.json")
+            if not rows or run.heads is None:
+                missing.append(
+                    f"{study.names[arm]}, seed {run.seed}: no M9 rows, or the scheme's arrays are not kept"
+                )
                 continue
-            parts = {(h["layer"], h["head"]): h for h in json.loads(path.read_text())["heads"]}
+            parts = {(h["layer"], h["head"]): h for h in run.heads}
             longest = max(r["k"] for r in rows)
             for r in rows:
                 if r["k"] == longest:
@@ -101,7 +101,7 @@ def head_atlas(study: Study) -> Picture:
                    tuple(records), draw if records else None, tuple(missing))  # fmt: skip
 
 
-def margin_budget(study: Study) -> Picture:
+def margin_budget(study: StudyView) -> Picture:
     """M10: predicted against measured reach of every head."""
     runs, missing = first_probed(study, "M10_predicted_reach")
     records = []
@@ -157,7 +157,7 @@ def margin_budget(study: Study) -> Picture:
 
 
 def _panels(
-    study: Study, records: Sequence[dict], layout: Layout
+    study: StudyView, records: Sequence[dict], layout: Layout
 ) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """A panel per task and arm, task by task, on the same axes; named in the arm's colour."""
     tasks = sorted({r["task"] for r in records})

@@ -17,20 +17,20 @@ from posenc_jax.report.axes import (
     finish,
     seeds_note,
 )
-from posenc_jax.report.rows import Study
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
+from posenc_jax.report.view import StudyView
 
 METRICS = ("longtext_corrected", "longtext_cut_corrected", "longtext_bag_corrected")
 BAG = {"color": INK, "linewidth": 1.1, "linestyle": (0, (6, 2, 1, 2)), "zorder": 1.6}
 DOTTED = (0, (1, 1.5))
 
 
-def classification(study: Study) -> Picture:
+def classification(study: StudyView) -> Picture:
     """Accuracy above chance by length bucket, with the bag of ids and the reading cut at L."""
     buckets = _buckets(study)
     records = [
-        {"arm": run.arm, "seed": run.seed, "metric": metric, "bucket": bucket, "k": row["k"]}
-        | {"value": row["value"], "n": row["n"]}
+        {"arm": run.arm, "seed": run.seed, "metric": metric, "bucket": bucket, "k": row.k}
+        | {"value": row.value, "n": row.n}
         for run in study.runs
         for metric in METRICS
         for bucket, k in buckets.items()
@@ -61,14 +61,9 @@ def classification(study: Study) -> Picture:
     )  # fmt: skip
 
 
-def _buckets(study: Study) -> dict[str, float]:
+def _buckets(study: StudyView) -> dict[str, float]:
     """Buckets of length that any run has a row for, in order, with the k they are stored under."""
-    found = {
-        row["bucket"]: float(row["k"])
-        for run in study.runs
-        for row in run.rows
-        if row["metric"] in METRICS
-    }
+    found = {row.bucket: row.k for run in study.runs for row in run.rows if row.metric in METRICS}
     order = sorted(found, key=lambda b: (b == "all", b.startswith("length:>"), found[b]))
     return {bucket: found[bucket] for bucket in order}
 
@@ -78,7 +73,7 @@ def _words(bucket: str) -> str:
     return words.replace("<=", "≤ ").replace(">", "> ").replace("-", "–")
 
 
-def _draw(study: Study, records: list[dict], buckets: list[str], layout: Layout) -> Figure:
+def _draw(study: StudyView, records: list[dict], buckets: list[str], layout: Layout) -> Figure:
     points = [r | {"x": buckets.index(r["bucket"]), "percent": 100 * r["value"]} for r in records]
     whole, cut, bag = ([p for p in points if p["metric"] == m] for m in METRICS)
     arms = [arm for arm in study.arms if any(p["arm"] == arm for p in whole)]

@@ -8,21 +8,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
-from posenc_jax.report.axes import TOGETHER
+from posenc_jax.report.axes import TOGETHER, whole_percent
 from posenc_jax.report.labels import wrap
-from posenc_jax.report.rows import Study, task_name, times
 from posenc_jax.report.style import EMPTY, MUTED, SURFACE, Layout, Picture
+from posenc_jax.report.view import StudyView, task_name, times
 
 COLOURS = "cividis"
 LINE = "#e0245e"  # distance = L
 DRAWN = 3  # tasks; the table has all
 
 
-def needle_maps(study: Study) -> Picture:
-    """One map per arm and task, mean over seeds; the tasks that count most are drawn."""
+def needle_maps(study: StudyView) -> Picture:
+    """One map of corrected accuracy per arm and task, mean over seeds; the tasks that count most are drawn."""
     records, missing = [], []
     for task in study.tasks:
-        metric = f"{task}_accuracy"
+        metric = f"{task}_corrected"
         ks = {k for decile in range(10) for k in study.multiples(metric, f"depth:{decile}")}
         for arm in study.arms:
             found = len(records)
@@ -33,8 +33,8 @@ def needle_maps(study: Study) -> Picture:
                     if rows:
                         records.append(
                             {"arm": arm, "task": task, "k": k, "decile": decile}
-                            | {"accuracy": float(np.mean([row["value"] for row in rows]))}
-                            | {"seeds": len(rows), "n": sum(row.get("n") or 0 for row in rows)}
+                            | {"corrected": float(np.mean([row.value for row in rows]))}
+                            | {"seeds": len(rows), "n": sum(row.n for row in rows)}
                         )
             if ks and len(records) == found:
                 missing.append(f"{study.names[arm]}: no {task_name(task)} by depth")
@@ -51,19 +51,19 @@ def needle_maps(study: Study) -> Picture:
     return Picture(
         "needle_maps",
         "Needle maps",
-        "Answers right (%) by context length (columns, multiples of L) and by how deep in the "
+        "Answers right above chance (%) by context length (columns, multiples of L) and by how deep in the "
         "context the needle lies (rows: 0 is the beginning, 9 just before the question). The "
         "red stepped line is distance = L: above it the needle is further back than anything seen in "
         "training. A model that only sees a window is bright below the line and dark above it."
         + ("" if len(arms) <= TOGETHER else " The numbers are in the table."),
-        ("arm", "task", "k", "decile", "accuracy", "seeds", "n"),
+        ("arm", "task", "k", "decile", "corrected", "seeds", "n"),
         tuple(records),
         draw if records else None,
         tuple(missing or ["no retrieval task was measured"] * (not records)),
     )
 
 
-def drawn_tasks(study: Study, measured: Sequence[str], most: int) -> list[str]:
+def drawn_tasks(study: StudyView, measured: Sequence[str], most: int) -> list[str]:
     """The tasks that a picture shows: those that retrieval is summed up by, then the others."""
     first = [task for task in study.main_tasks if task in measured]
     return [*first, *(task for task in measured if task not in first)][:most]
@@ -75,7 +75,7 @@ def only_in_table(measured: Sequence[str], drawn: Sequence[str]) -> list[str]:
     return [f"In the table and not drawn: {', '.join(rest)}"] if rest else []
 
 
-def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: Layout) -> Figure:
+def _draw(study: StudyView, records: list[dict], tasks: list, arms: list, layout: Layout) -> Figure:
     numbers = len(arms) <= TOGETHER
     across = len(arms) if len(arms) <= 5 else -(-len(arms) // -(-len(arms) // 6))
     if layout.narrow:
@@ -122,14 +122,14 @@ def _draw(study: Study, records: list[dict], tasks: list, arms: list, layout: La
         format=FuncFormatter(lambda x, _: f"{100 * x:.0f} %"),
     )
     bar.outline.set_visible(False)
-    bar.set_label("answers right")
+    bar.set_label("answers right, above chance")
     return figure
 
 
 def _map(axes: Axes, here: list[dict], ks: list[float], layout: Layout, numbers: bool):
     values = np.full((10, len(ks)), np.nan)
     for record in here:
-        values[record["decile"], ks.index(record["k"])] = record["accuracy"]
+        values[record["decile"], ks.index(record["k"])] = record["corrected"]
     axes.set_facecolor(EMPTY)
     image = axes.pcolormesh(
         np.arange(len(ks) + 1), np.arange(11), np.ma.masked_invalid(values),
@@ -143,7 +143,7 @@ def _map(axes: Axes, here: list[dict], ks: list[float], layout: Layout, numbers:
     size = style.matplotlib.rcParams["font.size"] * 0.76
     for (row, column), value in np.ndenumerate(values) if numbers else ():
         # Not the page's ink: these stand on colours that do not change with the theme.
-        text, hex_ = f"{100 * value:.0f}", "#fdfdfd" if value < 0.55 else "#111113"
+        text, hex_ = whole_percent(value), "#fdfdfd" if value < 0.55 else "#111113"
         if np.isnan(value):
             text, hex_ = "–", MUTED
         axes.text(column + 0.5, _beside(row, edge[column]), text, fontsize=size, color=hex_,

@@ -5,28 +5,28 @@ import html
 import numpy as np
 
 from posenc_jax.report.numbers import percent
-from posenc_jax.report.rows import Run, Study, times
+from posenc_jax.report.view import RunView, StudyView, where
 
 FIELDS = ("arm", "seed", "train_length", "metric", "k", "length", "value", "n")
 SHARES = ("Y_R_id", "Y_R", "Y_R_far", "longtext_corrected")  # shown as percent
 
 
-def records(study: Study) -> list[dict]:
+def records(study: StudyView) -> list[dict]:
     """bpb_ctx from L/8 on and the summaries of retrieval, of every such run."""
     return [
         {"arm": run.arm, "seed": run.seed, "train_length": run.train_length, "metric": metric, "k": k}
-        | {name: run.row(metric, k)[name] for name in ("length", "value", "n")}
+        | {name: getattr(run.row(metric, k), name) for name in ("length", "value", "n")}
         for run in study.elsewhere
         for metric in ("bpb_ctx", *SHARES)
         for k in run.multiples(metric)
     ]  # fmt: skip
 
 
-def section(study: Study) -> str:
+def section(study: StudyView) -> str:
     """The table as HTML; an empty string where the study has no such arm."""
     if not study.elsewhere:
         return ""
-    runs: dict[str, list[Run]] = {}
+    runs: dict[str, list[RunView]] = {}
     for run in study.elsewhere:
         runs.setdefault(run.arm, []).append(run)
     parts = [
@@ -54,7 +54,7 @@ def section(study: Study) -> str:
 
 
 def _title(metric: str, k: float, length: int) -> str:
-    return f"{html.escape(metric)} at {times(k)} ({k * length:g} tokens)"
+    return html.escape(f"{metric} {where(metric, k)}, {k * length:g} tokens")
 
 
 def _cell(metric: str, values: list[float | None]) -> str:

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from posenc_jax.report import style
+from posenc_jax.report.axes import whole_percent
 from posenc_jax.report.labels import wrap
-from posenc_jax.report.rows import SUMMARY_TASKS, Run, Study, above_chance, task_name, times
 from posenc_jax.report.style import EMPTY, MUTED, SURFACE, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView, task_name, times
+from posenc_jax.results.schema import FAR, SUMMARY_TASKS
 
 COLOURS = "cividis"
 KINDS = {"LAST": "asked last", "FIRST": "asked first"}  # of latest_first
@@ -18,9 +20,9 @@ SUMMARY = "Y_R"
 SIDE_BY_SIDE = 7  # columns that four maps on one line have room for
 
 
-def retrieval_overview(study: Study) -> Picture:
+def retrieval_overview(study: StudyView) -> Picture:
     """Accuracy above chance of every arm, task and length, mean over seeds."""
-    ks = sorted({k for task in study.tasks for k in study.multiples(f"{task}_accuracy")})
+    ks = sorted({k for task in study.tasks for k in study.multiples(f"{task}_corrected")})
     columns = _columns(study)
     records = []
     for k in ks:
@@ -47,7 +49,7 @@ def retrieval_overview(study: Study) -> Picture:
     return Picture(
         "retrieval_overview",
         "Every retrieval task",
-        "Answers right above chance (%; 0 is guessing, 100 perfect), mean over seeds, in contexts of "
+        "Answers right above chance without binding (%; 0 is guessing among what is in sight, 100 perfect), mean over seeds, in contexts of "
         f"{', '.join(times(k) for k in ks)}. Maps named d > L count only needles further back than anything "
         f"seen in training. {summary}An empty cell was not measured. Smallest and largest seed are in the table.",
         ("arm", "k", "needles", "task", "corrected", "min", "max", "seeds"),
@@ -57,27 +59,23 @@ def retrieval_overview(study: Study) -> Picture:
     )  # fmt: skip
 
 
-def _columns(study: Study) -> list[str]:
+def _columns(study: StudyView) -> list[str]:
     """Tasks, with the kinds of question behind theirs, and the summary first."""
     found = [SUMMARY] if study.main_tasks == SUMMARY_TASKS else []
     for task in study.tasks:
         found.append(task)
-        found += [f"{task} kind:{kind}" for kind in KINDS if study.multiples(f"{task}_accuracy", f"kind:{kind}")]  # fmt: skip
+        found += [f"{task} kind:{kind}" for kind in KINDS if study.multiples(f"{task}_corrected", f"kind:{kind}")]  # fmt: skip
     return found
 
 
-def _score(run: Run, column: str, k: float, far: bool) -> float | None:
+def _score(run: RunView, column: str, k: float, far: bool) -> float | None:
     if column == SUMMARY:
-        if not far:
-            return run.retrieval(k, SUMMARY_TASKS)
-        parts = [run.far_accuracy(task, k) for task in SUMMARY_TASKS]
-        return None if None in parts else sum(score for score, _ in parts) / len(parts)
+        return run.far_mean(k, SUMMARY_TASKS) if far else run.retrieval(k, SUMMARY_TASKS)
     task, _, bucket = column.partition(" ")
     if far:
-        found = None if bucket else run.far_accuracy(task, k)
+        found = None if bucket else run.far(task, k)
         return None if found is None else found[0]
-    value = run.value(f"{task}_accuracy", k, bucket or "all")
-    return None if value is None else above_chance(task, value)
+    return run.value(f"{task}_corrected", k, bucket or "all")
 
 
 def _words(column: str) -> str:
@@ -87,11 +85,11 @@ def _words(column: str) -> str:
     return column if column == SUMMARY else task_name(task)
 
 
-def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layout: Layout) -> Figure:  # fmt: skip
+def _draw(study: StudyView, records: list[dict], columns: list[str], ks: list, layout: Layout) -> Figure:  # fmt: skip
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
     measured = {(r["k"], r["needles"]) for r in records}
     if layout.narrow:  # the lengths that decide; the table has them all
-        star = 4 if 4 in ks else max(ks)
+        star = FAR if FAR in ks else max(ks)
         across, order = 1, [(min(ks), "all"), (star, "all"), (star, "d > L")]
     elif len(columns) <= SIDE_BY_SIDE and len(ks) <= 4:  # far needles below all of the same length
         across, order = len(ks), [(k, far) for far in ("all", "d > L") for k in ks]
@@ -101,7 +99,9 @@ def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layou
     if layout.narrow or not any(m and m[1] != "all" for m in order):
         order = [m for m in order if m]
     lines = -(-len(order) // across)
-    height = 0.55 + (0.23 if not layout.narrow else 0.3) * len(arms)
+    height = max(
+        1.6, 0.55 + (0.23 if not layout.narrow else 0.3) * len(arms)
+    )  # room for names above
     longest = max(len(_words(c)) for c in columns)
     figure, grid = style.panels(layout, lines, across, height)
     image = None
@@ -139,7 +139,7 @@ def _draw(study: Study, records: list[dict], columns: list[str], ks: list, layou
     return figure
 
 
-def _names_inside(axes: Axes, study: Study, arms: list[str]) -> None:
+def _names_inside(axes: Axes, study: StudyView, arms: list[str]) -> None:
     for row, arm in enumerate(arms):
         axes.text(1.0, 1 - (row + 0.5) / len(arms), study.names[arm], transform=axes.transAxes, ha="right",
                   va="center", color=style.colour(study.colours[arm]))  # fmt: skip
@@ -160,8 +160,7 @@ def heat(
             continue
         # Not the page's ink: these stand on colours that do not change with the theme.
         shade = "#fdfdfd" if value < 0.55 else "#111113"
-        text = f"{100 * value:.0f}".replace("-", "−")
-        axes.text(column + 0.5, row + 0.5, "0" if text == "−0" else text, ha="center", va="center_baseline",
+        axes.text(column + 0.5, row + 0.5, whole_percent(value), ha="center", va="center_baseline",
                   fontsize=size * layout.font, color=shade)  # fmt: skip
     axes.set_ylim(rows, 0)
     names = [wrap(name, 18) if layout.narrow else name for name in names or [""] * rows]

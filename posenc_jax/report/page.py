@@ -4,15 +4,16 @@ import csv
 import html
 import io
 import json
-import os
-import pathlib
+from pathlib import Path
 
 from posenc_jax.report import numbers, other_lengths, style, summary, verdict
 from posenc_jax.report.definitions import DEFINITIONS
 from posenc_jax.report.figures import pictures
-from posenc_jax.report.reading import read_study
-from posenc_jax.report.rows import Run, Study, times
 from posenc_jax.report.template import PAGE
+from posenc_jax.report.view import RunView, StudyView, times
+from posenc_jax.results.files import replace_bytes
+from posenc_jax.results.schema import BPB
+from posenc_jax.results.study_data import StudyData
 
 QUESTION = (
     "Can one model keep its perplexity on texts longer than it was trained on, as ALiBi does, and "
@@ -20,13 +21,12 @@ QUESTION = (
 )
 
 
-def write_report(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes report.html and figures/ below workdir and returns the page's path.
+def write_report(data: StudyData, out: Path) -> Path:
+    """Writes report.html and figures/ into the folder out and returns the page's path.
 
-    Raises ValueError, in one line and before anything is written, if no run can be read.
+    Raises ValueError, in one line and before anything is written, if the verdict beside the study is none.
     """
-    workdir = pathlib.Path(workdir)
-    study = read_study(workdir)
+    study = StudyView(data)
     drawn = pictures(study)
     files = {"numbers.csv": _csv(numbers.table(study), numbers.FIELDS).encode()}
     if study.elsewhere:
@@ -37,19 +37,19 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
             files[f"{picture.name}.png"] = picture.png()
             files[f"{picture.name}.csv"] = picture.csv().encode()
     page = render(study, drawn)
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
     ours = [f"{picture.name}.{kind}" for picture in drawn for kind in ("png", "csv")]
     for name in (*ours, "other_lengths.csv"):
         if name not in files:  # left from an earlier report that still had these rows
             (folder / name).unlink(missing_ok=True)
     for name, content in files.items():
-        _replace(folder / name, content)
-    _replace(workdir / "report.html", page.encode())
-    return workdir / "report.html"
+        replace_bytes(folder / name, content)
+    replace_bytes(out / "report.html", page.encode())
+    return out / "report.html"
 
 
-def render(study: Study, drawn: list[style.Picture]) -> str:
+def render(study: StudyView, drawn: list[style.Picture]) -> str:
     """The page as one string that refers to nothing outside itself."""
     light, dark = style.css_variables()
     return PAGE.substitute(
@@ -60,7 +60,7 @@ def render(study: Study, drawn: list[style.Picture]) -> str:
         question=_text(QUESTION),
         banner=_banner(study),
         reading="".join(f"<p>{_text(s)}</p>" for s in summary.headline(study)),
-        verdict=verdict.section(verdict.read_verdict(study.workdir)),
+        verdict=verdict.section(verdict.read_verdict(study.data)),
         arms="".join(_arm(study, arm) for arm in study.arms),
         figures="\n".join(_figure(p) for p in drawn if p.draw is not None) + _not_drawn(drawn),
         other_lengths=other_lengths.section(study),
@@ -83,34 +83,42 @@ def _csv(records: list[dict], names: tuple[str, ...]) -> str:
     return out.getvalue()
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
-def _eyebrow(study: Study) -> str:
-    corpora = sorted({run.info["corpus"] for run in study.runs if "corpus" in run.info})
+def _eyebrow(study: StudyView) -> str:
+    infos = [run.data.info for run in study.runs]
+    corpora = sorted({str(info["corpus"]) for info in infos if "corpus" in info})
     low, high = study.seeds_per_arm
     seeds = f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low}–{high} seeds"
     arms = f"{len(study.arms)} arm{'s' if len(study.arms) > 1 else ''}"
-    parts = ["posenc_jax", f"tier {', '.join(study.tiers)}", arms, seeds + " per arm"]
+    parts = [
+        "posenc_jax",
+        f"tier {', '.join(study.tiers)}",
+        f"split {study.data.split}",
+        arms,
+        seeds + " per arm",
+    ]
     return " · ".join([*parts, f"L = {study.train_length}", *corpora])
 
 
-def _banner(study: Study) -> str:
-    judged = verdict.read_verdict(study.workdir)
+def _banner(study: StudyView) -> str:
+    judged = verdict.read_verdict(study.data)
     said = summary.banner(study, None if judged is None else verdict.banner_lines(study, judged))
     lines = [f"<p>{_text(line)}</p>" for line in said]
-    if study.unfinished:
-        items = "".join(f"<li>{_text(line)}</li>" for line in study.unfinished)
-        lines.append(f"<p>Unfinished or failed:</p><ul>{items}</ul>")
+    for title, found in (
+        ("Unfinished or failed", study.unfinished),
+        ("Not in these results", study.data.notes),
+    ):
+        if found:
+            items = "".join(f"<li>{_text(line)}</li>" for line in found)
+            lines.append(f"<p>{title}:</p><ul>{items}</ul>")
     return "".join(lines)
 
 
-def _arm(study: Study, arm: str) -> str:
-    name, schemes = study.names[arm], {run.info.get("scheme") for run in study.of(arm)} - {None}
-    code = "".join(f" <code>{_text(scheme)}</code>" for scheme in sorted(schemes))
+def _arm(study: StudyView, arm: str) -> str:
+    name, schemes = (
+        study.names[arm],
+        {run.data.info.get("scheme") for run in study.of(arm)} - {None},
+    )
+    code = "".join(f" <code>{_text(scheme)}</code>" for scheme in sorted(map(str, schemes)))
     return f"<li>{numbers.dot(study, arm)}<span>{_text(name)}{code}</span></li>"
 
 
@@ -144,13 +152,13 @@ def _definitions() -> str:
     return f'<dl class="definitions">{items}</dl>'
 
 
-def _run(study: Study, run: Run) -> str:
-    info, unknown = run.info, "not recorded"
-    versions = info.get("versions", {})
+def _run(study: StudyView, run: RunView) -> str:
+    info, config, unknown = run.data.info, run.data.config, "not recorded"
+    versions, environment = info.get("versions", {}), info.get("environment", {})
     facts = {
         "command": f"<code>{_text(info['command'])}</code>" if "command" in info else unknown,
         "scheme": f"<code>{_text(info['scheme'])}</code>" if "scheme" in info else unknown,
-        "steps": _number(run.config.get("train", {}).get("steps")),
+        "steps": _number(info.get("steps")),
         "tokens": _number(info.get("tokens")),
         "parameters": _number(info.get("parameters")),
         "wall time": _number(info.get("wall_seconds"), " s"),
@@ -160,14 +168,17 @@ def _run(study: Study, run: Run) -> str:
         "fingerprint": f"<code>{_text(info.get('corpus_fingerprint', unknown))}</code>",
         "unigram": _number(info.get("unigram_bpb"), " bits per byte"),
         "versions": _text(", ".join(f"{k} {v}" for k, v in sorted(versions.items())) or unknown),
-        "folder": f"<code>{_text(_folder(study, run))}</code>",
+        "environment": _text(
+            ", ".join(f"{k}={v}" for k, v in sorted(environment.items())) or unknown
+        ),
+        "folder": f"<code>{_text(run.data.name)}</code>",
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
-    config = json.dumps(run.config, indent=2, sort_keys=True) if run.config else "no config.json"
+    shown = json.dumps(config, indent=2, sort_keys=True) if config else "no config.json"
     short = f"{facts['steps']} steps, {facts['tokens']} tokens, {facts['wall time']}"
     return (
-        f"<details><summary>{_text(study.names[run.arm])}, seed {run.seed} <span>{short}</span>"
-        f"</summary><dl>{items}</dl><pre>{_text(config)}</pre></details>"
+        f"<details><summary>{_text(study.names[run.arm])}, seed {_text(run.seed)} <span>{short}</span>"
+        f"</summary><dl>{items}</dl><pre>{_text(shown)}</pre></details>"
     )
 
 
@@ -177,16 +188,12 @@ def _number(value: object, unit: str = "") -> str:
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
 
 
-def _folder(study: Study, run: Run) -> str:
-    return str(run.folder.relative_to(study.workdir)) if run.folder != study.workdir else "."
-
-
-def _not_measured(study: Study) -> str:
+def _not_measured(study: StudyView) -> str:
     lines = study.not_measured
     if not lines:
         return ""
     items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-    ks = ", ".join(times(k) for k in study.multiples("bpb_ctx"))
+    ks = ", ".join(times(k) for k in study.multiples(BPB))
     return (
         f"<details><summary>Not measured <span>{len(lines)} rows skipped or without a finite "
         f"number; bpb_ctx exists at {_text(ks or 'no length')}</span></summary>"

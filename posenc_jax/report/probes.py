@@ -1,18 +1,20 @@
 """Pictures of the probes: attention by distance, decay curves; those of single heads from `heads`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from posenc_jax.report import style
 from posenc_jax.report.heads import first_probed, head_atlas, margin_budget, of_heads
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.rows import Study
 from posenc_jax.report.style import INK, MUTED, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """The pictures of suite M; an empty list where no run was probed."""
-    if not any(row.get("suite") == "M" for run in study.runs for row in run.rows):
+    if not any(row.suite == "M" for run in study.runs for row in run.rows):
         return []
     return [attention_distance(study), head_atlas(study), margin_budget(study), decay_curves(study)]
 
@@ -26,7 +28,7 @@ def _grid(layout: Layout, count: int, height: float, rows: int = 1):
     return figure, grid, columns
 
 
-def attention_distance(study: Study) -> Picture:
+def attention_distance(study: StudyView) -> Picture:
     """M1: where the weight of every head lies, by octave of distance, in the longest context."""
     runs, missing = first_probed(study, "M1_distance")
     records = []
@@ -75,23 +77,26 @@ def attention_distance(study: Study) -> Picture:
                    draw if records else None, tuple(missing))  # fmt: skip
 
 
-def decay_curves(study: Study) -> Picture:
+def _longest_probe(run: RunView) -> Mapping[str, np.ndarray] | None:
+    """The arrays of the longest context that was probed."""
+    ks = sorted({row.k for row in run.rows if row.metric == "M1_distance"})
+    return run.arrays(f"probes_{ks[-1]:g}") if ks else None
+
+
+def decay_curves(study: StudyView) -> Picture:
     """M6, M1: attention and content by distance, with the cosine kernel and RoFormer's bound."""
     records, arms, missing = [], {}, []
     for arm in study.arms:
-        found = [(p, run) for run in study.of(arm) for p in
-                 sorted((run.folder / "evaluation" / "arrays").glob("probes_*.npz"),
-                        key=lambda p: int(p.stem.split("_")[1]))[-1:]]  # fmt: skip
+        found = [(run, arrays) for run in study.of(arm) if (arrays := _longest_probe(run)) is not None]  # fmt: skip
         if not found:
-            missing.append(f"{study.names[arm]}: no probes were run")
+            missing.append(f"{study.names[arm]}: no probes were run, or their arrays are not kept")
             continue
-        path, run = found[0]
-        with np.load(path, allow_pickle=False) as arrays:
-            edge = np.unique(np.round(np.geomspace(1, len(arrays["distance_D"]) + 1, 40)).astype(int)) - 1  # fmt: skip
-            arms[arm] = {
-                n: np.add.reduceat(arrays[f"{n}_LND"], edge[:-1], axis=-1) / np.diff(edge)
-                for n in ("attention", "content", "cosine", "bound")
-            }
+        run, arrays = found[0]
+        edge = np.unique(np.round(np.geomspace(1, len(arrays["distance_D"]) + 1, 40)).astype(int)) - 1  # fmt: skip
+        arms[arm] = {
+            n: np.add.reduceat(arrays[f"{n}_LND"], edge[:-1], axis=-1) / np.diff(edge)
+            for n in ("attention", "content", "cosine", "bound")
+        }
         at = arms[arm]["distance"] = (edge[:-1] + edge[1:] - 1) / 2
         L, N = arms[arm]["attention"].shape[:2]
         for layer, head in np.ndindex(L, N):

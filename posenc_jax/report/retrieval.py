@@ -9,29 +9,20 @@ from posenc_jax.report.axes import PERCENT, TOGETHER, bands, finish, seeds_note
 from posenc_jax.report.labels import label_points
 from posenc_jax.report.maps import drawn_tasks, only_in_table
 from posenc_jax.report.overview import heat
-from posenc_jax.report.rows import (
-    CHANCE,
-    DISTANCE_BUCKETS,
-    FAR_BUCKETS,
-    SUMMARY_TASKS,
-    Study,
-    task_name,
-    times,
-)
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
+from posenc_jax.report.view import StudyView, task_name, times
+from posenc_jax.results.schema import BPB, DISTANCE_BUCKETS, FAR, FAR_BUCKETS, SUMMARY_TASKS
 
-K_STAR = 4
 
-
-def pareto(study: Study) -> Picture:
+def pareto(study: StudyView) -> Picture:
     """Extrapolation against retrieval, one cloud of seeds per arm."""
-    k_text = _reading_multiple(study, "bpb_ctx")
+    k_text = study.far_multiple(BPB)
     tasks = study.main_tasks
-    ks = [k for task in tasks if (k := _reading_multiple(study, f"{task}_accuracy")) is not None]
+    ks = [k for task in tasks if (k := study.far_multiple(f"{task}_corrected")) is not None]
     k_task = min(ks, default=None)
     records, missing = [], []
     for run in study.runs:
-        bpb = None if k_text is None else run.value("bpb_ctx", k_text)
+        bpb = None if k_text is None else run.value(BPB, k_text)
         score = None if k_task is None else run.retrieval(k_task, tasks)
         if bpb is None or score is None:
             lacks = [w for w, v in (("bits per byte", bpb), ("retrieval", score)) if v is None]
@@ -45,9 +36,9 @@ def pareto(study: Study) -> Picture:
     task_words += ": Y_R" if tasks == SUMMARY_TASKS else ""
     caption = (
         "Each arm by what it pays on text and what it retrieves. Left: fewer bits per byte on "
-        f"the same held-out targets with {times(k_text or K_STAR)} of context. Up: more "
-        f"answers right in contexts of {times(k_task or K_STAR)} ({task_words or 'no task'}; "
-        "0 % is guessing). "
+        f"the same held-out targets with {times(k_text or FAR)} of context. Up: more "
+        f"answers right in contexts of {times(k_task or FAR)} ({task_words or 'no task'}; "
+        "0 % is guessing among the values in sight, less is worse than that). "
     )
     if study.seeds_per_arm[1] > 1:
         caption += "Small marks are seeds, the large mark is their mean."
@@ -104,7 +95,7 @@ def _close_up(records: list[dict]) -> tuple[float, float] | None:
 
 
 def _clouds(
-    axes: Axes, study: Study, records: list[dict], limits: tuple[float, float] | None
+    axes: Axes, study: StudyView, records: list[dict], limits: tuple[float, float] | None
 ) -> list[tuple[float, float, str, str]]:
     """Seeds and means of each arm inside the limits; where the means are, and their names."""
     named = []
@@ -129,7 +120,7 @@ def _clouds(
     return named
 
 
-def accuracy_by_distance(study: Study) -> Picture:
+def accuracy_by_distance(study: StudyView) -> Picture:
     """Accuracy by how far back the needle lies, at the longest context measured."""
     records, missing = [], []
     longest = {}
@@ -142,7 +133,8 @@ def accuracy_by_distance(study: Study) -> Picture:
         longest[task] = max(ks)
         records += [
             {"arm": run.arm, "seed": run.seed, "task": task, "k": max(ks), "bucket": bucket}
-            | {"accuracy": row["value"], "n": row.get("n")}
+            | {"accuracy": row.value, "chance": row.chance, "n": row.n}
+            | {"corrected": run.value(f"{task}_corrected", max(ks), bucket)}
             for run in study.runs
             for bucket in DISTANCE_BUCKETS
             if (row := run.row(metric, max(ks), bucket))
@@ -170,7 +162,7 @@ def accuracy_by_distance(study: Study) -> Picture:
             ]
             ends = bands(axes, study, here, "x", "percent")
             axes.axvline(1.5, color=INK, linewidth=1)
-            axes.axhline(100 * CHANCE[task], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            _chance_line(axes, here)
             axes.text(1.56, 103, "further than L", color=MUTED, va="bottom")
             last = max(r["x"] for r in here)
             axes.set_xticks(range(last + 1), [_bin_words(b) for b in DISTANCE_BUCKETS[: last + 1]])
@@ -191,18 +183,30 @@ def accuracy_by_distance(study: Study) -> Picture:
         "How many answers are right when the needle lies this far back, in the longest contexts "
         "measured. "
         + (
-            f"Dashed: chance (not corrected here). {seeds_note(study)}"
+            "Dashed: chance, the best policy that sees every token and binds no value to its key (not corrected "
+            f"here). {seeds_note(study)}"
             if together
-            else "Means over seeds, %, not corrected for chance; right of the white line: further than L."
+            else "Means over seeds, %, above chance without binding (below 0: worse than guessing among what is in sight); right of the white line: further than L."
         ),
-        ("arm", "seed", "task", "k", "bucket", "accuracy", "n"),
+        ("arm", "seed", "task", "k", "bucket", "accuracy", "chance", "corrected", "n"),
         tuple(records),
         draw if records else None,
         tuple(missing or ["no retrieval task was measured"] * (not records)),
     )
 
 
-def _distance_maps(study: Study, records: list[dict], longest: dict, layout: Layout) -> Figure:
+def _chance_line(axes: Axes, records: list[dict]) -> None:
+    """The rows' chance over each bin of distance, dashed."""
+    by_x: dict[int, list[float]] = {}
+    for r in records:
+        if r["chance"] is not None:
+            by_x.setdefault(r["x"], []).append(100 * r["chance"])
+    for x, found in by_x.items():
+        level = [float(np.mean(found))] * 2
+        axes.plot([x - 0.5, x + 0.5], level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+
+
+def _distance_maps(study: StudyView, records: list[dict], longest: dict, layout: Layout) -> Figure:
     """Arms against distance, one map per task: twelve lines on each other tell nothing."""
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
     across = 1 if layout.narrow else min(3, len(longest))
@@ -214,7 +218,8 @@ def _distance_maps(study: Study, records: list[dict], longest: dict, layout: Lay
         cells: dict[tuple[str, str], list[float]] = {}
         for r in records:
             if r["task"] == task:
-                cells.setdefault((r["arm"], r["bucket"]), []).append(r["accuracy"])
+                value = np.nan if r["corrected"] is None else r["corrected"]
+                cells.setdefault((r["arm"], r["bucket"]), []).append(value)
         shown = [b for b in DISTANCE_BUCKETS if any(bucket == b for _, bucket in cells)]
         values = np.array([[np.mean(cells.get((arm, b), [np.nan])) for b in shown] for arm in arms])
         left = index % across == 0
@@ -224,12 +229,6 @@ def _distance_maps(study: Study, records: list[dict], longest: dict, layout: Lay
         axes.set_title(f"{task_name(task)}, contexts of {times(k)}")
         axes.set_xlabel("distance back to the needle")
     return figure
-
-
-def _reading_multiple(study: Study, metric: str) -> float | None:
-    # k* = 4 where it was measured, else the largest k that was.
-    measured = study.multiples(metric)
-    return K_STAR if K_STAR in measured else max(measured, default=None)
 
 
 def _bin_words(bucket: str) -> str:

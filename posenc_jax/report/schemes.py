@@ -1,7 +1,5 @@
 """What each arm's encoding looks like: bias maps per head, and rings of rotary pairs."""
 
-import json
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,21 +9,22 @@ from matplotlib.ticker import MaxNLocator
 from posenc_jax.report import style
 from posenc_jax.report.labels import wrap
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.rows import Run, Study, times
 from posenc_jax.report.style import EMPTY, MUTED, RULE, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView, times
 
 FLOOR = -16.0  # nats; a weight of e^-16 = 1e-7 next to the newest key
 PAIRED_FROM = 5  # maps from which two arms share a line
 GRID = 48  # cells per side drawn, thinned from the evaluation's grid
 
 
-def bias_maps(study: Study) -> Picture:
+def bias_maps(study: StudyView) -> Picture:
     """The bias b(i, j) of every head that has one, on one colour scale."""
     records, missing, maps = [], [], []
     for arm in study.arms:
-        run, scheme, arrays = _scheme(study, arm)
-        if arrays is None or "grid_bias_LNGG" not in arrays:
-            missing.append(f"{study.names[arm]}: evaluation/arrays holds no bias grid")
+        run = _described(study, arm)
+        arrays = run and run.arrays("scheme")
+        if not arrays or "grid_bias_LNGG" not in arrays:
+            missing.append(f"{study.names[arm]}: the grid of its bias is not kept")
             continue
         bias_LNGG, grid_G = arrays["grid_bias_LNGG"], arrays["grid_G"]
         step = -(-len(grid_G) // GRID)
@@ -35,7 +34,7 @@ def bias_maps(study: Study) -> Picture:
             continue
         for layer, layers in _distinct(bias_LNGG):
             maps.append(
-                (arm, layers, bias_LNGG[layer], grid_G, _labels(scheme, layer, bias_LNGG[layer]))
+                (arm, layers, bias_LNGG[layer], grid_G, _labels(run.heads, layer, bias_LNGG[layer]))
             )
             records += [
                 {"arm": arm, "seed": run.seed, "layer": layer, "head": head}
@@ -100,27 +99,27 @@ def bias_maps(study: Study) -> Picture:
     )
 
 
-def rotation_rings(study: Study) -> Picture:
+def rotation_rings(study: StudyView) -> Picture:
     """Each rotary pair as a ring: the arc swept within L, and the arc first met beyond it."""
     length = study.train_length
     reach = max([k for m in ("bpb_ctx", "bpb_nonoverlap") for k in study.multiples(m)] + [1])
     reach = reach if reach > 1 else 8
     records, missing, rings = [], [], []
     for arm in study.arms:
-        _, scheme, _ = _scheme(study, arm)
-        if scheme is None:
-            missing.append(f"{study.names[arm]}: evaluation/arrays holds no scheme.json")
+        run = _described(study, arm)
+        if run is None:
+            missing.append(f"{study.names[arm]}: its rotary pairs are not kept")
             continue
         groups = {}
-        for head in scheme["heads"]:
+        for head in run.heads:
             if head.get("wavelengths"):
                 groups.setdefault(tuple(head["wavelengths"]), []).append(head)
         if not groups:
-            turns = any(head.get("rotates") for head in scheme["heads"])
+            turns = any(head.get("rotates") for head in run.heads)
             why = "turns by rows and columns: no ring" if turns else "rotates no head"
             missing.append(f"{study.names[arm]} {why}")
         for waves, heads in groups.items():
-            share = f"{len(heads)} of {len(scheme['heads'])} heads"
+            share = f"{len(heads)} of {len(run.heads)} heads"
             rings.append((arm, share, waves))
             records += [
                 {"arm": arm, "heads": share, "pair": pair, "wavelength": wave}
@@ -171,15 +170,9 @@ def rotation_rings(study: Study) -> Picture:
     )
 
 
-def _scheme(study: Study, arm: str) -> tuple[Run | None, dict | None, dict | None]:
-    """The first seed of the arm whose evaluation wrote its scheme down."""
-    for run in study.of(arm):
-        folder = run.folder / "evaluation" / "arrays"
-        if (folder / "scheme.json").exists() and (folder / "scheme.npz").exists():
-            scheme = json.loads((folder / "scheme.json").read_text(encoding="utf-8"))
-            with np.load(folder / "scheme.npz", allow_pickle=False) as arrays:
-                return run, scheme, dict(arrays)
-    return None, None, None
+def _described(study: StudyView, arm: str) -> RunView | None:
+    """The first seed of the arm whose scheme's arrays are kept."""
+    return next((run for run in study.of(arm) if run.heads is not None), None)
 
 
 def _distinct(bias_LNGG: np.ndarray) -> list[tuple[int, str]]:
@@ -197,8 +190,8 @@ def _distinct(bias_LNGG: np.ndarray) -> list[tuple[int, str]]:
     return [(same[0], "layer " + ", ".join(map(str, same))) for same in sets]
 
 
-def _labels(scheme: dict, layer: int, bias_NGG: np.ndarray) -> list[str]:
-    slopes = {h["head"]: h.get("slope") for h in scheme["heads"] if h["layer"] == layer}
+def _labels(heads: list[dict], layer: int, bias_NGG: np.ndarray) -> list[str]:
+    slopes = {h["head"]: h.get("slope") for h in heads if h["layer"] == layer}
     labels = []
     for head, bias_GG in enumerate(bias_NGG):
         words = f"slope {_fraction(slopes[head])}" if slopes.get(head) else ""

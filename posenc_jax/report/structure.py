@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from posenc_jax.report import style
 from posenc_jax.report.context import dots
 from posenc_jax.report.overview import heat
-from posenc_jax.report.rows import Run, Study, is_number, times
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
+from posenc_jax.report.view import RunView, StudyView, times
 from posenc_jax.study.decision import Margins
 
 SHIFT_BOUND, LOOKUP_MARGIN = Margins().shift, Margins().lookup
@@ -21,7 +21,7 @@ _SHIFT = re.compile(r"all shift:(\d+)")
 _OFFSET = re.compile(r"distance:(\d+)")
 
 
-def structure(study: Study) -> Picture:
+def structure(study: StudyView) -> Picture:
     """P1, P3 and P5 of every arm, with the bounds of the decision rule."""
     records = [record for run in study.runs for record in _of_run(run)]
     have = {(r["arm"], r["metric"]) for r in records}
@@ -40,10 +40,9 @@ def structure(study: Study) -> Picture:
         "Is the relative structure kept?",
         "P1: the largest change of any logit when the whole row is moved by 1, 7, L or 8L, over the spread of "
         f"the logits; the rule asks for at most {SHIFT_BOUND:g} (line). Hollow: the same where a temperature "
-        "takes the moved positions for the number of keys in sight; the rule does not read it. P3: the token "
-        "exactly t back is asked for, which position alone can find (guessing: 1.6 %), for all t and by t; the "
-        f"rule asks a hybrid for no less than RoPE less {100 * LOOKUP_MARGIN:g} points at L (line: RoPE's mean "
-        f"less that). P5: share of heads whose bias never grows with distance up to {MONOTONE_AT}L; the rule asks "
+        "takes the moved positions for the number of keys in sight; the rule does not read it. P3: accuracy on the "
+        f"token exactly t back, which position alone can find{_guess(study)}, for all t and by t; line: RoPE's mean "
+        f"at L less {100 * LOOKUP_MARGIN:g} points, the margin of rule 1. P5: share of heads whose bias never grows with distance up to {MONOTONE_AT}L; the rule asks "
         "for all. An error of exactly zero stands at the left edge. One mark a run, a tick at the mean; maps are means over seeds.",
         ("arm", "seed", "metric", "k", "bucket", "value"),
         tuple(records),
@@ -52,19 +51,26 @@ def structure(study: Study) -> Picture:
     )  # fmt: skip
 
 
-def _of_run(run: Run) -> list[dict]:
+def _guess(study: StudyView) -> str:
+    """What P3 scores without position, where its rows say so."""
+    found = [row.chance for run in study.runs for row in run.rows
+             if row.metric == "P3_offset_accuracy" and row.chance is not None]  # fmt: skip
+    return f" (without it, at most {100 * np.mean(found):.1f} %)" if found else ""
+
+
+def _of_run(run: RunView) -> list[dict]:
     """The rows of P1, P3 and P5 that are not of single heads; P1 as its largest over shifts too."""
     found = []
     for row in run.rows:
-        metric, bucket = row["metric"], row["bucket"]
+        metric, bucket = row.metric, row.bucket
         wanted = (
             (metric in ("P1_shift_error", "P1_counter_error") and _SHIFT.fullmatch(bucket))
-            or (metric == "P3_offset_accuracy" and row["k"] in LOOKUP_AT)
+            or (metric == "P3_offset_accuracy" and row.k in LOOKUP_AT)
             or metric == "P5_monotone_share"
         )
-        if wanted and is_number(row["value"]):
-            found.append({"arm": run.arm, "seed": run.seed, "metric": metric, "k": row["k"],
-                          "bucket": bucket, "value": row["value"]})  # fmt: skip
+        if wanted and row.measured:
+            found.append({"arm": run.arm, "seed": run.seed, "metric": metric, "k": row.k,
+                          "bucket": bucket, "value": row.value})  # fmt: skip
     for metric in ("P1_shift_error", "P1_counter_error"):
         errors = [r["value"] for r in found if r["metric"] == metric]
         if errors:
@@ -73,7 +79,7 @@ def _of_run(run: Run) -> list[dict]:
     return found
 
 
-def _draw(study: Study, records: list[dict], shown: list[str], layout: Layout) -> Figure:
+def _draw(study: StudyView, records: list[dict], shown: list[str], layout: Layout) -> Figure:
     arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
     panels = [_shift_errors] if "P1_shift_error" in shown else []
     at = sorted({r["k"] for r in records if r["metric"] == "P3_offset_accuracy"})
@@ -89,7 +95,7 @@ def _draw(study: Study, records: list[dict], shown: list[str], layout: Layout) -
     return figure
 
 
-def _shift_errors(axes: Axes, study: Study, records, arms, layout, named) -> None:
+def _shift_errors(axes: Axes, study: StudyView, records, arms, layout, named) -> None:
     def largest(metric):
         return [r | {"value": max(r["value"], LOWEST)} for r in records
                 if r["metric"] == metric and r["bucket"] == "largest"]  # fmt: skip
@@ -112,7 +118,7 @@ def _shift_errors(axes: Axes, study: Study, records, arms, layout, named) -> Non
     axes.set_xlabel(f"largest; line {SHIFT_BOUND:g}")
 
 
-def _lookup_dots(axes: Axes, study: Study, records, arms, layout, named) -> None:
+def _lookup_dots(axes: Axes, study: StudyView, records, arms, layout, named) -> None:
     here = [r | {"value": 100 * r["value"]} for r in records
             if r["metric"] == "P3_offset_accuracy" and r["bucket"] == "all" and r["k"] == 1]  # fmt: skip
     dots(axes, study, here, arms, named)
@@ -130,7 +136,7 @@ def _lookup_dots(axes: Axes, study: Study, records, arms, layout, named) -> None
     axes.set_xlabel(f"%; line RoPE − {100 * LOOKUP_MARGIN:g}" if reference else "%")
 
 
-def _lookup_map(axes: Axes, study: Study, records, arms, layout, named, k) -> None:
+def _lookup_map(axes: Axes, study: StudyView, records, arms, layout, named, k) -> None:
     here = [r for r in records if r["metric"] == "P3_offset_accuracy" and r["k"] == k]
     offsets = sorted({int(m[1]) for r in here if (m := _OFFSET.fullmatch(r["bucket"]))})
     cells: dict[tuple[str, int], list[float]] = {}
@@ -150,7 +156,7 @@ def _lookup_map(axes: Axes, study: Study, records, arms, layout, named, k) -> No
     axes.set_xlabel("t, tokens back")
 
 
-def _monotone(axes: Axes, study: Study, records, arms, layout, named) -> None:
+def _monotone(axes: Axes, study: StudyView, records, arms, layout, named) -> None:
     here = [r | {"value": 100 * r["value"]} for r in records if r["metric"] == "P5_monotone_share"]
     dots(axes, study, here, arms, named)
     axes.set_xlim(-4, 104)

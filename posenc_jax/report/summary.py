@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from posenc_jax.report.numbers import percent
-from posenc_jax.report.rows import SUMMARY_TASKS, Run, Study, is_number, task_name, times
+from posenc_jax.report.numbers import percent, ratio
+from posenc_jax.report.view import RunView, StudyView, task_name, times
+from posenc_jax.results.schema import BPB, FAR, ID, SUMMARY_TASKS
 
 TIER_WORDS = {
     "smoke": "Smoke tier: checks the wiring and claims nothing about learning.",
@@ -13,13 +14,18 @@ TIER_WORDS = {
     "gpu": "GPU tier: the decision rule's questions at small scale.",
     "cluster": "Cluster tier: paper scale.",
 }
+SPLIT_WORDS = {
+    "dev": "Rows are of the dev split: to explore and to choose by, not to confirm.",
+    "test": "Rows are of the test split.",
+}
 # EVALUATION, section 9: fewer cannot decide.
 SEEDS_FOR_LOSS, SEEDS_FOR_RETRIEVAL = 5, 8
 
 
-def banner(study: Study, judged: list[str] | None = None) -> list[str]:
+def banner(study: StudyView, judged: list[str] | None = None) -> list[str]:
     """Tier, seeds and what is not comparable; judged: the verdict's own lines, None without one."""
     lines = [TIER_WORDS.get(tier, f"Tier: {tier}.") for tier in study.tiers]
+    lines.append(SPLIT_WORDS.get(study.data.split, f"Rows are of the split {study.data.split}."))
     if len(study.tiers) > 1:
         lines.append("Runs of several tiers stand on this page: do not compare across them.")
     low, high = study.seeds_per_arm
@@ -38,57 +44,56 @@ def banner(study: Study, judged: list[str] | None = None) -> list[str]:
         else:
             lines.append(f"{seeds}. This page shows measurements; it decides nothing.")
     for field, words in (("corpus_fingerprint", "corpora"), ("tokens", "numbers of tokens")):
-        if len({run.info[field] for run in study.runs if field in run.info}) > 1:
+        infos = [run.data.info for run in study.runs]
+        if len({info[field] for info in infos if field in info}) > 1:
             lines.append(
                 f"The runs saw different {words}: the arms are not comparable as they are."
             )
     return lines
 
 
-def headline(study: Study) -> list[str]:
+def headline(study: StudyView) -> list[str]:
     """The reading: how bits per byte hold beyond L, and what is retrieved from beyond L."""
     sentences = _classes(study)
-    ks = study.multiples("bpb_ctx")
+    ks, k = study.multiples(BPB), study.far_multiple(BPB)
     if sentences and not ks and not study.tasks:
         return sentences
-    if 1 in ks and max(ks) > 1:
-        k = max(ks)
-        ratios = _by_arm(study, lambda run: _ratio(run, k))
+    if ID in ks and k:
+        ratios = _by_arm(study, lambda run: (found := ratio(run, k)) and found[0])
         ratios.sort(key=lambda item: item[1])
         parts = [f"{name} {value:.2f}×" for name, value in ratios]
         sentences.append(
-            f"At {k:g} times the training length ({times(k)} of context, L = "
-            f"{study.train_length}), bits per byte relative to the same arm's at L: {_list(parts)}."
+            f"After {times(k)} of context (L = {study.train_length}), bits per byte relative to the same "
+            f"arm's in distribution (after L/2): {_list(parts)}."
         )
         sentences += _lacking(study, ratios, "bits per byte at that length")
     else:
-        sentences.append("Bits per byte beyond L were not measured (no bpb_ctx rows at k > 1).")
-    if 1 in ks:
-        at_length = _by_arm(study, lambda run: run.value("bpb_ctx", 1))
-        at_length.sort(key=lambda item: item[1])
-        level = {run.info.get("unigram_bpb") for run in study.runs}
-        words = f"; a unigram model needs {level.pop():.3f}" if _one_number(level) else ""
-        parts = [f"{name} {value:.3f}" for name, value in at_length]
-        sentences.append(f"At L itself, bits per byte: {_list(parts)}{words}.")
+        sentences.append("Bits per byte beyond L against those within L were not measured.")
+    if ID in ks:
+        within = _by_arm(study, lambda run: run.value(BPB, ID))
+        within.sort(key=lambda item: item[1])
+        words = "" if study.unigram is None else f"; a unigram model needs {study.unigram:.3f}"
+        parts = [f"{name} {value:.3f}" for name, value in within]
+        sentences.append(f"In distribution, bits per byte after L/2: {_list(parts)}{words}.")
     far = {
         task: [k for k in study.multiples(f"{task}_accuracy") if k > 1 and _any_far(study, task, k)]
         for task in study.main_tasks
     }
     tasks = [task for task, multiples in far.items() if multiples]
     if tasks:
-        k = min(4 if 4 in far[task] else max(far[task]) for task in tasks)
-        scores = _by_arm(study, lambda run: _far_mean(run, k, tasks))
+        k = min(FAR if FAR in far[task] else max(far[task]) for task in tasks)
+        scores = _by_arm(study, lambda run: run.far_mean(k, tasks))
         scores.sort(key=lambda item: -item[1])
         parts = [f"{name} {percent(value)}" for name, value in scores]
         sentences.append(
             f"Of needles further back than L in contexts of {times(k)} "
-            f"({_list([task_name(t) for t in tasks])}, above chance{_index(tasks, 'Y_R_far')}), retrieved: "
+            f"({_list([task_name(t) for t in tasks])}, above chance without binding{_index(tasks, 'Y_R_far')}), retrieved: "
             f"{_list(parts)}."
         )
         sentences += _lacking(study, scores, "retrieval beyond L")
     else:
         sentences.append("Retrieval beyond L was not measured.")
-    tasks = [task for task in study.main_tasks if 1 in study.multiples(f"{task}_accuracy")]
+    tasks = [task for task in study.main_tasks if 1 in study.multiples(f"{task}_corrected")]
     if tasks:
         scores = _by_arm(study, lambda run: run.retrieval(1, tasks))
         scores.sort(key=lambda item: -item[1])
@@ -104,7 +109,7 @@ def _index(tasks: list[str], name: str) -> str:
     return f": {name}" if tuple(tasks) == SUMMARY_TASKS else ""
 
 
-def _classes(study: Study) -> list[str]:
+def _classes(study: StudyView) -> list[str]:
     ks = study.multiples("longtext_corrected")
     if not ks:
         return []
@@ -119,21 +124,11 @@ def _classes(study: Study) -> list[str]:
     return [f"Class of a long text, all documents, above chance: {_list(parts)}{line}.", *sentences]
 
 
-def _ratio(run: Run, k: float) -> float | None:
-    at_k, at_length = run.value("bpb_ctx", k), run.value("bpb_ctx", 1)
-    return at_k / at_length if at_k is not None and at_length else None
+def _any_far(study: StudyView, task: str, k: float) -> bool:
+    return any(run.far(task, k) is not None for run in study.runs)
 
 
-def _any_far(study: Study, task: str, k: float) -> bool:
-    return any(run.far_accuracy(task, k) is not None for run in study.runs)
-
-
-def _far_mean(run: Run, k: float, tasks: list[str]) -> float | None:
-    scores = [run.far_accuracy(task, k) for task in tasks]
-    return None if None in scores else float(np.mean([score for score, _ in scores]))
-
-
-def _by_arm(study: Study, read: Callable[[Run], float | None]) -> list[tuple[str, float]]:
+def _by_arm(study: StudyView, read: Callable[[RunView], float | None]) -> list[tuple[str, float]]:
     means = []
     for arm in study.arms:
         values = [value for run in study.of(arm) if (value := read(run)) is not None]
@@ -142,14 +137,10 @@ def _by_arm(study: Study, read: Callable[[Run], float | None]) -> list[tuple[str
     return means
 
 
-def _lacking(study: Study, found: list[tuple[str, float]], what: str) -> list[str]:
+def _lacking(study: StudyView, found: list[tuple[str, float]], what: str) -> list[str]:
     have = {name for name, _ in found}
     lacking = [name for name in study.names.values() if name not in have]
     return [f"No {what}: {_list(lacking)}."] if lacking else []
-
-
-def _one_number(values: set) -> bool:
-    return len(values) == 1 and all(is_number(value) for value in values)
 
 
 def _list(parts: list[str]) -> str:

@@ -8,15 +8,15 @@ from posenc_jax.report import style
 from posenc_jax.report.axes import PERCENT
 from posenc_jax.report.labels import label_points
 from posenc_jax.report.retrieval import pareto
-from posenc_jax.report.rows import Study, is_number, times
 from posenc_jax.report.style import MUTED, RULE, SURFACE, Layout, Picture
+from posenc_jax.report.view import StudyView, times
 from posenc_jax.study.pareto import front, standings
 
 DRAWS, SEED = 10_000, 20_260
 LEAST_SEEDS = 3  # below, a share of draws over seeds says nothing
 
 
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """The front, where two arms have both outcomes for LEAST_SEEDS seeds."""
     records = pareto(study).records
     seeds = {run.seed for run in study.runs}
@@ -32,7 +32,7 @@ def pictures(study: Study) -> list[Picture]:
     return [_picture(study, records, clouds, tuple(missing))]
 
 
-def _picture(study: Study, records, clouds, missing) -> Picture:
+def _picture(study: StudyView, records, clouds, missing) -> Picture:
     reference, words = _reference(study, clouds)
     found = standings(clouds, reference, draws=DRAWS, seed=SEED)
     k_text, k_task = records[0]["k_text"], records[0]["k_retrieval"]
@@ -82,7 +82,7 @@ def _picture(study: Study, records, clouds, missing) -> Picture:
     )
 
 
-def _front(axes, study: Study, clouds, found) -> None:
+def _front(axes, study: StudyView, clouds, found) -> None:
     means = [s.mean for s in found]
     best = [means[i] for i in front(means)]
     # Steps: what a point on the front dominates lies to its right and below.
@@ -103,9 +103,8 @@ def _front(axes, study: Study, clouds, found) -> None:
     axes.autoscale_view()
 
 
-def _reference(study: Study, clouds) -> tuple[tuple[float, float], str]:
-    levels = {run.info.get("unigram_bpb") for run in study.runs if run.arm in clouds} - {None}
-    if len(levels) == 1 and is_number(level := next(iter(levels))):
-        return (float(level), 0.0), "a unigram model"
+def _reference(study: StudyView, clouds) -> tuple[tuple[float, float], str]:
+    if study.unigram is not None:
+        return (study.unigram, 0.0), "a unigram model"
     worst = max(x for cloud in clouds.values() for x, _ in cloud.values())
     return (worst, 0.0), "the worst run; no single unigram level is known"

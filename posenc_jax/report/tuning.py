@@ -1,33 +1,31 @@
 """Figures about learning: each arm's learning-rate curve, and which runs learned to retrieve at L."""
 
-import json
-
 import matplotlib.ticker
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from posenc_jax.report import style
 from posenc_jax.report.axes import PERCENT, TOGETHER, apart_note, arm_panels, backdrop, finish
-from posenc_jax.report.rows import Run, Study
+from posenc_jax.report.context import dots
 from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
+from posenc_jax.report.view import StudyView, task_name, where
+from posenc_jax.results.schema import ACQUIRED, BPB, FAR, REACHES, SUMMARY_TASKS
 
-ACQUIRED = 0.9  # in-distribution accuracy from which a run has learned to retrieve
 
-
-def pictures(study: Study) -> list[Picture]:
+def pictures(study: StudyView) -> list[Picture]:
     """The figures that this study has: curves if it tuned, acquisition if it measured retrieval at L."""
     found = []
-    if (study.workdir / "tuning.json").exists():
+    if study.data.tuning:
         found.append(learning_rates(study))
-    if any(in_distribution(study, run) is not None for run in study.runs):
+    if any(run.least(1, study.main_tasks) is not None for run in study.runs):
         found.append(acquisition(study))
     return found
 
 
-def learning_rates(study: Study) -> Picture:
+def learning_rates(study: StudyView) -> Picture:
     """Dev bits per byte by learning rate, with the choice marked."""
-    plan = json.loads((study.workdir / "tuning.json").read_text(encoding="utf-8"))
+    plan = study.data.tuning
+    context = where(BPB, plan.get("k", 1))
     records, missing = [], []
     for arm, choice in plan["arms"].items():
         for point in choice["curve"]:
@@ -51,7 +49,7 @@ def learning_rates(study: Study) -> Picture:
         missing += [f"{arm}: in the table and not drawn" for arm in arms if arm not in study.arms]
 
     def draw(layout: Layout) -> Figure:
-        height, labels = 3.8 if layout.narrow else 4.2, ("learning rate", "bits per byte at L, dev")
+        height, labels = 3.8 if layout.narrow else 4.2, ("learning rate", "bits per byte, dev")
         rates = sorted({r["learning_rate"] for r in records})
         if len(arms) > TOGETHER:
             figure, found = arm_panels(study, [a for a in study.arms if a in arms], layout)
@@ -77,7 +75,7 @@ def learning_rates(study: Study) -> Picture:
     return Picture(
         "learning_rates",
         "Learning rates",
-        f"How each arm's learning rate was chosen: bits per byte of dev text at L after {plan['steps']:,} "
+        f"How each arm's learning rate was chosen: bits per byte of dev text {context} after {plan['steps']:,} "
         f"steps, seed {plan['seed']}, which counts nowhere else. Rings: the choice; heavy ring: at the edge "
         f"of the grid. {warning}{apart_note(study)}",
         ("arm", "learning_rate", "dev_bpb_ctx", "chosen", "edge_of_grid"),
@@ -108,54 +106,52 @@ def _rate_axis(axes: Axes, rates: list[float], short: bool) -> None:
     axes.margins(x=0.1, y=0.15)
 
 
-def acquisition(study: Study) -> Picture:
-    """Retrieval accuracy at L of every run, and how many reach ACQUIRED."""
+def acquisition(study: StudyView) -> Picture:
+    """The worst task at L of every run, its far retrieval, and how many seeds of an arm acquire and reach."""
+    tasks = study.main_tasks
     records, missing = [], []
     for run in study.runs:
-        value = in_distribution(study, run)
-        if value is None:
+        least = run.least(1, tasks)
+        if least is None:
             missing.append(f"{study.names[run.arm]}, seed {run.seed}: no retrieval at L")
-        else:
-            records.append({"arm": run.arm, "seed": run.seed, "accuracy_at_L": value, "acquired": value >= ACQUIRED})  # fmt: skip
-    rates = {}
-    for arm in study.arms:
-        here = [r["acquired"] for r in records if r["arm"] == arm]
-        if here:
-            rates[arm] = f"{sum(here)} of {len(here)}"
+            continue
+        far = run.far_mean(FAR, tasks)
+        records.append({"arm": run.arm, "seed": run.seed, "least_at_L": least, "acquired": least >= ACQUIRED,
+                        "far_at_4L": far, "reaches": None if far is None else far >= REACHES})  # fmt: skip
+    arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
+    sides = [("least_at_L", "acquired", ACQUIRED, "worst task at L, above chance")]
+    if any(r["reaches"] is not None for r in records):
+        sides.append(("far_at_4L", "reaches", REACHES, "needles beyond L at 4L, above chance"))
 
     def draw(layout: Layout) -> Figure:
-        height = 0.9 + 0.34 * len(rates)
-        figure, (axes,) = style.panels(layout, 1, 1, height)
-        shown = list(rates)[::-1]
-        for y, arm in enumerate(shown):
-            values = [100 * r["accuracy_at_L"] for r in records if r["arm"] == arm]
-            look = style.line_style(study.colours[arm]) | {"linestyle": "none"}
-            axes.plot(values, [y] * len(values), markersize=7, alpha=0.8, **look)
-            axes.plot([float(np.mean(values))], [y], marker="|", markersize=14, color=INK)
-            axes.annotate(rates[arm], (1.0, y), (6, 0), xycoords=axes.get_yaxis_transform(),
-                          textcoords="offset points", va="center", color=MUTED)  # fmt: skip
-        axes.axvline(100 * ACQUIRED, color=INK, linewidth=1)
-        axes.set_yticks(range(len(shown)), [study.names[arm] for arm in shown])
-        axes.set_ylim(-0.6, len(shown) - 0.4)
-        axes.set_xlim(-4, 104)
-        axes.xaxis.set_major_formatter(PERCENT)
-        axes.set_xlabel("retrieval at L, above chance; right: runs that learned it")
+        shape = (len(sides), 1) if layout.narrow else (1, len(sides))
+        figure, grid = style.panels(layout, *shape, 0.9 + 0.3 * len(arms))
+        for axes, (value, verdict, bound, words) in zip(grid, sides, strict=True):
+            there = [r | {"value": 100 * r[value]} for r in records if r[value] is not None]
+            dots(axes, study, there, arms, named=axes is grid[0] or layout.narrow)
+            for y, arm in enumerate(arms):
+                here = [r[verdict] for r in there if r["arm"] == arm]
+                axes.annotate(f"{sum(here)} of {len(here)}", (1.0, y), (6, 0),
+                              xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                              va="center", color=MUTED)  # fmt: skip
+            axes.axvline(100 * bound, color=INK, linewidth=1)
+            axes.set_xlim(min(-4, *(r["value"] - 4 for r in there)), 104)
+            axes.xaxis.set_major_formatter(PERCENT)
+            axes.set_title(f"{verdict}: seeds at {100 * bound:.0f} % and more")
+            axes.set_xlabel(words)
         return figure
 
+    named = ", ".join(task_name(task) for task in tasks)
+    index = " (Y_R_far)" if tasks == SUMMARY_TASKS else ""
     return Picture(
         "acquisition",
-        "Which runs learned to retrieve",
-        "Retrieval in contexts of the training length, one mark a run, a tick at the mean. Line: "
-        f"{100 * ACQUIRED:.0f} %, from which a run counts as having learned the task. What is scored "
-        "further out is unconditional: runs below the line stay in every mean.",
-        ("arm", "seed", "accuracy_at_L", "acquired"),
+        "Which runs learned to retrieve, and how far",
+        f"One mark a run, a tick at the mean, the number of seeds at the right. Acquired: the worst of {named} in "
+        f"contexts of L, above chance without binding, is at least {100 * ACQUIRED:.0f} %. Reaches: their mean over "
+        f"needles beyond L in contexts of {FAR}L{index} is at least {100 * REACHES:.0f} %. What is scored further out "
+        "is unconditional: runs left of a line stay in every mean.",
+        ("arm", "seed", "least_at_L", "acquired", "far_at_4L", "reaches"),
         tuple(records),
         draw if records else None,
         tuple(missing),
     )
-
-
-def in_distribution(study: Study, run: Run) -> float | None:
-    """Y_R_id where the rows have it, else the mean over the study's tasks at L, above chance."""
-    summary = run.value("Y_R_id", 1)
-    return run.retrieval(1, study.main_tasks) if summary is None else summary
