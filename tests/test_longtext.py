@@ -362,7 +362,7 @@ def test_a_language_model_has_no_classes_to_score():
         ({"retrieval_share": 0.1}, "data.retrieval_share must be 0 for .*classification"),
         ({"offset_share": 0.1}, "data.offset_share must be 0 for .*classification"),
         ({"task": "language"}, "data.text_weight must be 0 for .*language"),
-        ({"text_weight": -1.0}, "data.text_weight must be zero or above"),
+        ({"text_weight": -1.0}, "data.text_weight must lie in"),
         ({"corpus": "python_stdlib"}, "python_stdlib has no labels"),
         ({"corpus": "imdb_reviews"}, "imdb_reviews is not prepared below .*data.download=True"),
     ],

@@ -241,9 +241,9 @@ def test_devices_of_the_model_axis_share_the_vocabulary_and_no_logits_travel(chu
     ("changes", "words"),
     [
         ({"remat": "some"}, "config.train.remat must be one of none, dots, attention, full, not 'some'"),
-        ({"loss_chunks": 0}, "config.train.loss_chunks must be above zero, not 0"),
-        ({"z_loss": -1.0}, "config.train.z_loss must be zero or above, not -1.0"),
-        ({"z_loss": math.nan}, "config.train.z_loss must be zero or above, not nan"),
+        ({"loss_chunks": 0}, r"config.train.loss_chunks must lie in [1, 4096], not 0"),
+        ({"z_loss": -1.0}, "config.train.z_loss must lie in [0, 1000.0], not -1.0"),
+        ({"z_loss": math.nan}, "config.train.z_loss must lie in [0, 1000.0], not nan"),
         ({"scan_layers": True}, "config.train.scan_layers: the 3 layers of config.model.num_layers hold no two rounds of the 2"),
     ],
 )  # fmt: skip

@@ -105,7 +105,7 @@ def test_a_mixture_names_its_tasks_and_shares_and_the_default_is_recall_and_pass
     for wrong, message in (
         ("mqra", "near name: mqar"),
         ("mqar:x", "could not convert"),
-        ("mqar:0", "share of mqar is 0"),
+        ("mqar:0", "the share of mqar must lie in"),
         ("passkey_sentences", "leave passkey_sentences out"),
     ):
         with pytest.raises(ValueError, match=message):

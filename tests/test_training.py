@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ import schemes
 
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.bounds import BOUNDS
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
 from posenc_jax.training.layout import make_mesh, optimizer_layout, parameter_layout
@@ -59,6 +61,8 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
         train(config, resumed, "a test")
     halted.join()
     record = json.loads((resumed / "run.json").read_text())
+    stopped = int(max((resumed / "checkpoints").iterdir(), key=lambda f: int(f.name)).name)
+    assert (record["steps"], record["steps_done"], record["finished"]) == (12, stopped, False)
     assert not record["finished"]
     stopped_at = len(runs.rows(resumed / "metrics.jsonl"))
     assert 3 <= stopped_at < 12
@@ -192,17 +196,26 @@ def test_a_non_finite_update_is_skipped_and_counted(tmp_path):
     assert all(moved)
 
 
-def test_too_many_bad_updates_in_a_row_end_the_run(tmp_path, data_dir, monkeypatch):
+def test_too_many_bad_updates_in_a_row_end_the_run_between_rows_too(
+    tmp_path, data_dir, monkeypatch
+):
+    """Steps 2 to 6 are bad and the later ones good, with a row every 8: the third bad one is step 4."""
+
     def poisoned(*args, **kwargs):
-        for batch in feed(*args, **kwargs):
-            yield batch | {"weights_BT": batch["weights_BT"] * np.nan}
+        for step, batch in enumerate(feed(*args, **kwargs), 1):
+            bad = {"weights_BT": batch["weights_BT"] * np.nan} if 2 <= step <= 6 else {}
+            yield batch | bad
 
     from posenc_jax.training import loop
 
     feed = loop.training_batches
     monkeypatch.setattr(loop, "training_batches", poisoned)
-    with pytest.raises(Diverged, match="3 updates in a row"):
-        train(runs.config(data_dir, train={"bad_steps": 3}), tmp_path / "x", "a test")
+    config = runs.config(data_dir, train={"bad_steps": 3, "log_every": 8, "save_every": 8})
+    with pytest.raises(Diverged, match="3 updates in a row were not finite, up to step 4"):
+        train(config, tmp_path / "x", "a test")
+    rows = runs.rows(tmp_path / "x" / "metrics.jsonl")
+    assert [(row["step"], row["skipped_in_a_row"]) for row in rows] == [(4, 3)]
+    assert not list((tmp_path / "x" / "checkpoints").iterdir())
 
 
 def test_token_losses_are_those_of_optax():
@@ -299,23 +312,27 @@ BAD = [
     ({"train": {"steps": "3"}}, "config.train.steps must be int, not '3'"),
     ({"train": {"steps": 2.5}}, "config.train.steps must be int"),
     ({"model": {"qk_norm": 1}}, "config.model.qk_norm must be bool"),
-    ({"optimizer": {"learning_rate": float("nan")}}, "config.optimizer.learning_rate must be above zero"),
-    ({"optimizer": {"learning_rate": -1.0}}, "config.optimizer.learning_rate must be above zero"),
-    ({"optimizer": {"learning_rate": 0}}, "config.optimizer.learning_rate must be above zero"),
-    ({"optimizer": {"learning_rate": float("inf")}}, "config.optimizer.learning_rate must be above zero"),
-    ({"optimizer": {"name": "sgd"}}, "config.optimizer.name must be adamw or muon"),
+    ({"optimizer": {"learning_rate": float("nan")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": -1.0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": 0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": float("inf")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"name": "sgd"}}, "config.optimizer.name must be one of adamw, muon"),
     ({"model": {"num_heads": 3}}, "model.model_dim=64 does not divide over model.num_heads=3"),
     ({"model": {"scheme": "rope", "head_dim": 5}}, "head dim 5 is odd"),
-    ({"model": {"model_dim": 2**40}}, "model.model_dim must be at most 1048576, not 1099511627776"),
-    ({"train": {"length": 2**40}}, "config.train.length must be at most"),
-    ({"train": {"batch_size": 2**40}}, "config.train.batch_size must be at most"),
-    ({"data": {"threads": 2**40}}, "config.data.threads must be at most"),
+    ({"model": {"model_dim": 2**40}}, r"config.model.model_dim must lie in \[1, 1048576\], not 1099511627776"),
+    ({"train": {"length": 2**40}}, "config.train.length must lie in"),
+    ({"train": {"batch_size": 2**40}}, "config.train.batch_size must lie in"),
+    ({"data": {"threads": 2**40}}, "config.data.threads must lie in"),
+    ({"model": {"num_layers": 10**5}}, r"config.model.num_layers must lie in \[1, 4096\], not 100000"),
+    ({"train": {"loss_chunks": 10**9}}, r"config.train.loss_chunks must lie in \[1, 4096\]"),
+    ({"train": {"seed": 2**32}}, "config.train.seed must lie in"),
+    ({"optimizer": {"beta1": 0.9999999999}}, "config.optimizer.beta1 must lie in"),
     ({"model": {"scheme": "ropee"}}, "did you mean 'rope'"),
     ({"train": {"batch_size": 10, "accumulation": 3}}, "does not divide into"),
     ({"train": {"tier": "huge"}}, "config.train.tier must be"),
     ({"data": {"retrieval_share": 1.5}}, r"config.data.retrieval_share must lie in \[0, 1\]"),
     ({"data": {"min_pairs": 9, "max_pairs": 2}}, "exceeds config.data.max_pairs"),
-    ({"optimizer": {"beta1": 1.0}}, r"config.optimizer.beta1 must lie in \[0, 1\)"),
+    ({"optimizer": {"beta1": 1.0}}, r"config.optimizer.beta1 must lie in \[0, 0.999999\]"),
     ({"data": {"folder": "/books"}}, "is read by config.data.corpus=text_folder only"),
     ({"data": {"corpus": "text_folder"}}, "config.data.folder must name a folder"),
     ({"evaluation": {"multiples": []}}, "config.evaluation.multiples"),
@@ -328,6 +345,36 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(sections, message)
     with pytest.raises(ValueError, match=message) as caught:
         from_sections(sections)
     assert "\n" not in str(caught.value)
+
+
+def numbers(section):
+    """Names of the numeric settings of a section, tuples of numbers among them."""
+    return {f.name for f in dataclasses.fields(section) if f.type in (int, float, tuple[int, ...])}
+
+
+def test_every_number_has_a_range_and_what_lies_outside_is_refused_in_one_line():
+    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)}
+    assert {name: set(of) for name, of in BOUNDS.items()} == {
+        name: numbers(of) for name, of in sections.items()
+    }
+    for section, bounds in BOUNDS.items():
+        for name, (least, most) in bounds.items():
+            kind = {f.name: f.type for f in dataclasses.fields(sections[section])}[name]
+            wrong = [least - 1, 2 * most + 1]
+            wrong += [1e39, -1e39, math.nan, math.inf] if kind is float else [-1, 10**39]
+            for value in wrong:
+                asked = kind(value) if kind in (int, float) else [1, value]
+                with pytest.raises(ValueError, match=rf"config\.{section}\.{name} must ") as said:
+                    from_sections({section: {name: asked}})
+                assert "\n" not in str(said.value)
+
+
+def test_bounds_leave_room_for_squares_in_float32():
+    for section in BOUNDS.values():
+        for least, most in section.values():
+            assert np.isfinite(np.float32(most) ** 2)
+            assert least == 0 or np.float32(least) > 0
+    assert 1 - np.float32(BOUNDS["optimizer"]["beta1"][1]) > 0  # Adam divides by it
 
 
 def test_a_config_survives_its_json(tmp_path):

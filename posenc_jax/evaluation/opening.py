@@ -3,30 +3,54 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from posenc_jax.encodings import parse, stretched, unparse
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.results.files import replace_text, write_json
+from posenc_jax.results.files import read_json, replace_text, write_json
 from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
 from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.step import state_builder
+from posenc_jax.training.workdir import REREAD, identity, ownership, refuse_owner
 
 LAST = "last"
 
 
 def config_of(workdir: Path) -> RunConfig:
-    """Returns the configuration of a run that has a checkpoint; ValueError for any other folder."""
+    """Returns the configuration of a run that has a checkpoint.
+
+    Raises:
+      ValueError: any other folder, or one whose run.json is that of another run.
+    """
     if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
         raise ValueError(
             f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
         )
-    return read(workdir / "config.json")
+    config = read(workdir / "config.json")
+    _refuse_other_record(workdir / "run.json", config)
+    return config
+
+
+def _refuse_other_record(path: Path, config: RunConfig) -> None:
+    ours = {
+        "arm": config.arm, "scheme": config.model.scheme, "seed": config.train.seed, "tier": config.train.tier,
+        "train_length": config.train.length,
+    }  # fmt: skip
+    said = read_json(path) if path.exists() else {}
+    found = [
+        f"{name}: {mine!r} in config.json, {said[name]!r} in run.json"
+        for name, mine in ours.items()
+        if name in said and said[name] != mine
+    ]
+    if found:
+        raise ValueError(f"{path} is that of another run ({'; '.join(found)}); {REREAD}")
 
 
 def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], asked: bool) -> tuple[int, ...]:
@@ -94,15 +118,45 @@ def stretched_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
     return folder
 
 
-def restored(workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str) -> tuple[int, dict]:
-    """Returns (step, params) of the checkpoint that is "last", "best" or of a step; ValueError if there is none."""
+class Restored(NamedTuple):
+    """A checkpoint that was verified and belongs to its folder's run.
+
+    step: steps finished. params: of the decoder, float32. identity: digests of the run, and of every leaf of
+    the checkpoint; rows of two with one identity are alike. unfinished: the run has steps left to take.
+    """
+
+    step: int
+    params: dict
+    identity: dict[str, str]
+    unfinished: bool
+
+
+def restored(workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str) -> Restored:
+    """Returns the checkpoint that is "last", "best" or of a step; says on stderr if the run is unfinished.
+
+    Raises:
+      ValueError: no such checkpoint, or one of another run: its settings, text or tokenizer are not those
+        of the folder's config.json.
+    """
+    owner = ownership(config, inputs)
     model_config = config.model_config(inputs.tokenizer.vocab_size)
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh), Checkpoints(workdir, config.train.keep, clean=False) as checkpoints:
         _, shapes = state_builder(config, Decoder(model_config), mesh)
         step = checkpoints.chosen(checkpoint)
+        refuse_owner(workdir, step, owner, checkpoints.record(step)["owner"], REREAD)
         state = checkpoints.restore(step, shapes)
-    return step, jax.device_get(state["params"])
+        done, planned = checkpoints.steps()[-1], config.train.steps
+        digests = {
+            "run_sha256": identity(owner),
+            "checkpoint_sha256": checkpoints.digest(step),
+        }
+    if done < planned:
+        print(
+            f"{workdir} is unfinished: {done:,} of {planned:,} steps; rows of it are marked so",
+            file=sys.stderr,
+        )
+    return Restored(step, jax.device_get(state["params"]), digests, done < planned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +166,7 @@ class OpenRun:
     Attributes:
       workdir: of the run. config: its own; the arm names the stretch. stretch: the rule it is read
         with, or None. inputs: opened. step: of the checkpoint. params: of the decoder, float32.
+      unfinished: the run has steps left to take.
     """
 
     workdir: Path
@@ -120,6 +175,7 @@ class OpenRun:
     inputs: Inputs
     step: int
     params: dict
+    unfinished: bool
 
     @property
     def longest(self) -> int | None:
@@ -160,11 +216,12 @@ def open_run(workdir: Path, stretch: str | None) -> OpenRun:
     """Restores the last checkpoint of a run.
 
     Raises:
-      ValueError: no checkpoint, or a stretch that is none or changes nothing in this scheme.
+      ValueError: no checkpoint or one of another run, or a stretch that is none or changes nothing in
+        this scheme.
     """
     trained = config_of(workdir)
     config = trained if stretch is None else named(trained, f"{trained.arm} {stretch}")
     reading(config, stretch, config.train.length)  # refuses a bad rule before anything is opened
     inputs = open_inputs(config)
-    step, params = restored(workdir, trained, inputs, LAST)
-    return OpenRun(workdir, config, stretch, inputs, step, params)
+    found = restored(workdir, trained, inputs, LAST)
+    return OpenRun(workdir, config, stretch, inputs, found.step, found.params, found.unfinished)

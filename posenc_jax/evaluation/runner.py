@@ -52,7 +52,8 @@ def evaluate(
         which results rest, "best" by dev loss, or a step; rows of others than the last lie apart and say so.
 
     Raises:
-      ValueError: no checkpoint, an unknown suite or split, or a length asked for that does not fit.
+      ValueError: no checkpoint or one of another run, an unknown suite or split, or a length asked for
+        that does not fit.
     """
     trained = config_of(workdir)
     if split not in ("test", "dev"):
@@ -79,27 +80,31 @@ def evaluate(
         n: reading(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
         for n in compiled_lengths(config, stretch, fitting)
     }
-    step, params = restored(workdir, trained, inputs, checkpoint)
+    found = restored(workdir, trained, inputs, checkpoint)
+    step, params = found.step, found.params
+    mark = {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": step}
+    mark |= {"step": step, "unfinished": True} if found.unfinished else {}
 
-    # Rows of another checkpoint or other settings are replaced; E rows also when their text changes.
+    # Rows of another run, checkpoint or other settings are replaced; E rows also when their text changes.
     deciding = dataclasses.replace(config.evaluation, measures=())
-    settings = {"step": step, "settings": repr(deciding), "stretch": stretch}
+    settings = (
+        {"step": step, "settings": repr(deciding), "stretch": stretch} | found.identity | mark
+    )
     stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
     stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
     if stretch is not None:
         workdir = stretched_folder(workdir, stretch, reading(config, stretch, longest))
-    # Scores for tuning lie apart, where no report looks for results.
     apart = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
     folder = workdir / "_".join(["evaluation", *apart])
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
     rows = RowFile(folder / "rows.jsonl", stamps)
     if rows.dropped:
-        print(f"{rows.dropped} rows of other settings or an older checkpoint are replaced")
+        print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
     scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
     shown = model_configs[max(model_configs)]
     work = Measures(
         folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets,
-        model_configs, every, {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": step},
+        model_configs, every, mark,
     )  # fmt: skip
     items = {"scheme": work.scheme}
     for letter, names in measures.items():
@@ -146,12 +151,12 @@ def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
     rows_RT = held_out_stretches(
         inputs.stream(split), top * L + L // 2, config.evaluation.stretches
     )
-    step, params = restored(workdir, config, inputs, LAST)
+    found = restored(workdir, config, inputs, LAST)
     model = config.model_config(inputs.tokenizer.vocab_size)
     lengths = (L + L // 2, config.train.length + L // 2)
-    scorer = _scorer(dict.fromkeys(lengths, model), params, config.evaluation.batch_tokens)
+    scorer = _scorer(dict.fromkeys(lengths, model), found.params, config.evaluation.batch_tokens)
     chosen_RT = key_targets.choose(scorer, rows_RT, L)
-    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": step}
+    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": found.step}
     key_targets.write(path, chosen_RT, key_targets.about(inputs, split, L, top, rows_RT), reference)
     return int(chosen_RT.sum())
 

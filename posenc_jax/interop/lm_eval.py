@@ -58,7 +58,8 @@ class RunModel(LM):
         sampled generation.
 
     Raises:
-      ValueError: no trained run there, a stretch that is none, or a window that does not fit.
+      ValueError: no trained run there or a checkpoint of another run, a stretch that is none, or a
+        window that does not fit.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class RunModel(LM):
             "train_length": config.train.length,
             "train_seed": config.train.seed,
             "step": self.run.step,
+            "unfinished": self.run.unfinished,
             "tokenizer": config.data.tokenizer,
             "window": self._window,
         }

@@ -13,6 +13,8 @@ sum does not depend on how a leaf is laid out (`fingerprint`), so it holds on an
 """
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -169,6 +171,11 @@ class Checkpoints:
     def record(self, step: int) -> dict:
         """Returns what was stored beside the state of a step."""
         return self._shelf.verified(step)["record"]
+
+    def digest(self, step: int) -> str:
+        """Returns SHA-256 over the sums of every leaf of a step: two checkpoints with one digest are one state."""
+        sums = self._shelf.verified(step)["sums"]
+        return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps, as a run's one trainer may."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.layers import REMAT, period
+from posenc_jax.training.bounds import refuse_out_of_bounds
 from posenc_jax.training.sections import (
     DataSection,
     EvaluationSection,
@@ -113,14 +114,22 @@ HOW = {
 PER_HOST = {"data": ("data_dir", "download", "threads")}
 
 
+def deciding(config: RunConfig) -> dict[str, dict]:
+    """Returns, by section, the settings that make a run this one: all but those of `HOW`."""
+    return {
+        section: {key: value for key, value in values.items() if key not in HOW.get(section, ())}
+        for section, values in dataclasses.asdict(config).items()
+    }
+
+
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
     """Returns a line per setting that makes these two different runs."""
-    a, b = dataclasses.asdict(ours), dataclasses.asdict(theirs)
+    a, b = deciding(ours), deciding(theirs)
     return [
         f"{section}.{key}: {a[section][key]!r} here, {b[section][key]!r} there"
         for section in a
         for key in a[section]
-        if a[section][key] != b[section][key] and key not in HOW.get(section, ())
+        if a[section][key] != b[section][key]
     ]
 
 
@@ -147,79 +156,30 @@ def _typed(where: str, value, hint):
     return value
 
 
+# Words that a setting may be.
+_WORDS = {
+    "train": {"tier": ("smoke", "cpu", "gpu", "cluster"), "remat": tuple(REMAT)},
+    "optimizer": {"name": ("adamw", "muon")},
+}
+
+
 def _check(c: RunConfig) -> None:
-    positive = {
-        "train": ("steps", "length", "batch_size", "accumulation", "fsdp_devices",
-                  "sequence_devices", "model_devices", "save_every", "log_every", "keep", "bad_steps",
-                  "stall_seconds", "loss_chunks", "dev_windows"),
-        "optimizer": ("learning_rate", "muon_learning_rate", "epsilon", "clip_norm"),
-        "evaluation": ("stretches", "instances", "pairs", "sliding_stretches", "batch_tokens"),
-        "data": ("answer_weight", "min_pairs", "max_pairs", "threads"),
-    }  # fmt: skip
-    shares = {
-        "data": ("retrieval_share", "passkey_share", "offset_share"),
-        "optimizer": ("final_fraction",),
-    }
-    for section, names in positive.items():
-        for name in names:
+    refuse_out_of_bounds(c)
+    for section, words in _WORDS.items():
+        for name, known in words.items():
             value = getattr(getattr(c, section), name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"config.{section}.{name} must be above zero, not {value}")
-    for section, name, most in (("train", "length", 2**30), ("train", "batch_size", 2**20), ("data", "threads", 2**10)):  # fmt: skip
-        value = getattr(getattr(c, section), name)
-        if value > most:
-            raise ValueError(f"config.{section}.{name} must be at most {most}, not {value}")
-    for section, names in shares.items():
-        for name in names:
-            value = getattr(getattr(c, section), name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"config.{section}.{name} must lie in [0, 1], not {value}")
-    for name in ("warmup_steps", "weight_decay"):
-        value = getattr(c.optimizer, name)
-        if not 0 <= value < math.inf:
-            raise ValueError(f"config.optimizer.{name} must be zero or above, not {value}")
-    if c.train.seed < 0 or c.train.data_devices < 0:
-        raise ValueError("config.train.seed and config.train.data_devices must not be negative")
+            if value not in known:
+                raise ValueError(
+                    f"config.{section}.{name} must be one of {', '.join(known)}, not {value!r}"
+                )
     if c.train.batch_size % c.train.accumulation:
         raise ValueError(
             f"config.train.batch_size={c.train.batch_size} does not divide into "
             f"config.train.accumulation={c.train.accumulation} slices"
         )
-    if c.train.length < 8:
-        raise ValueError(f"config.train.length must be at least 8, not {c.train.length}")
-    if c.train.tier not in ("smoke", "cpu", "gpu", "cluster"):
-        raise ValueError(
-            f"config.train.tier must be smoke, cpu, gpu or cluster, not {c.train.tier!r}"
-        )
-    if c.optimizer.name not in ("adamw", "muon"):
-        raise ValueError(f"config.optimizer.name must be adamw or muon, not {c.optimizer.name!r}")
-    if c.data.min_pairs > c.data.max_pairs:
-        raise ValueError(
-            f"config.data.min_pairs={c.data.min_pairs} exceeds config.data.max_pairs={c.data.max_pairs}"
-        )
-    if not c.evaluation.multiples or min(c.evaluation.multiples) < 1:
-        raise ValueError(
-            f"config.evaluation.multiples must be 1 or more, not {c.evaluation.multiples}"
-        )
-    if not 0 <= c.train.z_loss < math.inf:
-        raise ValueError(f"config.train.z_loss must be zero or above, not {c.train.z_loss}")
-    if c.train.remat not in REMAT:
-        raise ValueError(
-            f"config.train.remat must be one of {', '.join(REMAT)}, not {c.train.remat!r}"
-        )
-    for name in ("beta1", "beta2"):
-        value = getattr(c.optimizer, name)
-        if not 0 <= value < 1:
-            raise ValueError(f"config.optimizer.{name} must lie in [0, 1), not {value}")
-    if c.data.corpus != "text_folder" and c.data.folder:
-        raise ValueError(
-            f"config.data.folder={c.data.folder} is read by config.data.corpus=text_folder only, "
-            f"not by {c.data.corpus}"
-        )
-    if c.data.corpus == "text_folder" and not c.data.folder:
-        raise ValueError("config.data.folder must name a folder of text for corpus text_folder")
+    _check_data(c)
     _check_lengths(c)
-    if c.train.dev_every < 0 or c.train.dev_every % c.train.save_every:
+    if c.train.dev_every % c.train.save_every:
         raise ValueError(
             f"config.train.dev_every={c.train.dev_every} must be 0 or a multiple of "
             f"config.train.save_every={c.train.save_every}: a loss is that of a checkpoint"
@@ -230,6 +190,22 @@ def _check(c: RunConfig) -> None:
             f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold no two "
             f"rounds of the {period(layers)} different ones of config.model.scheme; set it to False"
         )
+
+
+def _check_data(c: RunConfig) -> None:
+    if c.data.min_pairs > c.data.max_pairs:
+        raise ValueError(
+            f"config.data.min_pairs={c.data.min_pairs} exceeds config.data.max_pairs={c.data.max_pairs}"
+        )
+    if not c.evaluation.multiples:
+        raise ValueError("config.evaluation.multiples must hold at least one length, in units of L")
+    if c.data.corpus != "text_folder" and c.data.folder:
+        raise ValueError(
+            f"config.data.folder={c.data.folder} is read by config.data.corpus=text_folder only, "
+            f"not by {c.data.corpus}"
+        )
+    if c.data.corpus == "text_folder" and not c.data.folder:
+        raise ValueError("config.data.folder must name a folder of text for corpus text_folder")
 
 
 def _check_lengths(c: RunConfig) -> None:

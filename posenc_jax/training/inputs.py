@@ -1,7 +1,6 @@
 """What a run reads: corpus, tokenizer, token streams and the mixture of training windows."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelle
 from posenc_jax.tasks.offset import OffsetWindows, asked_offsets
 from posenc_jax.tasks.table import find
 from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.training.bounds import WEIGHT
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.sections import DataSection
 
@@ -59,8 +59,6 @@ def _check_task(data: DataSection) -> None:
     unread = {"classification": ("retrieval_share", "offset_share"), "language": ("text_weight",)}
     if data.task not in unread:
         raise ValueError(f"config.data.task must be {' or '.join(unread)}, not {data.task!r}")
-    if not 0 <= data.text_weight < math.inf:
-        raise ValueError(f"config.data.text_weight must be zero or above, not {data.text_weight}")
     for name in unread[data.task]:
         if getattr(data, name):
             raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
@@ -184,9 +182,11 @@ def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
             weight = float(share or 1)
         except ValueError as error:
             raise ValueError(f"config.data.retrieval_mix={data.retrieval_mix}: {error}") from None
-        if not 0 < weight < math.inf:
+        least, most = WEIGHT
+        if not least <= weight <= most:
             raise ValueError(
-                f"config.data.retrieval_mix={data.retrieval_mix}: share of {name} is {share}"
+                f"config.data.retrieval_mix={data.retrieval_mix}: the share of {name} must lie in "
+                f"[{least}, {most}], not {share}"
             )
         tasks.append((name, weight))
     if any(find(name).sentences for name, _ in tasks):

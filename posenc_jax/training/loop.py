@@ -138,7 +138,7 @@ def _run(
         print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
         if first:
             print(f"resuming {workdir} after step {first} of {t.steps}")
-    write_record(workdir, record, spent)
+    write_record(workdir, record, spent, first)
 
     step = make_step(config, model)
     place = functools.partial(_place, config, mesh)
@@ -174,13 +174,14 @@ def _run(
                     checkpoints.save(done, state, stays | links | measured)
                     if t.wait_for_saves:
                         checkpoints.wait()
+                    write_record(workdir, record, spent + time.time() - started, done)
             profile.after(done, state)
             if asked:
                 break
         checkpoints.wait()
     seconds = spent + time.time() - started
     if done < t.steps:
-        write_record(workdir, record, seconds)
+        write_record(workdir, record, seconds, done)
         raise Stopped(
             f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
         )
@@ -188,14 +189,24 @@ def _run(
 
 
 def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
-    """Waits until a step is finished, has it written down, and ends a run that diverges."""
-    row = monitor.finished(step, metrics, dict(measured))
+    """Waits until a step is finished, has it written down, and ends a run that diverges.
+
+    The counter of every step is read, not only that of steps with a row: it is back at 0 after one good
+    update. The next step is under way by then, so reading it costs no time of the devices.
+    """
+    skipped = int(metrics["skipped_in_a_row"])
+    monitor.finished(step, metrics, dict(measured), due=skipped >= bad_steps)
     watchdog.finished(step)
-    if row is not None and row["skipped_in_a_row"] >= bad_steps:
-        raise Diverged(
-            f"{row['skipped_in_a_row']:.0f} updates in a row were not finite, up to step {step}; "
-            "lower config.optimizer.learning_rate and start again in another --workdir"
-        )
+    if skipped >= bad_steps:
+        raise Diverged(diverged(skipped, step))
+
+
+def diverged(skipped: int, step: int) -> str:
+    """Returns what ends a run after so many updates in a row that were not finite."""
+    return (
+        f"{skipped} updates in a row were not finite, up to step {step}; "
+        "lower config.optimizer.learning_rate and start again in another --workdir"
+    )
 
 
 def _watchdog(workdir: Path, seconds: float) -> Watchdog:

@@ -54,6 +54,11 @@ def summed_loss(
     return Loss(nll, z, weights_BT.sum())
 
 
+def per_weight(total: Loss) -> jax.Array:
+    """Returns the factor that turns sums over tokens into weighted means; 0 where no token has any weight."""
+    return jnp.where(total.weight == 0, 0.0, 1 / jnp.where(total.weight == 0, 1.0, total.weight))
+
+
 def in_pieces(chunks: int, model_devices: int) -> bool:
     """Whether the vocabulary is taken in pieces, and its logits made twice: where there is more than one.
 

@@ -69,16 +69,16 @@ class Monitor:
         return self._meter.saving()
 
     def finished(
-        self, step: int, metrics: dict[str, jax.Array], measured: dict[str, float | None]
-    ) -> dict[str, float] | None:
-        """Waits until a step is finished; writes and returns its metrics every `log_every` steps.
+        self, step: int, metrics: dict[str, jax.Array], measured: dict[str, float | None], due: bool
+    ) -> None:
+        """Waits until a step is finished, and writes its metrics every `log_every` steps.
 
-        A step of which something was measured beside them is written in any case.
+        A step of which something was measured beside them, or that is `due`, is written in any case.
         """
         jax.block_until_ready(metrics)
         self._meter.finished()
-        if step % self._every and step != self._steps and not measured:
-            return None
+        if step % self._every and step != self._steps and not measured and not due:
+            return
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         links = self._chain.through(step)
         if self._log is not None:
@@ -87,4 +87,3 @@ class Monitor:
             rate = row_of_time.get("tokens_per_second")
             shown = {} if rate is None else {"tokens_per_s": f"{rate:,.0f}"}
             self._bar.update(step, loss=f"{row['loss']:.3f}", **shown)
-        return row

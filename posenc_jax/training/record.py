@@ -54,20 +54,25 @@ def seconds_before(workdir: Path) -> float:
     return _stored(workdir).get("wall_seconds", 0.0)
 
 
-def write_record(workdir: Path, record: dict, seconds: float) -> None:
-    """Writes run.json of a run that has not ended; process 0 alone."""
+def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None:
+    """Writes run.json of a run that has not ended, when it begins and after every save; process 0 alone.
+
+    `steps` are those that it shall take, `steps_done` those that it had taken by its last save.
+    """
     if jax.process_index() == 0:
-        write_json(workdir / "run.json", record | {"finished": False, "wall_seconds": seconds})
+        unfinished = {"steps_done": done, "finished": False, "wall_seconds": seconds}
+        write_json(workdir / "run.json", record | unfinished)
 
 
 def write_finished(workdir: Path, record: dict, seconds: float, state, chain: Chain) -> None:
-    """Writes run.json of a finished run; seconds are those of its legs that ended by themselves."""
+    """Writes run.json of a finished run; of a leg that was killed, seconds count up to its last save."""
     digests = sha256(state)  # of all processes together
     if jax.process_index() == 0:
         write_json(
             workdir / "run.json",
             record
             | {
+                "steps_done": record["steps"],
                 "wall_seconds": round(seconds, 1),
                 "tokens_per_second": round(record["tokens"] / seconds) if seconds else None,
                 "skipped_updates": int(state["skipped"]),

@@ -1,4 +1,4 @@
-"""The sections of a configuration: every setting, its meaning and its default."""
+"""The sections of a configuration: every setting, its meaning and its default. Ranges stand in `bounds`."""
 
 import dataclasses
 
@@ -91,7 +91,8 @@ class TrainSection:
       wait_for_saves: take no step before a checkpoint is on disk, so that no kill loses more than
         `save_every` steps. False saves time where writing takes long: a kill in the midst of a save then
         loses the interval before it as well.
-      bad_steps: abort after this many non-finite updates in a row (each is skipped and counted).
+      bad_steps: abort after this many non-finite updates in a row (each is skipped and counted), whether a
+        row of metrics is due then or not.
       stall_seconds: without a finished step, after which all stacks are written down (ten times as long
         for the first step of a leg, which is compiled).
       wandb_project: project on Weights & Biases; empty: none.
@@ -132,14 +133,14 @@ class TrainSection:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSection:
-    """Linear warm-up and cosine decay to `final_fraction` of the peak.
+    """Linear warm-up and cosine decay to `final_fraction` of the peak, functions of the step, skipped or not.
 
     Attributes:
       name: "adamw", or "muon": orthogonalised momentum for the hidden matrices and AdamW for the
         embedding, the gains and whatever a scheme learns (Jordan et al. 2024).
       learning_rate: peak, of AdamW. muon_learning_rate: peak of the hidden matrices under muon.
-      weight_decay: of matrices under adamw, of the hidden matrices alone under muon; gains and biases
-        are never decayed.
+      weight_decay: of matrices under adamw, of the hidden matrices alone under muon. Gains, biases and
+        whatever belongs to a positional encoding are never decayed.
     """
 
     name: str = "adamw"

@@ -15,6 +15,7 @@ from posenc_jax.training.checkpoints import Checkpoints, has_checkpoint
 from posenc_jax.training.config import RunConfig, from_sections, read
 from posenc_jax.training.fingerprint import sha256
 from posenc_jax.training.inputs import Inputs
+from posenc_jax.training.workdir import REREAD, refuse_owner
 
 # What two models may differ in whose parameters mean the same; the tokenizer is compared by itself.
 _FREE = ("scheme", "attention", "vocab_size", "train_length")
@@ -65,8 +66,10 @@ def find_source(config: RunConfig, workdir: Path) -> Checkpoints | None:
 def refuse_unlike(
     config: RunConfig, inputs: Inputs, model: Decoder, source: Checkpoints, step: int
 ) -> None:
-    """Raises ValueError for a source of another tokenizer, or with other parameters; names them."""
+    """Raises ValueError for a source of another tokenizer, of other parameters, or not its folder's own; names them."""
     name, owner = config.train.init_from, source.record(step)["owner"]
+    stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
+    refuse_owner(Path(name), step, stored, owner, REREAD)
     ours, theirs = inputs.tokenizer.fingerprint, owner["tokenizer_fingerprint"]
     if ours != theirs:
         there = from_sections(owner["config"]).data

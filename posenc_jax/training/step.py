@@ -13,18 +13,19 @@ from posenc_jax.model.decoder import ROWS, Decoder, at_progress, laid
 from posenc_jax.model.layers import Execution
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
-from posenc_jax.training.loss import Loss, summed_loss
+from posenc_jax.training.loss import Loss, per_weight, summed_loss
 from posenc_jax.training.sections import TrainSection
 
 State = dict[str, Any]
 
 
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
-    """Returns the clipped optimizer; gains and other vectors are not decayed."""
-    o = config.optimizer
+    """Returns the clipped optimizer; its rates follow the `count` that `at_step` sets.
 
-    def matrices(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
+    Weight decay takes matrices alone: neither gains nor other vectors, and nothing that says where a
+    token is, for a bias table or a frequency that shrinks is another encoding (as in Swin and T5).
+    """
+    o = config.optimizer
 
     if o.name == "adamw":
         update = optax.adamw(
@@ -33,12 +34,12 @@ def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
             b2=o.beta2,
             eps=o.epsilon,
             weight_decay=o.weight_decay,
-            mask=matrices,
+            mask=_decayed,
         )
     else:
         update = optax.contrib.muon(
             learning_rate_schedule(config, o.muon_learning_rate),
-            weight_decay=o.weight_decay,
+            weight_decay=o.weight_decay,  # of the hidden matrices; Adam's parameters have none
             adam_learning_rate=learning_rate_schedule(config, o.learning_rate),
             adam_b1=o.beta1,
             adam_b2=o.beta2,
@@ -46,6 +47,20 @@ def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=_hidden_matrices,
         )
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), update)
+
+
+# Below them lie the parameters of an encoding, by their names in `LAYOUT`.
+_POSITIONAL = {"scheme", "absolute"}
+
+
+def _positional(path) -> bool:
+    return not _POSITIONAL.isdisjoint(key.key for key in path)
+
+
+def _decayed(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim > 1 and not _positional(path), params
+    )
 
 
 # Which dims of a hidden matrix are summed over and which come out; all else is Adam's.
@@ -62,14 +77,14 @@ _MATRIX_DIMS = {
 
 def _hidden_matrices(params):
     def dims(path, _):
-        found = _MATRIX_DIMS.get(path[-1].key)
+        found = None if _positional(path) else _MATRIX_DIMS.get(path[-1].key)
         return optax.contrib.MuonDimensionNumbers(*found) if found else None
 
     return jax.tree_util.tree_map_with_path(dims, params)
 
 
 def learning_rate_schedule(config: RunConfig, peak: float) -> optax.Schedule:
-    """Returns the learning rate as a function of the update count."""
+    """Returns the learning rate as a function of the steps finished before, skipped updates among them."""
     warmup = min(config.optimizer.warmup_steps, config.train.steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=peak / (warmup + 1),
@@ -77,6 +92,24 @@ def learning_rate_schedule(config: RunConfig, peak: float) -> optax.Schedule:
         warmup_steps=warmup,
         decay_steps=config.train.steps,
         end_value=peak * config.optimizer.final_fraction,
+    )
+
+
+def at_step(optimizer_state, step: jax.Array):
+    """Returns an optimizer's state whose schedules stand at `step`, however many updates were skipped.
+
+    A schedule that counted updates would end above `final_fraction` in a run that skipped some, and two
+    arms of one configuration would be trained at different rates. Adam's own count, of the moments'
+    updates, stays.
+    """
+
+    def placed(part):
+        if isinstance(part, optax.ScaleByScheduleState):
+            return part._replace(count=jnp.asarray(step, part.count.dtype))
+        return part
+
+    return jax.tree.map(
+        placed, optimizer_state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState)
     )
 
 
@@ -133,12 +166,21 @@ def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
     return loss_of
 
 
+def all_finite(tree) -> jax.Array:
+    """Returns whether no element of any floating-point leaf is NaN or infinite."""
+    kinds = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    # A maximum hands NaN on, and takes half the time of a conjunction on CPU.
+    return jnp.isfinite(jnp.stack([jnp.abs(x).max() for x in kinds])).all()
+
+
 def make_step(config: RunConfig, model: Decoder):
     """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
     Each array of `batch` is [slices, B, T]: gradients of the summed loss are accumulated over the
-    slices and divided once by the total weight, so that slicing changes rounding only. A non-finite
-    loss or gradient leaves parameters and moments as they were and is counted.
+    slices and divided once by the total weight, so that slicing changes rounding only. A loss, a gradient,
+    or a parameter or moment after the update that is not finite leaves parameters and moments as they
+    were and is counted; the step counts all the same, and with it the schedules. Metrics hold
+    `learning_rate`, the rate of this step's update (of AdamW's part, under muon).
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
@@ -165,17 +207,16 @@ def make_step(config: RunConfig, model: Decoder):
 
         rest = jax.tree.map(lambda x: x[1:], batch)
         total, grads = first if t.accumulation == 1 else jax.lax.scan(add, first, rest)[0]
-        scale = 1 / jnp.maximum(total.weight, 1.0)
+        scale = per_weight(total)
         loss, grads = total.nll * scale, jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
-
         # An optimizer reshapes and multiplies matrices as it likes: the compiler lays that out, and the
         # results lie where they lay before.
         places = jax.tree.map(lambda x: jax.typeof(x).sharding, (params, state["optimizer"]))
         update = jax.sharding.auto_axes(optimizer.update, out_sharding=places)
-        updates, moments = update(grads, state["optimizer"], params)
+        updates, moments = update(grads, at_step(state["optimizer"], state["step"]), params)
         updated = {"params": optax.apply_updates(params, updates), "optimizer": moments}
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & all_finite(updated)
         kept = {"params": params, "optimizer": state["optimizer"]}
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         missed = 1 - good.astype(jnp.int32)

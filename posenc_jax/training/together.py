@@ -22,7 +22,7 @@ from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.dev import DevLoss
 from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
-from posenc_jax.training.loop import Diverged, Stopped, run_mesh
+from posenc_jax.training.loop import Diverged, Stopped, diverged, run_mesh
 from posenc_jax.training.progress import MetricLog, Progress
 from posenc_jax.training.record import record_of, seconds_before, write_finished, write_record
 from posenc_jax.training.step import State, make_step, state_builder
@@ -136,7 +136,7 @@ def _train(config, runs: list[_Run], command: str, inputs: Inputs, model, mesh, 
     for run in left:
         run.checkpoints.drop_after(first)
         run.log = MetricLog(run.workdir, run.config, first)
-        write_record(run.workdir, run.record, run.spent)
+        write_record(run.workdir, run.record, run.spent, first)
     _steps(config, left, first, list(states.values()), inputs, model, mesh, shapes, stop)
 
 
@@ -202,6 +202,10 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
                         run.checkpoints.save(done, own, said | found)
                 for run in runs if t.wait_for_saves else ():
                     run.checkpoints.wait()
+                for run in runs:
+                    if not run.lost:
+                        seconds = run.spent + time.time() - started
+                        write_record(run.workdir, run.record, seconds, done)
             if asked and done < t.steps:
                 raise Stopped(f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on")  # fmt: skip
             if all(run.lost for run in runs):
@@ -210,7 +214,8 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
     except Stopped:
         for run in runs:
             run.checkpoints.wait()
-            write_record(run.workdir, run.record, run.spent + time.time() - started)
+            if not run.lost:
+                write_record(run.workdir, run.record, run.spent + time.time() - started, done)
         raise
     finally:
         for run in runs:
@@ -236,8 +241,13 @@ def _end(runs: Sequence[_Run], states: Sequence[State], t, seconds: float) -> No
 def _report(
     metrics, step: int, t, runs: Sequence[_Run], bar: Progress, clock: tuple, measured=()
 ) -> tuple[float, int]:
-    """Writes each run's metrics of one finished step, every `log_every` steps and where a loss was measured."""
-    if step % t.log_every and step != t.steps and not any(measured):
+    """Writes each run's metrics of one finished step, every `log_every` steps and where a loss was measured.
+
+    A run that has skipped too many updates in a row is lost, whichever step that is, and gets its last row.
+    """
+    in_a_row = jax.device_get(metrics["skipped_in_a_row"])
+    lost = [not run.lost and n >= t.bad_steps for run, n in zip(runs, in_a_row, strict=True)]
+    if step % t.log_every and step != t.steps and not any(measured) and not any(lost):
         return clock
     found = jax.device_get(metrics)
     now = time.time()
@@ -250,11 +260,8 @@ def _report(
         run.log.write(
             {"step": step, **row, **beside, "tokens_per_second": round(rate, 1), **run.chain.through(step)}
         )  # fmt: skip
-        if row["skipped_in_a_row"] >= t.bad_steps:
-            run.lost = (
-                f"{run.workdir}: {row['skipped_in_a_row']:.0f} updates in a row were not finite, up to step {step}; "
-                "lower config.optimizer.learning_rate and start again in another --workdir"
-            )  # fmt: skip
+        if lost[i]:
+            run.lost = f"{run.workdir}: {diverged(in_a_row[i], step)}"
     bar.update(step, loss=f"{found['loss'].mean():.3f}", tokens_per_s=f"{len(runs) * rate:,.0f}")
     return now, step
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterator
@@ -11,10 +13,14 @@ from pathlib import Path
 
 import jax
 
-from posenc_jax.training.config import RunConfig, differences, from_sections, read
+from posenc_jax.results.environment import environment
+from posenc_jax.training.config import RunConfig, deciding, differences, from_sections, read
 from posenc_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")  # fmt: skip
+
+# What a reader is told of a folder whose checkpoint and config.json disagree.
+REREAD = "bring back the config.json or the checkpoint that belongs to this folder"
 
 
 def refuse_strangers(workdir: Path, config: RunConfig) -> None:
@@ -42,19 +48,30 @@ def ownership(config: RunConfig, inputs: Inputs) -> dict:
     }
 
 
-def refuse_owner(workdir: Path, step: int, ours: dict, theirs: dict) -> None:
-    """Raises ValueError, naming the differences, when a checkpoint was saved by another run."""
-    there = from_sections(theirs["config"])
-    found = differences(from_sections(ours["config"]), there)
+def identity(owner: dict) -> str:
+    """Returns SHA-256 of what makes a run this one: its deciding settings, its text and its tokenizer."""
+    decides = owner | {"config": deciding(from_sections(owner["config"]))}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_owner(
+    workdir: Path, step: int, ours: dict, theirs: dict, remedy: str = "choose another --workdir"
+) -> None:
+    """Raises ValueError, naming the differences, when a checkpoint was saved by another run.
+
+    Args:
+      ours: of `ownership`; what is left out of it is not compared. theirs: of the checkpoint's record.
+    """
+    found = differences(from_sections(ours["config"]), from_sections(theirs["config"]))
     found += [
         f"{name}: {ours[name][:12]} here, {theirs[name][:12]} there"
         for name in ("corpus_fingerprint", "tokenizer_fingerprint")
-        if ours[name] != theirs[name]
+        if name in ours and ours[name] != theirs[name]
     ]
     if found:
         raise ValueError(
             f"checkpoint {step} in {workdir} was saved by another run ({'; '.join(found[:4])}"
-            f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}); choose another --workdir"
+            f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}); {remedy}"
         )
 
 
@@ -86,13 +103,14 @@ def claim(workdir: Path) -> Iterator[None]:
 
 
 def provenance() -> dict:
-    """Returns versions and hardware, for the record of every run."""
+    """Returns versions, hardware and environment variables, for the records of runs and benches."""
     devices = jax.devices()
     return {
         "versions": {"python": platform.python_version()}
         | {p: metadata.version(p) for p in PACKAGES},
         "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {_processor()}",
         "processes": jax.process_count(),
+        "environment": environment(),
     }
 
 
