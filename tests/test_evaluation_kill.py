@@ -32,14 +32,14 @@ def whole(tmp_path_factory, data_dir):
     runs.finished(runs.config(data_dir, "rope|nope"), workdir)
     other = workdir.with_name("y") / "x"
     shutil.copytree(workdir, other)
-    path = runner.evaluate(other, multiples=(1, 4), suites=ASK, split="test", stretch=None)
+    path = runner.evaluate(other, multiples=(1, 4), suites=ASK, split="dev", stretch=None)
     return workdir, path.read_bytes()
 
 
 def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, tmp_path, monkeypatch):  # fmt: skip
     workdir, rows = whole
     shutil.copytree(workdir, tmp_path / "x")
-    rename, savez = Path.rename, np.savez
+    replace, savez = os.replace, np.savez
 
     def until(count, real):
         left = [count]
@@ -52,13 +52,13 @@ def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, t
 
         return cut
 
-    # Each turn ends before the rename of a later item, the partial file already written, or before
+    # Each turn ends before the replacement by a later item, the partial file already written, or before
     # the arrays of one.
     for turn in range(1, 40):
-        monkeypatch.setattr(Path, "rename", until(2 + turn % 2, rename))
+        monkeypatch.setattr(os, "replace", until(2 + turn % 2, replace))
         monkeypatch.setattr(np, "savez", until(1 + turn % 3, savez))
         try:
-            path = runner.evaluate(tmp_path / "x", multiples=(1, 4), suites=ASK, split="test", stretch=None)  # fmt: skip
+            path = runner.evaluate(tmp_path / "x", multiples=(1, 4), suites=ASK, split="dev", stretch=None)  # fmt: skip
         except Killed:
             continue
         break
@@ -73,7 +73,7 @@ def test_an_evaluation_killed_outright_at_random_moments_ends_in_the_same_rows(w
     command = [sys.executable, "scripts/evaluate.py", f"--workdir={tmp_path / 'x'}", "--lengths=1,4", f"--suite={','.join(ASK)}"]  # fmt: skip
     # Compiled as in this process (conftest.py): another compilation rounds in another way.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    place = tmp_path / "x" / "evaluation" / "rows.jsonl"
+    place = tmp_path / "x" / "evaluation_dev" / "rows.jsonl"
     moments, kills = random.Random(0), 0
     for _ in range(12):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)  # fmt: skip

@@ -376,8 +376,8 @@ def test_from_training_to_the_scores_of_the_tuned_run_by_the_scripts(tmp_path, d
         "scripts/evaluate.py", f"--workdir={y}", "--suite=E1", "--lengths=1", "--checkpoint=best"
     )
     assert smoke.get_config("rope").train.length == L
-    (row,) = [r for r in runs.rows(y / "evaluation" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
+    (row,) = [r for r in runs.rows(y / "evaluation_dev" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
     assert (row["length"], row["arm"]) == (4 * L, "rope yarn:4 tuned")
     assert "checkpoint" not in row
-    (best,) = [r for r in runs.rows(y / "evaluation_best" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
+    (best,) = [r for r in runs.rows(y / "evaluation_dev_best" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
     assert (best["checkpoint"], best["step"]) == ("best", 8)
