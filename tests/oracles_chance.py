@@ -112,6 +112,14 @@ def offset(tokens, nearest, farthest):
     return [most_frequent(tokens[at - farthest : at - nearest + 1])]
 
 
+def offset_open(tokens, nearest, farthest):
+    """P3: the same, less the symbols that were answered already."""
+    at = len(tokens) - 1
+    counts = collections.Counter(tokens[at - farthest : at - nearest + 1])
+    counts.subtract(asked_values(tokens))
+    return [max(sorted(counts), key=counts.get)]
+
+
 # Others, which may do no better: each takes the symbols in sight and those not yet answered.
 
 
