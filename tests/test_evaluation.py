@@ -282,6 +282,9 @@ def test_a_value_that_is_not_finite_is_no_value_and_says_so():
         json.dumps(found.to_json(), allow_nan=False)
     found = work.row("E", "bpb_ctx", np.int64(64), "all", np.float32(0.5), 3)
     assert json.loads(json.dumps(found.to_json()))["k"] == 2.0
+    assert (
+        row(length=4, train_length=9).k == 0.5
+    )  # of an odd L too, the loss within L is found at k = 1/2
 
 
 @pytest.fixture(scope="module")

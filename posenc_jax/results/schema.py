@@ -96,8 +96,8 @@ class Row:
 
     @property
     def k(self) -> float:
-        """Length in units of L."""
-        return self.length / self.train_length
+        """Length in units of L; L // 2 is half of an odd L too, since the in-distribution loss is read there."""
+        return ID if self.length == self.train_length // 2 else self.length / self.train_length
 
     @property
     def measured(self) -> bool:
