@@ -6,6 +6,7 @@ from pathlib import Path
 
 from posenc_jax.results.files import json_lines, read_json_lines, replace_text
 from posenc_jax.results.schema import BPB, DEFINITIONS, FAR, Row, row_from_json
+from posenc_jax.results.stored_run import checked_row
 
 
 class RowFile:
@@ -17,18 +18,20 @@ class RowFile:
         opened.
 
     Raises:
-      ValueError: a line that is no row.
+      ValueError: a line that is no row, in one line that names it.
     """
 
     def __init__(self, path: Path, stamps: Mapping[str, str]):
         self._path, self._stamps = path, stamps
-        stored = [one for _, one in read_json_lines(path)[0]] if path.exists() else []
-        self._rows = [row_from_json(one) for one in stored if self._current(one)]
+        numbered, cut = read_json_lines(path) if path.exists() else ([], 0)
+        stored = [checked_row(one, path, number) for number, one in numbered]
+        # Where the file was cut, rows of its last item may be gone: it is measured again.
+        partial = stored[-1].item if cut and stored else None
+        self._rows = [row for row in stored if self._current(row) and row.item != partial]
         self.dropped = len(stored) - len(self._rows)
 
-    def _current(self, stored: Mapping) -> bool:
-        agreed = (DEFINITIONS, self._stamps[stored["suite"]])
-        return (stored.get("definitions"), stored["stamp"]) == agreed
+    def _current(self, row: Row) -> bool:
+        return (row.definitions, row.stamp) == (DEFINITIONS, self._stamps.get(row.suite))
 
     def has(self, item: str) -> bool:
         """Whether an item has been measured under these stamps; "E5/64" also as "E5/64@<what with>".

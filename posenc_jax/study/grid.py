@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from posenc_jax.results.study_data import OTHER_LENGTHS, RUNS, TUNING
 from posenc_jax.study.checks import check
 
 TUNED_SHARE = 0.1  # of the parent's peak learning rates, in fine-tuning
@@ -80,7 +81,7 @@ class Cell:
         Tuning runs and those of another training length lie apart: the page compares neither with the
         runs that count.
         """
-        place = "tuning" if self.tuning else "other_lengths" if self.arm.length else "runs"
+        place = TUNING if self.tuning else OTHER_LENGTHS if self.arm.length else RUNS
         return workdir / place / self.name
 
 
