@@ -181,7 +181,8 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     rows = rows_of_run(found, path, info, name, split)
     about = optional_json(ended)
     if not info["finished"]:
-        step = max((m["step"] for m in metrics if "step" in m), default=0)
+        logged = max((m["step"] for m in metrics if "step" in m), default=0)
+        step = info.get("steps_done", logged)  # older records do not say
         why = f"training has not finished: step {step} of {info['steps']}"
     elif cut:
         why = f"{path.name}, line {cut} is cut off; evaluate it again"
