@@ -69,7 +69,11 @@ WRONG = [
     (smoke("extra"), "unexpected argument 'extra'"),
     (("scripts/evaluate.py",), "no trained run"),
     (("scripts/evaluate.py", "--lengths=1,x"), "--lengths must be whole numbers"),
-    (("scripts/report.py",), "workdir"),
+    (("scripts/report.py",), "is no folder"),
+    (("scripts/report.py", "--results=results/cpu"), "one of them"),
+    (("scripts/verdict.py", "--results=results/cpu"), "one of them"),
+    (("scripts/publish.py", "--out={empty}"), "is no folder"),
+    (("scripts/publish.py",), "--out must have a value"),
     (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
     (("scripts/study.py", "--study=README.md"), "README.md is no file of Python"),
 ]
