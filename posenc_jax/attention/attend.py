@@ -11,7 +11,7 @@ from posenc_jax.attention.fused import KERNELS, fused_attention, refusal, temper
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible
 from posenc_jax.attention.ring import ring_attention
-from posenc_jax.attention.shards import ring_of
+from posenc_jax.attention.shards import keys_of_shards, over_several, ring_of
 from posenc_jax.encodings.device import computes_on
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -135,7 +135,8 @@ def attend(
     Args:
       q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
         keys go around a ring (`posenc_jax.attention.ring`); of linear attention, sums are told instead.
-      k_BSKH: keys as projected; N must be a multiple of K.
+      k_BSKH: keys as projected; N must be a multiple of K. Where the queries' heads are split over more devices
+        than K divides over, each device gets copies of those that its queries read.
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.
       params: what `layer.init(key)` returned.
@@ -156,6 +157,26 @@ def attend(
       ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
         scheme without clocks or without causality.
     """
+    arrays = {
+        "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
+        "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
+        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN,
+    }  # fmt: skip
+    out_BTNH = _attend(
+        **over_several(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
+        implementation=implementation,
+    )  # fmt: skip
+    layout = jax.typeof(q_BTNH).sharding.spec
+    if jax.typeof(out_BTNH).sharding.spec == layout:
+        return out_BTNH
+    return jax.sharding.reshard(out_BTNH, layout)
+
+
+def _attend(
+    *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN,
+    k_clock_BSN, layer: PlacedLayer, causal, window, aligned, implementation,
+) -> jax.Array:  # fmt: skip
+    """Returns `attend` of arrays that no axis of one device lays out."""
     ring = ring_of(q_BTNH)
     path = choose(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
@@ -178,6 +199,8 @@ def attend(
             "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"
         )
 
+    k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
+    num_kv_heads = k_BSKH.shape[2]
     if layer.form is not None:
         v_BSNH = _per_query_head(v_BSKH, num_heads)
         q_BTNH = layer.form.features(q_BTNH)

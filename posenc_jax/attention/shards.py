@@ -1,5 +1,6 @@
 """Attention on a mesh: every device serves its own rows, heads and, around a ring, its own queries."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,6 +38,54 @@ def ring_of(x_BTx: jax.Array) -> Ring | None:
     return Ring(axis, mesh.shape[axis], mesh.axis_names)
 
 
+def over_several(tree):
+    """Returns arrays laid out by the axes of the mesh that have several devices, and by no other.
+
+    An axis of one device splits nothing, yet it is in an array's type, where the queries' and the keys' length
+    may not both carry it. Data stay where they are.
+    """
+
+    def renamed(x):
+        layout = jax.typeof(x).sharding
+        several = [
+            tuple(a for a in _names(axes) if layout.mesh.shape[a] > 1) for axes in layout.spec
+        ]
+        spec = [axes[0] if len(axes) == 1 else axes or None for axes in several]
+        return x if spec == list(layout.spec) else jax.sharding.reshard(x, jax.P(*spec))
+
+    return jax.tree.map(renamed, tree)
+
+
+def keys_of_shards(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values split over devices as the heads of the queries are.
+
+    Where K does not divide over them (multi-query attention), heads are repeated first, as few times as will
+    do: every device then has those that its own queries read. N is a multiple of K.
+    """
+    heads = jax.typeof(q_BTNH).sharding.spec[2]
+    times = math.lcm(k_BSKH.shape[2], _devices(heads)) // k_BSKH.shape[2]
+
+    def laid(x_BSKH):
+        rows, length, own, _ = jax.typeof(x_BSKH).sharding.spec
+        if times > 1:
+            x_BSKH = jax.sharding.reshard(x_BSKH, jax.P(rows, length, None, None))
+            x_BSKH, own = jnp.repeat(x_BSKH, times, axis=2), None
+        return x_BSKH if own == heads else jax.sharding.reshard(x_BSKH, jax.P(rows, length, heads, None))  # fmt: skip
+
+    return laid(k_BSKH), laid(v_BSKH)
+
+
+def _names(axes) -> tuple[str, ...]:
+    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
+
+
+def _devices(axes) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in _names(axes))
+
+
 def per_shard(
     local: Callable, floats: tuple, places: tuple, *, ring: Ring | None = None, out: str = "BTNH"
 ) -> jax.Array:
@@ -44,7 +93,8 @@ def per_shard(
 
     The layout is that of the queries, in the mesh's explicit axes: dim 0 and dim 2 may be split, dim 1 with
     a `ring` alone. Rows and heads are independent, so nothing is communicated here but the sum of the
-    gradients of learned parameters. Keys and values are repeated first where their heads do not divide over the devices.
+    gradients of learned parameters. Keys and values are repeated first where their heads do not divide over the
+    devices (`keys_of_shards`).
 
     Args:
       local: called with whole arrays, and 0, where nothing is split.
@@ -58,18 +108,8 @@ def per_shard(
         return local(floats, places, jnp.int32(0))
     if dim is not None or (length is not None) != (ring is not None):
         raise ValueError("attention: queries may be split over batch and heads, over length for a ring alone, and never over head dim")  # fmt: skip
-    mesh = jax.sharding.get_abstract_mesh()
-    names = heads if isinstance(heads, tuple) else (heads,) if heads else ()
-    shards = 1
-    for name in names:
-        shards *= mesh.shape[name]
-    num_heads, K = q_BTNH.shape[2], k_BSKH.shape[2]
-    if K % shards:
-        whole = jax.P(rows, length, None, None)
-        k_BSKH, v_BSKH = (
-            jnp.repeat(jax.sharding.reshard(x, whole), num_heads // K, axis=2)
-            for x in (k_BSKH, v_BSKH)
-        )
+    names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
+    k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
     split = jax.P(rows, length, heads, None)
     clock = jax.P(rows, length, None)
     layout = (
