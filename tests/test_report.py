@@ -378,3 +378,58 @@ def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_
     section = page[page.index('<section id="not_drawn">') :].partition("</section>")[0]
     for title in ("Loss by position", "Bias of each head", "Training curves"):
         assert len(re.findall(f"<li>{title}: ", section)) == 1
+
+
+EVIL = "<script>x</script>"
+
+
+def evil_verdict(rule):
+    """A verdict whose every word is hostile."""
+    tested = {"estimate": 0.1, "low": 0.0, "high": 0.2, "threshold": 0.05, "p": 0.01, "sign_flip": 0.1,
+              "detectable": 0.1, "n": 3, "values": [0.1], "check": ""}  # fmt: skip
+    counted = dict.fromkeys(("estimate", "low", "high", "p", "sign_flip", "detectable"))
+    counted |= {"threshold": 0, "n": 0, "values": [], "check": "count", "said": EVIL}
+    words = {"clause": EVIL, "words": EVIL, "note": EVIL, "state": EVIL, "contradiction": EVIL,
+             "sentence": EVIL, "problems": [EVIL], "iqm": None, "ahead": None, "unit": "accuracy"}  # fmt: skip
+    hybrid = {"hybrid": EVIL, "verdict": EVIL, "clauses": {EVIL: EVIL}, "reasons": [EVIL],
+              "statements": [words | tested, words | counted], "attribution": [{"words": EVIL}]}  # fmt: skip
+    return {"rule": rule, "status": "exploratory", "tier": EVIL, "split": EVIL, "train_length": L, "seeds": [EVIL],
+            "prereg": None, "margins": {"bpb": 0.005, "accuracy": 0.05}, "runs": {EVIL: ""}, "verdicts": [hybrid]} | {
+            name: [EVIL] for name in ("deviations", "notes", "why", "unused", "unplanned", "gaps")}  # fmt: skip
+
+
+def test_no_word_of_a_verdict_or_a_record_is_html(tmp_path):
+    folder = write_study(tmp_path, ("rope",))
+    verdict = evil_verdict(2) | {"rule_1": evil_verdict(1)}
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    study = json.loads((folder / "study.json").read_text())
+    study |= {"name": EVIL, "factors": {EVIL: {EVIL: EVIL}}, "roles": {"rope": EVIL}}
+    (folder / "study.json").write_text(json.dumps(study))
+    curve = [{"rate": 0.1, "bpb_ctx": None}]
+    tuned = {EVIL: {"rate": None, "edge": False, "curve": curve}}
+    (folder / "tuning.json").write_text(json.dumps({"steps": 1, "seed": 9, "arms": tuned}))
+    said = page_without_pictures(folder)
+    assert "<script" not in said
+    assert said.count("&lt;script&gt;") > 20
+    forests = [p for p in pictures(view_of(folder)) if p.name.startswith("verdict")]
+    assert [p.name for p in forests] == ["verdict", "verdict_rule_1"]
+    for picture in forests:
+        assert "<script" not in picture.svg(style.NARROW)
+
+
+def test_both_rules_stand_side_by_side(tmp_path):
+    folder = write_study(tmp_path, ("rope",))
+    verdict = evil_verdict(2) | {"rule_1": evil_verdict(1)}
+    for number, judged in enumerate((verdict, verdict["rule_1"])):
+        judged["verdicts"][0] |= {"hybrid": "coupled", "verdict": ("YES", "TRADE-OFF")[number]}
+        judged["verdicts"][0]["clauses"] = {("A0", "C1")[number]: "holds"}
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    page = page_without_pictures(folder)
+    assert "coupled: YES under rule 2 (exploratory), TRADE-OFF under rule 1 (exploratory)." in page
+    table = page[page.index("<table class='sides'>") :].partition("</table>")[0]
+    rows = [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["hybrid", "rule", "verdict", "A0", "C1"],
+        ["coupled", "2", "YES", "holds", ""],
+        ["coupled", "1", "TRADE-OFF", "", "holds"],
+    ]

@@ -96,4 +96,5 @@ def _forest(axes: Axes, words: str, found: Fit, named: bool) -> None:
     axes.set_yticks(range(len(shown)), labels if named else [""] * len(shown))
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_title(words)
-    axes.set_xlabel(f"difference from the grand mean of {found.mean:.2f}", color=MUTED)
+    mean = f"{found.mean:.2f}".replace("-", "−")
+    axes.set_xlabel(f"from the grand mean of {mean}", color=MUTED)

@@ -281,7 +281,7 @@ def _cell(record: dict, column: Column) -> str:
     notes = []
     if record["seeds"] > 1:
         low = column.show(record["min"]).rstrip("\u00a0%×")
-        notes.append(f"{low}–{column.show(record['max'])}")
+        notes.append(f"{low} to {column.show(record['max'])}")
     if record["n_per_seed"]:
         notes.append(f"n {record['n_per_seed']}")
     small = "".join(f"<small>{html.escape(note)}</small>" for note in notes)
@@ -313,4 +313,5 @@ def _three(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    text = f"{value:+.3f}".replace("-", "−")
+    return "0.000" if float(text[1:]) == 0 else text

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from posenc_jax.report import numbers, other_lengths, style, summary, verdict
@@ -137,14 +138,19 @@ def _figure(picture: style.Picture) -> str:
 def _not_drawn(drawn: list[style.Picture]) -> str:
     """One line for every figure that nothing was measured for."""
     lines = [
-        f"<li>{_text(picture.title)}: {_text('; '.join(picture.missing[:3]) or 'nothing was measured')}"
-        f"{' …' if len(picture.missing) > 3 else ''}</li>"
+        f"<li>{_text(picture.title)}: {_text(_reasons(picture.missing))}</li>"
         for picture in drawn
         if picture.draw is None
     ]
     if not lines:
         return ""
-    return f'<section id="not_drawn"><h2>Not measured</h2><ul class="missing">{"".join(lines)}</ul></section>'
+    return f'<section id="not_drawn"><h2>Not drawn</h2><ul class="missing">{"".join(lines)}</ul></section>'
+
+
+def _reasons(missing: Sequence[str]) -> str:
+    """Each reason once, whatever arm and seed it is of."""
+    found = list(dict.fromkeys(line.rpartition(": ")[2] for line in missing))
+    return "; ".join(found[:3]) + (" …" if len(found) > 3 else "") or "nothing was measured"
 
 
 def _definitions() -> str:

@@ -97,7 +97,8 @@ def _front(axes, study: StudyView, clouds, found) -> None:
         )
         axes.plot([s.mean[0]], [100 * s.mean[1]], markersize=10, markeredgecolor=SURFACE, zorder=4, **look)  # fmt: skip
     axes.axhline(0, color=RULE, linewidth=1)
-    axes.set_ylim(-8, 108)
+    low = min(y for cloud in clouds.values() for _, y in cloud.values())
+    axes.set_ylim(min(-2, 100 * low) - 6, 108)
     axes.margins(x=0.16)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.autoscale_view()

@@ -194,7 +194,8 @@ class StudyView:
         found = dict.fromkeys(
             row.metric.removesuffix("_accuracy") for row in rows if row.metric.endswith("_accuracy")
         )
-        return tuple(sorted(found, key=lambda task: task not in SUMMARY_TASKS))
+        rest = [task for task in found if task not in SUMMARY_TASKS]
+        return (*(task for task in SUMMARY_TASKS if task in found), *rest)
 
     @functools.cached_property
     def main_tasks(self) -> tuple[str, ...]:
