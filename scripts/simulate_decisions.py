@@ -1,6 +1,6 @@
 """How often the decision rule errs: python scripts/simulate_decisions.py --out=results/decision
 
-Draws studies of every truth of posenc_jax/study/simulation.py at 12 seeds (a confirmation), 8 and 5
+Draws studies of every truth of posenc_jax/study/truths.py at 12 seeds (a confirmation), 8 and 5
 (explorations), asks rule 2 of each, and writes rows.jsonl and table.md: how often the clause whose boundary
 the truth lies on holds, how often it is refuted, and how often the verdict is a wrong one, each at most
 5 % plus two standard errors; of truths with power, how often it is right. One share in 40 lies beyond two
@@ -32,14 +32,15 @@ SEEDS = {"1": (5, 8), "2": (12, 8, 5)}
 def main() -> int:
     """Truths to rows."""
     from posenc_jax.results.files import json_lines, replace_text
-    from posenc_jax.study import simulation, simulation_rule_1
+    from posenc_jax.study import simulation_rule_1, truths
 
     rule = _RULE.value
-    truths = [t for t in {"1": simulation_rule_1, "2": simulation}[rule].truths() if _ONLY.value in t.name]  # fmt: skip
+    asked = {"1": simulation_rule_1.truths, "2": truths.truths}[rule]()
+    asked = [truth for truth in asked if _ONLY.value in truth.name]
     draw = {"1": _row_of_rule_1, "2": _row_of_rule_2}[rule]
     rows, wrong = [], []
     for n in SEEDS[rule]:
-        for truth in truths:
+        for truth in asked:
             rows.append(draw(truth, n, _STUDIES.value, _SEED.value))
             if not rows[-1]["within"]:
                 rows.append(draw(truth, n, AGAIN * _STUDIES.value, _SEED.value + 1))

@@ -50,13 +50,12 @@ _PLANNED = ("hybrid", "rope", "alibi", "stretched", "oracle", "seeds", "pilot_se
 def main() -> None:
     """Flags to one call."""
     from posenc_jax.results.files import replace_text
-    from posenc_jax.results.load import load
+    from posenc_jax.results.load import chosen_folder, load
     from posenc_jax.study import prereg
-    from posenc_jax.study.verdict import Beside, judge, words
+    from posenc_jax.study.beside import Beside
+    from posenc_jax.study.verdict import judge, words
 
-    if (_WORKDIR.value is None) == (_RESULTS.value is None):
-        raise ValueError("give --workdir=FOLDER of a study or --results=FOLDER that was published, one of them")  # fmt: skip
-    folder = Path(_WORKDIR.value or _RESULTS.value)
+    folder = chosen_folder(_WORKDIR.value, _RESULTS.value)
     path = Path(_PREREG.value) if _PREREG.value else folder / "prereg.json"
     if _FREEZE.value:
         plan = _plan(prereg.Plan, {}, "test")

@@ -8,14 +8,17 @@ import oracles
 import pytest
 import runs
 from scipy import stats
-from synthetic_verdicts import HYBRID, add_instances, write_outcome_study
+from synthetic_verdicts import HYBRID, YARN, add_instances, write_outcome_study
 
-from posenc_jax.evaluation import property_items, retrieval_items, runner
+from posenc_jax.evaluation import retrieval_items, runner
+from posenc_jax.results.load import load
+from posenc_jax.results.study_data import RunData
 from posenc_jax.study import nested
+from posenc_jax.study.beside import Beside
 from posenc_jax.study.outcomes import read_outcomes
 from posenc_jax.study.prereg import Plan
 from posenc_jax.study.samples import SAMPLED, confirmed, read_samples
-from posenc_jax.study.verdict import judge, read_runs
+from posenc_jax.study.verdict import judge
 
 LEVELS = [0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975]
 
@@ -180,68 +183,89 @@ def test_what_cannot_be_drawn_from_is_refused(seeds, says):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, data_dir):
-    """A run long enough for every outcome, its right answers made up, and its evaluation folder."""
+    """A run long enough for every outcome, its right answers made up, as the loader reads it."""
     workdir = tmp_path_factory.mktemp("run") / "x"
     config = runs.config(
-        data_dir, "rope", train={"length": 96, "steps": 2}, evaluation={"stretches": 5, "multiples": (1, 4)}
+        data_dir, "rope", train={"length": 96, "steps": 2}, evaluation={"stretches": 5, "multiples": (1, 4, 8)}
     )  # fmt: skip
     runs.finished(config, workdir)
     random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (retrieval_items, property_items):
-            score = module.score_instances
+        score = retrieval_items.score_instances
 
-            def lucky(*args, score=score):
-                answers = score(*args)
-                return dataclasses.replace(answers, correct=random.random(answers.correct.shape) < 0.6)  # fmt: skip
+        def lucky(*args):
+            answers = score(*args)
+            return dataclasses.replace(answers, correct=random.random(answers.correct.shape) < 0.6)
 
-            patch.setattr(module, "score_instances", lucky)
-        suites = ("E3", "E6", "E7", "E8", "Y_R", "P3")
-        path = runner.evaluate(workdir, multiples=(1, 4), suites=suites, split="test", stretch=None)
-    return path.parent
+        patch.setattr(retrieval_items, "score_instances", lucky)
+        suites = ("E3", "E7", "E8", "Y_R")
+        runner.evaluate(workdir, multiples=(1, 4, 8), suites=suites, split="test", stretch=None)
+    return load(workdir, "test").runs[0]
 
 
 @pytest.mark.thorough
 def test_the_arrays_of_a_run_give_the_value_of_every_outcome(evaluated):
-    rows = runs.rows(evaluated / "rows.jsonl")
-    values = read_outcomes(rows).values
-    samples = read_samples(evaluated / "arrays", rows)
+    values = read_outcomes(evaluated.rows).values
+    samples = read_samples(evaluated)
     assert set(samples) == set(SAMPLED)
     for outcome, sample in samples.items():
+        assert not isinstance(sample, str), (outcome, sample)
         assert values["rope", outcome][0] == pytest.approx(nested.value(sample), rel=1e-9), outcome
         assert confirmed(sample, values["rope", outcome][0]) is sample
     sizes = {o: [len(s.total_I) for s in sample] for o, sample in samples.items()}
-    assert sizes["Y_R"] == sizes["Y_R_id"] == [10, 10, 10]
-    assert sizes["P3"] == [32]
-    assert sizes["Y_E"] == sizes["window_check"] == sizes["repeat_gain"] == [5]
+    assert sizes["Y_R"] == sizes["Y_R_id"] == sizes["window_drop"] == [10, 10, 10]
+    assert sizes["Y_E"] == sizes["Y_id"] == sizes["price"] == [5]
     assert 0 < sizes["Y_R_far"][0] < 10  # a passkey within L has no say in it
-    assert [s.weight_I.max() for s in samples["Y_R"]] == [1, 1, 16]
+    # Of 16 pairs the last answer is given away, and is not scored.
+    assert [s.weight_I.max() for s in samples["Y_R"]] == [1, 1, 15]
 
 
-def test_an_array_that_is_lacking_damaged_or_of_other_rows_is_named(evaluated, tmp_path):
-    rows = runs.rows(evaluated / "rows.jsonl")
-    said = read_samples(tmp_path, rows)
-    assert said["Y_R"] == f"no {tmp_path.name}/passkey_4.npz"
-    (tmp_path / "passkey_4.npz").write_bytes(b"PK\x03\x04 cut")
-    assert read_samples(tmp_path, rows)["Y_R"] == f"{tmp_path.name}/passkey_4.npz is damaged"
-    sample = read_samples(evaluated / "arrays", rows)["Y_E"]
+def of_arrays(arrays):
+    """A run with these arrays alone."""
+
+    def read(name):
+        if name not in arrays:
+            raise ValueError(f"no arrays/{name}.npz")
+        return arrays[name]
+
+    return RunData("x", {"train_length": 64}, {}, (), "", (), "", {}, (), read)
+
+
+def test_recall_is_above_the_mean_chance_of_the_answers_that_count():
+    """Two answers within L, three beyond it; by hand."""
+    distance, chance = np.array([10, 64, 65, 128, 200]), np.array([0.5, 0.1, 0.2, 0.4, 0.25])
+    correct = np.array([1, 0, 1, 0, 1], bool)
+    arrays = {"correct": correct, "distance": distance, "chance": chance, "instance": np.array([0, 0, 1, 1, 2])}  # fmt: skip
+    samples = read_samples(of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    guess = (0.2 + 0.4 + 0.25) / 3
+    assert nested.value(samples["Y_R_far"]) == pytest.approx((2 / 3 - guess) / (1 - guess))
+    everywhere = (0.6 - chance.mean()) / (1 - chance.mean())
+    assert nested.value(samples["Y_R"]) == pytest.approx(everywhere)
+    assert samples["Y_E"] == "no arrays/bpb_ctx_256.npz"
+
+
+def test_arrays_that_are_lacking_old_or_of_other_rows_are_named():
+    old = {"correct": np.ones(2, bool), "distance": np.ones(2), "instance": np.arange(2)}
+    said = read_samples(of_arrays({f"{task}_4": old for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    assert said["Y_R"] == "its arrays are of older definitions, without chance"
+    assert said["Y_R_id"] == "no arrays/passkey_1.npz"
+    bits = {"nats_R": np.ones(3), "bytes_R": np.ones(3)}
+    sample = read_samples(of_arrays({"bpb_ctx_256": bits, "bpb_ctx_32": bits}))["Y_E"]
     assert confirmed(sample, 1.0).endswith("its rows 1")
-    fewer = [r for r in rows if r["metric"] != "repeat_gain"]
-    assert read_samples(evaluated / "arrays", fewer)["repeat_gain"] == "no row repeat_gain at 2L to 4L"  # fmt: skip
 
 
-PLAN = Plan((HYBRID,), "rope", "alibi", tuple(range(5)), {})
+PLAN = Plan((HYBRID,), "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
 
 
 def statements(folder):
-    said = judge(read_runs(folder, "test"), PLAN, split="test", frozen=None, deviations=[])
+    said = judge(load(folder), PLAN, beside=Beside(), frozen=None, deviations=[])
     json.dumps(said, allow_nan=False)
-    return {s["words"]: s for s in said["verdicts"][0]["statements"] if not s["check"]}
+    return {s["words"]: s for s in said["verdicts"][0]["statements"] if s["estimate"] is not None}
 
 
 @pytest.fixture
 def study(tmp_path):
-    write_outcome_study(tmp_path, range(5), arms=("rope", "alibi", HYBRID))
+    write_outcome_study(tmp_path, range(5), arms=("rope", YARN, "alibi", HYBRID))
     return tmp_path
 
 
@@ -261,7 +285,7 @@ def test_the_verdict_draws_seeds_and_instances_where_they_are_kept_and_says_so(s
 
 def test_one_run_without_its_arrays_leaves_seeds_alone_and_is_named(study):
     add_instances(study, 12)
-    (study / "runs" / "arm1-s3" / "evaluation" / "arrays" / "bpb_ctx_256.npz").unlink()
+    (study / "runs" / "arm2-s3" / "evaluation" / "arrays" / "bpb_ctx_256.npz").unlink()
     said = statements(study)
     alibi = said["Y_E of ALiBi less Y_E of the hybrid"]
     assert alibi["bootstrap_over"] == ("seeds",)

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posenc_jax.study import rule_2
+from posenc_jax.study import clauses, counts
 from posenc_jax.study.attribution import attribute
+from posenc_jax.study.counts import Counts
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.roles import settle
-from posenc_jax.study.rule_2 import CLAUSES, Counts, decide
-from posenc_jax.study.simulation import (
+from posenc_jax.study.rule_2 import CLAUSES, decide
+from posenc_jax.study.simulation import draw, judged, tally
+from posenc_jax.study.truths import (
     ALIBI,
     HYBRID,
     RECALL,
     ROPE,
     STATEMENTS,
     STRETCHED,
-    draw,
-    judged,
-    tally,
+    margin_of,
     truths,
 )
 
@@ -63,8 +63,8 @@ def said(table, n=N, *, hybrids=("H",), assay=ASSAY, lookup=LOOKUP, dev="chosen"
     stretched, alibi = ("yarn", "tuned"), ("alibi", "match")
     on_dev = table if dev == "chosen" else None
     roles, _ = settle("rope", stretched, alibi, oracle, on_dev)
-    counts = Counts(assay, "pilot seeds", lookup)
-    return decide(table, hybrids, roles=roles, counts=counts, seeds=range(n), margins=Margins())
+    counted = Counts(assay, "pilot seeds", lookup)
+    return decide(table, hybrids, roles=roles, counts=counted, seeds=range(n), margins=Margins())
 
 
 def one(*args, **kwargs):
@@ -147,8 +147,8 @@ def test_a_refuted_comparison_of_recall_is_not_assessable_either():
 
 @pytest.mark.parametrize(("n", "asked"), [(12, 10), (8, 7), (5, 5), (4, 4), (3, 3)])
 def test_fewer_pilot_seeds_are_asked_for_in_proportion(n, asked):
-    assert rule_2.assay_passes({"R": (asked, n)}, ["R"]) is True
-    assert rule_2.assay_passes({"R": (asked - 1, n)}, ["R"]) is False
+    assert counts.assay_passes({"R": (asked, n)}, ["R"]) is True
+    assert counts.assay_passes({"R": (asked - 1, n)}, ["R"]) is False
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_factor_is_weighed_by_sign_flip_too():
     table = outcomes()
     for metric in ("Y_E", "Y_R"):
         table["N", metric] = {s: v + (0.01 if metric == "Y_E" else 0.0) + 1e-5 * s for s, v in table["H", metric].items()}  # fmt: skip
-    (found,) = attribute(table, "H", {"bias": "N"}, seeds=range(N), margins=Margins(), weigh=rule_2.weighed)  # fmt: skip
+    (found,) = attribute(table, "H", {"bias": "N"}, seeds=range(N), margins=Margins(), weigh=clauses.weighed)  # fmt: skip
     assert found.finding == "needed"
     assert all(s.agreed for s in found.statements if s.unit == "accuracy")
 
@@ -312,7 +312,7 @@ def as_outcomes(truth, n, studies, seed, study):
             table[arm, metric] = dict(enumerate(kept["values"][arm][metric][study]))
     for name, (_, first, second, metric, threshold) in STATEMENTS.items():
         if metric in ("Y_E", "Y_id"):
-            limit = simulation._margin(threshold, Margins())
+            limit = margin_of(threshold, Margins())
             past = truth.bits[name] * simulation.BITS * 2**0.5 if name in truth.bits else simulation.SURE  # fmt: skip
             table[first, metric] = dict(enumerate(limit + past + kept["noise"][first][metric][study]))  # fmt: skip
             table[second, metric] = dict(enumerate(kept["noise"][second][metric][study]))
@@ -328,11 +328,11 @@ def test_the_simulated_rule_is_the_rule(name):
     truth = next(t for t in truths() if t.name == name)
     for study in range(4):
         table, entries, reach = as_outcomes(truth, N, 4, 3, study)
-        word, clauses = judged(entries, reach, N, 0.05)[0]
+        word, states = judged(entries, reach, N, 0.05)[0]
         roles, _ = settle(ROPE, (STRETCHED,), (ALIBI,), "", None)
-        counts = Counts(dict.fromkeys((ROPE, ALIBI, HYBRID), (12, 12)), "", dict.fromkeys((ROPE, HYBRID), (12, 12)))  # fmt: skip
-        (found,) = decide(table, [HYBRID], roles=roles, counts=counts, seeds=range(N), margins=Margins())  # fmt: skip
-        assert (found.verdict, dict(found.clauses)) == (word, clauses)
+        counted = Counts(dict.fromkeys((ROPE, ALIBI, HYBRID), (12, 12)), "", dict.fromkeys((ROPE, HYBRID), (12, 12)))  # fmt: skip
+        (found,) = decide(table, [HYBRID], roles=roles, counts=counted, seeds=range(N), margins=Margins())  # fmt: skip
+        assert (found.verdict, dict(found.clauses)) == (word, states)
 
 
 def cells():

@@ -1,77 +1,116 @@
-"""From rows to a verdict: outcomes by name, the frozen plan, what bars a confirmation, the command."""
+"""From rows to both verdicts: outcomes by name, the frozen plan, what bars a confirmation, the command."""
 
 import csv
+import dataclasses
 import datetime
 import html
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import committed_verdicts
 import pytest
 from synthetic_verdicts import (
     BIASLESS,
     HYBRID,
     ROTATIONLESS,
+    YARN,
     L,
     edit,
     outcome_rows,
     write_outcome_study,
+    write_run,
 )
 
-from posenc_jax.report import read_study, style, write_report
+from posenc_jax.report import StudyView, style, write_report
 from posenc_jax.report.verdict import forest
-from posenc_jax.study import prereg
-from posenc_jax.study.decision import METRICS, Margins
-from posenc_jax.study.outcomes import read_outcomes
+from posenc_jax.results.load import load
+from posenc_jax.results.schema import row_from_json
+from posenc_jax.study import prereg, rule_1, rule_2
+from posenc_jax.study.beside import Beside
+from posenc_jax.study.decision import Margins
+from posenc_jax.study.outcomes import oracle_gain, read_outcomes
 from posenc_jax.study.prereg import Plan
-from posenc_jax.study.verdict import judge, read_runs, words
+from posenc_jax.study.verdict import judge, words
 
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
+N = 12
+CONFIRMED = tuple(range(100, 100 + N))
 
 
-def plan(seeds, ablations=ABLATIONS):
-    return Plan((HYBRID,), "rope", "alibi", tuple(seeds), ablations)
+def plan(seeds, ablations=ABLATIONS, **changes):
+    return Plan((HYBRID,), "rope", ("alibi",), tuple(seeds), ablations, stretched=(YARN,), **changes)  # fmt: skip
 
 
-def verdict(folder, seeds, *, frozen=None, split="test", ablations=ABLATIONS):
-    runs = read_runs(folder, split)
-    return judge(runs, plan(seeds, ablations), split=split, frozen=frozen, deviations=[])
+@pytest.fixture(scope="module")
+def lookup(tmp_path_factory):
+    """Runs of offset lookup alone, in a folder of their own: every arm learns it."""
+    folder = tmp_path_factory.mktemp("lookup")
+    return write_outcome_study(folder, range(N), arms=("rope", "alibi", HYBRID))
+
+
+def verdict(folder, seeds, lookup=None, *, split="test", ablations=ABLATIONS, **changes):
+    beside = Beside(lookup=lookup and load(lookup))
+    return judge(load(folder, split), plan(seeds, ablations, **changes), beside=beside, frozen=None, deviations=[])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return write_outcome_study(tmp_path_factory.mktemp("verdict"), range(8))
+    return write_outcome_study(tmp_path_factory.mktemp("verdict"), range(N))
+
+
+def rows_of(arm, seed):
+    return [row_from_json(row) for row in outcome_rows(arm, seed)]
 
 
 def changed(rows, metric, length, /, **fields):
     """The rows with one of them changed; it must be there."""
-    hits = [r for r in rows if (r["metric"], r["length"]) == (metric, length)]
-    assert hits
-    return [r | fields if r in hits else r for r in rows]
+    hits = [r for r in rows if (r.metric, r.length, r.bucket) == (metric, length, "all")]
+    assert len(hits) == 1
+    return [dataclasses.replace(r, **fields) if r in hits else r for r in rows]
 
 
-def test_each_outcome_is_read_from_its_own_row():
-    rows = outcome_rows("rope", 0)
+def test_each_outcome_of_rule_2_is_read_from_its_own_rows():
+    rows = rows_of(HYBRID, 0)
     values = read_outcomes(rows).values
-    by_place = {(r["metric"], r["length"], r["bucket"]): r["value"] for r in rows}
+    by_place = {(r.metric, r.length, r.bucket): r.value for r in rows}
     wanted = {
-        "Y_E": ("bpb_ctx", 256, "all"), "bpb_id": ("bpb_ctx", 64, "all"), "Y_R": ("Y_R", 256, "all"),
-        "Y_R_far": ("Y_R_far", 256, "all"), "Y_R_id": ("Y_R_id", 64, "all"),
-        "context_gain": ("context_gain", 256, "all"), "window_check": ("window_check", 256, "all"),
-        "P1": ("P1_shift_error", 64, "all shift:512"), "P3": ("P3_offset_accuracy", 64, "all"),
-        "P5": ("P5_monotone_share", 1024, "all"),
+        "Y_E": ("bpb_ctx", 256, "all"), "Y_id": ("bpb_ctx", 32, "all"), "Y_R": ("Y_R", 256, "all"),
+        "Y_R_far": ("Y_R_far", 256, "all"), "Y_R_8": ("Y_R", 512, "all"), "Y_R_id": ("Y_R_id", 64, "all"),
+        "least_id": ("least_id", 64, "all"), "P1": ("P1_shift_error", 64, "all shift:512"),
+        "P4": ("P4_bpb_ctx_change", 64, "rotation off"), "P5": ("P5_monotone_share", 1024, "all"),
     }  # fmt: skip
-    assert {m: values["rope", m][0] for m in wanted} == {m: by_place[p] for m, p in wanted.items()}
-    assert values["rope", "repeat_gain"][0] == pytest.approx((0.4 + 0.2) / 2)
-    assert {metric for _, metric in values} == set(METRICS)
+    assert {m: values[HYBRID, m][0] for m in wanted} == {m: by_place[p] for m, p in wanted.items()}
+    near, far = by_place["bpb_ctx", 32, "all"], by_place["bpb_ctx", 256, "all"]
+    assert values[HYBRID, "context_gain"][0] == -values[HYBRID, "price"][0] == near - far
+    window = by_place["Y_R_window", 256, "all"]
+    assert values[HYBRID, "window_drop"][0] == by_place["Y_R", 256, "all"] - window
+    assert {metric for _, metric in values} == set(rule_2.METRICS)
+
+
+def test_the_outcomes_of_rule_1_are_those_it_was_defined_with():
+    """bpb at c = L, chance 1/64 from the accuracies, the gain from c = L on."""
+    rows = rows_of("rope", 0)
+    values = read_outcomes(rows, rule_1.RULE).values
+    by_place = {(r.metric, r.length, r.bucket): r.value for r in rows}
+    assert values["rope", "bpb_id"][0] == by_place["bpb_ctx", 64, "all"]
+    assert values["rope", "context_gain"][0] == by_place["bpb_ctx", 64, "all"] - by_place["bpb_ctx", 256, "all"]  # fmt: skip
+    guess = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}
+    for outcome, length, bucket in (("Y_R", 256, "all"), ("Y_R_id", 64, "all"), ("Y_R_far", 256, "distance:L-2L")):  # fmt: skip
+        found = [(by_place[f"{t}_accuracy", length, bucket] - g) / (1 - g) for t, g in guess.items()]  # fmt: skip
+        assert values["rope", outcome][0] == pytest.approx(sum(found) / 3, rel=1e-12)
+    gains = [by_place["repeat_gain", k * L, "all"] for k in (2, 4)]
+    assert values["rope", "repeat_gain"][0] == pytest.approx(sum(gains) / 2)
+    assert {metric for _, metric in values} == set(rule_1.METRICS)
 
 
 def test_the_worst_shift_counts_and_a_missing_one_is_a_gap():
-    rows = outcome_rows("rope", 0)
-    worse = [r | {"value": 0.5} if r["bucket"] == "all shift:7" else r for r in rows]
+    rows = rows_of("rope", 0)
+    worse = [dataclasses.replace(r, value=0.5) if r.bucket == "all shift:7" else r for r in rows]
     assert read_outcomes(worse).values["rope", "P1"][0] == 0.5
-    fewer = [r for r in rows if r["bucket"] != "all shift:512"]
+    fewer = [r for r in rows if r.bucket != "all shift:512"]
     reading = read_outcomes(fewer)
     assert reading.values["rope", "P1"][0] is None
     assert reading.gaps == ("rope, seed 0: no P1: not measured (no row P1_shift_error at all shift:512)",)  # fmt: skip
@@ -86,85 +125,184 @@ def test_the_worst_shift_counts_and_a_missing_one_is_a_gap():
     ],
 )
 def test_a_value_that_is_not_there_is_listed_with_its_reason(fields, says):
-    reading = read_outcomes(changed(outcome_rows("alibi", 3), "bpb_ctx", 4 * L, **fields))
+    reading = read_outcomes(changed(rows_of("alibi", 3), "bpb_ctx", 4 * L, **fields))
     assert reading.values["alibi", "Y_E"] == {3: None}
-    (gap,) = reading.gaps
-    assert gap.startswith("alibi, seed 3: no Y_E: ")
+    gap = next(gap for gap in reading.gaps if gap.startswith("alibi, seed 3: no Y_E: "))
     assert says in gap
 
 
+def test_a_scheme_that_does_not_rotate_has_no_p4_and_says_why():
+    rows = [r for r in rows_of("alibi", 0) if not r.metric.startswith("P4")]
+    one = dataclasses.replace(rows[0], metric="P4_change", bucket="rotation off", value=None, skipped="nothing rotates")  # fmt: skip
+    reading = read_outcomes([*rows, one])
+    assert reading.gaps == ("alibi, seed 0: no P4: skipped (nothing rotates)",)
+
+
 def test_a_monotone_share_short_of_16_L_does_not_count():
-    rows = changed(outcome_rows("rope", 0), "P5_monotone_share", 16 * L, length=8 * L)
+    rows = changed(rows_of("rope", 0), "P5_monotone_share", 16 * L, length=8 * L)
     assert read_outcomes(rows).values["rope", "P5"][0] is None
 
 
 def test_a_row_twice_or_a_seed_from_two_runs_is_an_error():
-    rows = outcome_rows("rope", 0)
-    with pytest.raises(ValueError, match="two rows of bpb_ctx at 64"):
+    rows = rows_of("rope", 0)
+    with pytest.raises(ValueError, match="two rows of bpb_ctx at 32"):
         read_outcomes([*rows, rows[0]])
     with pytest.raises(ValueError, match="both hold arm rope, seed 0"):
-        read_outcomes([*rows, *(r | {"run": "other"} for r in rows)])
+        read_outcomes([*rows, *(dataclasses.replace(r, run="other") for r in rows)])
 
 
 @pytest.mark.parametrize(("field", "value"), [("split", "dev"), ("tier", "gpu"), ("train_length", 128)])  # fmt: skip
 def test_rows_that_do_not_belong_together_are_an_error(field, value):
-    other = [r | {field: value} for r in outcome_rows("rope", 1)]
+    other = [dataclasses.replace(r, **{field: value}) for r in rows_of("rope", 1)]
     with pytest.raises(ValueError, match=f"one {field}"):
-        read_outcomes(outcome_rows("rope", 0) + other)
+        read_outcomes(rows_of("rope", 0) + other)
 
 
-def test_runs_with_other_repeat_gaps_are_an_error():
-    fewer = [r for r in outcome_rows("rope", 1) if (r["metric"], r["length"]) != ("repeat_gain", 4 * L)]  # fmt: skip
+def test_runs_with_other_repeat_gaps_are_an_error_under_rule_1():
+    fewer = [r for r in rows_of("rope", 1) if (r.metric, r.length) != ("repeat_gain", 4 * L)]
     with pytest.raises(ValueError, match=r"repeat_gain has gaps \(128, 256\)"):
-        read_outcomes(outcome_rows("rope", 0) + fewer)
+        read_outcomes(rows_of("rope", 0) + fewer, rule_1.RULE)
 
 
-def test_a_study_whose_hybrid_wins_is_yes_and_both_factors_are_needed(study):
-    said = verdict(study, range(8))
-    (v,) = said["verdicts"]
-    assert v["verdict"] == "YES-STRONG"
-    assert [a["finding"] for a in v["attribution"]] == ["needed", "needed"]
+@pytest.mark.parametrize(
+    ("folder", "arms", "ablations", "said"),
+    [
+        ("screening", ["alibi-match"], {}, committed_verdicts.SCREENING),
+        ("cpu", ["alibi-match", "alibi"], {}, committed_verdicts.CPU),
+    ],
+)
+def test_rule_1_says_of_committed_rows_what_it_said_when_they_were_published(folder, arms, ablations, said):  # fmt: skip
+    """Every state, estimate and p, to the digits printed then."""
+    data = load(Path("results") / folder)
+    seeds = tuple(data.record["seeds"])
+    asked = Plan(tuple(said), "rope", tuple(arms), seeds, ablations, stretched=("rope yarn:4",))
+    again = judge(data, asked, beside=Beside(), frozen=None, deviations=[])["rule_1"]
+    for v in again["verdicts"]:
+        word, statements = said[v["hybrid"]]
+        assert v["verdict"] == word
+        for (clause, state, estimate, p), s in zip(statements, v["statements"], strict=True):
+            assert (s["clause"], s["state"]) == (clause, state)
+            if estimate is not None:
+                assert s["estimate"] == pytest.approx(estimate, abs=5.1e-5)
+                assert s["p"] == pytest.approx(p, abs=1.01e-4)
+
+
+def test_a_study_whose_hybrid_wins_is_yes_by_both_rules_and_both_factors_are_needed(study, lookup):
+    said = verdict(study, range(N), lookup)
+    (new,), (old,) = said["verdicts"], said["rule_1"]["verdicts"]
+    assert (new["verdict"], old["verdict"]) == ("YES-RELIABLE", "YES-STRONG")
+    assert (said["rule"], said["rule_1"]["rule"]) == (2, 1)
+    for v in (new, old):
+        assert [a["finding"] for a in v["attribution"]] == ["needed", "needed"]
     assert said["status"] == "exploratory"
     assert said["why"] == ["no plan was frozen beforehand"]
     assert said["gaps"] == said["unused"] == said["unplanned"] == []
     json.dumps(said, allow_nan=False)
 
 
-def test_four_seeds_never_make_yes_and_the_others_are_named_as_not_read(study):
-    said = verdict(study, range(4))
+def test_eleven_seeds_never_make_yes_and_the_others_are_named_as_not_read(study, lookup):
+    said = verdict(study, range(N - 1), lookup)
     assert said["verdicts"][0]["verdict"] == "INCONCLUSIVE"
-    assert any("YES needs 5 seeds" in r for r in said["verdicts"][0]["reasons"])
-    assert "rope, seed 7: not among the planned seeds, not read" in said["unplanned"]
+    assert any("YES needs 12 seeds" in r for r in said["verdicts"][0]["reasons"])
+    assert "rope, seed 11: not among the planned seeds, not read" in said["unplanned"]
 
 
-def test_the_text_has_every_statement_the_banner_and_the_attribution(study):
-    said = verdict(study, range(8))
+def test_the_text_has_both_verdicts_side_by_side_and_the_deviations_first(study, lookup):
+    said = verdict(study, range(N), lookup)
     text = words(said)
-    assert text.startswith("EXPLORATORY: tier cpu, 8 seeds planned")
-    for s in said["verdicts"][0]["statements"]:
-        assert s["sentence"] in text
+    assert text.startswith("EXPLORATORY: tier cpu, 12 seeds planned")
+    lines = text.splitlines()
+    assert lines[2:4] == ["Deviations:", "  - test was read without a frozen plan"]
+    assert f"{HYBRID}: YES-RELIABLE (exploratory) by rule 2, YES-STRONG (exploratory) by rule 1" in text  # fmt: skip
+    for rule in (said, said["rule_1"]):
+        for s in rule["verdicts"][0]["statements"]:
+            assert s["sentence"] in text
     assert "rotation is needed" in text
-    assert "attribution: no ablation was named" in words(verdict(study, range(8), ablations={}))
+    assert "the study's own 12 seeds, 10 of which are asked for" in text
+    assert "attribution: no ablation was named" in words(verdict(study, range(N), ablations={}))
+
+
+def test_deviations_of_the_study_are_printed_first(tmp_path):
+    write_outcome_study(tmp_path, range(2))
+    record = {"name": "x", "split": "test", "deviations": ["seed 9 died"]}
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    said = verdict(tmp_path, range(2))
+    assert said["deviations"] == ["seed 9 died", "test was read without a frozen plan"]
+    assert "seed 9 died" in words(said).splitlines()[3]
+
+
+def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tmp_path):
+    pilot = write_outcome_study(tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID), split="dev")  # fmt: skip
+    for seed in (50, 51, 52):  # RoPE learns recall in 9 of 12
+        path = pilot / "runs" / f"arm0-s{seed}" / "evaluation_dev" / "rows.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [r | {"value": 0.1} if r["metric"] == "least_id" else r for r in rows]
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    beside = Beside(pilot=load(pilot), lookup=load(lookup))
+    said = judge(load(study), plan(range(N)), beside=beside, frozen=None, deviations=[])
+    (v,) = said["verdicts"]
+    assert (v["clauses"]["A0"], v["clauses"]["C3"]) == ("fails", "not assessable")
+    assert v["verdict"] == "INCONCLUSIVE"
+    assert f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of" in words(said)  # fmt: skip
+
+
+def test_pilot_seeds_of_a_plan_need_their_runs_and_count_nowhere_else(study):
+    with pytest.raises(ValueError, match="the plan names pilot seeds; give the folder"):
+        verdict(study, range(N), pilot=tuple(range(50, 62)))
+    with pytest.raises(ValueError, match="pilot seeds must count nowhere else"):
+        prereg.freeze(Path("nowhere"), plan(range(N), pilot=(3,)))
+
+
+def test_a_copy_of_a_run_is_refused(tmp_path):
+    write_outcome_study(tmp_path, range(2))
+    info = {"arm": HYBRID, "seed": 2, "tier": "cpu", "train_length": L}
+    rows = [r | {"seed": 2} for r in outcome_rows(HYBRID, 1)]
+    write_run(tmp_path / "runs" / "copy-s2", info, rows, "test")
+    with pytest.raises(ValueError, match="have the same values in every row: one is a copy"):
+        verdict(tmp_path, range(3))
+
+
+def test_the_oracles_gain_is_read_at_the_studys_lengths_and_asks_for_the_hybrids(tmp_path, lookup):
+    write_outcome_study(tmp_path, range(N))
+    for seed in range(N):
+        rows = [r | {"arm": "far", "length": r["length"]} for r in outcome_rows("rope", seed) if r["metric"] == "bpb_ctx"]  # fmt: skip
+        rows = [r | {"value": 2.4 + 0.01 * seed} if r["length"] == 4 * L else r for r in rows]
+        info = {"arm": "far", "seed": seed, "tier": "cpu", "train_length": 4 * L}
+        write_run(tmp_path / "other_lengths" / f"far-s{seed}", info, rows, "test")
+    data = load(tmp_path)
+    gain = oracle_gain(data.elsewhere[0].rows, L)
+    assert gain == pytest.approx(next(r.value for r in data.elsewhere[0].rows if r.length == L // 2) - 2.4)  # fmt: skip
+    said = verdict(tmp_path, range(N), lookup, oracle="far")
+    states = {s["words"]: (s["state"], s["note"]) for s in said["verdicts"][0]["statements"] if s["clause"] == "G3"}  # fmt: skip
+    assert states["context gain"] == ("holds", "asked for, since the oracle does not lack one")
+    assert states["context gain of the oracle, RoPE trained at 4L"][0] == "reported"
+    info["train_length"] = 2 * L
+    shutil.rmtree(tmp_path / "other_lengths")
+    write_run(tmp_path / "other_lengths" / "far-s11", info, rows, "test")
+    with pytest.raises(ValueError, match="is no oracle: it was trained at 128"):
+        verdict(tmp_path, range(N), lookup, oracle="far")
 
 
 @pytest.fixture
 def confirmed(tmp_path):
     """A frozen plan, and the study whose runs all began after it."""
-    prereg.freeze(tmp_path / "prereg.json", plan(range(100, 105)))
-    write_outcome_study(tmp_path, range(100, 105))
-    return tmp_path
+    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED))
+    return write_outcome_study(tmp_path, CONFIRMED)
 
 
-def of_plan(folder, **kwargs):
+def of_plan(folder, lookup=None):
     frozen = prereg.read(folder / "prereg.json")
-    return judge(read_runs(folder, "test"), frozen.plan, split="test", frozen=frozen, deviations=[])
+    beside = Beside(lookup=lookup and load(lookup))
+    return judge(load(folder, "test"), frozen.plan, beside=beside, frozen=frozen, deviations=[])
 
 
-def test_runs_younger_than_the_frozen_plan_confirm_it(confirmed):
-    said = of_plan(confirmed)
-    assert (said["status"], said["why"]) == ("confirmed", [])
-    assert said["verdicts"][0]["verdict"] == "YES-STRONG"
+def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(confirmed, lookup):
+    said = of_plan(confirmed, lookup)
+    assert (said["status"], said["why"], said["deviations"]) == ("confirmed", [], [])
+    assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
     assert said["prereg"]["sha256"][:12] in words(said)
+    old = said["rule_1"]
+    assert (old["status"], old["why"]) == ("exploratory", ["the plan was frozen for rule version 2"])  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -180,19 +318,36 @@ def test_one_run_older_than_the_plan_or_of_unknown_age_makes_it_exploratory(conf
     assert (said["status"], said["why"]) == ("exploratory", [says])
 
 
+def test_a_rule_that_changed_after_freezing_is_noticed(confirmed, monkeypatch):
+    monkeypatch.setattr(prereg, "rule_digest", lambda: "another")
+    said = of_plan(confirmed)
+    assert (said["status"], said["why"]) == ("exploratory", ["the source of the rule has changed since the plan was frozen"])  # fmt: skip
+
+
+def test_the_rules_hash_covers_every_module_that_decides():
+    """Each module of the study that rule 2 imports, directly or not, is in the hash or decides nothing."""
+    script = "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; print(*sorted(m.rsplit('.')[-1] for m in sys.modules if m.startswith('posenc_jax.study.')))"  # fmt: skip
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    neutral = {"nested", "rule_1"}  # the bootstrap beside the tests; the older rule
+    assert set(run.stdout.split()) - neutral <= set(prereg.SOURCES)
+    assert prereg.rule_digest(("rule_2",)) != prereg.rule_digest(("evidence",))
+
+
 def test_rows_of_dev_confirm_nothing(tmp_path):
-    prereg.freeze(tmp_path / "prereg.json", plan(range(100, 105)))
-    write_outcome_study(tmp_path, range(100, 105), split="dev")
+    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED, split="dev"))
+    write_outcome_study(tmp_path, CONFIRMED, split="dev")
     frozen = prereg.read(tmp_path / "prereg.json")
-    said = judge(read_runs(tmp_path, "dev"), frozen.plan, split="dev", frozen=frozen, deviations=[])
+    said = judge(load(tmp_path, "dev"), frozen.plan, beside=Beside(), frozen=frozen, deviations=[])
     assert (said["status"], said["why"]) == ("exploratory", ["scored on dev, not on test"])
+    assert said["deviations"] == []
 
 
-def test_a_smoke_study_is_no_result(tmp_path):
-    write_outcome_study(tmp_path, range(8), tier="smoke")  # YES-STRONG on another tier, see above
-    said = verdict(tmp_path, range(8))
-    assert said["status"] == "smoke"
-    assert said["verdicts"][0]["verdict"] == "INCONCLUSIVE"
+def test_a_smoke_study_is_no_result(tmp_path, lookup):
+    write_outcome_study(tmp_path, range(N), tier="smoke")  # YES on another tier, see above
+    said = verdict(tmp_path, range(N), lookup)
+    for rule in (said, said["rule_1"]):
+        assert rule["status"] == "smoke"
+        assert rule["verdicts"][0]["verdict"] == "INCONCLUSIVE"
     assert words(said).startswith("SMOKE")
 
 
@@ -203,25 +358,12 @@ def test_a_smoke_study_is_no_result(tmp_path):
         ("run.json", {"finished": False}, "training has not finished"),
     ],
 )
-def test_a_run_that_is_not_at_its_last_step_does_not_count_and_bars_yes(confirmed, file, fields, says):  # fmt: skip
-    edit(confirmed / "runs" / "arm2-s103" / file, **fields)
-    said = of_plan(confirmed)
+def test_a_run_that_is_not_at_its_last_step_does_not_count_and_bars_yes(confirmed, lookup, file, fields, says):  # fmt: skip
+    edit(confirmed / "runs" / "arm3-s103" / file, **fields)
+    said = of_plan(confirmed, lookup)
     assert says in said["unused"][0]
     assert said["verdicts"][0]["verdict"] == "INCONCLUSIVE"
     assert any("Y_E" in r and "seed 103" in r for r in said["verdicts"][0]["reasons"])
-
-
-def test_a_run_that_was_never_made_is_listed(tmp_path):
-    write_outcome_study(tmp_path, range(5))
-    said = verdict(tmp_path, range(6))
-    assert "rope, seed 5: no run" in said["unused"]
-
-
-@pytest.mark.parametrize("field", ["corpus_fingerprint", "train_length"])
-def test_runs_of_other_text_or_length_are_refused(confirmed, field):
-    edit(confirmed / "runs" / "arm1-s101" / "run.json", **{field: "other"})
-    with pytest.raises(ValueError, match=f"differ in {field}"):
-        of_plan(confirmed)
 
 
 def test_runs_of_other_evaluation_settings_are_refused(confirmed):
@@ -235,20 +377,24 @@ def test_other_training_tokens_are_a_deviation_that_nobody_has_to_type(confirmed
     assert any("training tokens" in line for line in of_plan(confirmed)["deviations"])
 
 
+WHOLE = {"pilot": (1, 2), "lookup": (5, 6), "oracle": "far", "margins": Margins(bpb=0.01)}
+
+
 def test_a_plan_is_frozen_once_and_read_back_whole(tmp_path):
     path = tmp_path / "prereg.json"
-    sha256 = prereg.freeze(path, plan(range(100, 108)))
+    sha256 = prereg.freeze(path, plan(CONFIRMED, **WHOLE))
     stored = prereg.read(path)
-    assert (stored.plan, stored.sha256) == (plan(range(100, 108)), sha256)
+    assert (stored.plan, stored.sha256, stored.rule) == (plan(CONFIRMED, **WHOLE), sha256, 2)
+    assert stored.rule_sha256 == prereg.rule_digest()
     assert abs((datetime.datetime.now(datetime.UTC) - stored.at).total_seconds()) < 60
     with pytest.raises(ValueError, match="frozen already"):
         prereg.freeze(path, plan([1]))
 
 
-@pytest.mark.parametrize(("field", "value"), [("seeds", [1]), ("margins", {"bpb": 0.5}), ("frozen", "2020")])  # fmt: skip
+@pytest.mark.parametrize(("field", "value"), [("seeds", [1]), ("margins", {"bpb": 0.5}), ("frozen", "2020"), ("rule_sha256", "0")])  # fmt: skip
 def test_a_plan_changed_after_freezing_is_refused(tmp_path, field, value):
     path = tmp_path / "prereg.json"
-    prereg.freeze(path, plan(range(100, 108)))
+    prereg.freeze(path, plan(CONFIRMED))
     stored = json.loads(path.read_text())
     stored["plan"][field] = value
     path.write_text(json.dumps(stored))
@@ -256,18 +402,28 @@ def test_a_plan_changed_after_freezing_is_refused(tmp_path, field, value):
         prereg.read(path)
 
 
-def test_a_plan_of_another_rule_is_refused(tmp_path):
+def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
+    old = {"rule": 1, "metrics": list(rule_1.METRICS), "frozen": "2026-01-01T00:00:00+00:00", "hybrids": [HYBRID], "rope": "rope",
+           "alibi": "alibi", "seeds": list(CONFIRMED), "ablations": {}, "margins": dataclasses.asdict(Margins())}  # fmt: skip
+    path = confirmed / "prereg.json"
+    path.write_text(json.dumps({"plan": old, "sha256": prereg.digest(old)}))
+    said = of_plan(confirmed)
+    assert (said["status"], said["rule_1"]["status"]) == ("exploratory", "confirmed")
+    assert said["rule_1"]["verdicts"][0]["verdict"] == "YES-STRONG"
+    assert said["verdicts"][0]["verdict"] == "INCONCLUSIVE"  # it named no stretched RoPE
+
+
+def test_a_plan_of_an_unknown_rule_is_refused(tmp_path):
     path = tmp_path / "prereg.json"
-    prereg.freeze(path, plan(range(5)))
-    body = json.loads(path.read_text())["plan"] | {"rule": 2}
+    prereg.freeze(path, plan(CONFIRMED))
+    body = json.loads(path.read_text())["plan"] | {"rule": 3}
     path.write_text(json.dumps({"plan": body, "sha256": prereg.digest(body)}))
-    with pytest.raises(ValueError, match="rule version 2"):
+    with pytest.raises(ValueError, match="rule version 3"):
         prereg.read(path)
 
 
 def test_margins_come_from_the_plan(study):
-    strict = Plan((HYBRID,), "rope", "alibi", tuple(range(8)), {}, Margins(bpb=0.6))
-    said = judge(read_runs(study, "test"), strict, split="test", frozen=None, deviations=[])
+    said = verdict(study, range(N), margins=Margins(bpb=0.6))
     assert said["verdicts"][0]["clauses"]["C1"] == "refuted"
 
 
@@ -276,19 +432,30 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path):
-    arms = [f"--hybrid={HYBRID}", f"--without_rotation={ROTATIONLESS}", f"--without_bias={BIASLESS}"]  # fmt: skip
-    frozen = run(f"--workdir={tmp_path}", "--freeze", *arms, "--seeds=100-104")
+def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path, lookup):
+    arms = [f"--hybrid={HYBRID}", f"--stretched={YARN}", f"--without_rotation={ROTATIONLESS}", f"--without_bias={BIASLESS}"]  # fmt: skip
+    frozen = run(f"--workdir={tmp_path}", "--freeze", *arms, "--seeds=100-111", "--lookup_seeds=0-11")  # fmt: skip
     assert "frozen, sha256" in frozen.stdout, frozen.stderr
-    write_outcome_study(tmp_path, range(100, 105))
-    done = run(f"--workdir={tmp_path}", f"--prereg={tmp_path}/prereg.json", "--deviation=seed 9 died")  # fmt: skip
+    write_outcome_study(tmp_path, CONFIRMED)
+    done = run(f"--workdir={tmp_path}", f"--prereg={tmp_path}/prereg.json", f"--lookup={lookup}", "--deviation=seed 9 died")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "verdict.txt").read_text()
     said = json.loads((tmp_path / "verdict.json").read_text())
     assert (said["status"], said["deviations"]) == ("confirmed", ["seed 9 died"])
-    again = run(f"--workdir={tmp_path}", "--freeze", f"--prereg={tmp_path}/b.json", *arms, "--seeds=104-105")  # fmt: skip
+    assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
+    again = run(f"--workdir={tmp_path}", "--freeze", f"--prereg={tmp_path}/b.json", *arms, "--seeds=111-112")  # fmt: skip
     assert again.returncode == 2
     assert "has begun; freeze the plan first" in again.stderr
+
+
+def test_a_published_folder_is_judged_without_run_folders_by_the_roles_it_names(tmp_path):
+    done = run("--results=results/screening", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "verdict.json").read_text())
+    roles = json.loads(Path("results/screening/study.json").read_text())["roles"]
+    assert [v["hybrid"] for v in said["verdicts"]] == roles["hybrids"]
+    assert "bootstrap over seeds alone" in done.stdout
+    assert "Measured under older definitions" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -297,6 +464,7 @@ def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path):
         (["--hybrid=x", "--seeds=0-4"], "no run of 'x' with a planned seed; arms here: alibi"),
         ([], "name the arms and seeds"),
         (["--prereg=nowhere.json", "--seeds=0-4"], "--seeds is in the frozen plan"),
+        (["--results=results/cpu"], "one of them"),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_two(study, flags, says):
@@ -311,10 +479,10 @@ def page(tmp_path_factory):
     """A study of three judged hybrids with its page; the verdict is written as the command does."""
     folder = write_outcome_study(tmp_path_factory.mktemp("page"), range(5))
     hybrids = (HYBRID, ROTATIONLESS, BIASLESS)
-    three = Plan(hybrids, "rope", "alibi", tuple(range(5)), {})
-    said = judge(read_runs(folder, "test"), three, split="test", frozen=None, deviations=["<none>"])
+    three = Plan(hybrids, "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
+    said = judge(load(folder), three, beside=Beside(), frozen=None, deviations=["<none>"])
     (folder / "verdict.json").write_text(json.dumps(said))
-    return folder, said, write_report(folder).read_text()
+    return folder, said, write_report(load(folder), folder).read_text()
 
 
 def test_the_page_opens_with_the_verdicts_status_and_shows_every_statement(page):
@@ -323,12 +491,11 @@ def test_the_page_opens_with_the_verdicts_status_and_shows_every_statement(page)
     assert top < text.index('id="verdict"')
     assert "no verdict" not in text
     for v in said["verdicts"]:
-        assert f"{v['verdict']} (exploratory)" in text
+        assert v["verdict"] in text
         for s in v["statements"]:
             assert html.escape(s["words"]) in text
-            if not s["check"]:
+            if s["estimate"] is not None:
                 assert f"{s['detectable']:.4f}".replace("-", "−") in text
-    assert "checked in every seed" in text
     assert "&lt;none&gt;" in text
 
 
@@ -336,8 +503,8 @@ def test_the_forest_plots_table_is_that_of_the_verdict(page):
     folder, said, _ = page
     with open(folder / "figures" / "verdict.csv", newline="") as file:
         records = list(csv.DictReader(file))
-    tested = [s for v in said["verdicts"] for s in v["statements"] if not s["check"]]
-    assert len(records) == len(tested) == 3 * 13
+    tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]
+    assert len(records) == len(tested) == 3 * 15
     for record, s in zip(records, tested, strict=True):
         for field in ("estimate", "low", "high", "threshold", "p", "detectable"):
             assert float(record[field]) == s[field]
@@ -346,16 +513,11 @@ def test_the_forest_plots_table_is_that_of_the_verdict(page):
 
 def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(page):
     folder, said, _ = page
-    figure = forest(read_study(folder), said).draw(style.WIDE)
+    figure = forest(StudyView(load(folder)), said).draw(style.WIDE)
     lines = [line for axes in figure.axes for line in axes.lines]
-    dots = sorted(x for line in lines if line.get_marker() in "oX" for x in line.get_xdata())
-    ends = sorted(x for line in lines if line.get_marker() == "None" for x in line.get_xdata())
-    tested = [s for v in said["verdicts"] for s in v["statements"] if not s["check"]]
+    dots = sorted(x for line in lines if line.get_marker() in "oXD" for x in line.get_xdata())
+    tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]
     assert dots == sorted(s["estimate"] - s["threshold"] for s in tested)
-    expected = [s[k] - s["threshold"] for s in tested for k in ("low", "high")]
-    assert ends == sorted([*expected, 0, 0, 0, 0])  # and a line at 0 in each of two panels
-    hollow = [line for line in lines if line.get_marker() == "o" and line.get_markerfacecolor() != line.get_markeredgecolor()]  # fmt: skip
-    assert len(hollow) == sum(s["state"] == "open" for s in tested) > 0
 
 
 @pytest.mark.thorough
@@ -364,11 +526,12 @@ def test_the_page_says_when_rows_changed_after_the_verdict(page, tmp_path):
     assert "The verdict is older" not in page[2]
     path = folder / "runs" / "arm0-s0" / "evaluation" / "rows.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert "The verdict is older than these rows: runs/arm0-s0 changed" in write_report(folder).read_text()  # fmt: skip
+    text = write_report(load(folder), folder).read_text()
+    assert "The verdict is older than these rows: runs/arm0-s0 changed" in text
 
 
 def test_a_page_without_a_verdict_says_so(tmp_path):
     write_outcome_study(tmp_path, range(1), arms=("rope",))
-    text = write_report(tmp_path).read_text()
+    text = write_report(load(tmp_path), tmp_path).read_text()
     assert "None was asked for: scripts/verdict.py writes one." in text
     assert not (tmp_path / "figures" / "verdict.png").exists()

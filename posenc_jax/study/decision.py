@@ -8,6 +8,9 @@ from posenc_jax.study.statements import Statement
 
 MOST_HYBRIDS = 3
 BPB, ACCURACY = "bits per byte", "accuracy"
+# States that no test gives: printed without a part in the verdict; the assay failed; all seeds have one
+# value; the assay itself.
+REPORTED, NOT_ASSESSABLE, REFUSED, FAILS = "reported", "not assessable", "refused", "fails"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +70,12 @@ def clause_states(names: Sequence[str], of: Sequence[str], states: Sequence[str]
     """Returns the state of each clause: the worst of its statements, "open" where it has none.
 
     Args:
-      of: the clause of each statement. states: of each; "reported" ones have no part in it.
+      of: the clause of each statement. states: of each; those that are reported have no part in it.
     """
     found = {}
     for clause in names:
-        here = {state for c, state in zip(of, states, strict=True) if c == clause} - {"reported"}
-        worst = next((s for s in ("refuted", "refused", "fails", "not assessable", "open") if s in here), "holds")  # fmt: skip
+        here = {state for c, state in zip(of, states, strict=True) if c == clause} - {REPORTED}
+        worst = next((s for s in ("refuted", REFUSED, FAILS, NOT_ASSESSABLE, "open") if s in here), "holds")  # fmt: skip
         found[clause] = worst if here else "open"
     return found
 

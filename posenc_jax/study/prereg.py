@@ -15,7 +15,10 @@ from posenc_jax.study.decision import Margins, check_plan
 
 METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
 # What decides under rule 2; a change of any of these files is a change of the rule.
-SOURCES = ("attribution", "decision", "evidence", "outcomes", "roles", "rule_2", "statements", "statistics")  # fmt: skip
+SOURCES = (
+    "attribution", "beside", "clauses", "counts", "decision", "evidence", "outcomes", "roles", "rule_2", "statements",
+    "statistics",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

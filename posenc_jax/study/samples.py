@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from posenc_jax.results.schema import DISTANCES, FAR, ID, SUMMARY_TASKS
+from posenc_jax.results.schema import FAR, ID, SUMMARY_TASKS
 from posenc_jax.results.study_data import RunData
 from posenc_jax.study import nested
 
@@ -70,23 +70,14 @@ def _recall(load: Callable, name: str, length: int, beyond: float | None) -> nes
 def _answers(answers: Mapping[str, np.ndarray], length: int, beyond: float | None) -> nested.Stratum:  # fmt: skip
     """Right answers above chance by instance, of the answers beyond `beyond` L (None: all).
 
-    As in the rows, chance is the mean over the answers of one bucket of distance, or over all.
+    As in the rows, chance is the mean over these answers.
     """
     if "chance" not in answers:
         raise ValueError("its arrays are of older definitions, without chance")
     distance = answers["distance"]
-    if beyond is None:
-        bucket = np.zeros(len(distance), np.int64)
-    else:
-        # "L-2L" is L < d <= 2L: the bucket of a distance is the last edge below it.
-        edges = np.array([low * length for low, _ in DISTANCES])
-        bucket = np.searchsorted(edges, distance, side="left") - 1
     kept = np.ones(len(distance), bool) if beyond is None else distance > beyond * length
-    instance, right, bucket = (x[kept] for x in (answers["instance"], answers["correct"], bucket))
-    chance = answers["chance"][kept]
-    answers_B = np.bincount(bucket)
-    mean_B = np.bincount(bucket, chance) / np.maximum(answers_B, 1)
-    above = (right - mean_B[bucket]) / (1 - mean_B[bucket])
+    instance, guess = answers["instance"][kept], answers["chance"][kept].mean()
+    above = (answers["correct"][kept] - guess) / (1 - guess)
     weight_I = np.bincount(instance, minlength=1).astype(np.float64)
     total_I = np.bincount(instance, above, minlength=1)
     return nested.Stratum(total_I[weight_I > 0], weight_I[weight_I > 0])

@@ -238,6 +238,9 @@ def with_instances(
     if s.test is None:
         return s
     found = []
+    for name in s.names:
+        if (name, s.metric) not in samples:
+            return dataclasses.replace(s, unknown=f"no arrays of {name} are read")
     for seed in s.seeds:
         parts = [samples[name, s.metric][seed] for name in s.names]
         for name, part in zip(s.names, parts, strict=True):

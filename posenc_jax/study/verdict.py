@@ -10,33 +10,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import scipy
 
-from posenc_jax.results.schema import ACQUIRED, FAR, Row
+from posenc_jax.results.schema import Row
 from posenc_jax.results.study_data import RunData, StudyData
 from posenc_jax.study import nested, prereg, roles, rule_1, rule_2
 from posenc_jax.study.attribution import Attribution, attribute
+from posenc_jax.study.beside import Beside, assay, lookup, of_oracle, rows_of
+from posenc_jax.study.clauses import weighed
+from posenc_jax.study.counts import Counts
 from posenc_jax.study.decision import Verdict
-from posenc_jax.study.outcomes import Reading, lookup_score, oracle_gain, read_outcomes
+from posenc_jax.study.grid import UNPLANNED
+from posenc_jax.study.outcomes import Reading, read_outcomes
 from posenc_jax.study.samples import Samples, confirmed, read_samples
 from posenc_jax.study.statements import Statement, p_words, with_instances
 
 ALIKE = ("train_length", "corpus_fingerprint", "tokenizer_fingerprint")
 SMOKE = "a smoke run checks the wiring; it is no result"
-UNPLANNED_TEST = "test was read without a frozen plan"
 OLDER = "rule 1 reads older outcomes than the arrays hold"
-
-
-@dataclasses.dataclass(frozen=True)
-class Beside:
-    """What a verdict of rule 2 reads beside the runs that count; None where there is none.
-
-    Attributes:
-      dev: the same study on dev, by which A and R+ are chosen. pilot: the assay's runs. lookup: runs that
-        were trained on offset lookup alone.
-    """
-
-    dev: StudyData | None = None
-    pilot: StudyData | None = None
-    lookup: StudyData | None = None
 
 
 def judge(
@@ -63,7 +52,7 @@ def judge(
     there = {(r.info["arm"], r.info["seed"]) for r in chosen}
     unused += [f"{a}, seed {s}: no run" for a in plan.arms() for s in plan.seeds if (a, s) not in there]  # fmt: skip
     extra = sorted({(r.info["arm"], r.info["seed"]) for r in data.runs if r.info["arm"] in plan.arms()} - there)  # fmt: skip
-    looked = [UNPLANNED_TEST] if data.split == "test" and frozen is None else []
+    looked = [UNPLANNED] if data.split == "test" and frozen is None else []
     kept = list(data.record["deviations"]) if "deviations" in data.record else []
     shared = {
         "tier": chosen[0].info["tier"],
@@ -71,7 +60,7 @@ def judge(
         "train_length": chosen[0].info["train_length"],
         **dataclasses.asdict(plan),
         "prereg": frozen and {"rule": frozen.rule, "sha256": frozen.sha256, "frozen": frozen.at.isoformat()},
-        "deviations": [*deviations, *kept, *looked, *_differences(chosen)],
+        "deviations": list(dict.fromkeys([*deviations, *kept, *looked, *_differences(chosen)])),
         "unused": unused,
         "unplanned": [f"{arm}, seed {seed}: not among the planned seeds, not read" for arm, seed in extra],
         "runs": {r.name: fingerprint(r.rows) for r in chosen if not r.why},
@@ -84,7 +73,7 @@ def judge(
 
 
 def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
-    reading = read_outcomes(_rows(chosen), rule_1.RULE)
+    reading = read_outcomes(rows_of(chosen), rule_1.RULE)
     outcomes, alibi, m = reading.values, plan.alibi[0], plan.margins
     said = rule_1.decide(outcomes, plan.hybrids, rope=plan.rope, alibi=alibi, seeds=plan.seeds, margins=m)  # fmt: skip
     found = []
@@ -103,17 +92,17 @@ def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, be
 
 
 def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
-    reading = read_outcomes(_rows(chosen))
+    reading = read_outcomes(rows_of(chosen))
     outcomes, m = dict(reading.values), plan.margins
     if plan.oracle:
-        outcomes[plan.oracle, "context_gain"] = _of_oracle(data, plan)
+        outcomes[plan.oracle, "context_gain"] = of_oracle(data, plan)
     dev = data if data.split == "dev" else beside.dev
-    on_dev = dev and read_outcomes(_rows(r for r in dev.runs if r.info["arm"] in plan.arms())).values  # fmt: skip
+    on_dev = dev and read_outcomes(rows_of(r for r in dev.runs if r.info["arm"] in plan.arms())).values  # fmt: skip
     parents, notes = roles.settle(plan.rope, plan.stretched, plan.alibi, plan.oracle, on_dev)
-    counts = rule_2.Counts(*_assay(beside.pilot, outcomes, plan), _lookup(beside.lookup, plan))
+    counts = Counts(*assay(beside.pilot, outcomes, plan), lookup(beside.lookup, plan))
     said = rule_2.decide(outcomes, plan.hybrids, roles=parents, counts=counts, seeds=plan.seeds, margins=m)  # fmt: skip
     samples, found = _samples(chosen, reading), []
-    weigh = functools.partial(rule_2.weighed, behind=False)
+    weigh = functools.partial(weighed, behind=False)
     for v in said:
         factors = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
         attributed = attribute(outcomes, v.hybrid, factors, seeds=plan.seeds, margins=m, weigh=weigh)  # fmt: skip
@@ -141,54 +130,6 @@ def _stood(verdict: dict, chosen: Sequence[RunData], frozen: prereg.Frozen | Non
         for v in verdict["verdicts"]:
             v["verdict"], v["reasons"] = "INCONCLUSIVE", [SMOKE, *v["reasons"]]
     return {"status": status, "why": why} | verdict
-
-
-def _rows(runs) -> list[Row]:
-    return [row for run in runs if not run.why for row in run.rows]
-
-
-def _of_oracle(data: StudyData, plan: prereg.Plan) -> dict[int, float | None]:
-    """Gain from far text of RoPE trained at 4L, by seed."""
-    length = data.runs[0].info["train_length"]
-    found = {}
-    for run in data.elsewhere:
-        if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
-            if run.info["train_length"] != FAR * length:
-                raise ValueError(f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not at {FAR} x {length}")  # fmt: skip
-            found[run.info["seed"]] = oracle_gain(run.rows, length)
-    return found
-
-
-def _assay(
-    pilot: StudyData | None, outcomes, plan: prereg.Plan
-) -> tuple[dict[str, rule_2.Count], str]:
-    """Seeds that acquire, by arm, and which seeds were asked."""
-    arms = [plan.rope, *plan.alibi, *plan.hybrids]
-    if pilot is None:
-        n = len(plan.seeds)
-        words = f"no pilot was named: the study's own {n} seeds, {rule_2.needed(rule_2.ASSAY, n)} of which are asked for"  # fmt: skip
-        values, seeds = outcomes, plan.seeds
-    else:
-        there = sorted({r.info["seed"] for r in pilot.runs})
-        seeds = plan.pilot or tuple(there)
-        chosen = [r for r in pilot.runs if r.info["arm"] in arms and r.info["seed"] in seeds]
-        values = read_outcomes(_rows(chosen)).values
-        words = f"{len(seeds)} pilot seeds of {pilot.name} on {pilot.split}"
-    return {arm: rule_2.acquiring(values, arm, seeds) for arm in arms}, words
-
-
-def _lookup(data: StudyData | None, plan: prereg.Plan) -> dict[str, rule_2.Count]:
-    """Seeds that learn offset lookup in runs of its own, by arm."""
-    if data is None:
-        return {}
-    found: dict[str, list[bool]] = {}
-    for run in data.runs:
-        if run.why or (plan.lookup and run.info["seed"] not in plan.lookup):
-            continue
-        score = lookup_score(run.rows)
-        if score is not None:
-            found.setdefault(run.info["arm"], []).append(score >= ACQUIRED)
-    return {arm: (sum(learnt), len(learnt)) for arm, learnt in found.items()}
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

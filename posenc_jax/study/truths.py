@@ -1,0 +1,181 @@
+"""The truths of simulated studies: what each statement's boundary is, and which shares of seeds fail."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from posenc_jax.study.decision import Margins
+
+ROPE, STRETCHED, ALIBI, HYBRID = "rope", "stretched", "alibi", "hybrid"
+RECALL = ("Y_R", "Y_R_far", "Y_R_8", "Y_R_id")
+BITS = 0.0002  # spread of bits per byte between seeds, within an arm
+SURE = 0.4  # how far from its boundary a sure difference of bits lies
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
+# Statement: clause, first arm less second arm, metric, threshold; "" for one arm alone.
+STATEMENTS = {
+    "C1": ("C1", ROPE, HYBRID, "Y_E", "bpb"),
+    "C1b": ("C1b", STRETCHED, HYBRID, "Y_E", "bpb"),
+    "C2": ("C2", ALIBI, HYBRID, "Y_E", "-bpb"),
+    "C3": ("C3", HYBRID, ALIBI, "Y_R", "accuracy"),
+    "C3 far": ("C3", HYBRID, ALIBI, "Y_R_far", "0"),
+    "C4": ("C4", HYBRID, ROPE, "Y_R", "accuracy"),
+    "C4b": ("C4b", HYBRID, STRETCHED, "Y_R", "accuracy"),
+    "C4b 8L": ("C4b", HYBRID, STRETCHED, "Y_R_8", "accuracy"),
+    "G1 recall, RoPE": ("G1", HYBRID, ROPE, "Y_R_id", "-accuracy"),
+    "G1 recall, ALiBi": ("G1", HYBRID, ALIBI, "Y_R_id", "-accuracy"),
+    "G1 text, RoPE": ("G1", ROPE, HYBRID, "Y_id", "-bpb"),
+    "G1 text, ALiBi": ("G1", ALIBI, HYBRID, "Y_id", "-bpb"),
+    "G3": ("G3", HYBRID, "", "window_drop", "accuracy"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """Recall of one arm over seeds: its level by metric, and a share of seeds at another level.
+
+    Attributes:
+      level: chance-corrected accuracy of a seed that carries its recall. fails: share of the seeds that
+        do not carry it beyond L. unlearnt: share that does not learn it at L, and so carries none.
+      failed: level of those. spread: Gaussian, between seeds of one peak.
+    """
+
+    level: Mapping[str, float]
+    fails: float = 0.0
+    unlearnt: float = 0.0
+    failed: float = 0.0
+    spread: float = 0.015
+
+
+LEVELS = {
+    HYBRID: {"Y_R": 0.97, "Y_R_far": 0.96, "Y_R_8": 0.95, "Y_R_id": 0.98},
+    ALIBI: {"Y_R": 0.30, "Y_R_far": 0.15, "Y_R_8": 0.10, "Y_R_id": 0.98},
+    ROPE: {"Y_R": 0.20, "Y_R_far": 0.02, "Y_R_8": 0.10, "Y_R_id": 0.98},
+    STRETCHED: {"Y_R": 0.25, "Y_R_far": 0.10, "Y_R_8": 0.10, "Y_R_id": 0.98},
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is true of every simulated study, and what may be said of it how often.
+
+    Attributes:
+      clause: on whose boundary it lies, "" where it is about the verdict alone. recall: arms that differ
+        from `LEVELS`. bits: statements on bits per byte, in SDs of a difference past their threshold.
+      drop: mean fall of Y_R under the window, None: sure. lookup: shares of seeds of the hybrid and of RoPE
+        that learn offset lookup. assay: share of pilot seeds in which each arm acquires. hybrids: how many,
+        alike, that share their parents. counted: verdicts that would be wrong (or right). kind: "error",
+        at most `bound`; "power", a share without a bound; "limit": an error that no rule of so many
+        seeds can hold below 5 %, written down.
+    """
+
+    name: str
+    clause: str
+    kind: str
+    counted: tuple[str, ...]
+    recall: Mapping[str, Peaks] = dataclasses.field(default_factory=dict)
+    bits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop: float | None = None
+    lookup: tuple[float, float] = (1.0, 1.0)
+    assay: float = 1.0
+    hybrids: int = 1
+    bound: float = 0.05
+
+
+YES = ("YES", "YES-RELIABLE")
+NO = ("NO", "TRADE-OFF")
+
+
+def truths() -> list[Truth]:
+    """Returns every truth of the table: boundaries, then what cannot be told apart, then power."""
+    return [*_boundaries(), *_limits(), *_powers()]
+
+
+def _boundaries() -> Iterator[Truth]:
+    for name, (clause, _, second, metric, threshold) in STATEMENTS.items():
+        if metric in ("Y_E", "Y_id"):
+            yield Truth(f"{name}: on its boundary", clause, "error", YES, bits={name: 0.0})
+        elif second and metric != "Y_R_id":
+            margin = margin_of(threshold, Margins())
+            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, _moved(second, metric, margin, (0, 0), 0.04))  # fmt: skip
+            for share in SHARES:
+                for where, fails in (("the hybrid", (share, 0)), ("the other arm", (0, share)), ("both arms", (share, share))):  # fmt: skip
+                    words = f"{name}: on its boundary, {share:.0%} of the seeds of {where} fail"
+                    yield Truth(words, clause, "error", YES, _moved(second, metric, margin, fails))
+            words = f"{name}: on its boundary, 20% of the hybrid's seeds fall to 0.5"
+            yield Truth(words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5))  # fmt: skip
+        elif second:
+            level = LEVELS[HYBRID] | {"Y_R_id": LEVELS[second]["Y_R_id"] - 0.05}
+            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, {HYBRID: Peaks(level, spread=0.04)})  # fmt: skip
+    yield Truth("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, fails=share)}
+        words = f"G3: on its boundary, {share:.0%} of the hybrid's seeds fail"
+        yield Truth(words, "G3", "error", YES, peaks, drop=0.05)
+    everything = {name: 0.0 for name, s in STATEMENTS.items() if s[3] in ("Y_E", "Y_id")}
+    yield Truth("all statements on text on their boundaries", "", "error", YES + NO, bits=everything)  # fmt: skip
+    both = {HYBRID: _of(HYBRID, fails=0.2), ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05})}  # fmt: skip
+    for name, kind in (("C3", {}), ("C1", {"C1": 0.0})):
+        words = f"{name}: on its boundary for three hybrids"
+        yield Truth(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
+    yield Truth("G2: offset lookup, both learn it in 95% of seeds, refuted", "", "error", NO, lookup=(0.95, 0.95))  # fmt: skip
+    yield Truth("A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5)  # fmt: skip
+    words = "reliability: three quarters of the seeds reach"
+    yield Truth(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
+
+
+def _limits() -> Iterator[Truth]:
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, unlearnt=share)}
+        words = f"G1 recall: {share:.0%} of the hybrid's seeds do not learn it at L"
+        yield Truth(words, "G1", "limit", YES, peaks)
+    for share in SHARES:
+        words = (
+            f"G2: offset lookup, the hybrid does not learn it in {share:.0%} of seeds, RoPE always"
+        )
+        yield Truth(words, "G2", "limit", YES, lookup=(1 - share, 1.0))
+
+
+def _powers() -> Iterator[Truth]:
+    yield Truth("everything true, no seed fails", "C3", "power", ("YES-RELIABLE",))
+    for gap in (0.1, 0.2, 0.3, 0.4, 0.5):
+        peaks = {ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap})}
+        yield Truth(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
+    for share in SHARES:
+        peaks = {HYBRID: _of(HYBRID, fails=share)}
+        yield Truth(f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far", "C3", "power", YES, peaks)  # fmt: skip
+        peaks = {a: _of(a, fails=share) for a in (HYBRID, ALIBI)}
+        yield Truth(f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L", "C3", "power", YES, peaks)  # fmt: skip
+    yield Truth("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
+    yield Truth("G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0})  # fmt: skip
+    yield Truth("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
+    for gap in (0.2, 0.3, 0.4):
+        level = LEVELS[HYBRID] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap}
+        peaks = {HYBRID: Peaks(level), ALIBI: Peaks(LEVELS[HYBRID])}
+        yield Truth(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
+    yield Truth("C4: false, ALiBi and RoPE carry recall as the hybrid does", "C4", "power", NO, {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)})  # fmt: skip
+    for share in (0.8, 0.9, 0.95):
+        yield Truth(f"A0: each arm acquires in {share:.0%} of the pilot seeds", "A0", "power", YES, assay=share)  # fmt: skip
+    yield Truth("G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97))  # fmt: skip
+
+
+def _of(arm: str, **fields) -> Peaks:
+    return Peaks(LEVELS[arm], **fields)
+
+
+def _moved(second: str, metric: str, margin: float, fails: tuple[float, float], spread: float = 0.015, failed: float = 0.0) -> dict[str, Peaks]:  # fmt: skip
+    """Peaks of the hybrid and another arm whose means of the metric differ by exactly the margin."""
+    mine, theirs = fails
+    top = LEVELS[HYBRID][metric]
+    hybrid = top
+    other = (top * (1 - mine) + failed * mine - margin) / (1 - theirs)
+    if other > top:  # no success of the other arm is above the hybrid's best
+        other, hybrid = top, (top * (1 - theirs) + margin - failed * mine) / (1 - mine)
+    return {
+        HYBRID: Peaks(LEVELS[HYBRID] | {metric: hybrid}, fails=mine, spread=spread, failed=failed),
+        second: Peaks(LEVELS[second] | {metric: other}, fails=theirs, spread=spread),
+    }
+
+
+def margin_of(name: str, margins: Margins) -> float:
+    if name == "0":
+        return 0.0
+    return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)
