@@ -273,7 +273,7 @@ def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_d
         ({"train": {"init_from": "{workdir}"}}, "is the run's own --workdir"),
         ({"train": {"init_from": ""}}, "original_length=32 is that of the run that config.train.init_from names"),
         ({"train": {"original_length": 129}}, r"original_length=129 must lie in \[0, config.train.length=128\]"),
-        ({"train": {"original_length": -1}}, "original_length=-1 must lie in"),
+        ({"train": {"original_length": -1}}, "original_length must lie in"),
         ({"train": {"original_length": 0}}, "placed at 32: set config.train.original_length=32"),
         ({"train": {"original_length": 64}}, "placed at 32: set config.train.original_length=32"),
         ({"model": {"num_layers": 3, "activation": "gelu", "mlp_dim": 96}}, "model.num_layers: 3 here, 2 there; model.activation: 'gelu' here, 'swiglu' there[)]; take"),

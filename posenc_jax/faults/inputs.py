@@ -14,7 +14,7 @@ from posenc_jax.faults.runs import SmallRun, without_progress
 from posenc_jax.results.schema import DONE, WRONG_INPUT
 from posenc_jax.training.config import from_sections
 
-_VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
+_VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, 1e39, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
 _SECONDS = 5
 _WRITES_ELSEWHERE = (("data", "data_dir"), ("train", "wandb_project"))  # not to be typed at random
 _ADDRESSES = 12 * 2**30  # bytes; the libraries map most of them and never touch them

@@ -4,7 +4,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posenc_jax.report import numbers, other_lengths, style, summary, verdict
@@ -164,7 +164,7 @@ def _run(study: StudyView, run: RunView) -> str:
     facts = {
         "command": f"<code>{_text(info['command'])}</code>" if "command" in info else unknown,
         "scheme": f"<code>{_text(info['scheme'])}</code>" if "scheme" in info else unknown,
-        "steps": _number(info.get("steps")),
+        "steps": _steps(info),
         "tokens": _number(info.get("tokens")),
         "parameters": _number(info.get("parameters")),
         "wall time": _number(info.get("wall_seconds"), " s"),
@@ -186,6 +186,13 @@ def _run(study: StudyView, run: RunView) -> str:
         f"<details><summary>{_text(study.names[run.arm])}, seed {_text(run.seed)} <span>{short}</span>"
         f"</summary><dl>{items}</dl><pre>{_text(shown)}</pre></details>"
     )
+
+
+def _steps(info: Mapping) -> str:
+    """Returns the steps taken, and those asked for where they are more; older records say the latter alone."""
+    asked = info.get("steps")
+    done = info.get("steps_done", asked)
+    return _number(done) if done == asked else f"{_number(done)} of {_number(asked)}"
 
 
 def _number(value: object, unit: str = "") -> str:
