@@ -17,6 +17,7 @@ from posenc_jax.data.files import TextFile
 from posenc_jax.data.tokens import ByteTokenizer
 from posenc_jax.evaluation import classification, runner
 from posenc_jax.evaluation.classification import Classifier, ClassScores
+from posenc_jax.evaluation.measures import Measures
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks import longtext
 from posenc_jax.tasks.longtext import PACKAGES, ClassWindows, LabelledCorpus, LabelTokenizer
@@ -188,17 +189,15 @@ class Reader:
 
 def rows_of(corpus, logits, tmp_path, multiples=(1, 2, 4, 8), fits=(1, 2, 4, 8)):
     (tmp_path / "arrays").mkdir(exist_ok=True)
-
-    def row(suite, metric, length, bucket, value, n):
-        return {"suite": suite, "metric": metric, "length": length, "bucket": bucket, "value": value, "n": n}  # fmt: skip
-
-    work = types.SimpleNamespace(
-        folder=tmp_path, split="test", L=L, multiples=fits, deepest=max(fits), row=row
+    trained = types.SimpleNamespace(seed=0, tier="smoke", length=L)
+    config = types.SimpleNamespace(arm="x", train=trained)
+    work = Measures(
+        tmp_path, config, None, None, None, None, fits, "test", max(multiples), max(fits)
     )
     tokenizer = LabelTokenizer(ByteTokenizer(), corpus.labels)
     reader = Reader(logits)
     scores = ClassScores(work, reader, corpus, tokenizer, multiples)
-    rows = [row for measure in scores.items().values() for row in measure()]
+    rows = [row.to_json() for measure in scores.items().values() for row in measure()]
     return {(r["bucket"], r["metric"]): r for r in rows}, reader
 
 
