@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import datetime
 import html
+import io
 import json
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from synthetic_verdicts import (
 )
 
 from posenc_jax.report import StudyView, style, write_report
-from posenc_jax.report.verdict import forest
+from posenc_jax.report.verdict import forest, section
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import row_from_json
 from posenc_jax.study import prereg, rule_1, rule_2
@@ -33,7 +34,7 @@ from posenc_jax.study.beside import Beside
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.outcomes import oracle_gain, read_outcomes
 from posenc_jax.study.prereg import Plan
-from posenc_jax.study.verdict import judge, words
+from posenc_jax.study.verdict import banner, judge, words
 
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
 N = 12
@@ -475,34 +476,35 @@ def test_wrong_flags_are_one_line_and_exit_code_two(study, flags, says):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """A study of three judged hybrids with its page; the verdict is written as the command does."""
-    folder = write_outcome_study(tmp_path_factory.mktemp("page"), range(5))
+def judged(tmp_path_factory):
+    """A study of three judged hybrids; the verdict is written as the command does."""
+    folder = write_outcome_study(tmp_path_factory.mktemp("judged"), range(5))
     hybrids = (HYBRID, ROTATIONLESS, BIASLESS)
     three = Plan(hybrids, "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
     said = judge(load(folder), three, beside=Beside(), frozen=None, deviations=["<none>"])
     (folder / "verdict.json").write_text(json.dumps(said))
-    return folder, said, write_report(load(folder), folder).read_text()
+    return folder, said
 
 
-def test_the_page_opens_with_the_verdicts_status_and_shows_every_statement(page):
-    _, said, text = page
-    top = text.index("EXPLORATORY: tier cpu, 5 seeds planned")
-    assert top < text.index('id="verdict"')
-    assert "no verdict" not in text
-    for v in said["verdicts"]:
-        assert v["verdict"] in text
-        for s in v["statements"]:
-            assert html.escape(s["words"]) in text
-            if s["estimate"] is not None:
-                assert f"{s['detectable']:.4f}".replace("-", "−") in text
+def test_the_page_shows_both_rules_and_every_statement(judged):
+    _, said = judged
+    text = section(said)
+    for rule in (said, said["rule_1"]):
+        assert html.escape(banner(rule)) in text
+        for v in rule["verdicts"]:
+            assert v["verdict"] in text
+            for s in v["statements"]:
+                assert html.escape(s["words"]) in text
+                if s["estimate"] is not None:
+                    assert f"{s['detectable']:.4f}".replace("-", "−") in text
+                if s["said"]:
+                    assert html.escape(s["said"]) in text
     assert "&lt;none&gt;" in text
 
 
-def test_the_forest_plots_table_is_that_of_the_verdict(page):
-    folder, said, _ = page
-    with open(folder / "figures" / "verdict.csv", newline="") as file:
-        records = list(csv.DictReader(file))
+def test_the_forest_plots_table_is_that_of_the_verdict(judged):
+    folder, said = judged
+    records = list(csv.DictReader(io.StringIO(forest(StudyView(load(folder)), said).csv())))
     tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]
     assert len(records) == len(tested) == 3 * 15
     for record, s in zip(records, tested, strict=True):
@@ -511,8 +513,8 @@ def test_the_forest_plots_table_is_that_of_the_verdict(page):
         assert record["state"] == s["state"]
 
 
-def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(page):
-    folder, said, _ = page
+def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(judged):
+    folder, said = judged
     figure = forest(StudyView(load(folder)), said).draw(style.WIDE)
     lines = [line for axes in figure.axes for line in axes.lines]
     dots = sorted(x for line in lines if line.get_marker() in "oXD" for x in line.get_xdata())
@@ -521,17 +523,16 @@ def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(
 
 
 @pytest.mark.thorough
-def test_the_page_says_when_rows_changed_after_the_verdict(page, tmp_path):
-    folder = shutil.copytree(page[0], tmp_path / "copy")
-    assert "The verdict is older" not in page[2]
+def test_the_page_opens_with_the_status_and_says_when_rows_changed_after_the_verdict(judged, tmp_path):  # fmt: skip
+    folder = shutil.copytree(judged[0], tmp_path / "copy")
+    text = write_report(load(folder), folder).read_text()
+    assert text.index("EXPLORATORY: tier cpu, 5 seeds planned") < text.index('id="verdict"')
+    assert "The verdict is older" not in text
     path = folder / "runs" / "arm0-s0" / "evaluation" / "rows.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     text = write_report(load(folder), folder).read_text()
     assert "The verdict is older than these rows: runs/arm0-s0 changed" in text
 
 
-def test_a_page_without_a_verdict_says_so(tmp_path):
-    write_outcome_study(tmp_path, range(1), arms=("rope",))
-    text = write_report(load(tmp_path), tmp_path).read_text()
-    assert "None was asked for: scripts/verdict.py writes one." in text
-    assert not (tmp_path / "figures" / "verdict.png").exists()
+def test_a_page_without_a_verdict_says_so():
+    assert "None was asked for: scripts/verdict.py writes one." in section(None)
