@@ -185,20 +185,21 @@ def t5_starts(buckets: int, longest: int) -> np.ndarray:
     """Returns start_U, int64: the first causal distance of every bucket; the last has no end.
 
     Up to buckets/2 a bucket is one distance, then they widen logarithmically to `longest`: bucket e + k, with
-    e = buckets/2 and n the number of these, starts at the least whole x with (x/e)^n >= (longest/e)^k. Whole
-    powers decide it, as a float32 logarithm may fall on either side of a whole number.
+    e = buckets/2 and n the number of these, starts at the least whole x with (x/e)^n >= (longest/e)^k. Near a
+    whole number powers of integers decide it, as a logarithm may fall on either side.
 
     Source: Raffel et al. 2020, sec. 2.1, and its published code (unidirectional form).
     """
     exact, wide = buckets // 2, buckets - buckets // 2
     start_U = list(range(exact + 1))
     for k in range(1, wide):
-        common = math.gcd(k, wide)
-        n, m = wide // common, k // common
-        x = round(exact * (longest / exact) ** (k / wide)) - 1
-        while x**n * exact**m < longest**m * exact**n:
-            x += 1
-        start_U.append(x)
+        x = exact * (longest / exact) ** (k / wide)
+        start, common = math.ceil(x), math.gcd(k, wide)
+        if abs(x - round(x)) < 1e-9 * x:
+            n, m = wide // common, k // common
+            start = round(x)
+            start += start**n * exact**m < longest**m * exact**n
+        start_U.append(start)
     return np.array(start_U)
 
 
