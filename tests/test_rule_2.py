@@ -185,7 +185,9 @@ def test_a_gain_from_far_text_is_asked_for_only_where_the_oracle_shows_one():
     gains = [(s.words, state) for s, state in zip(one(none).statements, one(none).states, strict=True) if "context gain" in s.words]  # fmt: skip
     assert dict(gains)["context gain"] == "reported"
     without = one(outcomes(H_context_gain=-0.01), oracle="")
-    assert without.clauses["G3"] == "refuted"  # nobody knows, so it is asked for
+    assert without.clauses["G3"] == "open"  # nobody knows: it bars YES, and refutes nothing
+    assert without.verdict == "INCONCLUSIVE"
+    assert one(outcomes(H_context_gain=0.02), oracle="").verdict == "YES-RELIABLE"
 
 
 def test_without_dev_rows_each_clause_must_hold_against_every_candidate_and_both_are_reported():

@@ -275,7 +275,7 @@ def test_the_oracles_gain_is_read_at_the_studys_lengths_and_asks_for_the_hybrids
     assert gain == pytest.approx(next(r.value for r in data.elsewhere[0].rows if r.length == L // 2) - 2.4)  # fmt: skip
     said = verdict(tmp_path, range(N), lookup, oracle="far")
     states = {s["words"]: (s["state"], s["note"]) for s in said["verdicts"][0]["statements"] if s["clause"] == "G3"}  # fmt: skip
-    assert states["context gain"] == ("holds", "asked for, since the oracle does not lack one")
+    assert states["context gain"] == ("holds", "asked for, since the oracle shows one")
     assert states["context gain of the oracle, RoPE trained at 4L"][0] == "reported"
     info["train_length"] = 2 * L
     shutil.rmtree(tmp_path / "other_lengths")

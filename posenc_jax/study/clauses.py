@@ -167,15 +167,20 @@ class Hybrid:
         return _counted("G2", words, counts, said, p, refuted), forced
 
     def _gain(self) -> list[tuple[Statement, str]]:
-        """Use of far text: asked of the hybrid where the oracle shows one, or where no oracle was named."""
+        """Use of far text, asked of the hybrid where the oracle shows one.
+
+        Where no oracle can say, it is asked for as well, but cannot refute.
+        """
         m, oracle = self.margins, self.roles.oracle
         mine = self._own("G3", "context gain", "context_gain", BPB, 0.0)
+        unknown = dataclasses.replace(mine, p_refuted=1.0, note="asked for, since no oracle shows whether the text rewards far context")  # fmt: skip
         if not oracle:
-            note = "asked for, since no oracle shows whether the text rewards far context"
-            return [(dataclasses.replace(mine, note=note), "")]
+            return [(unknown, "")]
         shown = alone(self.outcomes, "G3", "context gain of the oracle, RoPE trained at 4L", oracle, "context_gain", BPB, m.bpb, self.seeds, m.alpha)  # fmt: skip
-        asked = shown.test is None or shown.p <= m.alpha
-        note = "asked for, since the oracle does not lack one" if asked else "not asked for: the oracle shows none"  # fmt: skip
+        if shown.test is None:
+            return [(shown, REPORTED), (unknown, "")]
+        asked = shown.p <= m.alpha
+        note = "asked for, since the oracle shows one" if asked else "not asked for: the oracle shows none"  # fmt: skip
         return [(shown, REPORTED), (dataclasses.replace(mine, note=note), "" if asked else REPORTED)]  # fmt: skip
 
     def _reliability(self) -> Statement:
