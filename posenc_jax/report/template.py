@@ -52,8 +52,8 @@ thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-
   min-width: 5.6em; line-height: 1.3; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--surface); white-space: normal; min-width: 7.5em; }
-table.clauses td:nth-child(2) { white-space: normal; min-width: 20em; text-align: left; }
-table.clauses td:first-child { min-width: 3.5em; }
+table.clauses :is(td, th):nth-child(2) { white-space: normal; min-width: 17em; text-align: left; }
+table.clauses :is(td, th):first-child { min-width: 3.5em; }
 table.sides td, table.sides th { white-space: normal; min-width: 0; padding-right: 9px; }
 td small { display: block; color: var(--muted); font-size: 0.82em; }
 code, pre { font-family: var(--mono); font-size: 0.86em; }
