@@ -223,6 +223,16 @@ def test_the_text_has_both_verdicts_side_by_side_and_the_deviations_first(study,
     assert "attribution: no ablation was named" in words(verdict(study, range(N), ablations={}))
 
 
+def test_missing_outcomes_stand_once_for_all_seeds_of_an_arm(tmp_path):
+    write_outcome_study(tmp_path, range(3))
+    for path in tmp_path.glob("runs/*/evaluation/rows.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "Y_R_window" not in line))
+    said = verdict(tmp_path, range(3))
+    line = f"  - {HYBRID}, seed 0, 1, 2: no window_drop: not measured (no row Y_R_window at 256 tokens)"  # fmt: skip
+    assert words(said).count(line) == 1
+
+
 def test_deviations_of_the_study_are_printed_first(tmp_path):
     write_outcome_study(tmp_path, range(2))
     record = {"name": "x", "split": "test", "deviations": ["seed 9 died"]}

@@ -243,8 +243,8 @@ def words(verdict: Mapping) -> str:
     lines += [*_listed(verdict, "Missing runs", "unused"), *_listed(verdict, "Not read", "unplanned")]  # fmt: skip
     for said in (verdict, older):
         lines += ["", "", f"RULE {said['rule']}. {banner(said)}"]
-        for title, key in (("Not confirmed because", "why"), ("Notes", "notes"), ("Missing outcomes", "gaps")):  # fmt: skip
-            lines += _listed(said, title, key)
+        lines += [*_listed(said, "Not confirmed because", "why"), *_listed(said, "Notes", "notes")]
+        lines += _listed({"gaps": _over_seeds(said["gaps"])}, "Missing outcomes", "gaps")
         for v in said["verdicts"]:
             lines += ["", f"{v['hybrid']}: {v['verdict']} ({said['status']}; p of all clauses {p_words(v['p'])}, Holm over {len(said['verdicts'])})"]  # fmt: skip
             lines += [f"  because {reason}" for reason in v["reasons"]]
@@ -255,6 +255,16 @@ def words(verdict: Mapping) -> str:
 
 def _listed(verdict: Mapping, title: str, key: str) -> list[str]:
     return ["", f"{title}:", *(f"  - {line}" for line in verdict[key])] if verdict[key] else []
+
+
+def _over_seeds(gaps: Sequence[str]) -> list[str]:
+    """Missing outcomes with the seeds of one arm and reason in one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for gap in gaps:
+        arm, _, rest = gap.rpartition(", seed ")
+        seed, _, why = rest.partition(": ")
+        found.setdefault((arm, why), []).append(seed)
+    return [f"{arm}, seed {', '.join(seeds)}: {why}" for (arm, why), seeds in found.items()]
 
 
 def banner(verdict: Mapping) -> str:
