@@ -9,7 +9,7 @@ exploratory unless a plan was frozen before the runs began:
     (train and evaluate seeds 100 to 111)
     python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json --pilot=studies/pilot --lookup=studies/lookup
 
-Seconds. Exit codes: 0 whatever the verdict, 2 wrong input.
+Seconds, with instances of every run up to a minute. Exit codes: 0 whatever the verdict, 2 wrong input.
 """
 
 import json

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 CHUNK = 2_000_000  # instances drawn at a time: bounds the memory
+FEW = (
+    8  # values of a stratum up to which counts are drawn and not instances; right and wrong are two
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,6 +90,9 @@ def _drawn(stratum: Stratum, count: int, random: np.random.Generator) -> np.ndar
     if size == 1:
         found[:] = total_I[0] / weight_I[0]
         return found
+    distinct_K, times_K = np.unique(total_I, return_counts=True)
+    if alike and len(distinct_K) <= FEW:  # how often each value is drawn is a multinomial count
+        return random.multinomial(size, times_K / size, size=count) @ distinct_K / (size * weight_I[0])  # fmt: skip
     kind = np.uint16 if size <= 2**16 else np.uint64  # short numbers are drawn in half the time
     step = max(1, CHUNK // size)
     for start in range(0, count, step):
