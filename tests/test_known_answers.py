@@ -497,7 +497,7 @@ def test_rows_over_eight_devices_score_as_on_one():
     rows = np.stack([text(33, s) for s in range(11)])
     one = Scorer({32: config}, params, 160).score(rows)
     mesh = make_mesh(8, 1)
-    places = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), parameter_layout(params), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+    places = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
     scorer = Scorer({32: config}, jax.device_put(params, places), 160, mesh)
     eight = scorer.score(rows)
     np.testing.assert_allclose(eight.nll_RT, one.nll_RT, atol=1e-5)
@@ -515,7 +515,7 @@ def test_scores_are_the_same_bits_on_any_number_of_devices():
     one = Scorer({32: config}, params, budget).score(rows)
     for count in (2, 8):
         mesh = make_mesh(count, 1)
-        places = jax.tree.map(lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec), parameter_layout(params), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+        places = jax.tree.map(lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
         spread = Scorer({32: config}, jax.device_put(params, places), budget, mesh).score(rows)
         np.testing.assert_array_equal(spread.nll_RT, one.nll_RT)
         np.testing.assert_array_equal(spread.rank_RT, one.rank_RT)

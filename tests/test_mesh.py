@@ -19,9 +19,12 @@ pytestmark = pytest.mark.thorough
 SCHEME = "rope+alibi|nope~logn"
 
 
-def configured(folder, scheme=SCHEME, **axes):
+def configured(folder, scheme=SCHEME, kv_heads=0, optimizer="adamw", **axes):
     devices = {f"{axis}_devices": axes.get(axis, 1) for axis in MESH_AXES}
-    return runs.config(folder, scheme, optimizer={"epsilon": 1e-3}, train=devices)
+    return runs.config(
+        folder, scheme, model={"num_kv_heads": kv_heads},
+        optimizer={"epsilon": 1e-3, "name": optimizer}, train=devices,
+    )  # fmt: skip
 
 
 def prepared(config):
@@ -88,6 +91,43 @@ def test_a_mesh_takes_the_steps_of_one_device(tmp_path, scheme, axes):
         np.testing.assert_allclose(b, a, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "kv_heads", "optimizer", "axes"),
+    [
+        (SCHEME, 1, "adamw", {"data": 2, "model": 2}),
+        *slow(
+            (SCHEME, 2, "adamw", {"fsdp": 2, "model": 4}),
+            (SCHEME, 1, "muon", {"data": 2, "model": 2}),
+            (SCHEME, 1, "adamw", {"fsdp": 2, "sequence": 2, "model": 2}),
+            ("mixed|forget,linear", 1, "adamw", {"data": 2, "model": 4}),
+        ),
+    ],
+    ids=str,
+)
+def test_key_heads_that_do_not_divide_over_a_mesh_take_the_steps_of_one_device(
+    tmp_path, scheme, kv_heads, optimizer, axes
+):
+    want, params = trained(configured(tmp_path, scheme, kv_heads, optimizer))
+    got, sharded = trained(configured(tmp_path, scheme, kv_heads, optimizer, **axes))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+def test_key_heads_are_whole_only_where_the_model_axis_does_not_divide_them(tmp_path):
+    for kv_heads, held in ((4, 2), (1, 1)):
+        _, _, state, _ = prepared(configured(tmp_path, kv_heads=kv_heads, fsdp=2, model=2))
+        for tree in (state["params"], *moments(state["optimizer"])):
+            shard = tree["layer_0"]["attention"]["key_DKH"].addressable_shards[0]
+            assert shard.data.shape[1] == held
+
+
+def moments(optimizer):
+    """Adam's two trees of moments."""
+    (adam,) = [x for x in jax.tree.leaves(optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]  # fmt: skip
+    return adam.mu, adam.nu
+
+
 def test_a_device_keeps_an_eighth_of_every_matrix_and_of_its_moments(tmp_path):
     _, _, state, _ = prepared(configured(tmp_path, fsdp=8))
     matrices = [x for x in jax.tree.leaves((state["params"], state["optimizer"])) if x.ndim > 1]
@@ -119,7 +159,7 @@ def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
     with jax.sharding.use_abstract_mesh(mesh):
         tokens = jax.ShapeDtypeStruct((64, 2048), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P(*BATCH[1:])))  # fmt: skip
         params = jax.eval_shape(decoder.init, key, *(3 * [tokens]))["params"]
-        layout = parameter_layout(params)
+        layout = parameter_layout(params, mesh)
         shapes = jax.tree.map(
             lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec)),
             params, layout,
@@ -136,6 +176,7 @@ def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
         ({"train": {"sequence_devices": 3, "data_devices": 1}}, r"config.train.length=\d+ tokens do not divide over 3 sequence"),
         ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"scheme": "rope+linear", "attention": "dense"}}, "config.train.sequence_devices=2: .* by 'auto' alone"),
         ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"attention": "dense"}}, "config.train.sequence_devices=2: .* 'auto' or 'blockwise', not 'dense'"),
+        ({"train": {"model_devices": 8, "data_devices": 1}}, "model.num_heads=4 does not divide over 8"),
         ({"train": {"fsdp_devices": 8, "data_devices": 1}, "model": {"model_dim": 36, "head_dim": 8}}, "model.model_dim=36 does not divide over 8"),
     ],
 )  # fmt: skip

@@ -110,6 +110,14 @@ def test_what_is_made_again_is_counted_again_and_a_kernel_that_keeps_its_result_
         assert twice == dataclasses.replace(plain, head=4 / 3 * plain.head)
 
 
+def test_devices_that_each_project_to_all_key_heads_count_them_each():
+    c = model()
+    alone, copied = (flops.executed(c, 2, 6, "cpu", key_copies=n) for n in (1, 4))
+    assert alone.projections == counted_by_hand(c, 2, 6)["projections"]
+    keys_and_values = 2 * 6 * 3 * 2 * 2 * 8 * 2 * 4  # rows, tokens, layers; two matrices of D, K, H
+    assert copied == dataclasses.replace(alone, projections=alone.projections + 3 * 3 * keys_and_values)  # fmt: skip
+
+
 def test_dense_attention_multiplies_every_pair_and_blocks_those_of_their_tiles():
     dense, blocks = model(), model(attention="blockwise")
     assert flops.executed(dense, 1, 6, "cpu").attention == 3 * 3 * 4 * 4 * 4 * 6 * 6
@@ -437,7 +445,7 @@ def test_a_mesh_must_multiply_to_the_topology_and_divide_the_model(tmp_path):
         target(CHIPS["v5e"], shape, "4x4")
     chip = dataclasses.replace(CHIPS["v5e"], platform="none")
     config = runs.config(tmp_path, "rope", model={"num_heads": 3, "head_dim": 8})
-    with pytest.raises(ValueError, match="num_kv_heads=3 does not divide over 2"):
+    with pytest.raises(ValueError, match=r"model\.num_heads=3 does not divide over 2"):
         plan(with_mesh(config, shape), 260, target(chip, shape, None))
     config = runs.config(tmp_path, "rope", train={"batch_size": 6})
     with pytest.raises(ValueError, match="6 rows do not divide over 4"):

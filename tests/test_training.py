@@ -20,8 +20,8 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.bounds import BOUNDS
 from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
-from posenc_jax.training.layout import make_mesh, optimizer_layout, parameter_layout
-from posenc_jax.training.loop import Diverged, Stopped, train
+from posenc_jax.training.layout import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
+from posenc_jax.training.loop import Diverged, Stopped, check_mesh, train
 from posenc_jax.training.loss import token_losses
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
@@ -225,13 +225,17 @@ def test_token_losses_are_those_of_optax():
     np.testing.assert_allclose(token_losses(logits, targets), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name):
-    config = runs.config(tmp_path, optimizer={"name": name})
+@pytest.mark.parametrize(("name", "kv_heads"), [("adamw", 4), ("adamw", 2), ("muon", 1)])
+def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name, kv_heads):
+    config = runs.config(tmp_path, optimizer={"name": name}, model={"num_kv_heads": kv_heads})
+    mesh = jax.sharding.AbstractMesh((8, 8, 1, 4), MESH_AXES)
     model = Decoder(config.model_config(260))
     ones = jnp.ones((1, 8), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), ones, ones, ones)["params"]
-    layout = parameter_layout(params)
+    layout = parameter_layout(params, mesh)
+    for key in ("key_DKH", "value_DKH"):  # whole in K where four devices do not divide it
+        want = jax.P("fsdp", "model" if kv_heads == 4 else None, None)
+        assert layout["layer_0"]["attention"][key] == want
     state = jax.eval_shape(make_optimizer(config).init, params)
     places = optimizer_layout(state, layout)
     by_path = {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(layout, is_leaf=lambda x: isinstance(x, jax.P))}  # fmt: skip
@@ -301,9 +305,24 @@ def test_every_scheme_trains_on_a_mesh_as_on_one_device(tmp_path, stack):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
+def test_a_step_of_multi_query_attention_can_be_laid_out_over_more_devices_than_key_heads(tmp_path):
+    """One key head on two devices; tests of the mesh take such steps."""
+    config = on_mesh(tmp_path, "rope+alibi|nope~logn", 2, 2)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_kv_heads=1))
+    mesh, model = make_mesh(2, 2), Decoder(config.model_config(260))
+    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    check_mesh(config, mesh)
+    with jax.set_mesh(mesh):
+        _, state = state_builder(config, model, mesh)
+        batch = jax.device_put(random_batch(), rows)
+        after, _ = jax.eval_shape(make_step(config, model), state, batch)
+    layouts = [s["params"]["layer_0"]["attention"]["key_DKH"].sharding.spec for s in (state, after)]
+    assert layouts == [jax.P("fsdp", None, None)] * 2
+
+
 def test_a_parameter_without_a_row_in_the_layout_raises():
     with pytest.raises(ValueError, match="parameter layer_0/attention/surprise"):
-        parameter_layout({"layer_0": {"attention": {"surprise": np.zeros(3)}}})
+        parameter_layout({"layer_0": {"attention": {"surprise": np.zeros(3)}}}, make_mesh(1, 1))
 
 
 BAD = [
@@ -400,7 +419,7 @@ def test_a_mesh_that_does_not_fit_is_refused(tmp_path, data_dir):
         make_mesh(5, 2)
     for train_section, message in (
         ({"batch_size": 6}, "6 rows do not divide over 8 data x fsdp devices"),
-        ({"model_devices": 8, "data_devices": 1}, "model.num_kv_heads=4 does not divide over 8"),
+        ({"model_devices": 8, "data_devices": 1}, "model.num_heads=4 does not divide over 8"),
     ):
         with pytest.raises(ValueError, match=message):
             train(runs.config(data_dir, train=train_section), tmp_path / "x", "a test")

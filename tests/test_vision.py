@@ -242,7 +242,7 @@ def test_eight_devices_give_the_logits_and_gradients_of_one():
         spread = jax.tree.map(
             lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)),
             (params, images, weight),
-            (parameter_layout(params), jax.P("data"), jax.P("data")),
+            (parameter_layout(params, mesh), jax.P("data"), jax.P("data")),
         )
         assert spread[0]["patch_PD"].addressable_shards[0].data.shape == (P, 8)
         assert patches(spread[1], 2).sharding.spec[0] == "data"

@@ -168,7 +168,7 @@ def _scorer(model_configs: dict, params, batch_tokens: int) -> Scorer:
     mesh = make_mesh(0, 1)
     places = jax.tree.map(
         lambda spec: jax.NamedSharding(mesh, spec),
-        parameter_layout(params),
+        parameter_layout(params, mesh),
         is_leaf=lambda spec: isinstance(spec, jax.P),
     )
     return Scorer(model_configs, jax.device_put(params, places), batch_tokens, mesh)

@@ -26,6 +26,15 @@ ON_MODEL = (
 Axes = str | tuple[str, ...] | None
 
 
+def key_heads_axis(num_kv_heads: int, model_devices: int) -> str | None:
+    """Returns the mesh axis that key/value heads lie on: "model", or None where it does not divide them.
+
+    Multi-query attention has fewer key heads than devices: each then projects to all of them, and `attend`
+    takes those that a device's own queries read.
+    """
+    return None if num_kv_heads % model_devices else "model"
+
+
 def on_mesh(*axes: Axes) -> jax.sharding.PartitionSpec | None:
     """Returns the layout of an array over those axes of the current mesh that split; None outside of one."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -52,17 +61,18 @@ def tokenwise(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) ->
     several devices, no one dim holds B and T.
 
     The weight is gathered from the devices of "fsdp" here, after the cast to its dtype, and its gradient
-    goes back to them; what `ON_MODEL` names stays split.
+    goes back to them; what `ON_MODEL` names stays split, K where it divides (`key_heads_axis`).
 
     Args:
       equation: operands and result begin with BT, and B and T stand nowhere else.
       settings: of `jnp.einsum`.
     """
     x_dims, w_dims, out_dims = re.fullmatch(r"BT(\w+),(\w+)->BT(\w+)", equation).groups()
-    x_axes, w_axes, out_axes = (
-        ["model" if dim in ON_MODEL else None for dim in dims]
-        for dims in (x_dims, w_dims, out_dims)
-    )
+    axis_of = dict.fromkeys(ON_MODEL, "model")
+    if "K" in w_dims:
+        devices = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+        axis_of["K"] = key_heads_axis(weight.shape[w_dims.index("K")], devices)
+    x_axes, w_axes, out_axes = (list(map(axis_of.get, dims)) for dims in (x_dims, w_dims, out_dims))
     weight, out = laid(weight, *w_axes), on_mesh(ROWS, "sequence", *out_axes)
     if out is not None and out[1] is not None:
         return jnp.einsum(equation, x_BTx, weight, out_sharding=out, **settings)

@@ -75,8 +75,8 @@ def needed(model: ModelConfig, rows: int, length: int) -> Flops:
     return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
 
 
-def _matrices(c: ModelConfig, tokens: int) -> Flops:
-    D, N, K, H = c.model_dim, c.num_heads, c.num_kv_heads, c.head_dim
+def _matrices(c: ModelConfig, tokens: int, key_copies: int = 1) -> Flops:
+    D, N, K, H = c.model_dim, c.num_heads, key_copies * c.num_kv_heads, c.head_dim
     projections = 2 * D * H * (2 * N + 2 * K) * c.num_layers
     mlp = 2 * D * c.mlp_dim * (3 if c.activation == "swiglu" else 2) * c.num_layers
     return Flops(tokens * projections, tokens * mlp, 0.0, tokens * 2 * D * c.vocab_size)
@@ -95,6 +95,7 @@ def executed(
     device: str,
     *,
     sequence: int = 1,
+    key_copies: int = 1,
     remat: str = "none",
     head_again: bool = False,
 ) -> Flops:
@@ -105,11 +106,12 @@ def executed(
 
     Args:
       sequence: devices that the tokens of a row lie on.
+      key_copies: devices that each project to all key heads (`model.decoder.key_heads_axis`).
       remat: as `posenc_jax.model.layers.REMAT`. Of a layer made again the last product is not: only the
         next layer reads it.
       head_again: the backward pass makes the logits over the vocabulary again (`loss.in_pieces`).
     """
-    forward = _matrices(model, rows * length)
+    forward = _matrices(model, rows * length, key_copies)
     again = remat in ("attention", "full")
     down = forward.mlp / (3 if model.activation == "swiglu" else 2)
     return Flops(

@@ -5,6 +5,8 @@ import re
 import jax
 from jax.sharding import AxisType
 
+from posenc_jax.model.decoder import key_heads_axis
+
 # From the slowest links to the fastest: rows, rows and what each device keeps of every matrix (fully
 # sharded data parallelism), tokens of a row, heads and hidden units.
 MESH_AXES = ("data", "fsdp", "sequence", "model")
@@ -12,6 +14,7 @@ BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices,
 
 # Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables keep D in
 # pieces, never V: tokens are looked up by rows that other devices hold, and those would have to travel.
+# Key heads stay whole where the axis "model" does not divide them (`key_heads_axis`).
 LAYOUT = (
     (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
     (r"patch_PD", (None, ("model", "fsdp"))),
@@ -66,8 +69,8 @@ def batch_rows(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def parameter_layout(params) -> dict:
-    """Returns a PartitionSpec for every leaf of `params` (arrays or shapes).
+def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict:
+    """Returns a PartitionSpec over `mesh` for every leaf of `params` (arrays or shapes).
 
     Raises:
       ValueError: a parameter that no row, or more than one, describes.
@@ -80,7 +83,10 @@ def parameter_layout(params) -> dict:
             raise ValueError(
                 f"parameter {name} {leaf.shape} matches {len(found)} rows of LAYOUT, not one"
             )
-        return jax.P(*found[0])
+        (axes,) = found
+        if name.endswith("_DKH"):
+            axes = (axes[0], key_heads_axis(leaf.shape[1], mesh.shape["model"]), axes[2])
+        return jax.P(*axes)
 
     return jax.tree_util.tree_map_with_path(row, params)
 

@@ -270,7 +270,7 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     except ValueError as error:
         raise ValueError(f"config.train.sequence_devices={sequence}: {error}") from None
     for name, size, axes in (
-        ("num_kv_heads", c.num_kv_heads, ("model",)),
+        ("num_heads", c.num_heads, ("model",)),
         ("mlp_dim", c.mlp_dim, ("model",)),
         ("model_dim", c.model_dim, ("model", "fsdp")),
     ):

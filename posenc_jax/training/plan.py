@@ -21,7 +21,7 @@ from posenc_jax.attention.attend import KERNELS
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.encodings.device import computing_on
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.decoder import Decoder, key_heads_axis
 from posenc_jax.training import flops
 from posenc_jax.training.chips import Chip, absent_devices, traced_for, usual_topology
 from posenc_jax.training.collectives import collectives
@@ -179,9 +179,11 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     spoken = collectives(program, devices, host)
     needed = flops.needed(model, t.batch_size, t.length)
     device = DEVICES[where.platform]
+    on_model = where.mesh.shape["model"]
     executed = flops.executed(
         model, t.batch_size, t.length, device, sequence=t.sequence_devices,
-        remat=t.remat, head_again=in_pieces(t.loss_chunks, where.mesh.shape["model"]),
+        key_copies=1 if key_heads_axis(model.num_kv_heads, on_model) else on_model,
+        remat=t.remat, head_again=in_pieces(t.loss_chunks, on_model),
     )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length

@@ -134,7 +134,7 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
         }
 
     shapes = jax.eval_shape(lambda: build(jax.random.key(0)))
-    layout = parameter_layout(shapes["params"])
+    layout = parameter_layout(shapes["params"], mesh)
     specs = {
         "params": layout,
         "optimizer": optimizer_layout(shapes["optimizer"], layout),
