@@ -1,10 +1,10 @@
-"""Evaluates a run's checkpoint: python scripts/evaluate.py --workdir=runs/x [--lengths=1,2,4,8].
+"""Evaluates a run's checkpoint: python scripts/evaluate.py --workdir=runs/x --lengths=1,2,4,8.
 
 Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
 everything, or with --suite=E3,R2,copy some, on held-out text of dev, and writes evaluation_dev/rows.jsonl
 in the run's folder. --split=test is for what is read once, by a plan that was made before; its rows lie
 in evaluation/. Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
-trained at 4 L: --workdir=REFERENCE --write_key_targets=FILE, then --suite=E5 --key_targets=FILE. With
+trained at 4 L: --workdir=runs/rope-4L --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. With
 --stretch the trained scheme is read further, by one rule for its rotations and biases (see
 posenc_jax/encodings/reading.py), as an arm of its own under <workdir>/stretched/. All results rest on the last
 checkpoint; --checkpoint=best reads the one of the lowest dev loss (config.train.dev_every), --checkpoint=400

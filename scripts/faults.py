@@ -1,4 +1,4 @@
-"""The fault table: python scripts/faults.py --trials=10 [--only=kill,flip] [--out=faults.jsonl].
+"""The fault table: python scripts/faults.py --trials=10 --only=kill,flip --out=faults.jsonl.
 
 Puts faults into small runs and says what came of each: whether the result still equals that of the
 undisturbed run bit for bit, whether anything went unseen, how many steps were taken again. Exit code 1 when

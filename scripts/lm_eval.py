@@ -5,6 +5,7 @@
     --tasks=my_task --include_path=my_tasks          tasks of yours, as YAML files in a folder
     --tasks=my_tasks/my_task.yaml                    or one such file
 
+Our tasks are made from the dev split; --split=test is for what is read once, by a plan that was made before.
 Needs the extra: pip install -e ".[lm-eval]". Writes results.json and rows.jsonl to <workdir>/lm_eval
 (docs/lm_eval.md). Exit code 2 for wrong input.
 """
@@ -23,7 +24,11 @@ _LENGTHS = flags.DEFINE_list(
     "lengths", None, "Multiples of the training length for posenc_ groups; default: the run's own"
 )
 _STRETCH = flags.DEFINE_string("stretch", None, "Read the scheme further: yarn:4, pi:4, slopes:4")
-_SPLIT = flags.DEFINE_string("split", "test", "Split that posenc_ tasks are made from: test or dev")
+_SPLIT = flags.DEFINE_string(
+    "split",
+    "dev",
+    "Split that posenc_ tasks are made from: dev to explore, test for what is read once",
+)
 _INSTANCES = flags.DEFINE_integer(
     "instances", None, "Instances of a posenc_ task; default: the run's own"
 )

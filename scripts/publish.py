@@ -4,7 +4,7 @@ Writes what others need to redraw and rejudge it without its runs and checkpoint
 arrays per instance, the record of every run, the learning-rate search, the plan, and the list of texts with
 their SHA-256; prints the size of each file. Then, from the published folder alone:
 
-    python scripts/verdict.py --results=results/x ...
+    python scripts/verdict.py --results=results/x
     python scripts/report.py --results=results/x
 
 The corpus must lie where the runs read it. A folder of another study is not overwritten. Seconds.

@@ -5,8 +5,8 @@ and verdict.txt beside the study, which the report shows. `--results=results/scr
 instead of run folders. Arms and seeds are those of study.json unless flags name others. A verdict is
 exploratory unless a plan was frozen before the runs began:
 
-    python scripts/verdict.py --workdir=studies/x --freeze --hybrid=ARM --alibi=ARM --alibi=ARM --stretched=ARM --seeds=100-111
-    (train and evaluate seeds 100 to 111)
+    python scripts/verdict.py --workdir=studies/x --freeze --hybrid=coupled --alibi=alibi-match --alibi=alibi --stretched="rope yarn:4" --seeds=100-111
+    # train and evaluate seeds 100 to 111
     python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json --pilot=studies/pilot --lookup=studies/lookup
 
 Seconds, with instances of every run up to a minute. Exit codes: 0 whatever the verdict, 2 wrong input.

@@ -1,5 +1,6 @@
 """The commands that the documents print can be pasted, and the pages of the benches say what their JSON says."""
 
+import ast
 import functools
 import importlib.util
 import inspect
@@ -18,6 +19,7 @@ from posenc_jax.faults import outcome
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")]
+SCRIPTS = [ROOT / "train.py", *sorted((ROOT / "scripts").glob("*.py"))]
 CONFIGS = sorted(ROOT.glob("configs/**/*.py"))
 BENCHES = {
     module.__name__.rpartition(".")[2]: module
@@ -189,6 +191,14 @@ def test_every_command_within_a_sentence_names_what_is_there(page):
 def test_the_commands_that_open_a_config_file_can_be_typed(config):
     lines = re.findall(r"^(?:Command|Plan): +(.+)$", config.read_text(), re.MULTILINE)
     assert any(named(line) for line in lines)
+    assert not any(faults(line) for line in lines)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_commands_that_a_script_opens_with_can_be_typed(script):
+    text = ast.get_docstring(ast.parse(script.read_text())) + "\n"
+    first = re.search(r"python .*", text.partition("\n")[0])[0].removesuffix(".")
+    lines = [first, *(line for block in blocks(text) for line in block)]
     assert not any(faults(line) for line in lines)
 
 

@@ -157,6 +157,15 @@ def test_the_headline_says_the_measured_ratios(report, study_folder):
     assert f"ALiBi {100 * np.mean(far):.0f}\u00a0%" in report[1]
 
 
+def test_the_unigram_level_is_that_of_the_split_of_the_rows(study_folder):
+    data = view_of(study_folder).data
+    assert {s: StudyView(dataclasses.replace(data, split=s)).unigram for s in ("dev", "test")} == {
+        "dev": 4.87, "test": 4.81,
+    }  # fmt: skip
+    older = [dataclasses.replace(run, info={**run.info, "unigram_bpb": {"test": 4.5}}) for run in data.runs]  # fmt: skip
+    assert StudyView(dataclasses.replace(data, split="dev", runs=tuple(older))).unigram is None
+
+
 def test_far_accuracy_pools_only_the_bins_beyond_L(tmp_path):
     found = (("<=L/4", 1.0, 50), ("L-2L", 0.5, 30), ("2L-4L", 0.1, 10))
     rows = [

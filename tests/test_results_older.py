@@ -32,6 +32,15 @@ def test_context_gain_begins_within_the_training_length(tmp_path):
     assert {r.definitions for r in found.values()} == {2}
 
 
+def test_one_unigram_level_is_that_of_test(tmp_path):
+    folder = write_run(tmp_path / "rope-s0", [old("bpb_ctx", L, 2.0)])
+    path = folder / "run.json"
+    for stored, read in ((4.5, {"test": 4.5}), ({"dev": 4.6, "test": 4.5},) * 2):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"unigram_bpb": stored}))
+        (run,) = load(folder, "dev").runs
+        assert run.info["unigram_bpb"] == read
+
+
 def test_a_context_gain_without_its_rows_is_none_in_words(tmp_path):
     rows = [old("bpb_ctx", L, 5.0), old("bpb_ctx", 4 * L, 1.75), old("context_gain", 4 * L, 3.25)]
     found, _ = redrawn(tmp_path, rows)

@@ -76,6 +76,8 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
         json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "whole", resumed)
     ]
     assert len(ends[0]["state_sha256"]) > 10
+    assert ends[0]["unigram_bpb"].keys() == {"dev", "test"}
+    assert ends[0]["unigram_bpb"]["dev"] != ends[0]["unigram_bpb"]["test"]
     for name in ("chain", "data_chain", "state_sha256"):
         assert ends[0][name] == ends[1][name]
     for a, b in zip(*map(jax.tree.leaves, (final_state(config, tmp_path / "whole"), final_state(config, resumed))), strict=True):  # fmt: skip

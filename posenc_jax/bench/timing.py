@@ -1,8 +1,8 @@
 """Interleaved timing: on a shared machine only candidates of the same round can be compared.
 
-A round runs every candidate once, in an order of its own. The machine's speed drifts by a factor of two
-within minutes; the ratio of two candidates within a round drifts far less, so a ratio is taken in every
-round, and the median and quartiles are those of the ratios.
+A round runs every candidate once, in an order of its own. The speed of a shared machine drifts; the ratio of
+two candidates within a round drifts far less, so a ratio is taken in every round, and the median and
+quartiles are those of the ratios.
 
 An accelerator works while the next program is handed to it, and to wait for one that takes microseconds
 costs more than it does. So there a candidate runs many times in a row before it is waited for.

@@ -176,8 +176,8 @@ def far_context(study: StudyView) -> Picture:
         "What far context is worth",
         "One mark a run, a tick at the mean of the arm. E7: bits per byte after L/2 less those after 4L. E8: "
         "how much more the targets cost at 4L when attention is cut to the last L tokens, and how many points "
-        "of Y_R at 4L that cut takes away. E6: bits per byte of a fresh span less those of a repeated one at "
-        "the same place, mean over gaps of 2L to 4L. Right of zero, the arm "
+        "of Y_R at 4L that cut takes away. E6: bits per byte of a span after another order of the same bytes "
+        "less after the span itself, mean over gaps of 2L to 4L. Right of zero, the arm "
         f"uses what is further back than L; on zero it only tolerates it. Scales with a left side are logarithmic beyond ±{MARGIN:g}.",
         ("arm", "seed", "metric", "value"),
         tuple(records),
@@ -222,8 +222,8 @@ def repeat_gain(study: StudyView) -> Picture:
     """E6 by gap."""
     records = values(study, "repeat_gain")
     caption = (
-        "E6: bits per byte of a fresh span of 64 bytes, less those of a span that was already there this many "
-        "tokens before, both scored at the same place. Zero: the repeat helps no more."
+        "E6: bits per byte of a 64-byte span after another order of the same bytes, less after the span itself, "
+        "this many tokens back. Zero: the repeat helps no more."
     )
     return _by_length(study, "repeat_gain", "A repeated span, by its gap", caption, records, "gap (tokens)",
                       "bits per byte saved", zero=True)  # fmt: skip

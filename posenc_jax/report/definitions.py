@@ -16,8 +16,8 @@ DEFINITIONS = (
            f"end at L. At c = L the targets lie at positions L to 1.5 L. Extrapolation: c = {FAR}L."),
     ("E4", "nll_pos(i): negative log-likelihood in nats by position in a window of 8L."),
     ("E5", "bpb_key(c): E3 over those targets that a reference run found to need context further back than L."),
-    ("E6", "repeat_gain(g): bits per byte of a fresh span of 64 bytes less those of a span that stands a second "
-           "time after a gap of g tokens, both at the same place of rows of the same length; without memory 0."),
+    ("E6", "repeat_gain(g): bits per byte of a 64-byte span after another order of the same bytes, less after the "
+           "span itself, g tokens back."),
     ("E7", f"context_gain: bpb_ctx at L/2 less at {FAR}L. Above 0, far context is used."),
     ("E8", f"bpb_window: E3 at {FAR}L with attention to the last L tokens alone; window_check is how much more that "
            f"costs. Y_R_window: Y_R at {FAR}L under the same mask. No change on both: a window in disguise."),

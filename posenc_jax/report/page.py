@@ -172,7 +172,7 @@ def _run(study: StudyView, run: RunView) -> str:
         "hardware": _text(info.get("hardware", unknown)),
         "corpus": _text(info.get("corpus", unknown)),
         "fingerprint": f"<code>{_text(info.get('corpus_fingerprint', unknown))}</code>",
-        "unigram": _number(info.get("unigram_bpb"), " bits per byte"),
+        "unigram": _number(study.unigram_of(run), f" bits per byte ({study.data.split})"),
         "versions": _text(", ".join(f"{k} {v}" for k, v in sorted(versions.items())) or unknown),
         "environment": _text(
             ", ".join(f"{k}={v}" for k, v in sorted(environment.items())) or unknown

@@ -213,10 +213,14 @@ class StudyView:
 
     @functools.cached_property
     def unigram(self) -> float | None:
-        """Bits per byte of a unigram model, where all runs have the same."""
-        levels = {run.data.info.get("unigram_bpb") for run in self.runs}
+        """Bits per byte of a unigram model on the split of the rows, where all runs have the same."""
+        levels = {self.unigram_of(run) for run in self.runs}
         level = levels.pop() if len(levels) == 1 else None
         return level if is_number(level) else None
+
+    def unigram_of(self, run: RunView) -> float | None:
+        """The same of one run, as it was recorded."""
+        return run.data.info.get("unigram_bpb", {}).get(self.data.split)
 
     @functools.cached_property
     def not_measured(self) -> list[str]:

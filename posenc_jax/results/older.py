@@ -1,4 +1,4 @@
-"""Rows of definitions 1 in terms of today's: what can be computed again, and what cannot, in words.
+"""Records and rows of definitions 1 in terms of today's: what can be computed again, and what cannot, in words.
 
 Definitions 1 took 1/64 for the chance of most tasks, began context_gain at c = L, gave Y_R at 4L alone,
 and compared a repeated span with one at another place.
@@ -45,6 +45,12 @@ def redefined(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...], tu
     found += _summaries(again[0], look) if "Y_R" in metrics else []
     found += [_reach(row, look, chance) for row in again if row.metric == f"EL_{PASSING}"]
     return tuple(found), tuple(_sentences(metrics, chance))
+
+
+def record_of_today(info: Mapping) -> Mapping:
+    """Returns run.json with the unigram level by split; older ones hold one number, that of test."""
+    level = info.get("unigram_bpb", {})
+    return info if isinstance(level, Mapping) else {**info, "unigram_bpb": {"test": level}}
 
 
 class _Lookup:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json
+from posenc_jax.results.older import record_of_today
 from posenc_jax.results.schema import Row, row_from_json
 
 RECORDED = ("arm", "seed", "tier", "train_length", "steps", "finished")  # what run.json must say
@@ -22,11 +23,11 @@ def optional_json(path: Path) -> dict:
 
 
 def checked_record(info: Mapping, where: str) -> Mapping:
-    """Returns run.json if it says what it must; ValueError that begins with `where` otherwise."""
+    """Returns run.json, as today's would be, if it says what it must; ValueError that begins with `where` otherwise."""
     lacking = [name for name in RECORDED if name not in info]
     if lacking:
         raise ValueError(f"{where} does not say {lacking[0]!r}; it is no record of a run")
-    return info
+    return record_of_today(info)
 
 
 def checked_row(one: Mapping, path: Path, number: int) -> Row:

@@ -196,15 +196,15 @@ def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
     return tuple(tasks)
 
 
-def unigram_bits_per_byte(train: TokenStream, test: TokenStream, tokenizer: Tokenizer) -> float:
-    """Returns bits per byte of the test split under the token frequencies of the training split.
+def unigram_bits_per_byte(train: TokenStream, held: TokenStream, tokenizer: Tokenizer) -> float:
+    """Returns bits per byte of a held-out split under the token frequencies of the training split.
 
     The yardstick of "has learnt anything at all": add-one smoothed, at most 10 M tokens of each.
     """
     text = tokenizer.byte_lengths_V > 0
-    seen, held = (
+    seen_V, held_V = (
         np.bincount(s.tokens[:10_000_000], minlength=tokenizer.vocab_size) * text
-        for s in (train, test)
+        for s in (train, held)
     )
-    nats = -np.log((seen + 1) / (seen + 1)[text].sum())
-    return float((held * nats).sum() / (held * tokenizer.byte_lengths_V).sum() / np.log(2))
+    nats_V = -np.log((seen_V + 1) / (seen_V + 1)[text].sum())
+    return float((held_V * nats_V).sum() / (held_V * tokenizer.byte_lengths_V).sum() / np.log(2))

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from posenc_jax.results.files import write_json
+from posenc_jax.results.schema import SPLITS
 from posenc_jax.training.chain import Chain
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.fingerprint import sha256
@@ -33,9 +34,12 @@ def record_of(config: RunConfig, command: str, inputs: Inputs, params, workdir: 
         "corpus": config.data.corpus,
         "corpus_fingerprint": inputs.corpus.fingerprint,
         "tokenizer_fingerprint": inputs.tokenizer.fingerprint,
-        "unigram_bpb": unigram_bits_per_byte(
-            inputs.stream("train"), inputs.stream("test"), inputs.tokenizer
-        ),
+        "unigram_bpb": {
+            split: unigram_bits_per_byte(
+                inputs.stream("train"), inputs.stream(split), inputs.tokenizer
+            )
+            for split in SPLITS
+        },
         "command": command,
         **provenance(),
     }
