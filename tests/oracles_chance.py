@@ -5,6 +5,7 @@ SEP) and returns the tokens that it says come next. It never looks where the ask
 """
 
 import collections
+import math
 
 BOS, SEP = 256, 257
 
@@ -118,6 +119,22 @@ def offset_open(tokens, nearest, farthest):
     counts = collections.Counter(tokens[at - farthest : at - nearest + 1])
     counts.subtract(asked_values(tokens))
     return [max(sorted(counts), key=counts.get)]
+
+
+def least_crowded(tokens, width):
+    """R2: the value of the needle that others at uniform places on either side of it fit best.
+
+    The likelihood of these places, each needle being asked for as often and lying anywhere: with r of n
+    others before a place x, r! (n - r)! / (x^r (1 - x)^(n - r)).
+    """
+    context = context_of(tokens)
+    places = [at for at, token in enumerate(context) if is_value(token)]
+    n, odds = len(places) - 1, []
+    for r, at in enumerate(places):
+        before, filler = at - 2 - 3 * r, len(context) - 3 * (n + 1)
+        x = (before + 0.5) / (filler + 1)
+        odds.append(math.lgamma(r + 1) + math.lgamma(n - r + 1) - r * math.log(x) - (n - r) * math.log(1 - x))  # fmt: skip
+    return [context[places[odds.index(max(odds))]]]
 
 
 # Others, which may do no better: each takes the symbols in sight and those not yet answered.

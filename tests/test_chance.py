@@ -79,6 +79,13 @@ def test_on_many_instances_too(name, split, more):
     assert check(name, instances_of(name, MANY, split, length)) < 0.02
 
 
+@pytest.mark.parametrize("name", ["needles_4", "needles_16"])
+def test_where_needles_lie_does_not_tell_which_one_is_asked(name):
+    """With the others left and right of the asked one in equal numbers, this policy was right in 0.54."""
+    above, error = played(instances_of(name, 2 * FEW, length=256), places=oracles_chance.least_crowded)  # fmt: skip
+    assert abs(above["places"]) < ERRORS * error
+
+
 @pytest.mark.parametrize("name", ["needles_4", "mqar_16", "variables_1", "latest_first", "synonym", "nback"])  # fmt: skip
 def test_guessing_over_the_whole_alphabet_is_below_chance(name):
     words = "any of the alphabet"

@@ -33,7 +33,8 @@ def asked_needle(
     """R2: needles `k1 k2 v` in filler, SEP, `k1 k2`, v: the value of one of the keys.
 
     A key is a pair of ids, and a split's pairs are its own. The needle asked for lies in the decile;
-    the others at uniform places before and after it.
+    the others at uniform places, wherever it lies, so that where needles lie does not tell which one
+    is asked.
     """
     draws = generator.random((6, SYMBOLS))
     pairs = _pairs_of(split)
@@ -42,7 +43,7 @@ def asked_needle(
     chosen = (first + np.cumsum(1 + (draws[0, :keys] * (len(pairs) // keys - 1)).astype(int))) % len(pairs)  # fmt: skip
     values = np.argsort(draws[1])[:keys]
     depth = float(draws[2, 0] if decile is None else (decile + draws[2, 0]) / 10)
-    earlier = int(draws[2, 1] * keys)  # how many of the others stand before the one asked for
+    earlier = int((draws[2, 1:keys] < depth).sum())  # of the others stand before the one asked for
     spare = length - needles_length(keys)
     before = int(depth * spare)
     gaps = np.concatenate(
@@ -54,7 +55,7 @@ def asked_needle(
     needles = [[*(filler.keys + pairs[c]), filler.values + v] for c, v in zip(chosen, values, strict=True)]  # fmt: skip
     asked = needles[earlier]
     tokens, places = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *asked])
-    # The asked needle is as often the first, the second ... in sight; one alone has nothing to bind.
+    # Over all depths each of the needles in sight is as likely asked; one alone has nothing to bind.
     chance = 1 / keys if keys > 1 else 1 / SYMBOLS
     return _one(tokens, places[earlier] + 2, depth, chance)
 
