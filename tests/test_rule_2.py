@@ -217,6 +217,15 @@ def test_fewer_than_twelve_seeds_never_make_yes(n):
     assert any("needs 12 seeds" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("few", [{"assay": ASSAY | {"rope": (1, 1)}}, {"assay": ASSAY | {"H": (9, 9)}}, {"lookup": LOOKUP | {"rope": (3, 3), "H": (3, 3)}}])  # fmt: skip
+def test_fewer_than_twelve_seeds_of_the_assay_or_of_offset_lookup_never_make_yes(few):
+    """One pilot seed of one would pass "10 of 12" as a share."""
+    found = one(outcomes(), **few)
+    assert set(found.clauses.values()) == {"holds"}
+    assert found.verdict == "INCONCLUSIVE"
+    assert any("YES needs 12 seeds in every comparison" in reason for reason in found.reasons)
+
+
 def test_a_planned_seed_without_a_value_bars_yes_and_is_named():
     table = outcomes()
     table["H", "Y_R"][7] = None

@@ -273,11 +273,13 @@ def test_a_copy_of_a_run_is_refused(tmp_path):
         verdict(tmp_path, range(3))
 
 
-def test_the_oracles_gain_is_read_at_the_studys_lengths_and_asks_for_the_hybrids(tmp_path, lookup):
+def test_the_oracles_gain_is_read_within_its_own_length_and_asks_for_the_hybrids(tmp_path, lookup):
+    """It breaks past 4L, as RoPE does: read after a context of 4L it would show no gain."""
     write_outcome_study(tmp_path, range(N))
     for seed in range(N):
         rows = [r | {"arm": "far", "length": r["length"]} for r in outcome_rows("rope", seed) if r["metric"] == "bpb_ctx"]  # fmt: skip
-        rows = [r | {"value": 2.4 + 0.01 * seed} if r["length"] == 4 * L else r for r in rows]
+        rows = [r | {"value": 2.4 + 0.01 * seed} if r["length"] == 2 * L else r for r in rows]
+        rows = [r | {"value": 9.0 + 0.01 * seed} if r["length"] == 4 * L else r for r in rows]
         info = {"arm": "far", "seed": seed, "tier": "cpu", "train_length": 4 * L}
         write_run(tmp_path / "other_lengths" / f"far-s{seed}", info, rows, "test")
     data = load(tmp_path)
@@ -286,7 +288,7 @@ def test_the_oracles_gain_is_read_at_the_studys_lengths_and_asks_for_the_hybrids
     said = verdict(tmp_path, range(N), lookup, oracle="far")
     states = {s["words"]: (s["state"], s["note"]) for s in said["verdicts"][0]["statements"] if s["clause"] == "G3"}  # fmt: skip
     assert states["context gain"] == ("holds", "asked for, since the oracle shows one")
-    assert states["context gain of the oracle, RoPE trained at 4L"][0] == "reported"
+    assert states["context gain of the oracle, RoPE trained at 4L, within 4L"][0] == "reported"
     info["train_length"] = 2 * L
     shutil.rmtree(tmp_path / "other_lengths")
     write_run(tmp_path / "other_lengths" / "far-s11", info, rows, "test")

@@ -176,7 +176,7 @@ class Hybrid:
         unknown = dataclasses.replace(mine, p_refuted=1.0, note="asked for, since no oracle shows whether the text rewards far context")  # fmt: skip
         if not oracle:
             return [(unknown, "")]
-        shown = alone(self.outcomes, "G3", "context gain of the oracle, RoPE trained at 4L", oracle, "context_gain", BPB, m.bpb, self.seeds, m.alpha)  # fmt: skip
+        shown = alone(self.outcomes, "G3", "context gain of the oracle, RoPE trained at 4L, within 4L", oracle, "context_gain", BPB, m.bpb, self.seeds, m.alpha)  # fmt: skip
         if shown.test is None:
             return [(shown, REPORTED), (unknown, "")]
         asked = shown.p <= m.alpha

@@ -72,13 +72,17 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> Reading:
 
 
 def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
-    """Returns bpb_ctx at L/2 less bpb_ctx at 4L of a run that was trained at 4L, None where one is missing.
+    """Returns bpb_ctx at L/2 less bpb_ctx at 2L of a run that was trained at 4L, None where one is missing.
+
+    Its targets are 2L tokens, so after a context of 2L they end at 4L, where it was trained to. After a
+    context of 4L they would lie at positions 4L to 6L: a gain that RoPE loses past its training length
+    would be read as none.
 
     Args:
       length: L of the study, which the run's own length is 4 times of.
     """
     mine = {(r.metric, r.length, r.bucket): r for r in rows}
-    near, far = (_value(mine, BPB, c, "all")[0] for c in (length // 2, FAR * length))
+    near, far = (_value(mine, BPB, c, "all")[0] for c in (length // 2, int(ID * FAR * length)))
     return None if near is None or far is None else near - far
 
 
