@@ -301,6 +301,15 @@ def test_a_factor_is_weighed_by_sign_flip_too():
     assert all(s.agreed for s in found.statements if s.unit == "accuracy")
 
 
+def test_a_factor_without_which_nothing_is_lost_is_dispensable_only_where_recall_is_learnt():
+    table = outcomes()
+    for metric in ("Y_E", "Y_R"):
+        table["N", metric] = {s: v + 1e-5 * s * s for s, v in table["H", metric].items()}
+    for learnt, finding in ((True, "dispensable"), (False, "open")):
+        (found,) = attribute(table, "H", {"rotation": "N"}, seeds=range(N), margins=Margins(), learnt=lambda arm, said=learnt: said)  # fmt: skip
+        assert found.finding == finding
+
+
 def as_outcomes(truth, n, studies, seed, study):
     """One simulated study as the engine reads it: drawn again, value by value."""
     import posenc_jax.study.simulation as simulation

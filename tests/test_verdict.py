@@ -257,6 +257,46 @@ def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tm
     assert f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of" in words(said)  # fmt: skip
 
 
+def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, tmp_path):
+    pilot = write_outcome_study(tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID))
+    edit(pilot / "runs" / "arm0-s50" / "run.json", tokens=5)
+    beside = Beside(pilot=load(pilot, "test"), lookup=load(lookup))
+    said = judge(load(study), plan(range(N)), beside=beside, frozen=None, deviations=[])
+    assert f"the assay read test in {tmp_path.name}" in said["deviations"]
+    assert "the runs and those of the assay differ in training tokens: 1000000 and 5" in said["deviations"]  # fmt: skip
+
+
+def test_runs_of_offset_lookup_that_were_not_trained_alike_are_a_deviation(study, tmp_path):
+    folder = write_outcome_study(tmp_path, range(N), arms=("rope", "alibi", HYBRID))
+    edit(folder / "runs" / "arm2-s3" / "run.json", tokens=5)
+    said = verdict(study, range(N), folder)
+    assert "the runs of offset lookup differ in training tokens: 1000000 and 5" in said["deviations"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pilot", "lookup"])
+def test_an_assay_or_offset_lookup_of_another_tier_or_length_is_refused(study, tmp_path, name):
+    """A model that learns recall or offsets on a smaller thing says nothing of the study."""
+    write_outcome_study(tmp_path, range(N), arms=("rope", "alibi", HYBRID), tier="smoke")
+    with pytest.raises(
+        ValueError, match="arm0-s0 has tier smoke, runs/arm0-s0 has cpu; its recall"
+    ):
+        judge(load(study), plan(range(N)), beside=Beside(**{name: load(tmp_path)}), frozen=None, deviations=[])  # fmt: skip
+
+
+def test_a_factor_is_open_where_neither_arm_learns_recall(tmp_path):
+    """Two arms at the floor of recall are alike whatever the factor is worth."""
+    write_outcome_study(tmp_path, range(3))
+    for path in tmp_path.glob("runs/*/evaluation/rows.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lost = [r["metric"] == "least_id" and r["arm"] in (HYBRID, ROTATIONLESS) for r in rows]
+        rows = [r | {"value": 0.02} if one else r for r, one in zip(rows, lost, strict=True)]
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (v,) = verdict(tmp_path, range(3))["verdicts"]
+    said = {a["factor"]: a["words"] for a in v["attribution"]}
+    assert said["rotation"] == f"rotation: open; neither {HYBRID} nor {ROTATIONLESS} learns recall at L"  # fmt: skip
+    assert "learns recall" not in said["bias"]
+
+
 def test_pilot_seeds_of_a_plan_need_their_runs_and_count_nowhere_else(study):
     with pytest.raises(ValueError, match="the plan names pilot seeds; give the folder"):
         verdict(study, range(N), pilot=tuple(range(50, 62)))
@@ -338,12 +378,14 @@ def test_a_rule_that_changed_after_freezing_is_noticed(confirmed, monkeypatch):
 
 
 def test_the_rules_hash_covers_every_module_that_decides():
-    """Each module of the study that rule 2 imports, directly or not, is in the hash or decides nothing."""
-    script = "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; print(*sorted(m.rsplit('.')[-1] for m in sys.modules if m.startswith('posenc_jax.study.')))"  # fmt: skip
+    """Each module that rule 2 imports, directly or not, is in the hash or decides nothing."""
+    script = "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; print(*sorted(m.removeprefix('posenc_jax.') for m in sys.modules if m.startswith(('posenc_jax.study.', 'posenc_jax.results.'))))"  # fmt: skip
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    neutral = {"nested", "rule_1"}  # the bootstrap beside the tests; the older rule
+    # The bootstrap beside the tests; the older rule and older rows.
+    neutral = {"study.nested", "study.rule_1", "results.older"}
     assert set(run.stdout.split()) - neutral <= set(prereg.SOURCES)
-    assert prereg.rule_digest(("rule_2",)) != prereg.rule_digest(("evidence",))
+    assert "results.schema" in prereg.SOURCES  # 0.9 to acquire, 0.8 to reach, 4L
+    assert prereg.rule_digest(("study.rule_2",)) != prereg.rule_digest(("study.evidence",))
 
 
 def test_rows_of_dev_confirm_nothing(tmp_path):
@@ -355,9 +397,10 @@ def test_rows_of_dev_confirm_nothing(tmp_path):
     assert said["deviations"] == []
 
 
-def test_a_smoke_study_is_no_result(tmp_path, lookup):
-    write_outcome_study(tmp_path, range(N), tier="smoke")  # YES on another tier, see above
-    said = verdict(tmp_path, range(N), lookup)
+def test_a_smoke_study_is_no_result(tmp_path):
+    smoke = write_outcome_study(tmp_path / "study", range(N), tier="smoke")  # YES on another tier, see above  # fmt: skip
+    lookup = write_outcome_study(tmp_path / "lookup", range(N), arms=("rope", "alibi", HYBRID), tier="smoke")  # fmt: skip
+    said = verdict(smoke, range(N), lookup)
     for rule in (said, said["rule_1"]):
         assert rule["status"] == "smoke"
         assert rule["verdicts"][0]["verdict"] == "INCONCLUSIVE"

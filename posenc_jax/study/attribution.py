@@ -30,17 +30,20 @@ def attribute(
     seeds: Sequence[int],
     margins: Margins,
     weigh: Callable[[Statement], Statement] = lambda s: s,
+    learnt: Callable[[str], bool] = lambda arm: True,
 ) -> list[Attribution]:
     """Returns, for every factor taken away, whether the hybrid needs it.
 
     - needed: with it, better by the margin on one axis and not worse by the margin on the other (two
       routes, each an intersection-union; the smaller p doubled).
     - dispensable: without it, not worse by the margin on either axis (intersection-union).
-    - open: neither, or a planned seed is missing.
+    - open: neither, a planned seed is missing, or neither arm learns recall at L: two arms that recall
+      nothing are alike whatever the factor is worth.
 
     Args:
       ablations: factor ("rotation", "bias") to the arm without it. weigh: gives a statement about
-        accuracy the p of the rule; as it is, that of the t test alone (rule 1).
+        accuracy the p of the rule; as it is, that of the t test alone (rule 1). learnt: whether an arm
+        learns recall at L (rule 1 does not ask).
 
     Raises:
       ValueError: a factor that is neither.
@@ -49,11 +52,12 @@ def attribute(
     if unknown:
         raise ValueError(f"a hybrid is ablated of {' or '.join(FACTORS)}, not of {unknown[0]}")
     return [
-        _one(outcomes, hybrid, f, a, tuple(seeds), margins, weigh) for f, a in ablations.items()
+        _one(outcomes, hybrid, f, a, tuple(seeds), margins, weigh, learnt(hybrid) or learnt(a))
+        for f, a in ablations.items()
     ]
 
 
-def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh) -> Attribution:
+def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh, assessable) -> Attribution:
     def gain(axis: str, threshold: float) -> Statement:
         arms, metric, unit, words = {
             "E": ((ablation, hybrid), "Y_E", BPB, f"Y_E without {factor} less Y_E with it"),
@@ -68,7 +72,7 @@ def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh) -> Attrib
     p = min(1.0, 2 * min(map(p_of_all, routes.values())))
     # "Without it, not worse": the gain of the factor lies below the margin on both axes.
     p_without = max(better["E"].p_refuted, better["R"].p_refuted)
-    complete = not (better["E"].problems or better["R"].problems)
+    complete = assessable and not (better["E"].problems or better["R"].problems)
     finding = "open"
     if complete and p <= m.alpha:
         finding = "needed"
@@ -78,7 +82,9 @@ def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh) -> Attrib
     words = {
         "needed": f"{factor} is needed: without it one axis is lost, and the other is no better for it (p {p_words(p)})",
         "dispensable": f"{other} suffices: without {factor} neither axis is worse by its margin (p {p_words(p_without)})",
-        "open": f"{factor}: open; neither needed (p {p_words(p)}) nor dispensable (p {p_words(p_without)})",
+        "open": f"{factor}: open; neither needed (p {p_words(p)}) nor dispensable (p {p_words(p_without)})"
+        if assessable
+        else f"{factor}: open; neither {hybrid} nor {ablation} learns recall at L",
     }[finding]  # fmt: skip
     statements = (better["E"], better["R"])
     return Attribution(hybrid, factor, ablation, finding, p, words, statements)

@@ -14,10 +14,11 @@ from posenc_jax.study.attribution import FACTORS
 from posenc_jax.study.decision import Margins, check_plan
 
 METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
-# What decides under rule 2; a change of any of these files is a change of the rule.
+# What decides under rule 2, bars and lengths included; a change of any of these files is a change of the rule.
 SOURCES = (
-    "attribution", "beside", "clauses", "counts", "decision", "evidence", "outcomes", "roles", "rule_2", "statements",
-    "statistics",
+    "results.chance", "results.schema", "results.summaries", "study.attribution", "study.beside", "study.clauses",
+    "study.counts", "study.decision", "study.evidence", "study.outcomes", "study.roles", "study.rule_2",
+    "study.statements", "study.statistics", "study.verdict",
 )  # fmt: skip
 
 
@@ -94,8 +95,9 @@ def digest(body: Mapping) -> str:
 
 def rule_digest(sources: Sequence[str] = SOURCES) -> str:
     """Returns the SHA-256 of the source of rule 2, by which a rule that changed after freezing is noticed."""
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / f"{n}.py").read_bytes() for n in sources)).hexdigest()
+    package = Path(__file__).parents[1]
+    read = [(package / f"{name.replace('.', '/')}.py").read_bytes() for name in sources]
+    return hashlib.sha256(b"".join(read)).hexdigest()
 
 
 def read(path: Path) -> Frozen:

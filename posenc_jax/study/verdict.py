@@ -16,7 +16,7 @@ from posenc_jax.study import nested, prereg, roles, rule_1, rule_2
 from posenc_jax.study.attribution import Attribution, attribute
 from posenc_jax.study.beside import Beside, assay, lookup, of_oracle, rows_of
 from posenc_jax.study.clauses import weighed
-from posenc_jax.study.counts import Counts
+from posenc_jax.study.counts import Counts, acquiring, assay_passes
 from posenc_jax.study.decision import Verdict
 from posenc_jax.study.grid import UNPLANNED
 from posenc_jax.study.outcomes import Reading, read_outcomes
@@ -44,7 +44,7 @@ def judge(
 
     Raises:
       ValueError: an arm of the plan without a run, runs that cannot be compared, a copy of a run, or
-        pilot or lookup seeds of the plan whose runs were not given.
+        pilot or lookup seeds of the plan whose runs were not given or are of another tier or length.
     """
     chosen = [r for r in data.runs if r.info["arm"] in plan.arms() and r.info["seed"] in plan.seeds]
     _refuse(data.runs, chosen, plan, beside)
@@ -53,6 +53,7 @@ def judge(
     unused += [f"{a}, seed {s}: no run" for a in plan.arms() for s in plan.seeds if (a, s) not in there]  # fmt: skip
     extra = sorted({(r.info["arm"], r.info["seed"]) for r in data.runs if r.info["arm"] in plan.arms()} - there)  # fmt: skip
     looked = [UNPLANNED] if data.split == "test" and frozen is None else []
+    looked += [f"the assay read test in {beside.pilot.name}"] if beside.pilot and beside.pilot.split == "test" else []  # fmt: skip
     kept = list(data.record["deviations"]) if "deviations" in data.record else []
     shared = {
         "tier": chosen[0].info["tier"],
@@ -60,7 +61,7 @@ def judge(
         "train_length": chosen[0].info["train_length"],
         **dataclasses.asdict(plan),
         "prereg": frozen and {"rule": frozen.rule, "sha256": frozen.sha256, "frozen": frozen.at.isoformat()},
-        "deviations": list(dict.fromkeys([*deviations, *kept, *looked, *_differences(chosen)])),
+        "deviations": list(dict.fromkeys([*deviations, *kept, *looked, *_differences(chosen, plan, beside)])),
         "unused": unused,
         "unplanned": [f"{arm}, seed {seed}: not among the planned seeds, not read" for arm, seed in extra],
         "runs": {r.name: fingerprint(r.rows) for r in chosen if not r.why},
@@ -103,9 +104,13 @@ def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, be
     said = rule_2.decide(outcomes, plan.hybrids, roles=parents, counts=counts, seeds=plan.seeds, margins=m)  # fmt: skip
     samples, found = _samples(chosen, reading), []
     weigh = functools.partial(weighed, behind=False)
+
+    def learnt(arm: str) -> bool:
+        return assay_passes({arm: acquiring(outcomes, arm, plan.seeds)}, [arm]) is True
+
     for v in said:
         factors = ({v.hybrid: {}} | plan.ablations)[v.hybrid]
-        attributed = attribute(outcomes, v.hybrid, factors, seeds=plan.seeds, margins=m, weigh=weigh)  # fmt: skip
+        attributed = attribute(outcomes, v.hybrid, factors, seeds=plan.seeds, margins=m, weigh=weigh, learnt=learnt)  # fmt: skip
         found.append(_verdict(v, attributed, lambda s: with_instances(s, samples), m.alpha))
     parent = ("Y_E", "Y_id", "Y_R", "Y_R_far", "Y_R_id", "least_id")
     needed = {plan.rope: parent, **dict.fromkeys(plan.alibi, parent)}
@@ -160,6 +165,10 @@ def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Pla
     for name in ("pilot", "lookup"):
         if getattr(plan, name) and getattr(beside, name) is None:
             raise ValueError(f"the plan names {name} seeds; give the folder of their runs with --{name}")  # fmt: skip
+    for run in (*_beside(beside.pilot, plan), *_beside(beside.lookup, plan)):
+        for field in ("tier", "train_length"):
+            if run.info[field] != chosen[0].info[field]:
+                raise ValueError(f"{run.name} has {field} {run.info[field]}, {chosen[0].name} has {chosen[0].info[field]}; its recall says nothing of this study")  # fmt: skip
     for field in ("settings", *ALIKE):
         found = {}
         for run in chosen:
@@ -177,13 +186,23 @@ def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Pla
             raise ValueError(f"{copies[run.info['arm'], values]} and {run.name} have the same values in every row: one is a copy, and seeds that agree are no evidence")  # fmt: skip
 
 
-def _differences(chosen: Sequence[RunData]) -> list[str]:
+def _beside(data: StudyData | None, plan: prereg.Plan) -> list[RunData]:
+    """The runs of the plan's arms in the folder of the assay or of offset lookup."""
+    return [r for r in data.runs if r.info["arm"] in plan.arms()] if data else []
+
+
+def _differences(chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> list[str]:
     """What a fair comparison holds equal and these runs do not: a deviation that nobody has to type."""
+    pilot, lookups = _beside(beside.pilot, plan), _beside(beside.lookup, plan)
+    compared = [("the runs", field, chosen) for field in ("tokens", "versions", "hardware")]
+    compared += [("the runs and those of the assay", "tokens", [*chosen, *pilot])] if pilot else []
+    compared.append(("the runs of offset lookup", "tokens", lookups))
     lines = []
-    for field, words in (("tokens", "training tokens"), ("versions", "versions"), ("hardware", "hardware")):  # fmt: skip
-        found = sorted({json.dumps(r.info[field], sort_keys=True) for r in chosen})
+    for who, field, runs in compared:
+        found = sorted({json.dumps(r.info[field], sort_keys=True) for r in runs})
         if len(found) > 1:
-            lines.append(f"the runs differ in {words}: {' and '.join(found)}")
+            words = "training tokens" if field == "tokens" else field
+            lines.append(f"{who} differ in {words}: {' and '.join(found)}")
     return lines
 
 
