@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.model.decoder import ROWS, Decoder, laid
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.mesh import ROWS, laid
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.hosts import rows_of_process
 from posenc_jax.training.inputs import Inputs, dev_examples

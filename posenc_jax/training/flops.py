@@ -106,7 +106,7 @@ def executed(
 
     Args:
       sequence: devices that the tokens of a row lie on.
-      key_copies: devices that each project to all key heads (`model.decoder.key_heads_axis`).
+      key_copies: devices that each project to all key heads (`model.mesh.key_heads_axis`).
       remat: as `posenc_jax.model.layers.REMAT`. Of a layer made again the last product is not: only the
         next layer reads it.
       head_again: the backward pass makes the logits over the vocabulary again (`loss.in_pieces`).

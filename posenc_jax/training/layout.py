@@ -5,7 +5,7 @@ import re
 import jax
 from jax.sharding import AxisType
 
-from posenc_jax.model.decoder import key_heads_axis
+from posenc_jax.model.mesh import key_heads_axis
 
 # From the slowest links to the fastest: rows, rows and what each device keeps of every matrix (fully
 # sharded data parallelism), tokens of a row, heads and hidden units.

@@ -21,7 +21,8 @@ from posenc_jax.attention.attend import KERNELS
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.encodings.device import computing_on
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder, key_heads_axis
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.mesh import key_heads_axis
 from posenc_jax.training import flops
 from posenc_jax.training.chips import Chip, absent_devices, traced_for, usual_topology
 from posenc_jax.training.collectives import collectives

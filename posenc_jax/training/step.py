@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from posenc_jax.model.decoder import ROWS, Decoder, at_progress, laid
+from posenc_jax.model.decoder import Decoder, at_progress
 from posenc_jax.model.layers import Execution
+from posenc_jax.model.mesh import ROWS, laid
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
 from posenc_jax.training.loss import Loss, per_weight, summed_loss
