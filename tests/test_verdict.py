@@ -349,13 +349,24 @@ def of_plan(folder, lookup=None):
     return judge(load(folder, "test"), frozen.plan, beside=beside, frozen=frozen, deviations=[])
 
 
-def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(confirmed, lookup):
+def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(tmp_path):
+    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED, lookup=tuple(range(N))))
+    confirmed = write_outcome_study(tmp_path, CONFIRMED)
+    lookup = write_outcome_study(tmp_path.with_name("lookup"), range(N), arms=("rope", "alibi", HYBRID))  # fmt: skip
     said = of_plan(confirmed, lookup)
     assert (said["status"], said["why"], said["deviations"]) == ("confirmed", [], [])
     assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
     assert said["prereg"]["sha256"][:12] in words(said)
     old = said["rule_1"]
     assert (old["status"], old["why"]) == ("exploratory", ["the plan was frozen for rule version 2"])  # fmt: skip
+
+
+def test_offset_lookup_that_the_plan_did_not_foresee_is_a_deviation(confirmed, lookup):
+    """Its seeds are not in the plan, and they ran before it."""
+    edit(lookup / "runs" / "arm1-s3" / "run.json", began="2020-01-01T00:00:00+00:00")
+    lines = of_plan(confirmed, lookup)["deviations"]
+    assert f"the plan names no lookup seeds; those of {lookup.name} were read" in lines
+    assert any(line.startswith("offset lookup: runs/arm") and "began before" in line for line in lines)  # fmt: skip
 
 
 @pytest.mark.parametrize(

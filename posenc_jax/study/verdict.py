@@ -1,6 +1,7 @@
 """The verdict on a study by both versions of the rule: finished runs in, every clause in words and numbers out."""
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -54,6 +55,7 @@ def judge(
     extra = sorted({(r.info["arm"], r.info["seed"]) for r in data.runs if r.info["arm"] in plan.arms()} - there)  # fmt: skip
     looked = [UNPLANNED] if data.split == "test" and frozen is None else []
     looked += [f"the assay read test in {beside.pilot.name}"] if beside.pilot and beside.pilot.split == "test" else []  # fmt: skip
+    looked += [] if frozen is None else _unforeseen(frozen, beside)
     kept = list(data.record["deviations"]) if "deviations" in data.record else []
     shared = {
         "tier": chosen[0].info["tier"],
@@ -189,6 +191,19 @@ def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Pla
 def _beside(data: StudyData | None, plan: prereg.Plan) -> list[RunData]:
     """The runs of the plan's arms in the folder of the assay or of offset lookup."""
     return [r for r in data.runs if r.info["arm"] in plan.arms()] if data else []
+
+
+def _unforeseen(frozen: prereg.Frozen, beside: Beside) -> list[str]:
+    """What the frozen plan did not foresee of the assay and of offset lookup."""
+    plan, lines = frozen.plan, []
+    for name, data, seeds in (("pilot", beside.pilot, plan.pilot), ("lookup", beside.lookup, plan.lookup)):  # fmt: skip
+        if data and not seeds:
+            lines.append(f"the plan names no {name} seeds; those of {data.name} were read")
+    began = {r.name: r.info["began"] for r in _beside(beside.lookup, plan) if "began" in r.info}
+    older = [run for run, at in began.items() if datetime.datetime.fromisoformat(at) <= frozen.at]
+    if older:
+        lines.append(f"offset lookup: {older[0]} and {len(older) - 1} others began before the plan was frozen")  # fmt: skip
+    return lines
 
 
 def _differences(chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> list[str]:
