@@ -104,9 +104,12 @@ def _plan(make, record, split: str):
         return flag.value or ({name: default} | record["roles"])[name]
 
     hybrids, ablations = role(_HYBRID, "hybrids", []), {}
+    alibi = _several(role(_ALIBI, "alibi", "alibi"))
     seeds = _seeds(_SEEDS.value) if _SEEDS.value else tuple(record["seeds"])
-    if not hybrids or not seeds:
-        raise ValueError("name the arms and seeds: --hybrid=ARM --seeds=0-4, or --prereg=FILE")
+    if not hybrids or not alibi or not seeds:
+        raise ValueError(
+            "name the arms and seeds: --hybrid=ARM --alibi=ARM --seeds=0-4, or --prereg=FILE"
+        )
     for factor, flag in _ABLATED.items():
         if len(flag.value) > len(hybrids):
             raise ValueError(f"--without_{factor} is given more often than --hybrid")
@@ -114,9 +117,9 @@ def _plan(make, record, split: str):
             if arm:
                 ablations.setdefault(hybrid, {})[factor] = arm
     return make(
-        hybrids=tuple(hybrids),
+        hybrids=_several(hybrids),
         rope=role(_ROPE, "rope", "rope"),
-        alibi=_several(role(_ALIBI, "alibi", "alibi")),
+        alibi=alibi,
         seeds=seeds,
         ablations=ablations,
         stretched=_several(role(_STRETCHED, "stretched", [])),
@@ -143,8 +146,11 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _refuse_begun(workdir: Path, plan) -> None:
     """Raises ValueError if a run of the plan exists already: it could not be confirmed later."""
+    from posenc_jax.results.files import read_json
+    from posenc_jax.results.stored_run import checked_record
+
     for path in sorted(workdir.glob("**/run.json")):
-        info = json.loads(path.read_text())
+        info = checked_record(read_json(path), str(path))
         if info["arm"] in plan.arms() and info["seed"] in plan.seeds:
             raise ValueError(f"{path.parent} has begun; freeze the plan first, or plan fresh seeds")
 

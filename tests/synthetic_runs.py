@@ -234,7 +234,8 @@ def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None
         "parameters": 123456, "tokens": 3276800, "wall_seconds": 301.5, "tokens_per_second": 10868.0,
         "command": f"python train.py --config=configs/lm.py:{arm} --workdir=synthetic",
         "versions": {"jax": "0.0-synthetic", "python": "3.11"}, "hardware": "synthetic",
-        "corpus": "python_stdlib", "corpus_fingerprint": "ab" * 32, "unigram_bpb": {"dev": 4.87, "test": 4.81},
+        "corpus": "python_stdlib", "corpus_fingerprint": "ab" * 32, "tokenizer_fingerprint": "bytes",
+        "unigram_bpb": {"dev": 4.87, "test": 4.81},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "run.json").write_text(json.dumps(info))

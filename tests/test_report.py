@@ -282,7 +282,7 @@ def test_names_are_escaped(tmp_path):
     rows = [json.dumps(r | {"arm": "<b>&"}) + "\n" for r in synthetic_rows("rope", 0)]
     (folder / "evaluation/rows.jsonl").write_text("".join(rows))
     info |= {"arm": "<b>&", "command": "train <script>", "corpus": "<script>", "scheme": "<script>"}
-    info |= {"versions": {"<script>": "<script>"}, "hardware": "<script>", "steps": "<script>"}
+    info |= {"versions": {"<script>": "<script>"}, "hardware": "<script>"}
     (folder / "run.json").write_text(json.dumps(info))
     page = page_without_pictures(folder)
     assert "<b>" not in page

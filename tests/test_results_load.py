@@ -197,6 +197,56 @@ def test_a_record_that_lacks_what_decides_is_refused(tmp_path):
         load(run, "dev")
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("run.json", {"finished": "false"}),
+        ("run.json", {"steps": "400"}),
+        ("run.json", {"tokens": None}),
+        ("run.json", {"corpus_fingerprint": []}),
+        ("run.json", {"began": "2026-01-01T00:00:00"}),  # no time zone
+        ("evaluation_dev/evaluation.json", {"step": None}),
+        ("study.json", {"seeds": [None]}),
+        ("study.json", {"seeds": [True]}),
+        ("study.json", {"roles": {"rope": []}}),
+        ("study.json", {"deviations": "none"}),
+        ("study.json", {"split": "train"}),
+        ("texts.json", {"texts": None}),
+        ("tuning.json", {"arms": [], "steps": 1, "seed": 9}),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_file_and_name(tmp_path, name, changes):
+    run = write_run(tmp_path / "rope-s0", ROWS)
+    path = tmp_path / name if name.startswith(("study", "texts", "tuning")) else run / name
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | changes))
+    with pytest.raises(ValueError, match=f"{re.escape(path.name)}: {next(iter(changes))} must be"):
+        load(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{}], "entry 1 does not say 'arm'"),
+        ([record(name=[])], "entry 1: name must be a string"),
+        ([record(name="rope-s0"), record(name="rope-s0")], "names a run twice"),
+    ],
+)
+def test_entries_of_runs_json_are_records_of_one_run_each(tmp_path, entries, words):
+    (tmp_path / "runs.json").write_text(json.dumps(entries))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path, "dev")
+
+
+def test_a_log_line_of_no_run_is_refused(tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps([record(name="rope-s0")]))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    (tmp_path / "metrics.jsonl.gz").write_bytes(gzip.compress(b'{"step": 1}\n'))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl\.gz, line 1 does not say 'run'"):
+        load(tmp_path, "dev")
+
+
 def test_mixtures_are_refused(tmp_path):
     study(tmp_path / "twins")
     write_run(tmp_path / "twins/more/rope-s0", ROWS)

@@ -31,7 +31,9 @@ def study(folder, name="x"):
     far = [row("bpb_ctx", L, 0.1) | {"train_length": 4 * L}]
     write_run(folder / "other_lengths/oracle-s0", far, arm="oracle", train_length=4 * L)
     write_run(folder / "tuning/rope-s9-lr0.01", [row("bpb_ctx", L // 2, 1.5)], seed=9)
-    (folder / "tuning.json").write_text(json.dumps({"metric": "bpb_ctx", "arms": {}}))
+    (folder / "tuning.json").write_text(
+        json.dumps({"metric": "bpb_ctx", "steps": 1, "seed": 9, "arms": {}})
+    )
     record = {"name": name, "split": "dev", "arms": ["rope"], "seeds": [0, 1]}
     (folder / "study.json").write_text(json.dumps(record))
     (folder / "prereg.json").write_text(json.dumps({"plan": {}, "sha256": "0"}))

@@ -480,6 +480,18 @@ def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
     assert said["verdicts"][0]["verdict"] == "INCONCLUSIVE"  # it named no stretched RoPE
 
 
+@pytest.mark.parametrize(
+    "change", [{"rule": []}, {"margins": {"bpb": 0.1, "x": 1}}, {"seeds": 3}, {"extra": 1}, None]
+)
+def test_a_plan_with_a_hash_that_fits_and_fields_that_do_not_is_refused(tmp_path, change):
+    prereg.freeze(tmp_path / "p.json", prereg.Plan(("h",), "rope", ("alibi",), (1, 2), {}))
+    body = json.loads((tmp_path / "p.json").read_text())["plan"]
+    body = {} if change is None else body | change
+    (tmp_path / "p.json").write_text(json.dumps({"plan": body, "sha256": prereg.digest(body)}))
+    with pytest.raises(ValueError, match="no plan that --freeze wrote"):
+        prereg.read(tmp_path / "p.json")
+
+
 def test_a_plan_of_an_unknown_rule_is_refused(tmp_path):
     path = tmp_path / "prereg.json"
     prereg.freeze(path, plan(CONFIRMED))

@@ -10,6 +10,7 @@ import numpy as np
 from posenc_jax.results.files import read_json, read_json_lines
 from posenc_jax.results.older import redefined
 from posenc_jax.results.published import PUBLISHED, lacking, published_runs
+from posenc_jax.results.records import EVALUATION, STUDY, TEXTS, TUNED, check
 from posenc_jax.results.schema import DEFINITIONS, SPLITS
 from posenc_jax.results.stored_run import (
     checked_record,
@@ -69,9 +70,7 @@ def stored(folder: Path, split: str | None = None) -> StudyData:
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
     record = optional_json(folder / "study.json")
-    arms = record.get("arms", [])
-    if not isinstance(arms, list) or not all(isinstance(arm, str) for arm in arms):
-        raise ValueError(f"{folder / 'study.json'}: arms must be a list of names")
+    check(record, STUDY, str(folder / "study.json"))
     published = (folder / PUBLISHED).exists()
     split = split or _split(folder, record)
     if published:
@@ -87,7 +86,13 @@ def stored(folder: Path, split: str | None = None) -> StudyData:
     counted = [run for run in runs if not run.name.startswith(f"{OTHER_LENGTHS}/")]
     _refuse_mixtures(counted, folder)
     _refuse_twins(apart, folder)
-    texts = optional_json(folder / "texts.json")
+    listed = folder / "texts.json"
+    texts = optional_json(listed)
+    if listed.exists():
+        check(texts, TEXTS, str(listed), TEXTS)
+    tuning = optional_json(folder / "tuning.json")
+    if tuning:
+        check(tuning, TUNED, str(folder / "tuning.json"), TUNED)
     return StudyData(
         name=str(record.get("name", folder.resolve().name)),
         folder=str(folder),
@@ -95,7 +100,7 @@ def stored(folder: Path, split: str | None = None) -> StudyData:
         split=split,
         runs=tuple(counted),
         elsewhere=tuple(apart),
-        tuning=optional_json(folder / "tuning.json"),
+        tuning=tuning,
         texts=tuple(texts["texts"]) if texts else (),
         plan=optional_json(folder / "prereg.json") or None,
         notes=lacking(folder) if published else (),
@@ -180,6 +185,8 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     found = [(number, checked_row(one, path, number)) for number, one in numbered]
     rows = rows_of_run(found, path, info, name, split)
     about = optional_json(ended)
+    if about:
+        check(about, EVALUATION, str(ended), ("step",))
     if not info["finished"]:
         logged = max((m["step"] for m in metrics if "step" in m), default=0)
         step = info.get("steps_done", logged)  # older records do not say

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json, read_json_lines
+from posenc_jax.results.records import OBJECT, RUN, TEXT, check
 from posenc_jax.results.schema import Row
 from posenc_jax.results.stored_run import (
     checked_record,
@@ -56,10 +57,12 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
             lines.setdefault(row.run, []).append((number, row))
     logs: dict[str, list[dict]] = {}
     if (folder / "metrics.jsonl.gz").exists():
-        for _, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
+        for number, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
+            check(one, {"run": TEXT}, f"{folder / 'metrics.jsonl.gz'}, line {number}", ("run",))
             logs.setdefault(one["run"], []).append({k: v for k, v in one.items() if k != "run"})
     kept = _Archive(folder / "arrays.npz", own)
     portraits = optional_json(folder / "portraits.json.gz")
+    check(portraits, dict.fromkeys(portraits, OBJECT), str(folder / "portraits.json.gz"))
     found = []
     for name, entry in _entries(folder, lines).items():
         about = BESIDE | entry
@@ -93,8 +96,12 @@ def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> di
     listed, path = read_json(folder / PUBLISHED, list), folder / PUBLISHED
     if not all(isinstance(entry, Mapping) for entry in listed):
         raise ValueError(f"{path} must list objects, the records of runs")
+    for number, entry in enumerate(listed, 1):
+        check(entry, RUN, f"{path}, entry {number}", ("arm", "seed"))
     if all("name" in entry for entry in listed):
         found = {entry["name"]: entry for entry in listed}
+        if len(found) < len(listed):
+            raise ValueError(f"{path} names a run twice")
         if strangers := sorted(lines.keys() - found.keys()):
             raise ValueError(f"{path} has no run {strangers[0]!r}, of which there are rows")
         return found

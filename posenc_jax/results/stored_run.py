@@ -11,9 +11,14 @@ import numpy as np
 
 from posenc_jax.results.files import read_json
 from posenc_jax.results.older import record_of_today
+from posenc_jax.results.records import RUN, check
 from posenc_jax.results.schema import Row, row_from_json
 
-RECORDED = ("arm", "seed", "tier", "train_length", "steps", "finished")  # what run.json must say
+# What run.json must say.
+RECORDED = (
+    "arm", "seed", "tier", "train_length", "steps", "finished", "tokens", "corpus_fingerprint", "tokenizer_fingerprint",
+    "versions", "hardware",
+)  # fmt: skip
 OWNER = ("arm", "seed", "tier", "train_length")  # what a row and its run.json must agree on
 
 
@@ -24,9 +29,7 @@ def optional_json(path: Path) -> dict:
 
 def checked_record(info: Mapping, where: str) -> Mapping:
     """Returns run.json, as today's would be, if it says what it must; ValueError that begins with `where` otherwise."""
-    lacking = [name for name in RECORDED if name not in info]
-    if lacking:
-        raise ValueError(f"{where} does not say {lacking[0]!r}; it is no record of a run")
+    check(info, RUN, where, RECORDED)
     return record_of_today(info)
 
 

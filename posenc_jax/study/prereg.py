@@ -123,6 +123,13 @@ def parse(stored: Mapping, path: str) -> Frozen:
         raise ValueError(f"{path} is no frozen plan: a JSON object of plan and sha256") from None
     if digest(body) != sha256:
         raise ValueError(f"{path} was changed after it was frozen: its hash no longer fits")
+    try:
+        return _parsed(body, sha256, path)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no plan that --freeze wrote: a field is lacking or of another type") from None  # fmt: skip
+
+
+def _parsed(body: dict, sha256: str, path: str) -> Frozen:
     rule, metrics, at = body.pop("rule"), body.pop("metrics"), body.pop("frozen")
     if rule not in METRICS or tuple(metrics) != METRICS[rule]:
         known = " and ".join(f"{r} on {', '.join(m)}" for r, m in METRICS.items())
