@@ -165,6 +165,8 @@ class Text:
         free = work.rows.value(BPB, k * L)
         if free is None:
             return work.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
+        if k not in work.multiples:
+            return work.skipped("E", "window_check", k * L, f"{k}L is not among the lengths")
         nll, targets = windowed_targets(work.scorer, self._rows_RT, L, k * L)
         value = bits_per_byte(nll, targets, self._bytes_V)
         self._keep(f"bpb_window_{k * L}", nll, targets)
