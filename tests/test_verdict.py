@@ -511,11 +511,12 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path, lookup):
+def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path, tmp_path_factory):
     arms = [f"--hybrid={HYBRID}", f"--stretched={YARN}", f"--without_rotation={ROTATIONLESS}", f"--without_bias={BIASLESS}"]  # fmt: skip
     frozen = run(f"--workdir={tmp_path}", "--freeze", *arms, "--seeds=100-111", "--lookup_seeds=0-11")  # fmt: skip
     assert "frozen, sha256" in frozen.stdout, frozen.stderr
     write_outcome_study(tmp_path, CONFIRMED)
+    lookup = write_outcome_study(tmp_path_factory.mktemp("later"), range(N), arms=("rope", "alibi", HYBRID))  # fmt: skip
     done = run(f"--workdir={tmp_path}", f"--prereg={tmp_path}/prereg.json", f"--lookup={lookup}", "--deviation=seed 9 died")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "verdict.txt").read_text()

@@ -63,6 +63,7 @@ for each in seeds.split(","):
     write(folder / "config.json", json.dumps(config))
     write(folder / "metrics.jsonl", json.dumps({"step": t["steps"], "loss": 2.0}) + "\\n")
     info = {name: t[name] for name in ("arm", "seed", "tier", "steps")} | {"scheme": arm, "train_length": t["length"]}
+    info |= {"tokens": 160, "versions": {}, "hardware": "toy", "corpus_fingerprint": "c", "tokenizer_fingerprint": "t"}
     write(folder / "run.json", json.dumps(info | {"finished": folder.name != lost}))
 with open(os.environ["TOY_JOURNAL"], "a") as journal:
     journal.write(workdir.name.replace("{seed}", "{%s}" % seeds) + "\\n")
