@@ -2,7 +2,7 @@
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    under ten minutes on two cores after installation
+Takes:    minutes on two cores; how many it took is in results/quickstart
 """
 
 from ml_collections import ConfigDict

@@ -176,6 +176,7 @@ def _moved(second: str, metric: str, margin: float, fails: tuple[float, float], 
 
 
 def margin_of(name: str, margins: Margins) -> float:
+    """Returns the threshold that a statement names: "0", a margin by its field, or "-field" for its negative."""
     if name == "0":
         return 0.0
     return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)
