@@ -77,12 +77,13 @@ def test_targets_of_other_stretches_and_references_of_other_lengths_are_refused(
     runner.write_key_targets(reference, tmp_path / "targets.json", split="dev")
     with pytest.raises(ValueError, match="lists targets of split=dev; this evaluation has split=test"):  # fmt: skip
         runner.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json")
-    config = json.loads((arm / "config.json").read_text())
-    config["train"]["length"] = L + 2
+    config, run = (json.loads((arm / name).read_text()) for name in ("config.json", "run.json"))
+    config["train"]["length"] = run["train_length"] = L + 2
     (tmp_path / "odd").mkdir()
     for path in arm.iterdir():
         (tmp_path / "odd" / path.name).symlink_to(path)
-    (tmp_path / "odd" / "config.json").unlink()
-    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    for name, content in {"config.json": config, "run.json": run}.items():
+        (tmp_path / "odd" / name).unlink()
+        (tmp_path / "odd" / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="was trained at 34 tokens, not at 4 L"):
         runner.write_key_targets(tmp_path / "odd", tmp_path / "none.json", split="test")
