@@ -107,6 +107,8 @@ def test_a_reading_is_an_arm_that_trains_nothing():
         ({"tuning": Tuning((0.001, 0.01), 1)}, "also a seed that counts"),
         ({"roles": {"rope": "rope", "hybrids": ["h1"]}}, "has not: h1"),
         ({"roles": {"rope": "rope", "alibi": ["sum", "a1"]}}, "has not: a1"),
+        ({"roles": {"rope": ["rope"]}}, "roles['rope'] is one arm, not a list"),
+        ({"roles": {"rope": "rope", "oracle": ["sum"]}}, "roles['oracle'] is one arm, not a list"),
         ({"split": "train"}, "split must be dev or test"),
         ({"prereg": "plan.json"}, 'belongs to split="test"'),
     ],

@@ -213,6 +213,16 @@ def test_a_record_that_lacks_what_decides_is_refused(tmp_path):
         ("study.json", {"split": "train"}),
         ("texts.json", {"texts": None}),
         ("tuning.json", {"arms": [], "steps": 1, "seed": 9}),
+        *(
+            ("tuning.json", {"arms": {"rope": choice}, "steps": 1, "seed": 9})
+            for choice in (
+                {"rate": 0.1, "edge": False, "curve": {}},
+                {"rate": 0.1, "edge": False},
+                {"rate": 0.1, "edge": False, "curve": [{"rate": "0.1", "bpb_ctx": 1.0}]},
+                {"rate": 0.1, "edge": False, "curve": [{"rate": 0.1}]},
+                {"edge": False, "curve": [{"rate": 0.1, "bpb_ctx": None}]},
+            )
+        ),
     ],
 )
 def test_a_field_of_another_type_is_refused_by_file_and_name(tmp_path, name, changes):

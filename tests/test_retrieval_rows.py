@@ -1,6 +1,7 @@
 """Rows of retrieval: accuracy with its chance, and summaries that the answers kept beside them give again."""
 
 import dataclasses
+import shutil
 import types
 
 import numpy as np
@@ -120,3 +121,19 @@ def test_retrieval_under_a_window_says_what_it_lacks(trained):
     path = runner.evaluate(trained, multiples=(1,), suites=("Y_R_window",), split="dev", stretch=None)  # fmt: skip
     (row,) = (row for row in runs.rows(path) if row["metric"] == "Y_R_window")
     assert row["skipped"] == "passkey was not measured at 4L"
+
+
+@pytest.mark.thorough
+def test_text_under_a_window_says_what_it_lacks(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "x")
+
+    def evaluated(multiples, *suites):
+        path = runner.evaluate(
+            workdir, multiples=multiples, suites=suites, split="dev", stretch=None
+        )
+        return {row["metric"]: row for row in runs.rows(path)}
+
+    missing = evaluated((1, 2), "E8")["window_check"]
+    assert missing["skipped"] == "bpb_ctx at 4L is not measured"
+    evaluated((4,), "E3")  # its row stands when the next evaluation asks for other lengths
+    assert evaluated((1, 2), "E8")["window_check"]["skipped"] == "4L is not among the lengths"

@@ -28,6 +28,27 @@ def _is_time(value: object) -> bool:
         return False
 
 
+def _is_choices(value: object) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_choice, value.values()))
+
+
+def _is_choice(value: object) -> bool:
+    return isinstance(value, Mapping) and {"rate", "edge"} <= value.keys() and _is_curve(value)
+
+
+def _is_curve(choice: Mapping) -> bool:
+    points = choice.get("curve")
+    return isinstance(points, list) and all(
+        isinstance(p, Mapping) and {"rate", "bpb_ctx"} <= p.keys()
+        and _is_number(p["rate"]) and (p["bpb_ctx"] is None or _is_number(p["bpb_ctx"]))
+        for p in points
+    )  # fmt: skip
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
 def _is_roles(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(v, str) or (role not in ("rope", "oracle") and NAMES.holds(v))
@@ -60,7 +81,8 @@ STUDY = {
 }  # fmt: skip
 EVALUATION = {"step": COUNT, "settings": TEXT}
 TEXTS = {"texts": OBJECTS}
-TUNED = {"arms": LEVELS, "steps": COUNT, "seed": COUNT}
+CHOICES = Kind("a rate, an edge and a curve of points (rate, bpb_ctx) for every arm", _is_choices)
+TUNED = {"arms": CHOICES, "steps": COUNT, "seed": COUNT}
 
 
 def check(

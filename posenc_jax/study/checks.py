@@ -5,6 +5,7 @@ import re
 from posenc_jax.results.schema import SPLITS
 
 ROLES = {"rope", "alibi", "hybrids", "stretched", "oracle"}
+ONE = ("rope", "oracle")  # roles of one arm
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
 
@@ -46,6 +47,9 @@ def check(s) -> None:
     lacking = sorted({*named} - known) + sorted({*s.roles} - ROLES)
     if lacking:
         raise ValueError(f"roles name what the study has not: {', '.join(lacking)}")
+    for role in ONE:
+        if not isinstance(s.roles.get(role, ""), str):
+            raise ValueError(f"roles[{role!r}] is one arm, not a list: {s.roles[role]}")
     if s.split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {s.split!r}")
     if s.prereg and s.split != "test":
