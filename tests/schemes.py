@@ -1,5 +1,7 @@
 """The schemes that properties are asserted for: every registered part, alone, and the hybrids."""
 
+import pytest
+
 from posenc_jax.encodings import REGISTRY, Temperature, parse
 
 HYBRIDS = (
@@ -26,4 +28,14 @@ def parts(line):
     return inside + ([scheme.absolute] if scheme.absolute else [])
 
 
+# One for each way that an encoding enters a model: the others are asked for with -m "not slow".
+FEW = (
+    "rope",
+    "alibi",
+    "learned",
+    "linear",
+    "rope+forget(start=match)|nope~scale_invariant",
+    "rope+alibi,nope~logn",
+)
+SOME = [pytest.param(n, marks=() if n in FEW else pytest.mark.thorough) for n in ALL]
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))

@@ -261,6 +261,7 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
     assert [x.shape for x in run()] == [(2, 32, 2, 8)] * 4
 
 
+@pytest.mark.thorough
 def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where nothing of cuDNN compiles
     outcome = attention.measure(
@@ -378,6 +379,7 @@ def test_a_result_in_memory_that_was_given_away_is_not_planned_twice():
     assert planned_bytes(kept.lower(x).compile()) == 4000
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(

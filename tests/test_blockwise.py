@@ -177,6 +177,7 @@ def test_memory_grows_with_length_and_not_with_its_square(line):
     assert long < 4.4 * short
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("T", [1024, 4096, *slow(16_384)])
 @pytest.mark.parametrize(
     ("line", "without"),
@@ -223,7 +224,14 @@ def test_steep_heads_stop_early_and_each_at_its_own_distance():
 
 
 @pytest.mark.parametrize(
-    "line", ["rope+alibi", "slopes", "power", "kerple_power", "forget", "xpos+alibi"]
+    "line",
+    [
+        "rope+alibi",
+        *(
+            pytest.param(line, marks=pytest.mark.thorough)
+            for line in ("slopes", "power", "kerple_power", "forget", "xpos+alibi")
+        ),
+    ],
 )
 @pytest.mark.parametrize("scale", [6.0, *slow(0.1, 1.0)])
 def test_the_cut_changes_nothing_that_float32_can_see(line, scale):
@@ -260,6 +268,7 @@ def test_a_coarser_epsilon_errs_but_never_by_more_than_it_says(epsilon):
     assert 1e-6 < error < 2 * epsilon * np.abs(arrays[2]).max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "places",
     [

@@ -59,7 +59,13 @@ def decoded(config, params, kept):
 
 @pytest.mark.parametrize(
     "line",
-    [STEEP, f"rope+{STEEP}|nope~logn", f"nope,prope+{STEEP}~logn", f"rope(stretch=yarn(factor=4.0))+{STEEP}"],
+    [
+        f"rope+{STEEP}|nope~logn",
+        *(
+            pytest.param(line, marks=pytest.mark.thorough)
+            for line in (STEEP, f"nope,prope+{STEEP}~logn", f"rope(stretch=yarn(factor=4.0))+{STEEP}")
+        ),
+    ],
 )  # fmt: skip
 def test_evicting_changes_nothing_that_float32_can_hold(line):
     config, params = model(line)

@@ -207,6 +207,7 @@ def test_at_progress_reaches_every_layer_and_touches_nothing_else():
     assert found == [f"['layer_{i}']['attention']['scheme']['0.bias']['share']" for i in (0, 1)]
 
 
+@pytest.mark.thorough
 def test_training_fades_annealed_slopes_by_its_schedule_and_a_checkpoint_keeps_the_share(tmp_path, data_dir):  # fmt: skip
     line = "rope+annealed(begin=0.0,end=1.0,last=0.25)"
     config = runs.config(data_dir, scheme=line, train={"steps": 4, "save_every": 1, "keep": 9, "data_devices": 1})  # fmt: skip

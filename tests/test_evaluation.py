@@ -255,6 +255,7 @@ def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_to
     assert RowFile(path, {"E": "one"}).dropped == 1
 
 
+@pytest.mark.thorough
 def test_an_arm_without_the_positions_for_a_context_says_so(trained):
     """`learned` has L positions: the in-distribution row is measured, the longer ones are skipped in words."""
     path = runner.evaluate(trained, multiples=(1,), suites=("E3", "E7"), split="dev", stretch=None)
@@ -433,6 +434,7 @@ def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_not
     assert runs.rows(rotary / "evaluation" / "rows.jsonl") == plain
 
 
+@pytest.mark.thorough
 def test_all_of_e_and_r_is_few_programs(rotary):
     ask = {"multiples": (1, 2, 4, 8), "suites": ("E", "R"), "split": "dev"}
     path = runner.evaluate(rotary, **ask, stretch=None)

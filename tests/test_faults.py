@@ -42,6 +42,7 @@ def injected(fault, run, trials, seed=0):
     return done
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fault", [damage.flipped, damage.truncated, damage.deleted, damage.hostile]
 )

@@ -253,6 +253,7 @@ def results(folder: pathlib.Path, names=RESULTS) -> dict[str, bytes]:
     return {name: (folder / "out" / name).read_bytes() for name in names}
 
 
+@pytest.mark.thorough
 def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_rows(whole):
     folder, said = whole
     assert len(toy_study.trained(folder)) == 6 + 5
@@ -309,6 +310,7 @@ def test_a_study_of_test_carries_its_frozen_plan(tmp_path):
         plan.check()
 
 
+@pytest.mark.thorough
 def test_running_a_study_again_starts_nothing_and_gives_the_same_bytes(whole):
     folder, _ = whole
     before, journal = results(folder), toy_study.trained(folder)
@@ -339,6 +341,7 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_rows(whole, tmp_path, kil
     assert results(tmp_path) == results(whole[0])
 
 
+@pytest.mark.thorough
 def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path):
     toy_study.make(tmp_path)
     done = toy_study.run(tmp_path, "--run=sum-s9-lr0.003", TOY_DIVERGES="lr0.003")

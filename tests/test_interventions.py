@@ -42,6 +42,7 @@ def logits(m):
     return np.asarray(Decoder(m.config).apply({"params": m.params}, TOKENS, pos, pos * 0 + 1)[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("off", "both", "left"),
     [

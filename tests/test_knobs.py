@@ -117,6 +117,7 @@ def after_four_steps(**optimizer):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state["params"]))])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("knob", [f.name for f in dataclasses.fields(OptimizerSection)])
 def test_every_setting_of_the_optimizer_changes_the_update(knob):
     base = {"warmup_steps": 2, "name": "muon" if knob == "muon_learning_rate" else "adamw"}
@@ -135,6 +136,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("knob", [f.name for f in dataclasses.fields(DataSection) if f.name not in ELSEWHERE])  # fmt: skip
 def test_every_setting_of_the_data_changes_the_batches(data_dir, knob):
     def first_batches(**changes):
@@ -163,6 +165,7 @@ def test_the_number_of_steps_stretches_the_schedule():
     assert short(19) < long(19)
 
 
+@pytest.mark.thorough
 def test_arm_tier_logging_and_saving_are_as_asked(tmp_path, data_dir):
     asked = {"arm": "mine", "tier": "gpu", "steps": 12, "log_every": 4, "save_every": 3, "keep": 3}
     rows = runs.finished(runs.config(data_dir, train=asked), tmp_path / "x")

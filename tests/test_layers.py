@@ -78,6 +78,7 @@ STACKS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", STACKS.values(), ids=STACKS)
 def test_a_loop_over_the_layers_has_the_loss_and_the_gradient_of_one_after_the_other(changes):
     config = dataclasses.replace(BASE, **changes)

@@ -179,6 +179,7 @@ def plain():
     return one_step(z_loss=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axes", [{}, *MESHES], ids=str)
 def test_a_step_with_every_setting_is_the_plain_one_on_one_device_and_on_a_mesh(plain, axes):
     (want, params), (found, others) = plain, one_step(**axes, **ALL)
@@ -210,6 +211,7 @@ def test_the_reported_loss_is_the_plain_one_and_z_loss_is_reported_when_it_is_on
     assert "z_loss" not in found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_devices_of_the_model_axis_share_the_vocabulary_and_no_logits_travel(chunks):
     """Vocabulary 1021 (prime), 2 x 16 tokens a device: an array of all ids and tokens would have 32 x 1021."""

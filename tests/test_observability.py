@@ -117,6 +117,7 @@ def test_a_stall_is_written_down_once_with_the_stacks_of_all_threads(tmp_path, c
     assert "waiting_in_vain" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_run_that_stalls_is_told_and_goes_on(tmp_path, data_dir, monkeypatch):
     from posenc_jax.training import loop
 
@@ -146,6 +147,7 @@ def test_a_run_that_stalls_is_told_and_goes_on(tmp_path, data_dir, monkeypatch):
     assert "mfu" not in last
 
 
+@pytest.mark.thorough
 def test_a_profile_is_a_trace_of_the_steps_asked_for(tmp_path, data_dir):
     config = runs.config(data_dir, train={"data_devices": 1})
     train(config, tmp_path / "x", "a test", Profile(5, 2))

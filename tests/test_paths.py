@@ -106,10 +106,11 @@ def served(layer, path):
     return path.implementation != "auto" or found.name == "linear"
 
 
-# One scheme for each way a bias is made; all others are slow tests, as each compiles its own gradients.
+# One scheme for each way a bias is made, the first of each path by default; all others are slow tests,
+# as each compiles its own gradients.
 QUICK = {
-    "blockwise": ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
-    "blockwise, tiles side by side": ("rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "fire", "forget"),
+    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
+    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget"),
     "blockwise, bfloat16": ("rope+alibi",),
     "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log"),
     "flash, bfloat16": ("rope+alibi",),
@@ -117,8 +118,16 @@ QUICK = {
     "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
     "linear": ("linear",),
 }  # fmt: skip
+
+
+def tier(name, line):
+    if line not in QUICK[name]:
+        return pytest.mark.slow
+    return () if line == QUICK[name][0] else pytest.mark.thorough
+
+
 CASES = [
-    pytest.param(name, line, marks=() if line in QUICK[name] else pytest.mark.slow)
+    pytest.param(name, line, marks=tier(name, line))
     for name, path in PATHS.items()
     for line in schemes.ALL
     if served(layer_of(line), path)

@@ -21,11 +21,14 @@ from posenc_jax.tasks.retrieval import mqar, passkey
 N, K, H, L = 4, 2, 8, 32
 T, FIRST = 36, 2  # 34 queries: a block and a bit
 SOFTMAX = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is None)
-QUICK = (
-    "nope", "rope", "alibi", "xpos", "t5", "fire", "forget", "nope~scale_invariant",
-    "rope+alibi", "rope+forget(start=match)|nope~scale_invariant", "mixed|axial+alibi2d",
+QUICK = ("rope", "t5", "rope+forget(start=match)|nope~scale_invariant")
+THOROUGH = (
+    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d",
 )  # fmt: skip
-EVERY = [pytest.param(line, marks=() if line in QUICK else pytest.mark.slow) for line in SOFTMAX]
+EVERY = [
+    pytest.param(line, marks=() if line in QUICK else pytest.mark.thorough if line in THOROUGH else pytest.mark.slow)
+    for line in SOFTMAX
+]  # fmt: skip
 LINEAR = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is not None)
 
 
@@ -287,7 +290,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
 
 def test_the_quick_schemes_are_among_all():
-    assert set(QUICK) <= set(SOFTMAX)
+    assert {*QUICK, *THOROUGH} <= set(SOFTMAX)
 
 
 def test_gates_are_part_of_what_is_watched():

@@ -163,6 +163,7 @@ def random_batch(slices=1, rows=8, length=16, seed=0, weights=None):
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_accumulating_gradients_over_slices_changes_nothing_but_rounding(tmp_path, name):
     whole = runs.config(

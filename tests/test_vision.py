@@ -425,6 +425,7 @@ def accuracy(config, params, side):
     return (np.asarray(logits).argmax(-1) == labels).mean()
 
 
+@pytest.mark.thorough
 def test_axial_rope_learns_which_way_a_pair_lies_and_still_sees_it_on_a_larger_grid():
     config, params = trained("axial", ways=2, steps=100)
     assert accuracy(config, params, SIDE) > 0.95
