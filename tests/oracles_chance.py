@@ -6,6 +6,7 @@ SEP) and returns the tokens that it says come next. It never looks where the ask
 
 import collections
 import math
+import random
 
 BOS, SEP = 256, 257
 
@@ -39,7 +40,9 @@ def values_left(tokens):
 
 
 def any_number(tokens, width):
-    return [ord("7")] * width  # nothing to bind: one of all numbers
+    # Nothing to bind: one of all numbers. Any fixed one is a passkey of one split alone.
+    draw = random.Random(repr(tokens))
+    return [draw.randrange(ord("0"), ord("9") + 1) for _ in range(width)]
 
 
 def any_symbol(tokens, width):
