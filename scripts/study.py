@@ -148,8 +148,10 @@ def _end(plan, failed) -> int:
     rates, _ = plan.rates()
     plan.write_tuning()
     cells = plan.study.grid(rates)
-    rows = plan.collect(cells)
-    print(rows)
+    print(plan.collect(cells))
+    if not plan.study.slots():
+        print("the study has no runs that count: the chosen rates are its result")
+        return FAILED if failed else DONE
     _verdict(plan)
     print(write_report(load(plan.workdir, plan.study.split), plan.workdir))
     lacking = [name for name in plan.study.slots() if name not in {c.name for c in cells}]

@@ -188,24 +188,37 @@ def test_every_run_of_a_committed_study_is_a_valid_configuration(module):
     assert len(set(names)) == len(names)
 
 
+COMPILED = pathlib.Path("study/compiled")
+
+
+def test_children_share_what_they_compile_unless_the_user_says_where(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert local.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == str(COMPILED.resolve())
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    assert local.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == "mine"
+
+
 def test_children_on_one_core_use_huge_pages_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    assert local.environment(0)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    assert "GLIBC_TUNABLES" not in local.environment(None)
+    assert local.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "GLIBC_TUNABLES" not in local.environment(None, COMPILED)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    assert local.environment(0)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+    assert local.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert "GLIBC_TUNABLES" not in local.environment(0)
+    assert "GLIBC_TUNABLES" not in local.environment(0, COMPILED)
 
 
 def test_children_on_one_core_keep_the_flags_of_the_user(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert local.environment(0)["XLA_FLAGS"] == local.ONE_CORE["XLA_FLAGS"]
+    assert local.environment(0, COMPILED)["XLA_FLAGS"] == local.ONE_CORE["XLA_FLAGS"]
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=dump")
-    assert local.environment(0)["XLA_FLAGS"] == f"{local.ONE_CORE['XLA_FLAGS']} --xla_dump_to=dump"
-    assert local.environment(None)["XLA_FLAGS"] == "--xla_dump_to=dump"
+    assert (
+        local.environment(0, COMPILED)["XLA_FLAGS"]
+        == f"{local.ONE_CORE['XLA_FLAGS']} --xla_dump_to=dump"
+    )
+    assert local.environment(None, COMPILED)["XLA_FLAGS"] == "--xla_dump_to=dump"
 
 
 def test_the_status_counts_runs_by_arm_and_estimates_what_is_left():
@@ -273,6 +286,25 @@ def test_a_study_tunes_first_then_trains_at_the_chosen_rate_and_ends_in_sorted_r
     assert said.splitlines()[0] == "rows are of dev: exploration"
     record = json.loads((folder / "out/study.json").read_text())
     assert (record["split"], record["deviations"]) == ("dev", [])
+
+
+@pytest.mark.thorough
+def test_a_study_of_rates_alone_ends_in_its_choice(tmp_path):
+    toy_study.make(tmp_path)
+    path = tmp_path / "study_file.py"
+    path.write_text(
+        path.read_text().replace(
+            'if cell.name == "sum-s2" else None', "if not cell.tuning else None"
+        )
+    )
+    done = toy_study.run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.splitlines()[-1]
+        == "the study has no runs that count: the chosen rates are its result"
+    )
+    choice = json.loads((tmp_path / "out/tuning.json").read_text())["arms"]
+    assert {arm: one["rate"] for arm, one in choice.items()} == {"rope": 0.003, "sum": 0.003}
 
 
 def planned(folder, **changes):

@@ -137,9 +137,16 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def environment(core: int | None) -> dict[str, str]:
-    """Returns a child's environment; one that is pinned to a core uses that core alone, unless XLA_FLAGS says otherwise."""
+def environment(core: int | None, compiled: Path) -> dict[str, str]:
+    """Returns a child's environment; one that is pinned to a core uses that core alone, unless XLA_FLAGS says otherwise.
+
+    Args:
+      compiled: folder where the runs of a study leave compiled programs for each other, seeds of an arm
+        have the same ones; the user's own JAX_COMPILATION_CACHE_DIR goes first.
+    """
     found = dict(os.environ) | {PARENT: str(os.getpid())}
+    found.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.resolve()))
+    found.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if core is not None:
         flags = (
             ONE_CORE["XLA_FLAGS"],
@@ -191,7 +198,7 @@ def _start(run: Run, core: int | None, commands: list[tuple[str, ...]], logs: Pa
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment(core),
+            env=environment(core, logs.parent / "compiled"),
             start_new_session=True,  # a Ctrl-C reaches the study first, which tells the children
         )
     if core is not None and hasattr(os, "sched_setaffinity"):
