@@ -2,7 +2,9 @@
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    minutes on two cores; how many it took is in results/quickstart
+Takes:    about nine minutes on two cores, installation included; on slower ones see results/quickstart
+
+Every arm has the learning rate that is best for it within L, of the four of configs/studies/quickstart_rates.py.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,14 @@ from posenc_jax.study.grid import Arm, Study
 STUDY = Study(
     tier="cpu",
     arms=(
-        Arm("nope", "nope"),
+        Arm(
+            "nope",
+            "nope",
+            overrides={
+                "optimizer.learning_rate": 0.00316,
+                "optimizer.muon_learning_rate": 0.00632,
+            },
+        ),
         Arm("rope", "rope"),
         Arm("alibi", "alibi(slopes=match)"),
         Arm("rope+alibi", "rope+alibi(slopes=match)"),

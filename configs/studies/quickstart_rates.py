@@ -1,9 +1,11 @@
 """The learning rate of every arm of the quickstart, chosen by dev loss within L: tuning runs alone.
 
 Command:  python scripts/study.py --study=configs/studies/quickstart_rates.py --workdir=studies/quickstart_rates
-Reaches:  not measured to the end yet
-Takes:    20 runs of the quickstart and their loss on dev
+Reaches:  the curves of results/quickstart: 0.01 for all arms but nope, whose best is the lowest of the four
+Takes:    20 runs of the quickstart and their loss on dev, about twice its time
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -13,7 +15,7 @@ from posenc_jax.study.grid import Study, Tuning
 
 STUDY = Study(
     tier="cpu",
-    arms=quickstart.STUDY.arms,
+    arms=tuple(dataclasses.replace(arm, overrides={}) for arm in quickstart.STUDY.arms),
     seeds=quickstart.STUDY.seeds,
     tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90),
     tuning_suite="E3",
