@@ -201,6 +201,7 @@ def check_numbers(owner: str, part: Any) -> None:
         value, default = getattr(part, field.name), field.default
         if isinstance(value, str) and "str" in str(field.type):
             continue
+        default = 1 if str(field.type) == "int | str" else default  # a word has been let through
         for number in value if isinstance(default, tuple) else (value,):
             wrong = _wrong(number, default)
             if wrong:
