@@ -88,16 +88,16 @@ def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gra
     q, k, v, aim = tensors()
     run = attended(placed(MIXED), POS, SEG, implementation)
     out, pull = jax.vjp(run, q, k, v)
-    exact = [np.asarray(x, np.float64) for x in (q, k, v)]
+    *exact, toward = (np.asarray(x, np.float64) for x in (q, k, v, aim))
     np.testing.assert_allclose(out, by_loop(*exact), rtol=0, atol=3e-6)
     rng = np.random.default_rng(0)
     for index, grad in enumerate(pull(aim)):
         along = rng.standard_normal(grad.shape)
-        ends = [
-            (by_loop(*(x + s * 1e-5 * along if i == index else x for i, x in enumerate(exact))) * aim).sum()
-            for s in (1, -1)
-        ]  # fmt: skip
-        np.testing.assert_allclose((grad * along).sum(), (ends[0] - ends[1]) / 2e-5, rtol=3e-4)
+        moved = [[x + s * 1e-5 * along if i == index else x for i, x in enumerate(exact)] for s in (1, -1)]  # fmt: skip
+        ends = [(by_loop(*arrays) * toward).sum() for arrays in moved]
+        np.testing.assert_allclose(
+            (np.asarray(grad, np.float64) * along).sum(), (ends[0] - ends[1]) / 2e-5, rtol=3e-4
+        )
 
 
 @pytest.mark.parametrize("line", ["t5+window(size=9)", "rope+forget+window(size=5)|fire+window(size=30)"])  # fmt: skip

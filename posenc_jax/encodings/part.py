@@ -1,4 +1,4 @@
-"""The contract of an encoding: five kinds of part, and the place a part is put in.
+"""The contract of an encoding: five kinds of part (a window is a sixth), and the place a part is put in.
 
 A part is a frozen dataclass whose fields are its hyperparameters. It holds no arrays: learned
 values are a pytree made by ``init(key, place)`` and handed back to every call. To add an encoding,
