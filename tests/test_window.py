@@ -225,7 +225,7 @@ def test_flops_count_the_pairs_that_heads_see():
         half, whole = (flops.executed(model, 1, n, "cpu").attention for n in (8192, 16_384))
         assert 1.9 < whole / half < 2.1
         free = flops.executed(config_of("nope", attention=path), 1, 16_384, "cpu").attention
-        assert whole < free / 10
+        assert whole < free / 7  # whole tiles
 
 
 # What a scheme with windows says of itself.
