@@ -102,7 +102,14 @@ def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero()
 
 
 @pytest.mark.parametrize(
-    "line", ["rope+window(size=16)|nope~logn", "t5+window(size=16)", "mixed+window(size=16)"]
+    "line",
+    [
+        "rope+window(size=16)|nope~logn",
+        *(
+            pytest.param(f"{part}+window(size=16)", marks=pytest.mark.thorough)
+            for part in ("t5", "mixed")
+        ),
+    ],
 )
 def test_heads_with_a_window_keep_it_and_no_more_without_any_bound(line):
     config, params = model(line, qk_norm=False)

@@ -126,7 +126,12 @@ def hops(layer, arrays, window=None):
     ("line", "mesh", "settings"),
     [
         ("rope+slopes~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
-        ("rope+window(size=9)|slopes+window(size=30)", {"sequence": 4, "model": 2}, {"window": 20}),
+        pytest.param(
+            "rope+window(size=9)|slopes+window(size=30)",
+            {"sequence": 4, "model": 2},
+            {"window": 20},
+            marks=pytest.mark.thorough,
+        ),
         *slow(
             ("rope+window(size=1)|t5+window(size=9)", {"sequence": 4, "model": 2}, {"kv_heads": 1}),
             ("window(size=9)|forget+window(size=30)", {}, {}),

@@ -95,7 +95,6 @@ def laid_out(mesh, floats, places):
         ("rope|nope", 1, (2, 1, 2), "blockwise"),
         ("rope|nope", 1, (1, 1, 4), "dense"),
         ("rope+alibi", 2, (2, 1, 4), "dense"),
-        ("rope+window(size=3)|window(size=5)", 1, (2, 1, 2), "blockwise"),
         ("rope+linear", 1, (2, 1, 2), "auto"),
         *thorough(
             ("rope+slopes", 1, (1, 2, 4), "blockwise"),
@@ -110,6 +109,7 @@ def laid_out(mesh, floats, places):
             ("prope+log~scale_invariant", 2, (1, 2, 2), "blockwise"),
             ("fire|t5~logn", 1, (2, 1, 2), "dense"),
             ("rope+alibi", 4, (1, 1, 2), "dense"),
+            ("rope+window(size=3)|window(size=5)", 1, (2, 1, 2), "blockwise"),
             ("rope+window(size=3)|window(size=5)", 2, (2, 1, 4), "dense"),
             ("window(size=3)|alibi", 1, (2, 1, 2), "flash"),
         ),

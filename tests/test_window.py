@@ -32,6 +32,11 @@ POS = np.array([[*range(20), *range(18), 0, 0, 0], [0] * 6 + [*range(35)]])
 SHAPE = {"num_layers": 2, "num_heads": N, "head_dim": H, "model_dim": 32, "train_length": L}
 
 
+def thorough(*values):
+    """The same test on more of the same: for CI."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
 def placed(line, **changes):
     return parse(line).place(**SHAPE | changes).layers[0]
 
@@ -100,7 +105,7 @@ def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gra
         )
 
 
-@pytest.mark.parametrize("line", ["t5+window(size=9)", "rope+forget+window(size=5)|fire+window(size=30)"])  # fmt: skip
+@pytest.mark.parametrize("line", ["rope+forget+window(size=5)|fire+window(size=30)", *thorough("t5+window(size=9)")])  # fmt: skip
 def test_biases_that_are_learned_or_decided_by_tokens_take_a_window(line, small_tiles):
     layer = placed(line)
     q, k, v, aim = tensors()
@@ -137,9 +142,9 @@ def test_a_window_reaches_as_far_to_both_sides_where_attention_does(causal, smal
 
 
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
-@pytest.mark.parametrize("size", [1, 8, 9, 64])
+@pytest.mark.parametrize("size", [9, *thorough(1, 8, 64)])
 def test_a_huge_key_just_outside_is_not_heard_and_just_inside_is(implementation, size, small_tiles):
-    length, last = 80, 79
+    length, last = (300, 256) if implementation == "flash" else (80, 64)  # the first row of a tile
     q, k, v, _ = tensors(1, length)
     pos, seg = np.arange(length)[None], np.ones((1, length), int)
     run = attended(placed(f"window(size={size})|nope"), pos, seg, implementation)
@@ -148,8 +153,8 @@ def test_a_huge_key_just_outside_is_not_heard_and_just_inside_is(implementation,
     shouting, silent = (k.at[0, outside, 0].set(x) for x in (loud, -loud))
     heard, unheard = run(q, shouting, v), run(q, silent, v)
     np.testing.assert_array_equal(heard[0, last, 0], unheard[0, last, 0])
-    if outside:
-        assert np.abs(heard[0, outside, 0] - unheard[0, outside, 0]).max() > 0 or size == 1
+    if outside and size > 1:  # a row that sees more than itself
+        assert np.abs(heard[0, outside, 0] - unheard[0, outside, 0]).max() > 0
     got = run(q, k.at[0, inside, 0].set(loud), v)
     np.testing.assert_allclose(got[0, last, 0], v[0, inside, 0], atol=1e-5)
 
