@@ -24,5 +24,6 @@ draw shapes kernels 'capped(slopes=match)|power(slopes=match)|log|sandwich' --nu
 draw learned kernels 'kerple_log|t5|fire|forget(start=match)' --num_heads=4
 draw temperature temperature 'nope~logn|nope~logn(clip=false)|nope~yarn_temperature|nope~scale_invariant' --num_heads=4
 draw linear kernels 'rope(base=100.0)+linear' --num_heads=1 --head_dim=16 --train_length=64 --length=512
+draw window bias 'window(size=L/8)|rope+alibi+window(size=L/2)' --num_heads=2 --train_length=1024 --length=4096
 draw hybrids kernels '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4
 draw hybrids horizon '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4

@@ -104,13 +104,13 @@ def main() -> None:
 
 
 def _table(heads, margins, window_N) -> str:
-    names = ["layer", "head", "slope", "slope x L", "tau", *(f"horizon {m:g}" for m in margins), "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
+    names = ["layer", "head", "slope", "slope x L", "tau", *(f"horizon {m:g}" for m in margins), "sight", "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
     lines = [names]
     for h, w in zip(heads, window_N, strict=True):
         blind = ["-" if h.blind[n] is None else f"{h.blind[n]:,}" for n in ("float32", "bfloat16")]
         unseen = f"{h.unseen_pairs} of {len(h.wavelengths)}" if h.wavelengths else "-"
         reach = [_tokens(h.horizon[m]) for m in margins]
-        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
+        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, "all" if h.sight is None else f"{h.sight:,}", *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines

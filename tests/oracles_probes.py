@@ -23,8 +23,8 @@ def softmax(logits):
     return raw / raw.sum()
 
 
-def watched(content_NTS, bias_NTS, first):
-    """Every reduction of one sequence, by walking over its pairs."""
+def watched(content_NTS, bias_NTS, first, windows):
+    """Every reduction of one sequence, by walking over its pairs; heads weigh their last windows[n] keys."""
     N, T, _ = content_NTS.shape
     logit_NTS = content_NTS.astype(np.float64) + bias_NTS
     weight, content, count = np.zeros((N, T)), np.zeros((N, T)), np.zeros(T)
@@ -33,13 +33,16 @@ def watched(content_NTS, bias_NTS, first):
     diagonals = [[[] for _ in range(T)] for _ in range(N)]
     for n in range(N):
         for i in range(first, T):
-            w = softmax(logit_NTS[n, i, : i + 1])
+            low = max(0, i + 1 - windows[n])
+            w = np.concatenate([np.zeros(low), softmax(logit_NTS[n, i, low : i + 1])])
             entropy[n, i - first] = -sum(x * math.log(x) for x in w if x > 0)
             sink[n, i - first] = w[0]
-            top = max(logit_NTS[n, i, : i + 1])
+            top = max(logit_NTS[n, i, low : i + 1])
             for name, smallest in (("float32", 2.0**-149), ("bfloat16", 2.0**-133)):
-                zero = [math.exp(max(z - top, -700)) < smallest for z in logit_NTS[n, i, : i + 1]]
-                blind[name][n, i - first] = sum(zero) / (i + 1)
+                zero = [
+                    math.exp(max(z - top, -700)) < smallest for z in logit_NTS[n, i, low : i + 1]
+                ]
+                blind[name][n, i - first] = sum(zero) / (i + 1 - low)
             for j in range(i + 1):
                 weight[n, i - j] += w[j]
                 content[n, i - j] += content_NTS[n, i, j]
@@ -69,14 +72,15 @@ def relative_structure(logit_pairs):
     return 1 - left.var() / z.var()
 
 
-def needle(content_S, bias_S, query, key):
-    """(weight, margin, reach) of one query of one head; keys 0..query are in sight."""
-    seen = range(query + 1)
-    weight = softmax([content_S[j] + bias_S[j] for j in seen])[key]
-    others = [math.exp(content_S[j] - content_S[key]) for j in seen if j != key]
+def needle(content_S, bias_S, query, key, window):
+    """(weight, margin, reach) of one query of one head; the last `window` keys up to the query are in sight."""
+    seen = range(max(0, query + 1 - window), query + 1)
+    weights = softmax([content_S[j] + bias_S[j] for j in seen])
+    weight = weights[key - seen[0]] if key in seen else 0.0
+    others = [math.exp(content_S[j] - content_S[key]) for j in range(query + 1) if j != key]
     margin = -math.log(sum(others) / len(others))
     reach = -1
-    for d in range(query + 1):  # a needle at distance d, all other keys alike
+    for d in range(len(seen)):  # a needle at distance d, all other keys alike
         there = math.exp(margin + bias_S[query - d])
         rest = sum(math.exp(bias_S[j]) for j in seen if j != query - d)
         if there >= rest:

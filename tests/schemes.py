@@ -16,6 +16,7 @@ HYBRIDS = (
     "rope+forget(start=match)|nope~scale_invariant",
     "mixed|axial+alibi2d",
     "rope+linear,rope+annealed~yarn_temperature",
+    "rope+window(size=5)|forget+window(size=12)~logn",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)

@@ -242,6 +242,19 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
         attention.measure(dtype="float16")
 
 
+def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
+    monkeypatch.setattr(attention, "WINDOW", 5)
+    outcome = attention.measure(
+        lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=1,
+        candidates=("ours, window", "jax.nn, window", "ours"),
+    )  # fmt: skip
+    rows = {row["implementation"]: row for row in outcome.rows}
+    for name in ("ours, window", "jax.nn, window"):
+        assert rows[name]["difference_to"] == "ours, dense, window"
+        assert rows[name]["difference"] < 1e-5
+    assert rows["ours"]["difference_to"] == "ours, dense"
+
+
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
     monkeypatch.setattr(attention, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)

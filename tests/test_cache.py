@@ -101,6 +101,42 @@ def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero()
     assert slots_that_matter(*model(STEEP), TOKENS, CALL, epsilon=0.0) == ((TOKENS,),) * 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "rope+window(size=16)|nope~logn",
+        *(
+            pytest.param(f"{part}+window(size=16)", marks=pytest.mark.thorough)
+            for part in ("t5", "mixed")
+        ),
+    ],
+)
+def test_heads_with_a_window_keep_it_and_no_more_without_any_bound(line):
+    config, params = model(line, qk_norm=False)
+    kept = slots_that_matter(config, params, TOKENS, CALL)
+    assert kept == slots_that_matter(config, params, TOKENS, CALL, epsilon=0.0)
+    assert {layer[0] for layer in kept} == {16 + CALL - 1}
+    want = decoded(config, params, ((TOKENS,),) * 2)
+    np.testing.assert_allclose(
+        decoded(config, params, kept), want, rtol=0, atol=4e-6 * np.abs(want).max()
+    )
+    narrow = tuple(tuple(s if s == TOKENS else s - 1 for s in layer) for layer in kept)
+    assert np.abs(decoded(config, params, narrow) - want).max() > 1e-4
+
+
+def test_what_the_smaller_window_hides_is_evicted_and_a_bound_may_hide_more():
+    config, params = model("window(size=16)|nope", window=20)
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((16 + CALL - 1, 20 + CALL - 1),) * 2
+    config, params = model("window(size=16)|nope", num_kv_heads=1)  # one key head for both groups
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    config, params = model("window(size=16)|window(size=30)", num_kv_heads=1)
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((30 + CALL - 1,),) * 2
+    config, params = model("rope+forget+window(size=16)")
+    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    steep, _ = slots_that_matter(*model(f"{STEEP}+window(size=200)"), TOKENS, CALL)
+    assert steep[0] < 200
+
+
 def test_larger_content_and_hotter_temperature_keep_more():
     config, params = model(STEEP)
     least = slots_that_matter(config, params, TOKENS, CALL)[0][0]

@@ -110,12 +110,12 @@ def served(layer, path):
 # as each compiles its own gradients.
 QUICK = {
     "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
-    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget"),
+    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "rope+window(size=5)|forget+window(size=12)~logn"),
     "blockwise, bfloat16": ("rope+alibi",),
     "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log"),
     "flash, bfloat16": ("rope+alibi",),
-    "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn"),
-    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
+    "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "window"),
+    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope", "window"),
     "linear": ("linear",),
 }  # fmt: skip
 

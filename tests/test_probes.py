@@ -23,7 +23,7 @@ T, FIRST = 36, 2  # 34 queries: a block and a bit
 SOFTMAX = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is None)
 QUICK = ("rope", "t5", "rope+forget(start=match)|nope~scale_invariant")
 THOROUGH = (
-    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d",
+    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d", "window",
 )  # fmt: skip
 EVERY = [
     pytest.param(line, marks=() if line in QUICK else pytest.mark.thorough if line in THOROUGH else pytest.mark.slow)
@@ -83,6 +83,11 @@ def watch(layer, params, q, k, pos, clock, first=FIRST):
     return jax.tree.map(np.asarray, run(q, k, pos, clock))
 
 
+def windows_of(layer):
+    """Keys that each head sees; all of them without a window."""
+    return [T if w is None else w for w in layer.window_N]
+
+
 @pytest.mark.parametrize("line", EVERY)
 def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     rows = 2 if line == "rope+alibi" else 1
@@ -90,7 +95,7 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     found = watch(*case)
     content, bias = pairs_of(*case)
     for b in range(rows):
-        want = oracle.watched(content[b], bias[b], FIRST)
+        want = oracle.watched(content[b], bias[b], FIRST, windows_of(case[0]))
         for name in ("weight", "content", "mean", "spread"):
             got = getattr(found, f"{name}_BND")[b]
             scale = max(1.0, np.abs(want[name]).max())
@@ -185,7 +190,7 @@ def test_needles_equal_one_query_at_a_time(line):
     found = chosen(case, query, key)
     content, bias = pairs_of(*case)
     for b, n, a in np.ndindex(1, N, 3):
-        here = (content[b, n, query[a]], bias[b, n, query[a]], query[a], key[a])
+        here = (content[b, n, query[a]], bias[b, n, query[a]], query[a], key[a], windows_of(case[0])[n])  # fmt: skip
         weight, margin, reach = oracle.needle(*here)
         assert found.weight_BNA[b, n, a] == pytest.approx(weight, rel=1e-3, abs=1e-6)
         assert found.margin_BNA[b, n, a] == pytest.approx(margin, abs=1e-3)

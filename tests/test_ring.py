@@ -126,7 +126,15 @@ def hops(layer, arrays, window=None):
     ("line", "mesh", "settings"),
     [
         ("rope+slopes~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
+        pytest.param(
+            "rope+window(size=9)|slopes+window(size=30)",
+            {"sequence": 4, "model": 2},
+            {"window": 20},
+            marks=pytest.mark.thorough,
+        ),
         *slow(
+            ("rope+window(size=1)|t5+window(size=9)", {"sequence": 4, "model": 2}, {"kv_heads": 1}),
+            ("window(size=9)|forget+window(size=30)", {}, {}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 4}, {}),
             ("alibi", {}, {}),
@@ -220,6 +228,14 @@ def test_flat_heads_go_as_far_as_anything_is_in_sight():
     assert list(hops(layer, (*arrays, *packed[1]))) == [1] * 4
     assert list(hops(layer, (*arrays, *whole), window=here + 1)) == [1] * 4
     assert list(hops(layer, (*arrays, *whole), window=here + 2)) == [2] * 4
+
+
+def test_a_ring_ends_where_the_window_of_a_head_does():
+    here = LONG // DEVICES
+    layer = placed(f"2*window(size={here + 1})|1*alibi+window(size={2 * here + 2})|1*nope")
+    arrays = (*tensors(layer, LONG, B=1, kv_heads=N), *one_document(LONG))
+    assert list(hops(layer, arrays)) == [1, 1, 3, DEVICES - 1]
+    assert list(hops(layer, arrays, window=here + 1)) == [1] * 4
 
 
 def test_bfloat16_goes_around_with_float32_sums():

@@ -32,6 +32,8 @@ LINES = [
     "rope(base=match)",
     "rope(base=500.0,fraction=0.25,pairing=interleaved)+alibi~logn(clip=false)",
     "sinusoidal+alibi",
+    "3*(rope+window),nope~logn",
+    "rope+window(size=300)|alibi+window(size=L/4)",
     "learned(size=128)",
     "sinusoidal|alibi",
     "prope+log(c=2.0,t=10.0)~scale_invariant(t=20.0)",

@@ -9,7 +9,7 @@ from posenc_jax.attention.blockwise import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.fused import KERNELS, fused_attention, refusal, tempered_by_key
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
-from posenc_jax.attention.mask import visible
+from posenc_jax.attention.mask import visible, visible_by_head, windows_of
 from posenc_jax.attention.ring import ring_attention
 from posenc_jax.attention.shards import keys_of_shards, over_several, ring_of
 from posenc_jax.encodings.device import computes_on
@@ -145,7 +145,8 @@ def attend(
       q_clock_BTN, k_clock_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
         of `layer.ticks` (`encodings.running_clock`).
       causal: keys after the query's position are out of sight.
-      window: keys at that distance or further are out of sight, in both directions.
+      window: keys at that distance or further are out of sight, in both directions, of all heads; where the scheme
+        gives heads a window of their own the smaller of both counts.
       aligned: queries and keys are the same tokens in the same slots, those of a document in consecutive
         ones with positions that rise by one; linear attention then takes time linear in T, and vendor
         kernels can serve.
@@ -243,7 +244,14 @@ def _attend(
         _per_query_head(k_BSKH, num_heads),
         _per_query_head(v_BSKH, num_heads),
         layer.bias(params, q_pos_BT, k_pos_BS, q_clock_BTN, k_clock_BSN),
-        visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window),
+        visible_by_head(
+            q_pos_BT,
+            k_pos_BS,
+            q_seg_BT,
+            k_seg_BS,
+            causal=causal,
+            window_N=windows_of(layer, window),
+        ),
         layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
     )
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import cutoff
+from posenc_jax.attention.mask import windows_of
 from posenc_jax.attention.pull import pulled
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
@@ -57,7 +58,7 @@ def blockwise_attention(
       layer, params: bias and the temperatures that depend on the key; learned ones get gradients.
       q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN, k_clock_BSN, causal: as for `attend`. Any
         positions and segments are served; blocks in which nobody sees anything are skipped.
-      window: keys at that distance or further are out of sight.
+      window: keys at that distance or further are out of sight; heads that the layer gives a smaller one keep it.
       epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT` is below what
         float32 resolves, 0 leaves out nothing.
       blocks: queries and keys in a tile, at most; None for what was measured to be fast. Where tiles are
@@ -80,12 +81,13 @@ def _of_these_heads(floats, places, first_head, **settings) -> jax.Array:
 
 
 def head_groups(
-    floats, places, first_head, *, layer: PlacedLayer, blocks, lanes, devices: int = 1, **settings
+    floats, places, first_head, *, layer: PlacedLayer, window, blocks, lanes, devices=1, **settings
 ) -> list[tuple[Plan, Floats, Places]]:
     """Returns the work of this device's query heads, group by group, padded to whole blocks.
 
     Args:
-      floats, places, first_head: as `shards.per_shard` hands them out. blocks, lanes, settings: of the `Plan`s.
+      floats, places, first_head: as `shards.per_shard` hands them out. window: the model's own. blocks, lanes,
+        settings: of the `Plan`s.
       devices: that the keys of a row lie on, as many on each.
     """
     q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN = floats
@@ -113,7 +115,8 @@ def head_groups(
         G = stop - first if joint else 1
         width = 1 if in_turn else lanes or max(SIDE_BY_SIDE // (G * t * s), 2)
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
-        plan = Plan(alone, shares, G, t, s, at_once, width, longest, **settings)
+        seen_N = windows_of(alone, window)
+        plan = Plan(alone, shares, G, t, s, at_once, width, longest, seen_N, **settings)
         q_clock, k_clock = None, None
         if alone.gated:
             clocked = slice(first, stop) if layer.num_heads == N else slice(None)

@@ -179,19 +179,20 @@ def windows(
 
     For reports, before there are any queries: `bound` holds for every |content logit|, temperature
     included (under qk-norm: gain^2 sqrt(H)), and the own key is in sight. Attention itself measures, and
-    stops no later. `longest` where there is no window; heads without a bias, or with one that needs more
-    than a distance, have none.
+    stops no later. A head that the scheme gives a window has that one or a smaller one, whatever the bound; `longest`
+    where there is none. A bias that needs more than a distance ends nothing, nor does one under an infinite bound.
     """
-    window_N = np.full(layer.num_heads, longest)
+    window_N = np.array([min(w or longest, longest) for w in layer.window_N])
     for g, group in enumerate(layer.groups):
         part = group.heads.bias
-        if part is None or not part.relative or isinstance(part, GatedBias):
+        if part is None or not part.relative or isinstance(part, GatedBias) or bound == math.inf:
             continue
         alone, learned = layer_of_group(layer, params, g)
         bias_ND = np.asarray(bias_by_distance(alone, learned, longest), np.float64)
         table_ND = np.logaddexp.accumulate(bias_ND[:, ::-1], axis=1)[:, ::-1]
         lost_ND = table_ND - bias_ND[:, :1] + 2 * bound
-        window_N[group.first : group.stop] = (lost_ND > math.log(epsilon)).sum(1).clip(max=longest)
+        heads = slice(group.first, group.stop)
+        window_N[heads] = np.minimum(window_N[heads], (lost_ND > math.log(epsilon)).sum(1))
     return window_N
 
 

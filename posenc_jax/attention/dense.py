@@ -13,7 +13,7 @@ def dense_attention(
     k_BSNH: jax.Array,
     v_BSNH: jax.Array,
     bias_BNTS: jax.Array | None,
-    mask_BTS: jax.Array,
+    mask: jax.Array,
     tau_BNTS: jax.Array | None = None,
 ) -> jax.Array:
     """Returns softmax(tau q k / sqrt(H) + bias) v per head; rows that see nothing are zero.
@@ -23,7 +23,7 @@ def dense_attention(
       k_BSNH: keys, rotated, one per query head.
       v_BSNH: values, one per query head; the result has their dtype.
       bias_BNTS: float32, or None; added after the 1/sqrt(H) scale, itself unscaled.
-      mask_BTS: True where a query may read a key.
+      mask: True where a query may read a key; mask_BTS, or mask_BNTS where heads have windows of their own.
       tau_BNTS: float32 or None; multiplies the content logit alone.
     """
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
@@ -32,11 +32,12 @@ def dense_attention(
         logits_BNTS = logits_BNTS * tau_BNTS
     if bias_BNTS is not None:
         logits_BNTS = logits_BNTS + bias_BNTS
-    logits_BNTS = jnp.where(mask_BTS[:, None], logits_BNTS, NEVER)
+    mask_BNTS = mask if mask.ndim == 4 else mask[:, None]
+    logits_BNTS = jnp.where(mask_BNTS, logits_BNTS, NEVER)
     top_BNT1 = jax.lax.stop_gradient(logits_BNTS.max(-1, keepdims=True))
     weight_BNTS = jnp.exp(logits_BNTS - top_BNT1)
     out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weight_BNTS, v_BSNH.astype(jnp.float32))
     # Dividing the sum instead of every weight saves a pass over T x S.
     out_BTNH = out_BTNH / weight_BNTS.sum(-1).swapaxes(1, 2)[..., None]
-    sees_BT11 = mask_BTS.any(-1)[:, :, None, None]
-    return jnp.where(sees_BT11, out_BTNH, 0.0).astype(v_BSNH.dtype)
+    sees_BTN1 = mask_BNTS.any(-1).swapaxes(1, 2)[..., None]
+    return jnp.where(sees_BTN1, out_BTNH, 0.0).astype(v_BSNH.dtype)

@@ -1,9 +1,9 @@
 """Our kernel for NVIDIA GPUs: flash attention whose bias is computed inside, and which ends at the cut-off.
 
 For biases linear in distance, over queries and keys that are the same tokens in the same slots (`aligned`): the key
-at slot c is in sight of the query at slot r where low[r] <= c <= r, low being where its document or the window
-begins. The kernel needs no columns beside q and k, and a block of queries starts at the first key block that can
-matter to any of its rows:
+at slot c is in sight of the query at slot r where low[r] <= c <= r, low being where its document or the window of the
+head begins (X lows: one for all heads, or one for each). The kernel needs no columns beside q and k, and a block of
+queries starts at the first key block that can matter to any of its rows:
 
     |q_r| |k_c| / sqrt(H) - m (r - c)  over all c with r - c >= W  weigh less than epsilon exp(q_r . k_r / sqrt(H))
 
@@ -65,7 +65,7 @@ def flash_attention(
     v_BTKH: jax.Array,
     bias: jax.Array | Tail,
     seg_BT: jax.Array,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     *,
     epsilon: float = EXACT,
     tiles: Tilings | None = None,
@@ -76,8 +76,8 @@ def flash_attention(
       q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N.
       bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
-        of sight. epsilon: largest share of a row's softmax sum that may be left out. tiles: None for what was
-        measured to be fast.
+        of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
+        left out. tiles: None for what was measured to be fast.
 
     Raises:
       ValueError: a row whose places float32 does not hold.
@@ -90,26 +90,29 @@ def flash_attention(
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
     pads = ((0, 0), (0, behind), (0, 0), (0, columns - H))
     q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, pads) for x in (q_BTNH, k_BTKH, v_BTKH))
-    low_BT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
+    low_BXT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
     how, linear = How(1 / math.sqrt(H), tiles), not isinstance(bias, Tail)
-    bias_NX = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
+    bias_ND = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
     start_BNI = lax.stop_gradient(
-        starts(q_BTNH, k_BTKH, bias, low_BT, epsilon, how.scale, tiles.forward.q_block)
+        starts(q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block)
     )
-    out_BTNH = _attention(
-        how, q_BTNH, k_BTKH, v_BTKH, bias_NX.astype(jnp.float32), low_BT, start_BNI
-    )
+    bias_ND = bias_ND.astype(jnp.float32)
+    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI)
     return out_BTNH[:, :T, :, :H]
 
 
-def lows(seg_BT: jax.Array, window: int | None) -> jax.Array:
-    """Returns low_BT, the first slot in sight of each row; of padding the slot after it, so that none is."""
+def lows(seg_BT: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Returns low_BXT, the first slot in sight of each row; of padding the slot after it, so that none is.
+
+    X is 1, or N under window_N.
+    """
     slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
     begins_BT = jnp.pad(seg_BT[:, 1:] != seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    low_BT = _running_max(jnp.where(begins_BT, slot_1T, 0))
+    low_BXT, slot_11T = _running_max(jnp.where(begins_BT, slot_1T, 0))[:, None], slot_1T[None]
     if window is not None:
-        low_BT = jnp.maximum(low_BT, slot_1T - window + 1)
-    return jnp.where(seg_BT == 0, slot_1T + 1, low_BT)
+        window_1X1 = jnp.reshape(jnp.asarray(window, jnp.int32), (1, -1, 1))
+        low_BXT = jnp.maximum(low_BXT, slot_11T + 1 - window_1X1)
+    return jnp.where((seg_BT == 0)[:, None], slot_11T + 1, low_BXT)
 
 
 def _running_max(x_BT: jax.Array) -> jax.Array:
@@ -131,14 +134,14 @@ def _running_max(x_BT: jax.Array) -> jax.Array:
 
 
 def starts(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | Tail, low_BT: jax.Array, epsilon: float,
+    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | Tail, low_BXT: jax.Array, epsilon: float,
     scale: float, block: int,
 ) -> jax.Array:  # fmt: skip
     """Returns start_BNI, the first slot that can matter to any row of each block of queries."""
     B, T, N, _ = q_BTNH.shape
     blocks = T // block
     q, k = q_BTNH.astype(jnp.float32), k_BTKH.astype(jnp.float32)
-    sees_BT1 = (low_BT <= jnp.arange(T)[None])[..., None]
+    sees_BT1 = (low_BXT[:, 0] <= jnp.arange(T)[None])[..., None]  # every window holds the own key
 
     def by_block(x_BTx, of):
         return of(x_BTx.reshape(B, blocks, block, -1), axis=2)
@@ -156,8 +159,8 @@ def starts(
     # A NaN must come out, so it may not end the work; rounding outwards costs one slot.
     start_BIN = jnp.where(window_BIN < first_1I1, jnp.floor(first_1I1 - window_BIN) - 1, 0.0)
     start_BIN = jnp.minimum(start_BIN, first_1I1)  # a block of padding needs no key
-    lowest_BI1 = by_block(low_BT[..., None], jnp.min)
-    start_BIN = jnp.maximum(start_BIN.astype(jnp.int32), jnp.minimum(lowest_BI1, T - 1))
+    lowest_BIX = by_block(low_BXT.swapaxes(1, 2), jnp.min)
+    start_BIN = jnp.maximum(start_BIN.astype(jnp.int32), jnp.minimum(lowest_BIX, T - 1))
     return jnp.maximum(start_BIN, 0).swapaxes(1, 2)
 
 
@@ -173,15 +176,15 @@ def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
-    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI)[0]
+def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI):
+    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI)[0]
 
 
-def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
+def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI):
     tiling = how.tiles.forward
-    highest_BI = low_BT.reshape(len(low_BT), -1, tiling.q_block).max(-1)
+    highest_BXI = _highest(low_BXT, tiling.q_block)
     B, T, N, H = q_BTNH.shape
-    specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_NX.shape[1])
+    specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_ND.shape[1], low_BXT.shape[1])
     out_BTNH, lse_BNT = _call(
         functools.partial(forward_kernel, how.scale),
         (T // tiling.q_block, B, N),
@@ -199,23 +202,34 @@ def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, start_BNI):
             (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
             (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
         ],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BT, start_BNI, highest_BI, bias_NX / how.scale)
+    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_ND / how.scale)
     out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
-    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI)
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, out_BTNH, lse_BNT, start_BNI)
+
+
+def _highest(low_BXT, block):
+    """Returns highest_BXI, the first slot that all rows of a block see; it never falls from block to block."""
+    return low_BXT.reshape(*low_BXT.shape[:2], -1, block).max(-1)
 
 
 class _Specs:
     """Where a program that stands for block i of queries, from the last one on, row b and head n finds its arrays."""
 
-    def __init__(self, tiling: Tiling, T: int, H: int, shares: int, X: int):
+    def __init__(self, tiling: Tiling, T: int, H: int, shares: int, D: int, X: int):
         t, last = tiling.q_block, T // tiling.q_block - 1
+        own = _own(X)
         self.query = pl.BlockSpec((None, t, None, H), lambda r, b, n: (b, last - r, n, 0))
         self.keys = pl.BlockSpec((None, T, None, H), lambda r, b, n: (b, 0, n // shares, 0))
-        self.low = pl.BlockSpec((None, t), lambda r, b, n: (b, last - r))
+        self.low = pl.BlockSpec((None, None, t), lambda r, b, n: (b, own(n), last - r))
         self.row = pl.BlockSpec((None, None, t), lambda r, b, n: (b, n, last - r))
         self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
-        self.highest = pl.BlockSpec((None, 1), lambda r, b, n: (b, last - r))
-        self.bias = pl.BlockSpec((None, X), lambda r, b, n: (n, 0))
+        self.highest = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, own(n), last - r))
+        self.bias = pl.BlockSpec((None, D), lambda r, b, n: (n, 0))
+
+
+def _own(X: int):
+    """Returns the function from a head to its place among X: its own, or that of all."""
+    return (lambda n: n) if X > 1 else (lambda n: 0)
 
 
 def _call(kernel, grid, tiling: Tiling, in_specs, outs):
@@ -235,7 +249,7 @@ def _call(kernel, grid, tiling: Tiling, in_specs, outs):
 
 
 def _backward(how, residuals, d_out_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, bias_NX, low_BT, out_BTNH, lse_BNT, start_BNI = residuals
+    q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
@@ -245,31 +259,30 @@ def _backward(how, residuals, d_out_BTNH):
 
     tiling, block = how.tiles.of_queries, how.tiles.forward.q_block
     t = tiling.q_block
-    specs = _Specs(tiling, T, H, N // K, bias_NX.shape[1])
+    specs = _Specs(tiling, T, H, N // K, bias_ND.shape[1], low_BXT.shape[1])
     begin_BNI = _coarser(start_BNI, block, t, T)
-    highest_BI = low_BT.reshape(B, -1, t).max(-1)
     d_q_BTNH, d_slope_BNT = _call(
         functools.partial(query_kernel, how.scale),
         (T // t, B, N),
         tiling,
         [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
         [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BT, begin_BNI, highest_BI, bias_NX / how.scale)  # fmt: skip
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, begin_BNI, _highest(low_BXT, t), bias_ND / how.scale)  # fmt: skip
 
     tiling = how.tiles.of_keys
     t, s = tiling[:2]
     end_BNJ = _readers(_coarser(start_BNI, block, t, T), t, s, T)
-    J = T // s
-    highest_BI = low_BT.reshape(B, -1, t).max(-1)  # it never falls from block to block
-    free_BJ = (highest_BI[:, None] <= s * jnp.arange(J)[None, :, None]).sum(-1).astype(jnp.int32)
+    J, own = T // s, _own(low_BXT.shape[1])
+    highest_BX1I = _highest(low_BXT, t)[:, :, None]
+    free_BXJ = (highest_BX1I <= s * jnp.arange(J)[None, None, :, None]).sum(-1).astype(jnp.int32)
     key = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n // (N // K), 0))
     mine = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n, 0))
     queries = pl.BlockSpec((None, T, None, H), lambda j, b, n: (b, 0, n, 0))
     rows = pl.BlockSpec((None, None, T), lambda j, b, n: (b, n, 0))
-    low = pl.BlockSpec((None, T), lambda j, b, n: (b, 0))
+    low = pl.BlockSpec((None, None, T), lambda j, b, n: (b, own(n), 0))
     of_block = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, n, j))
-    free = pl.BlockSpec((None, 1), lambda j, b, n: (b, j))
-    bias = pl.BlockSpec((None, bias_NX.shape[1]), lambda j, b, n: (n, 0))
+    free = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, own(n), j))
+    bias = pl.BlockSpec((None, bias_ND.shape[1]), lambda j, b, n: (n, 0))
     of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
     d_k_BTNH, d_v_BTNH = _call(
         functools.partial(key_kernel, how.scale),
@@ -277,23 +290,12 @@ def _backward(how, residuals, d_out_BTNH):
         tiling,
         [queries, key, key, queries, rows, rows, low, free, of_block, bias],
         [(mine, of_keys), (mine, of_keys)],
-    )(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        d_out_BTNH,
-        lse_BNT,
-        pull_BNT,
-        low_BT,
-        free_BJ,
-        end_BNJ,
-        bias_NX / how.scale,
-    )
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, free_BXJ, end_BNJ, bias_ND / how.scale)  # fmt: skip
     d_k_BTKH, d_v_BTKH = (
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )
-    d_bias_NX = d_slope_BNT.sum((0, 2))[:, None] if bias_NX.shape[1] == 1 else None
-    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_NX, None, None
+    d_bias_ND = d_slope_BNT.sum((0, 2))[:, None] if bias_ND.shape[1] == 1 else None
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_ND, None, None
 
 
 def _coarser(start_BNI, block, other, length):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from posenc_jax.attention.cutoff import bias_by_distance, log_tail
 from posenc_jax.attention.flash import Tail, flash_attention
 from posenc_jax.attention.fold import documents, fold
+from posenc_jax.attention.mask import as_array, windows_of
 from posenc_jax.attention.residuals import NAME
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.encodings.part import Params
@@ -41,6 +42,8 @@ def refusal(
         return "a bias of this scheme is learned, or needs more than a distance, and is not linear in it"
     if kernel != "flash" and not _linear(layer):
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
+    if kernel != "flash" and len(set(layer.window_N)) > 1:
+        return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
     if tempered_by_key(layer):
         return "its temperature depends on the key"
     if not causal or not aligned:
@@ -71,11 +74,13 @@ def fused_attention(
     Args:
       q_BTNH, k_BTKH: rotated; q with any temperature multiplied in. layer, params: for the slopes.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further
-        are out of sight.
+        are out of sight; heads that the layer gives a smaller one keep it.
 
     Raises:
       ValueError: for cuDNN before Hopper, a head dim above 120.
     """
+
+    window_N = windows_of(layer, window)
 
     def local(floats, places, first_head):
         q_BTNH, k_BTKH, v_BTKH, params, *_ = floats
@@ -85,6 +90,7 @@ def fused_attention(
             bias = Tail(bias_by_distance(layer, params, length), log_tail(layer, params, length))
         here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
         bias = jax.tree.map(here, bias)
+        window = window_N[0] if len(set(window_N)) == 1 else here(as_array(window_N))
         run = {"flash": flash_attention, "cudnn": _cudnn, "splash": _splash}[kernel]
         out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, places[0], window)
         seen_BT11 = (places[0] != 0)[:, :, None, None]

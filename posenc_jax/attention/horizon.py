@@ -104,9 +104,9 @@ class Horizon:
 
     def _needs(self, r, first_head, q_norm_BNT, norm_BKR, lse_BNT):
         places, tail = self.places, self.tail
-        sees_BT = self._sees(r)
+        sees_BNT = self._sees(r, first_head, q_norm_BNT.shape[1])
         if tail is None:
-            return sees_BT.any()
+            return sees_BNT.any()
         kv_N = jnp.arange(q_norm_BNT.shape[1]) // (q_norm_BNT.shape[1] // norm_BKR.shape[1])
         own = tail._replace(norm_BKJ=norm_BKR)
         clock_BNT = self.floats.q_clock_BTN
@@ -122,22 +122,26 @@ class Horizon:
 
         rows = (q_norm_BNT, places.q_pos_BT, places.q_seg_BT, clock_BNT, lse_BNT)
         matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), *rows)
-        return (matters_BNT & sees_BT[:, None]).any()
+        return (matters_BNT & sees_BNT).any()
 
-    def _sees(self, r):
-        """Whether a row may see a key of device r; certain to be False only where it sees none."""
+    def _sees(self, r, first_head, heads):
+        """Whether a row of each head may see a key of device r; False only where it is certain to see none."""
         told = Told(*(x_BR[:, r][:, None] for x_BR in self.told))
         pos_BT, seg_BT = self.places.q_pos_BT, self.places.q_seg_BT
-        window = self.plan.window
         near_BT = (told.seg_low_BR <= seg_BT) & (seg_BT <= told.seg_high_BR) & (seg_BT != 0)
         exact_BT = jnp.ones_like(near_BT)  # what the order of keys adds to ranges
         if self.plan.causal:
             near_BT &= told.pos_low_BR <= pos_BT
             exact_BT &= (told.seg_low_BR < seg_BT) | (told.first_pos_BR <= pos_BT)
-        if window is not None:
-            near_BT &= (pos_BT - told.pos_high_BR < window) & (told.pos_low_BR - pos_BT < window)
-            exact_BT &= (told.seg_high_BR > seg_BT) | (pos_BT - told.last_pos_BR < window)
-        return near_BT & (exact_BT | ~told.ordered_BR)
+        window = self.plan.window_of(first_head, heads)
+        if window is None:
+            return (near_BT & (exact_BT | ~told.ordered_BR))[:, None]
+        window_1N1 = jnp.reshape(jnp.asarray(window), (1, -1, 1))
+        past_BT = jnp.maximum(pos_BT - told.pos_high_BR, told.pos_low_BR - pos_BT)
+        near_BNT = near_BT[:, None] & (past_BT[:, None] < window_1N1)
+        latest_BNT = (pos_BT - told.last_pos_BR)[:, None] < window_1N1
+        exact_BNT = exact_BT[:, None] & ((told.seg_high_BR > seg_BT)[:, None] | latest_BNT)
+        return near_BNT & (exact_BNT | ~told.ordered_BR[:, None])
 
 
 def _told(pos_BS: jax.Array, seg_BS: jax.Array) -> Told:

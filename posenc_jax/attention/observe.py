@@ -1,7 +1,7 @@
 """What heads do with their keys, summed up block by block of queries: memory linear in length.
 
 Everything here reads causal attention inside one document, whose tokens stand in the order of their
-positions without a gap, as probes read it. A block of R queries meets all S keys, is reduced, and is
+positions without a gap, as probes read it. Weights are those under the windows of heads; logits are of all pairs. A block of R queries meets all S keys, is reduced, and is
 gone: no T x S array ever exists. Sums over pairs of equal distance come from a skew: rows of width W,
 laid end to end and cut again at W + 1, put equal distances into equal columns.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.mask import as_array
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.reach import SMALLEST
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -58,7 +59,7 @@ class Needles(NamedTuple):
 
     Attributes:
       weight_BNA: attention weight on the key. margin_BNA: its content logit less the log of the mean
-        exponential of all other keys' in sight, nats. reach_BNA: the largest distance at which a key of
+        exponential of all other keys' at the query or before, nats. reach_BNA: the largest distance at which a key of
         that margin, among keys alike, keeps weight 1/2 under the query's own bias; -1 for none.
     """
 
@@ -149,7 +150,8 @@ def _watch_one(one: Turned, layer: PlacedLayer, params: Params, first: int) -> t
         content_NRS, bias_NRS = logit_rows(one, layer, params, rows_R)
         logit_NRS = content_NRS + bias_NRS
         seen_1RS = _earlier(index_R, S) & (index_R < S)[None, :, None]
-        weight_NRS, entropy_NR, blind = _softmax(logit_NRS, seen_1RS)
+        seen_NRS = seen_1RS & _inside(layer, index_R, S)
+        weight_NRS, entropy_NR, blind = _softmax(logit_NRS, seen_NRS)
 
         def summed(x_NRS):  # by distance
             return _to_distance(_skewed(x_NRS).sum(1), start, R, S)
@@ -188,17 +190,23 @@ def _earlier(rows_R: jax.Array, S: int) -> jax.Array:
     return (jnp.arange(S)[None] <= rows_R[:, None])[None]
 
 
-def _softmax(logit_NRS, seen_1RS):
+def _inside(layer: PlacedLayer, rows_R: jax.Array, S: int) -> jax.Array:
+    """Returns inside_NRS: keys inside the window of each head."""
+    away_1RS = (rows_R[:, None] - jnp.arange(S)[None])[None]
+    return away_1RS < as_array(layer.window_N)[:, None, None]
+
+
+def _softmax(logit_NRS, seen_NRS):
     """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0."""
-    logit_NRS = jnp.where(seen_1RS, logit_NRS, NEVER)
+    logit_NRS = jnp.where(seen_NRS, logit_NRS, NEVER)
     below_NRS = logit_NRS - logit_NRS.max(-1, keepdims=True)
-    raw_NRS = jnp.where(seen_1RS, jnp.exp(below_NRS), 0.0)
+    raw_NRS = jnp.where(seen_NRS, jnp.exp(below_NRS), 0.0)
     total_NR = jnp.maximum(raw_NRS.sum(-1), 1e-30)  # 0 only in the padding
     weight_NRS = raw_NRS / total_NR[..., None]
-    entropy_NR = jnp.log(total_NR) - (weight_NRS * jnp.where(seen_1RS, below_NRS, 0.0)).sum(-1)
-    keys_1R = jnp.maximum(seen_1RS.sum(-1), 1)
+    entropy_NR = jnp.log(total_NR) - (weight_NRS * jnp.where(seen_NRS, below_NRS, 0.0)).sum(-1)
+    keys_NR = jnp.maximum(seen_NRS.sum(-1), 1)
     blind = {
-        name: (seen_1RS & (below_NRS < math.log(SMALLEST[name]))).sum(-1) / keys_1R
+        name: (seen_NRS & (below_NRS < math.log(SMALLEST[name]))).sum(-1) / keys_NR
         for name in ("float32", "bfloat16")
     }
     return weight_NRS, entropy_NR, blind
@@ -241,15 +249,16 @@ def needles(
         S = content_NAS.shape[-1]
         seen_1AS = _earlier(query_A, S)
         needle_1AS = (jnp.arange(S)[None] == key_A[:, None])[None]
-        weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_1AS)
+        seen_NAS = seen_1AS & _inside(layer, query_A, S)
+        weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_NAS)
         content_NA = jnp.where(needle_1AS, content_NAS, 0.0).sum(-1)
         others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, NEVER)
         margin_NA = content_NA - (jax.nn.logsumexp(others_NAS, -1) - jnp.log(query_A)[None])
 
         share_NAS, _, _ = _softmax(
-            bias_NAS, seen_1AS
+            bias_NAS, seen_NAS
         )  # of keys alike; one of share 0 is never kept
-        kept_NAS = seen_1AS & (margin_NA[..., None] + jnp.log(share_NAS) >= jnp.log1p(-share_NAS))
+        kept_NAS = seen_NAS & (margin_NA[..., None] + jnp.log(share_NAS) >= jnp.log1p(-share_NAS))
         apart_1AS = (query_A[:, None] - jnp.arange(S)[None])[None]
         reach_NA = jnp.where(kept_NAS, apart_1AS, -1).max(-1)
         return jnp.where(needle_1AS, weight_NAS, 0.0).sum(-1), margin_NA, reach_NA

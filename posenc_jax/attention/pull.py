@@ -22,10 +22,10 @@ def pulled(
       rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
       stop_BNI: from `meet` with the same keys.
     """
-    _, end_BI = blocks_in_sight(plan, places)
-    whole_BI = whole_end(plan, places)
+    _, end_XBI = blocks_in_sight(plan, places)
+    whole_XBI = whole_end(plan, places)
     if plan.lanes > 1:
-        return _pulled_side_by_side(plan, floats, places, rows, (stop_BNI, end_BI), grads)
+        return _pulled_side_by_side(plan, floats, places, rows, (stop_BNI, end_XBI), grads)
 
     def task(index, grads):
         tile = Tile(plan, floats, places, index)
@@ -43,11 +43,13 @@ def pulled(
                 tile.add_to_row(grads.k_clock_BSN, j, pair.d_k_clock_SN),
             )
 
-        stop, end = stop_BNI[tile.b, tile.n, tile.i], end_BI[tile.b, tile.i]
+        stop = stop_BNI[tile.b, tile.n, tile.i]
+        end = plan.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         d_q_GTH = tile.queries(grads.q_BNTH)
-        if whole_BI is not None:
+        if whole_XBI is not None:
             lower, half = tile.lower(), plan.q_block // 2
-            whole = jnp.maximum(whole_BI[tile.b, tile.i], stop)
+            whole = plan.widest(whole_XBI, tile.head, jnp.max)[tile.b, tile.i]
+            whole = jnp.maximum(whole, stop)
             d_low, grads = lax.fori_loop(
                 whole, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
             )
@@ -100,7 +102,7 @@ def _pulled_side_by_side(
 
     Side by side, tiles of one pass over the queries would add to the same keys in no fixed order.
     """
-    stop_BNI, end_BI = sight
+    stop_BNI, end_XBI = sight
     G, (B, M, q_blocks) = plan.tile_heads, plan.tiles(floats)
 
     def of_queries(index):
@@ -116,15 +118,17 @@ def _pulled_side_by_side(
             jax.tree.map(jnp.zeros_like, grads.params),
             None if floats.q_clock_BTN is None else jnp.zeros((plan.q_block, floats.q_clock_BTN.shape[2])),
         )  # fmt: skip
-        stop, end = stop_BNI[tile.b, tile.n, tile.i], end_BI[tile.b, tile.i]
+        stop = stop_BNI[tile.b, tile.n, tile.i]
+        end = plan.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         return lax.fori_loop(stop, end, step, blank)
 
     def of_keys(index):
         b, m, j = jnp.unravel_index(index, key_counts)
 
         def of_head_tile(r, carry):
-            first = (b * M + m * sharers + r) * q_blocks
-            stop_I, end_I = stop_BNI[b, (m * sharers + r) * G], end_BI[b]
+            first, head = (b * M + m * sharers + r) * q_blocks, (m * sharers + r) * G
+            stop_I = stop_BNI[b, head]
+            end_I = plan.widest(end_XBI, head + places.first_head, jnp.max)[b]
             reads_I = (stop_I <= j) & (j < end_I)
             start = jnp.argmax(reads_I)
             last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)

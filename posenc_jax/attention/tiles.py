@@ -7,6 +7,7 @@ and J (keys).
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from posenc_jax.attention.dense import NEVER
-from posenc_jax.attention.mask import visible
+from posenc_jax.attention.mask import as_array, visible
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -32,9 +33,27 @@ class Plan:
     at_once: int  # blocks of keys that the forward pass reads together, where it needs as many
     lanes: int  # tiles that are worked on side by side
     longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
+    window_N: tuple[int | None, ...]  # of the heads of the layer; None: everything is in sight
     causal: bool
-    window: int | None
     epsilon: float  # 0: nothing is left out
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The X windows that there are among the heads."""
+        return tuple(dict.fromkeys(self.window_N))
+
+    def window_of(self, head: jax.Array, heads: int) -> int | jax.Array | None:
+        """Returns the window of the layer's heads from `head` on: a number or None if all have one, else window_G."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        return lax.dynamic_slice_in_dim(as_array(self.window_N), head, heads)
+
+    def widest(self, x_XBI: jax.Array, head: jax.Array, of: Callable) -> jax.Array:
+        """Returns x_BI of the tile whose first head is `head`: of (jnp.min, jnp.max) the windows of its heads."""
+        if len(self.windows) == 1:
+            return x_XBI[0]
+        which_N = jnp.array([self.windows.index(window) for window in self.window_N])
+        return of(x_XBI[lax.dynamic_slice_in_dim(which_N, head, self.tile_heads)], axis=0)
 
     def tiles(self, floats: "Floats") -> tuple[int, int, int]:
         """Returns how many sequences, tiles of heads and blocks of queries there are."""
@@ -144,6 +163,9 @@ class Tile:
     def logits(self, j, blocks=1):
         """Returns the function of content, parameters and clocks that gives the tile's logits."""
         layer, places, heads = self.plan.layer, self.places, self.plan.tile_heads
+        window = self.plan.window_of(self.head, heads)
+        if isinstance(window, jax.Array):
+            window = window[:, None, None]
         q_pos_1T, q_seg_1T = self.q_row(places.q_pos_BT)[None], self.q_row(places.q_seg_BT)[None]
         k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in places[2:4])
 
@@ -158,19 +180,18 @@ class Tile:
             bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *clocks)
             if bias_1NTS is not None:
                 content_GTS = content_GTS + own(bias_1NTS)
-            mask_1TS = visible(
-                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S,
-                causal=self.plan.causal, window=self.plan.window,
-            )  # fmt: skip
-            return jnp.where(mask_1TS, content_GTS, NEVER)
+            mask_GTS = visible(
+                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S, causal=self.plan.causal, window=window
+            )
+            return jnp.where(mask_GTS, content_GTS, NEVER)
 
         return logits_GTS
 
 
 def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
-    """Returns first_BI, end_BI: key blocks outside of [first, end) are out of sight of query block I.
+    """Returns first_XBI, end_XBI: key blocks outside of [first, end) are out of sight of query block I.
 
-    By ranges: the positions and segments that stand in a block, padding left out.
+    By ranges: the positions and segments that stand in a block, padding left out; for each of the plan's windows.
     """
 
     def extremes(x_BT, seg_BT, block):
@@ -189,16 +210,18 @@ def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
     near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
     if plan.causal:
         near_BIJ &= k_low <= q_high
-    if plan.window is not None:  # the sums cannot overflow: both blocks hold a position
-        near_BIJ &= (q_low - k_high < plan.window) & (k_low - q_high < plan.window)
+    near_XBIJ = jnp.stack([
+        near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
+        for w in plan.windows  # the sums cannot overflow: both blocks hold a position
+    ])  # fmt: skip
     J = near_BIJ.shape[-1]
-    end_BI = jnp.where(near_BIJ, jnp.arange(1, J + 1), 0).max(-1)
-    first_BI = jnp.where(near_BIJ, jnp.arange(J), J).min(-1)
-    return jnp.minimum(first_BI, end_BI), end_BI
+    end_XBI = jnp.where(near_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
+    first_XBI = jnp.where(near_XBIJ, jnp.arange(J), J).min(-1)
+    return jnp.minimum(first_XBI, end_XBI), end_XBI
 
 
 def whole_end(plan: Plan, places: Places) -> jax.Array | None:
-    """Returns whole_BI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
+    """Returns whole_XBI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
 
     A causal row of tiles ends on the diagonal, where half of a last tile would be worked on for nothing. None where
     tiles go side by side, which costs more than that half.
@@ -206,8 +229,8 @@ def whole_end(plan: Plan, places: Places) -> jax.Array | None:
     if plan.lanes > 1 or not plan.causal or plan.q_block % 2:
         return None
     halved = dataclasses.replace(plan, q_block=plan.q_block // 2)
-    _, half_BI = blocks_in_sight(halved, places)
-    return jnp.minimum(half_BI[:, ::2], blocks_in_sight(plan, places)[1])
+    _, half_XBI = blocks_in_sight(halved, places)
+    return jnp.minimum(half_XBI[..., ::2], blocks_in_sight(plan, places)[1])
 
 
 def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:

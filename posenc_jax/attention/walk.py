@@ -93,7 +93,11 @@ def meet(
 def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, found: Found | None):
     """Returns what a tile's rows have found in the end, out_GTH and lse_GT, and the first key block they read."""
     s = plan.k_block
-    first_BI, end_BI, whole_BI = sight
+    of = (jnp.min, jnp.max, jnp.max)
+    first, end, whole = (
+        x if x is None else plan.widest(x, tile.head, f)[tile.b, tile.i]
+        for x, f in zip(sight, of, strict=True)
+    )
     q_GTH = tile.queries(floats.q_BNTH)
     q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1))
     q_pos_T, q_seg_T = tile.q_row(places.q_pos_BT), tile.q_row(places.q_seg_BT)
@@ -103,7 +107,7 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
         """How many blocks to read next: those that may matter for all that is known now."""
         count = jnp.int32(0)
         for before in reversed(range(plan.at_once)):
-            matters = j - before > first_BI[tile.b, tile.i]
+            matters = j - before > first
             if tail is not None:
                 at = jnp.maximum(j - before, 0)
                 matters &= cutoff.may_matter(
@@ -159,14 +163,13 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
     def step(carry):
         return lax.switch(carry[-1] - 1, reads, carry)
 
-    end = end_BI[tile.b, tile.i]
     before = nothing(q_GTH.shape) if found is None else Found(*map(tile.queries, found))
     acc_GTH, top_GT = before
     sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
     count = more(end, top_GT)
-    if whole_BI is not None and plan.at_once == 2:
+    if whole is not None and plan.at_once == 2:
         reads.append(read_diagonal)
-        count = jnp.where((count == 2) & (whole_BI[tile.b, tile.i] == end - 1), 3, count)
+        count = jnp.where((count == 2) & (whole == end - 1), 3, count)
     carry = (end, acc_GTH, top_GT, sum_GT, count)
     j, acc_GTH, top_GT, sum_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
     # A row that saw nothing has weight exp(NEVER - NEVER) all over, or no sum at all.

@@ -1,4 +1,4 @@
-"""What attention under ALiBi costs: ours, cut and uncut, beside other people's kernels."""
+"""What attention under ALiBi or a window costs: ours, cut and uncut, beside other people's kernels."""
 
 import functools
 import sys
@@ -19,12 +19,15 @@ from posenc_jax.bench.memory import Compiled, peak
 from posenc_jax.bench.outcome import Outcome, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import alibi_slopes, parse
+from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import DTYPES
 
 BASELINE = "ours"
 DENSE = "ours, dense"
 FLASH = "ours, flash"  # the baseline where it runs
 FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one and no other
+WINDOW = 512  # tokens that a query sees where a candidate has a window, and no bias
+WINDOWED = ", window"  # ends the names of those
 DENSE_LIMIT = 2**28  # logits of all rows and heads; above it a dense array of them is not tried
 LONG = 2.0  # seconds; a candidate that takes longer has warmed up by its first runs
 DIRECTIONS = {"forward": False, "forward+backward": True}
@@ -46,11 +49,12 @@ def measure(
 ) -> Outcome:
     """Returns time and memory of every candidate that survives each length, relative to ours.
 
-    Causal, ALiBi with the standard slopes where a candidate has a bias. In bfloat16 our kernel joins on
+    Causal, ALiBi with the standard slopes where a candidate has a bias; those whose names end in ", window" have none
+    and see the last `WINDOW` tokens. In bfloat16 our kernel joins on
     a GPU, on a GPU or TPU the vendor's with the bias folded in, and so do the peers that want bfloat16; ratios are to the
     first of these there is, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
     difference of a candidate's result to the dense definition (where that is too large, to the blockwise
-    path: "difference_to"); candidates without a bias do other work and have none. Peak memory is what the system counts, on
+    path: "difference_to"); candidates with neither bias nor window do other work and have none. Peak memory is what the system counts, on
     an accelerator what the compiler planned or PyTorch allocated ("peak_source"). A candidate that cannot
     be compiled or run is listed with its reason.
 
@@ -81,15 +85,16 @@ def measure(
             dense = batch * heads * length**2 <= DENSE_LIMIT
             makers = _ours(tensors, DIRECTIONS[direction], dense)
             baseline = next((name for name in makers if name.startswith((FLASH, FOLDED))), BASELINE)
-            theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense)
-            missing |= {} if dense else {DENSE: "all its logits are too many"}
-            definition, *_ = makers.items()
+            theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense, WINDOW)
+            if not dense:
+                missing |= dict.fromkeys((DENSE, DENSE + WINDOWED), "all its logits are too many")
+            definitions = _definitions(makers)
             makers, missing = _chosen(candidates, makers | theirs, missing)
             baseline = baseline if baseline in makers else next(iter(makers), BASELINE)
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
-            bias = heads * length**2 * tensors[0].dtype.itemsize
-            runs, looks = _looked_at(dict([definition]) | makers, missing, bias)
+            held = peers.held(heads, length, tensors[0].dtype.itemsize)
+            runs, looks = _looked_at(definitions | makers, missing, held)
             runs = {name: run for name, run in runs.items() if name in makers}
             skipped += [
                 f"{name}, {direction}, {length:,} tokens: {why}" for name, why in missing.items()
@@ -121,8 +126,8 @@ def measure(
     }  # fmt: skip
     return Outcome(
         name="attention",
-        title="Attention under ALiBi",
-        caption=f"Batch {batch}, {heads} heads of {head_dim}, {dtype}, causal; time relative to {_baselines(rows)} in "
+        title="Attention under ALiBi, and under a window",
+        caption=f"Batch {batch}, {heads} heads of {head_dim}, {dtype}, causal, windows of {WINDOW}; time relative to {_baselines(rows)} in "
         f"the same round; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings=settings,
         rows=tuple(rows),
@@ -131,6 +136,14 @@ def measure(
             _panel(rows, d) for d in directions if d in {row["direction"] for row in rows}
         ),
     )
+
+
+def _definitions(makers: peers.Makers) -> peers.Makers:
+    """Returns what results are compared with: the first with a bias, and the first with a window."""
+    ours = [
+        next(n for n in makers if n.endswith(WINDOWED) == windowed) for windowed in (False, True)
+    ]
+    return {name: makers[name] for name in ours}
 
 
 def _chosen(candidates: Sequence[str], makers: peers.Makers, missing: dict) -> tuple[dict, dict]:
@@ -155,14 +168,10 @@ def _tensors(
 
 def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
     batch, length, heads, head_dim = tensors[0].shape
-    place = {
-        "num_layers": 1,
-        "num_heads": heads,
-        "head_dim": head_dim,
-        "model_dim": heads * head_dim,
-    }
-    alibi, nope = (
-        parse(line).place(train_length=length, **place).layers[0] for line in ("alibi", "nope")
+    place = {"num_layers": 1, "num_heads": heads, "head_dim": head_dim, "model_dim": heads * head_dim}  # fmt: skip
+    alibi, nope, windowed = (
+        parse(line).place(train_length=length, **place).layers[0]
+        for line in ("alibi", "nope", f"window(size={WINDOW})")
     )
     pos = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
     seg = jnp.ones_like(pos)
@@ -176,9 +185,12 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
-    def definition(q, k, v, pos, seg):
-        mask = visible(pos, pos, seg, seg, causal=True)
-        return dense_attention(q, k, v, alibi.bias({}, pos, pos), mask)
+    def definition(layer: PlacedLayer):
+        def attention(q, k, v, pos, seg):
+            mask = visible(pos, pos, seg, seg, causal=True, window=layer.window_N[0])
+            return dense_attention(q, k, v, layer.bias({}, pos, pos), mask)
+
+        return attention
 
     def folded(kernel):
         def attention(q, k, v, pos, seg):
@@ -189,25 +201,29 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
-    def flash(epsilon=EXACT, slopes=1.0):
+    def flash(epsilon=EXACT, slopes=1.0, window=None):
         slope_N = slopes * jnp.asarray(alibi_slopes(tensors[0].shape[2]), jnp.float32)
 
         def attention(q, k, v, pos, seg):
-            return flash_attention(q, k, v, slope_N, seg, epsilon=epsilon)
+            return flash_attention(q, k, v, slope_N, seg, window, epsilon=epsilon)
 
         return attention
 
-    runs = {DENSE: definition} if dense else {}
+    runs = {DENSE: definition(alibi), DENSE + WINDOWED: definition(windowed)} if dense else {}
     runs |= {
         BASELINE: blockwise(alibi, None),
         "ours, nothing cut": blockwise(alibi, 0.0),
         "ours, no bias": blockwise(nope, 0.0),
+        BASELINE + WINDOWED: blockwise(windowed, None),
     }
     for kernel, device in KERNELS.items():
         if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
             if kernel == "flash":
-                more = (", nothing cut", {"epsilon": 0.0}), (", no bias", {"slopes": 0.0})
-                runs |= {f"{FLASH}{name}": flash(**how) for name, how in (("", {}), *more)}
+                more = {
+                    "": {}, ", nothing cut": {"epsilon": 0.0}, ", no bias": {"slopes": 0.0},
+                    WINDOWED: {"slopes": 0.0, "window": WINDOW},
+                }  # fmt: skip
+                runs |= {f"{FLASH}{name}": flash(**how) for name, how in more.items()}
             else:
                 runs[f"{FOLDED}{kernel}"] = folded(kernel)
     arrays = (*tensors, pos, seg)
@@ -237,12 +253,15 @@ def _result(run: Callable) -> np.ndarray:
     return np.asarray(run()[0], np.float32)
 
 
-def _looked_at(makers: peers.Makers, missing: dict, bias_bytes: int) -> tuple[dict, dict]:
+def _looked_at(makers: peers.Makers, missing: dict, held: dict[str, int]) -> tuple[dict, dict]:
     """Returns (runs, looks) of the candidates that are not missing; one that fails goes to `missing`.
 
-    The first one with a bias is what the others' results are compared with.
+    The first one with a bias, and the first with a window, is what the others' results are compared with.
+
+    Args:
+      held: bytes beside q, k and v that a candidate was given, by name.
     """
-    runs, looks, want, reference = {}, {}, None, None
+    runs, looks, wanted = {}, {}, {}
     for name in [name for name in makers if name not in missing]:
         try:
             run = makers[name]()
@@ -257,15 +276,16 @@ def _looked_at(makers: peers.Makers, missing: dict, bias_bytes: int) -> tuple[di
             continue
         finally:
             pytorch.give_back()
-        if taken is not None and name in peers.HOLD_A_BIAS:  # made before, and held all the time
-            taken += bias_bytes
+        if taken is not None:  # made before, and held all the time
+            taken += held.get(name, 0)
         free = "no bias" in name
-        if want is None and not free:
-            want, reference = got, name
+        reference, want = (
+            (None, got) if free else wanted.setdefault(name.endswith(WINDOWED), (name, got))
+        )
         runs[name] = run
         looks[name] = {
             "difference": None if free else float(np.abs(got - want).max()),
-            "difference_to": None if free else reference,
+            "difference_to": reference,
             "peak_mb": None if taken is None else taken / 1e6,
             "peak_source": source,
             "seconds": seconds,
@@ -278,28 +298,11 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
     for row in rows:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         peaks = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("peak_mb", "planned_mb"))
-        times = [
-            ms(row["min_ms"]),
-            ms(row["median_ms"]),
-            with_quartiles(row),
-            *peaks,
-            row["peak_source"],
-        ]
+        times = [ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), *peaks, row["peak_source"]]  # fmt: skip
         lines.append(
             [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
         )
-    names = (
-        "implementation",
-        "length",
-        "direction",
-        "difference",
-        "min ms",
-        "median ms",
-        f"x {_baselines(rows)}",
-        "peak MB",
-        "planned MB",
-        "peak by",
-    )
+    names = ("implementation", "length", "direction", "difference", "min ms", "median ms", f"x {_baselines(rows)}", "peak MB", "planned MB", "peak by")  # fmt: skip
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 

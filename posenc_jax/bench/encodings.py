@@ -23,6 +23,7 @@ HYBRIDS = (
     "rope|alibi",
     "rope+alibi|nope~logn",
     "rope+alibi,nope~logn",
+    "rope+window,nope~logn",
     "prope+log(c=2.0,t=10.0)~scale_invariant",
     "rope+forget",
     "rope+t5",

@@ -20,12 +20,19 @@ HOLD_A_BIAS = (
     "jax.nn, cuDNN, dense ALiBi",
     "torch SDPA, dense ALiBi",
 )  # N T T numbers, beside q, k and v
-FLEX = ("torch FlexAttention, ALiBi", "torch FlexAttention, ALiBi, cut per head")
+HOLDS_A_MASK = "torch SDPA, window"  # T T truth values
+FLEX = (
+    "torch FlexAttention, ALiBi",
+    "torch FlexAttention, ALiBi, cut per head",
+    "torch FlexAttention, window",
+)
 MASKED = 2**32  # numbers that a mask of blocks is made from; above it they do not fit
 _SHAPES = 64  # lengths, masks and directions that one compiled FlexAttention may serve
 
 
-def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
+def attention(
+    tensors: tuple, backward: bool, dense: bool, window: int
+) -> tuple[Makers, dict[str, str]]:
     """Returns (makers, missing): what makes a function of nothing, by name, and why others are not there.
 
     A maker compiles, so it may take its time, and it may raise whatever its owners raise.
@@ -33,13 +40,19 @@ def attention(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict
     Args:
       tensors: q, k, v, [B, T, N, H]. backward: also the gradients. dense: whether candidates that hold
         all B N T T logits, or N T T biases, are to be tried.
+      window: tokens that a query sees, of candidates whose names end in ", window".
     """
-    makers, missing = _jax_nn(tensors, backward, dense)
+    makers, missing = _jax_nn(tensors, backward, dense, window)
     if not pytorch.installed():
         missing["torch"] = 'not installed; pip install -e ".[peers]"'
         return makers, missing
-    more, absent = _torch(tensors, backward, dense)
+    more, absent = _torch(tensors, backward, dense, window)
     return makers | more, missing | absent
+
+
+def held(heads: int, length: int, itemsize: int) -> dict[str, int]:
+    """Returns the bytes of the bias or the mask that a candidate holds beside q, k and v, by name."""
+    return dict.fromkeys(HOLD_A_BIAS, heads * length**2 * itemsize) | {HOLDS_A_MASK: length**2}
 
 
 def versions() -> dict[str, str]:
@@ -57,17 +70,18 @@ def _distances(length: int) -> np.ndarray:
     return np.arange(length)[:, None] - np.arange(length)[None, :]
 
 
-def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
+def _jax_nn(tensors: tuple, backward: bool, dense: bool, window: int):
     T, N = tensors[0].shape[1:3]
     fused = jax.default_backend() == "gpu" and tensors[0].dtype == jnp.bfloat16
     makers, missing = {}, {}
 
-    def maker(bias_1NTT, implementation):
+    def maker(bias_1NTT, implementation, sight=None):
         def call(q, k, v, bias_1NTT):
             def f(q, k, v):
                 return jax.nn.dot_product_attention(
-                    q, k, v, bias=bias_1NTT, is_causal=True, implementation=implementation
-                )
+                    q, k, v, bias=bias_1NTT, is_causal=True, implementation=implementation,
+                    local_window_size=sight,
+                )  # fmt: skip
 
             if not backward:
                 return (f(q, k, v),)
@@ -76,20 +90,31 @@ def _jax_nn(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[s
 
         return functools.partial(Compiled, call, (*tensors, bias_1NTT))
 
+    sight = (window - 1, 0)
     if fused:
         makers["jax.nn, cuDNN, no bias"] = maker(None, "cudnn")
-    names = (HOLD_A_BIAS[0], "jax.nn, no bias", *([HOLD_A_BIAS[1]] if fused else []))
+        makers["jax.nn, cuDNN, window"] = maker(None, "cudnn", sight)
+    names = (
+        HOLD_A_BIAS[0],
+        "jax.nn, no bias",
+        "jax.nn, window",
+        *([HOLD_A_BIAS[1]] if fused else []),
+    )
     if not dense:  # the plain path holds all logits, bias or no bias
         return makers, missing | dict.fromkeys(names, "all its logits are too many")
     bias = -alibi_slopes(N)[:, None, None] * np.maximum(_distances(T), 0)
     bias_1NTT = jnp.asarray(bias, tensors[0].dtype)[None]
-    makers |= {names[0]: maker(bias_1NTT, "xla"), names[1]: maker(None, "xla")}
+    makers |= {
+        names[0]: maker(bias_1NTT, "xla"),
+        names[1]: maker(None, "xla"),
+        names[2]: maker(None, "xla", sight),
+    }
     if fused:
-        makers[names[2]] = maker(bias_1NTT, "cudnn")
+        makers[names[3]] = maker(bias_1NTT, "cudnn")
     return makers, missing
 
 
-def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[str, str]]:
+def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -123,12 +148,22 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[st
         bias_1NTT = bias_NTT[None].to(kind)
         return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=bias_1NTT))
 
+    def with_mask():
+        slot_T = torch.arange(T, dtype=torch.int32, device=device)
+        apart = slot_T[:, None] - slot_T[None, :]
+        mask_TT = (apart >= 0) & (apart < window)
+        return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=mask_TT))
+
     makers = {"torch SDPA, no bias": lambda: run(lambda *x: scaled_dot_product_attention(*x, is_causal=True))}  # fmt: skip
     missing = {}
     if dense:
         makers[HOLD_A_BIAS[2]] = with_bias
     else:
         missing[HOLD_A_BIAS[2]] = f"{N} x {T} x {T} biases are too many"
+    if T**2 <= MASKED:
+        makers[HOLDS_A_MASK] = with_mask
+    else:
+        missing[HOLDS_A_MASK] = f"{T} x {T} truth values are too many"
     if device == "cuda":
         name = "FlashAttention, alibi_slopes"
         if importlib.util.find_spec("flash_attn") is None:
@@ -139,16 +174,23 @@ def _torch(tensors: tuple, backward: bool, dense: bool) -> tuple[Makers, dict[st
             makers[name] = lambda: run(_flash_attention(slope_N))
     if backward and device == "cpu":
         return makers, missing | dict.fromkeys(FLEX, "its backward pass does not run on CPU")
-    for name, heads in dict(zip(FLEX, (None, N), strict=True)).items():
+    ways = (None, slope_N, None), (N, slope_N, None), (None, None, window)
+    for name, (heads, slopes, sight) in zip(FLEX, ways, strict=True):
         if (heads or 1) * T**2 > MASKED:
             missing[name] = f"its mask of blocks is made from {heads or 1} x {T} x {T} numbers"
         else:
-            makers[name] = lambda heads=heads: run(_flex_attention(tensors, slope_N, heads))
+            way = (tensors, heads, slopes, sight)
+            makers[name] = lambda way=way: run(_flex_attention(*way, device=device))
     return makers, missing
 
 
-def _flex_attention(tensors: tuple, slope_N, heads: int | None) -> Callable:
-    """Returns attention under ALiBi; with `heads`, each ends at the window of our cut-off."""
+def _flex_attention(
+    tensors: tuple, heads: int | None, slope_N, sight: int | None, device
+) -> Callable:
+    """Returns attention under ALiBi, unless slope_N is None; a window of `sight` tokens goes into the mask of blocks.
+
+    With `heads`, each ends at the window of our cut-off.
+    """
     import torch
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -160,21 +202,20 @@ def _flex_attention(tensors: tuple, slope_N, heads: int | None) -> Callable:
     def causal(b, h, i, j):
         return i >= j
 
-    mask = causal
+    mask = causal if sight is None else lambda b, h, i, j: (i >= j) & (i - j < sight)
     if heads:
         squares = ((np.asarray(x, np.float32) ** 2).sum(-1).max() for x in tensors[:2])
         layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=T).layers[0]  # fmt: skip
-        window_N = torch.tensor(windows(layer, {}, float(max(squares)) / H**0.5, T)).to(
-            slope_N.device
-        )
+        window_N = torch.tensor(windows(layer, {}, float(max(squares)) / H**0.5, T)).to(device)
 
         def mask(b, h, i, j):
             return (i >= j) & (i - j < window_N[h])
 
-    blocks = create_block_mask(mask, None, heads, T, T, device=slope_N.device)
+    blocks = create_block_mask(mask, None, heads, T, T, device=device)
     pytorch.give_back()  # the mask was made from T x T numbers
     flex = _compiled_flex_attention()
-    return lambda *x: flex(*x, score_mod=alibi, block_mask=blocks)
+    score = None if slope_N is None else alibi
+    return lambda *x: flex(*x, score_mod=score, block_mask=blocks)
 
 
 @functools.cache

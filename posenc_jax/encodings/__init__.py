@@ -10,6 +10,7 @@ from posenc_jax.encodings.registry import REGISTRY, register
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos, angles, inverse_frequencies, rotate
 from posenc_jax.encodings.scheme import Heads, PlacedLayer, PlacedScheme, Scheme
 from posenc_jax.encodings.temperature import LogN, log_n
+from posenc_jax.encodings.window import Window
 
 __all__ = [
     "REGISTRY",
@@ -31,6 +32,7 @@ __all__ = [
     "Scheme",
     "Sinusoidal",
     "Temperature",
+    "Window",
     "Xpos",
     "alibi_slopes",
     "angles",

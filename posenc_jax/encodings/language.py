@@ -8,7 +8,7 @@
             | [count "*"] "(" group ("|" group)+ ")"
     group   = [share "*"] heads              share: this group's weight among the heads
     heads   = sum ["~" part]                 "~" sets the temperature of these heads
-    value   = number | word | true | false | "[" number ("," number)* "]" | part
+    value   = number | word | true | false | "[" number ("," number)* "]" | part | "L" ["/" number]
     sum     = term ("+" term)*
     term    = "nope" | part | "(" heads ")"
     part    = name ["(" key "=" value ("," key "=" value)* ")"]
@@ -16,7 +16,8 @@
 Examples: ``rope+alibi`` (both on every head), ``rope|alibi`` (half the heads each),
 ``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer flat),
 ``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
-``rope+linear`` (linear attention: a form, not a bias). An absolute part belongs to the whole scheme wherever it stands.
+``rope+linear`` (linear attention: a form, not a bias), ``3*(rope+window(size=L/8)),nope~logn`` (three layers that see
+an eighth of the training length L, then one that sees everything). An absolute part belongs to the whole scheme wherever it stands.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from posenc_jax.encodings.part import Absolute, Bias, Form, Part, Rotation, Temp
 from posenc_jax.encodings.registry import REGISTRY, name_of
 from posenc_jax.encodings.scheme import Heads, Layer, Scheme
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
+from posenc_jax.encodings.window import Window
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9.-]*)|(?P<number>[+-]?[0-9][0-9.eE+-]*)|(?P<sign>.))"
@@ -37,6 +39,7 @@ _KINDS = {
     Form: "form",
     Temperature: "temperature",
     Absolute: "absolute",
+    Window: "window",
 }
 
 
@@ -84,7 +87,7 @@ def _enclose(text: str) -> str:
 
 
 def _unparse_heads(heads: Heads, absolute: Absolute | None) -> str:
-    parts = (absolute, heads.rotation, heads.bias, heads.form)
+    parts = (absolute, heads.rotation, heads.bias, heads.form, heads.window)
     terms = [unparse_part(p) for p in parts if p is not None]
     tail = f"~{unparse_part(heads.temperature)}" if heads.temperature else ""
     return ("+".join(terms) or "nope") + tail
@@ -263,7 +266,10 @@ class _Parser:
             return text == "true"
         if kind == "name" and (isinstance(field.default, str) or "str" in str(field.type)):
             self.at += 1
-            return text
+            share = "int" in str(field.type) and self.take("/")  # a length: L or L/8
+            return f"{text}/{self.number(name, field, int)}" if share else text
+        if "int | str" in str(field.type):
+            return self.number(name, field, int)
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             return self.number(name, field, type(field.default))
         raise self.fail(

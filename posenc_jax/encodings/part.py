@@ -1,4 +1,4 @@
-"""The contract of an encoding: five kinds of part, and the place a part is put in.
+"""The contract of an encoding: five kinds of part (a window is a sixth), and the place a part is put in.
 
 A part is a frozen dataclass whose fields are its hyperparameters. It holds no arrays: learned
 values are a pytree made by ``init(key, place)`` and handed back to every call. To add an encoding,
@@ -201,6 +201,7 @@ def check_numbers(owner: str, part: Any) -> None:
         value, default = getattr(part, field.name), field.default
         if isinstance(value, str) and "str" in str(field.type):
             continue
+        default = 1 if str(field.type) == "int | str" else default  # a word has been let through
         for number in value if isinstance(default, tuple) else (value,):
             wrong = _wrong(number, default)
             if wrong:

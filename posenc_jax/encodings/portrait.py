@@ -20,23 +20,26 @@ def portrait(
       distance_S: distances, in tokens, back from a query that stands at the largest of them.
       grid_G: positions at which the full bias matrix is sampled.
 
-    The arrays: `bias_LNS` at the distances, `grid_bias_LNGG` (nan above the diagonal),
-    `temperature_LNG` at the grid's positions, on the logit of the first key; zeros and ones where a
-    head has no such part. A bias that tokens decide is shown for tokens at rest.
+    The arrays: `bias_LNS` at the distances, `grid_bias_LNGG`, both nan where no key is in sight (after the query, or
+    out of the head's window), `temperature_LNG` at the grid's positions, on the logit of the first key; zeros and ones
+    where a head has no such part. A bias that tokens decide is shown for tokens at rest.
     """
     last = int(distance_S.max())
     query_11 = jnp.full((1, 1), last, jnp.int32)
     keys_1S = jnp.asarray(last - distance_S, jnp.int32)[None]
     grid_1G = jnp.asarray(grid_G, jnp.int32)[None]
-    future_GG = grid_G[:, None] < grid_G[None, :]
+    away_GG = grid_G[:, None] - grid_G[None, :]
     heads, bias, grid_bias, temperature = [], [], [], []
     for number, (layer, learned) in enumerate(zip(scheme.layers, params, strict=True)):
         N = layer.num_heads
         row = layer.bias(learned, query_11, keys_1S)
-        bias.append(np.zeros((N, len(distance_S))) if row is None else np.asarray(row[0, :, 0]))
+        row = np.zeros((N, len(distance_S))) if row is None else np.asarray(row[0, :, 0])
+        window_N = np.array([np.inf if w is None else w for w in layer.window_N])
+        bias.append(np.where(distance_S < window_N[:, None], row, np.nan))
         matrix = layer.bias(learned, grid_1G, grid_1G)
         matrix = np.zeros((N, len(grid_G), len(grid_G))) if matrix is None else np.array(matrix[0])
-        grid_bias.append(np.where(future_GG, np.nan, matrix))
+        hidden_NGG = (away_GG < 0) | (away_GG >= window_N[:, None, None])
+        grid_bias.append(np.where(hidden_NGG, np.nan, matrix))
         tau = layer.temperature(learned, grid_1G, grid_1G[:, :1])  # of the farthest key, the first
         temperature.append(
             np.ones((N, len(grid_G))) if tau is None else np.asarray(tau[0, :, :, 0])
@@ -51,11 +54,10 @@ def portrait(
                         "head": n,
                         "wavelengths": waves,
                         "rotates": rotation is not None,
+                        "window": layer.window_N[n],
+                        "slope": _slope(distance_S, row[n]),
                     }
                 )
-    for head in heads:
-        unit = np.interp(1.0, distance_S, bias[head["layer"]][head["head"]])
-        head["slope"] = float(-unit) if unit else None  # nats lost over the first token of distance
     arrays = {
         "distance_S": distance_S,
         "bias_LNS": np.stack(bias),
@@ -64,6 +66,11 @@ def portrait(
         "temperature_LNG": np.stack(temperature),
     }
     return heads, arrays
+
+
+def _slope(distance_S: np.ndarray, bias_S: np.ndarray) -> float | None:
+    """Returns the nats lost over the first token of distance, None where nothing is."""
+    return float(-np.interp(1.0, distance_S, bias_S)) or None
 
 
 def pair_vector(head_dim: int, pairing: str) -> np.ndarray:

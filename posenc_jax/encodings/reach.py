@@ -25,6 +25,7 @@ class HeadReach:
 
     Attributes:
       layer, head: indices. wavelengths: of its rotary pairs, tokens per turn (empty: no rotation).
+      sight: the scheme's own window: keys at that distance or further are out of sight; None: none are.
       slope: nats lost from distance 0 to 1, or 0. slope_times_length: nats lost over L.
       horizon: content margin in nats -> largest distance at which a needle with that margin over every
         other key keeps weight 1/2 among `length` keys; -1 where even distance 0 does not, None in linear
@@ -38,6 +39,7 @@ class HeadReach:
     layer: int
     head: int
     wavelengths: tuple[float, ...]
+    sight: int | None
     slope: float
     slope_times_length: float
     horizon: dict[float, int | None]
@@ -121,19 +123,24 @@ def reaches(
             rotation = group.heads.rotation
             waves = rotation.wavelengths(group.place) if rotation else ()
             for n in range(group.first, group.stop):
-                b_D = bias_ND[n]
+                b_D, sight = bias_ND[n], layer.window_N[n]
+                seen_D = b_D if sight is None else np.where(np.arange(length) < sight, b_D, -np.inf)
                 at_L = min(train_length, length - 1)
                 heads.append(
                     HeadReach(
                         layer=number,
                         head=n,
                         wavelengths=waves,
+                        sight=sight,
                         slope=float(b_D[0] - b_D[min(1, length - 1)]),
                         slope_times_length=float(b_D[0] - b_D[at_L]) * train_length / max(at_L, 1),
                         horizon={
-                            m: None if layer.form else horizon(b_D, m * tau_ND[n]) for m in margins
+                            m: None if layer.form else horizon(seen_D, m * tau_ND[n])
+                            for m in margins
                         },
-                        blind={name: blind_distance(b_D, tiny) for name, tiny in SMALLEST.items()},
+                        blind={
+                            name: blind_distance(seen_D, tiny) for name, tiny in SMALLEST.items()
+                        },
                         unseen_pairs=sum(wave > train_length for wave in waves),
                         temperature=float(tau_ND[n, -1]),
                     )
@@ -185,10 +192,16 @@ def warnings(heads: list[HeadReach], length: int, train_length: int) -> list[str
     """Returns what a user should know, in words, about the first layer of each kind and their sum."""
     said = []
     total = len(heads)
+    sights = sorted({h.sight for h in heads if h.sight is not None})
+    if sights:
+        count = sum(h.sight is not None for h in heads)
+        size = f"{sights[0]:,}" if len(sights) == 1 else f"{sights[0]:,} to {sights[-1]:,}"
+        said.append(f"{count} of {total} heads have a window of {size} tokens, at any length and under any stretch")  # fmt: skip
+    free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
     for name in ("float32", "bfloat16"):
-        short = sorted({h.blind[name] for h in heads if h.blind[name] is not None})
+        short = sorted({h.blind[name] for h in free if h.blind[name] is not None})
         if short:
-            count = sum(h.blind[name] is not None for h in heads)
+            count = sum(h.blind[name] is not None for h in free)
             where = f"{short[0]:,}" if len(short) == 1 else f"{short[0]:,} to {short[-1]:,}"
             said.append(
                 f"{count} of {total} heads cannot see past {where} tokens in {name}: weights beyond are exactly 0"

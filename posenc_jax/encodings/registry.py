@@ -21,6 +21,7 @@ from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
 from posenc_jax.encodings.temperature import LogN, ScaleInvariant, YarnTemperature
+from posenc_jax.encodings.window import Window
 
 REGISTRY: dict[str, type[Part]] = {
     "sinusoidal": Sinusoidal,
@@ -47,6 +48,7 @@ REGISTRY: dict[str, type[Part]] = {
     "yarn_temperature": YarnTemperature,
     "scale_invariant": ScaleInvariant,
     "linear": Linear,
+    "window": Window,
 }
 
 

@@ -1,4 +1,4 @@
-"""A scheme: which absolute part, rotation, bias and temperature, on which heads and layers."""
+"""A scheme: which absolute part, rotation, bias, temperature and window, on which heads and layers."""
 
 import dataclasses
 
@@ -20,8 +20,9 @@ from posenc_jax.encodings.part import (
     check_numbers,
 )
 from posenc_jax.encodings.registry import title
+from posenc_jax.encodings.window import Window
 
-KINDS = ("rotation", "bias", "temperature", "form")
+KINDS = ("rotation", "bias", "temperature", "form", "window")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Heads:
     temperature: Temperature | None = None
     share: int = 1
     form: Form | None = None
+    window: Window | None = None
 
     def parts(self) -> tuple[Part, ...]:
         """Returns the parts that are there."""
@@ -66,9 +68,7 @@ class Scheme:
     ) -> "PlacedScheme":
         """Puts the scheme into a model of this shape; ValueError names what does not fit."""
         whole = Place(num_heads, num_heads, head_dim, model_dim, train_length)
-        layers = tuple(
-            _place_layer(self.layers[i % len(self.layers)], whole) for i in range(num_layers)
-        )
+        layers = tuple(_place_layer(self.layers[i % len(self.layers)], whole) for i in range(num_layers))  # fmt: skip
         placed = PlacedScheme(layers, self.absolute, whole)
         placed.check()
         return placed
@@ -98,6 +98,12 @@ class PlacedLayer:
     def num_heads(self) -> int:
         """Query heads of the layer."""
         return self.groups[-1].stop
+
+    @property
+    def window_N(self) -> tuple[int | None, ...]:
+        """The window of every query head, tokens; None where all keys are in sight."""
+        own = ((g.heads.window, g.place) for g in self.groups)
+        return tuple(w and w.tokens(at) for w, at in own for _ in range(at.heads))
 
     @property
     def gated(self) -> bool:
@@ -310,5 +316,5 @@ def _check_form(layer: PlacedLayer) -> None:
         raise ValueError(
             "all heads of a layer share one form of attention: put linear attention on layers of its own, with ','"
         )
-    if layer.form is not None and any(heads.bias or heads.temperature for heads in groups):
-        raise ValueError("linear attention takes neither a bias nor a temperature")
+    if layer.form is not None and any(h.bias or h.temperature or h.window for h in groups):
+        raise ValueError("linear attention takes neither a bias nor a temperature nor a window: put them on softmax layers, with ','")  # fmt: skip

@@ -3,9 +3,9 @@
 A change of frequencies between two reads (dynamic NTK, LongRoPE's two lists) can then never meet
 stale keys, and positions may be anything at all.
 
-Heads whose bias leaves nothing of what lies far back need not keep it: `slots_that_matter` says how many
-of the last tokens each head group can still read, and `empty_cache` then gives it a ring of that size, in
-which a new token takes the place of the oldest one.
+Heads whose window, or whose bias, leaves nothing of what lies far back need not keep it: `slots_that_matter` says
+how many of the last tokens each head group can still read, and `empty_cache` then gives it a ring of that size,
+in which a new token takes the place of the oldest one.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import cutoff
+from posenc_jax.attention.mask import windows_of
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
@@ -101,22 +102,22 @@ def slots_that_matter(
 ) -> tuple[tuple[int, ...], ...]:
     """Returns, per layer and head group, the slots that lose no more than `epsilon` of a row's weight.
 
-    A proof needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains
-    times sqrt(H), grown by temperature and by a rotation's amplitude. Without it, for heads without a
-    bias that falls, and for a gate, everything is kept. Tokens must stand in the order of their positions.
+    Under a window, a head group's own or the model's, nothing before it is ever read, whatever epsilon is. A bias
+    needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains times sqrt(H),
+    grown by temperature and by a rotation's amplitude. Without it, for heads without a bias that falls, and for a
+    gate, everything in sight is kept; in a layer with a gate, whose clocks run over all tokens, everything. Tokens
+    must stand in the order of their positions.
 
     Args:
       params: of the decoder, concrete. slots: tokens in all. longest_call: tokens written at once: a call's
         first query still needs its window when its last token has been written.
     """
-    everything = ((slots,),) * config.num_layers
-    if not config.qk_norm or not epsilon:
-        return everything
     kept = []
     for i, layer in enumerate(config.placed.layers):
-        attention = params[f"layer_{i}"]["attention"]
-        gains = (attention["query_gain_H"], attention["key_gain_H"])
-        bound = math.sqrt(config.head_dim) * math.prod(float(jnp.abs(g).max()) for g in gains)
+        attention, bound = params[f"layer_{i}"]["attention"], math.inf
+        if config.qk_norm and epsilon:
+            gains = (attention["query_gain_H"], attention["key_gain_H"])
+            bound = math.sqrt(config.head_dim) * math.prod(float(jnp.abs(g).max()) for g in gains)
         kept.append(
             _slots_of_layer(layer, attention.get("scheme", {}), config, bound, slots, longest_call, epsilon)
         )  # fmt: skip
@@ -127,19 +128,21 @@ def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) 
     share = config.num_heads // config.num_kv_heads
     apart = all(group.first % share == 0 for group in layer.groups)
     own = any(g.heads.rotation is not None and g.heads.rotation.per_head for g in layer.groups)
-    if layer.gated or layer.form is not None or own or not apart:
+    if layer.gated or layer.form is not None:
         return (slots,)
-    sizes = []
+    sizes, seen_N = [], windows_of(layer, config.window)
     for g, group in enumerate(layer.groups):
         alone, learned = cutoff.layer_of_group(layer, scheme, g)
-        most = bound * _most_temperature(alone, learned, slots)
-        if group.heads.rotation is not None:
-            most *= group.heads.rotation.amplitude(group.place) ** 2
-        window = slots
-        if math.isfinite(most):
-            window = int(cutoff.windows(alone, learned, most, slots, epsilon).max())
-        sizes.append(min(window + longest_call - 1, slots))
-    return (slots,) if min(sizes) == slots else tuple(sizes)
+        most = math.inf
+        if bound < math.inf and not own:
+            most = bound * _most_temperature(alone, learned, slots)
+            if group.heads.rotation is not None:
+                most *= group.heads.rotation.amplitude(group.place) ** 2
+        ends_N = cutoff.windows(alone, learned, most, seen_N[group.first] or slots, epsilon)
+        sizes.append(min(int(ends_N.max()) + longest_call - 1, slots))
+    if own or not apart or min(sizes) == slots:
+        return (max(sizes),)
+    return tuple(sizes)
 
 
 def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:

@@ -91,7 +91,7 @@ def generate(
 
     Args:
       epsilon: share of a row's attention that a cache may lose by keeping no more of a head's past than
-        its bias leaves anything of (`posenc_jax.model.cache.slots_that_matter`); 0 keeps everything.
+        its bias leaves anything of (`posenc_jax.model.cache.slots_that_matter`); 0 keeps everything in sight.
       call: tokens of a prompt read at a time.
 
     Raises:

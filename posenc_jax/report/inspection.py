@@ -9,12 +9,12 @@ from matplotlib.ticker import MaxNLocator
 
 from posenc_jax.report import style
 from posenc_jax.report.maps import LINE
-from posenc_jax.report.schemes import FLOOR, draw_bias_map, draw_rings
+from posenc_jax.report.schemes import FLOOR, draw_bias_map, draw_rings, sees_alike
 from posenc_jax.report.style import MUTED, Layout, Picture
 
 
 def bias_picture(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Picture:
-    """The bias b(i, j) of every head of one layer; nan where j > i."""
+    """The bias b(i, j) of every head of one layer; nan where the head sees no key."""
     low = max(FLOOR, float(np.nanmin(bias_NGG)))
 
     def draw(layout: Layout) -> Figure:
@@ -40,7 +40,7 @@ def bias_picture(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Pictu
         for i, j in zip(*np.nonzero(np.isfinite(bias_GG)), strict=True)
     )
     caption = f"Query down, key across, to position {grid_G[-1]}; the red line is distance = L = {length}."
-    flat = not np.any(np.nan_to_num(bias_NGG))  # no head has a bias
+    flat = sees_alike(bias_NGG)
     columns = ("head", "query", "key", "bias")
     return Picture("bias", "Bias of each head", caption, columns, records, None if flat else draw)
 
@@ -80,7 +80,7 @@ def kernel_picture(
     rotary: Mapping[str, tuple[np.ndarray, np.ndarray]],
     length: int,
 ) -> Picture:
-    """exp(bias) of every head, and the rotary kernel with RoFormer's bound, over log distance."""
+    """The bias of every head as far as it sees (nan beyond its window), and the rotary kernel with RoFormer's bound, over log distance."""
 
     def draw(layout: Layout) -> Figure:
         drawn = [draw_bias] * bool(bias_NS.any()) + [draw_rotary] * bool(rotary)
@@ -96,7 +96,7 @@ def kernel_picture(
         for head, bias_S in enumerate(bias_NS):
             shown_S = np.where(bias_S > -110, bias_S, np.nan)
             axes.plot(distance_S + 1, shown_S, color=style.colour(head % 8), label=f"head {head}")
-        low, high = float(bias_NS.min()), float(bias_NS.max())
+        low, high = float(np.nanmin(bias_NS)), float(np.nanmax(bias_NS))
         axes.set_ylim(max(-110, low * 1.05 - 1), max(1.0, high + 1))
         axes.set_title("bias by distance")
         axes.set_ylabel("nats")
@@ -117,6 +117,7 @@ def kernel_picture(
         {"what": f"bias of head {n}", "distance": int(d), "value": float(b)}
         for n, bias_S in enumerate(bias_NS)
         for d, b in zip(distance_S, bias_S, strict=True)
+        if np.isfinite(b)
     ]
     for name, curves in rotary.items():
         for what, curve in zip(("mean cosine", "RoFormer bound"), curves, strict=True):

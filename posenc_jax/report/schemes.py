@@ -29,7 +29,7 @@ def bias_maps(study: StudyView) -> Picture:
         bias_LNGG, grid_G = arrays["grid_bias_LNGG"], arrays["grid_G"]
         step = -(-len(grid_G) // GRID)
         bias_LNGG, grid_G = bias_LNGG[:, :, ::step, ::step], grid_G[::step]
-        if not np.any(np.nan_to_num(bias_LNGG)):
+        if sees_alike(bias_LNGG):
             missing.append(f"{study.names[arm]} has no bias: zero for every head and distance")
             continue
         for layer, layers in _distinct(bias_LNGG):
@@ -91,7 +91,7 @@ def bias_maps(study: StudyView) -> Picture:
         "Bias of each head",
         "What is added to the logit of a query (down) for a key (across), both from the first "
         f"position to {far} (L = {study.train_length}). One flat colour: the head sees every "
-        f"distance alike. The red line is distance = L.{floor if lowest < FLOOR else ''}",
+        f"distance alike; blank below the diagonal: out of its window. The red line is distance = L.{floor if lowest < FLOOR else ''}",
         ("arm", "seed", "layer", "head", "query", "key", "bias"),
         tuple(records),
         draw if records else None,
@@ -191,14 +191,23 @@ def _distinct(bias_LNGG: np.ndarray) -> list[tuple[int, str]]:
 
 
 def _labels(heads: list[dict], layer: int, bias_NGG: np.ndarray) -> list[str]:
-    slopes = {h["head"]: h.get("slope") for h in heads if h["layer"] == layer}
+    known = {h["head"]: h for h in heads if h["layer"] == layer}
     labels = []
     for head, bias_GG in enumerate(bias_NGG):
-        words = f"slope {_fraction(slopes[head])}" if slopes.get(head) else ""
+        slope, window = (known.get(head, {}).get(name) for name in ("slope", "window"))
+        words = [f"head {head}"]
         if not np.any(np.nan_to_num(bias_GG)):
-            words = "no bias"
-        labels.append(f"head {head}" + (f", {words}" if words else ""))
+            words += ["no bias"]
+        elif slope:
+            words += [f"slope {_fraction(slope)}"]
+        labels.append(", ".join(words + [f"window {window}"] * (window is not None)))
     return labels
+
+
+def sees_alike(bias_xGG: np.ndarray) -> bool:
+    """Whether heads have neither a bias nor a window: zero for every key up to the query."""
+    upto_GG = np.tril(np.ones(bias_xGG.shape[-2:], bool))
+    return not np.any(np.nan_to_num(bias_xGG, nan=1.0)[..., upto_GG])
 
 
 def _fraction(slope: float) -> str:

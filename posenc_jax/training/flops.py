@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from posenc_jax.attention.attend import choose
 from posenc_jax.attention.cutoff import windows
 from posenc_jax.attention.fold import SLOPE_LIMBS, slot_limbs
+from posenc_jax.attention.mask import windows_of
 from posenc_jax.attention.tiles import even_block
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
@@ -64,14 +65,10 @@ _SIDE_BY_SIDE = Kernel(512, 512, 0, 7)
 
 def needed(model: ModelConfig, rows: int, length: int) -> Flops:
     """Returns what a step over `rows` sequences asks for: forward, and twice that backward."""
-    pairs = causal_pairs(length, model.window)
-    attention = sum(
-        4
-        * model.num_heads
-        * model.head_dim
-        * (pairs if layer.form is None else model.head_dim * length)
-        for layer in model.placed.layers
-    )
+    H, attention = model.head_dim, 0.0
+    for layer in model.placed.layers:
+        pairs = sum(causal_pairs(length, window) for window in windows_of(layer, model.window))
+        attention += 4 * H * (pairs if layer.form is None else model.num_heads * H * length)
     return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
 
 
@@ -150,7 +147,7 @@ def _kernel(
     if kernel.multiple:
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
         columns += extra + -(H + extra) % kernel.multiple
-    reach_N = [min(c.window or length, length)] * N
+    reach_N = [min(window or length, length) for window in windows_of(layer, c.window)]
     if path in ("blockwise", "flash"):
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
@@ -174,10 +171,9 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
     """Returns the window of each head at the start of training; `length` where there is none to know."""
-    if not c.qk_norm:
-        return [length] * c.num_heads
-    params = layer.init(jax.random.key(0))
-    bound = math.sqrt(c.head_dim) * _hottest(layer, params, length)
+    params, bound = layer.init(jax.random.key(0)), math.inf
+    if c.qk_norm:
+        bound = math.sqrt(c.head_dim) * _hottest(layer, params, length)
     return [int(n) for n in windows(layer, params, bound, length)]
 
 
