@@ -270,6 +270,18 @@ def scale_invariant(distance, t):
     return math.sqrt(square), 1 - square
 
 
+def ssmax(s, keys):
+    """Nakanishi 2025, eq. 2: every logit times s ln n, n keys in sight."""
+    return s * math.log(keys)
+
+
+def adaptive_scale(x, beta, gamma, keys, floor=1.0, most=2.0):
+    """deep-spin/asentmax, "adapt-softplus-tanh": `beta`, `gamma` are (weights, bias); one token, one head."""
+    scale = math.log1p(math.exp(float(x @ beta[0]) + beta[1]))
+    exponent = most * math.tanh(float(x @ gamma[0]) + gamma[1])
+    return floor + scale * math.log(keys + 1) ** exponent
+
+
 def nested_means(seeds, draws, random):
     """Means of the two-level bootstrap, a number at a time: seeds, then each stratum's own instances.
 

@@ -1,5 +1,6 @@
 """The schemes that properties are asserted for: every registered part, alone, and the hybrids."""
 
+import jax
 import pytest
 
 from posenc_jax.encodings import REGISTRY, Temperature, parse
@@ -16,9 +17,19 @@ HYBRIDS = (
     "rope+forget(start=match)|nope~scale_invariant",
     "mixed|axial+alibi2d",
     "rope+linear,rope+annealed~yarn_temperature",
+    "alibi(slopes=harmonic)|nope~ssmax",
+    "rope+alibi&log&power|slopes&t5~logn",
+    "rope+alibi~adaptive_ssmax|nope~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)
+
+
+def projected_from(layer, shape):
+    """x_BTD, where tokens decide a temperature of the layer; None elsewhere."""
+    if not layer.tempered_by_tokens:
+        return None
+    return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].place.model_dim))
 
 
 def parts(line):

@@ -80,6 +80,7 @@ def step_of(layer, implementation, window):
         out = attend(
             q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
             q_clock_BTN=clock, k_clock_BSN=clock, aligned=True, window=window,
+            x_BTD=schemes.projected_from(layer, POS.shape),
             implementation=implementation,
         )  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import schemes
 
 from posenc_jax.attention import attend, choose, ring_hops, running_clock
 from posenc_jax.attention.cutoff import windows
@@ -67,7 +68,7 @@ def arguments(layer, ticks, pos, seg):
     clock = running_clock(ticks, seg) if layer.gated else None
     return {
         "q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg,
-        "q_clock_BTN": clock, "k_clock_BSN": clock,
+        "q_clock_BTN": clock, "k_clock_BSN": clock, "x_BTD": schemes.projected_from(layer, pos.shape),
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import numbers
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 MATCH = "match"
@@ -69,6 +70,10 @@ class Part:
     def columns(self, place: Place) -> int | None:
         """Columns of the grid on which the part reads a position as (row, column); None on a line."""
         return None
+
+    def on_grid(self, width: int) -> "Part":
+        """Returns the part as it reads positions on a grid of `width` columns; on a line, the same."""
+        return self
 
 
 class Absolute(Part):
@@ -167,12 +172,30 @@ class Temperature(Part):
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
-        """Returns tau_BTS, float32, shared by the heads of the group; tau_BT1 where no key matters."""
+        """Returns tau_BNTS, float32, N = place.heads or 1 for all alike; tau_BNT1 where no key matters."""
         raise NotImplementedError
 
     def stretched(self, factor: float) -> "Temperature":
         """Returns the temperature for reading `factor` times further: by default the same."""
         return self
+
+
+class TokenTemperature(Temperature):
+    """A temperature that the query's token decides, beside its position."""
+
+    def of_tokens(
+        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BTN, float32, N = place.heads; x_BTD is what the layer's projections read."""
+        raise NotImplementedError
+
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BNT1 of tokens of x = 0, for reports that have positions and no tokens."""
+        x_BTD = jnp.zeros((*q_pos_BT.shape, place.model_dim))
+        tau_BTN = self.of_tokens(params, x_BTD, q_pos_BT, place)
+        return tau_BTN.swapaxes(1, 2)[..., None]
 
 
 class Form(Part):

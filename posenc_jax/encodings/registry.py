@@ -20,7 +20,13 @@ from posenc_jax.encodings.part import Part
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
-from posenc_jax.encodings.temperature import LogN, ScaleInvariant, YarnTemperature
+from posenc_jax.encodings.temperature import (
+    AdaptiveSSMax,
+    LogN,
+    ScaleInvariant,
+    SSMax,
+    YarnTemperature,
+)
 
 REGISTRY: dict[str, type[Part]] = {
     "sinusoidal": Sinusoidal,
@@ -44,6 +50,8 @@ REGISTRY: dict[str, type[Part]] = {
     "t5": T5,
     "fire": Fire,
     "logn": LogN,
+    "ssmax": SSMax,
+    "adaptive_ssmax": AdaptiveSSMax,
     "yarn_temperature": YarnTemperature,
     "scale_invariant": ScaleInvariant,
     "linear": Linear,

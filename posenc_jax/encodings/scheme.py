@@ -17,6 +17,7 @@ from posenc_jax.encodings.part import (
     Place,
     Rotation,
     Temperature,
+    TokenTemperature,
     check_numbers,
 )
 from posenc_jax.encodings.registry import title
@@ -38,8 +39,9 @@ class Heads:
     form: Form | None = None
 
     def parts(self) -> tuple[Part, ...]:
-        """Returns the parts that are there."""
-        return tuple(p for p in (getattr(self, kind) for kind in KINDS) if p is not None)
+        """Returns the parts that are there; of a sum of biases, its terms."""
+        found = (part for kind in KINDS if (part := getattr(self, kind)) is not None)
+        return tuple(p for part in found for p in getattr(part, "terms", (part,)))
 
 
 Layer = tuple[Heads, ...]
@@ -231,18 +233,46 @@ class PlacedLayer:
         pieces = []
         for g, group in enumerate(self.groups):
             part, learned = group.heads.temperature, params.get(f"{g}.temperature", {})
-            tau_BTS = (
-                jnp.ones_like(q_pos_BT, jnp.float32)[..., None]
+            tau_BNTS = (
+                jnp.ones_like(q_pos_BT, jnp.float32)[:, None, :, None]
                 if part is None
                 else part.temperature(learned, q_pos_BT, k_pos_BS, group.place)
             )
-            pieces.append((tau_BTS, group.place.heads))
-        S = max(tau_BTS.shape[-1] for tau_BTS, _ in pieces)
+            pieces.append((tau_BNTS, group.place.heads))
+        S = max(tau_BNTS.shape[-1] for tau_BNTS, _ in pieces)
         wide = [
-            jnp.broadcast_to(tau_BTS[:, None], (tau_BTS.shape[0], heads, tau_BTS.shape[1], S))
-            for tau_BTS, heads in pieces
+            jnp.broadcast_to(tau_BNTS, (tau_BNTS.shape[0], heads, tau_BNTS.shape[2], S))
+            for tau_BNTS, heads in pieces
         ]
         return wide[0] if len(wide) == 1 else jnp.concatenate(wide, axis=1)
+
+    @property
+    def tempered_by_tokens(self) -> bool:
+        """Whether the tokens themselves decide a temperature, which `tempered` puts into the queries."""
+        return any(isinstance(group.heads.temperature, TokenTemperature) for group in self.groups)
+
+    def tempered(
+        self, params: Params, q_BTNH: jax.Array, x_BTD: jax.Array, pos_BT: jax.Array
+    ) -> tuple[jax.Array, "PlacedLayer"]:
+        """Returns the queries times the temperatures that tokens decide, and the layer that is left to attend under.
+
+        x_BTD is what the layer's projections read. Without such a temperature both come back as they are.
+        """
+        if not self.tempered_by_tokens:
+            return q_BTNH, self
+        taus, groups = [], []
+        for g, group in enumerate(self.groups):
+            part, heads = group.heads.temperature, group.heads
+            tau_BTN = jnp.ones_like(q_BTNH[:, :, group.first : group.stop, 0], jnp.float32)
+            if isinstance(part, TokenTemperature):
+                learned = params.get(f"{g}.temperature", {})
+                tau_BTN = part.of_tokens(learned, x_BTD, pos_BT, group.place)
+                heads = dataclasses.replace(heads, temperature=None)
+            taus.append(tau_BTN)
+            groups.append(dataclasses.replace(group, heads=heads))
+        tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]
+        q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
+        return q_BTNH, PlacedLayer(tuple(groups))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ def slots_that_matter(
 
     A proof needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains
     times sqrt(H), grown by temperature and by a rotation's amplitude. Without it, for heads without a
-    bias that falls, and for a gate, everything is kept. Tokens must stand in the order of their positions.
+    bias that falls, for a gate and for a temperature that tokens decide, everything is kept. Tokens must stand in the order of their positions.
 
     Args:
       params: of the decoder, concrete. slots: tokens in all. longest_call: tokens written at once: a call's
@@ -143,7 +143,12 @@ def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) 
 
 
 def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
-    """Returns the largest tau over `slots` positions: those of the last query, and of every one."""
+    """Returns the largest tau over `slots` positions: those of the last query, and of every one.
+
+    Infinite where tokens decide it.
+    """
+    if layer.tempered_by_tokens:
+        return math.inf
     every, last, first = jnp.arange(slots)[None], jnp.array([[slots - 1]]), jnp.array([[0]])
     taus = (layer.temperature(params, last, every), layer.temperature(params, every, first))
     return max((float(jnp.abs(tau).max()) for tau in taus if tau is not None), default=1.0)

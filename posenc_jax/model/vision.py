@@ -124,13 +124,13 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
     """
     rows, columns = config.grid(*image_size)
     if config.width is not None and columns > config.width:
-        scheme, whole = parse(config.model.scheme), config.model.placed.whole
+        scheme = parse(config.model.scheme)
 
         def widened(holder, kinds):
-            parts = {kind: getattr(holder, kind) for kind in kinds}
-            planar = {kind: part for kind, part in parts.items() if part and part.columns(whole)}
-            wide = {k: dataclasses.replace(part, width=columns) for k, part in planar.items()}
-            return dataclasses.replace(holder, **wide)
+            parts = {kind: part for kind in kinds if (part := getattr(holder, kind))}
+            return dataclasses.replace(
+                holder, **{kind: part.on_grid(columns) for kind, part in parts.items()}
+            )
 
         layers = tuple(tuple(widened(heads, KINDS) for heads in layer) for layer in scheme.layers)
         scheme = dataclasses.replace(widened(scheme, ["absolute"]), layers=layers)

@@ -174,7 +174,7 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
     """Returns the window of each head at the start of training; `length` where there is none to know."""
-    if not c.qk_norm:
+    if not c.qk_norm or layer.tempered_by_tokens:
         return [length] * c.num_heads
     params = layer.init(jax.random.key(0))
     bound = math.sqrt(c.head_dim) * _hottest(layer, params, length)
@@ -184,4 +184,4 @@ def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[in
 def _hottest(layer: PlacedLayer, params, length: int) -> float:
     last = jnp.full((1, 1), length - 1, jnp.int32)
     tau = layer.temperature(params, last, jnp.zeros((1, 1), jnp.int32))
-    return 1.0 if tau is None else max(1.0, float(jnp.max(tau)))
+    return 1.0 if tau is None else max(1.0, float(jnp.abs(tau).max()))
