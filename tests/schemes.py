@@ -19,6 +19,7 @@ HYBRIDS = (
     "rope+linear,rope+annealed~yarn_temperature",
     "alibi(slopes=harmonic)|nope~ssmax",
     "rope+alibi&log&power|slopes&t5~logn",
+    "pope(start=uniform)+alibi|pope|2*rope~logn",
     "rope+alibi~adaptive_ssmax|nope~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())

@@ -55,8 +55,8 @@ class Part:
     def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
         """Returns `params` as they stand when a share `progress` in [0, 1] of training is done.
 
-        For values that follow a schedule and not a gradient: training sets them after every update,
-        and a checkpoint keeps them, so that reading one needs no clock.
+        For values that follow a schedule and not a gradient, or that are kept within bounds: training
+        sets them after every update, and a checkpoint keeps them, so that reading one needs no clock.
         """
         return params
 
@@ -69,6 +69,10 @@ class Part:
 
     def columns(self, place: Place) -> int | None:
         """Columns of the grid on which the part reads a position as (row, column); None on a line."""
+        return None
+
+    def switched_off(self) -> "Part | None":
+        """Returns what a model has in the part's place when it is switched off: by default nothing."""
         return None
 
     def on_grid(self, width: int) -> "Part":
@@ -87,17 +91,23 @@ class Absolute(Part):
 
 
 class Rotation(Part):
-    """The R of the equation: a position-dependent linear map of queries and keys."""
+    """The R of the equation: a position-dependent map of queries and keys.
+
+    A turned vector may have more columns than x has dims. Logits are divided by the root of the head dim,
+    which is that of the values, whatever the columns.
+    """
 
     per_head: ClassVar[bool] = False  # True where the heads of a group turn by angles of their own
+    keys_alike: ClassVar[bool] = False  # True where, even so, keys turn alike for all heads
+    widens: ClassVar[int] = 1  # columns of a turned vector for every dim
 
     def rotate(
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
-        """Returns x_BTNH turned to its positions; `side` is "query" or "key".
+        """Returns x_BTNH turned to its positions, its last dim `widens` times as wide; `side` is "query" or "key".
 
-        x_BTNH has all heads of the layer (or its key/value heads, unless `per_head`); the layer keeps
-        the turned ones of this part's group.
+        x_BTNH has all heads of the layer (keys: or its key/value heads, where they turn alike); the layer
+        keeps the turned ones of this part's group.
         """
         raise NotImplementedError
 

@@ -18,6 +18,7 @@ from posenc_jax.encodings.learned_bias import (
 from posenc_jax.encodings.linear import Linear
 from posenc_jax.encodings.part import Part
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
+from posenc_jax.encodings.polar import Pope
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
 from posenc_jax.encodings.temperature import (
@@ -34,6 +35,7 @@ REGISTRY: dict[str, type[Part]] = {
     "rope": Rope,
     "prope": Prope,
     "xpos": Xpos,
+    "pope": Pope,
     "axial": Axial,
     "mixed": Mixed,
     "alibi": Alibi,

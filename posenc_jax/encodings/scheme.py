@@ -135,12 +135,18 @@ class PlacedLayer:
                 if part is not None:
                     yield g, group, kind, part
 
+    @property
+    def widens(self) -> int:
+        """Columns of a turned query or key for every dim."""
+        rotations = (group.heads.rotation for group in self.groups)
+        return max(1 if rotation is None else rotation.widens for rotation in rotations)
+
     def shares_keys(self, num_kv_heads: int) -> bool:
         """Whether all query heads of each key/value head rotate alike (grouped-query attention)."""
         turns = []
         for g, group in enumerate(self.groups):
             rotation = group.heads.rotation
-            own = rotation is not None and rotation.learns
+            own = rotation is not None and rotation.learns and not rotation.keys_alike
             for n in range(group.place.heads):
                 turns.append(
                     (rotation, g if own else None, n if own and rotation.per_head else None)
@@ -149,18 +155,21 @@ class PlacedLayer:
         return all(len(set(turns[k : k + size])) == 1 for k in range(0, self.num_heads, size))
 
     def rotate(self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, side: str) -> jax.Array:
-        """Returns queries or keys turned to their positions.
+        """Returns queries or keys turned to their positions, in `widens` times as many columns.
 
         `x_BTNH` has the layer's query heads, or its key/value heads where `shares_keys` holds; `side`
-        is "query" or "key". Heads without a rotation come back untouched, bit for bit.
+        is "query" or "key". Heads without a rotation come back untouched, bit for bit. Columns that
+        a head does not have are zeros behind its own.
         """
         repeats = self.num_heads // x_BTNH.shape[2]
-        out = x_BTNH
+        columns = self.widens * x_BTNH.shape[3]
+        out = _with_columns(x_BTNH, columns)
         for g, group in enumerate(self.groups):
             if group.heads.rotation is None:
                 continue
             learned = params.get(f"{g}.rotation", {})
             turned = group.heads.rotation.rotate(learned, x_BTNH, pos_BT, group.place, side)
+            turned = _with_columns(turned, columns)
             owned_N = np.arange(0, self.num_heads, repeats)
             owned_N = (group.first <= owned_N) & (owned_N < group.stop)
             out = turned if owned_N.all() else jnp.where(owned_N[None, None, :, None], turned, out)
@@ -342,3 +351,10 @@ def _check_form(layer: PlacedLayer) -> None:
         )
     if layer.form is not None and any(heads.bias or heads.temperature for heads in groups):
         raise ValueError("linear attention takes neither a bias nor a temperature")
+    if layer.form is not None and layer.widens > 1:
+        raise ValueError("linear attention turns features in place: take rope, and pope on layers of its own, with ','")
+
+
+def _with_columns(x_BTNH: jax.Array, columns: int) -> jax.Array:
+    missing = columns - x_BTNH.shape[-1]
+    return jnp.pad(x_BTNH, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x_BTNH

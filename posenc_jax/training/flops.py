@@ -66,11 +66,13 @@ def needed(model: ModelConfig, rows: int, length: int) -> Flops:
     """Returns what a step over `rows` sequences asks for: forward, and twice that backward."""
     pairs = causal_pairs(length, model.window)
     attention = sum(
-        4
-        * model.num_heads
+        2
+        * group.place.heads
         * model.head_dim
+        * (1 + (group.heads.rotation.widens if group.heads.rotation else 1))
         * (pairs if layer.form is None else model.head_dim * length)
         for layer in model.placed.layers
+        for group in layer.groups
     )
     return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
 
@@ -142,20 +144,20 @@ def _kernel(
         sequence=sequence,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
+    columns = layer.widens * H
     if path not in _KERNELS:
-        forward = 4 * N * H * (H * length if path == "linear" else length**2)
+        forward = 2 * N * (H + columns) * (H * length if path == "linear" else length**2)
         return forward, 2 * forward, False
     kernel = _SIDE_BY_SIDE if (path, device) == ("blockwise", "gpu") else _KERNELS[path]
-    columns = H
     if kernel.multiple:
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
-        columns += extra + -(H + extra) % kernel.multiple
+        columns += extra + -(columns + extra) % kernel.multiple
     reach_N = [min(c.window or length, length)] * N
     if path in ("blockwise", "flash"):
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
     logits = 2 * columns
-    values = 2 * (columns if path == "cudnn" else H)  # it wants one head dim for all
+    values = 2 * (columns if path in ("cudnn", "flash") else H)  # they want one head dim for all
     # Of the backward products those with keys or queries have their columns, those with values have values'.
     again = {5: 3 * logits + 2 * values, 7: 4 * logits + 3 * values}[kernel.backward]
     return tiles * (logits + values), tiles * again, True
@@ -177,7 +179,9 @@ def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[in
     if not c.qk_norm or layer.tempered_by_tokens:
         return [length] * c.num_heads
     params = layer.init(jax.random.key(0))
-    bound = math.sqrt(c.head_dim) * _hottest(layer, params, length)
+    rotations = [(g.heads.rotation, g.place) for g in layer.groups if g.heads.rotation]
+    grown = max((rotation.amplitude(place) ** 2 for rotation, place in rotations), default=1.0)
+    bound = math.sqrt(c.head_dim) * _hottest(layer, params, length) * grown
     return [int(n) for n in windows(layer, params, bound, length)]
 
 
