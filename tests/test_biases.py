@@ -51,7 +51,10 @@ SLOPES = oracles.alibi_slopes(4)
         (Alibi(slopes="harmonic"), lambda n, d: -d / (n + 1)),
         (Alibi(slopes="harmonic", factor=2.0), lambda n, d: -d / (n + 1) / 2),
         (Alibi(slopes="match", steep=4.0), lambda n, d: -4 * 0.25 ** (1 + n / 3) * d),
-        (Power(slopes="match", steep=10.0, factor=4.0), lambda n, d: -10 * 0.25 ** (1 + n / 3) * math.sqrt(d / 4)),
+        (
+            Power(slopes="match", steep=10.0, factor=4.0),
+            lambda n, d: -10 * 0.25 ** (1 + n / 3) * math.sqrt(d / 4),
+        ),
         (Alibi(ntk=4.0), lambda n, d: -(2.0 ** (-8 * (n + 1) / 4)) / 4 ** (n / 3) * d),
         (Capped(cap=3.0), lambda n, d: -min(SLOPES[n] * d, 3.0)),
         (Power(power=0.5), lambda n, d: -SLOPES[n] * math.sqrt(d)),

@@ -19,7 +19,13 @@ from posenc_jax.training.sections import DataSection, OptimizerSection
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
-WORDS = {"half": "interleaved", "standard": "match", "match": "standard", "nearest": "down", "zero": "uniform"}
+WORDS = {
+    "half": "interleaved",
+    "standard": "match",
+    "match": "standard",
+    "nearest": "down",
+    "zero": "uniform",
+}
 GIVEN = {("prope", "rounding"): {"kept": 0.7}}  # of 8 pairs 5.6
 POSITIONS = jnp.array([[0, 5, 63, 64, 400]])
 

@@ -60,7 +60,9 @@ def small_and_emulated(monkeypatch, request):
         assert implementation == "cudnn"
         assert settings["scale"] == 1.0
         assert settings["is_causal"]
-        assert arguments[0].shape[-1] == arguments[2].shape[-1] in (H + 8, 2 * H + 8)  # one for all, as cuDNN asks
+        assert (
+            arguments[0].shape[-1] == arguments[2].shape[-1] in (H + 8, 2 * H + 8)
+        )  # one for all, as cuDNN asks
         return real(*arguments, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)

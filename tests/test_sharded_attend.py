@@ -98,7 +98,9 @@ def laid_out(mesh, floats, places):
         ("rope|nope", 1, (1, 1, 4), "dense"),
         ("rope+alibi", 2, (2, 1, 4), "dense"),
         ("rope+linear", 1, (2, 1, 2), "auto"),
+        ("pope+alibi|nope~adaptive_ssmax", 2, (2, 1, 4), "dense"),
         *thorough(
+            ("pope(start=uniform)+alibi&log|rope~ssmax", 1, (2, 1, 2), "blockwise"),
             ("rope+slopes", 1, (1, 2, 4), "blockwise"),
             ("rope|nope", 2, (2, 1, 4), "blockwise"),
             ("mixed", 1, (2, 1, 2), "dense"),

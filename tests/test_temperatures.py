@@ -116,7 +116,7 @@ def test_the_first_token_takes_no_power_of_zero():
 
 
 def test_attention_does_not_guess_a_temperature_that_tokens_decide():
-    layer, (q, k, v, x) = layer_of("nope~adaptive_ssmax"), floats()
+    layer, (q, k, v, _) = layer_of("nope~adaptive_ssmax"), floats()
     with pytest.raises(ValueError, match="pass x_BTD, what the queries were projected from"):
         attended(layer, trained(layer), q, k, v, None)
     assert "\n" not in unparse(parse("nope~adaptive_ssmax(floor=0.0,most=1.0)"))

@@ -119,7 +119,11 @@ class Sloped(RankedBias):
         if self.slopes == "harmonic" and self.max_exponent != 8:
             raise ValueError(f"{owner}: harmonic slopes have no max_exponent; leave it out")
         check_positive(
-            owner, max_exponent=self.max_exponent, steep=self.steep, factor=self.factor, ntk=self.ntk
+            owner,
+            max_exponent=self.max_exponent,
+            steep=self.steep,
+            factor=self.factor,
+            ntk=self.ntk,
         )
         slope_N = self.slope_N(place)
         if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MOST:

@@ -84,6 +84,6 @@ class BiasSum(Bias):
         """Returns the sum of the terms as each reads `factor` times further by its own rule."""
         return BiasSum(tuple(term.stretched(factor, ntk) for term in self.terms))
 
-    def on_grid(self, width: int) -> "BiasSum":
+    def on_grid(self, width: int, place: Place) -> "BiasSum":
         """Returns the sum whose planar terms unfold positions on `width` columns."""
-        return BiasSum(tuple(term.on_grid(width) for term in self.terms))
+        return BiasSum(tuple(term.on_grid(width, place) for term in self.terms))

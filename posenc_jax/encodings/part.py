@@ -75,9 +75,9 @@ class Part:
         """Returns what a model has in the part's place when it is switched off: by default nothing."""
         return None
 
-    def on_grid(self, width: int) -> "Part":
-        """Returns the part as it reads positions on a grid of `width` columns; on a line, the same."""
-        return self
+    def on_grid(self, width: int, place: Place) -> "Part":
+        """Returns the part on a grid of `width` columns, its field of that name; on a line, the same."""
+        return self if self.columns(place) is None else dataclasses.replace(self, width=width)
 
 
 class Absolute(Part):

@@ -64,10 +64,6 @@ class _OnGrid:
         """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
         return self.width or math.isqrt(place.train_length - 1) + 1
 
-    def on_grid(self, width: int) -> "_OnGrid":
-        """Returns the part on a grid of `width` columns."""
-        return dataclasses.replace(self, width=width)
-
     def check_width(self, owner: str) -> None:
         """Raises ValueError for a width below 0."""
         if self.width < 0:

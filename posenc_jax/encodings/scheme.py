@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.bias import distances, linear_bias
+from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.part import (
     Absolute,
     Bias,
@@ -41,7 +42,9 @@ class Heads:
     def parts(self) -> tuple[Part, ...]:
         """Returns the parts that are there; of a sum of biases, its terms."""
         found = (part for kind in KINDS if (part := getattr(self, kind)) is not None)
-        return tuple(p for part in found for p in getattr(part, "terms", (part,)))
+        return tuple(
+            p for part in found for p in (part.terms if isinstance(part, BiasSum) else (part,))
+        )
 
 
 Layer = tuple[Heads, ...]
@@ -272,12 +275,12 @@ class PlacedLayer:
         taus, groups = [], []
         for g, group in enumerate(self.groups):
             part, heads = group.heads.temperature, group.heads
-            tau_BTN = jnp.ones_like(q_BTNH[:, :, group.first : group.stop, 0], jnp.float32)
+            tau_BTN = jnp.ones_like(x_BTD[:, :, :1], jnp.float32)
             if isinstance(part, TokenTemperature):
                 learned = params.get(f"{g}.temperature", {})
                 tau_BTN = part.of_tokens(learned, x_BTD, pos_BT, group.place)
                 heads = dataclasses.replace(heads, temperature=None)
-            taus.append(tau_BTN)
+            taus.append(jnp.broadcast_to(tau_BTN, (*x_BTD.shape[:2], group.place.heads)))
             groups.append(dataclasses.replace(group, heads=heads))
         tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]
         q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
@@ -352,7 +355,9 @@ def _check_form(layer: PlacedLayer) -> None:
     if layer.form is not None and any(heads.bias or heads.temperature for heads in groups):
         raise ValueError("linear attention takes neither a bias nor a temperature")
     if layer.form is not None and layer.widens > 1:
-        raise ValueError("linear attention turns features in place: take rope, and pope on layers of its own, with ','")
+        raise ValueError(
+            "linear attention turns features in place: take rope, and pope on layers of its own, with ','"
+        )
 
 
 def _with_columns(x_BTNH: jax.Array, columns: int) -> jax.Array:

@@ -124,12 +124,12 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
     """
     rows, columns = config.grid(*image_size)
     if config.width is not None and columns > config.width:
-        scheme = parse(config.model.scheme)
+        scheme, whole = parse(config.model.scheme), config.model.placed.whole
 
         def widened(holder, kinds):
             parts = {kind: part for kind in kinds if (part := getattr(holder, kind))}
             return dataclasses.replace(
-                holder, **{kind: part.on_grid(columns) for kind, part in parts.items()}
+                holder, **{kind: part.on_grid(columns, whole) for kind, part in parts.items()}
             )
 
         layers = tuple(tuple(widened(heads, KINDS) for heads in layer) for layer in scheme.layers)
