@@ -17,10 +17,7 @@ HYBRIDS = (
     "rope+forget(start=match)|nope~scale_invariant",
     "mixed|axial+alibi2d",
     "rope+linear,rope+annealed~yarn_temperature",
-    "alibi(slopes=harmonic)|nope~ssmax",
-    "rope+alibi&log&power|slopes&t5~logn",
-    "pope(start=uniform)+alibi|pope|2*rope~logn",
-    "rope+alibi~adaptive_ssmax|nope~scale_invariant",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)
@@ -48,6 +45,7 @@ FEW = (
     "linear",
     "rope+forget(start=match)|nope~scale_invariant",
     "rope+alibi,nope~logn",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 SOME = [pytest.param(n, marks=() if n in FEW else pytest.mark.thorough) for n in ALL]
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))

@@ -11,6 +11,7 @@ import pytest
 import runs
 
 from posenc_jax.encodings import REGISTRY, Absolute, Place, Rotation, Temperature
+from posenc_jax.encodings.part import TokenTemperature
 from posenc_jax.encodings.stretch import STRETCHES, Yarn
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.inputs import open_inputs, training_batches
@@ -51,6 +52,9 @@ def output(part):
     if isinstance(part, Rotation):
         x = jax.random.normal(jax.random.key(1), (1, 5, 4, 16))
         return part.rotate(params, x, POSITIONS, PLACE, "query"), None
+    if isinstance(part, TokenTemperature):  # tokens at rest do not show all
+        x = jax.random.normal(jax.random.key(1), (1, 5, 32))
+        return part.of_tokens(params, x, POSITIONS, PLACE), None
     return part.temperature(params, POSITIONS, POSITIONS, PLACE), None
 
 

@@ -112,13 +112,13 @@ def served(layer, path):
 # One scheme for each way a bias is made, the first of each path by default; all others are slow tests,
 # as each compiles its own gradients.
 QUICK = {
-    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
-    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget"),
+    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant", "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant"),
+    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "pope"),
     "blockwise, bfloat16": ("rope+alibi",),
-    "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log"),
+    "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log", "pope"),
     "flash, bfloat16": ("rope+alibi",),
     "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn"),
-    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope"),
+    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope", "pope"),
     "linear": ("linear",),
 }  # fmt: skip
 

@@ -128,7 +128,11 @@ def hops(layer, arrays, window=None):
     [
         ("rope+slopes~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
         *slow(
-            ("pope(start=uniform)+slopes&log|rope~ssmax", {"data": 2, "sequence": 2, "model": 2}, {}),
+            (
+                "pope(start=uniform)+slopes&log|rope~ssmax",
+                {"data": 2, "sequence": 2, "model": 2},
+                {},
+            ),
             ("pope+alibi~adaptive_ssmax", {"sequence": 4, "model": 2}, {"kv_heads": 1}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 4}, {}),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings import parse, unparse
-from posenc_jax.encodings.scheme import KINDS
+from posenc_jax.encodings.layer import KINDS
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Block, rms_norm
 from posenc_jax.model.mesh import ROWS, laid, on_mesh
