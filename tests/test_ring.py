@@ -68,7 +68,7 @@ def arguments(layer, ticks, pos, seg):
     clock = running_clock(ticks, seg) if layer.gated else None
     return {
         "q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg,
-        "q_clock_BTN": clock, "k_clock_BSN": clock, "x_BTD": schemes.projected_from(layer, pos.shape),
+        "q_clock_BTN": clock, "k_clock_BSN": clock,
     }  # fmt: skip
 
 
@@ -77,7 +77,8 @@ def forward_and_gradients(layer, implementation, **settings):
     def run(pull, *arrays):
         def attended(q, k, v, ticks, params):
             where = arguments(layer, ticks, *arrays[5:])
-            return attend(q, k, v, layer, params, implementation=implementation, **where, **settings)  # fmt: skip
+            x = schemes.projected_from(layer, arrays[5].shape)
+            return attend(q, k, v, layer, params, implementation=implementation, x_BTD=x, **where, **settings)  # fmt: skip
 
         out, vjp = jax.vjp(attended, *arrays[:5])
         return out, vjp(pull)

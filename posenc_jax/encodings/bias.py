@@ -152,7 +152,7 @@ class Alibi(Sloped):
     """ALiBi: a fixed linear penalty on distance, one slope a head; symmetric where j > i.
 
     Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3). Settings: see
-    `Sloped`: slopes, max_exponent, factor, ntk.
+    `Sloped`: slopes, max_exponent, steep, factor, ntk.
     """
 
     def bias(
@@ -173,7 +173,7 @@ class Capped(Sloped):
     Beyond d = cap/m every distance costs the same, so a needle is never further than `cap` nats away.
 
     Attributes:
-      cap: the largest penalty, nats. slopes, max_exponent, factor, ntk: as for ALiBi.
+      cap: the largest penalty, nats. slopes, max_exponent, steep, factor, ntk: as for ALiBi.
     """
 
     cap: float = 4.0
@@ -197,7 +197,7 @@ class Power(Sloped):
     """A penalty that grows as a power of distance, -m d^p, p below 1 for a longer tail.
 
     Attributes:
-      power: p. slopes, max_exponent, factor, ntk: as for ALiBi; m is divided by factor^p.
+      power: p. slopes, max_exponent, steep, factor, ntk: as for ALiBi; m is divided by factor^p.
     """
 
     power: float = 0.5

@@ -240,16 +240,19 @@ class PlacedLayer:
         """
         if not self.tempered_by_tokens:
             return q_BTNH, self
-        taus, groups = [], []
+        decided, groups = {}, []
         for g, group in enumerate(self.groups):
             part, heads = group.heads.temperature, group.heads
-            tau_BTN = jnp.ones_like(x_BTD[:, :, :1], jnp.float32)
             if isinstance(part, TokenTemperature):
                 learned = params.get(f"{g}.temperature", {})
-                tau_BTN = part.of_tokens(learned, x_BTD, pos_BT, group.place)
+                decided[g] = part.of_tokens(learned, x_BTD, pos_BT, group.place)
                 heads = dataclasses.replace(heads, temperature=None)
-            taus.append(jnp.broadcast_to(tau_BTN, (*x_BTD.shape[:2], group.place.heads)))
             groups.append(dataclasses.replace(group, heads=heads))
+        one_BT1 = jnp.ones_like(next(iter(decided.values()))[:, :, :1])
+        taus = [
+            decided.get(g, jnp.broadcast_to(one_BT1, (*pos_BT.shape, group.place.heads)))
+            for g, group in enumerate(groups)
+        ]
         tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]
         q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
         return q_BTNH, PlacedLayer(tuple(groups))

@@ -154,7 +154,7 @@ def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[lis
     still_NHH = np.asarray(still_1HNH[0], np.float64).swapaxes(0, 1)
     for turn_HH, still_HH in zip(turn_NHH, still_NHH, strict=True):
         pairs = []
-        for a in range(H if turn_HH.shape[1] == 2 * H else 0):
+        for a in range(H if turn_HH[:, H:].any() else 0):
             turned, still = (x_HH[a, a] + 1j * x_HH[a, a + H] for x_HH in (turn_HH, still_HH))
             if angle := abs(np.angle(turned * np.conj(still))):
                 pairs.append({"dims": (a,), "wavelength": float(2 * np.pi / angle)})

@@ -29,6 +29,9 @@ class _InSight(Temperature):
     of: Temperature
     shift: int
 
+    def init(self, key, place):
+        return self.of.init(key, place)
+
     def temperature(self, params, q_pos_BT, k_pos_BS, place):
         return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, place)
 
