@@ -76,6 +76,11 @@ def main() -> None:
         said.append(
             f"tokens decide a bias in {gated} layers: it is shown for tokens at rest, x = 0"
         )
+    tempered = sum(layer.tempered_by_tokens for layer in placed.layers)
+    if tempered:
+        said.append(
+            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x = 0"
+        )
 
     print(f"{_SCHEME.value}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
     print(_table(heads, margins, window_N))

@@ -270,6 +270,31 @@ def scale_invariant(distance, t):
     return math.sqrt(square), 1 - square
 
 
+def pope_logit(q, k, i, j, delta, base=10_000.0):
+    """Gopalakrishnan et al. 2025, eq. 6, over the root of the head dim: magnitudes at phases, query at i, key at j."""
+
+    def softplus(x):
+        return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+    d = len(q)
+    return sum(
+        softplus(q[c]) * softplus(k[c]) * math.cos((j - i) * base ** (-c / d) + delta[c])
+        for c in range(d)
+    ) / math.sqrt(d)
+
+
+def ssmax(s, keys):
+    """Nakanishi 2025, eq. 2: every logit times s ln n, n keys in sight."""
+    return s * math.log(keys)
+
+
+def adaptive_scale(x, beta, gamma, keys, floor=1.0, most=2.0):
+    """deep-spin/asentmax, "adapt-softplus-tanh": `beta`, `gamma` are (weights, bias); one token, one head."""
+    scale = math.log1p(math.exp(float(x @ beta[0]) + beta[1]))
+    exponent = most * math.tanh(float(x @ gamma[0]) + gamma[1])
+    return floor + scale * math.log(keys + 1) ** exponent
+
+
 def nested_means(seeds, draws, random):
     """Means of the two-level bootstrap, a number at a time: seeds, then each stratum's own instances.
 

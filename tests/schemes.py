@@ -1,5 +1,6 @@
 """The schemes that properties are asserted for: every registered part, alone, and the hybrids."""
 
+import jax
 import pytest
 
 from posenc_jax.encodings import REGISTRY, Temperature, parse
@@ -17,9 +18,17 @@ HYBRIDS = (
     "mixed|axial+alibi2d",
     "rope+linear,rope+annealed~yarn_temperature",
     "rope+window(size=5)|forget+window(size=12)~logn",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)
+
+
+def projected_from(layer, shape):
+    """x_BTD, where tokens decide a temperature of the layer; None elsewhere."""
+    if not layer.tempered_by_tokens:
+        return None
+    return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].place.model_dim))
 
 
 def parts(line):
@@ -37,6 +46,7 @@ FEW = (
     "linear",
     "rope+forget(start=match)|nope~scale_invariant",
     "rope+alibi,nope~logn",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 SOME = [pytest.param(n, marks=() if n in FEW else pytest.mark.thorough) for n in ALL]
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))

@@ -37,6 +37,7 @@ def run(line, q, k, v, pos, seg=None, layer=0):
     return attend(
         q, k, v, place, params,
         q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_clock_BTN=clock, k_clock_BSN=clock,
+        x_BTD=schemes.projected_from(place, pos.shape),
     )  # fmt: skip
 
 

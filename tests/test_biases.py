@@ -48,6 +48,13 @@ SLOPES = oracles.alibi_slopes(4)
         (Alibi(), lambda n, d: -SLOPES[n] * d),
         (Alibi(factor=4.0), lambda n, d: -SLOPES[n] * 64 / 256 * d),
         (Alibi(max_exponent=6.0), lambda n, d: -(2.0 ** (-6 * (n + 1) / 4)) * d),
+        (Alibi(slopes="harmonic"), lambda n, d: -d / (n + 1)),
+        (Alibi(slopes="harmonic", factor=2.0), lambda n, d: -d / (n + 1) / 2),
+        (Alibi(slopes="match", steep=4.0), lambda n, d: -4 * 0.25 ** (1 + n / 3) * d),
+        (
+            Power(slopes="match", steep=10.0, factor=4.0),
+            lambda n, d: -10 * 0.25 ** (1 + n / 3) * math.sqrt(d / 4),
+        ),
         (Alibi(ntk=4.0), lambda n, d: -(2.0 ** (-8 * (n + 1) / 4)) / 4 ** (n / 3) * d),
         (Capped(cap=3.0), lambda n, d: -min(SLOPES[n] * d, 3.0)),
         (Power(power=0.5), lambda n, d: -SLOPES[n] * math.sqrt(d)),
@@ -58,6 +65,16 @@ SLOPES = oracles.alibi_slopes(4)
 )
 def test_a_fixed_bias_equals_its_float64_loop(part, oracle):
     np.testing.assert_allclose(values(part), looped(oracle), rtol=1e-6, atol=2e-5 if isinstance(part, Sandwich) else 0)  # fmt: skip
+
+
+@pytest.mark.parametrize(("steep", "last"), [(1, 4), (4, 16), (10, 40), (20, 80)])
+def test_steep_slopes_are_matched_ones_times_a_number(steep, last):
+    for heads in (1, 3, 4):
+        place = dataclasses.replace(PLACE, heads=heads, train_length=256)
+        slopes = Alibi(slopes="match", steep=steep).slope_N(place)
+        np.testing.assert_allclose(slopes, steep * Alibi(slopes="match").slope_N(place))
+        if heads > 1:
+            assert slopes[-1] == pytest.approx(last / 256)
 
 
 def test_ntk_slopes_follow_steepness_where_head_order_does_not():
@@ -187,6 +204,9 @@ def test_every_setting_of_a_bias_changes_it(name):
         (T5(longest_distance=10), "longest_distance"),
         (T5(buckets=8192, longest_distance=9000), "4 to 4096 buckets"),
         (Alibi(max_exponent=0.0), "max_exponent"),
+        (Alibi(slopes="harmonic", max_exponent=4.0), "harmonic slopes have no max_exponent"),
+        (Alibi(slopes="geometric"), "slopes must be one of"),
+        (Alibi(steep=0.0), "steep"),
         (Alibi(max_exponent=600.0), "which float32 cannot use"),
         (Power(factor=1e30, power=2.0), "which float32 cannot use"),
         (KerpleLog(factor=0.0), "factor"),

@@ -223,9 +223,9 @@ def test_learned_table_fills_nan_under_jit_never_a_clamped_row():
 
 def test_log_n_temperature_is_one_at_the_training_length():
     pos = jnp.array([[0, 7, 63, 64, 511]])
-    clipped = LogN().temperature({}, pos, pos, PLACE)[..., 0]
+    clipped = LogN().temperature({}, pos, pos, PLACE)[:, 0, :, 0]
     np.testing.assert_allclose(clipped[0], [1, 1, 1, math.log(65) / math.log(64), 1.5], rtol=1e-6)
-    free = LogN(clip=False).temperature({}, pos, pos, PLACE)[..., 0]
+    free = LogN(clip=False).temperature({}, pos, pos, PLACE)[:, 0, :, 0]
     np.testing.assert_allclose(free[0, :2], [0, 0.5], atol=1e-6)
 
 

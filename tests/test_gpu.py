@@ -87,6 +87,7 @@ def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highe
         where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
         out = attend(
             q, k, v, layer, params, **where, q_clock_BTN=clock, k_clock_BSN=clock, aligned=True,
+            x_BTD=schemes.projected_from(layer, pos.shape),
             implementation=implementation,
         )  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out

@@ -132,7 +132,7 @@ def test_deepseeks_rotary_and_softmax_scales_are_ours():
     assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.8) / deepseek.yarn_get_mscale(40.0, 0.707))  # fmt: skip
     place = Place(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
     tau = YarnTemperature(40.0, mscale=0.707).temperature({}, jnp.array([[3]]), jnp.array([[3]]), place)  # fmt: skip
-    assert float(tau[0, 0, 0]) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.707) ** 2)
+    assert float(tau[0, 0, 0, 0]) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.707) ** 2)
 
 
 def test_llama3_is_transformers():

@@ -11,6 +11,7 @@ import pytest
 import runs
 
 from posenc_jax.encodings import REGISTRY, Absolute, Place, Rotation, Temperature
+from posenc_jax.encodings.part import TokenTemperature
 from posenc_jax.encodings.stretch import STRETCHES, Yarn
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.inputs import open_inputs, training_batches
@@ -19,7 +20,13 @@ from posenc_jax.training.sections import DataSection, OptimizerSection
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
-WORDS = {"half": "interleaved", "standard": "match", "match": "standard", "nearest": "down"}
+WORDS = {
+    "half": "interleaved",
+    "standard": "match",
+    "match": "standard",
+    "nearest": "down",
+    "zero": "uniform",
+}
 GIVEN = {("prope", "rounding"): {"kept": 0.7}}  # of 8 pairs 5.6
 POSITIONS = jnp.array([[0, 5, 63, 64, 400]])
 
@@ -45,6 +52,9 @@ def output(part):
     if isinstance(part, Rotation):
         x = jax.random.normal(jax.random.key(1), (1, 5, 4, 16))
         return part.rotate(params, x, POSITIONS, PLACE, "query"), None
+    if isinstance(part, TokenTemperature):  # tokens at rest do not show all
+        x = jax.random.normal(jax.random.key(1), (1, 5, 32))
+        return part.of_tokens(params, x, POSITIONS, PLACE), None
     return part.temperature(params, POSITIONS, POSITIONS, PLACE), None
 
 

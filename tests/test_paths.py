@@ -60,7 +60,9 @@ def small_and_emulated(monkeypatch, request):
         assert implementation == "cudnn"
         assert settings["scale"] == 1.0
         assert settings["is_causal"]
-        assert arguments[0].shape[-1] == arguments[2].shape[-1] == H + 8  # what cuDNN asks for
+        assert (
+            arguments[0].shape[-1] == arguments[2].shape[-1] in (H + 8, 2 * H + 8)
+        )  # one for all, as cuDNN asks
         return real(*arguments, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
@@ -80,6 +82,7 @@ def step_of(layer, implementation, window):
         out = attend(
             q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
             q_clock_BTN=clock, k_clock_BSN=clock, aligned=True, window=window,
+            x_BTD=schemes.projected_from(layer, POS.shape),
             implementation=implementation,
         )  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out
@@ -109,13 +112,13 @@ def served(layer, path):
 # One scheme for each way a bias is made, the first of each path by default; all others are slow tests,
 # as each compiles its own gradients.
 QUICK = {
-    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant"),
-    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "rope+window(size=5)|forget+window(size=12)~logn"),
+    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant", "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant"),
+    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "pope", "rope+window(size=5)|forget+window(size=12)~logn"),
     "blockwise, bfloat16": ("rope+alibi",),
-    "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log"),
+    "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log", "pope"),
     "flash, bfloat16": ("rope+alibi",),
     "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "window"),
-    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope", "window"),
+    "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope", "pope", "window"),
     "linear": ("linear",),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ T, FIRST = 36, 2  # 34 queries: a block and a bit
 SOFTMAX = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is None)
 QUICK = ("rope", "t5", "rope+forget(start=match)|nope~scale_invariant")
 THOROUGH = (
-    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d", "window",
+    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d", "window", "pope",
 )  # fmt: skip
 EVERY = [
     pytest.param(line, marks=() if line in QUICK else pytest.mark.thorough if line in THOROUGH else pytest.mark.slow)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import schemes
 
 from posenc_jax.attention import attend, choose, ring_hops, running_clock
 from posenc_jax.attention.cutoff import windows
@@ -76,7 +77,8 @@ def forward_and_gradients(layer, implementation, **settings):
     def run(pull, *arrays):
         def attended(q, k, v, ticks, params):
             where = arguments(layer, ticks, *arrays[5:])
-            return attend(q, k, v, layer, params, implementation=implementation, **where, **settings)  # fmt: skip
+            x = schemes.projected_from(layer, arrays[5].shape)
+            return attend(q, k, v, layer, params, implementation=implementation, x_BTD=x, **where, **settings)  # fmt: skip
 
         out, vjp = jax.vjp(attended, *arrays[:5])
         return out, vjp(pull)
@@ -135,6 +137,12 @@ def hops(layer, arrays, window=None):
         *slow(
             ("rope+window(size=1)|t5+window(size=9)", {"sequence": 4, "model": 2}, {"kv_heads": 1}),
             ("window(size=9)|forget+window(size=30)", {}, {}),
+            (
+                "pope(start=uniform)+slopes&log|rope~ssmax",
+                {"data": 2, "sequence": 2, "model": 2},
+                {},
+            ),
+            ("pope+alibi~adaptive_ssmax", {"sequence": 4, "model": 2}, {"kv_heads": 1}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 2, "model": 2}, {}),
             ("rope+slopes|nope~logn", {"data": 2, "sequence": 4}, {}),
             ("alibi", {}, {}),

@@ -79,7 +79,7 @@ def test_the_language_means_the_dataclasses():
     [
         ("ropee", 1, "did you mean 'rope'"),
         ("rope+albi", 6, "did you mean 'alibi'"),
-        ("xyzzyq", 1, "known: alibi, "),
+        ("xyzzyq", 1, "known: adaptive_ssmax, alibi, "),
         ("rope+", 6, "expected an encoding"),
         ("rope rope", 6, "unexpected 'rope'"),
         ("rope(bas=3)", 6, "did you mean 'base'"),

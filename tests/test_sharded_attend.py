@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import schemes
 
 from posenc_jax.attention import attend, running_clock
 from posenc_jax.attention.shards import keys_of_shards, over_several
@@ -50,6 +51,7 @@ def forward_and_gradients(layer, settings):
             return attend(
                 q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
                 q_clock_BTN=clock, k_clock_BSN=clock, **dict(settings),
+                x_BTD=schemes.projected_from(layer, pos.shape),
             )  # fmt: skip
 
         out, vjp = jax.vjp(attended, *floats)
@@ -96,7 +98,9 @@ def laid_out(mesh, floats, places):
         ("rope|nope", 1, (1, 1, 4), "dense"),
         ("rope+alibi", 2, (2, 1, 4), "dense"),
         ("rope+linear", 1, (2, 1, 2), "auto"),
+        ("pope+alibi|nope~adaptive_ssmax", 2, (2, 1, 4), "dense"),
         *thorough(
+            ("pope(start=uniform)+alibi&log|rope~ssmax", 1, (2, 1, 2), "blockwise"),
             ("rope+slopes", 1, (1, 2, 4), "blockwise"),
             ("rope|nope", 2, (2, 1, 4), "blockwise"),
             ("mixed", 1, (2, 1, 2), "dense"),

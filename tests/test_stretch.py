@@ -103,7 +103,7 @@ def test_yarns_amplitude_is_deepseeks_ratio(settings, published):
 def test_deepseeks_softmax_scale_is_a_temperature():
     """DeepSeek-V2-Lite: softmax_scale times (0.1 * 0.707 * ln 40 + 1)^2, 1.26080^2."""
     tau = YarnTemperature(factor=40.0, mscale=0.707).temperature({}, jnp.array([[5]]), jnp.array([[5]]), PLACE)  # fmt: skip
-    assert float(tau[0, 0, 0]) == pytest.approx(1.2608037774058553**2, rel=1e-6)
+    assert float(tau[0, 0, 0, 0]) == pytest.approx(1.2608037774058553**2, rel=1e-6)
 
 
 @pytest.mark.parametrize("stretch", [Yarn(16.0, attention_factor=1.25), LongRope(16.0, attention_factor=1.25)])  # fmt: skip

@@ -119,12 +119,13 @@ def test_fire_reads_its_query_at_a_shorter_position_too():
 @pytest.mark.parametrize("name", [n for n, part in REGISTRY.items() if issubclass(part, Temperature)])  # fmt: skip
 def test_a_temperature_of_distance_follows_the_same_rule(name):
     part, query = REGISTRY[name](), jnp.array([[1200]])
-    tau = part.temperature({}, query, query - DISTANCES[None], PLACE)
+    params = part.init(jax.random.key(0), PLACE)
+    tau = part.temperature(params, query, query - DISTANCES[None], PLACE)
     further = part.stretched(4.0)
     if tau.shape[-1] == 1:  # of the query alone, or of nothing
         assert further == part
         return
-    got = further.temperature({}, 4 * query, 4 * (query - DISTANCES[None]), PLACE)
+    got = further.temperature(params, 4 * query, 4 * (query - DISTANCES[None]), PLACE)
     np.testing.assert_allclose(got, tau, rtol=1e-6)
 
 

@@ -125,6 +125,7 @@ def attend(
     k_seg_BS: jax.Array,
     q_clock_BTN: jax.Array | None = None,
     k_clock_BSN: jax.Array | None = None,
+    x_BTD: jax.Array | None = None,
     causal: bool = True,
     window: int | None = None,
     aligned: bool = False,
@@ -144,6 +145,8 @@ def attend(
       q_seg_BT, k_seg_BS: document of each token inside the row; 0 is padding.
       q_clock_BTN, k_clock_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
         of `layer.ticks` (`encodings.running_clock`).
+      x_BTD: what the queries were projected from, for a scheme whose temperature the tokens decide
+        (`layer.tempered_by_tokens`).
       causal: keys after the query's position are out of sight.
       window: keys at that distance or further are out of sight, in both directions, of all heads; where the scheme
         gives heads a window of their own the smaller of both counts.
@@ -155,13 +158,13 @@ def attend(
         "auto"; see `choose`. All give the same numbers up to rounding.
 
     Raises:
-      ValueError: unknown implementation or one that cannot serve, K does not divide N, or a gated
-        scheme without clocks or without causality.
+      ValueError: unknown implementation or one that cannot serve, K does not divide N, a gated scheme
+        without clocks or without causality, or a temperature of tokens without x_BTD.
     """
     arrays = {
         "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
         "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
-        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN,
+        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "x_BTD": x_BTD,
     }  # fmt: skip
     out_BTNH = _attend(
         **over_several(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
@@ -175,7 +178,7 @@ def attend(
 
 def _attend(
     *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN,
-    k_clock_BSN, layer: PlacedLayer, causal, window, aligned, implementation,
+    k_clock_BSN, x_BTD, layer: PlacedLayer, causal, window, aligned, implementation,
 ) -> jax.Array:  # fmt: skip
     """Returns `attend` of arrays that no axis of one device lays out."""
     ring = ring_of(q_BTNH)
@@ -200,6 +203,12 @@ def _attend(
             "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"
         )
 
+    if layer.tempered_by_tokens and x_BTD is None:
+        raise ValueError(
+            "tokens decide a temperature of this scheme: pass x_BTD, what the queries were projected from"
+        )
+
+    q_BTNH, layer = layer.tempered(params, q_BTNH, x_BTD, q_pos_BT)
     k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
     num_kv_heads = k_BSKH.shape[2]
     if layer.form is not None:

@@ -29,7 +29,7 @@ class Tails(NamedTuple):
 
     Attributes:
       table_NE: ln of the sum of exp(b(d)) over distances d >= E * STRIDE, per head; None under a clock.
-      norm_BKJ: the largest key norm before block J, over sqrt(H); J is one more than there are blocks.
+      norm_BKJ: the largest key norm before block J; J is one more than there are blocks.
       seg_BJ, pos_BJ: segment (-1: no key) and position of the last key before block J.
       clock_BJN: its clock, for a bias that the tokens decide, else None.
       sure_J: whether the proof holds for these keys.
@@ -74,14 +74,14 @@ def tails(
     Args:
       table_NE, longest: from `log_tail` of the layer, over that many distances; None under a clock.
     """
-    _B, _K, S, H = k_BKSH.shape
+    S = k_BKSH.shape[2]
     before_BS, ordered_BS = order(k_pos_BS, k_seg_BS)
     starts_BJ = before_BS[:, ::block]
     seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))
 
     def largest_norm(j):
         keys_BKSH = jax.lax.dynamic_slice_in_dim(k_BKSH, j * block, block, axis=2)
-        return jnp.sqrt((keys_BKSH.astype(jnp.float32) ** 2).sum(-1).max(-1) / H)
+        return jnp.sqrt((keys_BKSH.astype(jnp.float32) ** 2).sum(-1).max(-1))
 
     # A loop takes the keys as they lie; XLA for CPU would otherwise rotate them a second time, into memory.
     norm_JBK = jax.lax.map(largest_norm, jnp.arange(S // block))
@@ -132,7 +132,7 @@ def may_matter(
 
     Args:
       tail: of the layer. b: the row of the batch. head: the first head of the tile. kv_G: their keys' heads.
-      q_norm_GT: |q|. lse_GT: ln of the softmax sum so far. keys: how many stand before block j.
+      q_norm_GT: |q| / sqrt(H). lse_GT: ln of the softmax sum so far. keys: how many stand before block j.
     """
     seg, pos = tail.seg_BJ[b, j], tail.pos_BJ[b, j]
     heads_G = head + jnp.arange(q_norm_GT.shape[0])

@@ -19,15 +19,15 @@ def dense_attention(
     """Returns softmax(tau q k / sqrt(H) + bias) v per head; rows that see nothing are zero.
 
     Args:
-      q_BTNH: queries, rotated.
+      q_BTNH: queries, rotated, in as many columns as the rotation gives them.
       k_BSNH: keys, rotated, one per query head.
-      v_BSNH: values, one per query head; the result has their dtype.
+      v_BSNH: values, one per query head; the result has their dtype, and H is their head dim.
       bias_BNTS: float32, or None; added after the 1/sqrt(H) scale, itself unscaled.
       mask: True where a query may read a key; mask_BTS, or mask_BNTS where heads have windows of their own.
       tau_BNTS: float32 or None; multiplies the content logit alone.
     """
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
-    logits_BNTS = logits_BNTS / math.sqrt(q_BTNH.shape[-1])
+    logits_BNTS = logits_BNTS / math.sqrt(v_BSNH.shape[-1])
     if tau_BNTS is not None:
         logits_BNTS = logits_BNTS * tau_BNTS
     if bias_BNTS is not None:

@@ -73,7 +73,8 @@ def flash_attention(
     """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
 
     Args:
-      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N.
+      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q and k have
+        more columns, v is padded to as many.
       bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
         of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
@@ -82,14 +83,16 @@ def flash_attention(
     Raises:
       ValueError: a row whose places float32 does not hold.
     """
-    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    T, H = q_BTNH.shape[1], v_BTKH.shape[3]
     if T > LONGEST:
         raise ValueError(f"{T} tokens; places are float32 here, exact up to {LONGEST}")
-    columns = H + -H % NARROWEST
+    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % NARROWEST
     tiles = tiles or tilings(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
-    pads = ((0, 0), (0, behind), (0, 0), (0, columns - H))
-    q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, pads) for x in (q_BTNH, k_BTKH, v_BTKH))
+    q_BTNH, k_BTKH, v_BTKH = (
+        jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, columns - x.shape[3])))
+        for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
     low_BXT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
     how, linear = How(1 / math.sqrt(H), tiles), not isinstance(bias, Tail)
     bias_ND = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))

@@ -60,7 +60,7 @@ def documents(seg_BT: jax.Array) -> jax.Array:
     return jnp.cumsum(changes_BT.astype(jnp.int32), axis=1)
 
 
-def _document_columns(q_BTNH, k_BSKH, ordinal_BS) -> tuple[jax.Array, jax.Array]:
+def _document_columns(q_BTNH, k_BSKH, ordinal_BS, head_dim) -> tuple[jax.Array, jax.Array]:
     """Returns the query's and the key's two columns that put earlier documents out of sight.
 
     Every document stands C nats above the one before it, C the least power of two above the 104 at which
@@ -69,7 +69,7 @@ def _document_columns(q_BTNH, k_BSKH, ordinal_BS) -> tuple[jax.Array, jax.Array]
     """
     wide = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH))
     most_q, most_k = (jnp.sqrt((x * x).sum(-1).max()) for x in wide)
-    most = 2 * most_q * most_k / math.sqrt(q_BTNH.shape[-1]) + _GONE
+    most = 2 * most_q * most_k / math.sqrt(head_dim) + _GONE
     strength = jax.lax.stop_gradient(jnp.exp2(jnp.ceil(jnp.log2(most))))
     limbs = [ordinal_BS // BASE, ordinal_BS % BASE]
     k_BS2 = jnp.stack(limbs, axis=-1).astype(k_BSKH.dtype)
@@ -86,6 +86,7 @@ def fold(
     slope_N: jax.Array,
     multiple: int,
     ordinal_BS: jax.Array | None,
+    head_dim: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (q_BTNX, k_BSKX): their product is q . k / sqrt(H) - m (i - j), up to a number of the row.
 
@@ -102,11 +103,12 @@ def fold(
       multiple: X is padded with zeros to one, e.g. 8.
       ordinal_BS: from `documents`, for rows that hold several and a kernel that knows no segments: two more
         columns put earlier documents out of sight, to the bit. None: the kernel sees to it.
+      head_dim: H, of the values; q and k have as many columns or more.
 
     Raises:
       ValueError: a dtype that does not hold whole numbers up to 256, or slopes not one per query head.
     """
-    H, N = q_BTNH.shape[-1], q_BTNH.shape[2]
+    N, columns = q_BTNH.shape[2:]
     dtype = q_BTNH.dtype
     if dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"the fold needs bfloat16 or float32 queries, whose range holds 256^2 slopes; not {dtype}")  # fmt: skip
@@ -124,7 +126,7 @@ def fold(
     # rounding counts by the distance j - i and not by the slot j.
     shift_BTN = (jax.lax.stop_gradient(slope_BTN) - slope_BTN) * slot_T1[None]
     apart = 0 if ordinal_BS is None else 2
-    pad = -(H + SLOPE_LIMBS * L + 1 + apart) % multiple
+    pad = -(columns + SLOPE_LIMBS * L + 1 + apart) % multiple
     q_side = jnp.concatenate(
         [column_BTNML.reshape(*q_BTNH.shape[:3], -1), shift_BTN[..., None]], axis=-1
     )
@@ -132,9 +134,9 @@ def fold(
     limb_SX = np.concatenate([np.tile(limb_SL, (1, SLOPE_LIMBS)), np.ones_like(limb_SL[:, :1])], 1)
     limb_SX = jnp.asarray(np.pad(limb_SX, ((0, 0), (0, pad))), k_BSKH.dtype)
     k_side = jnp.broadcast_to(limb_SX[None, :, None], (*k_BSKH.shape[:3], limb_SX.shape[1]))
-    scaled_BTNH = (q_BTNH.astype(jnp.float32) / math.sqrt(H)).astype(dtype)
+    scaled_BTNH = (q_BTNH.astype(jnp.float32) / math.sqrt(head_dim)).astype(dtype)
     q_parts, k_parts = [scaled_BTNH, q_side], [k_BSKH, k_side]
     if ordinal_BS is not None:
-        q_side, k_side = _document_columns(q_BTNH, k_BSKH, ordinal_BS)
+        q_side, k_side = _document_columns(q_BTNH, k_BSKH, ordinal_BS, head_dim)
         q_parts, k_parts = [*q_parts, q_side], [*k_parts, k_side]
     return jnp.concatenate(q_parts, axis=-1), jnp.concatenate(k_parts, axis=-1)

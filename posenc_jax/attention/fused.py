@@ -50,12 +50,12 @@ def refusal(
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
     if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
         return f"it computes in bfloat16, not {dtype}"
-    if kernel == "flash" and head_dim > _FLASH_WIDEST:
-        return f"head dim {head_dim} exceeds {_FLASH_WIDEST}"
-    if kernel == "cudnn" and head_dim + _CUDNN_MULTIPLE > _CUDNN_WIDEST:
-        return (
-            f"head dim {head_dim} and {_CUDNN_MULTIPLE} columns of the fold exceed {_CUDNN_WIDEST}"
-        )
+    columns = layer.widens * head_dim
+    wide = f"head dim {head_dim}" if layer.widens == 1 else f"{columns} columns of turned queries"
+    if kernel == "flash" and columns > _FLASH_WIDEST:
+        return f"{wide} exceeds {_FLASH_WIDEST}"
+    if kernel == "cudnn" and columns + _CUDNN_MULTIPLE > _CUDNN_WIDEST:
+        return f"{wide} and {_CUDNN_MULTIPLE} columns of the fold exceed {_CUDNN_WIDEST}"
     return None
 
 
@@ -72,7 +72,7 @@ def fused_attention(
     """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are zero.
 
     Args:
-      q_BTNH, k_BTKH: rotated; q with any temperature multiplied in. layer, params: for the slopes.
+      q_BTNH, k_BTKH: rotated, in as many columns as that gives; q with any temperature multiplied in. layer, params: for the slopes.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further
         are out of sight; heads that the layer gives a smaller one keep it.
 
@@ -100,8 +100,9 @@ def fused_attention(
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
-    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, documents(seg_BT))
-    H, X = q_BTNH.shape[-1], q_BTNX.shape[-1]
+    H = v_BTKH.shape[-1]
+    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, documents(seg_BT), H)
+    X = q_BTNX.shape[-1]
     v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # it wants one head dim for all
     out_BTNX = jax.nn.dot_product_attention(
         q_BTNX, k_BTKX, v_BTKX.astype(q_BTNX.dtype), scale=1.0, is_causal=True, implementation="cudnn",
@@ -112,7 +113,7 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
     T = q_BTNH.shape[1]
-    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _LANES, None)
+    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _LANES, None, v_BTKH.shape[-1])
     v_BTKH = v_BTKH.astype(q_BTNX.dtype)
     short = -T % _LANES
     q, k, v = (

@@ -92,7 +92,7 @@ class Horizon:
           lse_BNT: ln of the softmax sums over what was met so far.
         """
         here, size = lax.axis_index(self.ring.axis), self.ring.size
-        q_norm_BNT = jnp.sqrt((q_BNTH.astype(jnp.float32) ** 2).sum(-1))
+        q_norm_BNT = jnp.sqrt((q_BNTH.astype(jnp.float32) ** 2).sum(-1)) / self.floats.root_H
 
         def further(r, most):
             hops = (here - r) % size

@@ -40,7 +40,8 @@ class Watched(NamedTuple):
       mean_BND, spread_BND: mean of the whole logit at each distance, and the sum of squares about it.
       entropy_BNQ: of a query's weights, nats. sink_BNQ: weight on the document's first token.
       blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest, is 0 there.
-      q_power_BNH, k_power_BNH: mean square of every dim before the rotation.
+      q_power_BNH, k_power_BNH: mean square of every dim before the rotation; of dims that turn into several
+        columns, their sum.
     """
 
     weight_BND: jax.Array
@@ -100,7 +101,7 @@ def logit_rows(
     content_NRS = jnp.einsum("RNH,SNH->NRS", q_RNH, one.k_BTNH)
     if layer.form is not None:
         return content_NRS, jnp.zeros_like(content_NRS)
-    content_NRS = content_NRS / math.sqrt(q_RNH.shape[-1])
+    content_NRS = content_NRS / math.sqrt(layer.groups[0].place.head_dim)
     q_pos_1R, k_pos_1S = one.pos_BT[rows_R][None], one.pos_BT[None]
     tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
     if tau_1NRS is not None:
@@ -133,6 +134,13 @@ def watch(
         raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
     all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
     sums = lax.map(lambda one: _watch_one(one, layer, params, first), all_turned)
+    if (
+        layer.widens > 1
+    ):  # what content is turned, not content itself; sums over a rotary pair are the same
+        H = q_BTNH.shape[-1]
+        wide = (x.reshape(*x.shape[:-1], -1, H) for x in all_turned[:2])
+        power = [(x**2).sum(-2).mean(1) for x in wide]
+        return Watched(*sums, *power)
     power = [(x.astype(jnp.float32) ** 2).mean(1) for x in (q_BTNH, k_BTKH)]
     power[1] = jnp.repeat(power[1], layer.num_heads // k_BTKH.shape[2], axis=1)
     return Watched(*sums, *power)

@@ -92,7 +92,7 @@ def _pull(floats: Floats, rows: tuple, tile: Tile, j) -> _Pair:
     weight_GTS = jnp.exp(logits_GTS - lse_GT[..., None])
     d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - pull_GT[..., None])
     d_content_GTS, *d_learned = transpose(d_logits_GTS)
-    return _Pair(k_GSH, weight_GTS, d_content_GTS / math.sqrt(q_GTH.shape[-1]), *d_learned)
+    return _Pair(k_GSH, weight_GTS, d_content_GTS / floats.root_H, *d_learned)
 
 
 def _pulled_side_by_side(
@@ -114,7 +114,7 @@ def _pulled_side_by_side(
             return jax.tree.map(jnp.add, carry, (d_q_GTH, pair.d_params, pair.d_q_clock_TN))
 
         blank = (
-            jnp.zeros((G, plan.q_block, H)),
+            jnp.zeros((G, plan.q_block, k_columns)),
             jax.tree.map(jnp.zeros_like, grads.params),
             None if floats.q_clock_BTN is None else jnp.zeros((plan.q_block, floats.q_clock_BTN.shape[2])),
         )  # fmt: skip
@@ -143,11 +143,12 @@ def _pulled_side_by_side(
 
             return lax.fori_loop(start, last, step, carry)
 
-        blank_KSH = jnp.zeros((K // key_counts[1], s, H))
+        blank_k, blank_v = (jnp.zeros((K // key_counts[1], s, n)) for n in (k_columns, H))
         d_clock = None if floats.k_clock_BSN is None else jnp.zeros((s, floats.k_clock_BSN.shape[2]))  # fmt: skip
-        return lax.fori_loop(0, sharers, of_head_tile, (blank_KSH, blank_KSH, d_clock))
+        return lax.fori_loop(0, sharers, of_head_tile, (blank_k, blank_v, d_clock))
 
-    K, S, H = floats.k_BKSH.shape[1:]
+    K, S, k_columns = floats.k_BKSH.shape[1:]
+    H = floats.v_BKSH.shape[-1]
     s = plan.k_block
     sharers = max(plan.shares // G, 1)
     key_counts = (B, M // sharers, S // s)

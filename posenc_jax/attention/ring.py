@@ -188,7 +188,7 @@ def _forward(plan: Plan, ring: Ring, floats: Floats, places: Places):
             return h + 1, last, arriving, found, stop_RBNI
 
         floats_x, _ = bundle.meeting(x, q_BNTH, own := bundle.own(x, k_BKSH, v_BKSH))
-        found = nothing(floats_x.q_BNTH.shape)
+        found = nothing(floats_x.q_BNTH, floats_x.v_BKSH)
         blocks = (*found.lse_BNT.shape[:2], found.lse_BNT.shape[2] // plan.q_block)
         stop_RBNI = jnp.zeros((ring.size, *blocks), jnp.int32)
         start = (jnp.int32(0), needed(jnp.int32(0), found.lse_BNT), own, found, stop_RBNI)

@@ -62,7 +62,10 @@ class Plan:
 
 
 class Floats(NamedTuple):
-    """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer."""
+    """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer.
+
+    H is the head dim of values and results; turned queries and keys may have more columns.
+    """
 
     q_BNTH: jax.Array
     k_BKSH: jax.Array
@@ -70,6 +73,11 @@ class Floats(NamedTuple):
     params: Params
     q_clock_BTN: jax.Array | None
     k_clock_BSN: jax.Array | None
+
+    @property
+    def root_H(self) -> float:
+        """The root of the head dim, by which logits are divided."""
+        return math.sqrt(self.v_BKSH.shape[-1])
 
 
 class Places(NamedTuple):
@@ -151,7 +159,7 @@ class Tile:
 
     def content(self, q_GTH, k_GSH):
         """Returns the content logits of the tile."""
-        return dot(q_GTH, k_GSH, 2, 2) / math.sqrt(q_GTH.shape[-1])
+        return dot(q_GTH, k_GSH, 2, 2) / self.floats.root_H
 
     def learned(self, j, blocks=1):
         """Returns parameters and clocks of the tile, as `logits` wants them."""

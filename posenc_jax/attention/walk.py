@@ -35,9 +35,11 @@ def proof(plan: Plan, params: Params) -> tuple[jax.Array | None] | None:
     return (cutoff.log_tail(plan.layer, params, plan.longest),)
 
 
-def nothing(shape: tuple[int, ...]) -> Found:
-    """Returns what rows of queries of a shape, [..., H], have found before they met a key."""
-    return Found(jnp.zeros(shape, jnp.float32), jnp.full(shape[:-1], NEVER, jnp.float32))
+def nothing(q_xTH: jax.Array, v_xSH: jax.Array) -> Found:
+    """Returns what rows of these queries have found before they met a key of these values."""
+    rows = q_xTH.shape[:-1]
+    blank = jnp.zeros((*rows, v_xSH.shape[-1]), jnp.float32)
+    return Found(blank, jnp.full(rows, NEVER, jnp.float32))
 
 
 def weighable(lse_BNT: jax.Array) -> jax.Array:
@@ -86,7 +88,7 @@ def meet(
 
     B, N = floats.q_BNTH.shape[:2]
     blank_BNI = jnp.zeros((B, N, counts[2]), jnp.int32)
-    start = nothing(floats.q_BNTH.shape) if found is None else found
+    start = nothing(floats.q_BNTH, floats.v_BKSH) if found is None else found
     return lax.fori_loop(0, math.prod(counts), task, (start, blank_BNI))
 
 
@@ -99,7 +101,7 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
         for x, f in zip(sight, of, strict=True)
     )
     q_GTH = tile.queries(floats.q_BNTH)
-    q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1))
+    q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1)) / floats.root_H
     q_pos_T, q_seg_T = tile.q_row(places.q_pos_BT), tile.q_row(places.q_seg_BT)
     clock_GT = None if floats.q_clock_BTN is None else tile.clock(tile.q_row(floats.q_clock_BTN))
 
@@ -163,7 +165,7 @@ def _rows(plan: Plan, floats: Floats, places: Places, sight, tail, tile: Tile, f
     def step(carry):
         return lax.switch(carry[-1] - 1, reads, carry)
 
-    before = nothing(q_GTH.shape) if found is None else Found(*map(tile.queries, found))
+    before = nothing(q_GTH, floats.v_BKSH) if found is None else Found(*map(tile.queries, found))
     acc_GTH, top_GT = before
     sum_GT = (top_GT > NEVER / 2).astype(jnp.float32)
     count = more(end, top_GT)

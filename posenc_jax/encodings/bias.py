@@ -11,6 +11,8 @@ import numpy as np
 from posenc_jax.encodings.part import MATCH, MOST, Bias, Params, Place, check_positive
 from posenc_jax.encodings.rotary import angles
 
+SLOPES = ("standard", MATCH, "harmonic")
+
 
 def alibi_slopes(num_heads: int, max_exponent: float = 8.0) -> np.ndarray:
     """Returns slope_N, float64, for any head count; the order is not monotone off powers of two.
@@ -40,6 +42,11 @@ def matched_slopes(
     last = 4 / train_length
     first = max(2.0 ** (-max_exponent / num_heads), last)
     return np.geomspace(first, last, heads) if heads > 1 else np.array([first])
+
+
+def harmonic_slopes(heads: int) -> np.ndarray:
+    """Returns slope_N = 1/h, h = 1 .. heads, float64: NAPE's (Vasylenko et al. 2025; deep-spin/asentmax, "linear")."""
+    return 1 / np.arange(1, heads + 1)
 
 
 def distances(q_pos_BT: jax.Array, k_pos_BS: jax.Array) -> jax.Array:
@@ -91,9 +98,10 @@ class Sloped(RankedBias):
     """What the biases with one fixed slope a head share.
 
     Attributes:
-      slopes: "standard" (the published ones for the number of heads that carry the bias) or "match"
-        (see `matched_slopes`: set by the training length).
+      slopes: "standard" (the published ones for the number of heads that carry the bias), "match"
+        (see `matched_slopes`: set by the training length) or "harmonic" (see `harmonic_slopes`).
       max_exponent: of the slopes' powers of two, published as 8; see `alibi_slopes`, `matched_slopes`.
+      steep: all slopes are multiplied by it; `slopes=match,steep=4` ends at 16/L.
       factor: slopes are divided by it, m' = m L / L' for a reading length L' = factor * L
         (position interpolation for ALiBi: a distance d is read as d / factor).
       ntk: the NTK-style stretch instead; see `ntk_factors`.
@@ -101,26 +109,37 @@ class Sloped(RankedBias):
 
     slopes: str = "standard"
     max_exponent: float = 8.0
+    steep: float = 1.0
 
     def check(self, place: Place) -> None:
         """Raises ValueError for an unknown slope rule, a number that is not positive, or slopes past float32."""
-        if self.slopes not in ("standard", MATCH):
-            raise ValueError(f"slopes must be 'standard' or 'match', not {self.slopes!r}")
+        if self.slopes not in SLOPES:
+            raise ValueError(f"slopes must be one of {SLOPES}, not {self.slopes!r}")
         owner = type(self).__name__.lower()
-        check_positive(owner, max_exponent=self.max_exponent, factor=self.factor, ntk=self.ntk)
+        if self.slopes == "harmonic" and self.max_exponent != 8:
+            raise ValueError(f"{owner}: harmonic slopes have no max_exponent; leave it out")
+        check_positive(
+            owner,
+            max_exponent=self.max_exponent,
+            steep=self.steep,
+            factor=self.factor,
+            ntk=self.ntk,
+        )
         slope_N = self.slope_N(place)
         if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MOST:
             raise ValueError(
-                f"{owner}: max_exponent={self.max_exponent:g}, factor={self.factor:g} and ntk={self.ntk:g} "
+                f"{owner}: max_exponent={self.max_exponent:g}, steep={self.steep:g}, factor={self.factor:g} and ntk={self.ntk:g} "
                 f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
             )
 
     def unread_slope_N(self, place: Place) -> np.ndarray:
         """Returns the slopes of this group's heads before any stretch, float64."""
+        if self.slopes == "harmonic":
+            return self.steep * harmonic_slopes(place.heads)
         if self.slopes == MATCH:
             sizes = (place.heads, place.num_heads, place.train_length)
-            return matched_slopes(*sizes, self.max_exponent)
-        return alibi_slopes(place.heads, self.max_exponent)
+            return self.steep * matched_slopes(*sizes, self.max_exponent)
+        return self.steep * alibi_slopes(place.heads, self.max_exponent)
 
     def slope_N(self, place: Place) -> np.ndarray:
         """Returns the slopes of this group's heads as they are read, float64."""
@@ -133,7 +152,7 @@ class Alibi(Sloped):
     """ALiBi: a fixed linear penalty on distance, one slope a head; symmetric where j > i.
 
     Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3). Settings: see
-    `Sloped`: slopes, max_exponent, factor, ntk.
+    `Sloped`: slopes, max_exponent, steep, factor, ntk.
     """
 
     def bias(
@@ -154,7 +173,7 @@ class Capped(Sloped):
     Beyond d = cap/m every distance costs the same, so a needle is never further than `cap` nats away.
 
     Attributes:
-      cap: the largest penalty, nats. slopes, max_exponent, factor, ntk: as for ALiBi.
+      cap: the largest penalty, nats. slopes, max_exponent, steep, factor, ntk: as for ALiBi.
     """
 
     cap: float = 4.0
@@ -178,7 +197,7 @@ class Power(Sloped):
     """A penalty that grows as a power of distance, -m d^p, p below 1 for a longer tail.
 
     Attributes:
-      power: p. slopes, max_exponent, factor, ntk: as for ALiBi; m is divided by factor^p.
+      power: p. slopes, max_exponent, steep, factor, ntk: as for ALiBi; m is divided by factor^p.
     """
 
     power: float = 0.5

@@ -10,12 +10,12 @@
     heads   = sum ["~" part]                 "~" sets the temperature of these heads
     value   = number | word | true | false | "[" number ("," number)* "]" | part | "L" ["/" number]
     sum     = term ("+" term)*
-    term    = "nope" | part | "(" heads ")"
+    term    = "nope" | part | bias ("&" bias)+ | "(" heads ")"      "&" adds biases
     part    = name ["(" key "=" value ("," key "=" value)* ")"]
 
 Examples: ``rope+alibi`` (both on every head), ``rope|alibi`` (half the heads each),
 ``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer flat),
-``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
+``alibi&log(c=2.0)``, ``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
 ``rope+linear`` (linear attention: a form, not a bias), ``3*(rope+window(size=L/8)),nope~logn`` (three layers that see
 an eighth of the training length L, then one that sees everything). An absolute part belongs to the whole scheme wherever it stands.
 """
@@ -24,6 +24,7 @@ import dataclasses
 import difflib
 import re
 
+from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.part import Absolute, Bias, Form, Part, Rotation, Temperature
 from posenc_jax.encodings.registry import REGISTRY, name_of
 from posenc_jax.encodings.scheme import Heads, Layer, Scheme
@@ -88,9 +89,14 @@ def _enclose(text: str) -> str:
 
 def _unparse_heads(heads: Heads, absolute: Absolute | None) -> str:
     parts = (absolute, heads.rotation, heads.bias, heads.form, heads.window)
-    terms = [unparse_part(p) for p in parts if p is not None]
+    terms = [_unparse_term(p) for p in parts if p is not None]
     tail = f"~{unparse_part(heads.temperature)}" if heads.temperature else ""
     return ("+".join(terms) or "nope") + tail
+
+
+def _unparse_term(part: Part) -> str:
+    terms = part.terms if isinstance(part, BiasSum) else (part,)
+    return "&".join(map(unparse_part, terms))
 
 
 def unparse_part(part: Part | Stretch) -> str:
@@ -210,9 +216,24 @@ class _Parser:
                 raise self.fail("a second absolute part", token)
             self.absolute = part
             return heads
+        if self.tokens[self.at][:2] == ("sign", "&"):
+            part = self.bias_sum(part)
         if getattr(heads, kind) is not None:
-            raise self.fail(f"a second {kind} on the same heads", token)
+            remedy = ": '&' adds biases" if kind == "bias" else ""
+            raise self.fail(f"a second {kind} on the same heads{remedy}", token)
         return dataclasses.replace(heads, **{kind: part})
+
+    def bias_sum(self, first: Part) -> BiasSum:
+        """Returns the sum of a bias and of those that follow it behind '&'."""
+        start, terms = self.tokens[self.at], [first]
+        while self.take("&"):
+            terms.append(self.part(REGISTRY))
+        if not all(isinstance(term, Bias) for term in terms):
+            raise self.fail("'&' adds biases; '+' joins parts of different kinds", start)
+        try:
+            return BiasSum(tuple(terms))
+        except ValueError as error:
+            raise self.fail(str(error), start) from None
 
     def part(self, table: dict[str, type]):
         """Returns the part (or stretch) whose name and settings stand here."""

@@ -78,7 +78,7 @@ class Annealed(Sloped):
 
     Attributes:
       first, last: shares of the slopes before and after. begin, end: of training, in [0, 1].
-      slopes, max_exponent, factor, ntk: as for ALiBi.
+      slopes, max_exponent, steep, factor, ntk: as for ALiBi.
     """
 
     learns: ClassVar[bool] = True

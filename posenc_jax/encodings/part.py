@@ -12,6 +12,7 @@ import numbers
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 Params = Any
 MATCH = "match"
@@ -54,8 +55,8 @@ class Part:
     def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
         """Returns `params` as they stand when a share `progress` in [0, 1] of training is done.
 
-        For values that follow a schedule and not a gradient: training sets them after every update,
-        and a checkpoint keeps them, so that reading one needs no clock.
+        For values that follow a schedule and not a gradient, or that are kept within bounds: training
+        sets them after every update, and a checkpoint keeps them, so that reading one needs no clock.
         """
         return params
 
@@ -70,6 +71,14 @@ class Part:
         """Columns of the grid on which the part reads a position as (row, column); None on a line."""
         return None
 
+    def switched_off(self) -> "Part | None":
+        """Returns what a model has in the part's place when it is switched off: by default nothing."""
+        return None
+
+    def on_grid(self, width: int, place: Place) -> "Part":
+        """Returns the part on a grid of `width` columns, its field of that name; on a line, the same."""
+        return self if self.columns(place) is None else dataclasses.replace(self, width=width)
+
 
 class Absolute(Part):
     """The a(i) of the equation: a vector added to the token embedding."""
@@ -82,17 +91,23 @@ class Absolute(Part):
 
 
 class Rotation(Part):
-    """The R of the equation: a position-dependent linear map of queries and keys."""
+    """The R of the equation: a position-dependent map of queries and keys.
+
+    A turned vector may have more columns than x has dims. Logits are divided by the root of the head dim,
+    which is that of the values, whatever the columns.
+    """
 
     per_head: ClassVar[bool] = False  # True where the heads of a group turn by angles of their own
+    keys_alike: ClassVar[bool] = False  # True where, even so, keys turn alike for all heads
+    widens: ClassVar[int] = 1  # columns of a turned vector for every dim
 
     def rotate(
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
     ) -> jax.Array:
-        """Returns x_BTNH turned to its positions; `side` is "query" or "key".
+        """Returns x_BTNH turned to its positions, its last dim `widens` times as wide; `side` is "query" or "key".
 
-        x_BTNH has all heads of the layer (or its key/value heads, unless `per_head`); the layer keeps
-        the turned ones of this part's group.
+        x_BTNH has all heads of the layer (keys: or its key/value heads, where they turn alike); the layer
+        keeps the turned ones of this part's group.
         """
         raise NotImplementedError
 
@@ -167,12 +182,30 @@ class Temperature(Part):
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
-        """Returns tau_BTS, float32, shared by the heads of the group; tau_BT1 where no key matters."""
+        """Returns tau_BNTS, float32, N = place.heads or 1 for all alike; tau_BNT1 where no key matters."""
         raise NotImplementedError
 
     def stretched(self, factor: float) -> "Temperature":
         """Returns the temperature for reading `factor` times further: by default the same."""
         return self
+
+
+class TokenTemperature(Temperature):
+    """A temperature that the query's token decides, beside its position."""
+
+    def of_tokens(
+        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BTN, float32, N = place.heads; x_BTD is what the layer's projections read."""
+        raise NotImplementedError
+
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BNT1 of tokens of x = 0, for reports that have positions and no tokens."""
+        x_BTD = jnp.zeros((*q_pos_BT.shape, place.model_dim))
+        tau_BTN = self.of_tokens(params, x_BTD, q_pos_BT, place)
+        return tau_BTN.swapaxes(1, 2)[..., None]
 
 
 class Form(Part):

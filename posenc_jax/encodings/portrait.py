@@ -103,7 +103,8 @@ def plane(layer: PlacedLayer, params: Params, columns: int, radius: int) -> dict
             x = jnp.broadcast_to(jnp.asarray(e_H, jnp.float32), (1, keys_1S.shape[1], layer.num_heads, len(e_H)))  # fmt: skip
             q = layer.rotate(params, x[:, :1], query_11, "query")
             k = layer.rotate(params, x, keys_1S, "key")
-            cosine = np.asarray(jnp.einsum("BTNH,BSNH->NS", q, k)) / (len(e_H) // 2)
+            product_NS = np.asarray(jnp.einsum("BTNH,BSNH->NS", q, k))
+            cosine = product_NS / product_NS[:, len(places) // 2, None]  # the key in the middle
             mine = slice(group.first, group.stop)
             kernel_NRR[mine] = cosine[mine].reshape(-1, *shape[1:])
     return {"bias_NRR": bias_NRR, "kernel_NRR": kernel_NRR, "away_R": away_R}

@@ -18,9 +18,16 @@ from posenc_jax.encodings.learned_bias import (
 from posenc_jax.encodings.linear import Linear
 from posenc_jax.encodings.part import Part
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
+from posenc_jax.encodings.polar import Pope
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.stretch import STRETCHES, Stretch
-from posenc_jax.encodings.temperature import LogN, ScaleInvariant, YarnTemperature
+from posenc_jax.encodings.temperature import (
+    AdaptiveSSMax,
+    LogN,
+    ScaleInvariant,
+    SSMax,
+    YarnTemperature,
+)
 from posenc_jax.encodings.window import Window
 
 REGISTRY: dict[str, type[Part]] = {
@@ -29,6 +36,7 @@ REGISTRY: dict[str, type[Part]] = {
     "rope": Rope,
     "prope": Prope,
     "xpos": Xpos,
+    "pope": Pope,
     "axial": Axial,
     "mixed": Mixed,
     "alibi": Alibi,
@@ -45,6 +53,8 @@ REGISTRY: dict[str, type[Part]] = {
     "t5": T5,
     "fire": Fire,
     "logn": LogN,
+    "ssmax": SSMax,
+    "adaptive_ssmax": AdaptiveSSMax,
     "yarn_temperature": YarnTemperature,
     "scale_invariant": ScaleInvariant,
     "linear": Linear,

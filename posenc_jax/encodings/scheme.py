@@ -3,48 +3,10 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from posenc_jax.encodings.bias import distances, linear_bias
-from posenc_jax.encodings.part import (
-    Absolute,
-    Bias,
-    Form,
-    GatedBias,
-    Params,
-    Part,
-    Place,
-    Rotation,
-    Temperature,
-    check_numbers,
-)
+from posenc_jax.encodings.layer import Heads, Layer, PlacedHeads, PlacedLayer
+from posenc_jax.encodings.part import Absolute, Params, Part, Place, check_numbers
 from posenc_jax.encodings.registry import title
-from posenc_jax.encodings.window import Window
-
-KINDS = ("rotation", "bias", "temperature", "form", "window")
-
-
-@dataclasses.dataclass(frozen=True)
-class Heads:
-    """One group of heads and what it carries; `share` is its weight among the layer's groups.
-
-    `form` is another form of attention than softmax; it takes neither bias nor temperature.
-    """
-
-    rotation: Rotation | None = None
-    bias: Bias | None = None
-    temperature: Temperature | None = None
-    share: int = 1
-    form: Form | None = None
-    window: Window | None = None
-
-    def parts(self) -> tuple[Part, ...]:
-        """Returns the parts that are there."""
-        return tuple(p for p in (getattr(self, kind) for kind in KINDS) if p is not None)
-
-
-Layer = tuple[Heads, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,183 +34,6 @@ class Scheme:
         placed = PlacedScheme(layers, self.absolute, whole)
         placed.check()
         return placed
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacedHeads:
-    """A head group with the range of query heads it fills."""
-
-    heads: Heads
-    first: int
-    place: Place
-
-    @property
-    def stop(self) -> int:
-        """One past the last query head."""
-        return self.first + self.place.heads
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacedLayer:
-    """The positional mathematics of one attention layer: pure functions of positions."""
-
-    groups: tuple[PlacedHeads, ...]
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads of the layer."""
-        return self.groups[-1].stop
-
-    @property
-    def window_N(self) -> tuple[int | None, ...]:
-        """The window of every query head, tokens; None where all keys are in sight."""
-        own = ((g.heads.window, g.place) for g in self.groups)
-        return tuple(w and w.tokens(at) for w, at in own for _ in range(at.heads))
-
-    @property
-    def gated(self) -> bool:
-        """Whether the tokens themselves decide a bias, so that `bias` needs their clocks."""
-        return any(isinstance(group.heads.bias, GatedBias) for group in self.groups)
-
-    @property
-    def form(self) -> Form | None:
-        """The form of attention of all heads; None is softmax."""
-        return self.groups[0].heads.form
-
-    def init(self, key: jax.Array) -> Params:
-        """Returns learned parameters by "group.kind"; empty for schemes that learn nothing."""
-        params = {}
-        for g, group, kind, part in self._parts():
-            learned = part.init(jax.random.fold_in(key, len(params)), group.place)
-            if learned:
-                params[f"{g}.{kind}"] = learned
-        return params
-
-    def scheduled(self, params: Params, progress: jax.Array) -> Params:
-        """Returns `params` with those that follow a schedule set to a share `progress` of training."""
-        named = {f"{g}.{kind}": (part, group.place) for g, group, kind, part in self._parts()}
-        return {
-            name: named[name][0].scheduled(learned, progress, named[name][1])
-            for name, learned in params.items()
-        }
-
-    def _parts(self):
-        for g, group in enumerate(self.groups):
-            for kind in KINDS:
-                part = getattr(group.heads, kind)
-                if part is not None:
-                    yield g, group, kind, part
-
-    def shares_keys(self, num_kv_heads: int) -> bool:
-        """Whether all query heads of each key/value head rotate alike (grouped-query attention)."""
-        turns = []
-        for g, group in enumerate(self.groups):
-            rotation = group.heads.rotation
-            own = rotation is not None and rotation.learns
-            for n in range(group.place.heads):
-                turns.append(
-                    (rotation, g if own else None, n if own and rotation.per_head else None)
-                )
-        size = self.num_heads // num_kv_heads
-        return all(len(set(turns[k : k + size])) == 1 for k in range(0, self.num_heads, size))
-
-    def rotate(self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, side: str) -> jax.Array:
-        """Returns queries or keys turned to their positions.
-
-        `x_BTNH` has the layer's query heads, or its key/value heads where `shares_keys` holds; `side`
-        is "query" or "key". Heads without a rotation come back untouched, bit for bit.
-        """
-        repeats = self.num_heads // x_BTNH.shape[2]
-        out = x_BTNH
-        for g, group in enumerate(self.groups):
-            if group.heads.rotation is None:
-                continue
-            learned = params.get(f"{g}.rotation", {})
-            turned = group.heads.rotation.rotate(learned, x_BTNH, pos_BT, group.place, side)
-            owned_N = np.arange(0, self.num_heads, repeats)
-            owned_N = (group.first <= owned_N) & (owned_N < group.stop)
-            out = turned if owned_N.all() else jnp.where(owned_N[None, None, :, None], turned, out)
-        return out
-
-    def ticks(self, params: Params, x_BTD: jax.Array) -> jax.Array | None:
-        """Returns tick_BTN, float32, over all query heads, of what the layer reads; None if not `gated`."""
-        if not self.gated:
-            return None
-        pieces = []
-        for g, group in enumerate(self.groups):
-            part = group.heads.bias
-            if isinstance(part, GatedBias):
-                pieces.append(part.tick(params.get(f"{g}.bias", {}), x_BTD, group.place))
-            else:
-                pieces.append(jnp.zeros_like(x_BTD[:, :, : group.place.heads], jnp.float32))
-        return jnp.concatenate(pieces, axis=2)
-
-    def bias(
-        self,
-        params: Params,
-        q_pos_BT: jax.Array,
-        k_pos_BS: jax.Array,
-        q_clock_BTN: jax.Array | None = None,
-        k_clock_BSN: jax.Array | None = None,
-    ) -> jax.Array | None:
-        """Returns bias_BNTS, float32, over all query heads, or None when no head has one.
-
-        The clocks are running sums of `ticks` (`forget.running_clock`). Without them a gated bias is
-        that of tokens at rest, which is for looking at and not for attention.
-        """
-        if all(group.heads.bias is None for group in self.groups):
-            return None
-        pieces = []
-        for g, group in enumerate(self.groups):
-            part, learned = group.heads.bias, params.get(f"{g}.bias", {})
-            if part is None:
-                flat_N = np.zeros(group.place.heads)
-                pieces.append(linear_bias(flat_N, distances(q_pos_BT, k_pos_BS)))
-            elif isinstance(part, GatedBias) and q_clock_BTN is not None:
-                mine = slice(group.first, group.stop)
-                q_BNT = q_clock_BTN[:, :, mine].swapaxes(1, 2)
-                k_BNS = k_clock_BSN[:, :, mine].swapaxes(1, 2)
-                pieces.append(q_BNT[:, :, :, None] - k_BNS[:, :, None, :])
-            else:
-                pieces.append(part.bias(learned, q_pos_BT, k_pos_BS, group.place))
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
-
-    def linear_slope_N(self, params: Params) -> jax.Array | None:
-        """Returns the slopes of all query heads, float32, 0 for flat ones; None if a bias is not linear."""
-        pieces = []
-        for g, group in enumerate(self.groups):
-            part, slope_N = group.heads.bias, jnp.zeros(group.place.heads)
-            if part is not None:
-                slope_N = part.linear_slope_N(params.get(f"{g}.bias", {}), group.place)
-            if slope_N is None:
-                return None
-            pieces.append(slope_N)
-        return jnp.concatenate(pieces)
-
-    def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array
-    ) -> jax.Array | None:
-        """Returns tau_BNTS, float32, over all query heads, or None when no head has one.
-
-        Its last dim is 1 where no temperature depends on the key: then it may multiply the queries.
-        """
-        if all(group.heads.temperature is None for group in self.groups):
-            return None
-        pieces = []
-        for g, group in enumerate(self.groups):
-            part, learned = group.heads.temperature, params.get(f"{g}.temperature", {})
-            tau_BTS = (
-                jnp.ones_like(q_pos_BT, jnp.float32)[..., None]
-                if part is None
-                else part.temperature(learned, q_pos_BT, k_pos_BS, group.place)
-            )
-            pieces.append((tau_BTS, group.place.heads))
-        S = max(tau_BTS.shape[-1] for tau_BTS, _ in pieces)
-        wide = [
-            jnp.broadcast_to(tau_BTS[:, None], (tau_BTS.shape[0], heads, tau_BTS.shape[1], S))
-            for tau_BTS, heads in pieces
-        ]
-        return wide[0] if len(wide) == 1 else jnp.concatenate(wide, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,3 +103,7 @@ def _check_form(layer: PlacedLayer) -> None:
         )
     if layer.form is not None and any(h.bias or h.temperature or h.window for h in groups):
         raise ValueError("linear attention takes neither a bias nor a temperature nor a window: put them on softmax layers, with ','")  # fmt: skip
+    if layer.form is not None and layer.widens > 1:
+        raise ValueError(
+            "linear attention turns features in place: take rope, and pope on layers of its own, with ','"
+        )

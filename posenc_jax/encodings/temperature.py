@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.encodings.bias import distances
-from posenc_jax.encodings.part import MOST, Params, Place, Temperature, check_positive
+from posenc_jax.encodings.part import (
+    MOST,
+    Params,
+    Place,
+    Temperature,
+    TokenTemperature,
+    check_positive,
+)
 from posenc_jax.encodings.stretch import yarn_mscale
 
 
@@ -34,15 +41,92 @@ class LogN(Temperature):
 
     def check(self, place: Place) -> None:
         """Raises ValueError when ln(train_length) is zero."""
-        if place.train_length < 2:
-            raise ValueError(f"logn: training length must be at least 2, not {place.train_length}")
+        _check_length("logn", place)
 
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
-        """Returns tau_BT1, float32."""
-        tau_BT1 = log_n(q_pos_BT, place.train_length)[..., None]
-        return jnp.maximum(tau_BT1, 1.0) if self.clip else tau_BT1
+        """Returns tau_B1T1, float32."""
+        tau_B1T1 = log_n(q_pos_BT, place.train_length)[:, None, :, None]
+        return jnp.maximum(tau_B1T1, 1.0) if self.clip else tau_B1T1
+
+
+@dataclasses.dataclass(frozen=True)
+class SSMax(Temperature):
+    """Scalable-softmax: tau = s ln n, n = pos + 1 keys in sight, s learned per head (Nakanishi 2025, eq. 2).
+
+    s starts at one over the mean of ln n within the training length, at which the mean temperature is 1
+    (0.168 at L = 1,024). It is not bounded: a head may learn to be cold. The first token has one key and
+    tau = 0.
+    """
+
+    learns: ClassVar[bool] = True
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError when ln n is zero at every position of a training sequence."""
+        _check_length("ssmax", place)
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns {"s_N"}."""
+        start = place.train_length / math.lgamma(place.train_length + 1)  # ln 1 + ... + ln L
+        return {"s_N": jnp.full(place.heads, start, jnp.float32)}
+
+    def temperature(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BNT1, float32."""
+        log_BT = jnp.log1p(q_pos_BT.astype(jnp.float32))
+        return params["s_N"][None, :, None, None] * log_BT[:, None, :, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveSSMax(TokenTemperature):
+    """SSMax whose scale and exponent the query's token decides: tau = floor + beta (ln(n + 1))^gamma.
+
+    beta = softplus(w x + c), gamma = most tanh(u x + e), w, u, c, e learned per head, n = pos + 1 keys in
+    sight. Source: Vasylenko et al. 2025 (arXiv 2506.16640). As in the authors' code (deep-spin/asentmax,
+    `SparseGemma2Attention`, "adapt-softplus-tanh"), read for the exponent: gamma lies in (-2, 2) and may be
+    negative, the constant is 1, and the logarithm is that of n + 1, so that no power of zero is taken.
+
+    Attributes:
+      floor: the constant term. most: bound of the exponent.
+    """
+
+    learns: ClassVar[bool] = True
+    floor: float = 1.0
+    most: float = 2.0
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for a negative floor or a bound that is not positive."""
+        check_positive("adaptive_ssmax", most=self.most)
+        if self.floor < 0:
+            raise ValueError(f"adaptive_ssmax: floor must be zero or above, not {self.floor:g}")
+        if self.most > 20:
+            raise ValueError(f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n leave float32")  # fmt: skip
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns weights uniform within 1/sqrt(D) of zero, as the authors' linear layers, and biases of zero."""
+        bound, shape = place.model_dim**-0.5, (place.model_dim, place.heads)
+        beta_key, gamma_key = jax.random.split(key)
+        return {
+            "beta_DN": jax.random.uniform(beta_key, shape, minval=-bound, maxval=bound),
+            "beta_bias_N": jnp.zeros(place.heads),
+            "gamma_DN": jax.random.uniform(gamma_key, shape, minval=-bound, maxval=bound),
+            "gamma_bias_N": jnp.zeros(place.heads),
+        }
+
+    def of_tokens(
+        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns tau_BTN, float32."""
+        raw_BTN = (
+            jnp.einsum("BTD,DN->BTN", x_BTD.astype(jnp.float32), params[f"{name}_DN"])
+            + params[f"{name}_bias_N"][None, None]
+            for name in ("beta", "gamma")
+        )
+        beta_BTN, gamma_BTN = jax.nn.softplus(next(raw_BTN)), self.most * jnp.tanh(next(raw_BTN))
+        log_BT1 = jnp.log(pos_BT.astype(jnp.float32) + 2)[..., None]
+        return self.floor + beta_BTN * jnp.exp(gamma_BTN * jnp.log(log_BT1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +156,9 @@ class YarnTemperature(Temperature):
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
-        """Returns tau_BT1, the same everywhere, float32."""
+        """Returns tau_B1T1, the same everywhere, float32."""
         tau = yarn_mscale(self.factor, self.mscale) ** 2
-        return jnp.full_like(q_pos_BT, tau, jnp.float32)[..., None]
+        return jnp.full_like(q_pos_BT, tau, jnp.float32)[:, None, :, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +183,14 @@ class ScaleInvariant(Temperature):
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
     ) -> jax.Array:
-        """Returns tau_BTS, float32."""
-        return jnp.sqrt(2 * jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t) + 1)
+        """Returns tau_B1TS, float32."""
+        return jnp.sqrt(2 * jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t) + 1)[:, None]
 
     def stretched(self, factor: float) -> Temperature:
         """Returns the temperature with t grown by the factor, like that of the logarithmic bias."""
         return dataclasses.replace(self, t=self.t * factor)
+
+
+def _check_length(owner: str, place: Place) -> None:
+    if place.train_length < 2:
+        raise ValueError(f"{owner}: training length must be at least 2, not {place.train_length}")

@@ -35,7 +35,7 @@ def slopes_off(model: Model) -> Model:
 
 
 def rotation_off(model: Model) -> Model:
-    """Returns the model with queries and keys as projected, turned nowhere.
+    """Returns the model with queries and keys as projected (PoPE: their magnitudes), turned nowhere.
 
     Raises:
       ValueError: the scheme rotates nothing.
@@ -85,7 +85,8 @@ def _without(kind: str, model: Model) -> Model:
     scheme = parse(model.config.scheme)
 
     def bare(heads: Heads) -> Heads:
-        return dataclasses.replace(heads, **{kind: None})
+        part = getattr(heads, kind)
+        return dataclasses.replace(heads, **{kind: part and part.switched_off()})
 
     layers = tuple(tuple(bare(heads) for heads in layer) for layer in scheme.layers)
     if layers == scheme.layers:

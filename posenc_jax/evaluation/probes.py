@@ -142,15 +142,26 @@ def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[lis
     """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest first.
 
     Read off the rotation itself, by turning every unit vector to position 1; in more than one dimension
-    that is one column. A dim that turns with no other belongs to no pair.
+    that is one column. A dim that turns with no other belongs to no pair. A dim that turns by itself, into a
+    cosine and a sine, is {"dims": (a,), ..}.
     """
     N, H = layer.num_heads, head_dim
     unit_1HNH = jnp.broadcast_to(jnp.eye(H)[None, :, None], (1, H, N, H))
     out_1HNH = layer.rotate(params, unit_1HNH, jnp.ones((1, H), jnp.int32), "query")
     turn_NHH = np.asarray(out_1HNH[0], np.float64).swapaxes(0, 1)
     heads = []
-    for turn_HH in turn_NHH:
+    still_1HNH = layer.rotate(params, unit_1HNH, jnp.zeros((1, H), jnp.int32), "query")
+    still_NHH = np.asarray(still_1HNH[0], np.float64).swapaxes(0, 1)
+    for turn_HH, still_HH in zip(turn_NHH, still_NHH, strict=True):
         pairs = []
+        for a in range(H if turn_HH[:, H:].any() else 0):
+            turned, still = (x_HH[a, a] + 1j * x_HH[a, a + H] for x_HH in (turn_HH, still_HH))
+            if angle := abs(np.angle(turned * np.conj(still))):
+                pairs.append({"dims": (a,), "wavelength": float(2 * np.pi / angle)})
+        if pairs:
+            heads.append(sorted(pairs, key=lambda pair: pair["wavelength"]))
+            continue
+        turn_HH = turn_HH[:, :H]
         for a, b in zip(*np.nonzero(np.triu(np.abs(turn_HH), 1)), strict=True):
             angle = abs(np.arctan2(turn_HH[a, b], turn_HH[a, a]))
             pairs.append({"dims": (int(a), int(b)), "wavelength": float(2 * np.pi / angle)})

@@ -8,7 +8,7 @@ import numpy as np
 
 from posenc_jax.attention.observe import last_logits
 from posenc_jax.encodings import PlacedLayer, PlacedScheme
-from posenc_jax.encodings.part import Params, Temperature
+from posenc_jax.encodings.part import Params, Temperature, TokenTemperature
 from posenc_jax.encodings.reach import bias_of_distance
 from posenc_jax.evaluation.watch import over_batches, watched
 from posenc_jax.model.config import ModelConfig
@@ -29,8 +29,22 @@ class _InSight(Temperature):
     of: Temperature
     shift: int
 
+    def init(self, key, place):
+        return self.of.init(key, place)
+
     def temperature(self, params, q_pos_BT, k_pos_BS, place):
         return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, place)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenInSight(TokenTemperature):
+    """The same of a temperature that tokens decide."""
+
+    of: TokenTemperature
+    shift: int
+
+    def of_tokens(self, params, x_BTD, pos_BT, place):
+        return self.of.of_tokens(params, x_BTD, pos_BT - self.shift, place)
 
 
 def counting_keys(layer: PlacedLayer, shift: int) -> PlacedLayer:
@@ -40,7 +54,8 @@ def counting_keys(layer: PlacedLayer, shift: int) -> PlacedLayer:
         heads = group.heads
         if heads.temperature is None or heads.temperature.relative:
             return group
-        rest = dataclasses.replace(heads, temperature=_InSight(heads.temperature, shift))
+        kind = _TokenInSight if isinstance(heads.temperature, TokenTemperature) else _InSight
+        rest = dataclasses.replace(heads, temperature=kind(heads.temperature, shift))
         return dataclasses.replace(group, heads=rest)
 
     return dataclasses.replace(layer, groups=tuple(rested(group) for group in layer.groups))

@@ -104,8 +104,8 @@ def slots_that_matter(
 
     Under a window, a head group's own or the model's, nothing before it is ever read, whatever epsilon is. A bias
     needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains times sqrt(H),
-    grown by temperature and by a rotation's amplitude. Without it, for heads without a bias that falls, and for a
-    gate, everything in sight is kept; in a layer with a gate, whose clocks run over all tokens, everything. Tokens
+    grown by temperature and by a rotation's amplitude. Without it, for heads without a bias that falls, for a
+    gate and for a temperature that tokens decide, everything in sight is kept; in a layer with a gate, whose clocks run over all tokens, everything. Tokens
     must stand in the order of their positions.
 
     Args:
@@ -146,7 +146,12 @@ def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) 
 
 
 def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
-    """Returns the largest tau over `slots` positions: those of the last query, and of every one."""
+    """Returns the largest tau over `slots` positions: those of the last query, and of every one.
+
+    Infinite where tokens decide it.
+    """
+    if layer.tempered_by_tokens:
+        return math.inf
     every, last, first = jnp.arange(slots)[None], jnp.array([[slots - 1]]), jnp.array([[0]])
     taus = (layer.temperature(params, last, every), layer.temperature(params, every, first))
     return max((float(jnp.abs(tau).max()) for tau in taus if tau is not None), default=1.0)

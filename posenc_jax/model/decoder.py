@@ -86,6 +86,7 @@ class Attention(nn.Module):
                     k_seg_BS=keys.seg_BS,
                     q_clock_BTN=q_clock_BTN,
                     k_clock_BSN=k_clock_BSN,
+                    x_BTD=x_BTD,
                     causal=self.causal,
                     window=c.window,
                     aligned=cache is None,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings import parse, unparse
-from posenc_jax.encodings.scheme import KINDS
+from posenc_jax.encodings.layer import KINDS
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Block, rms_norm
 from posenc_jax.model.mesh import ROWS, laid, on_mesh
@@ -127,10 +127,10 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
         scheme, whole = parse(config.model.scheme), config.model.placed.whole
 
         def widened(holder, kinds):
-            parts = {kind: getattr(holder, kind) for kind in kinds}
-            planar = {kind: part for kind, part in parts.items() if part and part.columns(whole)}
-            wide = {k: dataclasses.replace(part, width=columns) for k, part in planar.items()}
-            return dataclasses.replace(holder, **wide)
+            parts = {kind: part for kind in kinds if (part := getattr(holder, kind))}
+            return dataclasses.replace(
+                holder, **{kind: part.on_grid(columns, whole) for kind, part in parts.items()}
+            )
 
         layers = tuple(tuple(widened(heads, KINDS) for heads in layer) for layer in scheme.layers)
         scheme = dataclasses.replace(widened(scheme, ["absolute"]), layers=layers)

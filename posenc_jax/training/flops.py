@@ -67,8 +67,12 @@ def needed(model: ModelConfig, rows: int, length: int) -> Flops:
     """Returns what a step over `rows` sequences asks for: forward, and twice that backward."""
     H, attention = model.head_dim, 0.0
     for layer in model.placed.layers:
-        pairs = sum(causal_pairs(length, window) for window in windows_of(layer, model.window))
-        attention += 4 * H * (pairs if layer.form is None else model.num_heads * H * length)
+        windows_N = iter(windows_of(layer, model.window))
+        for group in layer.groups:
+            columns = H * (group.heads.rotation.widens if group.heads.rotation else 1)
+            for _ in range(group.place.heads):
+                pairs = causal_pairs(length, next(windows_N))
+                attention += 2 * (H + columns) * (pairs if layer.form is None else H * length)
     return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
 
 
@@ -139,20 +143,20 @@ def _kernel(
         sequence=sequence,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
+    columns = layer.widens * H
     if path not in _KERNELS:
-        forward = 4 * N * H * (H * length if path == "linear" else length**2)
+        forward = 2 * N * (H + columns) * (H * length if path == "linear" else length**2)
         return forward, 2 * forward, False
     kernel = _SIDE_BY_SIDE if (path, device) == ("blockwise", "gpu") else _KERNELS[path]
-    columns = H
     if kernel.multiple:
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
-        columns += extra + -(H + extra) % kernel.multiple
+        columns += extra + -(columns + extra) % kernel.multiple
     reach_N = [min(window or length, length) for window in windows_of(layer, c.window)]
     if path in ("blockwise", "flash"):
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
     logits = 2 * columns
-    values = 2 * (columns if path == "cudnn" else H)  # it wants one head dim for all
+    values = 2 * (columns if path in ("cudnn", "flash") else H)  # they want one head dim for all
     # Of the backward products those with keys or queries have their columns, those with values have values'.
     again = {5: 3 * logits + 2 * values, 7: 4 * logits + 3 * values}[kernel.backward]
     return tiles * (logits + values), tiles * again, True
@@ -172,12 +176,14 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
     """Returns the window of each head at the start of training; `length` where there is none to know."""
     params, bound = layer.init(jax.random.key(0)), math.inf
-    if c.qk_norm:
-        bound = math.sqrt(c.head_dim) * _hottest(layer, params, length)
+    if c.qk_norm and not layer.tempered_by_tokens:
+        rotations = [(g.heads.rotation, g.place) for g in layer.groups if g.heads.rotation]
+        grown = max((rotation.amplitude(place) ** 2 for rotation, place in rotations), default=1.0)
+        bound = math.sqrt(c.head_dim) * _hottest(layer, params, length) * grown
     return [int(n) for n in windows(layer, params, bound, length)]
 
 
 def _hottest(layer: PlacedLayer, params, length: int) -> float:
     last = jnp.full((1, 1), length - 1, jnp.int32)
     tau = layer.temperature(params, last, jnp.zeros((1, 1), jnp.int32))
-    return 1.0 if tau is None else max(1.0, float(jnp.max(tau)))
+    return 1.0 if tau is None else max(1.0, float(jnp.abs(tau).max()))

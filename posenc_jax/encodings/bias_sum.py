@@ -1,0 +1,89 @@
+"""Several biases on the same heads: b = b_1 + b_2 + .., in a line ``alibi&log``."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from posenc_jax.encodings.part import Bias, GatedBias, Params, Place
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasSum(Bias):
+    """The sum of biases, in nats. Each term keeps its own settings, learned values, schedule and stretch.
+
+    Attributes:
+      terms: two or more biases of position. None of them is a sum, or decided by tokens.
+
+    Raises:
+      ValueError: on construction, for other terms.
+    """
+
+    factor: ClassVar[float] = 1.0  # every term has its own
+    terms: tuple[Bias, ...] = ()
+
+    def __post_init__(self):
+        if len(self.terms) < 2 or any(isinstance(term, BiasSum) for term in self.terms):
+            raise ValueError("a sum of biases has two terms or more, and none of them is a sum")
+        if any(isinstance(term, GatedBias) for term in self.terms):
+            raise ValueError(
+                "a bias that tokens decide does not add to another: give it heads of its own, with '|'"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether a term does."""
+        return any(term.learns for term in self.terms)
+
+    @property
+    def relative(self) -> bool:
+        """Whether all terms are."""
+        return all(term.relative for term in self.terms)
+
+    @property
+    def joint(self) -> bool:
+        """Whether a term is."""
+        return any(term.joint for term in self.terms)
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns the learned parameters of the terms that have some, by the term's number."""
+        learned = {
+            str(i): term.init(jax.random.fold_in(key, i), place)
+            for i, term in enumerate(self.terms)
+        }
+        return {i: values for i, values in learned.items() if values}
+
+    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+        """Returns the parameters of every term at a share `progress` of training."""
+        return {
+            i: self.terms[int(i)].scheduled(values, progress, place) for i, values in params.items()
+        }
+
+    def longest(self, place: Place) -> int | None:
+        """Returns the least number of positions that a term is defined for."""
+        return min((n for term in self.terms if (n := term.longest(place)) is not None), default=None)  # fmt: skip
+
+    def bias(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns bias_BNTS."""
+        return sum(
+            term.bias(params.get(str(i), {}), q_pos_BT, k_pos_BS, place)
+            for i, term in enumerate(self.terms)
+        )
+
+    def linear_slope_N(self, params: Params, place: Place) -> jax.Array | None:
+        """Returns the sum of the terms' slopes, float32; None where a term is not linear."""
+        slopes = [
+            term.linear_slope_N(params.get(str(i), {}), place) for i, term in enumerate(self.terms)
+        ]
+        return None if any(slope_N is None for slope_N in slopes) else jnp.sum(jnp.stack(slopes), 0)
+
+    def stretched(self, factor: float, ntk: bool) -> "BiasSum":
+        """Returns the sum of the terms as each reads `factor` times further by its own rule."""
+        return BiasSum(tuple(term.stretched(factor, ntk) for term in self.terms))
+
+    def on_grid(self, width: int, place: Place) -> "BiasSum":
+        """Returns the sum whose planar terms unfold positions on `width` columns."""
+        return BiasSum(tuple(term.on_grid(width, place) for term in self.terms))

@@ -1,0 +1,50 @@
+"""Lines of the scheme language that have a name: the question's arms and the rivals that the literature has."""
+
+FLAT = "nope~logn"  # a head that neither rotates nor decays
+_ROPE = "rope(base=match)"
+
+
+def coupled(
+    steep: float = 1.0,
+    rotation: str = _ROPE,
+    flat: str = FLAT,
+    shares: tuple[int, int] = (3, 1),
+) -> str:
+    """Returns the coupled split: heads that rotate decay, with slopes down to 4 steep / L; the others are flat.
+
+    Args:
+      steep: matched slopes are multiplied by it. rotation: of the heads that decay; empty for none.
+      flat: the other heads. shares: of the heads that decay and of the flat ones.
+    """
+    slopes = "alibi(slopes=match)" if steep == 1 else f"alibi(slopes=match,steep={float(steep)})"
+    decays = f"({rotation}+{slopes})" if rotation else slopes
+    return f"{shares[0]}*{decays}|{shares[1]}*{flat}"
+
+
+def flat_in_last_layer(layers: int) -> str:
+    """Returns the coupled split in the last of `layers` layers; in those before it all heads rotate and decay."""
+    before = f"{_ROPE}+alibi(slopes=match)"
+    return f"{layers - 1}*({before}),{coupled()}" if layers > 2 else f"{before},{coupled()}"
+
+
+PRESETS: dict[str, str] = {
+    "sum": f"{_ROPE}+alibi(slopes=match)",
+    "coupled": coupled(),
+    "coupled-rotated": coupled(flat=f"{_ROPE}~logn"),
+    "coupled-unrotated": coupled(rotation=""),
+    "steep": coupled(4),
+    "steep-10": coupled(10),
+    "steep-20": coupled(20),
+    "steep-10-unrotated": coupled(10, rotation=""),
+    "two-flat": coupled(shares=(2, 2)),
+    "flat-last": flat_in_last_layer(2),
+    "no-log-n": coupled(flat="nope"),
+    "nape": "alibi(slopes=harmonic)|nope~ssmax",
+    "nape-adaptive": "alibi(slopes=harmonic)|nope~adaptive_ssmax",
+    "pope": "pope(base=match)",
+    "prope-quarter": "prope(kept=0.25,base=match)",
+    "fox": "forget",
+    "rope-fox": f"{_ROPE}+forget",
+    "coupled-fox": f"3*({_ROPE}+forget)|1*{FLAT}",
+    "three-terms": "alibi(slopes=match)&log&power(slopes=match)",
+}

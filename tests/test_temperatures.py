@@ -1,0 +1,162 @@
+"""Temperatures that heads learn, or that tokens decide, against float64 loops and their published starts."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from posenc_jax.attention import attend
+from posenc_jax.encodings import Place, parse, unparse
+from posenc_jax.encodings.temperature import AdaptiveSSMax, LogN, SSMax
+from posenc_jax.evaluation.properties import shift_errors
+from posenc_jax.model.cache import slots_that_matter
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+
+PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
+SEG = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2])
+
+
+def layer_of(line):
+    return parse(line).place(num_layers=1, num_heads=4, head_dim=16, model_dim=32, train_length=64).layers[0]  # fmt: skip
+
+
+def trained(layer):
+    """Learned values away from where they began."""
+    params = layer.init(jax.random.key(3))
+    return jax.tree.map(lambda x: x + 0.3 * jnp.sin(jnp.arange(x.size).reshape(x.shape)), params)
+
+
+def floats(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return (*(jax.random.normal(k, (1, 12, 4, 16)) for k in keys[:3]), jax.random.normal(keys[3], (1, 12, 32)))  # fmt: skip
+
+
+def attended(layer, params, q, k, v, x, **how):
+    pos, seg = jnp.asarray(POS)[None], jnp.asarray(SEG)[None]
+    return attend(q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, x_BTD=x, **how)  # fmt: skip
+
+
+def by_loop(tau, slopes, q, k, v):
+    return oracles.attention(
+        *(np.asarray(z[0], np.float64) for z in (q, k, v)),
+        bias=lambda n, i, j: -slopes[n] * abs(int(POS[i]) - int(POS[j])),
+        visible=lambda i, j: SEG[i] == SEG[j] and POS[j] <= POS[i],
+        tau=tau,
+    )
+
+
+NAPE = [1.0, 0.5, 0.0, 0.0]
+CASES = {"alibi(slopes=harmonic)|nope~ssmax": (NAPE, 2), "alibi(slopes=harmonic)|nope~adaptive_ssmax": (NAPE, 2),
+         "nope~ssmax": ([0.0] * 4, 0), "nope~adaptive_ssmax": ([0.0] * 4, 0)}  # fmt: skip
+
+
+def tau_of(line, params, x):
+    """tau(head, query) in float64; a document's keys are counted from its own first one."""
+    _, first = CASES[line]
+    own = {k: np.asarray(v, np.float64) for k, v in next(iter(params.values())).items()}
+
+    def tau(n, i):
+        n -= first
+        if n < 0:
+            return 1.0
+        if "s_N" in own:
+            return oracles.ssmax(own["s_N"][n], POS[i] + 1)
+        pairs = [(own[f"{name}_DN"][:, n], own[f"{name}_bias_N"][n]) for name in ("beta", "gamma")]
+        return oracles.adaptive_scale(np.asarray(x[0, i], np.float64), *pairs, POS[i] + 1)
+
+    return tau
+
+
+@pytest.mark.parametrize("how", ["dense", "blockwise"])
+@pytest.mark.parametrize("line", CASES)
+def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
+    layer = layer_of(line)
+    params, (q, k, v, x) = trained(layer), floats()
+    got = attended(layer, params, q, k, v, x, implementation=how)
+    np.testing.assert_allclose(got[0], by_loop(tau_of(line, params, x), CASES[line][0], q, k, v), atol=3e-6)  # fmt: skip
+
+    def along(step, direction, loop=False):
+        """The sum of sines of the result, `step` away along a direction in parameters and tokens."""
+        moved, there = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, (params, x), direction)  # fmt: skip
+        return np.sin(by_loop(tau_of(line, moved, there), CASES[line][0], q, k, v)).sum()
+
+    grads = jax.grad(lambda p, x: jnp.sin(attended(layer, p, q, k, v, x, implementation=how)).sum(), (0, 1))(params, x)  # fmt: skip
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda a: rng.normal(size=a.shape), (params, x))
+    slope = (along(1e-5, direction) - along(-1e-5, direction)) / 2e-5
+    ours = sum(float((np.asarray(g, np.float64) * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))  # fmt: skip
+    assert ours == pytest.approx(slope, rel=1e-4, abs=1e-5)
+    assert abs(slope) > 1e-2
+
+
+def test_ssmax_starts_at_a_mean_temperature_of_one():
+    for length, published in ((1024, 0.168), (64, None)):
+        place = dataclasses.replace(PLACE, train_length=length)
+        params, pos = SSMax().init(jax.random.key(0), place), jnp.arange(length)[None]
+        tau = SSMax().temperature(params, pos, pos, place)
+        np.testing.assert_allclose(tau.mean((0, 2, 3)), 1.0, rtol=1e-5)
+        assert published is None or round(float(params["s_N"][0]), 3) == published
+    free = LogN(clip=False).temperature({}, pos, pos, PLACE)
+    fixed = SSMax().temperature({"s_N": jnp.full(4, 1 / math.log(64))}, pos, pos, PLACE)
+    np.testing.assert_allclose(fixed, jnp.broadcast_to(free, fixed.shape), rtol=1e-6)
+
+
+def test_the_first_token_takes_no_power_of_zero():
+    params = AdaptiveSSMax().init(jax.random.key(0), PLACE)
+    params["gamma_bias_N"] -= 50.0  # exponent -2
+    tau = AdaptiveSSMax().temperature(params, jnp.array([[0, 131_071]]), jnp.array([[0]]), PLACE)
+    np.testing.assert_allclose(tau[0, 0, 0, 0], 1 + math.log(2) * math.log(2) ** -2, rtol=1e-5)
+    assert np.isfinite(tau).all()
+
+
+def test_attention_does_not_guess_a_temperature_that_tokens_decide():
+    layer, (q, k, v, _) = layer_of("nope~adaptive_ssmax"), floats()
+    with pytest.raises(ValueError, match="pass x_BTD, what the queries were projected from"):
+        attended(layer, trained(layer), q, k, v, None)
+    assert "\n" not in unparse(parse("nope~adaptive_ssmax(floor=0.0,most=1.0)"))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (AdaptiveSSMax(floor=-1.0), "floor must be zero or above"),
+        (AdaptiveSSMax(most=0.0), "most must be a positive number"),
+        (AdaptiveSSMax(most=1e9), "powers of ln n leave float32"),
+        (SSMax(), "training length must be at least 2"),
+    ],
+)
+def test_a_temperature_that_makes_no_sense_says_why(part, message):
+    with pytest.raises(ValueError, match=message):
+        part.check(dataclasses.replace(PLACE, train_length=1))
+
+
+def model(line):
+    config = ModelConfig(
+        scheme=line, vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
+        num_kv_heads=4, head_dim=8, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
+        embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto",
+    )  # fmt: skip
+    ones = jnp.ones((1, 4), jnp.int32)
+    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
+
+
+def test_a_temperature_without_a_bound_evicts_nothing():
+    config, params = model("alibi(factor=0.01)~adaptive_ssmax")
+    assert slots_that_matter(config, params, 224, 8) == ((224,),) * 2
+    assert slots_that_matter(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
+
+
+@pytest.mark.parametrize("line", ["rope~ssmax", "rope~adaptive_ssmax"])
+def test_a_shift_is_exact_where_keys_in_sight_are_counted_and_not_where_they_are_not(line):
+    config, params = model(line)
+    rows = np.random.default_rng(0).integers(0, 37, (2, 24))
+    exact = shift_errors(config, params, rows, (64,), 96)[64]
+    loose = shift_errors(config, params, rows, (64,), 96, counted=False)[64]
+    assert exact.max() < 1e-4
+    assert loose.min() > 1e-2
