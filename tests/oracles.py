@@ -53,8 +53,11 @@ def sinusoid(position, dim, base=10_000.0):
     )
 
 
-def attention(q_TNH, k_SNH, v_SNH, bias, visible, tau=lambda head, i: 1.0):
-    """Softmax attention of one sequence; bias(head, i, j), visible(i, j) on indices; zero if blind."""
+def attention(q_TNH, k_SNH, v_SNH, bias, visible, tau=lambda head, i: 1.0, sink_N=None):
+    """Softmax attention of one sequence; bias(head, i, j), visible(i, j) on indices; zero if blind.
+
+    A sink is one more logit of a row, as gpt-oss has it: its weight is computed and thrown away.
+    """
     T, N, H = q_TNH.shape
     out = np.zeros((T, N, v_SNH.shape[-1]))
     for n in range(N):
@@ -68,14 +71,26 @@ def attention(q_TNH, k_SNH, v_SNH, bias, visible, tau=lambda head, i: 1.0):
                     for j in keys
                 ]
             )
+            if sink_N is not None:
+                logits = np.append(logits, sink_N[n])
             weights = np.exp(logits - logits.max())
-            weights /= weights.sum()
+            weights = (weights / weights.sum())[: len(keys)]
             out[i, n] = sum(w * v_SNH[j, n] for w, j in zip(weights, keys, strict=True))
     return out
 
 
 def rms_norm(x, gain, epsilon=1e-6):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def token_shift(x_TKH, now_K, before_K):
+    """KV shifting attention, eq. 5: a x_t + b x_(t-1) per head; zero stands before the first token."""
+    out = np.zeros_like(x_TKH)
+    for t in range(len(x_TKH)):
+        for n in range(x_TKH.shape[1]):
+            before = x_TKH[t - 1, n] if t else np.zeros_like(x_TKH[t, n])
+            out[t, n] = now_K[n] * x_TKH[t, n] + before_K[n] * before
+    return out
 
 
 def silu(x):
@@ -94,10 +109,16 @@ def decoder_logits(params, tokens_T, heads, positional_attention, swiglu=True):
         q = np.einsum("td,dnh->tnh", y, a["query_DNH"])
         k = np.einsum("td,dnh->tnh", y, a["key_DKH"])
         v = np.einsum("td,dnh->tnh", y, a["value_DKH"])
+        if "key_now_K" in a:
+            k = token_shift(k, a["key_now_K"], a["key_before_K"])
+            v = token_shift(v, a["value_now_K"], a["value_before_K"])
         if "query_gain_H" in a:
             q, k = rms_norm(q, a["query_gain_H"]), rms_norm(k, a["key_gain_H"])
         k, v = (np.repeat(z, heads // z.shape[1], axis=1) for z in (k, v))
-        x = x + np.einsum("tnh,nhd->td", positional_attention(layer, q, k, v), a["out_NHD"])
+        out = positional_attention(layer, q, k, v)
+        if "gate_DNH" in a:
+            out = out / (1 + np.exp(-np.einsum("td,dnh->tnh", y, a["gate_DNH"])))
+        x = x + np.einsum("tnh,nhd->td", out, a["out_NHD"])
         y = rms_norm(x, b["mlp_gain_D"])
         up = y @ b["mlp"]["up_DF"]
         x = x + (silu(y @ b["mlp"]["gate_DF"]) * up) @ b["mlp"]["down_FD"]

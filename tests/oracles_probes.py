@@ -23,8 +23,11 @@ def softmax(logits):
     return raw / raw.sum()
 
 
-def watched(content_NTS, bias_NTS, first, windows):
-    """Every reduction of one sequence, by walking over its pairs; heads weigh their last windows[n] keys."""
+def watched(content_NTS, bias_NTS, first, windows, sink_N=None):
+    """Every reduction of one sequence, by walking over its pairs; heads weigh their last windows[n] keys.
+
+    A sink is one more outcome of each query.
+    """
     N, T, _ = content_NTS.shape
     logit_NTS = content_NTS.astype(np.float64) + bias_NTS
     weight, content, count = np.zeros((N, T)), np.zeros((N, T)), np.zeros(T)
@@ -34,10 +37,11 @@ def watched(content_NTS, bias_NTS, first, windows):
     for n in range(N):
         for i in range(first, T):
             low = max(0, i + 1 - windows[n])
-            w = np.concatenate([np.zeros(low), softmax(logit_NTS[n, i, low : i + 1])])
+            row = [*logit_NTS[n, i, low : i + 1], *([] if sink_N is None else [sink_N[n]])]
+            w = np.concatenate([np.zeros(low), softmax(row)])
             entropy[n, i - first] = -sum(x * math.log(x) for x in w if x > 0)
             sink[n, i - first] = w[0]
-            top = max(logit_NTS[n, i, low : i + 1])
+            top = max(row)
             for name, smallest in (("float32", 2.0**-149), ("bfloat16", 2.0**-133)):
                 zero = [
                     math.exp(max(z - top, -700)) < smallest for z in logit_NTS[n, i, low : i + 1]
@@ -72,10 +76,10 @@ def relative_structure(logit_pairs):
     return 1 - left.var() / z.var()
 
 
-def needle(content_S, bias_S, query, key, window):
+def needle(content_S, bias_S, query, key, window, sinks=()):
     """(weight, margin, reach) of one query of one head; the last `window` keys up to the query are in sight."""
     seen = range(max(0, query + 1 - window), query + 1)
-    weights = softmax([content_S[j] + bias_S[j] for j in seen])
+    weights = softmax([*(content_S[j] + bias_S[j] for j in seen), *sinks])
     weight = weights[key - seen[0]] if key in seen else 0.0
     others = [math.exp(content_S[j] - content_S[key]) for j in range(query + 1) if j != key]
     margin = -math.log(sum(others) / len(others))

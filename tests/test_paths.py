@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import schemes
 
@@ -74,14 +75,14 @@ def layer_of(line):
 
 
 def step_of(layer, implementation, window):
-    """(result, gradients of q, k, v, ticks and what is learned) as a jitted function."""
+    """(result, gradients of q, k, v, ticks, what is learned and sinks, if any) as a jitted function."""
 
     def loss(arrays, aim):
-        q, k, v, ticks, params = arrays
+        q, k, v, ticks, params, *sink = arrays
         clock = running_clock(ticks, SEG) if layer.gated else None
         out = attend(
             q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
-            q_clock_BTN=clock, k_clock_BSN=clock, aligned=True, window=window,
+            q_clock_BTN=clock, k_clock_BSN=clock, sink_N=sink[0] if sink else None, aligned=True, window=window,
             x_BTD=schemes.projected_from(layer, POS.shape),
             implementation=implementation,
         )  # fmt: skip
@@ -172,6 +173,80 @@ def test_every_path_keeps_a_window(name):
     got, want, whole = (np.asarray(x, np.float32) for x in (got, want, whole))
     np.testing.assert_allclose(got, want, rtol=0, atol=path.share * np.abs(want).max())
     assert np.abs(whole - want).max() > 10 * np.abs(got - want).max()
+
+
+SINKS = np.array([2.0, 0.0, -40.0, 6.0], np.float32)  # shares of a row from nothing to nearly all
+
+
+def with_sinks(line, dtype):
+    layer = layer_of(line)
+    arrays, aim = arrays_of(layer, dtype)
+    return layer, (*arrays, jnp.asarray(SINKS)), aim
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("blockwise", "3*(rope+alibi)|1*nope~logn"),
+        ("blockwise, tiles side by side", "rope+alibi"),
+        ("blockwise, bfloat16", "rope+alibi"),
+        pytest.param("flash", "rope+alibi(slopes=match)|nope~logn(clip=false)", marks=pytest.mark.thorough),
+        pytest.param("flash, bfloat16", "log", marks=pytest.mark.thorough),
+        pytest.param("blockwise", "fire", marks=pytest.mark.slow),
+        pytest.param("blockwise", "forget", marks=pytest.mark.slow),
+        pytest.param("blockwise", "nope~scale_invariant", marks=pytest.mark.slow),
+        pytest.param("blockwise, tiles side by side", "fire", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_every_path_that_serves_a_sink_is_the_definition(name, line):
+    path = PATHS[name]
+    layer, arrays, aim = with_sinks(line, path.dtype)
+    ((_, got), grads), ((_, want), wanted) = (
+        step_of(layer, implementation, None)(arrays, aim)
+        for implementation in (path.implementation, "dense")
+    )
+    ((_, without), _) = step_of(layer, "dense", None)(arrays[:5], aim)
+    got, want, without = (np.asarray(x, np.float32) for x in (got, want, without))
+    np.testing.assert_allclose(got, want, rtol=0, atol=path.share * np.abs(want).max())
+    assert not got[SEG == 0].any()
+    assert np.abs(without - want)[:, :, [0, 1, 3]].max((0, 1, 3)).min() > 0.1
+    np.testing.assert_allclose(want[:, :, 2], without[:, :, 2], atol=1e-6)  # none, to 40 nats
+    (*tensors, learned, sinks), (*others, others_learned, others_sinks) = grads, wanted
+    assert_near(tensors, others, path.share, least=0.0)
+    assert_near(learned, others_learned, path.share, least=1.0)
+    assert_near(sinks, others_sinks, path.share, least=0.0)
+    assert (np.abs(sinks)[[0, 1, 3]] > 1e-2).all()
+
+
+def test_the_definition_with_a_sink_is_a_float64_loop_and_so_is_its_gradient():
+    layer, (q, k, v, ticks, params, sinks), aim = with_sinks("rope+alibi", "float32")
+    q, k, v, ticks, aim = (x[:1, 27:41] for x in (q, k, v, ticks, aim))  # inside of a document
+    wide = [np.repeat(np.asarray(x[0], np.float64), N // K, axis=1) for x in (k, v)]
+    turned = [
+        np.stack([[oracles.rope_vector(x[t, n], t) for n in range(N)] for t in range(14)])
+        for x in (np.asarray(q[0], np.float64), wide[0])
+    ]
+    slopes = oracles.alibi_slopes(N)
+
+    def by_hand(sinks):
+        return oracles.attention(
+            *turned, wide[1], lambda n, i, j: -slopes[n] * (i - j), lambda i, j: j <= i, sink_N=sinks
+        )  # fmt: skip
+
+    pos, seg = jnp.arange(14)[None], jnp.ones((1, 14), jnp.int32)
+
+    def ours(sinks):
+        return attend(
+            q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, sink_N=sinks,
+            implementation="dense",
+        )  # fmt: skip
+
+    np.testing.assert_allclose(ours(sinks)[0], by_hand(SINKS.astype(np.float64)), atol=2e-6)
+    slope_N = jax.grad(lambda s: (ours(s) * aim).sum())(sinks)
+    for n in range(N):
+        way = 1e-4 * np.eye(N)[n]
+        ends = [(by_hand(SINKS + sign * way) * np.asarray(aim[0])).sum() for sign in (1, -1)]
+        assert slope_N[n] == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-4, abs=1e-5)
 
 
 def test_every_scheme_has_a_path_of_linear_memory():

@@ -74,10 +74,10 @@ def pairs_of(layer, params, q, k, pos, clock):
     return np.stack(content), bias.astype(np.float64)
 
 
-def watch(layer, params, q, k, pos, clock, first=FIRST):
+def watch(layer, params, q, k, pos, clock, first=FIRST, sink=None):
     run = jax.jit(
         lambda q, k, pos, clock: observe.watch(
-            q, k, layer, params, pos_BT=pos, clock_BTN=clock, first=first
+            q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, first=first
         )
     )
     return jax.tree.map(np.asarray, run(q, k, pos, clock))
@@ -113,14 +113,43 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     )
 
 
+def test_a_sink_takes_its_share_of_every_weight_and_counts_in_entropy_and_blindness():
+    case, sink = prepared("rope+alibi"), np.array([3.0, 0.0, -2.0, 120.0], np.float32)
+    found, plain = watch(*case, sink=jnp.asarray(sink)), watch(*case)
+    content, bias = pairs_of(*case)
+    want = oracle.watched(content[0], bias[0], FIRST, windows_of(case[0]), sink)
+    for name in ("weight", "content", "mean", "spread"):
+        scale = max(1.0, np.abs(want[name]).max())
+        np.testing.assert_allclose(
+            getattr(found, f"{name}_BND")[0], want[name], rtol=2e-4, atol=2e-5 * scale
+        )
+    for name in ("entropy", "sink"):
+        got = getattr(found, f"{name}_BNQ")[0]
+        np.testing.assert_allclose(got, want[name], rtol=1e-4, atol=2e-5)
+    for name, share in want["blind"].items():
+        np.testing.assert_allclose(found.blind_BNQ[name][0], share, atol=1e-6)
+    assert found.blind_BNQ["float32"][0, 3].min() == 1  # all weights are zero beside 120 nats
+    np.testing.assert_allclose(plain.weight_BND.sum(-1), T - FIRST, rtol=1e-5)
+    assert (found.weight_BND.sum(-1)[0] < [0.9 * (T - FIRST), T - FIRST, T - FIRST, 1e-9]).all()
+
+    query, key = [35, 30], [3, 30]
+    got = chosen(case, query, key, jnp.asarray(sink))
+    for n, a in np.ndindex(N, 2):
+        here = (content[0, n, query[a]], bias[0, n, query[a]], query[a], key[a], T)
+        weight, margin, _ = oracle.needle(*here, sinks=[sink[n]])
+        assert got.weight_BNA[0, n, a] == pytest.approx(weight, rel=1e-3, abs=1e-6)
+        assert got.margin_BNA[0, n, a] == pytest.approx(margin, abs=1e-3)
+    np.testing.assert_array_equal(got.reach_BNA, chosen(case, query, key).reach_BNA)
+
+
 @pytest.mark.parametrize("line", LINEAR)
 def test_linear_attention_is_refused_in_words(line):
     q, k, pos, _ = tensors()
     layer = placed(line)
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        observe.watch(q, k, layer, {}, pos_BT=pos, clock_BTN=None, first=0)
+        observe.watch(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, first=0)
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        observe.needles(q, k, layer, {}, pos_BT=pos, clock_BTN=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
+        observe.needles(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
 
 
 def still(line, length, num_heads=N, first=0):
@@ -175,11 +204,11 @@ def test_kendall_is_the_sign_of_a_trend_and_nothing_for_a_flat_one():
     np.testing.assert_allclose(tau[:2], -1.0, atol=1e-12)
 
 
-def chosen(case, query, key):
+def chosen(case, query, key, sink=None):
     layer, params, q, k, pos, clock = case
     query, key = (jnp.asarray(x)[None] for x in (query, key))
     run = jax.jit(lambda q, k, pos, clock, query, key: observe.needles(
-        q, k, layer, params, pos_BT=pos, clock_BTN=clock, query_BA=query, key_BA=key))  # fmt: skip
+        q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, query_BA=query, key_BA=key))  # fmt: skip
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
 
 
@@ -210,7 +239,7 @@ def test_a_planted_margin_reaches_as_far_as_predicted_and_no_further():
     k = k.at[np.arange(B), key_BA[:, 0], :, 0].set(margin * math.sqrt(H))
     q = jnp.zeros((B, length, N, H)).at[:, :, :, 0].set(1.0)
     found = observe.needles(
-        q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), clock_BTN=None,
+        q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), clock_BTN=None, sink_N=None,
         query_BA=jnp.full((B, 1), length - 1), key_BA=jnp.asarray(key_BA),
     )  # fmt: skip
     np.testing.assert_allclose(found.margin_BNA, margin, rtol=1e-4)
@@ -288,7 +317,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
     def peak(length):
         q, k, pos, _ = tensors(length, B=1)
-        run = jax.jit(lambda *a: observe.watch(a[0], a[1], layer, {}, pos_BT=a[2], clock_BTN=None, first=0))  # fmt: skip
+        run = jax.jit(lambda *a: observe.watch(a[0], a[1], layer, {}, pos_BT=a[2], clock_BTN=None, sink_N=None, first=0))  # fmt: skip
         return run.lower(q, k, pos).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(4096) < 2.5 * peak(2048) < 4 * N * 2048 * 2048  # less than one T x S array

@@ -9,9 +9,12 @@ from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.mask import visible
 from posenc_jax.attention.ring import ring_attention, ring_hops
 from posenc_jax.attention.shards import running_clock
+from posenc_jax.attention.shift import LastToken, Shift, token_shift
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "LastToken",
+    "Shift",
     "attend",
     "blockwise_attention",
     "choose",
@@ -19,5 +22,6 @@ __all__ = [
     "ring_attention",
     "ring_hops",
     "running_clock",
+    "token_shift",
     "visible",
 ]

@@ -46,6 +46,7 @@ def choose(
     aligned: bool = True,
     device: str | None = None,
     sequence: int = 1,
+    sink: bool = False,
 ) -> Path:
     """Returns the path that `attend` takes for a layer, and why.
 
@@ -53,16 +54,18 @@ def choose(
       layer: the scheme of the layer. queries, keys: T and S. head_dim: H. dtype: of queries.
       implementation, causal, aligned: as for `attend`.
       device: "cpu", "gpu" or "tpu"; none: what programs are traced for.
-      sequence: devices that the tokens of a row lie on.
+      sequence: devices that the tokens of a row lie on. sink: heads have a sink logit.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    if sink and layer.form is not None:
+        raise ValueError("linear attention has no softmax, and a sink no sum to stand in: set model.sink_logit to False")  # fmt: skip
     if sequence > 1:
         return _around_a_ring(layer, implementation, sequence, in_order=causal and aligned)
-    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned}
+    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink}  # fmt: skip
     if implementation in KERNELS:
         reason = refusal(implementation, layer, **where)
         if reason:
@@ -126,6 +129,7 @@ def attend(
     q_clock_BTN: jax.Array | None = None,
     k_clock_BSN: jax.Array | None = None,
     x_BTD: jax.Array | None = None,
+    sink_N: jax.Array | None = None,
     causal: bool = True,
     window: int | None = None,
     aligned: bool = False,
@@ -147,6 +151,8 @@ def attend(
         of `layer.ticks` (`encodings.running_clock`).
       x_BTD: what the queries were projected from, for a scheme whose temperature the tokens decide
         (`layer.tempered_by_tokens`).
+      sink_N: float32, a logit beside those of a head's keys, of a key that everybody sees and whose value is zero:
+        a row's weights add up to less than one (gpt-oss; Xiao et al. 2023, StreamingLLM, sec. 3.3).
       causal: keys after the query's position are out of sight.
       window: keys at that distance or further are out of sight, in both directions, of all heads; where the scheme
         gives heads a window of their own the smaller of both counts.
@@ -164,7 +170,7 @@ def attend(
     arrays = {
         "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
         "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
-        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "x_BTD": x_BTD,
+        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "x_BTD": x_BTD, "sink_N": sink_N,
     }  # fmt: skip
     out_BTNH = _attend(
         **over_several(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
@@ -178,13 +184,14 @@ def attend(
 
 def _attend(
     *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN,
-    k_clock_BSN, x_BTD, layer: PlacedLayer, causal, window, aligned, implementation,
+    k_clock_BSN, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
 ) -> jax.Array:  # fmt: skip
     """Returns `attend` of arrays that no axis of one device lays out."""
     ring = ring_of(q_BTNH)
     path = choose(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
         dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
+        sink=sink_N is not None,
     )  # fmt: skip
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:
@@ -193,6 +200,8 @@ def _attend(
         )
     if num_heads != layer.num_heads:
         raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {num_heads}")
+    if sink_N is not None and sink_N.shape != (num_heads,):
+        raise ValueError(f"sink_N holds one logit per query head, {num_heads}; its shape is {sink_N.shape}")  # fmt: skip
 
     if layer.gated and not causal:
         raise ValueError(
@@ -244,10 +253,12 @@ def _attend(
         return attention(
             q_BTNH, k_BSKH, v_BSKH, layer, params,
             q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
-            q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, causal=causal, window=window,
+            q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, sink_N=sink_N, causal=causal, window=window,
         )  # fmt: skip
     if path.name in KERNELS:
-        return fused_attention(path.name, q_BTNH, k_BSKH, v_BSKH, layer, params, q_seg_BT, window)
+        return fused_attention(
+            path.name, q_BTNH, k_BSKH, v_BSKH, layer, (params, sink_N), q_seg_BT, window
+        )
     return dense_attention(
         q_BTNH,
         _per_query_head(k_BSKH, num_heads),
@@ -262,6 +273,7 @@ def _attend(
             window_N=windows_of(layer, window),
         ),
         layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
+        sink_N,
     )
 
 

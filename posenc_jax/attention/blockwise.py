@@ -21,7 +21,7 @@ from posenc_jax.attention.pull import pulled
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import per_shard
 from posenc_jax.attention.tiles import Floats, Places, Plan, even_block, pad
-from posenc_jax.attention.walk import meet, proof, weighable
+from posenc_jax.attention.walk import meet, nothing, proof, sink_gradient, weighable, with_sink
 from posenc_jax.encodings.device import computes_on
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -44,6 +44,7 @@ def blockwise_attention(
     k_seg_BS: jax.Array,
     q_clock_BTN: jax.Array | None = None,
     k_clock_BSN: jax.Array | None = None,
+    sink_N: jax.Array | None = None,
     causal: bool = True,
     window: int | None = None,
     epsilon: float = cutoff.EXACT,
@@ -56,7 +57,7 @@ def blockwise_attention(
       q_BTNH: queries, rotated, with any temperature that depends on the query alone multiplied in.
       k_BSKH, v_BSKH: rotated keys, and values; K divides N. The result has the values' dtype.
       layer, params: bias and the temperatures that depend on the key; learned ones get gradients.
-      q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN, k_clock_BSN, causal: as for `attend`. Any
+      q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN, k_clock_BSN, sink_N, causal: as for `attend`. Any
         positions and segments are served; blocks in which nobody sees anything are skipped.
       window: keys at that distance or further are out of sight; heads that the layer gives a smaller one keep it.
       epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT` is below what
@@ -65,7 +66,7 @@ def blockwise_attention(
         worked on one by one, the forward pass reads two blocks of keys at once if it needs both.
       lanes: tiles worked on side by side, at most; None: as many as fill a GPU, and one elsewhere.
     """
-    floats = (q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN)
+    floats = (q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_clock_BTN, k_clock_BSN)
     places = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
     local = functools.partial(
         _of_these_heads, layer=layer, causal=causal, window=window,
@@ -82,15 +83,15 @@ def _of_these_heads(floats, places, first_head, **settings) -> jax.Array:
 
 def head_groups(
     floats, places, first_head, *, layer: PlacedLayer, window, blocks, lanes, devices=1, **settings
-) -> list[tuple[Plan, Floats, Places]]:
-    """Returns the work of this device's query heads, group by group, padded to whole blocks.
+) -> list[tuple[Plan, Floats, Places, jax.Array | None]]:
+    """Returns the work of this device's query heads, group by group, padded to whole blocks, and their sinks.
 
     Args:
       floats, places, first_head: as `shards.per_shard` hands them out. window: the model's own. blocks, lanes,
         settings: of the `Plan`s.
       devices: that the keys of a row lie on, as many on each.
     """
-    q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN = floats
+    q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_clock_BTN, k_clock_BSN = floats
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if layer.num_heads == N:  # group by group: a bias is then made for its own heads alone
         groups = [
@@ -132,6 +133,7 @@ def head_groups(
                     learned, q_clock, k_clock,
                 ),
                 Places(*(pad(x, 1, n) for x, n in zip(places, (t, t, s, s), strict=True)), first_head),
+                None if sink_N is None else jax.lax.dynamic_slice_in_dim(sink_N, first_head + first, stop - first),
             )
         )  # fmt: skip
     return pieces
@@ -145,22 +147,24 @@ def joined(pieces: list[jax.Array], floats) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, floats: Floats, places: Places) -> jax.Array:
-    return _forward(plan, floats, places)[0]
+def _attention(plan: Plan, floats: Floats, places: Places, sink_N: jax.Array | None) -> jax.Array:
+    return _forward(plan, floats, places, sink_N)[0]
 
 
-def _forward(plan: Plan, floats: Floats, places: Places):
-    found, stop_BNI = meet(plan, floats, places, proof(plan, floats.params))
+def _forward(plan: Plan, floats: Floats, places: Places, sink_N: jax.Array | None):
+    start = None if sink_N is None else with_sink(nothing(floats.q_BNTH, floats.v_BKSH), sink_N)
+    found, stop_BNI = meet(plan, floats, places, proof(plan, floats.params), start)
     out_BNTH, lse_BNT, stop_BNI = kept((found.out_BNTH, weighable(found.lse_BNT), stop_BNI))
-    return out_BNTH, (floats, places, out_BNTH, lse_BNT, stop_BNI)
+    return out_BNTH, (floats, places, sink_N, out_BNTH, lse_BNT, stop_BNI)
 
 
 def _backward(plan: Plan, residuals, d_out_BNTH: jax.Array):
-    floats, places, out_BNTH, lse_BNT, stop_BNI = residuals
+    floats, places, sink_N, out_BNTH, lse_BNT, stop_BNI = residuals
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), floats)
     pull_BNT = (d_out_BNTH * out_BNTH).sum(-1)
     grads = pulled(plan, floats, places, (d_out_BNTH, lse_BNT, pull_BNT), stop_BNI, blank)
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats), None
+    grads = jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats)
+    return grads, None, sink_gradient(sink_N, lse_BNT, pull_BNT)
 
 
 _attention.defvjp(_forward, _backward)

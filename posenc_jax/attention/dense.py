@@ -15,6 +15,7 @@ def dense_attention(
     bias_BNTS: jax.Array | None,
     mask: jax.Array,
     tau_BNTS: jax.Array | None = None,
+    sink_N: jax.Array | None = None,
 ) -> jax.Array:
     """Returns softmax(tau q k / sqrt(H) + bias) v per head; rows that see nothing are zero.
 
@@ -25,6 +26,7 @@ def dense_attention(
       bias_BNTS: float32, or None; added after the 1/sqrt(H) scale, itself unscaled.
       mask: True where a query may read a key; mask_BTS, or mask_BNTS where heads have windows of their own.
       tau_BNTS: float32 or None; multiplies the content logit alone.
+      sink_N: float32 or None; a logit beside those of the keys, whose value is zero.
     """
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
     logits_BNTS = logits_BNTS / math.sqrt(v_BSNH.shape[-1])
@@ -34,10 +36,16 @@ def dense_attention(
         logits_BNTS = logits_BNTS + bias_BNTS
     mask_BNTS = mask if mask.ndim == 4 else mask[:, None]
     logits_BNTS = jnp.where(mask_BNTS, logits_BNTS, NEVER)
-    top_BNT1 = jax.lax.stop_gradient(logits_BNTS.max(-1, keepdims=True))
+    top_BNT1 = logits_BNTS.max(-1, keepdims=True)
+    if sink_N is not None:
+        top_BNT1 = jnp.maximum(top_BNT1, sink_N[None, :, None, None])
+    top_BNT1 = jax.lax.stop_gradient(top_BNT1)
     weight_BNTS = jnp.exp(logits_BNTS - top_BNT1)
     out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weight_BNTS, v_BSNH.astype(jnp.float32))
     # Dividing the sum instead of every weight saves a pass over T x S.
-    out_BTNH = out_BTNH / weight_BNTS.sum(-1).swapaxes(1, 2)[..., None]
+    sum_BNT1 = weight_BNTS.sum(-1, keepdims=True)
+    if sink_N is not None:
+        sum_BNT1 = sum_BNT1 + jnp.exp(sink_N[None, :, None, None] - top_BNT1)
+    out_BTNH = out_BTNH / sum_BNT1.swapaxes(1, 2)
     sees_BTN1 = mask_BNTS.any(-1).swapaxes(1, 2)[..., None]
     return jnp.where(sees_BTN1, out_BTNH, 0.0).astype(v_BSNH.dtype)

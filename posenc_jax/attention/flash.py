@@ -26,7 +26,9 @@ from jax.experimental.pallas import triton
 
 from posenc_jax.attention.cutoff import EXACT, ROUNDING, STRIDE
 from posenc_jax.attention.flash_kernels import (
+    LOG2E,
     NARROWEST,
+    NEVER,
     Arithmetic,
     Tiling,
     Tilings,
@@ -67,6 +69,7 @@ def flash_attention(
     seg_BT: jax.Array,
     window: int | jax.Array | None = None,
     *,
+    sink_N: jax.Array | None = None,
     epsilon: float = EXACT,
     tiles: Tilings | None = None,
 ) -> jax.Array:
@@ -76,6 +79,7 @@ def flash_attention(
       q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q and k have
         more columns, v is padded to as many.
       bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
+      sink_N: logits of a key that every query sees and whose value is zero; None: there is none.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
         of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
         left out. tiles: None for what was measured to be fast.
@@ -100,7 +104,7 @@ def flash_attention(
         starts(q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block)
     )
     bias_ND = bias_ND.astype(jnp.float32)
-    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI)
+    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)
     return out_BTNH[:, :T, :, :H]
 
 
@@ -179,35 +183,26 @@ def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI):
-    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI)[0]
+def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
+    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)[0]
 
 
-def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, start_BNI):
+def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
     tiling = how.tiles.forward
     highest_BXI = _highest(low_BXT, tiling.q_block)
     B, T, N, H = q_BTNH.shape
     specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_ND.shape[1], low_BXT.shape[1])
+    sink_N1 = jnp.full((N, 1), NEVER) if sink_N is None else sink_N[:, None] / how.scale
     out_BTNH, lse_BNT = _call(
         functools.partial(forward_kernel, how.scale),
         (T // tiling.q_block, B, N),
         tiling,
-        [
-            specs.query,
-            specs.keys,
-            specs.keys,
-            specs.low,
-            specs.of_block,
-            specs.highest,
-            specs.bias,
-        ],
-        [
-            (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
-            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
-        ],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_ND / how.scale)
+        [specs.query, specs.keys, specs.keys, specs.low, specs.of_block, specs.highest, specs.bias, specs.sink],
+        [(specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
+    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_ND / how.scale, sink_N1)  # fmt: skip
     out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
-    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, out_BTNH, lse_BNT, start_BNI)
+    inputs = (q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT)
+    return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
 
 
 def _highest(low_BXT, block):
@@ -228,6 +223,7 @@ class _Specs:
         self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
         self.highest = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, own(n), last - r))
         self.bias = pl.BlockSpec((None, D), lambda r, b, n: (n, 0))
+        self.sink = pl.BlockSpec((None, 1), lambda r, b, n: (n, 0))
 
 
 def _own(X: int):
@@ -252,7 +248,7 @@ def _call(kernel, grid, tiling: Tiling, in_specs, outs):
 
 
 def _backward(how, residuals, d_out_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, bias_ND, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
+    q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
@@ -298,7 +294,12 @@ def _backward(how, residuals, d_out_BTNH):
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )
     d_bias_ND = d_slope_BNT.sum((0, 2))[:, None] if bias_ND.shape[1] == 1 else None
-    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_ND, None, None
+    d_sink_N = None
+    if sink_N is not None:
+        # A weight is at most one; padding, whose lse is no sum, has a pull of zero.
+        weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse_BNT, 0.0))
+        d_sink_N = -(weight_BNT * pull_BNT).sum((0, 2))
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_ND, d_sink_N, None, None
 
 
 def _coarser(start_BNI, block, other, length):

@@ -150,7 +150,8 @@ def _in_turn(bounds, body, carry):
 
 
 def forward_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, out_ref, lse_ref
+    scale, tiling, do, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, sink_ref, out_ref,
+    lse_ref,
 ):  # fmt: skip
     """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where a row sees nothing."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
@@ -171,7 +172,9 @@ def forward_kernel(
         acc_tH = _mixed(acc_tH, weight_ts, v_sH, fade_t)
         return acc_tH, new_t, sum_t * fade_t + weight_ts.sum(-1)
 
-    blank = _blank(q_tH, t), jnp.full((t,), NEVER, jnp.float32), jnp.zeros((t,), jnp.float32)
+    # A sink is met before all keys, with a value of zero; where there is none, it stands at NEVER.
+    sink_t = jnp.full((t,), sink_ref[0])
+    blank = _blank(q_tH, t), sink_t, jnp.where(sink_t > NEVER / 2, 1.0, 0.0)
     acc_tH, top_t, sum_t = _in_turn(_blocks(tiling, i, start_ref, highest_ref), body, blank)
     # What a row collects before it sees a key fades to nothing once it does; padding sees none.
     sees_t = low_t <= row_t

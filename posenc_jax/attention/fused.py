@@ -30,7 +30,14 @@ _SPLASH_BLOCK = 512
 
 
 def refusal(
-    kernel: str, layer: PlacedLayer, *, head_dim: int, dtype: str, causal: bool, aligned: bool
+    kernel: str,
+    layer: PlacedLayer,
+    *,
+    head_dim: int,
+    dtype: str,
+    causal: bool,
+    aligned: bool,
+    sink: bool,
 ) -> str | None:
     """Returns why a kernel of `KERNELS` cannot serve a layer, in words; None when it can.
 
@@ -50,6 +57,8 @@ def refusal(
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
     if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
         return f"it computes in bfloat16, not {dtype}"
+    if kernel != "flash" and sink:
+        return "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set model.sink_logit to False"
     columns = layer.widens * head_dim
     wide = f"head dim {head_dim}" if layer.widens == 1 else f"{columns} columns of turned queries"
     if kernel == "flash" and columns > _FLASH_WIDEST:
@@ -65,14 +74,15 @@ def fused_attention(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     layer: PlacedLayer,
-    params: Params,
+    learned: tuple[Params, jax.Array | None],
     seg_BT: jax.Array,
     window: int | None,
 ) -> jax.Array:
     """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are zero.
 
     Args:
-      q_BTNH, k_BTKH: rotated, in as many columns as that gives; q with any temperature multiplied in. layer, params: for the slopes.
+      q_BTNH, k_BTKH: rotated, in as many columns as that gives; q with any temperature multiplied in.
+      layer: for the slopes. learned: its parameters, and sink_N of our kernel's heads or None.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further
         are out of sight; heads that the layer gives a smaller one keep it.
 
@@ -83,20 +93,20 @@ def fused_attention(
     window_N = windows_of(layer, window)
 
     def local(floats, places, first_head):
-        q_BTNH, k_BTKH, v_BTKH, params, *_ = floats
+        q_BTNH, k_BTKH, v_BTKH, (params, sink_N), *_ = floats
         bias = layer.linear_slope_N(params)
         if bias is None:
             length = q_BTNH.shape[1]
             bias = Tail(bias_by_distance(layer, params, length), log_tail(layer, params, length))
         here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
-        bias = jax.tree.map(here, bias)
+        bias, sink_N = jax.tree.map(here, (bias, sink_N))
         window = window_N[0] if len(set(window_N)) == 1 else here(as_array(window_N))
-        run = {"flash": flash_attention, "cudnn": _cudnn, "splash": _splash}[kernel]
+        run = {"cudnn": _cudnn, "splash": _splash}.get(kernel, functools.partial(flash_attention, sink_N=sink_N))  # fmt: skip
         out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, places[0], window)
         seen_BT11 = (places[0] != 0)[:, :, None, None]
         return jnp.where(seen_BT11, out_BTNH, 0).astype(v_BTKH.dtype)
 
-    return per_shard(local, (q_BTNH, k_BTKH, v_BTKH, params, None, None), (seg_BT,))
+    return per_shard(local, (q_BTNH, k_BTKH, v_BTKH, learned, None, None), (seg_BT,))
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):

@@ -35,11 +35,11 @@ class Watched(NamedTuple):
     """Reductions of one layer, per sequence. D = T distances, 0 first; Q the queries that were read.
 
     Attributes:
-      weight_BND: summed attention weight at each distance. content_BND: summed content logit
-        (temperature and 1/sqrt(H) in it, bias not).
+      weight_BND: summed attention weight at each distance; what it lacks of one per query is a sink's.
+      content_BND: summed content logit (temperature and 1/sqrt(H) in it, bias not).
       mean_BND, spread_BND: mean of the whole logit at each distance, and the sum of squares about it.
-      entropy_BNQ: of a query's weights, nats. sink_BNQ: weight on the document's first token.
-      blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest, is 0 there.
+      entropy_BNQ: of a query's weights, a sink's among them, nats. sink_BNQ: weight on the document's first token.
+      blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest (a sink's, too), is 0 there.
       q_power_BNH, k_power_BNH: mean square of every dim before the rotation; of dims that turn into several
         columns, their sum.
     """
@@ -59,9 +59,10 @@ class Needles(NamedTuple):
     """What chosen queries make of one chosen key each; A pairs a sequence.
 
     Attributes:
-      weight_BNA: attention weight on the key. margin_BNA: its content logit less the log of the mean
-        exponential of all other keys' at the query or before, nats. reach_BNA: the largest distance at which a key of
-        that margin, among keys alike, keeps weight 1/2 under the query's own bias; -1 for none.
+      weight_BNA: attention weight on the key, beside a sink. margin_BNA: its content logit less the log of the mean
+        exponential of all other keys' at the query or before, nats; no sink is among them. reach_BNA: the largest
+        distance at which a key of that margin, among keys alike, keeps weight 1/2 under the query's own bias; -1 for
+        none.
     """
 
     weight_BNA: jax.Array
@@ -121,6 +122,7 @@ def watch(
     *,
     pos_BT: jax.Array,
     clock_BTN: jax.Array | None,
+    sink_N: jax.Array | None,
     first: int,
 ) -> Watched:
     """Returns the reductions of a layer over its queries from index `first` on.
@@ -133,7 +135,7 @@ def watch(
     if layer.form is not None:
         raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
     all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
-    sums = lax.map(lambda one: _watch_one(one, layer, params, first), all_turned)
+    sums = lax.map(lambda one: _watch_one(one, layer, params, sink_N, first), all_turned)
     if (
         layer.widens > 1
     ):  # what content is turned, not content itself; sums over a rotary pair are the same
@@ -146,7 +148,9 @@ def watch(
     return Watched(*sums, *power)
 
 
-def _watch_one(one: Turned, layer: PlacedLayer, params: Params, first: int) -> tuple:
+def _watch_one(
+    one: Turned, layer: PlacedLayer, params: Params, sink_N: jax.Array | None, first: int
+) -> tuple:
     S, N, _ = one.q_BTNH.shape
     R = min(BLOCK, S - first)
     zero_ND = jnp.zeros((N, S))
@@ -159,7 +163,7 @@ def _watch_one(one: Turned, layer: PlacedLayer, params: Params, first: int) -> t
         logit_NRS = content_NRS + bias_NRS
         seen_1RS = _earlier(index_R, S) & (index_R < S)[None, :, None]
         seen_NRS = seen_1RS & _inside(layer, index_R, S)
-        weight_NRS, entropy_NR, blind = _softmax(logit_NRS, seen_NRS)
+        weight_NRS, entropy_NR, blind = _softmax(logit_NRS, seen_NRS, sink_N)
 
         def summed(x_NRS):  # by distance
             return _to_distance(_skewed(x_NRS).sum(1), start, R, S)
@@ -204,14 +208,23 @@ def _inside(layer: PlacedLayer, rows_R: jax.Array, S: int) -> jax.Array:
     return away_1RS < as_array(layer.window_N)[:, None, None]
 
 
-def _softmax(logit_NRS, seen_NRS):
-    """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0."""
+def _softmax(logit_NRS, seen_NRS, sink_N):
+    """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0; a sink counts in all."""
     logit_NRS = jnp.where(seen_NRS, logit_NRS, NEVER)
-    below_NRS = logit_NRS - logit_NRS.max(-1, keepdims=True)
+    top_NR = logit_NRS.max(-1)
+    if sink_N is not None:
+        top_NR = jnp.maximum(top_NR, sink_N[:, None])
+    below_NRS = logit_NRS - top_NR[..., None]
     raw_NRS = jnp.where(seen_NRS, jnp.exp(below_NRS), 0.0)
-    total_NR = jnp.maximum(raw_NRS.sum(-1), 1e-30)  # 0 only in the padding
+    total_NR = raw_NRS.sum(-1)
+    if sink_N is not None:
+        total_NR = total_NR + jnp.exp(sink_N[:, None] - top_NR)
+    total_NR = jnp.maximum(total_NR, 1e-30)  # 0 only in the padding
     weight_NRS = raw_NRS / total_NR[..., None]
     entropy_NR = jnp.log(total_NR) - (weight_NRS * jnp.where(seen_NRS, below_NRS, 0.0)).sum(-1)
+    if sink_N is not None:
+        below_NR = sink_N[:, None] - top_NR
+        entropy_NR = entropy_NR - jnp.exp(below_NR) / total_NR * below_NR
     keys_NR = jnp.maximum(seen_NRS.sum(-1), 1)
     blind = {
         name: (seen_NRS & (below_NRS < math.log(SMALLEST[name]))).sum(-1) / keys_NR
@@ -240,6 +253,7 @@ def needles(
     *,
     pos_BT: jax.Array,
     clock_BTN: jax.Array | None,
+    sink_N: jax.Array | None,
     query_BA: jax.Array,
     key_BA: jax.Array,
 ) -> Needles:
@@ -258,14 +272,13 @@ def needles(
         seen_1AS = _earlier(query_A, S)
         needle_1AS = (jnp.arange(S)[None] == key_A[:, None])[None]
         seen_NAS = seen_1AS & _inside(layer, query_A, S)
-        weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_NAS)
+        weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_NAS, sink_N)
         content_NA = jnp.where(needle_1AS, content_NAS, 0.0).sum(-1)
         others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, NEVER)
         margin_NA = content_NA - (jax.nn.logsumexp(others_NAS, -1) - jnp.log(query_A)[None])
 
-        share_NAS, _, _ = _softmax(
-            bias_NAS, seen_NAS
-        )  # of keys alike; one of share 0 is never kept
+        # Of keys alike, beside no sink; one of share 0 is never kept.
+        share_NAS, _, _ = _softmax(bias_NAS, seen_NAS, None)
         kept_NAS = seen_NAS & (margin_NA[..., None] + jnp.log(share_NAS) >= jnp.log1p(-share_NAS))
         apart_1AS = (query_A[:, None] - jnp.arange(S)[None])[None]
         reach_NA = jnp.where(kept_NAS, apart_1AS, -1).max(-1)

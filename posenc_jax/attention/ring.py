@@ -30,7 +30,14 @@ from posenc_jax.attention.pull import pulled
 from posenc_jax.attention.residuals import kept
 from posenc_jax.attention.shards import Ring, per_shard, ring_of
 from posenc_jax.attention.tiles import Floats, Places, Plan
-from posenc_jax.attention.walk import meet, nothing, proof, weighable
+from posenc_jax.attention.walk import (
+    meet,
+    nothing,
+    proof,
+    sink_gradient,
+    weighable,
+    with_sink,
+)
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -67,14 +74,14 @@ def ring_hops(
 
 def _around(
     run, out, q_BTNH, k_BSKH, v_BSKH, layer, params, *, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS,
-    q_clock_BTN=None, k_clock_BSN=None, causal=True, window=None, epsilon=cutoff.EXACT, blocks=None, lanes=None,
+    q_clock_BTN=None, k_clock_BSN=None, sink_N=None, causal=True, window=None, epsilon=cutoff.EXACT, blocks=None, lanes=None,
 ):  # fmt: skip
     ring = ring_of(q_BTNH)
     local = functools.partial(
         run, ring=ring, layer=layer, causal=causal, window=window, blocks=blocks, lanes=lanes,
         epsilon=epsilon / ring.size if causal else 0.0, devices=ring.size,
     )  # fmt: skip
-    floats = (q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN)
+    floats = (q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_clock_BTN, k_clock_BSN)
     places = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
     return per_shard(local, floats, places, ring=ring, out=out)
 
@@ -90,8 +97,8 @@ def _attended(ring: Ring, groups, floats):
 
 def _counted(ring: Ring, groups, _floats):
     pieces = []
-    for plan, own, places in groups:
-        hops_X = _forward(plan, ring, own, places)[1][-2]
+    for plan, own, places, sink_N in groups:
+        hops_X = _forward(plan, ring, own, places, sink_N)[1][-2]
         pieces.append(jnp.repeat(hops_X, own.q_BNTH.shape[1] // len(hops_X)))
     return jnp.concatenate(pieces)
 
@@ -163,16 +170,18 @@ class _Bundle:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(plan: Plan, ring: Ring, floats: Floats, places: Places) -> jax.Array:
-    return _forward(plan, ring, floats, places)[0]
+def _attention(
+    plan: Plan, ring: Ring, floats: Floats, places: Places, sink_N: jax.Array | None
+) -> jax.Array:
+    return _forward(plan, ring, floats, places, sink_N)[0]
 
 
-def _forward(plan: Plan, ring: Ring, floats: Floats, places: Places):
+def _forward(plan: Plan, ring: Ring, floats: Floats, places: Places, sink_N: jax.Array | None):
     proven, bundle = proof(plan, floats.params), _Bundle(plan, floats, places)
     horizon = Horizon.seen_from_here(plan, ring, floats, places, proven)
 
     def walk(_, one):
-        x, q_BNTH, k_BKSH, v_BKSH, norm_BKR = one
+        x, q_BNTH, k_BKSH, v_BKSH, norm_BKR, lse_BNT = one
         needed = functools.partial(horizon.needed, bundle.first(x), q_BNTH, norm_BKR)
 
         def read(h, held, found, stop_RBNI):
@@ -188,7 +197,7 @@ def _forward(plan: Plan, ring: Ring, floats: Floats, places: Places):
             return h + 1, last, arriving, found, stop_RBNI
 
         floats_x, _ = bundle.meeting(x, q_BNTH, own := bundle.own(x, k_BKSH, v_BKSH))
-        found = nothing(floats_x.q_BNTH, floats_x.v_BKSH)
+        found = nothing(floats_x.q_BNTH, floats_x.v_BKSH)._replace(lse_BNT=lse_BNT)
         blocks = (*found.lse_BNT.shape[:2], found.lse_BNT.shape[2] // plan.q_block)
         stop_RBNI = jnp.zeros((ring.size, *blocks), jnp.int32)
         start = (jnp.int32(0), needed(jnp.int32(0), found.lse_BNT), own, found, stop_RBNI)
@@ -196,16 +205,18 @@ def _forward(plan: Plan, ring: Ring, floats: Floats, places: Places):
         found, stop_RBNI = read(h, held, found, stop_RBNI)
         return None, (found, held, h, stop_RBNI)
 
-    arrays = (floats.q_BNTH, floats.k_BKSH, floats.v_BKSH, horizon.norm_BKR(floats.k_BKSH.shape[1]))
+    norm_BKR = horizon.norm_BKR(floats.k_BKSH.shape[1])
+    start_BNT = with_sink(nothing(floats.q_BNTH, floats.v_BKSH), sink_N).lse_BNT
+    arrays = (floats.q_BNTH, floats.k_BKSH, floats.v_BKSH, norm_BKR, start_BNT)
     every = (jnp.arange(bundle.count), *map(bundle.cut, arrays))
     _, (found, far, hops_X, stop_XRBNI) = lax.scan(walk, None, every)
     out_BNTH, lse_BNT = map(bundle.whole, found)
     walked = kept((out_BNTH, weighable(lse_BNT), far, hops_X, stop_XRBNI))
-    return walked[0], (floats, places, *walked)
+    return walked[0], (floats, places, sink_N, *walked)
 
 
 def _backward(plan: Plan, ring: Ring, residuals, d_out_BNTH: jax.Array):
-    floats, places, out_BNTH, lse_BNT, far, hops_X, stop_XRBNI = residuals
+    floats, places, sink_N, out_BNTH, lse_BNT, far, hops_X, stop_XRBNI = residuals
     bundle = _Bundle(plan, floats, places)
     pull_BNT = (d_out_BNTH * out_BNTH).sum(-1)
 
@@ -244,7 +255,8 @@ def _backward(plan: Plan, ring: Ring, residuals, d_out_BNTH: jax.Array):
     shared = zeros((floats.params, floats.q_clock_BTN, floats.k_clock_BSN))
     shared, by_bundle = lax.scan(walk, shared, every)
     grads = Floats(*map(bundle.whole, by_bundle), *shared)
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats), None
+    grads = jax.tree.map(lambda d, x: d.astype(x.dtype), grads, floats)
+    return grads, None, sink_gradient(sink_N, lse_BNT, pull_BNT)
 
 
 _attention.defvjp(_forward, _backward)

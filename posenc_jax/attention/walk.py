@@ -42,6 +42,27 @@ def nothing(q_xTH: jax.Array, v_xSH: jax.Array) -> Found:
     return Found(blank, jnp.full(rows, NEVER, jnp.float32))
 
 
+def with_sink(found: Found, sink_N: jax.Array | None) -> Found:
+    """Returns `nothing` with the sinks of heads, logits of no key and no value, in the softmax sums."""
+    if sink_N is None:
+        return found
+    lse_BNT = jnp.broadcast_to(sink_N.astype(jnp.float32)[None, :, None], found.lse_BNT.shape)
+    return found._replace(lse_BNT=lse_BNT)
+
+
+def sink_gradient(
+    sink_N: jax.Array | None, lse_BNT: jax.Array, delta_BNT: jax.Array
+) -> jax.Array | None:
+    """Returns d_sink_N, unless None: a sink's weight times what its value, zero, lacks of the result's gradient.
+
+    Args:
+      lse_BNT: over all keys and the sink. delta_BNT: the sum of d_out * out over H.
+    """
+    if sink_N is None:
+        return None
+    return -(jnp.exp(sink_N[None, :, None] - lse_BNT) * delta_BNT).sum((0, 2))
+
+
 def weighable(lse_BNT: jax.Array) -> jax.Array:
     """Returns lse_BNT with zeros for blind rows, so that exp(NEVER - lse) is zero for them too."""
     return jnp.where(lse_BNT > NEVER / 2, lse_BNT, 0.0)

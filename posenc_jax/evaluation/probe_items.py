@@ -49,6 +49,8 @@ def _observation(subject: Subject, k: int) -> list[Row]:
     add("M1_rho_far", lambda sums: probes.mass_between(sums, L + 1, length))
     add("M2_entropy", lambda sums: sums.entropy_N)
     add("M4_sink", lambda sums: sums.sink_N)
+    if subject.config.sink_logit:
+        add("M4_sink_logit", lambda sums: 1 - probes.mass_between(sums, 0, length))
     add("M7_kendall", probes.monotonicity)
     for dtype in ("float32", "bfloat16"):
         add("M11_blind", lambda sums, dtype=dtype: sums.blind_N[dtype], f" {dtype}")

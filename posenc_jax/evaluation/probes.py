@@ -63,10 +63,11 @@ def observed(
 
     @jax.jit
     def program(params, tokens_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
             if layer.form is not None:
                 return None
-            return watch(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, first=first)
+            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
+            return watch(q, k, layer, learned, first=first, **where)
 
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return watched(config, params, tokens_BT, pos_BT, reduce)
@@ -220,11 +221,11 @@ def needle_heads(
 
     @jax.jit
     def program(params, tokens_BT, query_BA, key_BA):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
             if layer.form is not None:
                 return None
-            chosen = {"query_BA": query_BA, "key_BA": key_BA}
-            return needles(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, **chosen)
+            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
+            return needles(q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where)
 
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return watched(config, params, tokens_BT, pos_BT, reduce)

@@ -94,7 +94,7 @@ def shift_errors(
 
     @functools.partial(jax.jit, static_argnums=0)
     def program(shift, params, tokens_BT, pos_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, _sink_N):
             return last_logits(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, rows=rows)
 
         changed = functools.partial(counting_keys, shift=shift)
@@ -147,7 +147,7 @@ def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_to
 
     @jax.jit
     def program(params, tokens_BT, pos_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, _sink_N):
             if clock_BTN is None:
                 return None
             # b(i, j) = clock(i) - clock(j): one key further back adds the tick between the two.

@@ -25,8 +25,9 @@ def watched(
     Args:
       config: of the decoder; it runs in float32, products and all, whatever `config.dtype` says. params: of the decoder.
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
-      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, clock_BTN) -> any arrays, with q
-        and k as projected (and normed), before rotation and before any temperature but those that tokens decide.
+      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, clock_BTN, sink_N) -> any arrays, with q and
+        k as projected (and shifted and normed), before rotation and before any temperature but those that tokens
+        decide; sink_N or None as for `attend`.
       changed: makes of each PlacedLayer the one that runs instead.
     """
     found = []
@@ -34,8 +35,8 @@ def watched(
     def watching(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where):
         x_BTD = where.pop("x_BTD")
         q_BTNH, layer = changed(layer).tempered(learned, q_BTNH, x_BTD, where["q_pos_BT"])
-        seen = (q_BTNH, k_BSKH, layer, learned, where["q_pos_BT"], where["q_clock_BTN"])
-        found.append(reduce(len(found), *seen))
+        seen = (where[name] for name in ("q_pos_BT", "q_clock_BTN", "sink_N"))
+        found.append(reduce(len(found), q_BTNH, k_BSKH, layer, learned, *seen))
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)
 
     decoder = Decoder(config.measured, attend=watching)

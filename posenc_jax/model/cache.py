@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention import cutoff
+from posenc_jax.attention import LastToken, cutoff
 from posenc_jax.attention.mask import windows_of
 from posenc_jax.encodings.part import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -42,12 +42,14 @@ class Cache:
     """The caches of all layers.
 
     Attributes:
-      layers: per layer, those of its head groups, or one.
+      layers: per layer, those of its head groups, or one. last: per layer, what `ModelConfig.token_shift` mixes
+        into the next token; None without it.
       filled: tokens written so far.
       slots: tokens it is made for. longest_call: tokens that may be written at once, where a ring is.
     """
 
     layers: tuple[tuple[LayerCache, ...], ...]
+    last: tuple[LastToken | None, ...]
     filled: jax.Array
     slots: int = dataclasses.field(metadata={"static": True})
     longest_call: int = dataclasses.field(metadata={"static": True})
@@ -94,7 +96,12 @@ def empty_cache(
             share = config.num_heads // config.num_kv_heads
             pieces = zip(sizes, layer.groups, strict=True)
             layers.append(tuple(blank(s, g.place.heads // share, None) for s, g in pieces))
-    return Cache(tuple(layers), jnp.zeros((), jnp.int32), slots, longest_call)
+    last = None
+    if config.token_shift:
+        none = jnp.zeros((batch, 1, config.num_kv_heads, config.head_dim), config.dtype)
+        last = LastToken(none, none, jnp.zeros((batch, 1), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return Cache(tuple(layers), (last,) * config.num_layers, zero, slots, longest_call)
 
 
 def slots_that_matter(

@@ -28,6 +28,11 @@ class ModelConfig:
       dtype: of activations and matrix products; parameters, norms, positions, softmax and loss stay
         float32.
       attention: implementation, see `posenc_jax.attention.attend`.
+      output_gate: each head's result times sigmoid(x W), x the normed input of the layer: Qiu et al. 2025
+        (arXiv 2505.06708), gate G1, elementwise, a gate for every head and dim.
+      sink_logit: a learned logit per head in the softmax's sum, of no key and no value, at first 0 (gpt-oss).
+      token_shift: keys and values become a x_t + b x_(t-1), a and b learned for every key/value head, before
+        qk-norm and rotation; at first a is uniform in [0, 1) and b = 1 - a (Xu et al. 2024, arXiv 2411.19574).
       window: keys at that distance or further are out of sight; None: all are in sight.
     """
 
@@ -47,6 +52,9 @@ class ModelConfig:
     norm_epsilon: float
     dtype: str
     attention: str
+    output_gate: bool = False
+    sink_logit: bool = False
+    token_shift: bool = False
     window: int | None = None
 
     def __post_init__(self):
@@ -91,7 +99,7 @@ class ModelConfig:
         kinds = dict.fromkeys(
             choose(
                 layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
-                device=device, sequence=sequence,
+                device=device, sequence=sequence, sink=self.sink_logit,
             )
             for layer in self.placed.layers
         )  # fmt: skip

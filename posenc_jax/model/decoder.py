@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import attend, running_clock
+from posenc_jax.attention import LastToken, Shift, attend, running_clock, token_shift
 from posenc_jax.encodings.rows import rows_at
 from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
 from posenc_jax.model.config import ModelConfig
@@ -29,6 +29,10 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
 
 def _normal(fan_in: int):
     return nn.initializers.normal(fan_in**-0.5)
+
+
+def _from_zero_to_one(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape)
 
 
 class Attention(nn.Module):
@@ -53,6 +57,13 @@ class Attention(nn.Module):
         q_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
         k_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
         v_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
+        last = None
+        if c.token_shift:
+            before = None
+            if cache is not None:
+                before = cache.last[self.index]
+                last = LastToken(k_BTKH[:, -1:], v_BTKH[:, -1:], seg_BT[:, -1:])
+            k_BTKH, v_BTKH = token_shift(k_BTKH, v_BTKH, seg_BT, self._shift(), before)
         if c.qk_norm:
             gains = (
                 self.param(f"{n}_gain_H", nn.initializers.ones, (H,)) for n in ("query", "key")
@@ -61,6 +72,7 @@ class Attention(nn.Module):
             k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
 
         new = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD), pos_BT, seg_BT)
+        sink_N = self.param("sink_N", nn.initializers.zeros, (N,)) if c.sink_logit else None
         kept, readings = None, (Reading(0, N, layer, scheme, new),)
         if cache is not None:
             kept, readings = write_and_read(cache, self.index, new, layer, scheme)
@@ -87,6 +99,7 @@ class Attention(nn.Module):
                     q_clock_BTN=q_clock_BTN,
                     k_clock_BSN=k_clock_BSN,
                     x_BTD=x_BTD,
+                    sink_N=sink_N if sink_N is None else sink_N[first:stop],
                     causal=self.causal,
                     window=c.window,
                     aligned=cache is None,
@@ -94,7 +107,20 @@ class Attention(nn.Module):
                 )
             )
         o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
-        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), kept
+        if c.output_gate:
+            gate_DNH = self.param("gate_DNH", _normal(D), (D, N, H))
+            gate_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, gate_DNH.astype(dtype))
+            o_BTNH = o_BTNH * jax.nn.sigmoid(gate_BTNH)
+        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
+
+    def _shift(self) -> Shift:
+        """Two numbers for the keys and two for the values of every key/value head, which add up to one at first."""
+        weights = []
+        for of in ("key", "value"):
+            now_K = self.param(f"{of}_now_K", _from_zero_to_one, (self.config.num_kv_heads,))
+            before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
+            weights += [now_K, before_K]
+        return Shift(*weights)
 
 
 def _learns(layer) -> bool:
@@ -260,5 +286,6 @@ class Decoder(nn.Module):
         logits_BTV = readout(c, head_VD, x_BTD)
         if cache is None:
             return logits_BTV, None
+        layers, last = zip(*kept, strict=True)
         written = cache.filled + tokens_BT.shape[1]
-        return logits_BTV, dataclasses.replace(cache, layers=tuple(kept), filled=written)
+        return logits_BTV, dataclasses.replace(cache, layers=layers, last=last, filled=written)

@@ -49,6 +49,10 @@ class VisionConfig:
                 f"scheme {self.model.scheme!r}: a bias that the tokens decide fades what came before; "
                 "an encoder reads both ways"
             )
+        if self.model.token_shift:
+            raise ValueError(
+                "model.token_shift must be False: a patch has no token before it; an encoder reads both ways"
+            )
         _ = self.width
 
     @property

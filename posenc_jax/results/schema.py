@@ -46,7 +46,7 @@ METRICS = {
           "P3_offset_corrected", "P3_offset_nll", "P4_change", "P4_bpb_ctx_change", "P5_largest_rise", "P5_monotone_share"),
     "C": ("longtext_accuracy", "longtext_corrected", "longtext_nll", "longtext_cut_corrected",
           "longtext_bag_corrected"),
-    "M": ("M1_distance", "M1_mean_distance", "M1_rho_far", "M2_entropy", "M3_gradient", "M3_reach", "M4_sink",
+    "M": ("M1_distance", "M1_mean_distance", "M1_rho_far", "M2_entropy", "M3_gradient", "M3_reach", "M4_sink", "M4_sink_logit",
           "M5_frequency_use", "M6_content", "M7_kendall", "M9_mass", "M10_margin", "M10_predicted_reach",
           "M10_measured_reach", "M10_agreement", "M11_blind"),
 }  # fmt: skip

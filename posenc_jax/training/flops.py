@@ -26,7 +26,7 @@ from posenc_jax.model.config import ModelConfig
 class Flops:
     """Operations of one training step, over all devices."""
 
-    projections: float  # queries, keys, values, out
+    projections: float  # queries, keys, values, out, and the gate of what comes out
     mlp: float
     attention: float  # content logits and weighted values
     head: float  # logits over the vocabulary
@@ -78,7 +78,7 @@ def needed(model: ModelConfig, rows: int, length: int) -> Flops:
 
 def _matrices(c: ModelConfig, tokens: int, key_copies: int = 1) -> Flops:
     D, N, K, H = c.model_dim, c.num_heads, key_copies * c.num_kv_heads, c.head_dim
-    projections = 2 * D * H * (2 * N + 2 * K) * c.num_layers
+    projections = 2 * D * H * ((3 if c.output_gate else 2) * N + 2 * K) * c.num_layers
     mlp = 2 * D * c.mlp_dim * (3 if c.activation == "swiglu" else 2) * c.num_layers
     return Flops(tokens * projections, tokens * mlp, 0.0, tokens * 2 * D * c.vocab_size)
 
@@ -140,7 +140,7 @@ def _kernel(
     """Returns the operations of both passes, and whether the kernel says what it must keep."""
     path = choose(
         layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
-        sequence=sequence,
+        sequence=sequence, sink=c.sink_logit,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
     columns = layer.widens * H

@@ -25,6 +25,9 @@ class ModelSection:
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     attention: str = "auto"
+    output_gate: bool = False
+    sink_logit: bool = False
+    token_shift: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

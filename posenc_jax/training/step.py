@@ -67,6 +67,7 @@ def _decayed(params):
 # Which dims of a hidden matrix are summed over and which come out; all else is Adam's.
 _MATRIX_DIMS = {
     "query_DNH": ((0,), (1, 2)),
+    "gate_DNH": ((0,), (1, 2)),
     "key_DKH": ((0,), (1, 2)),
     "value_DKH": ((0,), (1, 2)),
     "out_NHD": ((0, 1), (2,)),
