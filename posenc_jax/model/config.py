@@ -29,6 +29,8 @@ class ModelConfig:
         float32.
       attention: implementation, see `posenc_jax.attention.attend`.
       window: keys at that distance or further are out of sight; None: all are in sight.
+      consecutive: positions of a document rise by one. False where they are drawn at random: temperatures then count
+        the keys in sight, and kernels that take slots for positions refuse.
     """
 
     scheme: str
@@ -48,6 +50,7 @@ class ModelConfig:
     dtype: str
     attention: str
     window: int | None = None
+    consecutive: bool = True
 
     def __post_init__(self):
         for name in ("vocab_size", "train_length", "num_layers", "model_dim", "num_heads",
@@ -91,7 +94,7 @@ class ModelConfig:
         kinds = dict.fromkeys(
             choose(
                 layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
-                device=device, sequence=sequence,
+                device=device, sequence=sequence, consecutive=self.consecutive,
             )
             for layer in self.placed.layers
         )  # fmt: skip
@@ -99,9 +102,9 @@ class ModelConfig:
 
     @functools.cached_property
     def measured(self) -> "ModelConfig":
-        """The model as it is measured: in float32, and not through a kernel that would round its factors."""
+        """The model as it is measured: in float32, at plain positions, and not through a kernel that would round its factors."""
         attention = "auto" if self.attention in KERNELS else self.attention
-        return dataclasses.replace(self, dtype="float32", attention=attention)
+        return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)
 
     @functools.cached_property
     def placed(self) -> PlacedScheme:

@@ -64,6 +64,7 @@ class Attention(nn.Module):
         kept, readings = None, (Reading(0, N, layer, scheme, new),)
         if cache is not None:
             kept, readings = write_and_read(cache, self.index, new, layer, scheme)
+        count_BT = None if c.consecutive or cache is not None else keys_in_sight(seg_BT)
         pieces = []
         for first, stop, own, learned, keys in readings:
             q_clock_BTN = k_clock_BSN = None
@@ -87,6 +88,7 @@ class Attention(nn.Module):
                     q_clock_BTN=q_clock_BTN,
                     k_clock_BSN=k_clock_BSN,
                     x_BTD=x_BTD,
+                    q_count_BT=count_BT,
                     causal=self.causal,
                     window=c.window,
                     aligned=cache is None,
@@ -95,6 +97,15 @@ class Attention(nn.Module):
             )
         o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
         return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), kept
+
+
+def keys_in_sight(seg_BT: jax.Array) -> jax.Array:
+    """Returns count_BT, int: tokens of its document up to each token, itself among them; documents stand together."""
+    seg_BT = laid(seg_BT, ROWS, None)
+    before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
+    first_BT = jax.lax.cummax(jnp.where(seg_BT != before_BT, slot_1T, 0), axis=1)
+    return laid(slot_1T - first_BT + 1, ROWS, "sequence")
 
 
 def _learns(layer) -> bool:
