@@ -43,7 +43,7 @@ def get_config(folder: str = "") -> ConfigDict:
         init_from=folder,
         original_length=source.placed_length,
         steps=steps,
-        save_every=steps,
+        save_every=min(source.train.save_every, steps),
         dev_every=0,
     )
     config.optimizer.update(

@@ -72,6 +72,8 @@ def test_a_setting_fills_in_arm_seed_rate_and_the_shorter_budget_of_tuning():
     assert c.optimizer.muon_learning_rate == pytest.approx(0.01 * ratio)
     assert c.train.steps == before["train"]["steps"]
     assert tuned.fill("rope-s9-lr0.001", base())["train"]["steps"] == 5
+    few = study(arms=(dataclasses.replace(arm, overrides={"train.steps": 7}),), tuning=TUNING)
+    assert [few.fill(f"rope-s{seed}-lr0.01", base())["train"]["steps"] for seed in (1, 9)] == [7, 5]
 
 
 def test_an_arm_with_its_own_length_sees_equally_many_tokens_a_step():
@@ -454,6 +456,7 @@ def test_a_dropped_arm_goes_on_at_the_length_and_the_rates_of_its_parent():
             study(arms=(ROPE, wrong))
 
 
+@pytest.mark.thorough
 def test_both_readings_of_the_stretched_parent_are_rows_and_the_better_one_on_dev_is_judged(
     tmp_path,
 ):

@@ -231,11 +231,11 @@ class Study:
         if arm.parent:
             for name in ("learning_rate", "muon_learning_rate"):
                 base["optimizer"][name] *= arm.peak
-        if cell.tuning and self.tuning.steps:
-            train["steps"] = self.tuning.steps
         for place, value in arm.overrides.items():
             section, key = _place(place, base, f"arm {arm.name!r}")
             section[key] = value
+        if cell.tuning and self.tuning.steps:
+            train["steps"] = self.tuning.steps
         return base
 
     def record(self) -> dict:
