@@ -67,5 +67,4 @@ def get_config(arm_and_run: str = "") -> ConfigDict:
         muon_learning_rate=source.optimizer.muon_learning_rate / 10,
         warmup_steps=20,
     )
-    config.evaluation.multiples = (1, 2)
     return config

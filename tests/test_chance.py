@@ -12,7 +12,7 @@ from posenc_jax.results.chance import CHANCE, corrected, passkey_only
 from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.tasks.offset import asked_offsets, offset_lookup
 from posenc_jax.tasks.table import SCORED, find
-from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
 
 FEW, MANY = 300, 10_000
 ERRORS = 4  # standard errors that a policy may be off by
@@ -125,12 +125,81 @@ def test_an_answer_that_elimination_gives_away_is_not_scored():
     assert [a.chance for a in alone.scored] == [1 / 64]  # one pair has nothing to bind
 
 
+def asked_twice(index, pairs=4):
+    task = find("mqar", pairs, askings=2)
+    return task.instance(FILLER, split="train", seed=0, index=index, length=96)
+
+
+def test_a_second_round_of_questions_gives_nothing_away_to_who_binds_nothing():
+    def open_in_round(tokens):
+        values = [t for t in oracles_chance.context_of(tokens) if oracles_chance.is_value(t)]
+        asked = oracles_chance.asked_values(tokens)
+        return (
+            [v for v in values if v not in asked[len(asked) // len(values) * len(values) :]],
+            asked,
+            len(values),
+        )
+
+    def as_last_round(tokens, _):
+        """Copies what was answered at this place of the round before."""
+        left, asked, pairs = open_in_round(tokens)
+        return [asked[-pairs] if len(asked) >= pairs else left[-1]]
+
+    above, error = played(
+        (asked_twice(index) for index in range(FEW)),
+        best=lambda tokens, _: [open_in_round(tokens)[0][-1]],
+        first=lambda tokens, _: [open_in_round(tokens)[0][0]],
+        as_last_round=as_last_round,
+        again=lambda tokens, _: [(open_in_round(tokens)[1] or open_in_round(tokens)[0])[-1]],
+    )
+    assert abs(above["best"]) < ERRORS * error
+    assert max(above.values()) < ERRORS * error
+
+
+def test_a_pair_asked_again_is_as_far_as_where_it_was_answered_last():
+    for index in range(30):
+        instance = asked_twice(index)
+        tokens, answers = instance.tokens.tolist(), instance.answers
+        assert [a.chance for a in answers] == [1 / 4, 1 / 3, 1 / 2, 1] * 2
+        assert [a.start for a in answers] == list(range(96 - 15, 96, 2))
+        pairs = [(tokens[a.start - 1], tokens[a.start]) for a in answers]
+        assert sorted(pairs[:4]) == sorted(pairs[4:])
+        depths = [dict(zip(pairs[i : i + 4], (a.depth for a in answers[i : i + 4]), strict=True)) for i in (0, 4)]  # fmt: skip
+        assert depths[0] == depths[1]
+        for answer, (key, value) in zip(answers, pairs, strict=True):
+            nearest = max(i for i in range(answer.start - 1) if tokens[i] == key)
+            assert tokens[nearest + 1] == value
+            assert answer.distance == answer.start - 1 - (nearest + 1)
+    with pytest.raises(
+        ValueError, match="8 pairs, each asked 2 times needs a length of at least 50 tokens"
+    ):
+        find("mqar", 8, askings=2).check(FILLER, 49)
+
+
+def test_a_task_that_names_its_pairs_asks_them_as_often_as_it_is_told():
+    assert find("mqar_16") is find("mqar_16", askings=1)
+    assert (
+        len(
+            find("mqar_16", askings=2)
+            .instance(FILLER, split="train", seed=0, index=0, length=128)
+            .answers
+        )
+        == 32
+    )
+    assert find("passkey", askings=2) is find("passkey")
+
+
 def test_training_documents_keep_the_loss_on_every_answer():
     windows = RetrievalWindows(
         TOKENIZER, FILLER, tasks=(("mqar", 1.0),), length=64, seed=0, split="train",
-        pairs=(8, 8), answer_weight=1.0,
+        curriculum=Curriculum((8, 8)), answer_weight=1.0,
     )  # fmt: skip
     assert windows[0]["weights_T"].sum() == 8
+    twice = RetrievalWindows(
+        TOKENIZER, FILLER, tasks=(("mqar", 1.0),), length=64, seed=0, split="train",
+        curriculum=Curriculum((8, 8), askings=2), answer_weight=3.0,
+    )  # fmt: skip
+    assert twice[0]["weights_T"].sum() == 3 * 16
 
 
 @pytest.mark.parametrize("name", sorted(CHANCE))

@@ -236,6 +236,8 @@ KNOBS = {
 def test_every_field_of_the_model_changes_its_output(knob):
     if knob == "attention":
         pytest.skip("the choice of kernel may change nothing but rounding: the test below")
+    if knob == "consecutive":
+        pytest.skip("it may change nothing at plain positions: tests/test_random_positions.py")
     if knob == "train_length":
         one, two = (
             dataclasses.replace(BASE, scheme="rope(base=match)", train_length=n) for n in (64, 32)

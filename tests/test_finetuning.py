@@ -14,7 +14,7 @@ import oracles
 import pytest
 import runs
 
-from configs import finetune, smoke
+from configs import drope, finetune, smoke
 from posenc_jax.encodings import parse, stretched, unparse
 from posenc_jax.evaluation import runner
 from posenc_jax.evaluation.opening import open_run, reading
@@ -235,10 +235,13 @@ def open_run_at(workdir, step):
         return jax.device_get(checkpoints.parameters(step, shapes))
 
 
-def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_its_own_length(tuned):
-    path = runner.evaluate(tuned, multiples=(1, 2), suites=("E1",), split="test", stretch=None)
+def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_length_it_began_with(tuned):  # fmt: skip
+    path = runner.evaluate(tuned, multiples=(1, 8), suites=("E1", "E3"), split="test", stretch=None)
     rows = [row for row in runs.rows(path) if row["metric"] == "bpb_nonoverlap"]
-    assert [(row["length"], row["k"], row["train_length"]) for row in rows] == [(128, 1, 128), (256, 2, 128)]  # fmt: skip
+    assert [(row["length"], row["k"], row["train_length"]) for row in rows] == [(L, 1, L), (8 * L, 8, L)]  # fmt: skip
+    contexts = [row["length"] for row in runs.rows(path) if row["metric"] == "bpb_ctx"]
+    assert contexts == [L // 8, L // 4, L // 2, L, 8 * L]  # as for the run it began with
+    assert json.loads((tuned / "run.json").read_text())["train_length"] == L
     config = read(tuned / "config.json")
     trained, read_now = config.model_config(260), open_run(tuned, None).model_config(256)
     assert read_now == trained
@@ -352,9 +355,40 @@ def test_the_recipe_stretches_as_a_reading_does(source, arm, scheme):
     assert (t.length, t.original_length, t.init_from) == (factor * L, L, str(source))
     assert t.batch_size * t.length == there.batch_size * there.length
     assert config.optimizer.learning_rate == pytest.approx(3e-4)
+    assert config.evaluation.multiples == read(source / "config.json").evaluation.multiples
     for wrong in ("", "yarn", "yran,runs/x", "yarn:x,runs/x", "yarn,nowhere"):
         with pytest.raises(ValueError, match=r"finetune\.py needs|holds no run"):
             finetune.get_config(wrong)
+
+
+def test_a_rotation_is_dropped_for_the_last_15_percent_at_a_rate_that_is_warmed_up_again(source):
+    config, there = runs.from_sections(drope.get_config(str(source)).to_dict()), read(source / "config.json")  # fmt: skip
+    t = config.train
+    assert there.model.scheme == "rope+alibi"
+    assert config.model.scheme == "alibi"
+    assert (t.length, t.original_length, t.init_from) == (L, L, str(source))
+    assert t.steps / (t.steps + there.train.steps) == pytest.approx(drope.SHARE, abs=0.02)
+    assert config.optimizer.warmup_steps < t.steps
+    for name in ("learning_rate", "muon_learning_rate"):
+        assert getattr(config.optimizer, name) == getattr(there.optimizer, name)
+    assert unparse(drope.dropped(parse("3*(rope+alibi)|1*xpos~logn,prope"))) == "3*alibi|1*nope~logn,nope"  # fmt: skip
+    with pytest.raises(ValueError, match="'nope~logn' has no rotation that could be dropped"):
+        drope.dropped(parse("nope~logn"))
+    for wrong in ("", "nowhere"):
+        with pytest.raises(ValueError, match=r"drope\.py needs the folder of a run|holds no run"):
+            drope.get_config(wrong)
+
+
+def test_a_dropped_run_begins_as_its_parent_with_the_rotation_off(tmp_path, data_dir, source):
+    config = runs.from_sections(drope.get_config(str(source)).to_dict())
+    state, there = first_state(config, tmp_path / "x"), open_run(source, None)
+    for ours, theirs in zip(*map(jax.tree.leaves, (state["params"], there.params)), strict=True):
+        assert np.array_equal(ours, theirs)
+    tokens_T = np.random.default_rng(0).integers(0, 256, 40)
+    model = config.model_config(there.inputs.tokenizer.vocab_size)
+    without = dataclasses.replace(there.model_config(L), scheme="alibi")
+    np.testing.assert_array_equal(logits(model, there.params, tokens_T), logits(without, there.params, tokens_T))  # fmt: skip
+    assert np.abs(logits(model, there.params, tokens_T) - logits(there.model_config(L), there.params, tokens_T)).max() > 1e-3  # fmt: skip
 
 
 @pytest.mark.slow
@@ -377,7 +411,7 @@ def test_from_training_to_the_scores_of_the_tuned_run_by_the_scripts(tmp_path, d
     )
     assert smoke.get_config("rope").train.length == L
     (row,) = [r for r in runs.rows(y / "evaluation_dev" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
-    assert (row["length"], row["arm"]) == (4 * L, "rope yarn:4 tuned")
+    assert (row["length"], row["arm"]) == (L, "rope yarn:4 tuned")
     assert "checkpoint" not in row
     (best,) = [r for r in runs.rows(y / "evaluation_dev_best" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
     assert (best["checkpoint"], best["step"]) == ("best", 8)

@@ -12,9 +12,13 @@ import types
 import pytest
 import toy_study
 
-from configs.studies import cpu, gpu, quickstart, screening
+from configs.studies import cpu, gpu, quickstart, rivals, screening
+from posenc_jax.results.load import load
 from posenc_jax.study import local, prereg, tuning
+from posenc_jax.study.beside import rows_of
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
+from posenc_jax.study.outcomes import read_outcomes
+from posenc_jax.study.roles import settle
 from posenc_jax.study.stages import KEY, course, sorted_rows
 from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
@@ -68,6 +72,8 @@ def test_a_setting_fills_in_arm_seed_rate_and_the_shorter_budget_of_tuning():
     assert c.optimizer.muon_learning_rate == pytest.approx(0.01 * ratio)
     assert c.train.steps == before["train"]["steps"]
     assert tuned.fill("rope-s9-lr0.001", base())["train"]["steps"] == 5
+    few = study(arms=(dataclasses.replace(arm, overrides={"train.steps": 7}),), tuning=TUNING)
+    assert [few.fill(f"rope-s{seed}-lr0.01", base())["train"]["steps"] for seed in (1, 9)] == [7, 5]
 
 
 def test_an_arm_with_its_own_length_sees_equally_many_tokens_a_step():
@@ -178,7 +184,7 @@ def test_the_choice_reads_dev_rows_within_the_training_length_alone(tmp_path):
     assert tuning.record([], seed=9, steps=5)["k"] == 0.5
 
 
-@pytest.mark.parametrize("module", [cpu, gpu, quickstart, screening])
+@pytest.mark.parametrize("module", [cpu, gpu, quickstart, rivals, screening])
 def test_every_run_of_a_committed_study_is_a_valid_configuration(module):
     s, names = module.STUDY, []
     for cell in s.tuning_grid() + s.grid({a.name: s.tuning.rates[0] if s.tuning else None for a in s.arms}):  # fmt: skip
@@ -424,7 +430,58 @@ def test_a_fine_tuned_arm_begins_as_the_run_of_its_parent_with_the_same_seed(tmp
     plan = course(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", tmp_path, tmp_path)  # fmt: skip
     plan.check()
     assert f"--config.train.init_from={tmp_path}/runs/sum-s1" in plan.run(then[1]).commands[0]
-    assert then[1].folder(tmp_path) == tmp_path / "other_lengths" / "sum-yarn-s1"
+    assert (
+        then[1].folder(tmp_path) == tmp_path / "runs" / "sum-yarn-s1"
+    )  # it is read in the study's L
+
+
+def test_a_dropped_arm_goes_on_at_the_length_and_the_rates_of_its_parent():
+    dropped = Arm("drope", "nope", parent="rope", peak=1.0, overrides={"train.steps": 3})
+    s = study(arms=(ROPE, dropped), tuning=TUNING)
+    rope, drope = (
+        from_sections(s.fill(f"{name}-s1-lr0.001", base())) for name in ("rope", "drope")
+    )
+    assert drope.train.length == drope.train.original_length == rope.train.length
+    assert drope.train.batch_size == rope.train.batch_size
+    for name in ("learning_rate", "muon_learning_rate"):
+        assert getattr(drope.optimizer, name) == getattr(rope.optimizer, name)
+    for wrong in (
+        dataclasses.replace(dropped, peak=0.0),
+        dataclasses.replace(dropped, peak=2.0),
+        dataclasses.replace(SUM, peak=0.5),
+    ):
+        with pytest.raises(
+            ValueError, match=r"peak=.* is a share, up to 1, of the rates of its parent"
+        ):
+            study(arms=(ROPE, wrong))
+
+
+@pytest.mark.thorough
+def test_both_readings_of_the_stretched_parent_are_rows_and_the_better_one_on_dev_is_judged(
+    tmp_path,
+):
+    toy_study.make(tmp_path)
+    tuned = 'Arm("rope-yarn", "rope(stretch=yarn)", parent="rope", length=128),'
+    text = toy_study.STUDY.replace("seeds=(0, 1, 2)", "seeds=(0, 1)")
+    text = text.replace('Arm("sum", "rope+alibi"),', f'Arm("sum", "rope+alibi"), {tuned}')
+    text = re.sub("    tuning=.*\n    skip=.*\n", '    roles={"rope": "rope", "stretched": ["rope yarn:4", "rope-yarn"]},\n', text)  # fmt: skip
+    assert text.count("rope-yarn") == 2
+    assert "tuning" not in text.split("STUDY")[1]
+    (tmp_path / "study_file.py").write_text(text)
+    done = toy_study.run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert toy_study.trained(tmp_path)[-2:] == ["rope-yarn-s0", "rope-yarn-s1"]
+    log = (tmp_path / "out/logs/rope-yarn-s1.log").read_text()
+    assert "--config.train.init_from=out/runs/rope-s1" in log
+    data = load(tmp_path / "out")
+    assert data.elsewhere == ()
+    outcomes = read_outcomes(rows_of(data.runs)).values
+    candidates = data.record["roles"]["stretched"]
+    found = {arm: sum(outcomes[arm, "Y_E"].values()) for arm in candidates}
+    judged, notes = settle("rope", candidates, ["sum"], "", outcomes)
+    assert judged.stretched["text"] == (min(found, key=found.get),)
+    assert judged.stretched["retrieval"] == tuple(candidates)  # the toy has no recall to choose by
+    assert any("by mean Y_E on dev over 2 seeds" in note for note in notes)
 
 
 def test_a_fine_tuned_arm_needs_a_parent_that_is_there_and_shares_its_fate():

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from posenc_jax.data.pipeline import ENDLESS, TextWindows, batches
+from posenc_jax.data.pipeline import ENDLESS, TextWindows, batches, mixture
 from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
 
 
 @dataclasses.dataclass
@@ -39,10 +39,9 @@ class FakeStream:
         return len(self.tokens)
 
 
-def read(sources, **changes) -> np.ndarray:
+def read(sources, seed=0, **changes) -> np.ndarray:
     """Tokens of the batches, [step, row, T]."""
     arguments = {
-        "seed": 0,
         "batch_size": 8,
         "first_step": 0,
         "last_step": 12,
@@ -51,7 +50,9 @@ def read(sources, **changes) -> np.ndarray:
         "num_threads": 2,
         "prefetch": 4,
     }
-    found = [batch["tokens_BT"] for batch in batches(sources, **(arguments | changes))]
+    found = [
+        batch["tokens_BT"] for batch in batches(mixture(sources, seed), **(arguments | changes))
+    ]
     return np.stack(found)
 
 
@@ -69,7 +70,7 @@ def text_and_retrieval():
         length=64,
         seed=0,
         split="train",
-        pairs=(2, 8),
+        curriculum=Curriculum((2, 8)),
         answer_weight=1.0,
     )
     return [(TextWindows(stream, 64), 0.75), (windows, 0.25)]
@@ -161,8 +162,7 @@ def test_a_source_of_share_zero_is_never_read():
 def test_batches_hold_every_array_of_an_example():
     sources = text_and_retrieval()
     (batch,) = batches(
-        sources,
-        seed=3,
+        mixture(sources, 3),
         batch_size=4,
         first_step=7,
         last_step=8,

@@ -14,7 +14,7 @@ from posenc_jax.data.tokens import open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.retrieval import mqar, passkey, shortest_length
 from posenc_jax.tasks.table import find
-from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
 
 TOKENIZER = open_tokenizer("bytes")
 LENGTHS = [32, 33, 47, 64, 100, 257, 1024]
@@ -197,7 +197,7 @@ def digest_of_first_instances() -> str:
         length=96,
         seed=7,
         split="train",
-        pairs=(2, 8),
+        curriculum=Curriculum((2, 8)),
         answer_weight=1.0,
     )
     for index in range(10):

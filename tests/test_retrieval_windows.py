@@ -2,15 +2,21 @@
 
 import numpy as np
 import pytest
+import runs
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.windows import RetrievalWindows
-from posenc_jax.training.inputs import retrieval_tasks
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.training.inputs import open_inputs, retrieval_tasks, training_batches
 from posenc_jax.training.sections import DataSection
 
 
 def windows_of(
-    split="train", seed=0, length=64, tasks=(("passkey", 0.5), ("mqar", 0.5)), answer_weight=1.0
+    split="train",
+    seed=0,
+    length=64,
+    tasks=(("passkey", 0.5), ("mqar", 0.5)),
+    answer_weight=1.0,
+    **grows,
 ):
     return RetrievalWindows(
         TOKENIZER,
@@ -19,7 +25,7 @@ def windows_of(
         length=length,
         seed=seed,
         split=split,
-        pairs=(2, 8),
+        curriculum=Curriculum((2, 8), **grows),
         answer_weight=answer_weight,
     )
 
@@ -110,3 +116,69 @@ def test_a_mixture_names_its_tasks_and_shares_and_the_default_is_recall_and_pass
     ):
         with pytest.raises(ValueError, match=message):
             retrieval_tasks(DataSection(retrieval_mix=wrong))
+
+
+def same(one, two) -> bool:
+    return all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_documents_grow_by_thirds_of_the_training_and_end_as_they_always_were():
+    plain, grown = windows_of(length=256), windows_of(length=256, windows=90, divisors=(8, 2, 1))
+    longest = []
+    for third, divisor in enumerate((8, 2, 1)):
+        lengths = [
+            len(document["tokens_T"])
+            for index in range(30 * third, 30 * third + 30)
+            for document in documents_of(grown[index])
+        ]
+        longest.append(max(lengths))
+        assert max(lengths) <= max(256 // divisor, 34)  # 34: the shortest with eight pairs
+    assert longest[0] < longest[1] < longest[2]
+    assert all(same(grown[index], plain[index]) for index in range(60, 100))
+    assert not any(same(grown[index], plain[index]) for index in range(60))
+
+
+def test_pairs_grow_from_the_fewest_to_the_most():
+    recall = {"length": 64, "tasks": (("mqar", 1.0),)}
+    plain, grown = windows_of(**recall), windows_of(**recall, windows=120, pairs_warmup=0.5)
+    most = []
+    for index in range(60):
+        counts = [
+            np.count_nonzero(document["weights_T"]) for document in documents_of(grown[index])
+        ]
+        assert min(counts) >= 2
+        assert max(counts) <= 2 + index // 10
+        most.append(max(counts))
+    assert max(most[:10]) == 2
+    assert max(most[50:]) > 5
+    assert all(same(grown[index], plain[index]) for index in range(60, 130))
+
+
+def test_a_run_that_goes_on_from_another_one_begins_where_the_curriculum_ends():
+    ended = windows_of(windows=0, divisors=(8, 2, 1), pairs_warmup=0.5)
+    assert all(same(ended[index], windows_of()[index]) for index in range(20))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"length_warmup": (8, 2)}, r"length_warmup=\(8, 2\) must fall to 1"),
+        ({"length_warmup": (1, 8, 1)}, "must fall to 1"),
+        ({"length_warmup": ()}, "must fall to 1"),
+        ({"length_warmup": (0, 1)}, "length_warmup must lie in"),
+        ({"length_warmup": (2.5, 1)}, "length_warmup must be whole numbers"),
+        ({"pairs_warmup": 1.5}, r"pairs_warmup must lie in \[0, 1\]"),
+        ({"pair_askings": 0}, "pair_askings must lie in"),
+        ({"pair_askings": 2, "max_pairs": 8}, "mqar with 8 pairs, each asked 2 times needs a length of at least 50"),
+        ({"retrieval_share": 0.0, "length_warmup": (2, 1)}, "length_warmup=.* is of retrieval documents: set config.data.retrieval_share"),
+        ({"retrieval_mix": "passkey,mqar_8", "pairs_warmup": 0.5}, "pairs_warmup=0.5 is of mqar documents: name mqar"),
+        ({"retrieval_mix": "passkey", "pair_askings": 2}, "pair_askings=2 is of recall documents: name mqar"),
+    ],
+)  # fmt: skip
+def test_a_curriculum_that_cannot_be_is_refused_in_a_line(data_dir, data, message):
+    def begin():
+        config = runs.config(data_dir, "rope", data=data)
+        training_batches(config, open_inputs(config), first_step=0, process_index=0, process_count=1)  # fmt: skip
+
+    with pytest.raises(ValueError, match=message):
+        begin()

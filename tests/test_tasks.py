@@ -8,7 +8,7 @@ import pytest
 from test_retrieval_tasks import FILLER, SENTENCES, TOKENIZER
 
 from posenc_jax.tasks.table import SCORED, TASKS, find
-from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
 
 LENGTHS = (32, 33, 47, 64, 131, 300, 1024)
 BOS, SEP = TOKENIZER.bos, TOKENIZER.sep
@@ -261,7 +261,7 @@ def test_a_phone_book_longer_than_the_split_has_names_for_is_refused():
 def test_every_task_can_be_trained_on(name):
     windows = RetrievalWindows(
         TOKENIZER, filler_of(find(name)), tasks=((name, 1.0),), length=160, seed=0, split="train",
-        pairs=(2, 4), answer_weight=2.0,
+        curriculum=Curriculum((2, 4)), answer_weight=2.0,
     )  # fmt: skip
     for index in range(5):
         example = windows[index]

@@ -61,8 +61,8 @@ STUDY = Study(
 )
 
 
-def get_config(run: str) -> ConfigDict:
-    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning, rope-s90-lr0.1."""
+def base() -> ConfigDict:
+    """Returns what all runs of the study share."""
     config = lm.get_config()
     config.train.update(length=128, batch_size=8, steps=3000, save_every=1000)
     config.data.update(
@@ -72,4 +72,9 @@ def get_config(run: str) -> ConfigDict:
         max_pairs=16,
     )
     config.evaluation.update(stretches=64, instances=100, batch_tokens=2176, measures=MEASURES)
-    return STUDY.fill(run, config)
+    return config
+
+
+def get_config(run: str) -> ConfigDict:
+    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning, rope-s90-lr0.1."""
+    return STUDY.fill(run, base())

@@ -47,6 +47,7 @@ def choose(
     device: str | None = None,
     sequence: int = 1,
     sink: bool = False,
+    consecutive: bool = True,
 ) -> Path:
     """Returns the path that `attend` takes for a layer, and why.
 
@@ -55,6 +56,7 @@ def choose(
       implementation, causal, aligned: as for `attend`.
       device: "cpu", "gpu" or "tpu"; none: what programs are traced for.
       sequence: devices that the tokens of a row lie on. sink: heads have a sink logit.
+      consecutive: positions of a document rise by one, so that slots are as far apart as positions.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
@@ -65,7 +67,8 @@ def choose(
         raise ValueError("linear attention has no softmax, and a sink no sum to stand in: set model.sink_logit to False")  # fmt: skip
     if sequence > 1:
         return _around_a_ring(layer, implementation, sequence, in_order=causal and aligned)
-    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink}  # fmt: skip
+    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink,
+             "consecutive": consecutive}  # fmt: skip
     if implementation in KERNELS:
         reason = refusal(implementation, layer, **where)
         if reason:
@@ -130,6 +133,7 @@ def attend(
     k_clock_BSN: jax.Array | None = None,
     x_BTD: jax.Array | None = None,
     sink_N: jax.Array | None = None,
+    q_count_BT: jax.Array | None = None,
     causal: bool = True,
     window: int | None = None,
     aligned: bool = False,
@@ -153,12 +157,14 @@ def attend(
         (`layer.tempered_by_tokens`).
       sink_N: float32, a logit beside those of a head's keys, of a key that everybody sees and whose value is zero:
         a row's weights add up to less than one (gpt-oss; Xiao et al. 2023, StreamingLLM, sec. 3.3).
+      q_count_BT: keys in sight of each query, where positions do not rise by one (random positions); a temperature
+        that follows that number reads it. None: one more than the position.
       causal: keys after the query's position are out of sight.
       window: keys at that distance or further are out of sight, in both directions, of all heads; where the scheme
         gives heads a window of their own the smaller of both counts.
       aligned: queries and keys are the same tokens in the same slots, those of a document in consecutive
-        ones with positions that rise by one; linear attention then takes time linear in T, and vendor
-        kernels can serve.
+        ones with positions that rise, by one where there is no q_count_BT; linear attention then takes time
+        linear in T, and vendor kernels can serve.
       implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our kernel for
         NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
         "auto"; see `choose`. All give the same numbers up to rounding.
@@ -170,7 +176,8 @@ def attend(
     arrays = {
         "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
         "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
-        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "x_BTD": x_BTD, "sink_N": sink_N,
+        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "q_count_BT": q_count_BT, "x_BTD": x_BTD,
+        "sink_N": sink_N,
     }  # fmt: skip
     out_BTNH = _attend(
         **over_several(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
@@ -184,7 +191,7 @@ def attend(
 
 def _attend(
     *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN,
-    k_clock_BSN, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
+    k_clock_BSN, q_count_BT, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
 ) -> jax.Array:  # fmt: skip
     """Returns `attend` of arrays that no axis of one device lays out."""
     ring = ring_of(q_BTNH)
@@ -192,6 +199,7 @@ def _attend(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
         dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
         sink=sink_N is not None,
+        consecutive=q_count_BT is None,
     )  # fmt: skip
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:
@@ -217,7 +225,8 @@ def _attend(
             "tokens decide a temperature of this scheme: pass x_BTD, what the queries were projected from"
         )
 
-    q_BTNH, layer = layer.tempered(params, q_BTNH, x_BTD, q_pos_BT)
+    last_BT = q_pos_BT if q_count_BT is None else q_count_BT - 1  # what counts keys reads
+    q_BTNH, layer = layer.tempered(params, q_BTNH, x_BTD, last_BT)
     k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
     num_kv_heads = k_BSKH.shape[2]
     if layer.form is not None:
@@ -237,8 +246,13 @@ def _attend(
         )
 
     by_key = tempered_by_key(layer)
+    if by_key and q_count_BT is not None and _counts_keys(layer):
+        raise ValueError(
+            "random positions: a temperature of the keys in sight cannot stand in one layer with a temperature of the "
+            "distance; put them on layers of their own, with ','"
+        )
     if not by_key:  # a temperature of the query alone goes with the queries
-        tau_BNT1 = layer.temperature(params, q_pos_BT, k_pos_BS)
+        tau_BNT1 = layer.temperature(params, last_BT, k_pos_BS)
         if tau_BNT1 is not None:
             tau_BTN1 = tau_BNT1.swapaxes(1, 2)
             q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
@@ -275,6 +289,12 @@ def _attend(
         layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
         sink_N,
     )
+
+
+def _counts_keys(layer: PlacedLayer) -> bool:
+    """Whether a temperature of the layer follows the number of keys in sight."""
+    parts = [group.heads.temperature for group in layer.groups]
+    return any(part is not None and not part.relative for part in parts)
 
 
 def _per_query_head(x_BSKH: jax.Array, num_heads: int) -> jax.Array:

@@ -18,7 +18,7 @@ from posenc_jax.attention.fold import documents, fold
 from posenc_jax.attention.mask import as_array, windows_of
 from posenc_jax.attention.residuals import NAME
 from posenc_jax.attention.shards import per_shard
-from posenc_jax.encodings.part import Params
+from posenc_jax.encodings.part import Params, Rotation, Temperature
 from posenc_jax.encodings.scheme import PlacedLayer
 
 # Of a device's kernels the first that can serve is taken.
@@ -38,6 +38,7 @@ def refusal(
     causal: bool,
     aligned: bool,
     sink: bool,
+    consecutive: bool,
 ) -> str | None:
     """Returns why a kernel of `KERNELS` cannot serve a layer, in words; None when it can.
 
@@ -55,6 +56,8 @@ def refusal(
         return "its temperature depends on the key"
     if not causal or not aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
+    if not consecutive and _reads_distances(layer):
+        return "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or 'auto'"
     if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
         return f"it computes in bfloat16, not {dtype}"
     if kernel != "flash" and sink:
@@ -168,6 +171,15 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
 def _linear(layer: PlacedLayer) -> bool:
     slopes = jax.eval_shape(lambda key: layer.linear_slope_N(layer.init(key)), jax.random.key(0))
     return slopes is not None
+
+
+def _reads_distances(layer: PlacedLayer) -> bool:
+    """Whether a kernel needs more of a layer than the order of its tokens: rotation and temperature come before it."""
+    return any(
+        not isinstance(part, Rotation | Temperature)
+        for group in layer.groups
+        for part in group.heads.parts()
+    )
 
 
 @functools.cache

@@ -6,6 +6,7 @@
     tokens.py    bytes, or a SentencePiece model
     stream.py    a split as one flat array of token ids on disk
     packing.py   windows and packed documents: positions, segments, weights
+    positions.py random positions in training
     pipeline.py  shuffled, mixed, sharded batches whose only state is the step number
 
 This package imports nothing else of posenc_jax. It loads none of its modules by itself: TFDS and

@@ -52,35 +52,12 @@ class TextWindows:
         return text_window(self._stream, index, self._length)
 
 
-def batches(
-    sources: Sequence[tuple[Source, float]],
-    *,
-    seed: int,
-    batch_size: int,
-    first_step: int,
-    last_step: int,
-    process_index: int,
-    process_count: int,
-    num_threads: int,
-    prefetch: int,
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT, ...
+def mixture(sources: Sequence[tuple[Source, float]], seed: int) -> grain.MapDataset:
+    """The rows of a run, without end: row r holds an example of the source that is due, by its share.
 
     sources: (source, share) pairs; sources of ENDLESS examples are read in order, the others
-    shuffled anew in every epoch. batch_size: rows over all processes; process p holds rows [p*n,
-    (p+1)*n), n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the
-    batch does not divide, or for no positive share.
+    shuffled anew in every epoch. Raises ValueError for no positive share.
     """
-    if batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} does not divide among {process_count} processes")
-    rows = batch_size // process_count
-    mixed = _mixture(sources, seed).batch(rows, drop_remainder=True, batch_fn=_stack)
-    mine = mixed[process_index::process_count][first_step:last_step]
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-    return iter(mine.to_iter_dataset(options))
-
-
-def _mixture(sources: Sequence[tuple[Source, float]], seed: int) -> grain.MapDataset:
     parts, shares = [], []
     for number, (source, share) in enumerate(sources):
         if share < 0:
@@ -95,6 +72,31 @@ def _mixture(sources: Sequence[tuple[Source, float]], seed: int) -> grain.MapDat
     if not parts:
         raise ValueError("no source has a share above 0")
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares)
+
+
+def batches(
+    rows: grain.MapDataset,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    process_index: int,
+    process_count: int,
+    num_threads: int,
+    prefetch: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT, ...
+
+    rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of them,
+    n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the batch does
+    not divide.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} does not divide among {process_count} processes")
+    own = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+    mine = own[process_index::process_count][first_step:last_step]
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    return iter(mine.to_iter_dataset(options))
 
 
 def _shuffle_seed(seed: int, number: int) -> int:

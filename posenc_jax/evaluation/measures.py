@@ -43,7 +43,7 @@ class Measures:
     ):
         self.config, self.inputs, self.split = config, inputs, split
         self.params, self.model_config, self.multiples = params, model_config, multiples
-        self.run, self.L = folder.parent.name, config.train.length
+        self.run, self.L = folder.parent.name, config.placed_length
         self.top, self.deepest = top, deepest
         self.scorer, self.folder = scorer, folder
         self.rows, self.key_targets = rows, key_targets

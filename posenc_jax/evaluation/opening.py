@@ -41,7 +41,7 @@ def config_of(workdir: Path) -> RunConfig:
 def _refuse_other_record(path: Path, config: RunConfig) -> None:
     ours = {
         "arm": config.arm, "scheme": config.model.scheme, "seed": config.train.seed, "tier": config.train.tier,
-        "train_length": config.train.length,
+        "train_length": config.placed_length,
     }  # fmt: skip
     said = read_json(path) if path.exists() else {}
     found = [
@@ -55,7 +55,7 @@ def _refuse_other_record(path: Path, config: RunConfig) -> None:
 
 def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], asked: bool) -> tuple[int, ...]:
     """Returns those of the wanted multiples that fit the scheme; ValueError where one is asked for by name."""
-    L = config.train.length
+    L = config.placed_length
     longest = config.model_config(vocab_size=1).placed.longest()
     fitting = tuple(k for k in wanted if longest is None or k * L + L // 2 <= longest or k == 1)
     if asked and fitting != wanted:
@@ -75,7 +75,7 @@ def compiled_lengths(
     Most rows have kL inputs; those of a fixed target L/2 more, which the next multiple takes in, unless
     a scheme is read differently there.
     """
-    L = config.train.length
+    L = config.placed_length
     longest = config.model_config(vocab_size=1).placed.longest()
     lengths = [L, *(k * L for k in multiples), max(multiples) * L + L // 2]
     if len({reading(config, stretch, n) for n in lengths}) > 1:

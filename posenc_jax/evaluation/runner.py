@@ -75,7 +75,8 @@ def evaluate(
     inputs = open_inputs(config)
     every = tuple(sorted({*config.evaluation.multiples, *wanted}))
     top, deepest = every[-1], max(fitting_multiples(config, every, asked=False))
-    longest = max(fitting) * config.train.length
+    L = config.placed_length
+    longest = max(fitting) * L
     model_configs = {
         n: reading(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
         for n in compiled_lengths(config, stretch, fitting)
@@ -90,6 +91,8 @@ def evaluate(
     settings = (
         {"step": step, "settings": repr(deciding), "stretch": stretch} | found.identity | mark
     )
+    if config.train.length != L:  # once a fine-tuned run was measured in units of its own length
+        settings |= {"train_length": L}
     stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
     stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
     if stretch is not None:
@@ -111,10 +114,9 @@ def evaluate(
         items |= SUITES[letter].items(work, names)
     for k in sorted(set(wanted) - set(fitting)):
         limit = shown.placed.longest()
-        L = config.train.length
         reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
         items[f"skipped/{k}"] = lambda k=k, reason=reason: work.skipped(
-            "all", "skipped", k * config.train.length, reason
+            "all", "skipped", k * L, reason
         )
     bar = Progress(f"evaluate {config.arm}", 0, len(items))
     with whole_products():

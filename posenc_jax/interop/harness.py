@@ -63,7 +63,7 @@ def run_harness(
         bootstrap_iters=1000,
         fewshot_random_seed=seed,
     )
-    folder = out or model.run.folder(max(lengths) * model.run.config.train.length) / "lm_eval"
+    folder = out or model.run.folder(max(lengths) * model.run.config.placed_length) / "lm_eval"
     folder.mkdir(parents=True, exist_ok=True)
     for task, found in results.pop("samples", {}).items():
         (folder / "samples").mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def _leaves(wanted: list) -> dict[str, RetrievalTask]:
 
 def _rows(results: dict, model: RunModel, ours: RetrievalTasks, leaves: dict) -> list[dict]:
     config = model.run.config
-    L = config.train.length
+    L = config.placed_length
     same = {
         "run": model.run.workdir.name,
         "arm": config.arm,

@@ -97,7 +97,7 @@ class RunModel(LM):
             "arm": config.arm,
             "scheme": config.model.scheme,
             "stretch": self.run.stretch,
-            "train_length": config.train.length,
+            "train_length": config.placed_length,
             "train_seed": config.train.seed,
             "step": self.run.step,
             "unfinished": self.run.unfinished,

@@ -188,7 +188,7 @@ class RetrievalTasks:
     def _every_length(self, task: str, by_distance: bool) -> Group:
         members = []
         for k in self._multiples:
-            length = k * self._run.config.train.length
+            length = k * self._run.config.placed_length
             reason = self._refusal(task, length)
             if reason is None:
                 bins = BUCKETS.values() if by_distance else ("all",)
@@ -241,7 +241,7 @@ class RetrievalTasks:
                     depth=float(answer.depth),
                     chance=float(answer.chance),
                     kind=answer.kind,
-                    bucket=_bucket(int(answer.distance) / self._run.config.train.length),
+                    bucket=_bucket(int(answer.distance) / self._run.config.placed_length),
                 )
                 for answer in instance.scored
             ]

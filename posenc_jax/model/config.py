@@ -34,6 +34,8 @@ class ModelConfig:
       token_shift: keys and values become a x_t + b x_(t-1), a and b learned for every key/value head, before
         qk-norm and rotation; at first a is uniform in [0, 1) and b = 1 - a (Xu et al. 2024, arXiv 2411.19574).
       window: keys at that distance or further are out of sight; None: all are in sight.
+      consecutive: positions of a document rise by one. False where they are drawn at random: temperatures then count
+        the keys in sight, and kernels that take slots for positions refuse.
     """
 
     scheme: str
@@ -56,6 +58,7 @@ class ModelConfig:
     sink_logit: bool = False
     token_shift: bool = False
     window: int | None = None
+    consecutive: bool = True
 
     def __post_init__(self):
         for name in ("vocab_size", "train_length", "num_layers", "model_dim", "num_heads",
@@ -99,7 +102,7 @@ class ModelConfig:
         kinds = dict.fromkeys(
             choose(
                 layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
-                device=device, sequence=sequence, sink=self.sink_logit,
+                device=device, sequence=sequence, sink=self.sink_logit, consecutive=self.consecutive,
             )
             for layer in self.placed.layers
         )  # fmt: skip
@@ -107,9 +110,9 @@ class ModelConfig:
 
     @functools.cached_property
     def measured(self) -> "ModelConfig":
-        """The model as it is measured: in float32, and not through a kernel that would round its factors."""
+        """The model as it is measured: in float32, at plain positions, and not through a kernel that would round its factors."""
         attention = "auto" if self.attention in KERNELS else self.attention
-        return dataclasses.replace(self, dtype="float32", attention=attention)
+        return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)
 
     @functools.cached_property
     def placed(self) -> PlacedScheme:

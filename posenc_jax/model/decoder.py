@@ -76,6 +76,7 @@ class Attention(nn.Module):
         kept, readings = None, (Reading(0, N, layer, scheme, new),)
         if cache is not None:
             kept, readings = write_and_read(cache, self.index, new, layer, scheme)
+        count_BT = None if c.consecutive or cache is not None else keys_in_sight(seg_BT)
         pieces = []
         for first, stop, own, learned, keys in readings:
             q_clock_BTN = k_clock_BSN = None
@@ -100,6 +101,7 @@ class Attention(nn.Module):
                     k_clock_BSN=k_clock_BSN,
                     x_BTD=x_BTD,
                     sink_N=sink_N if sink_N is None else sink_N[first:stop],
+                    q_count_BT=count_BT,
                     causal=self.causal,
                     window=c.window,
                     aligned=cache is None,
@@ -121,6 +123,15 @@ class Attention(nn.Module):
             before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
             weights += [now_K, before_K]
         return Shift(*weights)
+
+
+def keys_in_sight(seg_BT: jax.Array) -> jax.Array:
+    """Returns count_BT, int: tokens of its document up to each token, itself among them; documents stand together."""
+    seg_BT = laid(seg_BT, ROWS, None)
+    before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
+    first_BT = jax.lax.cummax(jnp.where(seg_BT != before_BT, slot_1T, 0), axis=1)
+    return laid(slot_1T - first_BT + 1, ROWS, "sequence")
 
 
 def _learns(layer) -> bool:

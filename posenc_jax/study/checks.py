@@ -21,12 +21,16 @@ def check(s) -> None:
             raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
     trained: dict[tuple, str] = {}
     for arm in s.arms:
-        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent)
+        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent, arm.peak)
         other = trained.setdefault(what, arm.name)
         if other != arm.name:
             raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
         if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
             raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
+        if not 0 < arm.peak <= 1 or (arm.peak != type(arm).peak and not arm.parent):
+            raise ValueError(
+                f"arm {arm.name!r}: peak={arm.peak:g} is a share, up to 1, of the rates of its parent"
+            )
         if arm.parent and not any(
             a.name == arm.parent and not (a.parent or a.length) for a in s.arms
         ):

@@ -9,7 +9,7 @@ from pathlib import Path
 from posenc_jax.results.study_data import OTHER_LENGTHS, RUNS, TUNING
 from posenc_jax.study.checks import check
 
-TUNED_SHARE = 0.1  # of the parent's peak learning rates, in fine-tuning
+TUNED_PEAK = 0.1  # of the parent's peak learning rates, in fine-tuning
 UNPLANNED = "test was read without a frozen plan"
 
 
@@ -25,8 +25,9 @@ class Arm:
       readings: stretches (`yarn:4`) under which its trained runs are read as well. Each is an arm of
         its own, named "<name> <stretch>", and trains nothing.
       factors: its levels in the study's factorial, such as {"rotation": "full", "bias": "linear"}.
-      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one, with a
-        tenth of that run's peak learning rates. It is tuned with its parent and not by itself.
+      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one. It is measured in
+        the study's length and stands beside the others; it is tuned with its parent and not by itself.
+      peak: share of the parent's peak learning rates that a fine-tuned arm takes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arm:
     readings: tuple[str, ...] = ()
     factors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parent: str = ""
+    peak: float = TUNED_PEAK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +80,11 @@ class Cell:
     def folder(self, workdir: Path) -> Path:
         """Returns where the run lives.
 
-        Tuning runs and those of another training length lie apart: the page compares neither with the
-        runs that count.
+        Tuning runs and those that began at another training length lie apart: the page compares neither
+        with the runs that count.
         """
-        place = TUNING if self.tuning else OTHER_LENGTHS if self.arm.length else RUNS
+        apart = self.arm.length and not self.arm.parent
+        place = TUNING if self.tuning else OTHER_LENGTHS if apart else RUNS
         return workdir / place / self.name
 
 
@@ -227,12 +230,12 @@ class Study:
             base["optimizer"]["learning_rate"] = cell.rate  # exactly, not up to a rounding
         if arm.parent:
             for name in ("learning_rate", "muon_learning_rate"):
-                base["optimizer"][name] *= TUNED_SHARE
-        if cell.tuning and self.tuning.steps:
-            train["steps"] = self.tuning.steps
+                base["optimizer"][name] *= arm.peak
         for place, value in arm.overrides.items():
             section, key = _place(place, base, f"arm {arm.name!r}")
             section[key] = value
+        if cell.tuning and self.tuning.steps:
+            train["steps"] = self.tuning.steps
         return base
 
     def record(self) -> dict:

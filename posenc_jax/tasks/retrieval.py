@@ -25,14 +25,14 @@ _NUMBER_CHANCE = 10.0**-_DIGITS  # R1: every digit has to be right
 _MQAR_DRAWS = 6  # rows of draws: keys, values, query order, gap sizes, their rounding, passages
 
 
-def shortest_length(task: str, filler: Filler, pairs: int = 1) -> int:
+def shortest_length(task: str, filler: Filler, pairs: int = 1, askings: int = 1) -> int:
     """The tokens of a passkey or mqar instance without any filler."""
     if task == "passkey":
         needle = len(filler.space) + len(filler.cue) + _DIGITS + len(filler.stop)
         return 1 + needle + 1 + len(filler.cue) + _DIGITS
     if task != "mqar":
         raise ValueError(f"this module makes passkey and mqar, not {task!r}")
-    return 1 + 2 * pairs + 1 + 2 * pairs
+    return 1 + 2 * pairs + 1 + 2 * pairs * askings
 
 
 def passkey(
@@ -88,25 +88,31 @@ def hidden_passkey(
 
 
 def recalled_pairs(
-    filler: Filler, generator: np.random.Generator, length: int, pairs: int
+    filler: Filler, generator: np.random.Generator, length: int, pairs: int, askings: int = 1
 ) -> Instance:
-    """R3 from a generator."""
+    """R3 from a generator; in training every pair may be asked several times.
+
+    Each round asks all pairs in an order of its own. In one order for all, the answer would stand a fixed number of
+    tokens back, to be copied without looking at the key.
+    """
     draws = generator.random((_MQAR_DRAWS, SYMBOLS + 1))
-    tokens, needles, starts = _mqar_tokens(filler, length, pairs, draws)
-    context = length - 2 * pairs - 1
-    answers = [
-        Answer(
-            start, start + 1, start - 1 - (needle + 1), needle / context, _pair_chance(asked, pairs)
-        )
-        for asked, (needle, start) in enumerate(zip(needles.tolist(), starts.tolist(), strict=True))
-    ]
+    orders = [draws[2, :pairs], *generator.random((askings - 1, SYMBOLS + 1))[:, :pairs]]
+    asked = np.concatenate([np.argsort(order) for order in orders])
+    tokens, needles, starts = _mqar_tokens(filler, length, asked, draws)
+    context = length - 2 * len(asked) - 1
+    answers, nearest = [], needles + 1
+    for turn, (pair, start) in enumerate(zip(asked.tolist(), starts.tolist(), strict=True)):
+        distance = start - 1 - int(nearest[pair])
+        chance = _pair_chance(turn % pairs, pairs)
+        answers.append(Answer(start, start + 1, distance, int(needles[pair]) / context, chance))
+        nearest[pair] = start  # from here on the pair stands nearer by
     return Instance(tokens, tuple(answers))
 
 
 def _pair_chance(asked: int, pairs: int) -> float:
-    """Chance of R3's next answer after `asked` others: one of the values that were not asked yet.
+    """Chance of R3's next answer after `asked` others of its round: one of the values not asked in it yet.
 
-    All values differ and all are asked, so the last one is given away. One pair alone has nothing to
+    All values differ and all are asked, so the last one of a round is given away. One pair alone has nothing to
     bind; its chance is that of the alphabet.
     """
     return 1 / (pairs - asked) if pairs > 1 else 1 / SYMBOLS
@@ -131,24 +137,24 @@ def _passkey_tokens(
 
 
 def _mqar_tokens(
-    filler: Filler, length: int, pairs: int, draws: np.ndarray
+    filler: Filler, length: int, asked: np.ndarray, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, and in the order of asking the index of each needle's key and of its answer."""
+    """Tokens, the index of each pair's key, and in the order of asking that of each answer."""
+    pairs = int(asked.max()) + 1
     keys = filler.keys + np.argsort(draws[0, :SYMBOLS])[:pairs]
     values = filler.values + np.argsort(draws[1, :SYMBOLS])[:pairs]
-    order = np.argsort(draws[2, :pairs])
-    spare = length - shortest_length("mqar", filler, pairs)
+    spare = length - shortest_length("mqar", filler, pairs, len(asked) // pairs)
     gaps = gap_lengths(spare, pairs, draws[3], draws[4])
     starts = (draws[5, : pairs + 1] * len(filler)).astype(np.int64)
     needles = 1 + np.cumsum(gaps[:-1]) + 2 * np.arange(pairs)
-    answers = length - 2 * pairs + 1 + 2 * np.arange(pairs)
+    answers = length - 2 * len(asked) + 1 + 2 * np.arange(len(asked))
     tokens = np.empty(length, np.int32)
-    tokens[0], tokens[length - 2 * pairs - 1] = filler.bos, filler.sep
+    tokens[0], tokens[length - 2 * len(asked) - 1] = filler.bos, filler.sep
     tokens[needles], tokens[needles + 1] = keys, values
-    tokens[answers - 1], tokens[answers] = keys[order], values[order]
+    tokens[answers - 1], tokens[answers] = keys[asked], values[asked]
     places = 1 + np.arange(spare) + 2 * np.repeat(np.arange(pairs + 1), gaps)
     tokens[places] = filler.passages(starts, gaps)
-    return tokens, needles[order], answers
+    return tokens, needles, answers
 
 
 @functools.cache

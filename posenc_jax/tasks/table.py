@@ -18,6 +18,7 @@ from posenc_jax.tasks.instances import Instance, generator_of
 from posenc_jax.tasks.retrieval import hidden_passkey, recalled_pairs, shortest_length
 
 PAIRS = (8, 16, 32)
+RECALL = "R3"  # associative recall, whose pairs training may make grow and ask again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +58,28 @@ class Task:
         return self.make(filler, generator, split, length, index % 10)
 
 
-def find(name: str, pairs: int = 8) -> Task:
-    """The task of that name; "mqar" is recall of `pairs` pairs. ValueError names the nearest."""
+def find(name: str, pairs: int = 8, askings: int = 1) -> Task:
+    """The task of that name; "mqar" is recall of `pairs` pairs. ValueError names the nearest.
+
+    askings: times that recall asks every pair, in training.
+    """
     if name == "mqar":
-        return _recall("mqar", pairs)
+        return _recall("mqar", pairs, askings)
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"near name: {near[0]}" if near else f"there are {', '.join(TASKS)}"
         raise ValueError(f"no retrieval task {name!r}; {hint}")
+    if TASKS[name].id == RECALL and askings > 1:
+        return _recall(name, int(name.removeprefix("mqar_")), askings)
     return TASKS[name]
 
 
-def _recall(name: str, pairs: int) -> Task:
+def _recall(name: str, pairs: int, askings: int = 1) -> Task:
+    times = f", each asked {askings} times" if askings > 1 else ""
     return Task(
-        "R3", name, lambda filler: shortest_length("mqar", filler, pairs),
-        lambda filler, generator, split, length, decile: recalled_pairs(filler, generator, length, pairs),
-        "mqar", wording=f"mqar with {pairs} pairs",
+        RECALL, name, lambda filler: shortest_length("mqar", filler, pairs, askings),
+        lambda filler, generator, split, length, decile: recalled_pairs(filler, generator, length, pairs, askings),
+        "mqar", wording=f"mqar with {pairs} pairs{times}",
     )  # fmt: skip
 
 

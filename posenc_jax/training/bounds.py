@@ -33,6 +33,10 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "text_weight": (0, WEIGHT[1]),
         "min_pairs": COUNT,
         "max_pairs": COUNT,
+        "pairs_warmup": SHARE,
+        "pair_askings": (1, 64),
+        "length_warmup": (1, 2**20),
+        "random_positions": (0, 2**20),
         "threads": (1, 1024),
     },
     "train": {

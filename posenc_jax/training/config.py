@@ -53,11 +53,16 @@ class RunConfig:
         if not m["mlp_dim"]:
             wide = 8 * m["model_dim"] / 3 if m["activation"] == "swiglu" else 4 * m["model_dim"]
             m["mlp_dim"] = 16 * math.ceil(wide / 16)
-        return ModelConfig(vocab_size=vocab_size, train_length=self.placed_length, **m)
+        return ModelConfig(
+            vocab_size=vocab_size,
+            train_length=self.placed_length,
+            consecutive=not self.data.random_positions,
+            **m,
+        )
 
     @property
     def placed_length(self) -> int:
-        """L that the scheme is placed with: `train.length`, or the one that a fine-tuned run began with."""
+        """L, of the scheme and the unit of every measure: `train.length`, or the one that a fine-tuned run began with."""
         return self.train.original_length or self.train.length
 
     def to_json(self) -> str:
@@ -197,6 +202,11 @@ def _check_data(c: RunConfig) -> None:
         raise ValueError(
             f"config.data.min_pairs={c.data.min_pairs} exceeds config.data.max_pairs={c.data.max_pairs}"
         )
+    parts = c.data.length_warmup
+    if not parts or parts[-1] != 1 or list(parts) != sorted(parts, reverse=True):
+        raise ValueError(
+            f"config.data.length_warmup={parts} must fall to 1: the last documents are as long as config.train.length"
+        )
     if not c.evaluation.multiples:
         raise ValueError("config.evaluation.multiples must hold at least one length, in units of L")
     if c.data.corpus != "text_folder" and c.data.folder:
@@ -225,4 +235,19 @@ def _check_lengths(c: RunConfig) -> None:
         raise ValueError(
             f"config.train.length={t.length} exceeds the {longest} positions of {c.model.scheme!r}"
         )
+    _check_random_positions(c, longest)
     model.attention_paths(t.length)
+
+
+def _check_random_positions(c: RunConfig, longest: int | None) -> None:
+    k, placed = c.data.random_positions, c.model_config(vocab_size=1).placed
+    asked = f"config.data.random_positions={k}"
+    if k and longest is not None and longest < k * c.train.length:
+        raise ValueError(
+            f"{asked} draws from {k * c.train.length} positions, and {c.model.scheme!r} has {longest}; make it smaller"
+        )
+    parts = [p for layer in placed.layers for g in layer.groups for p in g.heads.parts()]
+    if k and any(part.columns(placed.whole) for part in parts):
+        raise ValueError(
+            f"{asked}: {c.model.scheme!r} reads positions as places in a grid; set it to 0"
+        )

@@ -140,7 +140,7 @@ def _kernel(
     """Returns the operations of both passes, and whether the kernel says what it must keep."""
     path = choose(
         layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
-        sequence=sequence, sink=c.sink_logit,
+        sequence=sequence, sink=c.sink_logit, consecutive=c.consecutive,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
     columns = layer.widens * H
@@ -152,7 +152,7 @@ def _kernel(
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
         columns += extra + -(columns + extra) % kernel.multiple
     reach_N = [min(window or length, length) for window in windows_of(layer, c.window)]
-    if path in ("blockwise", "flash"):
+    if path in ("blockwise", "flash") and c.consecutive:
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
     logits = 2 * columns

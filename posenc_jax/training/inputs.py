@@ -8,14 +8,15 @@ import numpy as np
 
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.packing import Example
-from posenc_jax.data.pipeline import Source, TextWindows, batches
+from posenc_jax.data.pipeline import Source, TextWindows, batches, mixture
+from posenc_jax.data.positions import RandomPositions
 from posenc_jax.data.stream import TokenStream, open_stream
 from posenc_jax.data.tokens import Tokenizer, open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelled
 from posenc_jax.tasks.offset import OffsetWindows, asked_offsets
-from posenc_jax.tasks.table import find
-from posenc_jax.tasks.windows import RetrievalWindows
+from posenc_jax.tasks.table import RECALL, find
+from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
 from posenc_jax.training.bounds import WEIGHT
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.sections import DataSection
@@ -62,6 +63,21 @@ def _check_task(data: DataSection) -> None:
     for name in unread[data.task]:
         if getattr(data, name):
             raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
+    _check_curriculum(data)
+
+
+def _check_curriculum(data: DataSection) -> None:
+    """Raises ValueError for a setting of retrieval documents that no document of the run would read."""
+    mixed = [name for name, _ in retrieval_tasks(data)] if data.retrieval_share else []
+    recalls = [name for name in mixed if find(name).id == RECALL]
+    idle = DataSection()
+    for name, there, what in (
+        ("length_warmup", mixed, "retrieval documents: set config.data.retrieval_share"),
+        ("pairs_warmup", "mqar" in recalls, "mqar documents: name mqar in config.data.retrieval_mix"),
+        ("pair_askings", recalls, "recall documents: name mqar in config.data.retrieval_mix"),
+    ):  # fmt: skip
+        if getattr(data, name) != getattr(idle, name) and not there:
+            raise ValueError(f"config.data.{name}={getattr(data, name)} is of {what}, or leave it at {getattr(idle, name)}")  # fmt: skip
 
 
 def training_batches(
@@ -71,9 +87,13 @@ def training_batches(
     data, train = config.data, config.train
     labelled = data.task == "classification"
     sources = _class_windows(config, inputs) if labelled else _text_windows(config, inputs)
+    rows = mixture(sources, train.seed)
+    if data.random_positions:
+        rows = rows.map_with_index(
+            RandomPositions(data.random_positions * train.length, train.seed)
+        )
     return batches(
-        sources,
-        seed=train.seed,
+        rows,
         batch_size=train.batch_size,
         first_step=first_step,
         last_step=train.steps,
@@ -131,14 +151,23 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
             length=train.length,
             seed=train.seed,
             split="train",
-            pairs=(data.min_pairs, data.max_pairs),
+            curriculum=Curriculum(
+                pairs=(data.min_pairs, data.max_pairs),
+                askings=data.pair_askings,
+                # What follows a schedule has come to its end in a run that goes on from another one.
+                windows=0
+                if train.init_from
+                else round(data.retrieval_share * train.batch_size * train.steps),
+                pairs_warmup=data.pairs_warmup,
+                divisors=data.length_warmup,
+            ),
             answer_weight=data.answer_weight,
         )
         sources.append((windows, data.retrieval_share))
     if data.offset_share > 0:
         windows = OffsetWindows(
             Filler(None, inputs.tokenizer, corpus=False),
-            offsets=asked_offsets(train.length),
+            offsets=asked_offsets(config.placed_length),  # a cue goes on to mean what it meant
             length=train.length,
             seed=train.seed,
             split="train",

@@ -27,7 +27,7 @@ def record_of(config: RunConfig, command: str, inputs: Inputs, params, workdir: 
         "scheme": config.model.scheme,
         "seed": t.seed,
         "tier": t.tier,
-        "train_length": t.length,
+        "train_length": config.placed_length,
         "steps": t.steps,
         "tokens": t.steps * t.batch_size * t.length,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),

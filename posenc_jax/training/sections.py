@@ -47,6 +47,13 @@ class DataSection:
       offset_share: share of training windows that hold offset lookup (P3), which position alone solves.
       answer_weight: loss weight of an answer token; a text token has 1.
       min_pairs, max_pairs: key-value pairs of a recall document in training.
+      pairs_warmup: share of the training in which the most pairs of a recall document grow from min_pairs to
+        max_pairs; 0: they are max_pairs from the beginning.
+      pair_askings: times that a recall document in training asks each pair, in rounds of an order of their own.
+      length_warmup: the longest retrieval document is L divided by these, one after another in equal parts of the
+        training: 8,2,1 for L/8, L/2 and L by thirds.
+      random_positions: k: training reads a document's tokens at positions that are drawn from [0, k L), in rising
+        order (`posenc_jax.data.positions`); evaluation reads plain ones. 0: plain ones in training too.
       threads: reading threads; they never change the order.
       task: "language", or "classification" of the documents of a labelled corpus: stdlib_definitions,
         stdlib_packages, or a TFDS set with labels (see `posenc_jax.tasks.longtext`).
@@ -65,6 +72,10 @@ class DataSection:
     answer_weight: float = 1.0
     min_pairs: int = 2
     max_pairs: int = 8
+    pairs_warmup: float = 0.0
+    pair_askings: int = 1
+    length_warmup: tuple[int, ...] = (1,)
+    random_positions: int = 0
     threads: int = 2
     task: str = "language"
     text_weight: float = 0.0

@@ -18,7 +18,7 @@ from posenc_jax.training.inputs import Inputs
 from posenc_jax.training.workdir import REREAD, refuse_owner
 
 # What two models may differ in whose parameters mean the same; the tokenizer is compared by itself.
-_FREE = ("scheme", "attention", "vocab_size", "train_length")
+_FREE = ("scheme", "attention", "vocab_size", "train_length", "consecutive")
 
 
 def find_source(config: RunConfig, workdir: Path) -> Checkpoints | None:

@@ -1,0 +1,46 @@
+"""Random positions (Ruoss et al. 2023): tokens of a document at sorted draws from a range longer than it."""
+
+import dataclasses
+
+import numpy as np
+
+from posenc_jax.data.packing import Example
+
+_STREAM = 0x706F736974696F6E  # "position": sets these draws apart from all others of the same seed
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomPositions:
+    """Draws the positions of an example's documents anew; a function of (seed, row) alone.
+
+    Attributes:
+      span: positions are drawn from [0, span). seed: of the run.
+    """
+
+    span: int
+    seed: int
+
+    def __call__(self, row: int, example: Example) -> Example:
+        """Returns the example at the positions of that row of the run.
+
+        A document of n tokens gets n different positions, all sets of n alike, in rising order (Ruoss et al. 2023,
+        sec. 3); each document of a row has a draw of its own. Padding stays at 0.
+
+        Args:
+          row: number of the example in the run, over all steps and processes.
+
+        Raises:
+          ValueError: a document longer than the range.
+        """
+        generator = np.random.Generator(
+            np.random.Philox(key=[self.seed, _STREAM], counter=row << 64)
+        )
+        positions_T = np.zeros_like(example["positions_T"])
+        counts = np.bincount(example["segments_T"])
+        for segment in range(1, len(counts)):
+            n = int(counts[segment])
+            if n > self.span:
+                raise ValueError(f"a document of {n} tokens has no {n} different positions below {self.span}")  # fmt: skip
+            drawn = generator.choice(self.span, n, replace=False, shuffle=False)
+            positions_T[example["segments_T"] == segment] = np.sort(drawn)
+        return example | {"positions_T": positions_T}
