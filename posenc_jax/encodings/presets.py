@@ -27,6 +27,15 @@ def flat_in_last_layer(layers: int) -> str:
     return f"{layers - 1}*({before}),{coupled()}" if layers > 2 else f"{before},{coupled()}"
 
 
+def rnope_swa(every: int, size: str = "L/8") -> str:
+    """Returns RNoPE-SWA: of `every` layers one is flat and sees everything, the others rotate and see `size` tokens.
+
+    Source: Yang et al. 2025 (arXiv 2501.18795), with log-n in the layers that see everything.
+    """
+    local = f"{_ROPE}+window" if size == "L/8" else f"{_ROPE}+window(size={size})"
+    return f"{local},{FLAT}" if every == 2 else f"{every - 1}*({local}),{FLAT}"
+
+
 PRESETS: dict[str, str] = {
     "sum": f"{_ROPE}+alibi(slopes=match)",
     "coupled": coupled(),
@@ -46,5 +55,9 @@ PRESETS: dict[str, str] = {
     "fox": "forget",
     "rope-fox": f"{_ROPE}+forget",
     "coupled-fox": f"3*({_ROPE}+forget)|1*{FLAT}",
+    "rnope-swa-2": rnope_swa(2),
+    "rnope-swa-2-wide": rnope_swa(2, "L/4"),
+    "rnope-swa-4": rnope_swa(4),
+    "rnope-swa-4-wide": rnope_swa(4, "L/4"),
     "three-terms": "alibi(slopes=match)&log&power(slopes=match)",
 }
