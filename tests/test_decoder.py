@@ -229,6 +229,7 @@ KNOBS = {
     "scheme": "alibi", "num_layers": 1, "model_dim": 16, "num_heads": 2, "num_kv_heads": 4,
     "head_dim": 4, "mlp_dim": 16, "activation": "gelu", "qk_norm": False, "tied_head": False,
     "embedding_scale": 2.0, "norm_epsilon": 0.5, "dtype": "bfloat16", "vocab_size": 30, "window": 3,
+    "output_gate": True, "sink_logit": True, "token_shift": True,
 }  # fmt: skip
 
 

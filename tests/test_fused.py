@@ -185,7 +185,9 @@ def test_the_device_decides_what_is_taken_by_itself():
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
-    reason = fused.refusal("splash", layer, causal=True, aligned=True, sink=False, **WHERE)
+    reason = fused.refusal(
+        "splash", layer, causal=True, aligned=True, sink=False, consecutive=True, **WHERE
+    )
     linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.place) is not None for i, g in enumerate(layer.groups))  # fmt: skip
     assert (reason is None) == (linear and layer.form is None and "scale_invariant" not in line)
 
