@@ -5,15 +5,15 @@ import math
 import numpy as np
 
 
-def contents(q_TNH, k_SKH, tau=lambda n, i, j: 1.0):
-    """Content logits [N, T, S]: head n of N reads key/value head n * K // N."""
-    (T, N, H), (S, K, _) = q_TNH.shape, k_SKH.shape
+def contents(q_TNH, k_SKH, head_dim, tau=lambda n, i, j: 1.0):
+    """Content logits [N, T, S]: head n of N reads key/value head n * K // N; PoPE has more columns than head_dim."""
+    (T, N, _), (S, K, _) = q_TNH.shape, k_SKH.shape
     out = np.zeros((N, T, S))
     for n in range(N):
         for i in range(T):
             for j in range(S):
                 dot = float(np.dot(q_TNH[i, n].astype(np.float64), k_SKH[j, n * K // N]))
-                out[n, i, j] = tau(n, i, j) * dot / math.sqrt(H)
+                out[n, i, j] = tau(n, i, j) * dot / math.sqrt(head_dim)
     return out
 
 

@@ -68,7 +68,7 @@ def pairs_of(layer, params, q, k, pos, clock):
     bias = layer.bias(params, pos, pos, clock, clock)
     bias = np.zeros(tau.shape) if bias is None else np.broadcast_to(np.asarray(bias), tau.shape)
     content = [
-        oracle.contents(turned_q[b], turned_k[b], lambda n, i, j, b=b: tau[b, n, i, j])
+        oracle.contents(turned_q[b], turned_k[b], H, lambda n, i, j, b=b: tau[b, n, i, j])
         for b in range(len(q))
     ]
     return np.stack(content), bias.astype(np.float64)
