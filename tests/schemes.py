@@ -38,7 +38,7 @@ def parts(line):
     return inside + ([scheme.absolute] if scheme.absolute else [])
 
 
-# One for each way that an encoding enters a model: the others are asked for with -m "not slow".
+# One for each way that an encoding enters a model: the others are left to another tier.
 FEW = (
     "rope",
     "alibi",
@@ -46,7 +46,12 @@ FEW = (
     "linear",
     "rope+forget(start=match)|nope~scale_invariant",
     "rope+alibi,nope~logn",
+    "rope+window(size=5)|forget+window(size=12)~logn",
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
-SOME = [pytest.param(n, marks=() if n in FEW else pytest.mark.thorough) for n in ALL]
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))
+
+
+def some(otherwise):
+    """ALL, of which the default run takes FEW; the others carry the mark `otherwise`."""
+    return [pytest.param(line, marks=() if line in FEW else otherwise) for line in ALL]

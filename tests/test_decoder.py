@@ -73,7 +73,7 @@ def test_decoder_equals_the_float64_reference_under_rope_and_alibi(changes):
     np.testing.assert_allclose(apply(params, tokens, pos, seg)[0][0], want, atol=3e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("line", schemes.SOME)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
 def test_a_token_is_moved_by_every_visible_input_and_by_no_future_one(line):
     config, params, _ = of_scheme(line)
     tokens, pos, seg = row(9)
@@ -95,7 +95,7 @@ def test_a_token_is_moved_by_every_visible_input_and_by_no_future_one(line):
     np.testing.assert_array_equal(moved[6:], 0)
 
 
-@pytest.mark.parametrize("line", schemes.SOME)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
     config, params, apply = of_scheme(line)
     tokens, pos, seg = row(12)

@@ -21,7 +21,7 @@ def study(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # .ci/run walks the same path with scripts/quickstart.sh smoke
 def test_a_study_ends_in_rows_for_every_run_and_a_report(study, forks):
     for arm in ("rope", "coupled"):
         rows = (study / "runs" / f"{arm}-s0" / "evaluation_dev" / "rows.jsonl").read_text()
@@ -37,7 +37,7 @@ def test_a_study_ends_in_rows_for_every_run_and_a_report(study, forks):
     assert figures <= {path.stem for path in (study / "figures").glob("*.csv")}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_running_a_study_again_does_nothing_twice(study, forks):
     before = {p: p.read_bytes() for p in study.rglob("*.jsonl")}
     run = forks.run("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={study}")

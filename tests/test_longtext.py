@@ -190,7 +190,7 @@ class Reader:
 def rows_of(corpus, logits, tmp_path, multiples=(1, 2, 4, 8), fits=(1, 2, 4, 8)):
     (tmp_path / "arrays").mkdir(exist_ok=True)
     trained = types.SimpleNamespace(seed=0, tier="smoke", length=L)
-    config = types.SimpleNamespace(arm="x", train=trained)
+    config = types.SimpleNamespace(arm="x", train=trained, placed_length=L)
     work = Measures(
         tmp_path, config, None, None, None, None, fits, "test", max(multiples), max(fits)
     )
