@@ -180,8 +180,8 @@ def blocks_read(line, length, window=None):
     q, k, v = (x.repeat(length // T + 1, 1)[:1, :length] for x in tensors()[:3])
     seg = jnp.ones_like(pos)
     read = []
-    for plan, floats, places in head_groups(
-        (q, k, v, {}, None, None), (pos, seg, pos, seg), jnp.int32(0), layer=layer, window=window,
+    for plan, floats, places, _ in head_groups(
+        (q, k, v, ({}, None), None, None), (pos, seg, pos, seg), jnp.int32(0), layer=layer, window=window,
         blocks=(32, 32), lanes=None, causal=True, epsilon=0.0,
     ):  # fmt: skip
         _, stop_BNI = jax.jit(functools.partial(meet, plan, proven=proof(plan, {})))(floats, places)
