@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from test_data_dependent import model
 
 from posenc_jax.attention import attend
 from posenc_jax.encodings import Place, parse, unparse
 from posenc_jax.encodings.temperature import AdaptiveSSMax, LogN, SSMax
 from posenc_jax.evaluation.properties import shift_errors
 from posenc_jax.model.cache import slots_that_matter
-from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
@@ -134,16 +133,6 @@ def test_attention_does_not_guess_a_temperature_that_tokens_decide():
 def test_a_temperature_that_makes_no_sense_says_why(part, message):
     with pytest.raises(ValueError, match=message):
         part.check(dataclasses.replace(PLACE, train_length=1))
-
-
-def model(line):
-    config = ModelConfig(
-        scheme=line, vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
-        num_kv_heads=4, head_dim=8, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
-        embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto",
-    )  # fmt: skip
-    ones = jnp.ones((1, 4), jnp.int32)
-    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
 
 
 def test_a_temperature_without_a_bound_evicts_nothing():

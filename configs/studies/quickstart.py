@@ -2,7 +2,7 @@
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    about nine minutes on two cores, installation included; on slower ones see results/quickstart
+Takes:    16 min 38 s on two slow cores, installation included; how slow they were is in results/quickstart
 
 Every arm has the learning rate that is best for it within L, of the four of configs/studies/quickstart_rates.py.
 """

@@ -136,9 +136,8 @@ def watch(
         raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
     all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
     sums = lax.map(lambda one: _watch_one(one, layer, params, sink_N, first), all_turned)
-    if (
-        layer.widens > 1
-    ):  # what content is turned, not content itself; sums over a rotary pair are the same
+    # What content is turned, not content itself; sums over a rotary pair are the same.
+    if layer.widens > 1:
         H = q_BTNH.shape[-1]
         wide = (x.reshape(*x.shape[:-1], -1, H) for x in all_turned[:2])
         power = [(x**2).sum(-2).mean(1) for x in wide]
