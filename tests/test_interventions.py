@@ -247,9 +247,11 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
     lengths = {r["metric"]: r["length"] for r in rows if r["metric"].startswith("P4_")}
     within = {"P4_bpb_ctx_change": 16, "P4_passkey_accuracy_change": 32}  # L = 32: targets end at L
     assert {name: lengths[name] for name in within} == within
-    assert {r["bucket"] for r in rows if r["metric"] == "M12_bpb_ctx_change"} == set(
-        change.every_intervention(SMALL, 0)
-    )
+    every = change.every_intervention(SMALL, 0)
+    for metric, lengths in (("M12_bpb_ctx_change", (16, 64)), ("M12_passkey_accuracy_change", (32, 64))):  # fmt: skip
+        for length in lengths:  # at L and at the longest, text within L
+            found = [r["bucket"] for r in rows if (r["metric"], r["length"]) == (metric, length)]
+            assert sorted(found) == sorted(every), (metric, length)
     monkeypatch.setattr("posenc_jax.evaluation.probes.observed", None)  # nothing is measured twice
     runner.evaluate(tmp_path, suites=("P", "M"), **settings)
     assert runs.rows(path) == rows

@@ -27,8 +27,10 @@ def probe_items(subject: Subject) -> dict[str, Callable]:
     for k in sorted({1, four} & set(multiples)):
         for task in subject.tasks(k):
             items[f"M9/{task}/{k}"] = functools.partial(_needles, subject, task, k)
-    for name, change in every_intervention(subject.config, subject.L).items():
-        items[f"M12/{name}"] = functools.partial(subject.change, "M", "M12", name, change, four)
+        for name, change in every_intervention(subject.config, subject.L).items():
+            items[f"M12/{name}/{k}"] = functools.partial(
+                subject.change, "M", "M12", name, change, k
+            )
     return items
 
 
