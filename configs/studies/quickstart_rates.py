@@ -16,7 +16,7 @@ STUDY = Study(
     tier="cpu",
     arms=tuple(dataclasses.replace(arm, overrides={}) for arm in quickstart.STUDY.arms),
     seeds=quickstart.STUDY.seeds,
-    tuning=Tuning(rates=(0.000316, 0.001, 0.00316, 0.01), seed=90),
+    tuning=Tuning(rates=(0.001, 0.00316, 0.01, 0.0316), seed=90),
     tuning_suite="E3,passkey,mqar",
     skip=lambda cell: None if cell.tuning else "the rates alone are asked for here",
 )
