@@ -9,6 +9,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from configs import lm
 from configs.studies import quickstart
 from posenc_jax.study.grid import Study, Tuning
 
@@ -16,12 +17,12 @@ STUDY = Study(
     tier="cpu",
     arms=tuple(dataclasses.replace(arm, overrides={}) for arm in quickstart.STUDY.arms),
     seeds=quickstart.STUDY.seeds,
-    tuning=Tuning(rates=(0.001, 0.00316, 0.01, 0.0316), seed=90),
-    tuning_suite="E3,passkey,mqar",
+    tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90),
+    tuning_suite="E3",
     skip=lambda cell: None if cell.tuning else "the rates alone are asked for here",
 )
 
 
 def get_config(run: str) -> ConfigDict:
     """Returns the configuration of one run, e.g. rope-s90-lr0.01."""
-    return STUDY.fill(run, quickstart.base())
+    return STUDY.fill(run, lm.get_config())
