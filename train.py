@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from posenc_jax import door
+from posenc_jax import cli
 from posenc_jax.results.schema import DONE, FAILED, INTERRUPTED, STOPPED, UNWRITABLE
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -43,12 +43,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> int:
     """Flags to config to one call."""
-    from posenc_jax.training.checkpoints import SaveFailed
+    from posenc_jax.checkpoints.manager import SaveFailed
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, ending_together
     from posenc_jax.training.loop import Diverged, Stopped, train
+    from posenc_jax.training.multi_seed import train_together
     from posenc_jax.training.profile import NOTHING, parse_profile
-    from posenc_jax.training.together import train_together
 
     config = from_sections(_CONFIG.value.to_dict())
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
@@ -90,4 +90,4 @@ def _workdirs() -> dict[int, Path]:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

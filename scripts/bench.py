@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _READ = {
     "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between; none: every registered one"),
@@ -53,15 +53,22 @@ def main(name: str | None) -> None:
         # JAX takes three quarters of a GPU at its start, and PyTorch in the same process needs room.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.append(str(Path(__file__).parent.parent))  # configs/ is beside the package, not in it
-    from posenc_jax.bench import attention, encodings, evaluation, loop, rotation, step
+    from posenc_jax.bench import (
+        attention_cost,
+        encoding_cost,
+        evaluation_cost,
+        loop_cost,
+        rotation_cost,
+        step_cost,
+    )
 
     benches = {
-        "encodings": encodings.measure,
-        "rotation": rotation.measure,
-        "attention": attention.measure,
-        "step": step.measure,
-        "evaluation": evaluation.measure,
-        "loop": loop.measure,
+        "encodings": encoding_cost.measure,
+        "rotation": rotation_cost.measure,
+        "attention": attention_cost.measure,
+        "step": step_cost.measure,
+        "evaluation": evaluation_cost.measure,
+        "loop": loop_cost.measure,
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")
@@ -168,4 +175,4 @@ def _picture(outcome):
 if __name__ == "__main__":
     _COMMAND = sys.argv[:]
     _NAME = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else None
-    door.enter(lambda: main(_NAME))
+    cli.enter(lambda: main(_NAME))

@@ -6,7 +6,7 @@ in the run's folder. --split=test is for what is read once, by a plan that was m
 in evaluation/. Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
 trained at 4 L: --workdir=runs/rope-4L --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. With
 --stretch the trained scheme is read further, by one rule for its rotations and biases (see
-posenc_jax/encodings/reading.py), as an arm of its own under <workdir>/stretched/. All results rest on the last
+posenc_jax/encodings/length_extension.py), as an arm of its own under <workdir>/stretched/. All results rest on the last
 checkpoint; --checkpoint=best reads the one of the lowest dev loss (config.train.dev_every), --checkpoint=400
 that of a step, each into a folder of its own. On CPU rows are spread over the cores that the process may
 use. Exit code 2 for wrong input.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", required=True)
 _LENGTHS = flags.DEFINE_list(
@@ -42,8 +42,8 @@ _SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Flags to one call."""
-    from posenc_jax.evaluation.cores import use_every_core
-    from posenc_jax.evaluation.runner import evaluate, write_key_targets
+    from posenc_jax.evaluation.cpu_devices import use_every_core
+    from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
     from posenc_jax.results.row_file import headline
 
     use_every_core()
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

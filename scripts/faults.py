@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _TRIALS = flags.DEFINE_integer("trials", 10, "Trials of every fault", lower_bound=1)
 _CHEAP = flags.DEFINE_integer(
@@ -31,9 +31,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of moments, files and bits")
 
 def main() -> int:
     """Flags to one call, and the table."""
-    from posenc_jax.faults.outcome import failed, stored, table
-    from posenc_jax.faults.runs import SmallRun
-    from posenc_jax.faults.suite import CHEAP, FAULTS, chosen
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from faults.small_run import SmallRun
+    from faults.suite import CHEAP, FAULTS, chosen
+    from faults.trial import failed, stored, table
 
     trials = []
     if _TABLE.value:
@@ -57,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _SCHEME = flags.DEFINE_string("scheme", None, "A line of the scheme language", required=True)
 _LAYERS = flags.DEFINE_integer(
@@ -31,9 +31,9 @@ def main() -> None:
     """Flags to one look."""
     import jax
 
-    from posenc_jax.attention.cutoff import windows
+    from posenc_jax.attention.blockwise.cutoff import windows
     from posenc_jax.encodings import parse
-    from posenc_jax.encodings.reach import angle_errors, initial_parameters, reaches, warnings
+    from posenc_jax.encodings.analysis import angle_errors, initial_parameters, reaches, warnings
 
     scheme = parse(_SCHEME.value)
     placed = scheme.place(
@@ -133,14 +133,14 @@ def _pictures(placed, params, heads, out: Path):
     import jax
     import numpy as np
 
-    from posenc_jax.encodings.portrait import plane, portrait, similarity, stretched_pairs
-    from posenc_jax.encodings.reach import (
+    from posenc_jax.encodings.analysis import (
         decay_bound,
         rotary_kernel,
         temperature_of_distance,
         temperature_of_position,
     )
-    from posenc_jax.report import inspection, parts
+    from posenc_jax.encodings.scheme_arrays import plane, portrait, similarity, stretched_pairs
+    from posenc_jax.report import encoding_figures, inspection_figures
 
     length, train_length = _LENGTH.value, _TRAIN.value
     distance_S = np.unique(
@@ -150,8 +150,8 @@ def _pictures(placed, params, heads, out: Path):
     _, arrays = portrait(placed, params, distance_S, grid_G)
     if placed.absolute is not None:
         learned = placed.init_absolute(jax.random.key(0))
-        yield from _written(parts.similarity_picture(grid_G, similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
-    yield from _written(parts.stretch_picture(stretched_pairs(placed)), out)
+        yield from _written(encoding_figures.similarity_picture(grid_G, similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
+    yield from _written(encoding_figures.stretch_picture(stretched_pairs(placed)), out)
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:
         number = placed.layers.index(layer)
@@ -167,10 +167,12 @@ def _pictures(placed, params, heads, out: Path):
         learned = params[number]
         tau_NS = temperature_of_distance(layer, learned, length)[:, distance_S]
         pictures = [
-            inspection.bias_picture(grid_G, arrays["grid_bias_LNGG"][number], train_length),
-            inspection.rotation_picture(rotations, train_length, length / train_length),
-            inspection.kernel_picture(distance_S, arrays["bias_LNS"][number], curves, train_length),
-            parts.temperature_picture(
+            inspection_figures.bias_picture(grid_G, arrays["grid_bias_LNGG"][number], train_length),
+            inspection_figures.rotation_picture(rotations, train_length, length / train_length),
+            inspection_figures.kernel_picture(
+                distance_S, arrays["bias_LNS"][number], curves, train_length
+            ),
+            encoding_figures.temperature_picture(
                 distance_S,
                 temperature_of_position(layer, learned, distance_S),
                 tau_NS,
@@ -179,11 +181,11 @@ def _pictures(placed, params, heads, out: Path):
         ]
         if layer.form is None:
             pictures.append(
-                inspection.horizon_picture([h.horizon for h in mine], length, train_length)
+                inspection_figures.horizon_picture([h.horizon for h in mine], length, train_length)
             )
         on_grid = [p.columns(g.place) for g in layer.groups for p in g.heads.parts()]
         for columns in dict.fromkeys(n for n in on_grid if n is not None):
-            pictures.append(parts.plane_picture(**plane(layer, learned, columns, 16)))
+            pictures.append(encoding_figures.plane_picture(**plane(layer, learned, columns, 16)))
         for picture in pictures:
             yield from _written(picture, out, "" if len(kinds) == 1 else f"layer{number}_")
 
@@ -197,4 +199,4 @@ def _written(picture, out: Path, before: str = ""):
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", required=True)
 _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks and groups, or YAML files", required=True)
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -22,7 +22,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 from absl import flags
 from ml_collections import config_flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/large.py:1.3b")
 _MESH = flags.DEFINE_string("mesh", None, "Devices by axis, e.g. data:4,model:4", required=True)
@@ -43,10 +43,10 @@ def main() -> None:
     """Flags to one row per chip."""
     import jax
 
-    from posenc_jax.report.plans import summary
-    from posenc_jax.training.chips import chip_named
+    from posenc_jax.bench.plan import mesh_shape, plan, planned_vocabulary, target, with_mesh
+    from posenc_jax.bench.plan_table import summary
+    from posenc_jax.costs.hardware import chip_named
     from posenc_jax.training.config import from_sections
-    from posenc_jax.training.plan import mesh_shape, plan, planned_vocabulary, target, with_mesh
 
     shape = mesh_shape(_MESH.value)
     chips = [chip_named(name.strip()) for name in _CHIPS.value]
@@ -65,7 +65,7 @@ def main() -> None:
 
 def _append(row: dict, out: Path) -> None:
     """Appends a row, says how it compares with the one before on the same chips, and rewrites the table."""
-    from posenc_jax.report.plans import comparison, table
+    from posenc_jax.bench.plan_table import comparison, table
 
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     alike = [r for r in rows if all(r[key] == row[key] for key in ("chip", "mesh"))]
@@ -93,4 +93,4 @@ def _origin(config) -> dict:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

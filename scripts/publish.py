@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to publish into, e.g. results/x", required=True)
@@ -24,7 +24,7 @@ _SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are
 
 def main() -> None:
     """Flags to one call."""
-    from posenc_jax.data.texts import listed
+    from posenc_jax.data.text_digests import listed
     from posenc_jax.results.load import splits, stored
     from posenc_jax.results.publish import corpus_fingerprint, publish
     from posenc_jax.training.config import from_sections
@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run")
 _RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -6,9 +6,9 @@ source in the context in {{ }}. With --task=all every task is shown. Exit code 2
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
-_TASK = flags.DEFINE_list("task", ["all"], "Names of posenc_jax/tasks/table.py, or all")
+_TASK = flags.DEFINE_list("task", ["all"], "Names of posenc_jax/tasks/task_registry.py, or all")
 _LENGTH = flags.DEFINE_integer("length", 200, "Tokens of an instance")
 _SPLIT = flags.DEFINE_string("split", "dev", "train, dev or test")
 _INDEX = flags.DEFINE_integer("index", 0, "The first instance shown", lower_bound=0)
@@ -23,12 +23,12 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "bytes, or a SentencePiec
 def main() -> None:
     """Flags to one instance after another."""
     from posenc_jax.data.corpora import open_corpus
-    from posenc_jax.data.stream import open_stream
-    from posenc_jax.data.tokens import open_tokenizer
+    from posenc_jax.data.token_stream import open_stream
+    from posenc_jax.data.tokenizers import open_tokenizer
     from posenc_jax.tasks.filler import Filler
+    from posenc_jax.tasks.instance_text import shown
     from posenc_jax.tasks.instances import check_split
-    from posenc_jax.tasks.show import shown
-    from posenc_jax.tasks.table import TASKS, find
+    from posenc_jax.tasks.task_registry import TASKS, find
 
     check_split(_SPLIT.value)
     every = _TASK.value == ["all"]
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

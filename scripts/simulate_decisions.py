@@ -1,6 +1,6 @@
 """How often the decision rule errs: python scripts/simulate_decisions.py --out=results/decision
 
-Draws studies of every truth of posenc_jax/study/truths.py at 12 seeds (a confirmation), 8 and 5
+Draws studies of every truth of posenc_jax/study/scenarios.py at 12 seeds (a confirmation), 8 and 5
 (explorations), asks rule 2 of each, and writes rows.jsonl and table.md: how often the clause whose boundary
 the truth lies on holds, how often it is refuted, and how often the verdict is a wrong one, each at most
 5 % plus two standard errors; of truths with power, how often it is right. One share in 40 lies beyond two
@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _OUT = flags.DEFINE_string("out", None, "Folder for the rows and the table", required=True)
 _RULE = flags.DEFINE_enum("rule", "2", ["1", "2"], "Version of the decision rule")
@@ -32,10 +32,10 @@ SEEDS = {"1": (5, 8), "2": (12, 8, 5)}
 def main() -> int:
     """Truths to rows."""
     from posenc_jax.results.files import json_lines, replace_text
-    from posenc_jax.study import simulation_rule_1, truths
+    from posenc_jax.study import scenarios, simulation_rule_1
 
     rule = _RULE.value
-    asked = {"1": simulation_rule_1.truths, "2": truths.truths}[rule]()
+    asked = {"1": simulation_rule_1.truths, "2": scenarios.truths}[rule]()
     asked = [truth for truth in asked if _ONLY.value in truth.name]
     draw = {"1": _row_of_rule_1, "2": _row_of_rule_2}[rule]
     rows, wrong = [], []
@@ -111,4 +111,4 @@ def _versions() -> dict:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 from posenc_jax.results.schema import DONE, FAILED, STOPPED
 
 _STUDY = flags.DEFINE_string(
@@ -44,7 +44,7 @@ _SLURM = ("partition", "account", "time", "gpus", "cpus", "memory", "venv", "con
 
 def main() -> int:
     """Study file to runs to rows, verdict and report."""
-    from posenc_jax.study.stages import course
+    from posenc_jax.study.runner import course
     from posenc_jax.training.workdir import claim
 
     module, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
@@ -92,7 +92,7 @@ def _everything(plan) -> int:
 
 
 def _carry_out(plan, runs, what: str):
-    from posenc_jax.study.local import run_all, usable_cores
+    from posenc_jax.study.local_executor import run_all, usable_cores
 
     if not runs:
         return (), ()
@@ -106,7 +106,7 @@ def _carry_out(plan, runs, what: str):
 
 def _one(plan) -> int:
     """Carries out one run with all of this process's cores and devices, as a task of an array does."""
-    from posenc_jax.study.local import run_all
+    from posenc_jax.study.local_executor import run_all
 
     study = plan.study
     groups = {cell.name: (cell,) for cell in study.tuning_grid()}
@@ -249,4 +249,4 @@ def _on_cpu() -> bool:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from posenc_jax import door
+from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study's runs")
 _RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
@@ -51,28 +51,28 @@ def main() -> None:
     """Flags to one call."""
     from posenc_jax.results.files import replace_text
     from posenc_jax.results.load import chosen_folder, load
-    from posenc_jax.study import prereg
-    from posenc_jax.study.beside import Beside
+    from posenc_jax.study import preregistration
+    from posenc_jax.study.auxiliary_runs import Beside
     from posenc_jax.study.verdict import judge, words
 
     folder = chosen_folder(_WORKDIR.value, _RESULTS.value)
     path = Path(_PREREG.value) if _PREREG.value else folder / "prereg.json"
     if _FREEZE.value:
-        plan = _plan(prereg.Plan, {}, "test")
+        plan = _plan(preregistration.Plan, {}, "test")
         _refuse_begun(folder, plan)
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{path} frozen, sha256 {prereg.freeze(path, plan)}")
+        print(f"{path} frozen, sha256 {preregistration.freeze(path, plan)}")
         return
     if _PREREG.value:
         given = [name for name in _PLANNED if flags.FLAGS[name].present]
         if given:
             raise ValueError(f"--{given[0]} is in the frozen plan; give --prereg or the plan's flags, not both")  # fmt: skip
-        frozen = prereg.read(path)
+        frozen = preregistration.read(path)
         plan = frozen.plan
         data = load(folder, plan.split)
     else:
         data = load(folder, _SPLIT.value)
-        frozen, plan = None, _plan(prereg.Plan, data.record, data.split)
+        frozen, plan = None, _plan(preregistration.Plan, data.record, data.split)
     beside = Beside(
         dev=_on_dev(load, folder) if data.split == "test" else None,
         pilot=load(Path(_PILOT.value)) if _PILOT.value else None,
@@ -156,4 +156,4 @@ def _refuse_begun(workdir: Path, plan) -> None:
 
 
 if __name__ == "__main__":
-    door.enter(main)
+    cli.enter(main)

@@ -13,18 +13,17 @@ import sys
 from pathlib import Path
 
 import machine
-
-from posenc_jax.faults.forks import ended_by
+from faults.fork_server import ended_by
 
 ROOT = Path(__file__).parent.parent
 _IMPORTED = (
     "configs.lm",
     "matplotlib.pyplot",
-    "posenc_jax.evaluation.runner",
+    "posenc_jax.evaluation.evaluate",
     "posenc_jax.report",
-    "posenc_jax.study.stages",
+    "posenc_jax.study.runner",
     "posenc_jax.training.loop",
-    "posenc_jax.training.together",
+    "posenc_jax.training.multi_seed",
     "tensorflow_datasets",
 )  # what the scripts import inside their functions
 

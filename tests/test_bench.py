@@ -13,12 +13,19 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.bench import attention, encodings, evaluation, pytorch, rotation, step
-from posenc_jax.bench.memory import Compiled, peak, peak_bytes, planned_bytes
+from posenc_jax.bench import (
+    attention_cost,
+    encoding_cost,
+    evaluation_cost,
+    pytorch,
+    rotation_cost,
+    step_cost,
+)
+from posenc_jax.bench.peak_memory import Compiled, peak, peak_bytes, planned_bytes
 from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import REGISTRY, parse
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.sections import ModelSection, TrainSection
+from posenc_jax.training.config_sections import ModelSection, TrainSection
 
 
 class Machine:
@@ -146,19 +153,19 @@ def test_on_cpu_every_burst_is_one_run():
 
 
 def test_the_cost_table_names_every_registered_encoding_alone():
-    alone = [parse(line) for line in encodings.all_schemes()[: len(REGISTRY)]]
+    alone = [parse(line) for line in encoding_cost.all_schemes()[: len(REGISTRY)]]
     named = []
     for scheme in alone:
         inside = [part for heads in scheme.layers[0] for part in heads.parts()]
         named += [type(part) for part in (*inside, *([scheme.absolute] if scheme.absolute else []))]
     assert named == list(REGISTRY.values())
-    assert len(set(encodings.all_schemes())) == len(encodings.all_schemes())
+    assert len(set(encoding_cost.all_schemes())) == len(encoding_cost.all_schemes())
 
 
 def test_the_cost_table_has_one_line_for_each_scheme_and_one_for_nope(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
-    monkeypatch.setattr(encodings, "SHAPE", shape)
-    outcome = encodings.measure(
+    monkeypatch.setattr(encoding_cost, "SHAPE", shape)
+    outcome = encoding_cost.measure(
         schemes=("slopes", "slopes", "nope"), train_length=8, batch=1, rounds=2
     )
     lines = outcome.table.splitlines()
@@ -176,8 +183,8 @@ def test_what_ours_is_compared_with_turns_as_rope_does():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
     pos = np.array([[5, 0, 31]])
     freq_h = 10_000.0 ** (-np.arange(0, 8, 2) / 8)
-    tables = [jnp.asarray(x) for x in rotation.tables(freq_h, np.arange(32))]
-    for name, turn in rotation.turns(freq_h).items():
+    tables = [jnp.asarray(x) for x in rotation_cost.tables(freq_h, np.arange(32))]
+    for name, turn in rotation_cost.turns(freq_h).items():
         got = turn(jnp.asarray(x), jnp.asarray(pos), *tables)
         for t, n in np.ndindex(3, 2):
             want = oracles.rope_vector(x[0, t, n], pos[0, t])
@@ -222,7 +229,7 @@ def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, for
 
 
 def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
-    outcome = attention.measure(
+    outcome = attention_cost.measure(
         lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=2
     )
     names = {row["implementation"] for row in outcome.rows}
@@ -237,14 +244,14 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
     if importlib.util.find_spec("torch") is None:
         assert any("torch" in line for line in outcome.settings["skipped"])
     with pytest.raises(ValueError, match="directions must be some of"):
-        attention.measure(directions=("sideways",))
+        attention_cost.measure(directions=("sideways",))
     with pytest.raises(ValueError, match="dtype must be one of"):
-        attention.measure(dtype="float16")
+        attention_cost.measure(dtype="float16")
 
 
 def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
-    monkeypatch.setattr(attention, "WINDOW", 5)
-    outcome = attention.measure(
+    monkeypatch.setattr(attention_cost, "WINDOW", 5)
+    outcome = attention_cost.measure(
         lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=1,
         candidates=("ours, window", "jax.nn, window", "ours"),
     )  # fmt: skip
@@ -256,9 +263,9 @@ def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definit
 
 
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
-    monkeypatch.setattr(attention, "KERNELS", {"splash": "cpu"})  # emulated
+    monkeypatch.setattr(attention_cost, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)
-    outcome = attention.measure(
+    outcome = attention_cost.measure(
         lengths=(32,), batch=2, directions=("forward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
     )  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
@@ -269,15 +276,15 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
     assert "relative to ours, folded into splash in the same round" in outcome.caption
     assert {row["batch"] for row in outcome.rows} == {2}
     assert all(row["planned_mb"] >= 2 * 32 * 2 * 8 * 2 / 1e6 for row in outcome.rows)
-    tensors = attention._tensors(2, 32, 2, 8, True, "bfloat16", 0)
-    run = attention._ours(tensors, True, True)["ours"]()
+    tensors = attention_cost._tensors(2, 32, 2, 8, True, "bfloat16", 0)
+    run = attention_cost._ours(tensors, True, True)["ours"]()
     assert [x.shape for x in run()] == [(2, 32, 2, 8)] * 4
 
 
 @pytest.mark.thorough
 def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where nothing of cuDNN compiles
-    outcome = attention.measure(
+    outcome = attention_cost.measure(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
     )  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
@@ -298,31 +305,31 @@ def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatc
 
 def test_the_attention_bench_measures_the_candidates_that_are_named():
     how = {"lengths": (40,), "directions": ("forward",), "heads": 3, "head_dim": 24, "rounds": 1}
-    outcome = attention.measure(**how, candidates=("ours, nothing cut", "jax.nn, no bias"))
+    outcome = attention_cost.measure(**how, candidates=("ours, nothing cut", "jax.nn, no bias"))
     assert [row["implementation"] for row in outcome.rows] == ["ours, nothing cut", "jax.nn, no bias"]  # fmt: skip
     assert {row["baseline"] for row in outcome.rows} == {"ours, nothing cut"}
     assert {(row["heads"], row["head_dim"]) for row in outcome.rows} == {(3, 24)}
     assert outcome.rows[0]["difference_to"] == "ours, dense"  # which was not timed
     assert 0 < outcome.rows[0]["difference"] < 1e-5
     with pytest.raises(ValueError, match=r"no candidate 'ours, flesh' here; there are .*ours, no"):
-        attention.measure(**how, candidates=("ours, flesh",))
+        attention_cost.measure(**how, candidates=("ours, flesh",))
 
 
 def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_are_not(monkeypatch):
-    monkeypatch.setattr(attention, "DENSE_LIMIT", 2 * 40**2)
+    monkeypatch.setattr(attention_cost, "DENSE_LIMIT", 2 * 40**2)
     monkeypatch.setattr(pytorch, "installed", lambda: False)
     how = {"directions": ("forward",), "heads": 2, "head_dim": 8, "rounds": 1}
     named = "ours, dense", "jax.nn, no bias"
-    outcome = attention.measure(**how, lengths=(32, 48), candidates=named)
+    outcome = attention_cost.measure(**how, lengths=(32, 48), candidates=named)
     assert [(row["implementation"], row["length"]) for row in outcome.rows] == [(name, 32) for name in named]  # fmt: skip
     why = "forward, 48 tokens: all its logits are too many"
     assert outcome.settings["skipped"] == [f"{name}, {why}" for name in sorted(named)]
     with pytest.raises(ValueError, match=f"nothing to time: jax.nn, no bias, {why}"):
-        attention.measure(**how, lengths=(48,), candidates=named[1:])
+        attention_cost.measure(**how, lengths=(48,), candidates=named[1:])
 
 
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
-    outcome = attention.measure(
+    outcome = attention_cost.measure(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
     )  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
@@ -398,8 +405,8 @@ def test_a_result_in_memory_that_was_given_away_is_not_planned_twice():
 def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its_losses(
     monkeypatch,
 ):
-    monkeypatch.setattr(step, "HEAD_DIM", 8)
-    outcome = step.measure(
+    monkeypatch.setattr(step_cost, "HEAD_DIM", 8)
+    outcome = step_cost.measure(
         schemes=("rope+alibi",), train_length=16, batch=2, layers=1, model_dim=16, rounds=2, compiled=False
     )  # fmt: skip
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
@@ -415,18 +422,18 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
     else:
         assert rows["PyTorch twin", "rope+alibi"]["difference"] < 1e-6
     with pytest.raises(ValueError, match="model_dim must be a multiple of 8"):
-        step.measure(model_dim=20)
+        step_cost.measure(model_dim=20)
     with pytest.raises(
         ValueError, match="3 devices: there are 8, and they must divide a batch of 4"
     ):
-        step.measure(batch=4, devices=3)
+        step_cost.measure(batch=4, devices=3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
     pytest.importorskip("torch")
-    outcome = step.measure(
+    outcome = step_cost.measure(
         schemes=("alibi",), train_length=16, batch=2, layers=1, model_dim=64, rounds=1,
         compiled=False, dtype="bfloat16",
     )  # fmt: skip
@@ -440,7 +447,7 @@ def test_our_step_over_devices_lies_on_them_and_takes_the_same_steps():
     losses = []
     for devices in (1, 2):
         train = TrainSection(length=16, batch_size=2, data_devices=devices)
-        run = step._Ours(RunConfig(model=model, train=train), 0)
+        run = step_cost._Ours(RunConfig(model=model, train=train), 0)
         assert len(run.batch["tokens_BT"].sharding.device_set) == devices
         losses.append([float(run()[0]) for _ in range(3)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
@@ -449,8 +456,8 @@ def test_our_step_over_devices_lies_on_them_and_takes_the_same_steps():
 
 @pytest.mark.parametrize(("batch", "devices"), [(4, 4), (6, 6), (12, 6), (7, 7), (9, 3), (1, 1)])
 def test_a_batch_is_split_over_as_many_devices_as_divide_it(batch, devices):
-    assert step._devices(None, batch) == devices  # of eight
-    assert step._devices(1, batch) == 1
+    assert step_cost._devices(None, batch) == devices  # of eight
+    assert step_cost._devices(1, batch) == 1
 
 
 def test_a_peer_that_fails_is_a_missing_row_and_ours_is_an_error():
@@ -459,22 +466,24 @@ def test_a_peer_that_fails_is_a_missing_row_and_ours_is_an_error():
 
     missing = {}
     ours = {("ours", "nope"): lambda: lambda: (1.0, 2.0)}
-    runs, losses, _ = step._first_steps(ours | {("theirs", "nope"): broken}, missing)
+    runs, losses, _ = step_cost._first_steps(ours | {("theirs", "nope"): broken}, missing)
     assert set(runs) == {("ours", "nope")}
-    assert losses["ours", "nope"] == [1.0] * step.CHECKED
+    assert losses["ours", "nope"] == [1.0] * step_cost.CHECKED
     assert missing == {("theirs", "nope"): "RuntimeError: no such kernel"}
     with pytest.raises(RuntimeError, match="no such kernel"):
-        step._first_steps({("ours", "nope"): broken}, missing)
+        step_cost._first_steps({("ours", "nope"): broken}, missing)
 
 
 def test_scoring_is_timed_per_token_at_every_length(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
-    monkeypatch.setattr(evaluation, "SHAPE", shape)
-    outcome = evaluation.measure(schemes=("alibi",), train_length=8, lengths=(16, 32), rounds=2)
+    monkeypatch.setattr(evaluation_cost, "SHAPE", shape)
+    outcome = evaluation_cost.measure(
+        schemes=("alibi",), train_length=8, lengths=(16, 32), rounds=2
+    )
     assert [(row["length"], row["direction"]) for row in outcome.rows] == [
-        (8, evaluation.TRAINING), (8, "scoring"), (16, "scoring"), (32, "scoring"),
+        (8, evaluation_cost.TRAINING), (8, "scoring"), (16, "scoring"), (32, "scoring"),
     ]  # fmt: skip
     assert {row["tokens"] for row in outcome.rows} == {32}
     assert outcome.rows[1]["ratio"] == 1
     with pytest.raises(ValueError, match="multiples of train_length=8"):
-        evaluation.measure(schemes=("alibi",), train_length=8, lengths=(12,), rounds=1)
+        evaluation_cost.measure(schemes=("alibi",), train_length=8, lengths=(12,), rounds=1)

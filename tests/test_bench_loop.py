@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.bench import loop
-from posenc_jax.training.checkpoints import has_checkpoint
+from posenc_jax.bench import loop_cost
+from posenc_jax.checkpoints.manager import has_checkpoint
 
 
 @pytest.mark.slow
@@ -19,26 +19,30 @@ def test_runs_that_save_are_compared_with_one_that_never_does(tmp_path, data_dir
         trained.append((kind, workdir.name.split("-")[0], tmp_path / workdir.name))
         return run(config, kind, trained[-1][-1])
 
-    run = loop._run
-    monkeypatch.setattr(loop, "_config", short)
-    monkeypatch.setattr(loop, "_run", kept)
-    outcome = loop.measure(saves=2, rounds=1)
-    assert [row["implementation"] for row in outcome.rows] == [loop.NEVER, loop.ASIDE, loop.WAITED]
+    run = loop_cost._run
+    monkeypatch.setattr(loop_cost, "_config", short)
+    monkeypatch.setattr(loop_cost, "_run", kept)
+    outcome = loop_cost.measure(saves=2, rounds=1)
+    assert [row["implementation"] for row in outcome.rows] == [
+        loop_cost.NEVER,
+        loop_cost.ASIDE,
+        loop_cost.WAITED,
+    ]
     never, *others = outcome.rows
     assert never["ratio"] == 1
     assert never["save_share"] < min(row["save_share"] for row in others)
     assert all(0 <= row["data_wait_share"] <= 1 for row in outcome.rows)
     for kind, _, workdir in trained:
-        assert has_checkpoint(workdir) == (kind != loop.NEVER)
+        assert has_checkpoint(workdir) == (kind != loop_cost.NEVER)
     assert sorted((r, kind) for kind, r, _ in trained) == sorted(
-        (r, kind) for r in "0" for kind in (loop.NEVER, loop.ASIDE, loop.WAITED)
+        (r, kind) for r in "0" for kind in (loop_cost.NEVER, loop_cost.ASIDE, loop_cost.WAITED)
     )
 
 
 @pytest.mark.thorough
 def test_the_time_of_a_run_is_that_of_its_rows(tmp_path, data_dir):
     config = runs.config(data_dir, train={"steps": 5, "save_every": 2, "log_every": 1})
-    found = loop._run(config, loop.WAITED, tmp_path / "x")
+    found = loop_cost._run(config, loop_cost.WAITED, tmp_path / "x")
     rows = runs.rows(tmp_path / "x" / "metrics.jsonl")[1:]  # the first step is in no rate
     seconds = [config.train.batch_size * config.train.length / r["tokens_per_second"] for r in rows]
     np.testing.assert_allclose(found["seconds"], sum(seconds))
@@ -51,4 +55,4 @@ def test_the_time_of_a_run_is_that_of_its_rows(tmp_path, data_dir):
 
 def test_no_round_and_no_save_are_refused():
     with pytest.raises(ValueError, match="a save and a round"):
-        loop.measure(saves=0)
+        loop_cost.measure(saves=0)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.evaluation import runner
-from posenc_jax.evaluation.opening import open_run
+from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.manifest import Damaged, verify
+from posenc_jax.evaluation import evaluate
+from posenc_jax.evaluation.load_run import open_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
-from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.inputs import dev_examples, open_inputs
-from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.manifest import Damaged, verify
-from posenc_jax.training.together import train_together
+from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.thorough
 
@@ -234,13 +234,13 @@ def test_scores_of_another_checkpoint_lie_apart_and_say_whose_they_are(tmp_path,
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     ask = {"multiples": (1,), "suites": ("E1",), "split": "test", "stretch": None}
-    last = runner.evaluate(workdir, **ask)
+    last = evaluate.evaluate(workdir, **ask)
     rows = last.read_bytes()
-    best = runner.evaluate(workdir, **ask, checkpoint="best")
+    best = evaluate.evaluate(workdir, **ask, checkpoint="best")
     assert best == workdir / "evaluation_best" / "rows.jsonl"
-    fourth = runner.evaluate(workdir, **ask, checkpoint="4")
+    fourth = evaluate.evaluate(workdir, **ask, checkpoint="4")
     assert fourth == workdir / "evaluation_4" / "rows.jsonl"
-    assert runner.evaluate(workdir, **ask).read_bytes() == rows == last.read_bytes()
+    assert evaluate.evaluate(workdir, **ask).read_bytes() == rows == last.read_bytes()
     of_last, of_best, of_fourth = (runs.rows(path) for path in (last, best, fourth))
     assert not any("checkpoint" in row for row in of_last)
     assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 4)}

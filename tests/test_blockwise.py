@@ -9,10 +9,10 @@ import oracles
 import pytest
 
 from posenc_jax.attention import dense_attention, visible
-from posenc_jax.attention.blockwise import blockwise_attention
-from posenc_jax.attention.cutoff import EXACT, windows
+from posenc_jax.attention.blockwise.api import blockwise_attention
+from posenc_jax.attention.blockwise.cutoff import EXACT, windows
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.forget import running_clock
+from posenc_jax.encodings.forget_gate import running_clock
 
 N, H, L = 4, 16, 64
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posenc_jax.encodings import REGISTRY, Rotation, parse
-from posenc_jax.encodings.part import Place
+from posenc_jax.encodings.base import Place
 from posenc_jax.model.cache import empty_cache, slots_that_matter
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder

@@ -10,9 +10,9 @@ from test_tasks import SOLVERS, filler_of, made
 
 from posenc_jax.results.chance import CHANCE, corrected, passkey_only
 from posenc_jax.results.schema import SUMMARY_TASKS
-from posenc_jax.tasks.offset import asked_offsets, offset_lookup
-from posenc_jax.tasks.table import SCORED, find
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.offset_lookup import asked_offsets, offset_lookup
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.task_registry import SCORED, find
 
 FEW, MANY = 300, 10_000
 ERRORS = 4  # standard errors that a policy may be off by

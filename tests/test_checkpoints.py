@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.training import checkpoints as checkpoints_module
-from posenc_jax.training import manifest
-from posenc_jax.training.checkpoints import Checkpoints, SaveFailed, has_checkpoint
-from posenc_jax.training.fingerprint import fingerprint, sha256
-from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.manifest import Damaged
+from posenc_jax.checkpoints import manager as checkpoints_module
+from posenc_jax.checkpoints import manifest
+from posenc_jax.checkpoints.fingerprint import fingerprint, sha256
+from posenc_jax.checkpoints.manager import Checkpoints, SaveFailed, has_checkpoint
+from posenc_jax.checkpoints.manifest import Damaged
+from posenc_jax.training.sharding import make_mesh
 
 
 def state(seed=0, mesh=None):

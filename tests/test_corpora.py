@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from posenc_jax.data import corpora, files
+from posenc_jax.data import corpora, document_files
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.stream import open_stream
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.token_stream import open_stream
+from posenc_jax.data.tokenizers import open_tokenizer
 
 SPLITS = ("train", "dev", "test")
 
@@ -108,7 +108,7 @@ def test_a_folder_is_split_by_file_and_an_edit_is_seen(tmp_path):
 
 @pytest.mark.parametrize("count", [3, 4, 7, 30, 400])
 def test_no_split_is_ever_empty_and_shares_are_kept(count):
-    split = files.split_by_hash([f"unit {i}" for i in range(count)])
+    split = document_files.split_by_hash([f"unit {i}" for i in range(count)])
     sizes = {name: list(split.values()).count(name) for name in SPLITS}
     assert min(sizes.values()) >= 1
     assert sum(sizes.values()) == count
@@ -117,14 +117,14 @@ def test_no_split_is_ever_empty_and_shares_are_kept(count):
 
 
 def test_more_units_do_not_move_those_already_placed():
-    few = files.split_by_hash([f"unit {i}" for i in range(200)])
-    many = files.split_by_hash([f"unit {i}" for i in range(400)])
+    few = document_files.split_by_hash([f"unit {i}" for i in range(200)])
+    many = document_files.split_by_hash([f"unit {i}" for i in range(400)])
     assert all(many[unit] == split for unit, split in few.items())
 
 
 def test_copies_of_a_file_stay_in_one_split(tmp_path):
     texts = {f"{i}.txt": f"text {i % 5}" for i in range(40)}
-    listed = files.text_folder_files(write_files(tmp_path, texts))
+    listed = document_files.text_folder_files(write_files(tmp_path, texts))
     split_of = {}
     for file in listed:
         assert split_of.setdefault(file.read(), file.split) == file.split
@@ -134,11 +134,11 @@ def test_copies_of_a_file_stay_in_one_split(tmp_path):
 def test_folders_train_and_validation_decide(tmp_path):
     texts = {f"train/{i}.txt": f"t{i}" for i in range(3)}
     texts |= {f"validation/{i}.txt": f"v{i}" for i in range(8)}
-    listed = files.text_folder_files(write_files(tmp_path / "two", texts))
+    listed = document_files.text_folder_files(write_files(tmp_path / "two", texts))
     split = {file.name: file.split for file in listed}
     assert {split[f"train/{i}.txt"] for i in range(3)} == {"train"}
     assert {split[f"validation/{i}.txt"] for i in range(8)} == {"dev", "test"}
-    listed = files.text_folder_files(write_files(tmp_path / "two", {"test/0.txt": "x"}))
+    listed = document_files.text_folder_files(write_files(tmp_path / "two", {"test/0.txt": "x"}))
     split = {file.name: file.split for file in listed}
     assert {split[f"validation/{i}.txt"] for i in range(8)} == {"dev"}
     assert split["test/0.txt"] == "test"
@@ -178,7 +178,7 @@ def test_a_missing_folder_or_split_is_named(tmp_path, stdlib):
 
 def test_a_file_edited_while_preparing_stops_the_preparation(tmp_path):
     folder = write_files(tmp_path / "f", {f"{i}.txt": f"text {i}" for i in range(5)})
-    listed = files.text_folder_files(folder)
+    listed = document_files.text_folder_files(folder)
     write_files(tmp_path / "f", {"3.txt": "another"})
     with pytest.raises(ValueError, match="changed while the corpus was prepared"):
         corpora._corpus_of_files("text_folder", corpora.TextFolder, listed, str(tmp_path / "d"))
@@ -187,8 +187,8 @@ def test_a_file_edited_while_preparing_stops_the_preparation(tmp_path):
 PREPARE = """
 import sys
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.stream import open_stream
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.token_stream import open_stream
+from posenc_jax.data.tokenizers import open_tokenizer
 corpus = open_corpus("text_folder", sys.argv[1], folder=sys.argv[2])
 stream = open_stream(corpus, "train", open_tokenizer("bytes"), sys.argv[1])
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules

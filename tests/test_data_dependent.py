@@ -11,14 +11,14 @@ import runs
 
 from posenc_jax.attention import attend
 from posenc_jax.attention.linear import CHUNK
+from posenc_jax.checkpoints.manager import Checkpoints
 from posenc_jax.encodings import Alibi, Forget, Place, Rope, angles, parse, rotate, running_clock
 from posenc_jax.encodings.learned_bias import Annealed
-from posenc_jax.encodings.stretch import Yarn
+from posenc_jax.encodings.rope_scaling import Yarn
 from posenc_jax.encodings.temperature import ScaleInvariant, YarnTemperature
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, at_progress
-from posenc_jax.training.checkpoints import Checkpoints
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)

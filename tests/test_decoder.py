@@ -13,12 +13,13 @@ import pytest
 import schemes
 
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.device import computing_on
+from posenc_jax.encodings.backend import computing_on
+from posenc_jax.evaluation.capture import watched
 from posenc_jax.evaluation.scorer import DecoderModel, _scored
-from posenc_jax.evaluation.watch import watched
+from posenc_jax.model.blocks import gated
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder, gated
+from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, choose, generate
 
 BASE = ModelConfig(

@@ -13,17 +13,28 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from faults import trial
 
-from posenc_jax.bench import attention, encodings, evaluation, loop, rotation, step
-from posenc_jax.faults import outcome
+from posenc_jax.bench import (
+    attention_cost,
+    encoding_cost,
+    evaluation_cost,
+    loop_cost,
+    rotation_cost,
+    step_cost,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")]
 SCRIPTS = [ROOT / "train.py", *sorted((ROOT / "scripts").glob("*.py"))]
 CONFIGS = sorted(ROOT.glob("configs/**/*.py"))
 BENCHES = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (attention, encodings, evaluation, loop, rotation, step)
+    "attention": attention_cost,
+    "encodings": encoding_cost,
+    "evaluation": evaluation_cost,
+    "loop": loop_cost,
+    "rotation": rotation_cost,
+    "step": step_cost,
 }
 BENCH_PAGES = sorted((ROOT / "results" / "bench").glob("*/README.md"))
 SCRIPT = re.compile(r"(?:train\.py|scripts/\w+\.(?:py|sh)|scripts/slurm/\w+\.sbatch)$")
@@ -266,5 +277,5 @@ def test_every_measurement_below_a_bench_page_has_its_command_there(page):
 
 @pytest.mark.parametrize("rows", ["later.jsonl.gz", "waited.jsonl.gz"])
 def test_a_table_of_faults_is_what_its_rows_print(rows):
-    trials = outcome.stored(ROOT / "results" / "faults" / rows)
-    assert outcome.table(trials) in (ROOT / "results" / "faults" / "README.md").read_text()
+    trials = trial.stored(ROOT / "results" / "faults" / rows)
+    assert trial.table(trials) in (ROOT / "results" / "faults" / "README.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 
 from posenc_jax import encodings
 from posenc_jax.encodings import Alibi, Learned, LogN, Place, Rope, Sinusoidal
-from posenc_jax.encodings.device import computing_on
+from posenc_jax.encodings.backend import computing_on
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 

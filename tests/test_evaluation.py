@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.data.tokens import open_tokenizer
-from posenc_jax.encodings.device import computing_on
-from posenc_jax.evaluation import extrapolation, perplexity, retrieval, runner
-from posenc_jax.evaluation.measures import Measures
+from posenc_jax.data.tokenizers import open_tokenizer
+from posenc_jax.encodings.backend import computing_on
+from posenc_jax.evaluation import evaluate, extrapolation, perplexity, retrieval
+from posenc_jax.evaluation.context import Measures
 from posenc_jax.evaluation.scorer import Scorer, Scores
 from posenc_jax.results.row_file import RowFile, headline
 from posenc_jax.results.schema import DEFINITIONS, Row
@@ -258,7 +258,9 @@ def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_to
 @pytest.mark.thorough
 def test_an_arm_without_the_positions_for_a_context_says_so(trained):
     """`learned` has L positions: the in-distribution row is measured, the longer ones are skipped in words."""
-    path = runner.evaluate(trained, multiples=(1,), suites=("E3", "E7"), split="dev", stretch=None)
+    path = evaluate.evaluate(
+        trained, multiples=(1,), suites=("E3", "E7"), split="dev", stretch=None
+    )
     found = {row["length"]: row for row in runs.rows(path) if row["metric"] == "bpb_ctx"}
     assert {length for length, row in found.items() if row["value"] is not None} == {4, 8, 16}
     assert found[32]["skipped"] == "a context of 32 and 16 targets exceed 32 positions"
@@ -296,23 +298,23 @@ def trained(tmp_path_factory, data_dir):
 
 
 def test_evaluation_resumes_per_item_and_gives_the_same_rows(trained, monkeypatch):
-    path = runner.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
+    path = evaluate.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
     whole = path.read_text()
     kept = [line for line in whole.splitlines() if json.loads(line)["item"] != "mqar/1"]
     path.write_text("".join(line + "\n" for line in kept))
     measured = []
     score = Scorer.score
     monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: measured.append(rows.shape) or score(self, rows, *window))  # fmt: skip
-    runner.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
+    evaluate.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
     assert len(measured) == 1
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
 
 
 def test_asking_for_less_keeps_what_was_measured_and_dev_lies_apart(trained):
-    path = runner.evaluate(trained, multiples=None, suites=None, split="test", stretch=None)
+    path = evaluate.evaluate(trained, multiples=None, suites=None, split="test", stretch=None)
     whole = path.read_text()
-    runner.evaluate(trained, multiples=(1,), suites=("E1", "E3"), split="test", stretch=None)
-    apart = runner.evaluate(trained, multiples=(1,), suites=("E1",), split="dev", stretch=None)
+    evaluate.evaluate(trained, multiples=(1,), suites=("E1", "E3"), split="test", stretch=None)
+    apart = evaluate.evaluate(trained, multiples=(1,), suites=("E1",), split="dev", stretch=None)
     assert path.read_text() == whole
     assert apart.parent == trained / "evaluation_dev"
 
@@ -322,14 +324,14 @@ def test_an_arm_that_reads_less_far_scores_the_same_targets(trained, monkeypatch
     asked = []
     cut = perplexity.held_out_stretches
     monkeypatch.setattr(extrapolation, "held_out_stretches", lambda s, n, c: asked.append(n) or cut(s, n, c))  # fmt: skip
-    runner.evaluate(trained, multiples=(1,), suites=("E1",), split="test", stretch=None)
+    evaluate.evaluate(trained, multiples=(1,), suites=("E1",), split="test", stretch=None)
     assert asked == [8 * 32 + 16]
 
 
 def test_a_context_too_short_for_a_task_is_written_down_as_skipped(tmp_path, data_dir):
     config = runs.config(data_dir, "rope", train={"length": 16}, data={"retrieval_share": 0.0})
     runs.finished(config, tmp_path / "x")
-    path = runner.evaluate(
+    path = evaluate.evaluate(
         tmp_path / "x", multiples=(1, 2), suites=("R",), split="test", stretch=None
     )
     skipped = {(row["metric"], row["k"]) for row in runs.rows(path) if "skipped" in row}
@@ -345,8 +347,8 @@ def test_a_length_past_a_learned_table_is_refused_when_asked_for_and_written_dow
         ValueError,
         match=r"--lengths=2 asks for 80 positions .*'learned' has 32: ask for lengths up to 1",
     ):
-        runner.evaluate(trained, multiples=(1, 2), suites=("E",), split="test", stretch=None)
-    path = runner.evaluate(trained, multiples=None, suites=("E1",), split="test", stretch=None)
+        evaluate.evaluate(trained, multiples=(1, 2), suites=("E",), split="test", stretch=None)
+    path = evaluate.evaluate(trained, multiples=None, suites=("E1",), split="test", stretch=None)
     skipped = [row for row in runs.rows(path) if row["metric"] == "skipped"]
     assert [row["length"] for row in skipped] == [64, 128, 256]
     assert all("exceed the 32 positions" in row["skipped"] for row in skipped)
@@ -365,7 +367,7 @@ def test_a_length_past_a_learned_table_is_refused_when_asked_for_and_written_dow
 def test_wrong_questions_are_refused(trained, changes, message):
     ask = {"multiples": (1,), "suites": ("E",), "split": "test", "stretch": None} | changes
     with pytest.raises(ValueError, match=message):
-        runner.evaluate(trained, **ask)
+        evaluate.evaluate(trained, **ask)
 
 
 def test_a_list_of_key_targets_replaces_the_skipped_rows_and_no_other(tmp_path):
@@ -385,7 +387,7 @@ def test_a_list_of_key_targets_replaces_the_skipped_rows_and_no_other(tmp_path):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no trained run"):
-        runner.evaluate(tmp_path, multiples=None, suites=("E",), split="test", stretch=None)
+        evaluate.evaluate(tmp_path, multiples=None, suites=("E",), split="test", stretch=None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -400,15 +402,15 @@ def test_everything_is_measured_with_whole_float32_products_on_a_gpu(rotary, tmp
     """P1 of a rotation came out as 4e-3, of TF32, where only the scores had asked for whole products."""
     folder = tmp_path / "as_if_on_a_gpu"
     shutil.copytree(rotary, folder)
-    asked, real = [], runner.RowFile.add
+    asked, real = [], evaluate.RowFile.add
 
     def add(self, item, rows):
         asked.append(jax.config.jax_default_matmul_precision)
         return real(self, item, rows)
 
-    monkeypatch.setattr(runner.RowFile, "add", add)
+    monkeypatch.setattr(evaluate.RowFile, "add", add)
     with computing_on("gpu"):
-        runner.evaluate(folder, multiples=(1,), suites=("P5",), split="test", stretch=None)
+        evaluate.evaluate(folder, multiples=(1,), suites=("P5",), split="test", stretch=None)
     assert asked
     assert set(asked) == {"highest"}
     assert jax.config.jax_default_matmul_precision is None
@@ -416,9 +418,9 @@ def test_everything_is_measured_with_whole_float32_products_on_a_gpu(rotary, tmp
 
 def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_nothing(rotary):
     ask = {"multiples": (1, 2), "suites": ("E1", "E3"), "split": "test"}
-    plain = runs.rows(runner.evaluate(rotary, **ask, stretch=None))
-    same = runs.rows(runner.evaluate(rotary, **ask, stretch="rotation.pi:1"))
-    far = runner.evaluate(rotary, **ask, stretch="yarn:4")
+    plain = runs.rows(evaluate.evaluate(rotary, **ask, stretch=None))
+    same = runs.rows(evaluate.evaluate(rotary, **ask, stretch="rotation.pi:1"))
+    far = evaluate.evaluate(rotary, **ask, stretch="yarn:4")
     assert far.parent.parent == rotary / "stretched" / "yarn_4"
     assert [a["value"] for a in plain] == [b["value"] for b in same]
     moved = [
@@ -437,7 +439,7 @@ def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_not
 @pytest.mark.thorough
 def test_all_of_e_and_r_is_few_programs(rotary):
     ask = {"multiples": (1, 2, 4, 8), "suites": ("E", "R"), "split": "dev"}
-    path = runner.evaluate(rotary, **ask, stretch=None)
+    path = evaluate.evaluate(rotary, **ask, stretch=None)
     about = json.loads((path.parent / "evaluation.json").read_text())
     assert {"E", "R"} <= {row["suite"] for row in runs.rows(path)}
     assert list(about["attention"]) == ["32", "64", "128", "256", "272"]
@@ -453,7 +455,7 @@ def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch
     score = Scorer.score
     monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: scored.append(rows.shape) or score(self, rows, *window))  # fmt: skip
     asked = ("mqar", "mqar_8", "mqar_16")
-    path = runner.evaluate(workdir, multiples=(3,), suites=asked, split="dev", stretch=None)
+    path = evaluate.evaluate(workdir, multiples=(3,), suites=asked, split="dev", stretch=None)
     assert len(scored) == 2
     rows = [row for row in runs.rows(path) if row["length"] == 96 and row["metric"][:4] == "mqar"]
     values = {name: [(r["bucket"], r["value"], r["n"]) for r in rows if r["metric"].rpartition("_")[0] == name] for name in asked}  # fmt: skip
@@ -465,7 +467,7 @@ def test_dynamic_stretches_by_the_length_that_is_read(rotary):
     ask = {"multiples": (1, 4), "suites": ("E1",), "split": "test"}
 
     def by_length(rule):
-        rows = runs.rows(runner.evaluate(rotary, **ask, stretch=rule))
+        rows = runs.rows(evaluate.evaluate(rotary, **ask, stretch=rule))
         return {row["length"]: row["value"] for row in rows if row["metric"] == "bpb_nonoverlap"}
 
     plain, dynamic = by_length(None), by_length("dynamic:1")
@@ -477,5 +479,5 @@ def test_a_stretch_that_cannot_be_is_refused_and_writes_nothing(rotary):
     before = sorted(rotary.rglob("*"))
     for rule, message in (("yran:2", "did you mean 'yarn'"), ("yarn:x", "positive number")):
         with pytest.raises(ValueError, match=message):
-            runner.evaluate(rotary, multiples=(1,), suites=("E",), split="test", stretch=rule)
+            evaluate.evaluate(rotary, multiples=(1,), suites=("E",), split="test", stretch=rule)
     assert sorted(rotary.rglob("*")) == before

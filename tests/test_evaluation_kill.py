@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.evaluation import runner
+from posenc_jax.evaluation import evaluate
 
 pytestmark = pytest.mark.thorough
 
@@ -32,7 +32,7 @@ def whole(tmp_path_factory, data_dir):
     runs.finished(runs.config(data_dir, "rope|nope"), workdir)
     other = workdir.with_name("y") / "x"
     shutil.copytree(workdir, other)
-    path = runner.evaluate(other, multiples=(1, 4), suites=ASK, split="dev", stretch=None)
+    path = evaluate.evaluate(other, multiples=(1, 4), suites=ASK, split="dev", stretch=None)
     return workdir, path.read_bytes()
 
 
@@ -58,7 +58,7 @@ def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, t
         monkeypatch.setattr(os, "replace", until(2 + turn % 2, replace))
         monkeypatch.setattr(np, "savez", until(1 + turn % 3, savez))
         try:
-            path = runner.evaluate(tmp_path / "x", multiples=(1, 4), suites=ASK, split="dev", stretch=None)  # fmt: skip
+            path = evaluate.evaluate(tmp_path / "x", multiples=(1, 4), suites=ASK, split="dev", stretch=None)  # fmt: skip
         except Killed:
             continue
         break

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import bad_inputs, corrupted_checkpoints, disk, kills, repeated_kills
+from faults.small_run import STEPS, SmallRun, record
+from faults.suite import FAULTS, chosen
+from faults.trial import Trial, failed, stored, table
 
-from posenc_jax.faults import chains, damage, disk, inputs, kills
-from posenc_jax.faults.outcome import Trial, failed, stored, table
-from posenc_jax.faults.runs import STEPS, SmallRun, record
-from posenc_jax.faults.suite import FAULTS, chosen
-from posenc_jax.training import manifest
-from posenc_jax.training.chain import START, Chain, _words
+from posenc_jax.checkpoints import manifest
+from posenc_jax.checkpoints.hash_chain import START, Chain, _words
 from posenc_jax.training.config import from_sections
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.workdir import refuse_owner, refuse_strangers
 
 
@@ -44,7 +44,13 @@ def injected(fault, run, trials, seed=0):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "fault", [damage.flipped, damage.truncated, damage.deleted, damage.hostile]
+    "fault",
+    [
+        corrupted_checkpoints.flipped,
+        corrupted_checkpoints.truncated,
+        corrupted_checkpoints.deleted,
+        corrupted_checkpoints.hostile,
+    ],
 )
 def test_damage_of_every_kind_to_every_file_is_seen(run, fault):
     done = injected(fault, run, 40)
@@ -54,7 +60,7 @@ def test_damage_of_every_kind_to_every_file_is_seen(run, fault):
 
 def test_the_table_fails_when_the_digests_are_not_compared(run, monkeypatch):
     monkeypatch.setattr(manifest, "_compare", lambda *args: None)
-    done = list(damage.flipped(run, 40, random.Random(0)))
+    done = list(corrupted_checkpoints.flipped(run, 40, random.Random(0)))
     assert len(failed(done)) > 20
     assert "FAILED" in table(done)
 
@@ -72,7 +78,7 @@ def test_a_run_is_unlike_the_undisturbed_one_when_a_single_leaf_is(run, tmp_path
 
 @pytest.mark.thorough
 def test_ten_kills_at_any_moment_leave_the_bits_of_the_undisturbed_run(run):
-    done = injected(chains.killed_in_chains, run, 10)
+    done = injected(repeated_kills.killed_in_chains, run, 10)
     assert len(done) == 10
     assert len({trial.fault for trial in done}) > 2  # moments of several kinds
 
@@ -98,13 +104,13 @@ def test_a_forked_trainer_is_the_run_that_a_started_one_is(run):
 
 
 def test_with_its_last_checkpoint_damaged_a_run_goes_on_from_the_one_before(run):
-    (trial,) = injected(damage.gone_on, run, 1)
+    (trial,) = injected(corrupted_checkpoints.gone_on, run, 1)
     assert trial.lost_steps == 5
     assert f"checkpoints/{STEPS} is damaged" in trial.said
 
 
 def test_with_all_damaged_a_trainer_stops_with_the_remedy(run):
-    (trial,) = injected(damage.all_damaged, run, 1)
+    (trial,) = injected(corrupted_checkpoints.all_damaged, run, 1)
     assert "bring one back from a copy" in trial.said
 
 
@@ -114,14 +120,14 @@ def test_a_folder_that_may_not_be_written_is_one_line(run):
 
 
 def test_typed_settings_of_random_value_are_refused_by_real_trainers_in_seconds(run):
-    done = injected(inputs.settings_typed, run, 15)
+    done = injected(bad_inputs.settings_typed, run, 15)
     refused = [trial for trial in done if trial.said]
     assert len(refused) > 7
     assert max(trial.seconds for trial in refused) < 5  # of the CPU, imports left out
 
 
 def test_500_configs_of_random_values_are_read_or_refused_by_name(run):
-    done = injected(inputs.settings, run, 500)
+    done = injected(bad_inputs.settings, run, 500)
     assert 300 < sum(bool(trial.said) for trial in done) < 500  # most are nonsense, some are not
 
 

@@ -15,15 +15,15 @@ import pytest
 import runs
 
 from configs import drope, finetune, smoke
+from posenc_jax.checkpoints.manager import Checkpoints
 from posenc_jax.encodings import parse, stretched, unparse
-from posenc_jax.evaluation import runner
-from posenc_jax.evaluation.opening import open_run, reading
+from posenc_jax.evaluation import evaluate
+from posenc_jax.evaluation.load_run import open_run, reading
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
-from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import read
 from posenc_jax.training.inputs import dev_examples, open_inputs
-from posenc_jax.training.together import train_together
+from posenc_jax.training.multi_seed import train_together
 
 pytestmark = pytest.mark.thorough
 
@@ -236,7 +236,9 @@ def open_run_at(workdir, step):
 
 
 def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_length_it_began_with(tuned):  # fmt: skip
-    path = runner.evaluate(tuned, multiples=(1, 8), suites=("E1", "E3"), split="test", stretch=None)
+    path = evaluate.evaluate(
+        tuned, multiples=(1, 8), suites=("E1", "E3"), split="test", stretch=None
+    )
     rows = [row for row in runs.rows(path) if row["metric"] == "bpb_nonoverlap"]
     assert [(row["length"], row["k"], row["train_length"]) for row in rows] == [(L, 1, L), (8 * L, 8, L)]  # fmt: skip
     contexts = [row["length"] for row in runs.rows(path) if row["metric"] == "bpb_ctx"]
@@ -247,7 +249,7 @@ def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_len
     assert read_now == trained
     assert trained.train_length == L
     with pytest.raises(ValueError, match="cannot take a second one"):
-        runner.evaluate(tuned, multiples=(1,), suites=("E1",), split="test", stretch="yarn:2")
+        evaluate.evaluate(tuned, multiples=(1,), suites=("E1",), split="test", stretch="yarn:2")
 
 
 def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_dir, source):

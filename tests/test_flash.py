@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.attention import dense_attention, flash, visible
-from posenc_jax.attention.cutoff import EXACT, bias_by_distance, log_tail
-from posenc_jax.attention.flash import Tail, flash_attention, lows, starts
-from posenc_jax.attention.flash_kernels import Tiling, Tilings, parts, tilings
+from posenc_jax.attention import dense_attention, visible
+from posenc_jax.attention.blockwise.cutoff import EXACT, bias_by_distance, log_tail
+from posenc_jax.attention.kernels import flash
+from posenc_jax.attention.kernels.flash import Tail, flash_attention, lows, starts
+from posenc_jax.attention.kernels.flash_programs import Tiling, Tilings, parts, tilings
 from posenc_jax.encodings import parse
 
 B, T, N, K, H = 2, 600, 4, 2, 16

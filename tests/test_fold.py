@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention.fold import fold, slope_limbs, slot_limbs
+from posenc_jax.attention.kernels.bias_folding import fold, slope_limbs, slot_limbs
 from posenc_jax.encodings import parse
 from posenc_jax.encodings.bias import alibi_slopes
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose, fused
-from posenc_jax.attention.fold import documents
+from posenc_jax.attention import attend, choose
+from posenc_jax.attention.kernels import vendor
+from posenc_jax.attention.kernels.bias_folding import documents
+from posenc_jax.bench.plan import DEVICES
+from posenc_jax.costs.hardware import CHIPS, absent_devices, absent_mesh, traced_for
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.device import computing_on
-from posenc_jax.training.chips import CHIPS, absent_devices, absent_mesh, traced_for
-from posenc_jax.training.plan import DEVICES
+from posenc_jax.encodings.backend import computing_on
 
 T, N, K, H = 72, 4, 2, 16
 SERVED = ("nope", "rope", "alibi", "slopes", "rope+alibi|nope~logn", "rope(stretch=yarn(factor=4.0))+alibi(slopes=match)")  # fmt: skip
@@ -185,7 +186,7 @@ def test_the_device_decides_what_is_taken_by_itself():
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
-    reason = fused.refusal(
+    reason = vendor.refusal(
         "splash", layer, causal=True, aligned=True, sink=False, consecutive=True, **WHERE
     )
     linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.place) is not None for i, g in enumerate(layer.groups))  # fmt: skip

@@ -21,8 +21,8 @@ import runs
 import schemes
 
 from posenc_jax.attention import attend, choose, dense_attention, visible
-from posenc_jax.attention.blockwise import blockwise_attention
-from posenc_jax.attention.flash import flash_attention
+from posenc_jax.attention.blockwise.api import blockwise_attention
+from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.encodings import parse, running_clock
 from posenc_jax.training.loop import train
 

@@ -14,12 +14,12 @@ import toy_study
 
 from configs.studies import cpu, gpu, quickstart, rivals, screening
 from posenc_jax.results.load import load
-from posenc_jax.study import local, prereg, tuning
-from posenc_jax.study.beside import rows_of
+from posenc_jax.study import local_executor, preregistration, tuning
+from posenc_jax.study.auxiliary_runs import rows_of
 from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
 from posenc_jax.study.outcomes import read_outcomes
 from posenc_jax.study.roles import settle
-from posenc_jax.study.stages import KEY, course, sorted_rows
+from posenc_jax.study.runner import KEY, course, sorted_rows
 from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
 
@@ -199,32 +199,36 @@ COMPILED = pathlib.Path("study/compiled")
 
 def test_children_share_what_they_compile_unless_the_user_says_where(monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    assert local.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == str(COMPILED.resolve())
+    assert local_executor.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == str(
+        COMPILED.resolve()
+    )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    assert local.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    assert local_executor.environment(0, COMPILED)["JAX_COMPILATION_CACHE_DIR"] == "mine"
 
 
 def test_children_on_one_core_use_huge_pages_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    assert local.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    assert "GLIBC_TUNABLES" not in local.environment(None, COMPILED)
+    assert local_executor.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "GLIBC_TUNABLES" not in local_executor.environment(None, COMPILED)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    assert local.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
+    assert local_executor.environment(0, COMPILED)["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=1"
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert "GLIBC_TUNABLES" not in local.environment(0, COMPILED)
+    assert "GLIBC_TUNABLES" not in local_executor.environment(0, COMPILED)
 
 
 def test_children_on_one_core_keep_the_flags_of_the_user(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert local.environment(0, COMPILED)["XLA_FLAGS"] == local.ONE_CORE["XLA_FLAGS"]
+    assert (
+        local_executor.environment(0, COMPILED)["XLA_FLAGS"] == local_executor.ONE_CORE["XLA_FLAGS"]
+    )
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=dump")
     assert (
-        local.environment(0, COMPILED)["XLA_FLAGS"]
-        == f"{local.ONE_CORE['XLA_FLAGS']} --xla_dump_to=dump"
+        local_executor.environment(0, COMPILED)["XLA_FLAGS"]
+        == f"{local_executor.ONE_CORE['XLA_FLAGS']} --xla_dump_to=dump"
     )
-    assert local.environment(None, COMPILED)["XLA_FLAGS"] == "--xla_dump_to=dump"
+    assert local_executor.environment(None, COMPILED)["XLA_FLAGS"] == "--xla_dump_to=dump"
 
 
 def test_the_status_counts_runs_by_arm_and_estimates_what_is_left():
@@ -338,7 +342,9 @@ def test_a_study_of_test_carries_its_frozen_plan(tmp_path):
     plan = planned(tmp_path / "out", prereg=str(path))
     with pytest.raises(ValueError, match="is no file"):
         plan.check()
-    prereg.freeze(path, prereg.Plan(("sum",), "rope", ("alibi",), tuple(range(100, 112)), {}))
+    preregistration.freeze(
+        path, preregistration.Plan(("sum",), "rope", ("alibi",), tuple(range(100, 112)), {})
+    )
     plan.check()
     plan.begin()
     assert json.loads((tmp_path / "out/study.json").read_text())["deviations"] == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_runs import MANY, one_row, synthetic_rows, write_study
 
-from posenc_jax.report import StudyView, heads, style
+from posenc_jax.report import StudyView, head_figures, style
 from posenc_jax.results.load import load
 
 TASKS, LAYERS, HEADS = ("mqar", "passkey"), 2, 4
@@ -46,7 +46,7 @@ def in_use(figure):
 
 
 @pytest.mark.parametrize("layout", [style.WIDE, style.NARROW])
-@pytest.mark.parametrize("picture", [heads.head_atlas, heads.margin_budget])
+@pytest.mark.parametrize("picture", [head_figures.head_atlas, head_figures.margin_budget])
 def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, picture, layout):
     made = picture(study)
     figure = made.draw(layout)
@@ -58,7 +58,7 @@ def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, picture, lay
 
 
 def test_a_mark_is_a_head_of_the_panels_arm_and_task(study):
-    made = heads.head_atlas(study)
+    made = head_figures.head_atlas(study)
     panels = in_use(made.draw(style.WIDE))
     for number, panel in enumerate(panels):
         task, arm = TASKS[number // len(MANY)], study.arms[number % len(MANY)]

@@ -19,7 +19,7 @@ import pytest
 import runs
 
 from posenc_jax.training.hosts import connect, launcher, rows_of_process
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 SLURM = {

@@ -24,7 +24,7 @@ from posenc_jax.encodings import (
 )
 from posenc_jax.encodings.learned_bias import T5, t5_buckets
 from posenc_jax.encodings.planar import Axial, axial_angles
-from posenc_jax.encodings.stretch import (
+from posenc_jax.encodings.rope_scaling import (
     BaseChange,
     DynamicNtk,
     Llama3,

@@ -32,7 +32,7 @@ from posenc_jax.encodings import (
 )
 from posenc_jax.encodings.learned_bias import T5
 from posenc_jax.encodings.planar import Axial, Mixed
-from posenc_jax.encodings.stretch import NtkAware, PositionInterpolation
+from posenc_jax.encodings.rope_scaling import NtkAware, PositionInterpolation
 
 pytestmark = pytest.mark.interop
 with warnings.catch_warnings():

@@ -11,12 +11,12 @@ import runs
 import schemes
 
 from posenc_jax.encodings import Temperature, parse
+from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation import interventions as change
-from posenc_jax.evaluation import runner
+from posenc_jax.evaluation.capture import over_batches
 from posenc_jax.evaluation.interventions import Model
 from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
-from posenc_jax.evaluation.watch import over_batches
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
@@ -230,7 +230,7 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
     run = runs.config(data_dir, "rope+alibi", evaluation={"multiples": (1, 2)})
     runs.finished(run, tmp_path)
     settings = {"multiples": None, "split": "test", "stretch": None}
-    path = runner.evaluate(tmp_path, suites=("P", "M"), **settings)
+    path = evaluate.evaluate(tmp_path, suites=("P", "M"), **settings)
     rows = runs.rows(path)
     keys = [(r["metric"], r["k"], r["bucket"]) for r in rows]
     assert len(set(keys)) == len(keys)
@@ -252,6 +252,8 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
         for length in lengths:  # at L and at the longest, text within L
             found = [r["bucket"] for r in rows if (r["metric"], r["length"]) == (metric, length)]
             assert sorted(found) == sorted(every), (metric, length)
-    monkeypatch.setattr("posenc_jax.evaluation.probes.observed", None)  # nothing is measured twice
-    runner.evaluate(tmp_path, suites=("P", "M"), **settings)
+    monkeypatch.setattr(
+        "posenc_jax.evaluation.head_statistics.observed", None
+    )  # nothing is measured twice
+    evaluate.evaluate(tmp_path, suites=("P", "M"), **settings)
     assert runs.rows(path) == rows

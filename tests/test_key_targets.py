@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.evaluation import key_targets, opening, perplexity, runner
+from posenc_jax.evaluation import evaluate, key_targets, load_run, perplexity
 from posenc_jax.model.decoder import Decoder
 
 pytestmark = pytest.mark.thorough
@@ -31,7 +31,7 @@ def pair(tmp_path_factory, data_dir):
 
 def losses(workdir, context):
     """Nats and ids of the last L/2 tokens of each stretch after `context` others, without the scorer."""
-    run = opening.open_run(workdir, None)
+    run = load_run.open_run(workdir, None)
     rows_RT = perplexity.held_out_stretches(run.inputs.stream("test"), 4 * L + L // 2, 4)
     rows_RT = rows_RT[:, -(context + L // 2) :]
     tokens_RT, targets_RT = rows_RT[:, :-1], rows_RT[:, 1:]
@@ -49,7 +49,7 @@ def test_targets_that_a_reference_chose_are_what_an_arm_is_scored_on(pair, tmp_p
     # Eight steps teach nothing that far context could add to: any gain counts, and any loss.
     monkeypatch.setattr(key_targets, "LEAST_GAIN", 0.0)
     monkeypatch.setattr(key_targets, "MOST_LOSS", 100.0)
-    count = runner.write_key_targets(reference, tmp_path / "targets.json", split="test")
+    count = evaluate.write_key_targets(reference, tmp_path / "targets.json", split="test")
     near, far = losses(reference, L)[0], losses(reference, 4 * L)[0]
     sure_RT = np.abs(near - far) > 1e-4
     content = json.loads((tmp_path / "targets.json").read_text())
@@ -59,9 +59,9 @@ def test_targets_that_a_reference_chose_are_what_an_arm_is_scored_on(pair, tmp_p
     assert 0 < count == chosen_RT.sum() < chosen_RT.size
     assert content["about"]["train_length"] == L
 
-    without = runs.rows(runner.evaluate(arm, **ASK))
+    without = runs.rows(evaluate.evaluate(arm, **ASK))
     assert {row["value"] for row in without if row["metric"] == "bpb_key"} == {None}
-    rows = runs.rows(runner.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json"))
+    rows = runs.rows(evaluate.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json"))
     found = {row["length"]: row for row in rows if row["metric"] == "bpb_key"}
     assert list(found) == [4, 8, 16, L, 2 * L, 4 * L]
     assert {row["n"] for row in found.values()} == {count}
@@ -74,9 +74,9 @@ def test_targets_that_a_reference_chose_are_what_an_arm_is_scored_on(pair, tmp_p
 
 def test_targets_of_other_stretches_and_references_of_other_lengths_are_refused(pair, tmp_path):
     reference, arm = pair
-    runner.write_key_targets(reference, tmp_path / "targets.json", split="dev")
+    evaluate.write_key_targets(reference, tmp_path / "targets.json", split="dev")
     with pytest.raises(ValueError, match="lists targets of split=dev; this evaluation has split=test"):  # fmt: skip
-        runner.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json")
+        evaluate.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json")
     config, run = (json.loads((arm / name).read_text()) for name in ("config.json", "run.json"))
     config["train"]["length"] = run["train_length"] = L + 2
     (tmp_path / "odd").mkdir()
@@ -86,4 +86,4 @@ def test_targets_of_other_stretches_and_references_of_other_lengths_are_refused(
         (tmp_path / "odd" / name).unlink()
         (tmp_path / "odd" / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="was trained at 34 tokens, not at 4 L"):
-        runner.write_key_targets(tmp_path / "odd", tmp_path / "none.json", split="test")
+        evaluate.write_key_targets(tmp_path / "odd", tmp_path / "none.json", split="test")

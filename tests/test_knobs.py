@@ -11,12 +11,12 @@ import pytest
 import runs
 
 from posenc_jax.encodings import REGISTRY, Absolute, Place, Rotation, Temperature
-from posenc_jax.encodings.part import TokenTemperature
-from posenc_jax.encodings.stretch import STRETCHES, Yarn
+from posenc_jax.encodings.base import TokenTemperature
+from posenc_jax.encodings.rope_scaling import STRETCHES, Yarn
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.config_sections import DataSection, OptimizerSection
 from posenc_jax.training.inputs import open_inputs, training_batches
-from posenc_jax.training.layout import make_mesh
-from posenc_jax.training.sections import DataSection, OptimizerSection
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
 PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)

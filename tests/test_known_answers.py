@@ -18,18 +18,18 @@ from test_retrieval_tasks import FILLER, TOKENIZER
 
 from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
 from posenc_jax.evaluation import scorer as scoring
-from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.context import Measures
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results import schema
+from posenc_jax.results.retrieval_summary import longest_passing
 from posenc_jax.results.row_file import RowFile
-from posenc_jax.results.summaries import longest_passing
 from posenc_jax.study import tuning
 from posenc_jax.tasks.instances import Answer, Instance
-from posenc_jax.tasks.table import find
+from posenc_jax.tasks.task_registry import find
 from posenc_jax.training.inputs import open_inputs
-from posenc_jax.training.layout import make_mesh, parameter_layout
+from posenc_jax.training.sharding import make_mesh, parameter_layout
 
 V = TOKENIZER.vocab_size
 L = 16

@@ -10,7 +10,7 @@ import pytest
 
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.layers import REMAT, Execution, period
+from posenc_jax.model.layer_stack import REMAT, Execution, period
 
 BASE = ModelConfig(
     scheme="rope+alibi", vocab_size=61, train_length=16, num_layers=2, model_dim=32, num_heads=4,

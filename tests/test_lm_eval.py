@@ -21,15 +21,15 @@ import pytest
 import runs
 from test_tokens import train_sentencepiece
 
-from posenc_jax.data.tokens import open_tokenizer
-from posenc_jax.evaluation import runner
-from posenc_jax.evaluation.measures import SEED
+from posenc_jax.data.tokenizers import open_tokenizer
+from posenc_jax.evaluation import evaluate
+from posenc_jax.evaluation.context import SEED
 from posenc_jax.evaluation.perplexity import bits_per_byte, disjoint_segments
 from posenc_jax.evaluation.retrieval import buckets, score_instances
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.table import SCORED, find
+from posenc_jax.tasks.task_registry import SCORED, find
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 
     from posenc_jax.interop import harness
     from posenc_jax.interop.lm_eval import RunModel
-    from posenc_jax.interop.retrieval_tasks import BUCKETS, RetrievalTasks
+    from posenc_jax.interop.lm_eval_tasks import BUCKETS, RetrievalTasks
     from posenc_jax.interop.token_text import TokenText
 
 REPOSITORY = Path(__file__).parent.parent
@@ -350,7 +350,7 @@ def test_the_harness_counts_what_our_evaluation_counts(model, measured, task, le
 
 
 def test_the_runs_own_rows_say_the_same(workdir, measured):
-    path = runner.evaluate(workdir, multiples=(2,), suites=("R",), split="test", stretch=None)
+    path = evaluate.evaluate(workdir, multiples=(2,), suites=("R",), split="test", stretch=None)
     found = {(row["metric"], row["bucket"]): row for row in runs.rows(path) if row["length"] == 64}
     for metric in ("mqar_accuracy", "mqar_nll", "passkey_nll"):
         assert measured[1][metric, 64, "all"]["value"] == pytest.approx(

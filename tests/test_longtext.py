@@ -13,11 +13,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from configs import longtext as longtext_config
-from posenc_jax.data.files import TextFile
-from posenc_jax.data.tokens import ByteTokenizer
-from posenc_jax.evaluation import classification, runner
+from posenc_jax.data.document_files import TextFile
+from posenc_jax.data.tokenizers import ByteTokenizer
+from posenc_jax.evaluation import classification, evaluate
 from posenc_jax.evaluation.classification import Classifier, ClassScores
-from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.context import Measures
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks import longtext
 from posenc_jax.tasks.longtext import PACKAGES, ClassWindows, LabelledCorpus, LabelTokenizer
@@ -334,7 +334,7 @@ def test_a_run_trains_on_labels_and_is_scored_by_length(tmp_path):
     metrics = runs.finished(config, tmp_path / "c")
     assert metrics[-1]["loss_tokens"] == pytest.approx(16 * 2)  # a class and its text, one each
     arguments = {"multiples": None, "split": "dev", "stretch": None}
-    path = runner.evaluate(tmp_path / "c", suites=("C",), **arguments)
+    path = evaluate.evaluate(tmp_path / "c", suites=("C",), **arguments)
     rows = [row for row in runs.rows(path) if row["suite"] == "C"]
     inputs = open_inputs(config)
     (total,) = {r["n"] for r in rows if r["bucket"] == "all"}
@@ -342,11 +342,11 @@ def test_a_run_trains_on_labels_and_is_scored_by_length(tmp_path):
     loss = next(r["value"] for r in rows if (r["bucket"], r["metric"]) == ("all", "longtext_nll"))
     assert 0.5 * math.log(8) < loss < 3 * math.log(8)
     before = path.read_text()
-    assert runner.evaluate(tmp_path / "c", suites=("C",), **arguments).read_text() == before
+    assert evaluate.evaluate(tmp_path / "c", suites=("C",), **arguments).read_text() == before
     with pytest.raises(ValueError, match="up to 2L; add 2 to --lengths or leave it out"):
-        runner.evaluate(tmp_path / "c", suites=("C",), **{**arguments, "multiples": (1,)})
+        evaluate.evaluate(tmp_path / "c", suites=("C",), **{**arguments, "multiples": (1,)})
     with pytest.raises(ValueError, match="this run is a classifier; ask for --suite=C"):
-        runner.evaluate(tmp_path / "c", suites=("E", "R"), **arguments)
+        evaluate.evaluate(tmp_path / "c", suites=("E", "R"), **arguments)
 
 
 def test_a_language_model_has_no_classes_to_score():

@@ -13,8 +13,8 @@ import runs
 
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import differences, from_sections
-from posenc_jax.training.layout import BATCH, make_mesh
 from posenc_jax.training.loss import summed_loss
+from posenc_jax.training.sharding import BATCH, make_mesh
 from posenc_jax.training.step import make_step, state_builder
 
 B, T, D, V = 2, 5, 12, 37

@@ -10,8 +10,8 @@ import pytest
 import runs
 
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.layout import BATCH, MESH_AXES, parameter_layout
 from posenc_jax.training.loop import check_mesh, run_mesh
+from posenc_jax.training.sharding import BATCH, MESH_AXES, parameter_layout
 from posenc_jax.training.step import make_step, state_builder
 
 pytestmark = pytest.mark.thorough

@@ -14,15 +14,15 @@ import pytest
 import runs
 
 from posenc_jax.attention import Shift, attend, choose, ring_hops, token_shift
+from posenc_jax.costs.flops import executed, needed
 from posenc_jax.encodings import parse, running_clock
 from posenc_jax.model.cache import empty_cache, slots_that_matter
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate
-from posenc_jax.model.layers import Execution
+from posenc_jax.model.layer_stack import Execution
 from posenc_jax.model.vision import VisionConfig
 from posenc_jax.training.config import from_sections, read
-from posenc_jax.training.flops import executed, needed
 from posenc_jax.training.loop import run_mesh
 from posenc_jax.training.step import make_step, state_builder
 

@@ -10,14 +10,14 @@ import runs
 from scipy import stats
 from synthetic_verdicts import HYBRID, YARN, add_instances, write_outcome_study
 
-from posenc_jax.evaluation import retrieval_items, runner
+from posenc_jax.evaluation import evaluate, retrieval
 from posenc_jax.results.load import load
 from posenc_jax.results.study_data import RunData
-from posenc_jax.study import nested
-from posenc_jax.study.beside import Beside
+from posenc_jax.study import bootstrap
+from posenc_jax.study.auxiliary_runs import Beside
+from posenc_jax.study.outcome_instances import SAMPLED, confirmed, read_samples
 from posenc_jax.study.outcomes import read_outcomes
-from posenc_jax.study.prereg import Plan
-from posenc_jax.study.samples import SAMPLED, confirmed, read_samples
+from posenc_jax.study.preregistration import Plan
 from posenc_jax.study.verdict import judge
 
 LEVELS = [0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975]
@@ -25,7 +25,7 @@ LEVELS = [0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975]
 
 def plain(values):
     """A seed whose value is the mean of its instances."""
-    return (nested.Stratum(np.asarray(values, float), np.ones(len(values))),)
+    return (bootstrap.Stratum(np.asarray(values, float), np.ones(len(values))),)
 
 
 def assert_alike(mine, theirs):
@@ -43,14 +43,14 @@ def some_seeds(count=5):
     found = []
     for shift in random.normal(size=count):
         weight_I = random.integers(1, 9, 6).astype(float)
-        weighted = nested.Stratum(weight_I * (shift + random.normal(size=6)), weight_I)
-        found.append((weighted, nested.Stratum(shift + 2 * random.normal(size=9), np.ones(9))))
+        weighted = bootstrap.Stratum(weight_I * (shift + random.normal(size=6)), weight_I)
+        found.append((weighted, bootstrap.Stratum(shift + 2 * random.normal(size=9), np.ones(9))))
     return found
 
 
 def test_the_draws_are_those_of_a_loop_over_seeds_and_strata():
     seeds = some_seeds()
-    mine = nested.resampled(seeds, draws=20_000, seed=1)
+    mine = bootstrap.resampled(seeds, draws=20_000, seed=1)
     pairs = [[list(zip(s.total_I, s.weight_I, strict=True)) for s in sample] for sample in seeds]
     theirs = oracles.nested_means(pairs, 4000, np.random.default_rng(5))
     assert_alike(mine, theirs)
@@ -62,7 +62,7 @@ def test_every_possible_draw_comes_as_often_as_it_should():
     within = [[0.0, 0.5, 0.5, 1.0], [10.0, 11.0, 11.0, 12.0]]
     expected = [(x + y) / 2 for a in within for b in within for x in a for y in b]
     values, counts = np.unique(expected, return_counts=True)
-    mine = nested.resampled(seeds, draws=64_000, seed=0)
+    mine = bootstrap.resampled(seeds, draws=64_000, seed=0)
     found = np.array([(np.isclose(mine, v)).sum() for v in values])
     assert found.sum() == 64_000
     assert stats.chisquare(found, 1000 * counts).pvalue > 1e-3
@@ -71,9 +71,9 @@ def test_every_possible_draw_comes_as_often_as_it_should():
 def test_with_one_instance_a_seed_it_is_scipys_bootstrap_over_seeds():
     values = np.random.default_rng(2).normal(size=7)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=40_000, method="percentile", rng=8)
-    mine = nested.resampled([plain([v]) for v in values], draws=40_000, seed=0)
+    mine = bootstrap.resampled([plain([v]) for v in values], draws=40_000, seed=0)
     assert_alike(mine, theirs.bootstrap_distribution)
-    assert nested.interval(mine, 0.95) == pytest.approx(
+    assert bootstrap.interval(mine, 0.95) == pytest.approx(
         (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.05
     )
 
@@ -86,7 +86,7 @@ def test_with_seeds_that_are_all_alike_it_is_scipys_bootstrap_over_instances():
         return (a.mean(axis) + b.mean(axis)) / 2
 
     theirs = stats.bootstrap((values, values), both, n_resamples=40_000, method="percentile", rng=8)
-    mine = nested.resampled([plain(values), plain(values)], draws=40_000, seed=0)
+    mine = bootstrap.resampled([plain(values), plain(values)], draws=40_000, seed=0)
     assert_alike(mine, theirs.bootstrap_distribution)
 
 
@@ -98,7 +98,7 @@ def test_a_ratio_is_drawn_as_scipy_draws_pairs():
         return nats.sum(axis) / counts.sum(axis)
 
     theirs = stats.bootstrap((nats_I, bytes_I), ratio, paired=True, n_resamples=80_000, method="percentile", rng=8)  # fmt: skip
-    mine = nested.resampled([(nested.Stratum(nats_I, bytes_I),)] * 2, draws=40_000, seed=0)
+    mine = bootstrap.resampled([(bootstrap.Stratum(nats_I, bytes_I),)] * 2, draws=40_000, seed=0)
     assert_alike(mine, theirs.bootstrap_distribution.reshape(2, -1).mean(0))
 
 
@@ -108,8 +108,8 @@ def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, be
     random = np.random.default_rng(11)
     groups_PI = random.normal(size=(20, instances)) + between * random.normal(size=(20, 1))
     parts = groups_PI.mean(1).var() / 20, groups_PI.var(1).mean() / (20 * instances)
-    means = nested.resampled([plain(g) for g in groups_PI], draws=10_000, seed=3)
-    low, high = nested.interval(means, 0.95)
+    means = bootstrap.resampled([plain(g) for g in groups_PI], draws=10_000, seed=3)
+    low, high = bootstrap.interval(means, 0.95)
     assert high - low == pytest.approx(2 * 1.96 * sum(parts) ** 0.5, rel=0.06)
     if not between:  # resampling seeds alone would be too narrow by far
         assert high - low > 1.15 * 2 * 1.96 * parts[0] ** 0.5
@@ -117,7 +117,7 @@ def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, be
 
 def test_the_bootstrap_is_a_function_of_its_seed():
     groups = some_seeds(3)
-    first, again, other = (nested.resampled(groups, draws=200, seed=s) for s in (1, 1, 2))
+    first, again, other = (bootstrap.resampled(groups, draws=200, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -128,7 +128,7 @@ def covered(studies, draw):
     for study in range(studies):
         # Variance between seeds 1, within 9: a seed's mean has 1 + 9/25.
         groups_PI = random.normal(size=(40, 1)) + 3 * random.normal(size=(40, 25))
-        low, high = nested.interval(draw(groups_PI, study), 0.95)
+        low, high = bootstrap.interval(draw(groups_PI, study), 0.95)
         hits += low <= 0 <= high
     return hits / studies
 
@@ -141,11 +141,11 @@ def test_a_95_percent_interval_of_nested_data_holds_the_truth_in_95_percent_of_s
     """
 
     def both(groups_PI, study):
-        return nested.resampled([plain(g) for g in groups_PI], draws=400, seed=study)
+        return bootstrap.resampled([plain(g) for g in groups_PI], draws=400, seed=study)
 
     def pooled(groups_PI, study):
         pot = plain(groups_PI.reshape(-1))
-        return nested.resampled([pot, pot], draws=400, seed=study) / 2**0.5
+        return bootstrap.resampled([pot, pot], draws=400, seed=study) / 2**0.5
 
     drawn, true = (1 + 9 / 25) * 39 / 40 + 9 / 25 * 24 / 25, 1 + 9 / 25
     expected = 1 - 2 * stats.t.sf(1.96 * (drawn / true) ** 0.5, 39)
@@ -160,12 +160,12 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
     random = np.random.default_rng(9)
     hard_I = 50 * random.normal(size=40)
     arms = [[plain(hard_I + random.normal(size=40)) for _ in range(6)] for _ in range(2)]
-    paired = [nested.less(a, b) for a, b in zip(*arms, strict=True)]
-    assert nested.value(paired[0]) == pytest.approx(nested.value(arms[0][0]) - nested.value(arms[1][0]))  # fmt: skip
-    assert nested.resampled(paired, draws=1000, seed=0).std() < 0.5
-    assert nested.resampled(arms[0], draws=1000, seed=0).std() > 2
-    other = (nested.Stratum(np.ones(40), np.r_[2.0, np.ones(39)]),)
-    assert nested.less(arms[0][0], other) is None
+    paired = [bootstrap.less(a, b) for a, b in zip(*arms, strict=True)]
+    assert bootstrap.value(paired[0]) == pytest.approx(bootstrap.value(arms[0][0]) - bootstrap.value(arms[1][0]))  # fmt: skip
+    assert bootstrap.resampled(paired, draws=1000, seed=0).std() < 0.5
+    assert bootstrap.resampled(arms[0], draws=1000, seed=0).std() > 2
+    other = (bootstrap.Stratum(np.ones(40), np.r_[2.0, np.ones(39)]),)
+    assert bootstrap.less(arms[0][0], other) is None
 
 
 @pytest.mark.parametrize(
@@ -173,12 +173,12 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
     [
         ([plain([1.0, 2.0])], "at least 2 seeds"),
         ([plain([1.0, np.nan])] * 2, "without a finite total"),
-        ([(nested.Stratum(np.ones(2), np.r_[1.0, 0.0]),)] * 2, "weight above 0"),
+        ([(bootstrap.Stratum(np.ones(2), np.r_[1.0, 0.0]),)] * 2, "weight above 0"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_refused(seeds, says):
     with pytest.raises(ValueError, match=says):
-        nested.resampled(seeds, draws=10, seed=0)
+        bootstrap.resampled(seeds, draws=10, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -191,15 +191,15 @@ def evaluated(tmp_path_factory, data_dir):
     runs.finished(config, workdir)
     random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        score = retrieval_items.score_instances
+        score = retrieval.score_instances
 
         def lucky(*args):
             answers = score(*args)
             return dataclasses.replace(answers, correct=random.random(answers.correct.shape) < 0.6)
 
-        patch.setattr(retrieval_items, "score_instances", lucky)
+        patch.setattr(retrieval, "score_instances", lucky)
         suites = ("E3", "E7", "E8", "Y_R")
-        runner.evaluate(workdir, multiples=(1, 4, 8), suites=suites, split="test", stretch=None)
+        evaluate.evaluate(workdir, multiples=(1, 4, 8), suites=suites, split="test", stretch=None)
     return load(workdir, "test").runs[0]
 
 
@@ -210,7 +210,9 @@ def test_the_arrays_of_a_run_give_the_value_of_every_outcome(evaluated):
     assert set(samples) == set(SAMPLED)
     for outcome, sample in samples.items():
         assert not isinstance(sample, str), (outcome, sample)
-        assert values["rope", outcome][0] == pytest.approx(nested.value(sample), rel=1e-9), outcome
+        assert values["rope", outcome][0] == pytest.approx(bootstrap.value(sample), rel=1e-9), (
+            outcome
+        )
         assert confirmed(sample, values["rope", outcome][0]) is sample
     sizes = {o: [len(s.total_I) for s in sample] for o, sample in samples.items()}
     assert sizes["Y_R"] == sizes["Y_R_id"] == sizes["window_drop"] == [10, 10, 10]
@@ -238,9 +240,9 @@ def test_recall_is_above_the_mean_chance_of_the_answers_that_count():
     arrays = {"correct": correct, "distance": distance, "chance": chance, "instance": np.array([0, 0, 1, 1, 2])}  # fmt: skip
     samples = read_samples(of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
     guess = (0.2 + 0.4 + 0.25) / 3
-    assert nested.value(samples["Y_R_far"]) == pytest.approx((2 / 3 - guess) / (1 - guess))
+    assert bootstrap.value(samples["Y_R_far"]) == pytest.approx((2 / 3 - guess) / (1 - guess))
     everywhere = (0.6 - chance.mean()) / (1 - chance.mean())
-    assert nested.value(samples["Y_R"]) == pytest.approx(everywhere)
+    assert bootstrap.value(samples["Y_R"]) == pytest.approx(everywhere)
     assert samples["Y_E"] == "no arrays/bpb_ctx_256.npz"
 
 

@@ -12,7 +12,7 @@ from posenc_jax.training import meter as meters
 from posenc_jax.training.loop import train
 from posenc_jax.training.meter import Meter, peak_flops
 from posenc_jax.training.profile import Profile, parse_profile
-from posenc_jax.training.watch import FIRST, Watchdog
+from posenc_jax.training.watchdog import FIRST, Watchdog
 
 
 class Clock:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import SYMBOLS, Filler
-from posenc_jax.tasks.offset import (
+from posenc_jax.tasks.offset_lookup import (
     OffsetWindows,
     asked_offsets,
     offset_lookup,

@@ -8,15 +8,15 @@ import jax
 import pytest
 import runs
 
-from posenc_jax.evaluation.opening import open_run
-from posenc_jax.evaluation.runner import evaluate, write_key_targets
+from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
+from posenc_jax.evaluation.load_run import open_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.environment import environment
-from posenc_jax.training.checkpoints import Checkpoints
-from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.loop import train
+from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.together import train_together
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import schemes
 
 from posenc_jax.attention import attend, choose
-from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.encodings import parse, running_clock
 
 T, N, K, H = 72, 4, 2, 16

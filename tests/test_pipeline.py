@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from posenc_jax.data.pipeline import ENDLESS, TextWindows, batches, mixture
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 
 
 @dataclasses.dataclass
@@ -194,7 +194,7 @@ def test_wrong_divisions_and_shares_are_refused():
 
 def test_importing_the_data_room_is_cheap():
     code = (
-        "import json, sys, posenc_jax.data, posenc_jax.data.tokens, posenc_jax.data.packing; "
+        "import json, sys, posenc_jax.data, posenc_jax.data.tokenizers, posenc_jax.data.packing; "
         "print(json.dumps([m in sys.modules for m in ('tensorflow_datasets', 'grain', 'jax')]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

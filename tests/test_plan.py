@@ -11,17 +11,8 @@ import pytest
 import runs
 
 from configs import large
-from posenc_jax.bench.memory import peak_bytes
-from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.layers import Execution
-from posenc_jax.report.plans import summary, table
-from posenc_jax.training import flops, program
-from posenc_jax.training.chips import CHIPS, chip_named, usual_topology
-from posenc_jax.training.collectives import collectives, replica_groups
-from posenc_jax.training.config import from_sections
-from posenc_jax.training.layout import BATCH
-from posenc_jax.training.plan import (
+from posenc_jax.bench.peak_memory import peak_bytes
+from posenc_jax.bench.plan import (
     ARRAYS,
     compiled_step,
     mesh_shape,
@@ -30,6 +21,15 @@ from posenc_jax.training.plan import (
     target,
     with_mesh,
 )
+from posenc_jax.bench.plan_table import summary, table
+from posenc_jax.costs import flops, hlo
+from posenc_jax.costs.collectives import collectives, replica_groups
+from posenc_jax.costs.hardware import CHIPS, chip_named, usual_topology
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.model.layer_stack import Execution
+from posenc_jax.training.config import from_sections
+from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import state_builder
 
 SHAPE = {
@@ -176,7 +176,7 @@ def said(function, *shapes, specs, out, devices=8):
     local = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     with jax.set_mesh(mesh):
         text = jax.jit(local).lower(*arguments).compile().as_text()
-    return collectives(program.parse(text), devices, host_devices=4)
+    return collectives(hlo.parse(text), devices, host_devices=4)
 
 
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes():
@@ -272,14 +272,14 @@ ENTRY %main (a: f32[10,100], b: f32[100,7]) -> f32[10,7] {
   ROOT %dot = f32[10,7]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 """
-    read = program.parse(text)
+    read = hlo.parse(text)
     row, index = 400, 4
     broadcast = row + index
     product = 4000 + 280  # its other factor lies on the chip
-    assert program.memory_traffic(read) == broadcast + 10 * (row + row + index) + product
-    assert program.runs(read)[1] == 0
+    assert hlo.memory_traffic(read) == broadcast + 10 * (row + row + index) + product
+    assert hlo.runs(read)[1] == 0
     unknown = text.replace("direction=LT", "direction=NE")
-    assert program.runs(program.parse(unknown))[1] == 1
+    assert hlo.runs(hlo.parse(unknown))[1] == 1
 
 
 # ------------------------------------------------------------------------------------------ whole plans

@@ -11,15 +11,15 @@ import oracles
 import pytest
 
 from posenc_jax.attention import attend, choose
-from posenc_jax.attention.blockwise import blockwise_attention
-from posenc_jax.attention.cutoff import windows
+from posenc_jax.attention.blockwise.api import blockwise_attention
+from posenc_jax.attention.blockwise.cutoff import windows
+from posenc_jax.costs.flops import needed
 from posenc_jax.encodings import Place, parse, stretched
-from posenc_jax.encodings.polar import Pope
+from posenc_jax.encodings.pope import Pope
+from posenc_jax.evaluation.head_statistics import rotary_planes
 from posenc_jax.evaluation.interventions import Model, rotation_off
-from posenc_jax.evaluation.probes import rotary_planes
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, at_progress
-from posenc_jax.training.flops import needed
 
 N, H, L = 4, 8, 64
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])

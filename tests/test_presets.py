@@ -12,9 +12,9 @@ import runs
 
 from configs.studies import cpu
 from posenc_jax.encodings import Place, parse, unparse
-from posenc_jax.encodings.presets import PRESETS, coupled, flat_in_last_layer
+from posenc_jax.encodings.scheme_presets import PRESETS, coupled, flat_in_last_layer
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
 
 L = 128

@@ -9,14 +9,14 @@ import oracles_probes as oracle
 import pytest
 import schemes
 
-from posenc_jax.attention import observe
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.attention import attention_statistics
+from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.encodings import GatedBias, parse
-from posenc_jax.encodings.forget import running_clock
-from posenc_jax.encodings.reach import horizon
-from posenc_jax.evaluation import probes
+from posenc_jax.encodings.analysis import horizon
+from posenc_jax.encodings.forget_gate import running_clock
+from posenc_jax.evaluation import head_statistics
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.retrieval import mqar, passkey
+from posenc_jax.tasks.passkey_mqar import mqar, passkey
 
 N, K, H, L = 4, 2, 8, 32
 T, FIRST = 36, 2  # 34 queries: a block and a bit
@@ -76,7 +76,7 @@ def pairs_of(layer, params, q, k, pos, clock):
 
 def watch(layer, params, q, k, pos, clock, first=FIRST, sink=None):
     run = jax.jit(
-        lambda q, k, pos, clock: observe.watch(
+        lambda q, k, pos, clock: attention_statistics.watch(
             q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, first=first
         )
     )
@@ -105,10 +105,10 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
             np.testing.assert_allclose(got, want[name], rtol=1e-4, atol=2e-5, err_msg=name)
         for name, share in want["blind"].items():
             np.testing.assert_allclose(found.blind_BNQ[name][b], share, atol=1e-6)
-    sums = probes.joined([found], FIRST)
+    sums = head_statistics.joined([found], FIRST)
     every = [(i - j, content[b, n, i, j] + bias[b, n, i, j]) for n in (1,) for b in range(rows)
              for i in range(FIRST, T) for j in range(i + 1)]  # fmt: skip
-    assert probes.relative_structure(sums)[1] == pytest.approx(
+    assert head_statistics.relative_structure(sums)[1] == pytest.approx(
         oracle.relative_structure(every), abs=2e-4
     )
 
@@ -147,9 +147,11 @@ def test_linear_attention_is_refused_in_words(line):
     q, k, pos, _ = tensors()
     layer = placed(line)
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        observe.watch(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, first=0)
+        attention_statistics.watch(
+            q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, first=0
+        )
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        observe.needles(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
+        attention_statistics.needles(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
 
 
 def still(line, length, num_heads=N, first=0):
@@ -169,23 +171,23 @@ def test_uniform_attention_has_entropy_ln_of_its_keys_and_a_sink_of_one_share():
 
 def test_uniform_attention_spreads_over_octaves_by_their_width():
     _, found = still("nope", 64, first=63)
-    sums = probes.joined([found], 63)
+    sums = head_statistics.joined([found], 63)
     for low, high in ((0, 1), (1, 2), (2, 4), (8, 16), (32, 64)):
-        np.testing.assert_allclose(probes.mass_between(sums, low, high), (high - low) / 64, rtol=1e-5)  # fmt: skip
-    np.testing.assert_allclose(probes.mean_distance(sums), 63 / 2, rtol=1e-5)
+        np.testing.assert_allclose(head_statistics.mass_between(sums, low, high), (high - low) / 64, rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(head_statistics.mean_distance(sums), 63 / 2, rtol=1e-5)
 
 
 def test_alibi_without_content_looks_as_far_as_its_geometric_series():
     length = 200
     _, found = still("alibi", length, first=length - 1)
-    sums = probes.joined([found], length - 1)
-    for head, far in enumerate(probes.mean_distance(sums)):
+    sums = head_statistics.joined([found], length - 1)
+    for head, far in enumerate(head_statistics.mean_distance(sums)):
         slope = 2.0 ** (-8 * (head + 1) / N)
         x, n = math.exp(-slope), length
         want = x / (1 - x) - n * x**n / (1 - x**n)
         assert far == pytest.approx(want, rel=1e-4)
-    np.testing.assert_allclose(probes.monotonicity(sums), -1.0, atol=1e-12)
-    np.testing.assert_allclose(probes.relative_structure(sums), 1.0, atol=1e-6)
+    np.testing.assert_allclose(head_statistics.monotonicity(sums), -1.0, atol=1e-12)
+    np.testing.assert_allclose(head_statistics.relative_structure(sums), 1.0, atol=1e-6)
 
 
 def test_blind_keys_are_those_past_the_smallest_number_of_the_dtype():
@@ -200,14 +202,14 @@ def test_blind_keys_are_those_past_the_smallest_number_of_the_dtype():
 
 def test_kendall_is_the_sign_of_a_trend_and_nothing_for_a_flat_one():
     _, found = still("alibi|nope", 60, first=30)
-    tau = probes.monotonicity(probes.joined([found], 30))
+    tau = head_statistics.monotonicity(head_statistics.joined([found], 30))
     np.testing.assert_allclose(tau[:2], -1.0, atol=1e-12)
 
 
 def chosen(case, query, key, sink=None):
     layer, params, q, k, pos, clock = case
     query, key = (jnp.asarray(x)[None] for x in (query, key))
-    run = jax.jit(lambda q, k, pos, clock, query, key: observe.needles(
+    run = jax.jit(lambda q, k, pos, clock, query, key: attention_statistics.needles(
         q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, query_BA=query, key_BA=key))  # fmt: skip
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
 
@@ -238,7 +240,7 @@ def test_a_planted_margin_reaches_as_far_as_predicted_and_no_further():
     k = jnp.zeros((B, length, N, H))
     k = k.at[np.arange(B), key_BA[:, 0], :, 0].set(margin * math.sqrt(H))
     q = jnp.zeros((B, length, N, H)).at[:, :, :, 0].set(1.0)
-    found = observe.needles(
+    found = attention_statistics.needles(
         q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), clock_BTN=None, sink_N=None,
         query_BA=jnp.full((B, 1), length - 1), key_BA=jnp.asarray(key_BA),
     )  # fmt: skip
@@ -262,7 +264,7 @@ def test_the_needles_place_holds_the_token_that_its_query_must_predict(task):
         instance = passkey(tokenizer, filler, **settings)
     else:
         instance = mqar(tokenizer, filler, **settings, pairs=5)
-    query_A, key_A = probes.needle_places(instance)
+    query_A, key_A = head_statistics.needle_places(instance)
     assert len(query_A) == 5
     np.testing.assert_array_equal(instance.tokens[query_A + 1], instance.tokens[key_A])
     assert (key_A < instance.answers[0].start - 2).all()
@@ -270,20 +272,20 @@ def test_the_needles_place_holds_the_token_that_its_query_must_predict(task):
 
 
 def test_measured_reach_and_agreement_count_what_was_held():
-    found = probes.NeedleHeads(
+    found = head_statistics.NeedleHeads(
         distance_A=np.array([5, 20, 80]),
         weight_NA=np.array([[0.9, 0.6, 0.1], [0.1, 0.2, 0.3]]),
         margin_NA=np.zeros((2, 3)),
         reach_NA=np.array([[30, 30, 30], [-1, 25, -1]]),
     )
-    assert probes.measured_reach(found).tolist() == [20, -1]
-    assert probes.agreement(found).tolist() == [1.0, pytest.approx(2 / 3)]
+    assert head_statistics.measured_reach(found).tolist() == [20, -1]
+    assert head_statistics.agreement(found).tolist() == [1.0, pytest.approx(2 / 3)]
 
 
 @pytest.mark.parametrize(("line", "partner"), [("rope", 4), ("rope(pairing=interleaved)", 1)])
 def test_rotary_planes_are_read_off_the_rotation(line, partner):
     layer = placed(line)
-    for pairs in probes.rotary_planes(layer, {}, H):
+    for pairs in head_statistics.rotary_planes(layer, {}, H):
         waves = [2 * math.pi * 10_000 ** (2 * i / H) for i in range(H // 2)]
         np.testing.assert_allclose([p["wavelength"] for p in pairs], waves, rtol=1e-4)
         assert pairs[0]["dims"] == (0, partner)
@@ -291,12 +293,12 @@ def test_rotary_planes_are_read_off_the_rotation(line, partner):
 
 def test_frequency_use_is_the_share_of_norms_and_unrotated_dims_stand_last():
     layer = placed("rope(fraction=0.5)|nope")
-    planes = probes.rotary_planes(layer, {}, H)
+    planes = head_statistics.rotary_planes(layer, {}, H)
     q, k, pos, _ = tensors(B=1)
     q = q.at[:, :, 0].set(0.0).at[:, :, 0, 1].set(3.0).at[:, :, 0, 6].set(1.0)
     k = k.at[:, :, 0].set(0.0).at[:, :, 0, 1].set(2.0).at[:, :, 0, 6].set(1.0)
-    sums = probes.joined([watch(layer, {}, q, k, pos, None)], FIRST)
-    use = probes.frequency_use(sums, planes)
+    sums = head_statistics.joined([watch(layer, {}, q, k, pos, None)], FIRST)
+    use = head_statistics.frequency_use(sums, planes)
     np.testing.assert_allclose(use[0], [0, 6 / 7, 1 / 7], atol=1e-6)  # dims (0,2), (1,3), rest
     np.testing.assert_allclose(use[2], [1.0])  # no rotation: all of it unrotated
     assert [len(x) for x in use] == [3, 3, 1, 1]
@@ -317,7 +319,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
     def peak(length):
         q, k, pos, _ = tensors(length, B=1)
-        run = jax.jit(lambda *a: observe.watch(a[0], a[1], layer, {}, pos_BT=a[2], clock_BTN=None, sink_N=None, first=0))  # fmt: skip
+        run = jax.jit(lambda *a: attention_statistics.watch(a[0], a[1], layer, {}, pos_BT=a[2], clock_BTN=None, sink_N=None, first=0))  # fmt: skip
         return run.lower(q, k, pos).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(4096) < 2.5 * peak(2048) < 4 * N * 2048 * 2048  # less than one T x S array

@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.public import split_ranges
-from posenc_jax.data.stream import open_stream
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.tfds_sets import split_ranges
+from posenc_jax.data.token_stream import open_stream
+from posenc_jax.data.tokenizers import open_tokenizer
 
 SPLITS = ("train", "dev", "test")
 

@@ -15,10 +15,11 @@ import schemes
 from posenc_jax.attention import attend
 from posenc_jax.attention.attend import choose
 from posenc_jax.data.packing import Document, pack
-from posenc_jax.data.positions import RandomPositions
+from posenc_jax.data.random_positions import RandomPositions
 from posenc_jax.encodings import parse, running_clock
+from posenc_jax.model.blocks import keys_in_sight
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder, keys_in_sight
+from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.inputs import open_inputs, training_batches
 
 L, SPAN, N, H = 16, 128, 4, 8
@@ -244,7 +245,7 @@ def test_a_decoder_counts_keys_at_random_positions_and_reads_plain_ones_as_any_o
 def test_rows_and_tokens_split_over_devices_change_nothing(mesh):
     pos, seg = (jnp.concatenate([x, jnp.roll(x, 1, axis=0)]) for x in (DRAWN, SEG))
     want = logits(MODEL, pos, seg)
-    from posenc_jax.training.layout import make_mesh
+    from posenc_jax.training.sharding import make_mesh
 
     sizes = {"data": 1, "sequence": 1, "model": 1} | mesh
     grid = make_mesh(sizes["data"], sizes["model"], sequence_devices=sizes["sequence"])

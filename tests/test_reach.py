@@ -12,7 +12,7 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.encodings import parse, reach
+from posenc_jax.encodings import analysis, parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,8 +23,8 @@ def placed(line, train_length=1024, heads=8):
 
 def heads_of(line, length, margins=(10.0,), **where):
     scheme = placed(line, **where)
-    return reach.reaches(
-        scheme, reach.initial_parameters(scheme, jax.random.key(0)), length, margins
+    return analysis.reaches(
+        scheme, analysis.initial_parameters(scheme, jax.random.key(0)), length, margins
     )
 
 
@@ -38,7 +38,7 @@ def test_the_horizon_is_where_a_softmax_with_a_planted_needle_crosses_one_half()
             weight = np.exp(logits - logits.max())
             if weight[d] / weight.sum() >= 0.5:
                 best = d
-        assert reach.horizon(bias, margin) == best
+        assert analysis.horizon(bias, margin) == best
 
 
 def test_a_linear_slope_reaches_the_distance_of_the_closed_form():
@@ -50,8 +50,8 @@ def test_a_linear_slope_reaches_the_distance_of_the_closed_form():
 
 
 def test_a_flat_head_loses_a_needle_only_to_the_number_of_keys():
-    assert reach.horizon(np.zeros(1000), math.log(999)) == 999
-    assert reach.horizon(np.zeros(1000), math.log(998)) == -1
+    assert analysis.horizon(np.zeros(1000), math.log(999)) == 999
+    assert analysis.horizon(np.zeros(1000), math.log(998)) == -1
     (head, *_) = heads_of("nope~logn", 100, (math.log(99) * math.log(50) / math.log(100) + 1e-6,), train_length=50)  # fmt: skip
     assert head.temperature == pytest.approx(math.log(100) / math.log(50))
     assert list(head.horizon.values()) == [99]  # the temperature lifts the margin
@@ -74,7 +74,7 @@ def test_unseen_pairs_are_those_with_a_wavelength_beyond_the_training_length():
 def test_the_rotary_kernel_and_the_decay_bound_equal_their_loops():
     waves = tuple(2 * math.pi / oracles.rope_frequency(i, 16, 10_000.0) for i in range(8))
     distance = np.array([0, 1, 5, 300])
-    for d, kernel, bound in zip(distance, reach.rotary_kernel(waves, distance), reach.decay_bound(waves, distance), strict=True):  # fmt: skip
+    for d, kernel, bound in zip(distance, analysis.rotary_kernel(waves, distance), analysis.decay_bound(waves, distance), strict=True):  # fmt: skip
         phasors = [
             complex(math.cos(d * f), math.sin(d * f)) for f in (2 * math.pi / w for w in waves)
         ]
@@ -84,7 +84,7 @@ def test_the_rotary_kernel_and_the_decay_bound_equal_their_loops():
 
 def test_our_angles_beat_the_float32_product_by_orders_of_magnitude():
     waves = tuple(2 * math.pi / oracles.rope_frequency(i, 64, 10_000.0) for i in range(32))
-    errors = reach.angle_errors(waves, 2**20)
+    errors = analysis.angle_errors(waves, 2**20)
     assert errors["ours"] < 1e-6
     assert errors["float32 product"] > 1e-2
     assert errors["bfloat16 positions"] > 1
@@ -93,15 +93,15 @@ def test_our_angles_beat_the_float32_product_by_orders_of_magnitude():
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_every_registered_scheme_can_be_inspected(line):
     scheme = placed(line, train_length=32, heads=4)
-    params = reach.initial_parameters(scheme, jax.random.key(0))
-    heads = reach.reaches(scheme, params, 100, (10.0,))
+    params = analysis.initial_parameters(scheme, jax.random.key(0))
+    heads = analysis.reaches(scheme, params, 100, (10.0,))
     assert len(heads) == 4
-    assert all(isinstance(text, str) for text in reach.warnings(heads, 100, 32))
+    assert all(isinstance(text, str) for text in analysis.warnings(heads, 100, 32))
 
 
 def test_the_warning_counts_blind_heads_in_words():
     heads = heads_of("alibi", 5000)
-    said = reach.warnings(heads, 5000, 1024)
+    said = analysis.warnings(heads, 5000, 1024)
     assert said[0].startswith("5 of 8 heads cannot see past 206 to 3,304 tokens in float32")
 
 

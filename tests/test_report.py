@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
 
-from posenc_jax.report import StudyView, numbers, style, write_report
-from posenc_jax.report.curves import octave_means
+from posenc_jax.report import StudyView, style, tables, write_report
 from posenc_jax.report.figures import pictures
+from posenc_jax.report.loss_curves import octave_means
 from posenc_jax.report.page import render
-from posenc_jax.report.view import short_name
+from posenc_jax.report.study_view import short_name
 from posenc_jax.results.load import load, stored
 from posenc_jax.results.publish import publish
 
@@ -373,7 +373,7 @@ def test_a_published_folder_gives_the_tables_of_its_run_folders(study_folder, tm
     there, here = pictures(view_of(study_folder)), pictures(view_of(tmp_path / "out"))
     assert [p.csv() for p in here] == [p.csv() for p in there]
     assert [(p.name, p.draw is None) for p in here] == [(p.name, p.draw is None) for p in there]
-    assert numbers.table(view_of(tmp_path / "out")) == numbers.table(view_of(study_folder))
+    assert tables.table(view_of(tmp_path / "out")) == tables.table(view_of(study_folder))
 
 
 def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_path):

@@ -10,13 +10,13 @@ import pytest
 from result_folders import L, row, write_run
 from synthetic_verdicts import HYBRID, ROTATIONLESS, YARN, add_instances, edit, write_outcome_study
 
-from posenc_jax.data import files
+from posenc_jax.data import document_files
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.texts import listed
-from posenc_jax.report import StudyView, numbers
+from posenc_jax.data.text_digests import listed
+from posenc_jax.report import StudyView, tables
 from posenc_jax.results.load import load, splits, stored
 from posenc_jax.results.publish import publish, smallest, without_folders
-from posenc_jax.study.prereg import Plan
+from posenc_jax.study.preregistration import Plan
 from posenc_jax.study.verdict import Beside, judge
 
 TEXTS = [{"split": "dev", "name": "a", "bytes": 3, "sha256": "00"}]
@@ -190,7 +190,7 @@ def test_the_list_of_texts_gives_the_fingerprint_of_the_corpus(tmp_path):
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == corpus.fingerprint
     assert {t["name"]: t["sha256"] for t in texts}["train/a.txt"] == hashlib.sha256(b"a" * 9).hexdigest()  # fmt: skip
     assert [t["bytes"] for t in sorted(texts, key=lambda t: t["name"])] == [9, 9, 18]
-    assert {t["split"] for t in texts} == set(files.SPLITS)
+    assert {t["split"] for t in texts} == set(document_files.SPLITS)
 
 
 def test_verdict_and_tables_are_those_of_the_run_folders(tmp_path):
@@ -205,4 +205,4 @@ def test_verdict_and_tables_are_those_of_the_run_folders(tmp_path):
     said = [judge(data, plan, beside=Beside(), frozen=None, deviations=[]) for data in (ours, theirs)]  # fmt: skip
     assert json.dumps(said[0]) == json.dumps(said[1])
     assert any("seeds and instances" in str(s) for s in said)  # the arrays were read
-    assert numbers.table(StudyView(ours)) == numbers.table(StudyView(theirs)) != []
+    assert tables.table(StudyView(ours)) == tables.table(StudyView(theirs)) != []

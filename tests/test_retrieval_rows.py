@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.evaluation import property_items, retrieval_items, runner
+from posenc_jax.evaluation import evaluate, properties, retrieval
 from posenc_jax.evaluation.suites import chosen
 from posenc_jax.results.schema import SUMMARY_TASKS
 
@@ -31,7 +31,7 @@ def evaluated(trained):
     answers are made right."""
     random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (retrieval_items, property_items):
+        for module in (retrieval, properties):
             score = module.score_instances
 
             def lucky(*args, score=score):
@@ -42,7 +42,7 @@ def evaluated(trained):
 
             patch.setattr(module, "score_instances", lucky)
         suites = ("Y_R", "Y_R_window", "EL", "P3")
-        path = runner.evaluate(trained, multiples=(1, 4), suites=suites, split="test", stretch=None)  # fmt: skip
+        path = evaluate.evaluate(trained, multiples=(1, 4), suites=suites, split="test", stretch=None)  # fmt: skip
     rows = {(row["metric"], row["k"], row["bucket"]): row for row in runs.rows(path)}
     return rows, path.parent / "arrays"
 
@@ -106,7 +106,7 @@ def test_a_reach_is_counted_from_a_task_that_is_learnt(evaluated):
 
 def test_y_r_is_summed_up_at_every_multiple():
     work = types.SimpleNamespace(multiples=(1, 2, 8), inputs=types.SimpleNamespace(tokenizer=None))
-    items = retrieval_items.retrieval_items(work, frozenset({"Y_R"}))
+    items = retrieval.retrieval_items(work, frozenset({"Y_R"}))
     assert list(items) == ["Y_R/1", "Y_R/2", "Y_R/8"]
 
 
@@ -118,7 +118,7 @@ def test_retrieval_under_a_window_comes_with_e8():
 
 @pytest.mark.thorough
 def test_retrieval_under_a_window_says_what_it_lacks(trained):
-    path = runner.evaluate(trained, multiples=(1,), suites=("Y_R_window",), split="dev", stretch=None)  # fmt: skip
+    path = evaluate.evaluate(trained, multiples=(1,), suites=("Y_R_window",), split="dev", stretch=None)  # fmt: skip
     (row,) = (row for row in runs.rows(path) if row["metric"] == "Y_R_window")
     assert row["skipped"] == "passkey was not measured at 4L"
 
@@ -128,7 +128,7 @@ def test_text_under_a_window_says_what_it_lacks(trained, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "x")
 
     def evaluated(multiples, *suites):
-        path = runner.evaluate(
+        path = evaluate.evaluate(
             workdir, multiples=multiples, suites=suites, split="dev", stretch=None
         )
         return {row["metric"]: row for row in runs.rows(path)}

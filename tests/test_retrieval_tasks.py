@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from test_tokens import train_sentencepiece
 
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.retrieval import mqar, passkey, shortest_length
-from posenc_jax.tasks.table import find
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.passkey_mqar import mqar, passkey, shortest_length
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.task_registry import find
 
 TOKENIZER = open_tokenizer("bytes")
 LENGTHS = [32, 33, 47, 64, 100, 257, 1024]

@@ -5,9 +5,9 @@ import pytest
 import runs
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.training.config_sections import DataSection
 from posenc_jax.training.inputs import open_inputs, retrieval_tasks, training_batches
-from posenc_jax.training.sections import DataSection
 
 
 def windows_of(

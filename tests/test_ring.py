@@ -11,7 +11,7 @@ import pytest
 import schemes
 
 from posenc_jax.attention import attend, choose, ring_hops, running_clock
-from posenc_jax.attention.cutoff import windows
+from posenc_jax.attention.blockwise.cutoff import windows
 from posenc_jax.encodings import parse
 from posenc_jax.encodings import running_clock as running_clock_of_one_device
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.encodings.device import computing_on
-from posenc_jax.encodings.rows import rows_at, sums_by_id
+from posenc_jax.bench.plan import compiled_step, mesh_shape, target, with_mesh
+from posenc_jax.costs.hardware import CHIPS
+from posenc_jax.encodings.backend import computing_on
+from posenc_jax.encodings.gather import rows_at, sums_by_id
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.chips import CHIPS
-from posenc_jax.training.layout import BATCH
 from posenc_jax.training.loop import run_mesh
-from posenc_jax.training.plan import compiled_step, mesh_shape, target, with_mesh
+from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import make_step, state_builder
 
 B, T, V, D = 8, 32, 40, 16

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posenc_jax.study import clauses, counts
+from posenc_jax.study import clauses, seed_counts
 from posenc_jax.study.attribution import attribute
-from posenc_jax.study.counts import Counts
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.roles import settle
 from posenc_jax.study.rule_2 import CLAUSES, decide
-from posenc_jax.study.simulation import draw, judged, tally
-from posenc_jax.study.truths import (
+from posenc_jax.study.scenarios import (
     ALIBI,
     HYBRID,
     RECALL,
@@ -26,6 +24,8 @@ from posenc_jax.study.truths import (
     margin_of,
     truths,
 )
+from posenc_jax.study.seed_counts import Counts
+from posenc_jax.study.simulation import draw, judged, tally
 
 N = 12
 LEVEL = {
@@ -148,8 +148,8 @@ def test_a_refuted_comparison_of_recall_is_not_assessable_either():
 
 @pytest.mark.parametrize(("n", "asked"), [(12, 10), (8, 7), (5, 5), (4, 4), (3, 3)])
 def test_fewer_pilot_seeds_are_asked_for_in_proportion(n, asked):
-    assert counts.assay_passes({"R": (asked, n)}, ["R"]) is True
-    assert counts.assay_passes({"R": (asked - 1, n)}, ["R"]) is False
+    assert seed_counts.assay_passes({"R": (asked, n)}, ["R"]) is True
+    assert seed_counts.assay_passes({"R": (asked - 1, n)}, ["R"]) is False
 
 
 @pytest.mark.parametrize(
@@ -374,9 +374,9 @@ def test_a_clause_on_its_boundary_holds_in_at_most_five_percent_of_studies(truth
 
 def test_by_t_and_sign_flip_alone_unseen_failures_would_pass_in_half_of_the_studies(monkeypatch):
     """Why the rule asks for failing seeds: 12 seeds show no failing one in 54 % of studies at a share of 5 %."""
-    from posenc_jax.study import evidence
+    from posenc_jax.study import hypothesis_tests
 
-    monkeypatch.setattr(evidence, "failing", lambda values_XP, ahead_XP, threshold: np.zeros(len(values_XP)))  # fmt: skip
+    monkeypatch.setattr(hypothesis_tests, "failing", lambda values_XP, ahead_XP, threshold: np.zeros(len(values_XP)))  # fmt: skip
     found = tally(cells()[0], n=12, studies=200, seed=0, margins=Margins())
     assert found.holds == pytest.approx(0.95**12, abs=0.12)
 

@@ -22,7 +22,7 @@ from posenc_jax.encodings import (
     parse,
     stretched,
 )
-from posenc_jax.encodings.stretch import STRETCHES, LongRope, Yarn
+from posenc_jax.encodings.rope_scaling import STRETCHES, LongRope, Yarn
 
 SHAPE = {"num_layers": 1, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 NAMES = [*REGISTRY, *STRETCHES]

@@ -10,7 +10,7 @@ import pytest
 import schemes
 
 from posenc_jax.attention import attend, running_clock
-from posenc_jax.attention.shards import keys_of_shards, over_several
+from posenc_jax.attention.sharding import keys_of_shards, over_several
 from posenc_jax.encodings import parse
 
 N, H, T, L = 4, 8, 12, 16

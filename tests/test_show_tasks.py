@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.show import shown
-from posenc_jax.tasks.table import find
+from posenc_jax.tasks.instance_text import shown
+from posenc_jax.tasks.task_registry import find
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from posenc_jax.study import evidence, statistics
+from posenc_jax.study import hypothesis_tests, statistics
 
 RANDOM = np.random.default_rng(7)
 SAMPLES = [RANDOM.normal(0.4, 1.0, n) for n in (3, 5, 8, 12)]
@@ -105,18 +105,18 @@ SAMPLES_XP = np.stack([RANDOM.normal(0.2, 1.0, 7) for _ in range(40)])
 
 
 def test_the_t_tests_of_many_studies_are_those_of_scipy():
-    above_X, below_X = evidence.student(SAMPLES_XP, 0.1)
+    above_X, below_X = hypothesis_tests.student(SAMPLES_XP, 0.1)
     for sample_P, above, below in zip(SAMPLES_XP, above_X, below_X, strict=True):
         assert above == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="greater").pvalue)  # fmt: skip
         assert below == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="less").pvalue)
-    assert evidence.student(np.full((1, 5), 0.7), 0.0) == (1.0, 1.0)
+    assert hypothesis_tests.student(np.full((1, 5), 0.7), 0.0) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
 def test_the_sign_flips_of_many_studies_count_every_pattern(n):
     values_XP = np.r_[RANDOM.normal(0.3, 1.0, (20, n)), RANDOM.integers(-2, 3, (20, n)) + 0.1]
     signs_SP = np.array(list(itertools.product((1, -1), repeat=n)))
-    found = evidence.sign_flips(values_XP, 0.1)
+    found = hypothesis_tests.sign_flips(values_XP, 0.1)
     for sample_P, above, below in zip(values_XP - 0.1, *found, strict=True):
         sums_S = signs_SP @ sample_P
         assert above == np.mean(sums_S >= sample_P.sum() - 1e-7)
@@ -129,19 +129,19 @@ def test_fewer_is_fishers_exact_test_of_scipy(counts):
     table = [[first, n - first], [second, m - second]] if first <= n and second <= m else None
     if table is None:
         with pytest.raises(ValueError, match="is no count"):
-            evidence.fewer(*counts)
+            hypothesis_tests.fewer(*counts)
         return
-    assert evidence.fewer(*counts) == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)  # fmt: skip
+    assert hypothesis_tests.fewer(*counts) == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)  # fmt: skip
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 12), (1, 12), (9, 12), (11, 12), (12, 12), (3, 5)])
 def test_the_lower_limit_is_scipys_exact_one(k, n):
     limit = stats.binomtest(k, n, alternative="greater").proportion_ci(0.95, method="exact").low
-    assert evidence.at_least(k, n, 0.05) == pytest.approx(limit)
+    assert hypothesis_tests.at_least(k, n, 0.05) == pytest.approx(limit)
 
 
 def test_twelve_of_twelve_is_at_least_three_quarters_and_eleven_is_not():
-    assert evidence.at_least(12, 12, 0.05) > 0.75 > evidence.at_least(11, 12, 0.05)
+    assert hypothesis_tests.at_least(12, 12, 0.05) > 0.75 > hypothesis_tests.at_least(11, 12, 0.05)
 
 
 @pytest.mark.parametrize("k", [0, 1, 4])
@@ -150,7 +150,7 @@ def test_failing_seeds_are_the_exact_binomial_test_of_the_share_that_makes_the_m
     hybrid_P = np.r_[np.zeros(k), np.full(12 - k, 0.8)]
     share = 1 - (0.3 + 0.05) / 0.8
     expected = stats.binomtest(k, 12, share, alternative="less").pvalue
-    mine = evidence.failing((hybrid_P - 0.3)[None], hybrid_P[None], 0.05)
+    mine = hypothesis_tests.failing((hybrid_P - 0.3)[None], hybrid_P[None], 0.05)
     assert mine[0] == pytest.approx(expected)
     # Below alpha exactly when the upper limit of the failing share is below that share.
     upper = stats.binomtest(k, 12, alternative="less").proportion_ci(0.95, method="exact").high
@@ -159,5 +159,5 @@ def test_failing_seeds_are_the_exact_binomial_test_of_the_share_that_makes_the_m
 
 def test_an_arm_that_recalls_nothing_has_no_failing_seed_to_lose():
     nothing_XP = np.full((1, 6), -0.01)
-    assert evidence.failing(nothing_XP + 0.5, nothing_XP, 0.05) == [0.0]
-    assert evidence.failing(nothing_XP, nothing_XP, 0.05) == [1.0]
+    assert hypothesis_tests.failing(nothing_XP + 0.5, nothing_XP, 0.05) == [0.0]
+    assert hypothesis_tests.failing(nothing_XP, nothing_XP, 0.05) == [1.0]

@@ -11,7 +11,7 @@ import schemes
 
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.layout import make_mesh
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
 ROWS, LENGTH = 8, 16

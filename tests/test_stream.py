@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.stream import open_stream
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.token_stream import open_stream
+from posenc_jax.data.tokenizers import open_tokenizer
 
 
 @pytest.fixture(scope="module")

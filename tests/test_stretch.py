@@ -17,7 +17,7 @@ from posenc_jax.encodings import (
     stretched,
     unparse,
 )
-from posenc_jax.encodings.stretch import (
+from posenc_jax.encodings.rope_scaling import (
     STRETCHES,
     BaseChange,
     DynamicNtk,

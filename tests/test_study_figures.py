@@ -23,19 +23,19 @@ from synthetic_runs import (
 
 from posenc_jax.report import (
     StudyView,
-    context,
-    curves,
-    effects,
-    longtext,
-    maps,
-    numbers,
+    classification_figures,
+    context_figures,
+    factorial_figures,
+    loss_curves,
+    needle_maps,
     other_lengths,
-    overview,
-    retrieval,
-    structure,
+    pareto_figures,
+    retrieval_figures,
+    retrieval_overview,
+    structure_figures,
     style,
-    tradeoff,
-    tuning,
+    tables,
+    tuning_figures,
 )
 from posenc_jax.report.figures import pictures
 from posenc_jax.report.page import render
@@ -83,7 +83,7 @@ def outcomes(study, arm):
 
 
 def test_the_front_is_drawn_from_4L_means_with_the_unigram_level_as_reference(study):
-    (picture,) = tradeoff.pictures(study)
+    (picture,) = pareto_figures.pictures(study)
     assert [r["arm"] for r in picture.records] == list(ARMS)
     for r in picture.records:
         x, y = np.mean(list(outcomes(study, r["arm"]).values()), axis=0)
@@ -98,8 +98,8 @@ def test_the_front_is_drawn_from_4L_means_with_the_unigram_level_as_reference(st
 def test_an_arm_that_lacks_a_seed_is_named_and_left_out_of_front_and_effects(study):
     left = tuple(r for r in study.data.runs if (r.info["arm"], r.info["seed"]) != ("alibi", 1))
     lacking = StudyView(dataclasses.replace(study.data, runs=left))
-    (front,) = tradeoff.pictures(lacking)
-    (effect,) = effects.pictures(lacking)
+    (front,) = pareto_figures.pictures(lacking)
+    (effect,) = factorial_figures.pictures(lacking)
     for picture in (front, effect):
         assert any(line.startswith("ALiBi: not on every seed") for line in picture.missing)
     assert "alibi" not in {r["arm"] for r in front.records}
@@ -108,7 +108,7 @@ def test_an_arm_that_lacks_a_seed_is_named_and_left_out_of_front_and_effects(stu
 
 
 def test_effects_are_those_of_the_arms_that_name_their_levels(study):
-    (picture,) = effects.pictures(study)
+    (picture,) = factorial_figures.pictures(study)
     for number, words in enumerate(("bits per byte", "retrieval, points")):
         cells = {
             tuple(levels.values()): {s: (1, 100)[number] * v[number] for s, v in outcomes(study, arm).items()}
@@ -121,7 +121,7 @@ def test_effects_are_those_of_the_arms_that_name_their_levels(study):
 
 
 def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(study):
-    picture = tuning.pictures(study)[0]
+    picture = tuning_figures.pictures(study)[0]
     chosen = {r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.records if r["chosen"]}  # fmt: skip
     assert chosen == {"rope": (0.01, False), "alibi": (0.03, True)}
     assert "a rate outside it may be better: alibi" in picture.caption
@@ -132,7 +132,7 @@ def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(stu
 def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_eight_beyond_L(
     measured,
 ):
-    picture = tuning.acquisition(measured)
+    picture = tuning_figures.acquisition(measured)
     assert len(picture.records) == (len(MANY) - 1) * len(SEEDS)  # nope was not asked for pairs at L
     assert "NoPE, seed 0: no retrieval at L" in picture.missing
     for r in picture.records:
@@ -153,20 +153,24 @@ def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_
 
 def test_a_rate_that_was_chosen_past_L_says_so(study):
     changed = dataclasses.replace(study.data, tuning=dict(study.data.tuning) | {"k": 0.5})
-    within = tuning.learning_rates(StudyView(changed)).caption
-    assert "at c = L (positions L to 1.5 L)" in tuning.learning_rates(study).caption
+    within = tuning_figures.learning_rates(StudyView(changed)).caption
+    assert "at c = L (positions L to 1.5 L)" in tuning_figures.learning_rates(study).caption
     assert "at L/2 (in distribution)" in within
 
 
 def test_all_of_them_can_be_drawn_in_both_layouts(study):
-    for picture in (*tradeoff.pictures(study), *effects.pictures(study), *tuning.pictures(study)):
+    for picture in (
+        *pareto_figures.pictures(study),
+        *factorial_figures.pictures(study),
+        *tuning_figures.pictures(study),
+    ):
         assert picture.svg(style.WIDE).startswith("<svg")
         assert picture.svg(style.NARROW).startswith("<svg")
         assert picture.csv().count("\n") == len(picture.records) + 1
 
 
 def test_two_seeds_make_no_front(tmp_path):
-    assert tradeoff.pictures(view_of(write_study(tmp_path, ARMS, (0, 1)))) == []
+    assert pareto_figures.pictures(view_of(write_study(tmp_path, ARMS, (0, 1)))) == []
 
 
 SEEDS = (0, 1, 2)
@@ -226,8 +230,8 @@ def points(axes):
 
 
 def test_lines_stand_where_rows_end_within_L(measured):
-    for picture, ends in ((context.context_curves(measured), {L / 2}), (context.key_tokens(measured), {L / 2}),
-                          (curves.bpb_against_length(measured), {L / 2, L}), (curves.nll_by_position(measured), {L})):  # fmt: skip
+    for picture, ends in ((context_figures.context_curves(measured), {L / 2}), (context_figures.key_tokens(measured), {L / 2}),
+                          (loss_curves.bpb_against_length(measured), {L / 2, L}), (loss_curves.nll_by_position(measured), {L})):  # fmt: skip
         for axes in titled(drawn(picture)).values():
             lines = {line.get_xdata()[0] for line in axes.lines
                      if line.get_color() == style.INK and list(line.get_ydata()) == [0, 1]}  # fmt: skip
@@ -235,7 +239,7 @@ def test_lines_stand_where_rows_end_within_L(measured):
 
 
 def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
-    panels = titled(drawn(context.context_curves(measured)))
+    panels = titled(drawn(context_figures.context_curves(measured)))
     assert list(panels) == [measured.names[arm] for arm in MANY]
     for arm in MANY:
         squares = [line for line in panels[measured.names[arm]].lines if line.get_marker() == "s"
@@ -253,7 +257,7 @@ def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
 
 
 def test_far_context_takes_repeats_from_2L_to_4L_back_and_the_fall_of_Y_R_under_a_window(measured):
-    records = context.far_context(measured).records
+    records = context_figures.far_context(measured).records
     for r in records:
         if r["metric"] == "repeat_gain":
             wanted = np.mean([value_of(r["arm"], r["seed"], "repeat_gain", g) for g in (2, 4)])
@@ -268,9 +272,9 @@ def test_far_context_takes_repeats_from_2L_to_4L_back_and_the_fall_of_Y_R_under_
 
 def test_curves_by_gap_and_length_hold_the_rows(measured):
     for picture, metric, ks in (
-        (context.repeat_gain(measured), "repeat_gain", (0.25, 0.5, 1, 2, 4)),
-        (context.sliding_windows(measured), "early_token_curse", (1, 2, 4, 8)),
-        (context.key_tokens(measured), "bpb_key", (1, 2, 4, 8)),
+        (context_figures.repeat_gain(measured), "repeat_gain", (0.25, 0.5, 1, 2, 4)),
+        (context_figures.sliding_windows(measured), "early_token_curse", (1, 2, 4, 8)),
+        (context_figures.key_tokens(measured), "bpb_key", (1, 2, 4, 8)),
     ):
         found = {(r["arm"], r["seed"], r["k"]): r["value"] for r in picture.records if r["metric"] == metric}  # fmt: skip
         assert found == {
@@ -279,7 +283,7 @@ def test_curves_by_gap_and_length_hold_the_rows(measured):
 
 
 def test_the_overview_gives_Y_R_as_evaluation_does_and_far_needles_apart(measured):
-    picture = overview.retrieval_overview(measured)
+    picture = retrieval_overview.retrieval_overview(measured)
     found = {(r["arm"], r["k"], r["needles"], r["task"]): r["corrected"] for r in picture.records}
     for arm in MANY:
         assert found[arm, 4, "all", "Y_R"] == pytest.approx(mean_of(arm, "Y_R", 4))
@@ -294,7 +298,7 @@ def test_the_overview_gives_Y_R_as_evaluation_does_and_far_needles_apart(measure
 
 
 def test_the_numbers_in_the_overview_stand_in_the_cells_of_their_arm_and_task(measured):
-    picture = overview.retrieval_overview(measured)
+    picture = retrieval_overview.retrieval_overview(measured)
     axes = titled(drawn(picture))["4L, d > L"]
     shown = {t.get_position(): t.get_text() for t in axes.texts}
     tasks = list(dict.fromkeys(r["task"] for r in picture.records if r["arm"] == "coupled"))
@@ -306,7 +310,7 @@ def test_the_numbers_in_the_overview_stand_in_the_cells_of_their_arm_and_task(me
 
 
 def test_maps_draw_three_tasks_and_name_the_others(measured):
-    picture = maps.needle_maps(measured)
+    picture = needle_maps.needle_maps(measured)
     assert {r["task"] for r in picture.records} == {*SUMMARY_TASKS, "latest_first", "flipflop"}
     assert "In the table and not drawn: latest or first, flip-flop" in picture.missing
     labels = "".join(a.get_ylabel() for a in drawn(picture).axes)
@@ -314,7 +318,7 @@ def test_maps_draw_three_tasks_and_name_the_others(measured):
 
 
 def test_many_arms_turn_lines_by_distance_into_a_map(measured):
-    picture = retrieval.accuracy_by_distance(measured)
+    picture = retrieval_figures.accuracy_by_distance(measured)
     axes = titled(drawn(picture))["passkey, contexts of 8L"]
     shown = {t.get_position(): t.get_text() for t in axes.texts}
     far = 100 * mean_of("coupled", "passkey_corrected", 8, "distance:4L-8L")
@@ -322,7 +326,7 @@ def test_many_arms_turn_lines_by_distance_into_a_map(measured):
 
 
 def test_shift_errors_are_the_largest_over_shifts_and_stand_beside_the_bound(measured):
-    picture = structure.structure(measured)
+    picture = structure_figures.structure(measured)
     for r in picture.records:
         if r["bucket"] == "largest":
             wanted = [value_of(r["arm"], r["seed"], r["metric"], 1, f"all shift:{d}") for d in (1, 7, L, 8 * L)]  # fmt: skip
@@ -339,7 +343,7 @@ def test_shift_errors_are_the_largest_over_shifts_and_stand_beside_the_bound(mea
 
 
 def test_the_tables_hold_summary_structure_and_reach(measured):
-    found = {(r["arm"], r["metric"]): r for r in numbers.table(measured)}
+    found = {(r["arm"], r["metric"]): r for r in tables.table(measured)}
     assert found["coupled", "Y_R_far at 4L"]["mean"] == pytest.approx(
         mean_of("coupled", "Y_R_far", 4)
     )
@@ -358,7 +362,7 @@ def test_the_tables_hold_summary_structure_and_reach(measured):
     ]
     assert found["rope", "bpb_ctx 4L ÷ L/2"]["mean"] == pytest.approx(np.mean(ratios))
     assert found["rope", "least_id at L"]["mean"] == pytest.approx(mean_of("rope", "least_id", 1))
-    html = numbers.section(measured)
+    html = tables.section(measured)
     assert "a model that finds passkeys and nothing else has Y_R 33\u00a0%" in html
     for title in ("Text", "Use of far context", "Retrieval", "Relative structure"):
         assert f"<h3>{title}</h3>" in html
@@ -382,8 +386,8 @@ def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
 
 
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
-    for picture in (curves.bpb_against_length(measured), curves.nll_by_position(measured),
-                    curves.training_curves(measured), context.repeat_gain(measured)):  # fmt: skip
+    for picture in (loss_curves.bpb_against_length(measured), loss_curves.nll_by_position(measured),
+                    loss_curves.training_curves(measured), context_figures.repeat_gain(measured)):  # fmt: skip
         panels = titled(drawn(picture))
         assert list(panels) == [measured.names[arm] for arm in MANY], picture.name
         for arm, axes in zip(MANY, panels.values(), strict=True):
@@ -396,7 +400,7 @@ def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
 
 def test_a_study_of_before_says_in_one_line_each_what_it_lacks(tmp_path):
     study = view_of(write_study(tmp_path, ARMS[1:3], (0,), synthetic_rows))
-    assert "Y_R" not in numbers.section(study)
+    assert "Y_R" not in tables.section(study)
     undrawn = {p.name for p in pictures(study) if p.draw is None}
     assert undrawn == {"far_context", "repeat_gain", "early_token_curse", "bpb_key", "structure", "longtext"}  # fmt: skip
     (curve,) = [p for p in pictures(study) if p.name == "context_curves"]
@@ -410,7 +414,7 @@ def classifiers(tmp_path_factory):
 
 
 def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
-    picture = longtext.classification(classifiers)
+    picture = classification_figures.classification(classifiers)
     buckets = ["length:<=L", "length:L-2L", "length:2L-4L", "length:4L-8L", "length:>8L", "all"]
     assert (
         list(dict.fromkeys(r["bucket"] for r in picture.records if r["arm"] == "rope")) == buckets
@@ -427,7 +431,7 @@ def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
 def test_a_study_of_classifiers_is_summed_up_by_class(classifiers):
     page = render(classifiers, [])
     scores = [run.value("longtext_corrected", 8) for run in classifiers.of("rope")]
-    assert f"RoPE {numbers.percent(np.mean(scores))}" in page
+    assert f"RoPE {tables.percent(np.mean(scores))}" in page
     assert "a bag of ids has 29" in page
     assert "Bits per byte beyond L were not measured" not in page
 
@@ -448,7 +452,7 @@ def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_
         return [r | {"definitions": 1} for r in found]
 
     study = view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
-    found = {p.name: p for p in context.pictures(study)}
+    found = {p.name: p for p in context_figures.pictures(study)}
     other = found["repeat_gain_other_place"]
     assert "place and repetition are confounded" in other.caption
     assert {r["value"] for r in other.records} == {
@@ -456,7 +460,7 @@ def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_
     }
     assert found["repeat_gain"].draw is None
     assert not [r for r in found["far_context"].records if r["metric"] == "repeat_gain"]
-    assert "repeat_gain_other_place" not in {p.name for p in context.pictures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
+    assert "repeat_gain_other_place" not in {p.name for p in context_figures.pictures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
 
 
 def test_chance_is_drawn_from_the_rows(tmp_path):
@@ -464,6 +468,8 @@ def test_chance_is_drawn_from_the_rows(tmp_path):
         found = synthetic_rows(arm, seed)
         return [r | {"chance": 0.1} if r["bucket"] == "distance:4L-8L" else r for r in found]
 
-    picture = retrieval.accuracy_by_distance(view_of(write_study(tmp_path, ARMS[1:3], (0,), rows)))
+    picture = retrieval_figures.accuracy_by_distance(
+        view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
+    )
     axes = titled(drawn(picture))["MQAR, contexts of 8L"]
     assert {(3.5, 10.0), (4.5, 10.0), (0.5, 34.0)} <= points(axes)

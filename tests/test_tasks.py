@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_retrieval_tasks import FILLER, SENTENCES, TOKENIZER
 
-from posenc_jax.tasks.table import SCORED, TASKS, find
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.task_registry import SCORED, TASKS, find
 
 LENGTHS = (32, 33, 47, 64, 131, 300, 1024)
 BOS, SEP = TOKENIZER.bos, TOKENIZER.sep

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import runs
 
+from posenc_jax.checkpoints.manager import Checkpoints
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training import loop, together
-from posenc_jax.training.checkpoints import Checkpoints
+from posenc_jax.training import loop, multi_seed
 from posenc_jax.training.config import read
-from posenc_jax.training.layout import make_mesh
 from posenc_jax.training.loop import Diverged, Stopped, train
+from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.together import train_together
 
 pytestmark = pytest.mark.thorough
 
@@ -60,9 +60,9 @@ def trained(tmp_path_factory, data_dir):
     root, config = tmp_path_factory.mktemp("together"), small(data_dir, train={"steps": 50, "save_every": 25})  # fmt: skip
     fed = {"alone": {seed: [] for seed in SEEDS}, "together": []}
     with pytest.MonkeyPatch.context() as patch:
-        place, placed = loop._place, together._placed
+        place, placed = loop._place, multi_seed._placed
         patch.setattr(loop, "_place", lambda c, mesh, batch: fed["alone"][c.train.seed].append(batch) or place(c, mesh, batch))  # fmt: skip
-        patch.setattr(together, "_placed", lambda c, mesh, batches: fed["together"].append(batches) or placed(c, mesh, batches))  # fmt: skip
+        patch.setattr(multi_seed, "_placed", lambda c, mesh, batches: fed["together"].append(batches) or placed(c, mesh, batches))  # fmt: skip
         for seed, folder in folders(root / "alone").items():
             train(of(config, seed), folder, "a test")
         train_together(config, folders(root / "together"), "a test")
@@ -189,14 +189,14 @@ def test_runs_without_a_saved_step_in_common_are_refused(whole, tmp_path):
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_finish(data_dir, tmp_path, monkeypatch):
-    feed = together.training_batches
+    feed = multi_seed.training_batches
 
     def poisoned(config, *args, **kwargs):
         for number, batch in enumerate(feed(config, *args, **kwargs)):
             bad = config.train.seed == 3 and 4 <= number <= 6  # good again before the next row
             yield batch | ({"weights_BT": batch["weights_BT"] * np.nan} if bad else {})
 
-    monkeypatch.setattr(together, "training_batches", poisoned)
+    monkeypatch.setattr(multi_seed, "training_batches", poisoned)
     config = small(data_dir, train={"bad_steps": 3, "save_every": 4, "log_every": 12})
     with pytest.raises(
         Diverged, match="x-s3: 3 updates in a row were not finite, up to step 7"

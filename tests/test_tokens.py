@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from posenc_jax.data.tokens import open_tokenizer
+from posenc_jax.data.tokenizers import open_tokenizer
 
 TEXT = "Once  upon\ta time\r\n\n there was 12 % caf\u00e9 \u2581 \U0001f642 key=5.\n" * 3
 

@@ -15,14 +15,14 @@ import pytest
 import runs
 import schemes
 
+from posenc_jax.checkpoints.manager import Checkpoints
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.bounds import BOUNDS
-from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
-from posenc_jax.training.layout import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
 from posenc_jax.training.loop import Diverged, Stopped, check_mesh, train
 from posenc_jax.training.loss import token_losses
+from posenc_jax.training.setting_bounds import BOUNDS
+from posenc_jax.training.sharding import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
 

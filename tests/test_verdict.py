@@ -26,14 +26,14 @@ from synthetic_verdicts import (
 )
 
 from posenc_jax.report import StudyView, style, write_report
-from posenc_jax.report.verdict import forest, section
+from posenc_jax.report.verdict_section import forest, section
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import row_from_json
-from posenc_jax.study import prereg, rule_1, rule_2
-from posenc_jax.study.beside import Beside
+from posenc_jax.study import preregistration, rule_1, rule_2
+from posenc_jax.study.auxiliary_runs import Beside
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.outcomes import oracle_gain, read_outcomes
-from posenc_jax.study.prereg import Plan
+from posenc_jax.study.preregistration import Plan
 from posenc_jax.study.verdict import banner, judge, words
 
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
@@ -301,7 +301,7 @@ def test_pilot_seeds_of_a_plan_need_their_runs_and_count_nowhere_else(study):
     with pytest.raises(ValueError, match="the plan names pilot seeds; give the folder"):
         verdict(study, range(N), pilot=tuple(range(50, 62)))
     with pytest.raises(ValueError, match="pilot seeds must count nowhere else"):
-        prereg.freeze(Path("nowhere"), plan(range(N), pilot=(3,)))
+        preregistration.freeze(Path("nowhere"), plan(range(N), pilot=(3,)))
 
 
 def test_a_copy_of_a_run_is_refused(tmp_path):
@@ -339,18 +339,18 @@ def test_the_oracles_gain_is_read_within_its_own_length_and_asks_for_the_hybrids
 @pytest.fixture
 def confirmed(tmp_path):
     """A frozen plan, and the study whose runs all began after it."""
-    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED))
+    preregistration.freeze(tmp_path / "prereg.json", plan(CONFIRMED))
     return write_outcome_study(tmp_path, CONFIRMED)
 
 
 def of_plan(folder, lookup=None):
-    frozen = prereg.read(folder / "prereg.json")
+    frozen = preregistration.read(folder / "prereg.json")
     beside = Beside(lookup=lookup and load(lookup))
     return judge(load(folder, "test"), frozen.plan, beside=beside, frozen=frozen, deviations=[])
 
 
 def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(tmp_path):
-    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED, lookup=tuple(range(N))))
+    preregistration.freeze(tmp_path / "prereg.json", plan(CONFIRMED, lookup=tuple(range(N))))
     confirmed = write_outcome_study(tmp_path, CONFIRMED)
     lookup = write_outcome_study(tmp_path.with_name("lookup"), range(N), arms=("rope", "alibi", HYBRID))  # fmt: skip
     said = of_plan(confirmed, lookup)
@@ -383,7 +383,7 @@ def test_one_run_older_than_the_plan_or_of_unknown_age_makes_it_exploratory(conf
 
 
 def test_a_rule_that_changed_after_freezing_is_noticed(confirmed, monkeypatch):
-    monkeypatch.setattr(prereg, "rule_digest", lambda: "another")
+    monkeypatch.setattr(preregistration, "rule_digest", lambda: "another")
     said = of_plan(confirmed)
     assert (said["status"], said["why"]) == ("exploratory", ["the source of the rule has changed since the plan was frozen"])  # fmt: skip
 
@@ -393,16 +393,18 @@ def test_the_rules_hash_covers_every_module_that_decides():
     script = "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; print(*sorted(m.removeprefix('posenc_jax.') for m in sys.modules if m.startswith(('posenc_jax.study.', 'posenc_jax.results.'))))"  # fmt: skip
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     # The bootstrap beside the tests; the older rule and older rows.
-    neutral = {"study.nested", "study.rule_1", "results.older"}
-    assert set(run.stdout.split()) - neutral <= set(prereg.SOURCES)
-    assert "results.schema" in prereg.SOURCES  # 0.9 to acquire, 0.8 to reach, 4L
-    assert prereg.rule_digest(("study.rule_2",)) != prereg.rule_digest(("study.evidence",))
+    neutral = {"study.bootstrap", "study.rule_1", "results.migration"}
+    assert set(run.stdout.split()) - neutral <= set(preregistration.SOURCES)
+    assert "results.schema" in preregistration.SOURCES  # 0.9 to acquire, 0.8 to reach, 4L
+    assert preregistration.rule_digest(("study.rule_2",)) != preregistration.rule_digest(
+        ("study.hypothesis_tests",)
+    )
 
 
 def test_rows_of_dev_confirm_nothing(tmp_path):
-    prereg.freeze(tmp_path / "prereg.json", plan(CONFIRMED, split="dev"))
+    preregistration.freeze(tmp_path / "prereg.json", plan(CONFIRMED, split="dev"))
     write_outcome_study(tmp_path, CONFIRMED, split="dev")
-    frozen = prereg.read(tmp_path / "prereg.json")
+    frozen = preregistration.read(tmp_path / "prereg.json")
     said = judge(load(tmp_path, "dev"), frozen.plan, beside=Beside(), frozen=frozen, deviations=[])
     assert (said["status"], said["why"]) == ("exploratory", ["scored on dev, not on test"])
     assert said["deviations"] == []
@@ -449,31 +451,31 @@ WHOLE = {"pilot": (1, 2), "lookup": (5, 6), "oracle": "far", "margins": Margins(
 
 def test_a_plan_is_frozen_once_and_read_back_whole(tmp_path):
     path = tmp_path / "prereg.json"
-    sha256 = prereg.freeze(path, plan(CONFIRMED, **WHOLE))
-    stored = prereg.read(path)
+    sha256 = preregistration.freeze(path, plan(CONFIRMED, **WHOLE))
+    stored = preregistration.read(path)
     assert (stored.plan, stored.sha256, stored.rule) == (plan(CONFIRMED, **WHOLE), sha256, 2)
-    assert stored.rule_sha256 == prereg.rule_digest()
+    assert stored.rule_sha256 == preregistration.rule_digest()
     assert abs((datetime.datetime.now(datetime.UTC) - stored.at).total_seconds()) < 60
     with pytest.raises(ValueError, match="frozen already"):
-        prereg.freeze(path, plan([1]))
+        preregistration.freeze(path, plan([1]))
 
 
 @pytest.mark.parametrize(("field", "value"), [("seeds", [1]), ("margins", {"bpb": 0.5}), ("frozen", "2020"), ("rule_sha256", "0")])  # fmt: skip
 def test_a_plan_changed_after_freezing_is_refused(tmp_path, field, value):
     path = tmp_path / "prereg.json"
-    prereg.freeze(path, plan(CONFIRMED))
+    preregistration.freeze(path, plan(CONFIRMED))
     stored = json.loads(path.read_text())
     stored["plan"][field] = value
     path.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="changed after it was frozen"):
-        prereg.read(path)
+        preregistration.read(path)
 
 
 def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
     old = {"rule": 1, "metrics": list(rule_1.METRICS), "frozen": "2026-01-01T00:00:00+00:00", "hybrids": [HYBRID], "rope": "rope",
            "alibi": "alibi", "seeds": list(CONFIRMED), "ablations": {}, "margins": dataclasses.asdict(Margins())}  # fmt: skip
     path = confirmed / "prereg.json"
-    path.write_text(json.dumps({"plan": old, "sha256": prereg.digest(old)}))
+    path.write_text(json.dumps({"plan": old, "sha256": preregistration.digest(old)}))
     said = of_plan(confirmed)
     assert (said["status"], said["rule_1"]["status"]) == ("exploratory", "confirmed")
     assert said["rule_1"]["verdicts"][0]["verdict"] == "YES-STRONG"
@@ -484,21 +486,25 @@ def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
     "change", [{"rule": []}, {"margins": {"bpb": 0.1, "x": 1}}, {"seeds": 3}, {"extra": 1}, None]
 )
 def test_a_plan_with_a_hash_that_fits_and_fields_that_do_not_is_refused(tmp_path, change):
-    prereg.freeze(tmp_path / "p.json", prereg.Plan(("h",), "rope", ("alibi",), (1, 2), {}))
+    preregistration.freeze(
+        tmp_path / "p.json", preregistration.Plan(("h",), "rope", ("alibi",), (1, 2), {})
+    )
     body = json.loads((tmp_path / "p.json").read_text())["plan"]
     body = {} if change is None else body | change
-    (tmp_path / "p.json").write_text(json.dumps({"plan": body, "sha256": prereg.digest(body)}))
+    (tmp_path / "p.json").write_text(
+        json.dumps({"plan": body, "sha256": preregistration.digest(body)})
+    )
     with pytest.raises(ValueError, match="no plan that --freeze wrote"):
-        prereg.read(tmp_path / "p.json")
+        preregistration.read(tmp_path / "p.json")
 
 
 def test_a_plan_of_an_unknown_rule_is_refused(tmp_path):
     path = tmp_path / "prereg.json"
-    prereg.freeze(path, plan(CONFIRMED))
+    preregistration.freeze(path, plan(CONFIRMED))
     body = json.loads(path.read_text())["plan"] | {"rule": 3}
-    path.write_text(json.dumps({"plan": body, "sha256": prereg.digest(body)}))
+    path.write_text(json.dumps({"plan": body, "sha256": preregistration.digest(body)}))
     with pytest.raises(ValueError, match="rule version 3"):
-        prereg.read(path)
+        preregistration.read(path)
 
 
 def test_margins_come_from_the_plan(study):

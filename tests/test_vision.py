@@ -15,7 +15,7 @@ from posenc_jax.encodings import REGISTRY, Absolute, sinusoid
 from posenc_jax.encodings.planar import raster
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.vision import Encoder, VisionConfig, patches, read_at
-from posenc_jax.training.layout import make_mesh, parameter_layout
+from posenc_jax.training.sharding import make_mesh, parameter_layout
 
 BASE = VisionConfig(
     ModelConfig(

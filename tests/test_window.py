@@ -11,18 +11,18 @@ import oracles
 import pytest
 
 from posenc_jax.attention import attend, choose
-from posenc_jax.attention.blockwise import blockwise_attention, head_groups
-from posenc_jax.attention.cutoff import windows
-from posenc_jax.attention.flash import lows, starts
-from posenc_jax.attention.flash_kernels import tilings
+from posenc_jax.attention.blockwise.api import blockwise_attention, head_groups
+from posenc_jax.attention.blockwise.cutoff import windows
+from posenc_jax.attention.blockwise.forward import meet, proof
+from posenc_jax.attention.blockwise.tiles import blocks_in_sight
+from posenc_jax.attention.kernels.flash import lows, starts
+from posenc_jax.attention.kernels.flash_programs import tilings
 from posenc_jax.attention.mask import windows_of
-from posenc_jax.attention.tiles import blocks_in_sight
-from posenc_jax.attention.walk import meet, proof
-from posenc_jax.encodings import Place, Window, parse, reach, stretched, unparse
-from posenc_jax.encodings.portrait import portrait
+from posenc_jax.costs import flops
+from posenc_jax.encodings import Place, Window, analysis, parse, stretched, unparse
+from posenc_jax.encodings.scheme_arrays import portrait
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.report.schemes import sees_alike
-from posenc_jax.training import flops
+from posenc_jax.report.scheme_figures import sees_alike
 
 N, K, H, L, T = 4, 2, 16, 64, 41
 MIXED = "rope+window(size=1)|alibi+window(size=7)|window(size=500)|nope"  # 500: more than there are
@@ -294,13 +294,13 @@ def test_a_stretch_leaves_a_window_as_it_was_trained():
 
 def test_reports_say_how_far_windows_let_heads_see():
     scheme = parse("rope+window(size=20)|alibi+window(size=300)|nope").place(**SHAPE | {"num_heads": 3})  # fmt: skip
-    params = reach.initial_parameters(scheme, jax.random.key(0))
-    heads = reach.reaches(scheme, params, 1000, (50.0,))[:3]
+    params = analysis.initial_parameters(scheme, jax.random.key(0))
+    heads = analysis.reaches(scheme, params, 1000, (50.0,))[:3]
     assert [h.sight for h in heads] == [20, 300, None]
     assert [h.horizon[50.0] for h in heads] == [19, 299, 999]
     assert [h.blind["float32"] for h in heads] == [19, 299, None]
     assert heads[1].slope_times_length == pytest.approx(L * oracles.alibi_slopes(1)[0], rel=1e-5)
-    said = reach.warnings(heads, 1000, L)
+    said = analysis.warnings(heads, 1000, L)
     assert said[0].startswith("2 of 3 heads have a window of 20 to 300 tokens")
     assert not any(
         "cannot see past" in words for words in said

@@ -4,12 +4,12 @@ Needs jax and numpy alone. Start at :func:`attend`.
 """
 
 from posenc_jax.attention.attend import IMPLEMENTATIONS, attend, choose
-from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.mask import visible
-from posenc_jax.attention.ring import ring_attention, ring_hops
-from posenc_jax.attention.shards import running_clock
-from posenc_jax.attention.shift import LastToken, Shift, token_shift
+from posenc_jax.attention.ring.api import ring_attention, ring_hops
+from posenc_jax.attention.sharding import running_clock
+from posenc_jax.attention.token_shift import LastToken, Shift, token_shift
 
 __all__ = [
     "IMPLEMENTATIONS",

@@ -5,15 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention.blockwise import blockwise_attention
+from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
-from posenc_jax.attention.fused import KERNELS, fused_attention, refusal, tempered_by_key
+from posenc_jax.attention.kernels.vendor import KERNELS, fused_attention, refusal, tempered_by_key
 from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
 from posenc_jax.attention.mask import visible, visible_by_head, windows_of
-from posenc_jax.attention.ring import ring_attention
-from posenc_jax.attention.shards import keys_of_shards, over_several, ring_of
-from posenc_jax.encodings.device import computes_on
-from posenc_jax.encodings.part import Params
+from posenc_jax.attention.ring.api import ring_attention
+from posenc_jax.attention.sharding import keys_of_shards, over_several, ring_of
+from posenc_jax.encodings.backend import computes_on
+from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
@@ -143,7 +143,7 @@ def attend(
 
     Args:
       q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
-        keys go around a ring (`posenc_jax.attention.ring`); of linear attention, sums are told instead.
+        keys go around a ring (`posenc_jax.attention.ring.api`); of linear attention, sums are told instead.
       k_BSKH: keys as projected; N must be a multiple of K. Where the queries' heads are split over more devices
         than K divides over, each device gets copies of those that its queries read.
       v_BSKH: values; the result has their dtype.

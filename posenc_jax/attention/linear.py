@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from posenc_jax.attention.mask import visible
-from posenc_jax.attention.shards import Ring, ring_of
+from posenc_jax.attention.sharding import Ring, ring_of
 
 CHUNK = 64  # tokens whose weights are in memory at a time
 

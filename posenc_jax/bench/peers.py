@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention.cutoff import windows
+from posenc_jax.attention.blockwise.cutoff import windows
 from posenc_jax.bench import pytorch
-from posenc_jax.bench.memory import Compiled
+from posenc_jax.bench.peak_memory import Compiled
 from posenc_jax.encodings import alibi_slopes, parse
 
 Makers = dict[str, Callable[[], Callable]]

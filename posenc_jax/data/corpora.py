@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
-from posenc_jax.data import files, public
-from posenc_jax.data.files import SPLITS, TextFile
-from posenc_jax.data.public import Documents
+from posenc_jax.data import document_files, tfds_sets
+from posenc_jax.data.document_files import SPLITS, TextFile
+from posenc_jax.data.tfds_sets import Documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _FileBuilder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, text_files: Sequence[TextFile], data_dir: str):
         self._text_files = text_files
-        key = files.fingerprint(text_files)[:16]
+        key = document_files.fingerprint(text_files)[:16]
         super().__init__(
             data_dir=os.path.join(data_dir, f"{self.name}-{key}"), file_format="array_record"
         )
@@ -84,10 +84,12 @@ def open_corpus(
     # TFDS reads a leading ~ as the home folder and the rest of the code would not.
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
     if name == "python_stdlib":
-        return _corpus_of_files(name, PythonStdlib, files.python_stdlib_files(), data_dir)
+        return _corpus_of_files(name, PythonStdlib, document_files.python_stdlib_files(), data_dir)
     if name == "text_folder":
-        return _corpus_of_files(name, TextFolder, files.text_folder_files(folder), data_dir)
-    fingerprint, splits = public.open_public(
+        return _corpus_of_files(
+            name, TextFolder, document_files.text_folder_files(folder), data_dir
+        )
+    fingerprint, splits = tfds_sets.open_public(
         name, data_dir, download=download, also=("python_stdlib", "text_folder")
     )
     return Corpus(name, fingerprint, splits)
@@ -105,7 +107,7 @@ def _corpus_of_files(
     for split in SPLITS:
         source = builder.as_data_source(split)
         splits[split] = Documents(source, "text", "name", split, 0, len(source))
-    return Corpus(name, files.fingerprint(text_files), splits)
+    return Corpus(name, document_files.fingerprint(text_files), splits)
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

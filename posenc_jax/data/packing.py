@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from posenc_jax.data.stream import TokenStream
+from posenc_jax.data.token_stream import TokenStream
 
 Example = dict[str, np.ndarray]
 

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from posenc_jax.data.packing import Example, text_window
-from posenc_jax.data.stream import TokenStream
+from posenc_jax.data.token_stream import TokenStream
 
 # grain shuffles with 32-bit indices; a source as long as this is taken as endless and random
 # already.

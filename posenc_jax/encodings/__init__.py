@@ -1,11 +1,11 @@
 """Positional encodings as pure functions behind one value, the Scheme. Needs jax and numpy alone."""
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal, sinusoid
+from posenc_jax.encodings.base import Absolute, Bias, Form, GatedBias, Place, Rotation, Temperature
 from posenc_jax.encodings.bias import Alibi, alibi_slopes, distances, linear_bias, matched_slopes
-from posenc_jax.encodings.forget import Forget, running_clock
-from posenc_jax.encodings.language import near_names, parse, unparse
-from posenc_jax.encodings.part import Absolute, Bias, Form, GatedBias, Place, Rotation, Temperature
-from posenc_jax.encodings.reading import stretched
+from posenc_jax.encodings.forget_gate import Forget, running_clock
+from posenc_jax.encodings.grammar import near_names, parse, unparse
+from posenc_jax.encodings.length_extension import stretched
 from posenc_jax.encodings.registry import REGISTRY, register
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos, angles, inverse_frequencies, rotate
 from posenc_jax.encodings.scheme import Heads, PlacedLayer, PlacedScheme, Scheme

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.part import Absolute, Params, Place, check_positive
+from posenc_jax.encodings.base import Absolute, Params, Place, check_positive
+from posenc_jax.encodings.gather import rows_at
 from posenc_jax.encodings.rotary import angles, inverse_frequencies
-from posenc_jax.encodings.rows import rows_at
 
 
 def sinusoid(pos_BT: jax.Array, dim: int, base: float) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.part import MATCH, MOST, Bias, Params, Place, check_positive
+from posenc_jax.encodings.base import MATCH, MOST, Bias, Params, Place, check_positive
 from posenc_jax.encodings.rotary import angles
 
 SLOPES = ("standard", MATCH, "harmonic")

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings.part import Bias, GatedBias, Params, Place
+from posenc_jax.encodings.base import Bias, GatedBias, Params, Place
 
 
 @dataclasses.dataclass(frozen=True)

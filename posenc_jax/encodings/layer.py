@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.bias import distances, linear_bias
-from posenc_jax.encodings.bias_sum import BiasSum
-from posenc_jax.encodings.part import (
+from posenc_jax.encodings.base import (
     Bias,
     Form,
     GatedBias,
@@ -19,6 +17,8 @@ from posenc_jax.encodings.part import (
     Temperature,
     TokenTemperature,
 )
+from posenc_jax.encodings.bias import distances, linear_bias
+from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.window import Window
 
 KINDS = ("rotation", "bias", "temperature", "form", "window")
@@ -177,7 +177,7 @@ class PlacedLayer:
     ) -> jax.Array | None:
         """Returns bias_BNTS, float32, over all query heads, or None when no head has one.
 
-        The clocks are running sums of `ticks` (`forget.running_clock`). Without them a gated bias is
+        The clocks are running sums of `ticks` (`forget_gate.running_clock`). Without them a gated bias is
         that of tokens at rest, which is for looking at and not for attention.
         """
         if all(group.heads.bias is None for group in self.groups):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.encodings.base import MATCH, MOST_WHOLE, Bias, Params, Place, check_positive
 from posenc_jax.encodings.bias import (
     RankedBias,
     Sloped,
@@ -16,7 +17,6 @@ from posenc_jax.encodings.bias import (
     linear_bias,
     matched_slopes,
 )
-from posenc_jax.encodings.part import MATCH, MOST_WHOLE, Bias, Params, Place, check_positive
 
 
 def inverse_softplus(y: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.encodings.base import Params, Place, Rotation, check_positive
 from posenc_jax.encodings.bias import Sloped, linear_bias
-from posenc_jax.encodings.part import Params, Place, Rotation, check_positive
 from posenc_jax.encodings.rotary import angles, check_pairs, inverse_frequencies, rotate
 
 METRICS = ("euclidean", "manhattan")

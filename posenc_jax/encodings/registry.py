@@ -5,8 +5,10 @@ pictures and the tests that run over every registered part pick it up from this 
 """
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal
+from posenc_jax.encodings.base import Part
 from posenc_jax.encodings.bias import Alibi, Capped, Log, Power, Sandwich
-from posenc_jax.encodings.forget import Forget
+from posenc_jax.encodings.feature_map import Linear
+from posenc_jax.encodings.forget_gate import Forget
 from posenc_jax.encodings.learned_bias import (
     T5,
     Annealed,
@@ -15,12 +17,10 @@ from posenc_jax.encodings.learned_bias import (
     KerplePower,
     LearnedSlopes,
 )
-from posenc_jax.encodings.linear import Linear
-from posenc_jax.encodings.part import Part
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
-from posenc_jax.encodings.polar import Pope
+from posenc_jax.encodings.pope import Pope
+from posenc_jax.encodings.rope_scaling import STRETCHES, Stretch
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
-from posenc_jax.encodings.stretch import STRETCHES, Stretch
 from posenc_jax.encodings.temperature import (
     AdaptiveSSMax,
     LogN,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.device import computes_on
-from posenc_jax.encodings.part import LEAST, MATCH, MOST, Params, Place, Rotation, check_positive
-from posenc_jax.encodings.stretch import Stretch
+from posenc_jax.encodings.backend import computes_on
+from posenc_jax.encodings.base import LEAST, MATCH, MOST, Params, Place, Rotation, check_positive
+from posenc_jax.encodings.rope_scaling import Stretch
 
 PAIRINGS = ("half", "interleaved")
 ROUNDINGS = ("nearest", "down")
@@ -112,7 +112,7 @@ class Rope(Rotation):
       fraction: share of head dims that rotate, with a spectrum of their own (GPT-NeoX: 0.25).
       dim: the number of head dims that rotate, for those that no share gives (60 of 88); 0 takes the share.
       pairing: "half" (GPT-NeoX, Llama in transformers) or "interleaved" (RoFormer, GPT-J).
-      stretch: a change of the frequencies for reading further; see `posenc_jax.encodings.stretch`.
+      stretch: a change of the frequencies for reading further; see `posenc_jax.encodings.rope_scaling`.
     """
 
     base: float | str = 10_000.0

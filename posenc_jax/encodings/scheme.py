@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
+from posenc_jax.encodings.base import Absolute, Params, Part, Place, check_numbers
 from posenc_jax.encodings.layer import Heads, Layer, PlacedHeads, PlacedLayer
-from posenc_jax.encodings.part import Absolute, Params, Part, Place, check_numbers
 from posenc_jax.encodings.registry import title
 
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings.bias import distances
-from posenc_jax.encodings.part import (
+from posenc_jax.encodings.base import (
     MOST,
     Params,
     Place,
@@ -16,7 +15,8 @@ from posenc_jax.encodings.part import (
     TokenTemperature,
     check_positive,
 )
-from posenc_jax.encodings.stretch import yarn_mscale
+from posenc_jax.encodings.bias import distances
+from posenc_jax.encodings.rope_scaling import yarn_mscale
 
 
 def log_n(pos_BT: jax.Array, length: int) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from posenc_jax.encodings.part import Part, Place
+from posenc_jax.encodings.base import Part, Place
 
 _SHARE = re.compile(r"L(?:/([1-9][0-9]{0,7}))?")
 

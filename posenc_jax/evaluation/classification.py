@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.context import Measures
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.schema import Row

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from posenc_jax.evaluation import key_targets
-from posenc_jax.evaluation.measures import Measures
+from posenc_jax.evaluation.context import Measures
 from posenc_jax.evaluation.perplexity import (
     bits_per_byte,
     disjoint_segments,

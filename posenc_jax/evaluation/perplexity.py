@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from posenc_jax.data.stream import TokenStream
+from posenc_jax.data.token_stream import TokenStream
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.tasks.instances import key_of
 

@@ -1,256 +1,163 @@
-"""M1-M11: what every head does with its keys, as numbers from streamed sums (EVALUATION.md, sec. 5).
+"""The items of suite M: probes of every head and interventions, as rows and arrays of one run."""
 
-`observed` runs a model over rows of text and gives one `HeadSums` per softmax layer; the functions
-below it turn sums into measures and are plain NumPy in float64. L layers, N heads, D distances.
-"""
-
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
-from posenc_jax.attention.observe import Watched, needles, watch
-from posenc_jax.encodings import PlacedLayer
-from posenc_jax.encodings.part import Params
-from posenc_jax.evaluation.watch import over_batches, watched
-from posenc_jax.model.config import ModelConfig
-from posenc_jax.tasks.instances import Instance
+from posenc_jax.encodings.analysis import decay_bound, rotary_kernel
+from posenc_jax.evaluation import head_statistics
+from posenc_jax.evaluation.capture import over_batches
+from posenc_jax.evaluation.interventions import every_intervention
+from posenc_jax.evaluation.perplexity import octaves
+from posenc_jax.evaluation.probe_context import LINEAR, Subject
+from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
+from posenc_jax.results.schema import Row
 
-
-@dataclasses.dataclass(frozen=True)
-class HeadSums:
-    """One layer's reductions over B rows of T tokens, read by the queries from `first` on; float64.
-
-    Attributes:
-      pairs_D: pairs of query and key at each distance. weight_ND, content_ND, logit_ND: mean attention
-        weight, content logit and whole logit at each distance. within_ND: summed squares of the whole
-        logit about that mean. entropy_N, sink_N: mean over queries. blind_N: by dtype, mean share of
-        blind keys. q_power_NH, k_power_NH: mean squares of each dim before the rotation.
-    """
-
-    pairs_D: np.ndarray
-    weight_ND: np.ndarray
-    content_ND: np.ndarray
-    logit_ND: np.ndarray
-    within_ND: np.ndarray
-    entropy_N: np.ndarray
-    sink_N: np.ndarray
-    blind_N: dict[str, np.ndarray]
-    q_power_NH: np.ndarray
-    k_power_NH: np.ndarray
-    first: int
-    rows: int
-
-    @property
-    def queries(self) -> int:
-        """Queries read, over all rows."""
-        return self.rows * (len(self.pairs_D) - self.first)
+SHARES = (0.5, 0.9)  # of the gradient, for M3
 
 
-def observed(
-    config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int, first: int
-) -> list[HeadSums | None]:
-    """Returns the sums of each layer over rows of text, None for a layer of linear attention.
+def probe_items(subject: Subject) -> dict[str, Callable]:
+    """Returns the items of suite M: observation per multiple, M3, M9 with M10 per task, M12."""
+    multiples, four = subject.work.multiples, subject.target_multiple()
+    chosen = sorted({1, four, max(multiples)} & set(multiples))
+    items = {f"M/observed/{k}": functools.partial(_observation, subject, k) for k in chosen}
+    items[f"M3/{max(multiples)}"] = functools.partial(_receptive_field, subject, max(multiples))
+    for k in sorted({1, four} & set(multiples)):
+        for task in subject.tasks(k):
+            items[f"M9/{task}/{k}"] = functools.partial(_needles, subject, task, k)
+        for name, change in every_intervention(subject.config, subject.L).items():
+            items[f"M12/{name}/{k}"] = functools.partial(subject.change, "M", "M12", name, change, k)
+    return items
 
-    Args:
-      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: run at a time.
-      first: index of the first query that is read; the mean over later ones sees every distance up to it.
-    """
+
+def _observation(subject: Subject, k: int) -> list[Row]:
+    """M1, M2, M4, M5, M6, M7 and M11 of one context length."""
+    layers, length, L = subject.observed(k), k * subject.L, subject.L
+    rows = []
+
+    def add(metric, measure, extra=""):
+        values = [None if sums is None else measure(sums) for sums in layers]
+        rows.extend(subject.of_heads("M", metric, length, values, n, extra))
+
+    n = next((sums.queries for sums in layers if sums is not None), 0)
+    for low, high in octaves(length):
+        window = {"low": low, "high": high}
+        add("M1_distance", functools.partial(head_statistics.mass_between, **window), f" distance:[{low},{high})")  # fmt: skip
+    add("M1_mean_distance", head_statistics.mean_distance)
+    add("M1_rho_far", lambda sums: head_statistics.mass_between(sums, L + 1, length))
+    add("M2_entropy", lambda sums: sums.entropy_N)
+    add("M4_sink", lambda sums: sums.sink_N)
+    if subject.config.sink_logit:
+        add("M4_sink_logit", lambda sums: 1 - head_statistics.mass_between(sums, 0, length))
+    add("M7_kendall", head_statistics.monotonicity)
+    for dtype in ("float32", "bfloat16"):
+        add("M11_blind", lambda sums, dtype=dtype: sums.blind_N[dtype], f" {dtype}")
+    for low, high in octaves(length):
+
+        def content(sums, low=low, high=high):
+            pairs_D = sums.pairs_D[low:high]
+            return sums.content_ND[:, low:high] @ pairs_D / pairs_D.sum()
+
+        add("M6_content", content, f" distance:[{low},{high})")
+    planes = [head_statistics.rotary_planes(layer, learned, subject.config.head_dim) for layer, learned
+              in zip(subject.placed.layers, subject.learned, strict=True)]  # fmt: skip
+    rows.extend(_frequency_rows(subject, layers, planes, length))
+    _save_observation(subject, layers, planes, k)
+    return rows
+
+
+def _frequency_rows(subject: Subject, layers, planes, length) -> Iterator[Row]:
+    for i, (sums, heads) in enumerate(zip(layers, planes, strict=True)):
+        if sums is None:
+            yield from subject.work.skipped("M", "M5_frequency_use", length, LINEAR, f"layer:{i}")
+            continue
+        tokens = sums.rows * len(sums.pairs_D)
+        for n, (share, pairs) in enumerate(zip(head_statistics.frequency_use(sums, heads), heads, strict=True)):  # fmt: skip
+            if not pairs:
+                reason = "this head has no rotation"
+                yield from subject.work.skipped(
+                    "M", "M5_frequency_use", length, reason, f"head:{i}.{n}"
+                )
+                continue
+            names = [f" wavelength:{pair['wavelength']:.4g}" for pair in pairs] + [" unrotated"]
+            for name, value in zip(names, share, strict=True):
+                yield subject.row("M", "M5_frequency_use", length, f"head:{i}.{n}{name}", value, tokens)  # fmt: skip
+
+
+def _save_observation(subject: Subject, layers, planes, k: int) -> None:
+    D, (N, length) = np.arange(k * subject.L), (subject.config.num_heads, k * subject.L)
+    empty_ND = np.full((N, length), np.nan)
+
+    def stacked(field: str) -> np.ndarray:
+        return np.stack([empty_ND if s is None else getattr(s, field) for s in layers])
+
+    kernel_LND, bound_LND = (np.full((len(layers), N, length), np.nan) for _ in range(2))
+    for i, heads in enumerate(planes):
+        for n, pairs in enumerate(heads):
+            waves = tuple(pair["wavelength"] for pair in pairs)
+            if waves:
+                kernel_LND[i, n], bound = rotary_kernel(waves, D), decay_bound(waves, D)
+                bound_LND[i, n] = bound / bound[0]
+    subject.save(
+        f"probes_{k}",
+        distance_D=D,
+        attention_LND=stacked("weight_ND"),
+        content_LND=stacked("content_ND"),
+        logit_LND=stacked("logit_ND"),
+        cosine_LND=kernel_LND,
+        bound_LND=bound_LND,
+    )
+
+
+def _receptive_field(subject: Subject, k: int) -> list[Row]:
+    """M3: gradient shares by octave, and the distances that hold half and nine tenths of it."""
+    rows_RT, length = subject.text(k * subject.L), k * subject.L
 
     @jax.jit
-    def program(params, tokens_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
-            if layer.form is not None:
-                return None
-            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
-            return watch(q, k, layer, learned, first=first, **where)
+    def program(params, rows_BT):
+        def one(row_T):
+            return gradient_by_distance(subject.config, params, row_T[:-1], row_T[-1])
 
-        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return watched(config, params, tokens_BT, pos_BT, reduce)
+        return jax.lax.map(one, rows_BT)
 
-    pieces = over_batches(
-        functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32)
+    norm_RD = np.concatenate(
+        over_batches(functools.partial(program, subject.params), subject.budget, rows_RT)
     )
-    return [
-        None if pieces[0][i] is None else joined([piece[i] for piece in pieces], first)
-        for i in range(config.num_layers)
-    ]
+    share_D = (norm_RD / norm_RD.sum(1, keepdims=True)).mean(0, dtype=np.float64)
+    subject.save(f"receptive_field_{k}", distance_D=np.arange(length), share_D=share_D)
+    found = [subject.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_D[a:b].sum(), len(rows_RT))
+             for a, b in octaves(length)]  # fmt: skip
+    for share in SHARES:
+        reach = reach_of_share(share_D, share)
+        found.append(subject.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))
+    return found
 
 
-def joined(pieces: Sequence[Watched], first: int) -> HeadSums:
-    """Returns the sums over all sequences of some batches; `first` as for `watch`."""
-    whole = jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *pieces)
-    B, _, T = whole.weight_BND.shape
-    each_D = T - np.maximum(np.arange(T), first).astype(
-        np.float64
-    )  # pairs at a distance, in one row
-    logit_ND = whole.mean_BND.mean(0)
-    between_ND = each_D * ((whole.mean_BND - logit_ND) ** 2).sum(0)
-    return HeadSums(
-        pairs_D=B * each_D,
-        weight_ND=whole.weight_BND.sum(0) / (B * each_D),
-        content_ND=whole.content_BND.sum(0) / (B * each_D),
-        logit_ND=logit_ND,
-        within_ND=whole.spread_BND.sum(0) + between_ND,
-        entropy_N=whole.entropy_BNQ.mean((0, 2)),
-        sink_N=whole.sink_BNQ.mean((0, 2)),
-        blind_N={name: x.mean((0, 2)) for name, x in whole.blind_BNQ.items()},
-        q_power_NH=whole.q_power_BNH.mean(0),
-        k_power_NH=whole.k_power_BNH.mean(0),
-        first=first,
-        rows=B,
+def _needles(subject: Subject, task: str, k: int) -> list[Row]:
+    """M9 and M10 of one task."""
+    layers = head_statistics.needle_heads(
+        subject.config, subject.params, subject.instances(task, k), subject.budget
     )
-
-
-def mass_between(sums: HeadSums, low: int, high: int) -> np.ndarray:
-    """Returns mass_N (M1): the mean weight a query puts on keys at distances in [low, high)."""
-    total_ND = sums.weight_ND * sums.pairs_D
-    return total_ND[:, low:high].sum(-1) / sums.queries
-
-
-def mean_distance(sums: HeadSums) -> np.ndarray:
-    """Returns distance_N (M1): the weighted mean distance of a query's keys, tokens."""
-    return (sums.weight_ND * sums.pairs_D) @ np.arange(len(sums.pairs_D)) / sums.queries
-
-
-def relative_structure(sums: HeadSums) -> np.ndarray:
-    """Returns score_N (P2): 1 - Var(z_ij - f(i - j)) / Var(z_ij), f the mean of each diagonal.
-
-    1 where the logit is a function of distance alone; nan where it never varies.
-    """
-    grand_N1 = (sums.logit_ND @ sums.pairs_D / sums.pairs_D.sum())[:, None]
-    between_N = (sums.logit_ND - grand_N1) ** 2 @ sums.pairs_D
-    within_N = sums.within_ND.sum(-1)
-    with np.errstate(invalid="ignore"):
-        return between_N / (between_N + within_N)
-
-
-def monotonicity(sums: HeadSums) -> np.ndarray:
-    """Returns tau_N (M7): Kendall's tau-b of mean weight against distance, -1 for a strict fall.
-
-    Over the distances that every query sees; nan where the mean weight never varies.
-    """
-    seen = np.arange(sums.first + 1)
-    with np.errstate(invalid="ignore"):
-        return np.array([stats.kendalltau(seen, w_D[seen]).statistic for w_D in sums.weight_ND])
-
-
-def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[list[dict]]:
-    """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest first.
-
-    Read off the rotation itself, by turning every unit vector to position 1; in more than one dimension
-    that is one column. A dim that turns with no other belongs to no pair. A dim that turns by itself, into a
-    cosine and a sine, is {"dims": (a,), ..}.
-    """
-    N, H = layer.num_heads, head_dim
-    unit_1HNH = jnp.broadcast_to(jnp.eye(H)[None, :, None], (1, H, N, H))
-    out_1HNH = layer.rotate(params, unit_1HNH, jnp.ones((1, H), jnp.int32), "query")
-    turn_NHH = np.asarray(out_1HNH[0], np.float64).swapaxes(0, 1)
-    heads = []
-    still_1HNH = layer.rotate(params, unit_1HNH, jnp.zeros((1, H), jnp.int32), "query")
-    still_NHH = np.asarray(still_1HNH[0], np.float64).swapaxes(0, 1)
-    for turn_HH, still_HH in zip(turn_NHH, still_NHH, strict=True):
-        pairs = []
-        for a in range(H if turn_HH[:, H:].any() else 0):
-            turned, still = (x_HH[a, a] + 1j * x_HH[a, a + H] for x_HH in (turn_HH, still_HH))
-            if angle := abs(np.angle(turned * np.conj(still))):
-                pairs.append({"dims": (a,), "wavelength": float(2 * np.pi / angle)})
-        if pairs:
-            heads.append(sorted(pairs, key=lambda pair: pair["wavelength"]))
-            continue
-        turn_HH = turn_HH[:, :H]
-        for a, b in zip(*np.nonzero(np.triu(np.abs(turn_HH), 1)), strict=True):
-            angle = abs(np.arctan2(turn_HH[a, b], turn_HH[a, a]))
-            pairs.append({"dims": (int(a), int(b)), "wavelength": float(2 * np.pi / angle)})
-        heads.append(sorted(pairs, key=lambda pair: pair["wavelength"]))
-    return heads
-
-
-def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
-    """Returns for every head the share of each rotary pair, and of the unrotated dims last (M5).
-
-    A pair's use is the root mean square of its queries times that of its keys, the bound of its part
-    of the content logit; the shares of a head sum to 1 (Barbero et al. 2024, sec. 3, use norms so).
-    """
-    shares = []
-    for q_H, k_H, pairs in zip(sums.q_power_NH, sums.k_power_NH, planes, strict=True):
-        rest = np.setdiff1d(np.arange(len(q_H)), [d for pair in pairs for d in pair["dims"]])
-        parts = [list(pair["dims"]) for pair in pairs] + [rest.astype(int)]
-        use = np.array([np.sqrt(q_H[dims].sum() * k_H[dims].sum()) for dims in parts])
-        shares.append(use / use.sum() if use.sum() else use)
-    return shares
-
-
-@dataclasses.dataclass(frozen=True)
-class NeedleHeads:
-    """What each head makes of needles, one entry an answer token: A of them, over all instances.
-
-    Attributes:
-      distance_A: tokens from the predicting position back to the needle's token. weight_NA, margin_NA,
-        reach_NA: as in `attention.observe.Needles`.
-    """
-
-    distance_A: np.ndarray
-    weight_NA: np.ndarray
-    margin_NA: np.ndarray
-    reach_NA: np.ndarray
-
-
-def needle_places(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (query_A, key_A): the position that predicts each answer token, and that token's twin.
-
-    A token at p is predicted at p - 1. The needle's token stands `distance` before it, for every token
-    of an answer alike, as answer and needle are the same ids in the same order.
-    """
-    query_A = np.concatenate([np.arange(a.start - 1, a.stop - 1) for a in instance.answers])
-    back_A = np.concatenate([np.full(a.stop - a.start, a.distance) for a in instance.answers])
-    return query_A, query_A - back_A
-
-
-def needle_heads(
-    config: ModelConfig, params, instances: list[Instance], batch_tokens: int
-) -> list[NeedleHeads | None]:
-    """Returns M9 and M10 of each layer over instances of one length and one number of answers.
-
-    None for a layer of linear attention. Args: see `observed`.
-    """
-
-    @jax.jit
-    def program(params, tokens_BT, query_BA, key_BA):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
-            if layer.form is not None:
-                return None
-            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
-            return needles(q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where)
-
-        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return watched(config, params, tokens_BT, pos_BT, reduce)
-
-    query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_places, instances), strict=True))
-    tokens_BT = np.stack([i.tokens for i in instances])
-    pieces = over_batches(
-        functools.partial(program, params), batch_tokens, tokens_BT, query_BA, key_BA
-    )
-    layers = []
-    for i in range(config.num_layers):
-        if pieces[0][i] is None:
-            layers.append(None)
-            continue
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *(piece[i] for piece in pieces))
-        flat = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in whole)
-        layers.append(NeedleHeads((query_BA - key_BA).ravel(), *flat))
-    return layers
-
-
-def measured_reach(found: NeedleHeads) -> np.ndarray:
-    """Returns reach_N (M10): the farthest needle that got weight 1/2 or more, -1 where none did."""
-    return np.where(found.weight_NA >= 0.5, found.distance_A, -1).max(-1)
-
-
-def agreement(found: NeedleHeads) -> np.ndarray:
-    """Returns share_N (M10): needles for which "within the predicted reach" and "weight >= 1/2" agree."""
-    return ((found.distance_A <= found.reach_NA) == (found.weight_NA >= 0.5)).mean(-1)
+    length, bare = k * subject.L, {i: f for i, f in enumerate(layers) if f is not None}
+    n = next((found.weight_NA.shape[1] for found in bare.values()), 0)
+    rows = []
+    for metric, measure in (
+        ("M9_mass", lambda found: found.weight_NA.mean(1)),
+        ("M10_margin", lambda found: found.margin_NA.mean(1, dtype=np.float64)),
+        ("M10_predicted_reach", lambda found: np.median(found.reach_NA, axis=1)),
+        ("M10_measured_reach", head_statistics.measured_reach),
+        ("M10_agreement", head_statistics.agreement),
+    ):
+        values = [None if found is None else measure(found) for found in layers]
+        rows += subject.of_heads("M", metric, length, values, n, f" {task}")
+    if bare:
+        first = next(iter(bare.values()))
+        blank_NA = np.full(first.weight_NA.shape, np.nan)
+        arrays = {
+            f"{name}_LNA": np.stack([getattr(f, f"{name}_NA") if f else blank_NA for f in layers])
+            for name in ("weight", "margin", "reach")
+        }
+        subject.save(f"needles_{task}_{k}", distance_A=first.distance_A, **arrays)
+    return rows

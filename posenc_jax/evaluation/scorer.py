@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.device import whole_products
+from posenc_jax.encodings.backend import whole_products
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, readout
 from posenc_jax.training.loss import token_losses

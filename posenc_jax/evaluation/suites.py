@@ -8,12 +8,12 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
-from posenc_jax.evaluation import extrapolation, retrieval_items
+from posenc_jax.evaluation import extrapolation, retrieval
 from posenc_jax.evaluation.classification import Classifier, ClassScores
-from posenc_jax.evaluation.probe_items import probe_items
-from posenc_jax.evaluation.property_items import property_items
-from posenc_jax.evaluation.subject import Subject
-from posenc_jax.tasks.table import SCORED
+from posenc_jax.evaluation.probe_context import Subject
+from posenc_jax.evaluation.probes import probe_items
+from posenc_jax.evaluation.properties import property_items
+from posenc_jax.tasks.task_registry import SCORED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,10 @@ SUITES = {
     ),
     "R": Suite(
         "retrieval",
-        retrieval_items.MEASURES,
+        retrieval.MEASURES,
         _TASKS,
-        retrieval_items.NEEDS,
-        retrieval_items.retrieval_items,
+        retrieval.NEEDS,
+        retrieval.retrieval_items,
     ),
     "P": Suite(
         "is the relative structure kept",
@@ -120,5 +120,5 @@ def chosen(names: Iterable[str]) -> dict[str, frozenset[str]]:
         for letter, measures in found.items()
     }
     if "E8" in full.get("E", ()):  # on retrieval too, where its tasks are measured
-        full["R"] = full.get("R", frozenset()) | {retrieval_items.WINDOW}
+        full["R"] = full.get("R", frozenset()) | {retrieval.WINDOW}
     return full

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 from posenc_jax.interop.lm_eval import RunModel
-from posenc_jax.interop.retrieval_tasks import METRICS, PREFIX, RetrievalTask, RetrievalTasks
+from posenc_jax.interop.lm_eval_tasks import METRICS, PREFIX, RetrievalTask, RetrievalTasks
 from posenc_jax.results.files import json_lines, replace_text
 
 
@@ -41,8 +41,8 @@ def run_harness(
     replaces them.
 
     Args:
-      tasks: names of ours (`posenc_jax.interop.retrieval_tasks`) and of the harness, or paths of YAML
-        files. multiples, stretch, split: as in `posenc_jax.evaluation.runner.evaluate`. instances: per
+      tasks: names of ours (`posenc_jax.interop.lm_eval_tasks`) and of the harness, or paths of YAML
+        files. multiples, stretch, split: as in `posenc_jax.evaluation.evaluate.evaluate`. instances: per
         task of ours. include_path: folder of further YAML tasks. limit: documents per task at most.
         window: see `RunModel`. seed: of sampled generation and of few-shot examples. out: folder of the
         results; None: lm_eval/ in the run's folder.

@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from posenc_jax.evaluation.opening import open_run
+from posenc_jax.evaluation.load_run import open_run
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.generate import Sampling, generate
 
@@ -53,7 +53,7 @@ class RunModel(LM):
     """The last checkpoint of a run.
 
     Args:
-      workdir: a trained run. stretch: a rule of `posenc_jax.encodings.reading`, or None. window:
+      workdir: a trained run. stretch: a rule of `posenc_jax.encodings.length_extension`, or None. window:
         tokens of a window of rolling log-likelihood; None takes the training length. seed: of
         sampled generation.
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from posenc_jax.data.tokens import Tokenizer
+from posenc_jax.data.tokenizers import Tokenizer
 
 _TOKEN = re.compile(r"<(\d+)(?::[^<>]*)?>|(.)", re.DOTALL)
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention import LastToken, cutoff
+from posenc_jax.attention import LastToken
+from posenc_jax.attention.blockwise import cutoff
 from posenc_jax.attention.mask import windows_of
-from posenc_jax.encodings.part import Params
+from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
 

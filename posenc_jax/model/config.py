@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from posenc_jax.attention import IMPLEMENTATIONS, choose
-from posenc_jax.attention.fused import KERNELS
+from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.encodings import PlacedScheme, parse
 
 DTYPES = ("float32", "bfloat16")

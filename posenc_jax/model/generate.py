@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention.cutoff import EXACT
-from posenc_jax.attention.fused import KERNELS
+from posenc_jax.attention.blockwise.cutoff import EXACT
+from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.model.cache import empty_cache, slots_that_matter
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder

@@ -16,9 +16,9 @@ import numpy as np
 
 from posenc_jax.encodings import parse, unparse
 from posenc_jax.encodings.layer import KINDS
+from posenc_jax.model.activation_sharding import ROWS, laid, on_mesh
+from posenc_jax.model.blocks import Block, rms_norm
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Block, rms_norm
-from posenc_jax.model.mesh import ROWS, laid, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)

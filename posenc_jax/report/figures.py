@@ -1,43 +1,43 @@
 """The figures of a report, in the order in which the page shows them."""
 
 from posenc_jax.report import (
-    context,
-    curves,
-    effects,
-    longtext,
-    maps,
-    overview,
-    probes,
-    retrieval,
-    schemes,
-    structure,
-    tradeoff,
-    tuning,
-    verdict,
+    classification_figures,
+    context_figures,
+    factorial_figures,
+    loss_curves,
+    needle_maps,
+    pareto_figures,
+    probe_figures,
+    retrieval_figures,
+    retrieval_overview,
+    scheme_figures,
+    structure_figures,
+    tuning_figures,
+    verdict_section,
 )
+from posenc_jax.report.study_view import StudyView
 from posenc_jax.report.style import Picture
-from posenc_jax.report.view import StudyView
 
 
 def pictures(study: StudyView) -> list[Picture]:
     """Every figure of the page; one with nothing measured has draw=None and says so in words."""
-    judged = verdict.read_verdict(study.data)
+    judged = verdict_section.read_verdict(study.data)
     return [
-        *([] if judged is None else verdict.forests(study, judged)),
-        retrieval.pareto(study),
-        *tradeoff.pictures(study),
-        *effects.pictures(study),
-        curves.bpb_against_length(study),
-        *context.pictures(study),
-        curves.nll_by_position(study),
-        overview.retrieval_overview(study),
-        maps.needle_maps(study),
-        retrieval.accuracy_by_distance(study),
-        structure.structure(study),
-        longtext.classification(study),
-        schemes.bias_maps(study),
-        schemes.rotation_rings(study),
-        *probes.pictures(study),
-        curves.training_curves(study),
-        *tuning.pictures(study),
+        *([] if judged is None else verdict_section.forests(study, judged)),
+        retrieval_figures.pareto(study),
+        *pareto_figures.pictures(study),
+        *factorial_figures.pictures(study),
+        loss_curves.bpb_against_length(study),
+        *context_figures.pictures(study),
+        loss_curves.nll_by_position(study),
+        retrieval_overview.retrieval_overview(study),
+        needle_maps.needle_maps(study),
+        retrieval_figures.accuracy_by_distance(study),
+        structure_figures.structure(study),
+        classification_figures.classification(study),
+        scheme_figures.bias_maps(study),
+        scheme_figures.rotation_rings(study),
+        *probe_figures.pictures(study),
+        loss_curves.training_curves(study),
+        *tuning_figures.pictures(study),
     ]

@@ -4,8 +4,8 @@ import html
 
 import numpy as np
 
-from posenc_jax.report.numbers import percent
-from posenc_jax.report.view import RunView, StudyView, where
+from posenc_jax.report.study_view import RunView, StudyView, where
+from posenc_jax.report.tables import percent
 
 FIELDS = ("arm", "seed", "train_length", "metric", "k", "length", "value", "n")
 SHARES = ("Y_R_id", "Y_R", "Y_R_far", "longtext_corrected")  # shown as percent

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from posenc_jax.report import numbers, other_lengths, style, summary, verdict
+from posenc_jax.report import other_lengths, style, summary, tables, verdict_section
 from posenc_jax.report.definitions import DEFINITIONS
 from posenc_jax.report.figures import pictures
+from posenc_jax.report.study_view import RunView, StudyView, times
 from posenc_jax.report.template import PAGE
-from posenc_jax.report.view import RunView, StudyView, times
 from posenc_jax.results.files import replace_bytes
 from posenc_jax.results.schema import BPB
 from posenc_jax.results.study_data import StudyData
@@ -29,7 +29,7 @@ def write_report(data: StudyData, out: Path) -> Path:
     """
     study = StudyView(data)
     drawn = pictures(study)
-    files = {"numbers.csv": _csv(numbers.table(study), numbers.FIELDS).encode()}
+    files = {"numbers.csv": _csv(tables.table(study), tables.FIELDS).encode()}
     if study.elsewhere:
         elsewhere = _csv(other_lengths.records(study), other_lengths.FIELDS)
         files["other_lengths.csv"] = elsewhere.encode()
@@ -61,11 +61,11 @@ def render(study: StudyView, drawn: list[style.Picture]) -> str:
         question=_text(QUESTION),
         banner=_banner(study),
         reading="".join(f"<p>{_text(s)}</p>" for s in summary.headline(study)),
-        verdict=verdict.section(verdict.read_verdict(study.data)),
+        verdict=verdict_section.section(verdict_section.read_verdict(study.data)),
         arms="".join(_arm(study, arm) for arm in study.arms),
         figures="\n".join(_figure(p) for p in drawn if p.draw is not None) + _not_drawn(drawn),
         other_lengths=other_lengths.section(study),
-        numbers=numbers.section(study),
+        numbers=tables.section(study),
         definitions=_definitions(),
         runs="\n".join(_run(study, run) for run in study.runs),
         not_measured=_not_measured(study),
@@ -101,8 +101,10 @@ def _eyebrow(study: StudyView) -> str:
 
 
 def _banner(study: StudyView) -> str:
-    judged = verdict.read_verdict(study.data)
-    said = summary.banner(study, None if judged is None else verdict.banner_lines(study, judged))
+    judged = verdict_section.read_verdict(study.data)
+    said = summary.banner(
+        study, None if judged is None else verdict_section.banner_lines(study, judged)
+    )
     lines = [f"<p>{_text(line)}</p>" for line in said]
     for title, found in (
         ("Unfinished or failed", study.unfinished),
@@ -120,7 +122,7 @@ def _arm(study: StudyView, arm: str) -> str:
         {run.data.info.get("scheme") for run in study.of(arm)} - {None},
     )
     code = "".join(f" <code>{_text(scheme)}</code>" for scheme in sorted(map(str, schemes)))
-    return f"<li>{numbers.dot(study, arm)}<span>{_text(name)}{code}</span></li>"
+    return f"<li>{tables.dot(study, arm)}<span>{_text(name)}{code}</span></li>"
 
 
 def _figure(picture: style.Picture) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from posenc_jax.report.numbers import percent, ratio
-from posenc_jax.report.view import RunView, StudyView, task_name, times
+from posenc_jax.report.study_view import RunView, StudyView, task_name, times
+from posenc_jax.report.tables import percent, ratio
 from posenc_jax.results.schema import BPB, FAR, ID, SUMMARY_TASKS
 
 TIER_WORDS = {

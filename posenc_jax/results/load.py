@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json, read_json_lines
-from posenc_jax.results.older import redefined
-from posenc_jax.results.published import PUBLISHED, lacking, published_runs
-from posenc_jax.results.records import EVALUATION, STUDY, TEXTS, TUNED, check
+from posenc_jax.results.migration import redefined
+from posenc_jax.results.published_folder import PUBLISHED, lacking, published_runs
+from posenc_jax.results.record_schema import EVALUATION, STUDY, TEXTS, TUNED, check
 from posenc_jax.results.schema import DEFINITIONS, SPLITS
 from posenc_jax.results.stored_run import (
     checked_record,

@@ -12,7 +12,7 @@ import numpy as np
 
 from posenc_jax.results.files import json_lines, read_json, replace_bytes
 from posenc_jax.results.load import tuning_runs
-from posenc_jax.results.published import PUBLISHED
+from posenc_jax.results.published_folder import PUBLISHED
 from posenc_jax.results.study_data import RunData, StudyData
 
 # An absolute path inside a recorded value, but for its last part: a machine's folders are nobody's business.

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json
-from posenc_jax.results.older import record_of_today
-from posenc_jax.results.records import RUN, check
+from posenc_jax.results.migration import record_of_today
+from posenc_jax.results.record_schema import RUN, check
 from posenc_jax.results.schema import Row, row_from_json
 
 # What run.json must say.

@@ -3,15 +3,7 @@
 import dataclasses
 
 from posenc_jax.results.schema import REACHES
-from posenc_jax.study import evidence
-from posenc_jax.study.counts import (
-    Counts,
-    acquiring,
-    assay_passes,
-    contradicted,
-    lookup_state,
-    reaching,
-)
+from posenc_jax.study import hypothesis_tests
 from posenc_jax.study.decision import (
     ACCURACY,
     BPB,
@@ -22,6 +14,14 @@ from posenc_jax.study.decision import (
     Margins,
 )
 from posenc_jax.study.roles import RETRIEVAL, TEXT, Roles
+from posenc_jax.study.seed_counts import (
+    Counts,
+    acquiring,
+    assay_passes,
+    contradicted,
+    lookup_state,
+    reaching,
+)
 from posenc_jax.study.statements import (
     Outcomes,
     Statement,
@@ -161,7 +161,7 @@ class Hybrid:
             said = "no such runs were read; name them with --lookup"
             return _counted("G2", words, counts, said, 1.0, 1.0), NOT_ASSESSABLE
         p, refuted, forced = lookup_state(counts[self.name], counts[self.roles.rope])
-        fisher = evidence.fewer(*(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope])))  # fmt: skip
+        fisher = hypothesis_tests.fewer(*(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope])))  # fmt: skip
         listed = ", ".join(f"{arm} {k} of {n}" for arm, (k, n) in counts.items())
         said = f"{listed}; that fewer do, Fisher p {p_words(fisher)}"
         return _counted("G2", words, counts, said, p, refuted), forced
@@ -188,8 +188,8 @@ class Hybrid:
         counts = {arm: reaching(self.outcomes, arm, self.seeds) for arm in arms}
         parts, (k, n) = [], counts[self.name]
         for arm, (l, m) in counts.items():  # noqa: E741
-            fewer = f"; that it is fewer, Fisher p {p_words(evidence.fewer(l, k, m, n))}" if arm != self.name and m and n else ""  # fmt: skip
-            limit = f" (at least {evidence.at_least(l, m, self.margins.alpha):.2f}{fewer})" if m else ""  # fmt: skip
+            fewer = f"; that it is fewer, Fisher p {p_words(hypothesis_tests.fewer(l, k, m, n))}" if arm != self.name and m and n else ""  # fmt: skip
+            limit = f" (at least {hypothesis_tests.at_least(l, m, self.margins.alpha):.2f}{fewer})" if m else ""  # fmt: skip
             parts.append(f"{arm} {l} of {m}{limit}")
         words = f"seeds that reach (Y_R_far at least {REACHES:g} at 4L)"
         unseen = 1 - self.margins.alpha ** (1 / len(self.seeds))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from posenc_jax.results.chance import corrected
-from posenc_jax.results.older import OTHER_PLACE
+from posenc_jax.results.migration import OTHER_PLACE
 from posenc_jax.results.schema import BPB, FAR, FAR_BUCKETS, ID, SUMMARY_TASKS, Row
 from posenc_jax.study import rule_1, rule_2
 

@@ -1,7 +1,7 @@
 """The decision rule, version 2 (EVALUATION.md, section 10): assay, comparisons, guards, reliability.
 
 A statement about bits per byte holds by a one-sided paired t test. One about accuracy holds by the
-largest of three p: t, exact sign flip, and the exact binomial one of failing seeds (`evidence.failing`),
+largest of three p: t, exact sign flip, and the exact binomial one of failing seeds (`hypothesis_tests.failing`),
 and only if Fisher's test on the seeds that acquire or reach does not say the opposite. YES needs all
 clauses (intersection-union: its p is the largest; Berger 1982), Holm over the hybrids. Refutation is the
 same tests the other way, Holm over a hybrid's tested statements; a failed exact property refutes alone.
@@ -10,9 +10,8 @@ same tests the other way, Holm over a hybrid's tested statements; a failed exact
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from posenc_jax.study import evidence, statistics
+from posenc_jax.study import hypothesis_tests, statistics
 from posenc_jax.study.clauses import Hybrid
-from posenc_jax.study.counts import Count, Counts, reaching
 from posenc_jax.study.decision import (
     FAILS,
     REPORTED,
@@ -24,6 +23,7 @@ from posenc_jax.study.decision import (
     traded,
 )
 from posenc_jax.study.roles import Roles
+from posenc_jax.study.seed_counts import Count, Counts, reaching
 from posenc_jax.study.statements import Outcomes, Statement
 
 RULE = 2
@@ -104,7 +104,7 @@ def answer(
     if p > alpha or not complete or set(clauses.values()) != {"holds"}:
         return "INCONCLUSIVE"
     k, n = reaches
-    return "YES-RELIABLE" if n and evidence.at_least(k, n, alpha) >= RELIABLE else "YES"
+    return "YES-RELIABLE" if n and hypothesis_tests.at_least(k, n, alpha) >= RELIABLE else "YES"
 
 
 def _entry(s: Statement, forced: str) -> Entry:

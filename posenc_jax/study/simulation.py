@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from posenc_jax.results.schema import ACQUIRED, REACHES
-from posenc_jax.study import counts, evidence, rule_2, statistics
+from posenc_jax.study import hypothesis_tests, rule_2, seed_counts, statistics
 from posenc_jax.study.decision import FAILS, NOT_ASSESSABLE, Margins, clause_states
-from posenc_jax.study.truths import (
+from posenc_jax.study.scenarios import (
     ALIBI,
     BITS,
     HYBRID,
@@ -95,12 +95,12 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
     acquire_XA = np.stack(list(acquire.values()), 1).tolist()
     counted = zip(acquire_XA, lookup_X.tolist(), rope_lookup_X.tolist(), strict=True)
     for p_S, refuted_S, (acquire_A, lookup, rope) in zip(p_XS, refuted_XS, counted, strict=True):
-        passes = counts.assay_passes({a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A)))  # fmt: skip
+        passes = seed_counts.assay_passes({a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A)))  # fmt: skip
         found = [rule_2.Entry("A0", float(not passes), 1.0, True, "" if passes else FAILS)]
         for (clause, comparison), p, refuted in zip(names, p_S, refuted_S, strict=True):
             forced = NOT_ASSESSABLE if comparison and not passes else ""
             found.append(rule_2.Entry(clause, p, refuted, False, forced))
-        p, refuted, forced = counts.lookup_state((lookup, n), (rope, n))
+        p, refuted, forced = seed_counts.lookup_state((lookup, n), (rope, n))
         yield [*found, rule_2.Entry("G2", p, refuted, False, forced)]
 
 
@@ -112,16 +112,16 @@ def _tested(truth: Truth, values, noise, margins: Margins):
         if metric in ("Y_E", "Y_id"):
             past = truth.bits[name] * BITS * 2**0.5 if name in truth.bits else SURE
             differences_XP = limit + past + noise[first][metric] - noise[second][metric]
-            found.append((clause, False, *evidence.student(differences_XP, limit)))
+            found.append((clause, False, *hypothesis_tests.student(differences_XP, limit)))
             continue
         first_XP = values[first][metric]
         differences_XP = first_XP - values[second][metric] if second else first_XP
-        t, flips = evidence.student(differences_XP, limit), evidence.sign_flips(differences_XP, limit)  # fmt: skip
+        t, flips = hypothesis_tests.student(differences_XP, limit), hypothesis_tests.sign_flips(differences_XP, limit)  # fmt: skip
         p_X, refuted_X = np.maximum(t[0], flips[0]), np.maximum(t[1], flips[1])
         if limit >= 0:
-            p_X = np.maximum(p_X, evidence.failing(differences_XP, first_XP, limit))
+            p_X = np.maximum(p_X, hypothesis_tests.failing(differences_XP, first_XP, limit))
         if second:
-            lost_X = evidence.failing(-differences_XP, values[second][metric], -limit)
+            lost_X = hypothesis_tests.failing(-differences_XP, values[second][metric], -limit)
             p_X, refuted_X = _uncontradicted(values, second, metric, p_X, np.maximum(refuted_X, lost_X), margins.alpha)  # fmt: skip
         found.append((clause, bool(second), p_X, refuted_X))
     return found
@@ -140,7 +140,7 @@ def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: flo
 @functools.cache
 def _fewer(n: int, alpha: float) -> np.ndarray:
     """Whether Fisher's test says "fewer" of each pair of counts out of n."""
-    pairs = [[counts.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)] for k in range(n + 1)]  # fmt: skip
+    pairs = [[seed_counts.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)] for k in range(n + 1)]  # fmt: skip
     return np.array(pairs)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posenc_jax.study import evidence, nested, statistics
+from posenc_jax.study import bootstrap, hypothesis_tests, statistics
 
 DRAWS = 10_000  # of the bootstrap
 SIGN_FLIP_SEEDS = 6  # fewer cannot reach 0.05 by a two-sided sign flip
@@ -34,7 +34,9 @@ class Statement:
     arms: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # of the two, where two meet
     names: tuple[str, ...] = ()  # of the one arm or the two
     metric: str = ""
-    instances: tuple[nested.Sample, ...] = ()  # of each seed; none: the bootstrap draws seeds alone
+    instances: tuple[
+        bootstrap.Sample, ...
+    ] = ()  # of each seed; none: the bootstrap draws seeds alone
     unknown: str = ""  # why there are none
     agreed: bool = False  # p and p_refuted are the largest of t, sign flip and failing seeds
     p_failing: float | None = None  # None: not asked for
@@ -58,12 +60,12 @@ class Statement:
 
         Drawn are seeds and, where they are known, the instances within each drawn seed.
         """
-        return None if self.test is None else nested.interval(self._means_X, 1 - 2 * alpha)
+        return None if self.test is None else bootstrap.interval(self._means_X, 1 - 2 * alpha)
 
     @functools.cached_property
     def _means_X(self) -> np.ndarray:
-        seeds = self.instances or tuple(map(nested.whole, self.values))
-        return nested.resampled(seeds, draws=DRAWS, seed=0)
+        seeds = self.instances or tuple(map(bootstrap.whole, self.values))
+        return bootstrap.resampled(seeds, draws=DRAWS, seed=0)
 
     @property
     def drawn(self) -> tuple[str, ...]:
@@ -199,13 +201,13 @@ def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
     if s.test is None:
         return s
     values_1P, first_1P = np.array([s.values]), np.array([s.arms[0] or s.values])
-    flips = [float(p_1[0]) for p_1 in evidence.sign_flips(values_1P, s.threshold)]
+    flips = [float(p_1[0]) for p_1 in hypothesis_tests.sign_flips(values_1P, s.threshold)]
     true, false = [s.test.p_above, flips[0]], [s.test.p_below, flips[1]]
     if ahead:
-        true.append(float(evidence.failing(values_1P, first_1P, s.threshold)[0]))
+        true.append(float(hypothesis_tests.failing(values_1P, first_1P, s.threshold)[0]))
     if behind and s.arms[0]:
         second_1P = np.array([s.arms[1]])
-        false.append(float(evidence.failing(-values_1P, second_1P, -s.threshold)[0]))
+        false.append(float(hypothesis_tests.failing(-values_1P, second_1P, -s.threshold)[0]))
     return dataclasses.replace(
         s, p=max(true), p_refuted=max(false), p_failing=true[2] if ahead else None, agreed=True
     )
@@ -228,7 +230,7 @@ def either(a: Statement, b: Statement) -> Statement:
 
 
 def with_instances(
-    s: Statement, samples: Mapping[tuple[str, str], Mapping[int, nested.Sample | str]]
+    s: Statement, samples: Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 ) -> Statement:
     """The statement with the instances of every seed, paired over its arms, or why it has none.
 
@@ -246,7 +248,7 @@ def with_instances(
         for name, part in zip(s.names, parts, strict=True):
             if isinstance(part, str):
                 return dataclasses.replace(s, unknown=f"of {name}, seed {seed}, {part}")
-        sample = parts[0] if len(parts) == 1 else nested.less(*parts)
+        sample = parts[0] if len(parts) == 1 else bootstrap.less(*parts)
         if sample is None:
             return dataclasses.replace(s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances")  # fmt: skip
         found.append(sample)

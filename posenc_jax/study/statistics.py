@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import optimize, special
 
-from posenc_jax.study import evidence
+from posenc_jax.study import hypothesis_tests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided
     Raises:
       ValueError: no value, one that is not finite, or more than 20 values (2^20 patterns).
     """
-    above_1, below_1 = evidence.sign_flips(_checked(differences, 1)[None], threshold)
+    above_1, below_1 = hypothesis_tests.sign_flips(_checked(differences, 1)[None], threshold)
     # Patterns come in pairs of opposite sums.
     return min(1.0, 2 * float(min(above_1[0], below_1[0]))) if two_sided else float(above_1[0])
 

@@ -13,15 +13,15 @@ import scipy
 
 from posenc_jax.results.schema import Row
 from posenc_jax.results.study_data import RunData, StudyData
-from posenc_jax.study import nested, prereg, roles, rule_1, rule_2
+from posenc_jax.study import bootstrap, preregistration, roles, rule_1, rule_2
 from posenc_jax.study.attribution import Attribution, attribute
-from posenc_jax.study.beside import Beside, assay, lookup, of_oracle, rows_of
+from posenc_jax.study.auxiliary_runs import Beside, assay, lookup, of_oracle, rows_of
 from posenc_jax.study.clauses import weighed
-from posenc_jax.study.counts import Counts, acquiring, assay_passes
 from posenc_jax.study.decision import Verdict
 from posenc_jax.study.grid import UNPLANNED
+from posenc_jax.study.outcome_instances import Samples, confirmed, read_samples
 from posenc_jax.study.outcomes import Reading, read_outcomes
-from posenc_jax.study.samples import Samples, confirmed, read_samples
+from posenc_jax.study.seed_counts import Counts, acquiring, assay_passes
 from posenc_jax.study.statements import Statement, p_words, with_instances
 
 ALIKE = ("train_length", "corpus_fingerprint", "tokenizer_fingerprint")
@@ -31,10 +31,10 @@ OLDER = "rule 1 reads older outcomes than the arrays hold"
 
 def judge(
     data: StudyData,
-    plan: prereg.Plan,
+    plan: preregistration.Plan,
     *,
     beside: Beside,
-    frozen: prereg.Frozen | None,
+    frozen: preregistration.Frozen | None,
     deviations: Sequence[str],
 ) -> dict:
     """Returns the verdict as one JSON object: rule 2's, with rule 1's as "rule_1"; `words` turns it into text.
@@ -75,7 +75,7 @@ def judge(
     }
 
 
-def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
+def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> dict:  # fmt: skip
     reading = read_outcomes(rows_of(chosen), rule_1.RULE)
     outcomes, alibi, m = reading.values, plan.alibi[0], plan.margins
     said = rule_1.decide(outcomes, plan.hybrids, rope=plan.rope, alibi=alibi, seeds=plan.seeds, margins=m)  # fmt: skip
@@ -94,7 +94,7 @@ def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, be
     }
 
 
-def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> dict:  # fmt: skip
+def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> dict:  # fmt: skip
     reading = read_outcomes(rows_of(chosen))
     outcomes, m = dict(reading.values), plan.margins
     if plan.oracle:
@@ -126,9 +126,9 @@ def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: prereg.Plan, be
     }
 
 
-def _stood(verdict: dict, chosen: Sequence[RunData], frozen: prereg.Frozen | None) -> dict:
+def _stood(verdict: dict, chosen: Sequence[RunData], frozen: preregistration.Frozen | None) -> dict:
     """The verdict with its standing: smoke, exploratory (and why) or confirmed."""
-    why = ["no plan was frozen beforehand"] if frozen is None else prereg.objections(
+    why = ["no plan was frozen beforehand"] if frozen is None else preregistration.objections(
         frozen, verdict["rule"], {r.name: ({"began": None} | r.info)["began"] for r in chosen}
     )  # fmt: skip
     why += [f"scored on {verdict['split']}, not on test"] if verdict["split"] != "test" else []
@@ -145,7 +145,7 @@ def fingerprint(rows: Sequence[Row]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _counts(gap: str, plan: prereg.Plan, needed: Mapping[str, Sequence[str]]) -> bool:
+def _counts(gap: str, plan: preregistration.Plan, needed: Mapping[str, Sequence[str]]) -> bool:
     """Whether a missing outcome is one that the rule reads of that arm.
 
     Args:
@@ -158,7 +158,7 @@ def _counts(gap: str, plan: prereg.Plan, needed: Mapping[str, Sequence[str]]) ->
     return metric.startswith(tuple(needed[arm])) if arm in needed else metric in ("Y_E", "Y_R")
 
 
-def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> None:  # fmt: skip
+def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> None:  # fmt: skip
     present = {r.info["arm"] for r in chosen}
     lacking = [arm for arm in plan.arms() if arm not in present]
     if lacking:
@@ -188,12 +188,12 @@ def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: prereg.Pla
             raise ValueError(f"{copies[run.info['arm'], values]} and {run.name} have the same values in every row: one is a copy, and seeds that agree are no evidence")  # fmt: skip
 
 
-def _beside(data: StudyData | None, plan: prereg.Plan) -> list[RunData]:
+def _beside(data: StudyData | None, plan: preregistration.Plan) -> list[RunData]:
     """The runs of the plan's arms in the folder of the assay or of offset lookup."""
     return [r for r in data.runs if r.info["arm"] in plan.arms()] if data else []
 
 
-def _unforeseen(frozen: prereg.Frozen, beside: Beside) -> list[str]:
+def _unforeseen(frozen: preregistration.Frozen, beside: Beside) -> list[str]:
     """What the frozen plan did not foresee of the assay and of offset lookup."""
     plan, lines = frozen.plan, []
     for name, data, seeds in (("pilot", beside.pilot, plan.pilot), ("lookup", beside.lookup, plan.lookup)):  # fmt: skip
@@ -206,7 +206,9 @@ def _unforeseen(frozen: prereg.Frozen, beside: Beside) -> list[str]:
     return lines
 
 
-def _differences(chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -> list[str]:
+def _differences(
+    chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside
+) -> list[str]:
     """What a fair comparison holds equal and these runs do not: a deviation that nobody has to type."""
     pilot, lookups = _beside(beside.pilot, plan), _beside(beside.lookup, plan)
     compared = [("the runs", field, chosen) for field in ("tokens", "versions", "hardware")]
@@ -223,7 +225,7 @@ def _differences(chosen: Sequence[RunData], plan: prereg.Plan, beside: Beside) -
 
 def _samples(chosen: Sequence[RunData], reading: Reading) -> Samples:
     """The instances behind each value that the rows have."""
-    found: dict[tuple[str, str], dict[int, nested.Sample | str]] = {}
+    found: dict[tuple[str, str], dict[int, bootstrap.Sample | str]] = {}
     for run in chosen:
         arm, seed = run.info["arm"], run.info["seed"]
         for metric, sample in read_samples(run).items():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from posenc_jax.data.stream import TokenStream
-from posenc_jax.data.tokens import Tokenizer
+from posenc_jax.data.token_stream import TokenStream
+from posenc_jax.data.tokenizers import Tokenizer
 
 SYMBOLS = 64  # keys, and as many values: the last 128 ids below the special ones
 _CUE = b"key="

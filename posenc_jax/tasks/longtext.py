@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from posenc_jax.data import files, public
-from posenc_jax.data.files import SPLITS, TextFile
+from posenc_jax.data import document_files, tfds_sets
+from posenc_jax.data.document_files import SPLITS, TextFile
 from posenc_jax.data.packing import Example
-from posenc_jax.data.tokens import Tokenizer
+from posenc_jax.data.tokenizers import Tokenizer
 
 # Large enough for held-out documents of every length up to 2 kB, and in every Python from 3.11 on
 # (some distributions ship tkinter apart).
@@ -61,13 +61,13 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
     name that is none of these or a set without labels.
     """
     if name in STDLIB:
-        return stdlib_corpus(name, files.python_stdlib_files())
+        return stdlib_corpus(name, document_files.python_stdlib_files())
     if name in ("python_stdlib", "text_folder"):
         raise ValueError(
             f"data.corpus={name} has no labels; data.task=classification reads {', '.join(STDLIB)} or a "
             "TFDS set with a label such as imdb_reviews"
         )
-    fingerprint, splits, labels, classes = public.open_labelled(
+    fingerprint, splits, labels, classes = tfds_sets.open_labelled(
         name, data_dir, download=download, also=STDLIB
     )
     corpus = LabelledCorpus(name, f"{fingerprint}+labels", labels, splits, classes)

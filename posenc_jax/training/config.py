@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.layers import REMAT, period
-from posenc_jax.training.bounds import refuse_out_of_bounds
-from posenc_jax.training.sections import (
+from posenc_jax.model.layer_stack import REMAT, period
+from posenc_jax.training.config_sections import (
     DataSection,
     EvaluationSection,
     ModelSection,
     OptimizerSection,
     TrainSection,
 )
+from posenc_jax.training.setting_bounds import refuse_out_of_bounds
 
 
 @dataclasses.dataclass(frozen=True)

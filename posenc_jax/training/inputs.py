@@ -9,17 +9,17 @@ import numpy as np
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.packing import Example
 from posenc_jax.data.pipeline import Source, TextWindows, batches, mixture
-from posenc_jax.data.positions import RandomPositions
-from posenc_jax.data.stream import TokenStream, open_stream
-from posenc_jax.data.tokens import Tokenizer, open_tokenizer
+from posenc_jax.data.random_positions import RandomPositions
+from posenc_jax.data.token_stream import TokenStream, open_stream
+from posenc_jax.data.tokenizers import Tokenizer, open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelled
-from posenc_jax.tasks.offset import OffsetWindows, asked_offsets
-from posenc_jax.tasks.table import RECALL, find
-from posenc_jax.tasks.windows import Curriculum, RetrievalWindows
-from posenc_jax.training.bounds import WEIGHT
+from posenc_jax.tasks.offset_lookup import OffsetWindows, asked_offsets
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.task_registry import RECALL, find
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.sections import DataSection
+from posenc_jax.training.config_sections import DataSection
+from posenc_jax.training.setting_bounds import WEIGHT
 
 ROUNDING = 1e-9  # of shares that sum to 1
 

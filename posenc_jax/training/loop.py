@@ -10,29 +10,24 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from posenc_jax.checkpoints.hash_chain import Chain
+from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.costs.flops import needed
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import replace_text
-from posenc_jax.training.chain import Chain
-from posenc_jax.training.checkpoints import Checkpoints
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.dev import DevLoss
-from posenc_jax.training.flops import needed
+from posenc_jax.training.finetune import find_source, origin, refuse_unlike
 from posenc_jax.training.hosts import refusing_alike, rows_of_process
 from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
-from posenc_jax.training.layout import BATCH, batch_rows, make_mesh
 from posenc_jax.training.monitor import Monitor
+from posenc_jax.training.preemption import StopRequest
 from posenc_jax.training.profile import NOTHING, Profile
 from posenc_jax.training.progress import check_wandb
-from posenc_jax.training.record import (
-    record_of,
-    seconds_before,
-    write_finished,
-    write_record,
-)
-from posenc_jax.training.source import find_source, origin, refuse_unlike
+from posenc_jax.training.run_record import record_of, seconds_before, write_finished, write_record
+from posenc_jax.training.sharding import BATCH, batch_rows, make_mesh
 from posenc_jax.training.step import make_step, state_builder
-from posenc_jax.training.stop import StopRequest
-from posenc_jax.training.watch import Watchdog
+from posenc_jax.training.validation import DevLoss
+from posenc_jax.training.watchdog import Watchdog
 from posenc_jax.training.workdir import (
     claim,
     ownership,

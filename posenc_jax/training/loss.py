@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.model.mesh import ROWS, laid, on_mesh, tokenwise
+from posenc_jax.model.activation_sharding import ROWS, laid, on_mesh, tokenwise
 
 NEVER = -1e30  # the logit of an id that does not exist, which only rounds a vocabulary up
 

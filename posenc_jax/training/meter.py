@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
-from posenc_jax.training.chips import CHIPS
+from posenc_jax.costs.hardware import CHIPS
 
 # What JAX calls the TPUs of chips.py; a GPU's kind is the name that its driver gives it.
 _TPU_KINDS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from posenc_jax.training.chain import Chain
+from posenc_jax.checkpoints.hash_chain import Chain
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.meter import Meter
 from posenc_jax.training.progress import MetricLog, Progress

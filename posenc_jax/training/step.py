@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from posenc_jax.model.activation_sharding import ROWS, laid
 from posenc_jax.model.decoder import Decoder, at_progress
-from posenc_jax.model.layers import Execution
-from posenc_jax.model.mesh import ROWS, laid
+from posenc_jax.model.layer_stack import Execution
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.layout import batch_rows, optimizer_layout, parameter_layout
+from posenc_jax.training.config_sections import TrainSection
 from posenc_jax.training.loss import Loss, per_weight, summed_loss
-from posenc_jax.training.sections import TrainSection
+from posenc_jax.training.sharding import batch_rows, optimizer_layout, parameter_layout
 
 State = dict[str, Any]
 

@@ -1,0 +1,304 @@
+"""What heads do with their keys, summed up block by block of queries: memory linear in length.
+
+Everything here reads causal attention inside one document, whose tokens stand in the order of their
+positions without a gap, as probes read it. Weights are those under the windows of heads; logits are of all pairs. A block of R queries meets all S keys, is reduced, and is
+gone: no T x S array ever exists. Sums over pairs of equal distance come from a skew: rows of width W,
+laid end to end and cut again at W + 1, put equal distances into equal columns.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.mask import as_array
+from posenc_jax.encodings.analysis import SMALLEST
+from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.scheme import PlacedLayer
+
+BLOCK = 32  # queries at a time
+
+
+class Turned(NamedTuple):
+    """Queries and keys at their positions, float32, one key per query head; clocks of a gated bias."""
+
+    q_BTNH: jax.Array
+    k_BTNH: jax.Array
+    pos_BT: jax.Array
+    clock_BTN: jax.Array | None
+
+
+class Watched(NamedTuple):
+    """Reductions of one layer, per sequence. D = T distances, 0 first; Q the queries that were read.
+
+    Attributes:
+      weight_BND: summed attention weight at each distance; what it lacks of one per query is a sink's.
+      content_BND: summed content logit (temperature and 1/sqrt(H) in it, bias not).
+      mean_BND, spread_BND: mean of the whole logit at each distance, and the sum of squares about it.
+      entropy_BNQ: of a query's weights, a sink's among them, nats. sink_BNQ: weight on the document's first token.
+      blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest (a sink's, too), is 0 there.
+      q_power_BNH, k_power_BNH: mean square of every dim before the rotation; of dims that turn into several
+        columns, their sum.
+    """
+
+    weight_BND: jax.Array
+    content_BND: jax.Array
+    mean_BND: jax.Array
+    spread_BND: jax.Array
+    entropy_BNQ: jax.Array
+    sink_BNQ: jax.Array
+    blind_BNQ: dict[str, jax.Array]
+    q_power_BNH: jax.Array
+    k_power_BNH: jax.Array
+
+
+class Needles(NamedTuple):
+    """What chosen queries make of one chosen key each; A pairs a sequence.
+
+    Attributes:
+      weight_BNA: attention weight on the key, beside a sink. margin_BNA: its content logit less the log of the mean
+        exponential of all other keys' at the query or before, nats; no sink is among them. reach_BNA: the largest
+        distance at which a key of that margin, among keys alike, keeps weight 1/2 under the query's own bias; -1 for
+        none.
+    """
+
+    weight_BNA: jax.Array
+    margin_BNA: jax.Array
+    reach_BNA: jax.Array
+
+
+def turned(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    layer: PlacedLayer,
+    params: Params,
+    pos_BT: jax.Array,
+    clock_BTN: jax.Array | None,
+) -> Turned:
+    """Returns queries and keys as the logits of `layer` multiply them; arguments as for `attend`."""
+    q_BTNH, k_BTKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BTKH))
+    if layer.form is not None:
+        q_BTNH, k_BTKH = layer.form.features(q_BTNH), layer.form.features(k_BTKH)
+    k_BTNH = jnp.repeat(k_BTKH, layer.num_heads // k_BTKH.shape[2], axis=2)
+    q_BTNH = layer.rotate(params, q_BTNH, pos_BT, "query")
+    return Turned(q_BTNH, layer.rotate(params, k_BTNH, pos_BT, "key"), pos_BT, clock_BTN)
+
+
+def logit_rows(
+    one: Turned, layer: PlacedLayer, params: Params, rows_R: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (content_NRS, bias_NRS), float32, of some queries of one sequence with all its keys.
+
+    The logit is their sum. In linear attention, which has no logits, content is the product of turned
+    features, unscaled, and the bias 0.
+
+    Args:
+      one: one sequence of a `Turned` (no B). rows_R: indices of the queries.
+    """
+    q_RNH = one.q_BTNH[rows_R]
+    content_NRS = jnp.einsum("RNH,SNH->NRS", q_RNH, one.k_BTNH)
+    if layer.form is not None:
+        return content_NRS, jnp.zeros_like(content_NRS)
+    content_NRS = content_NRS / math.sqrt(layer.groups[0].place.head_dim)
+    q_pos_1R, k_pos_1S = one.pos_BT[rows_R][None], one.pos_BT[None]
+    tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
+    if tau_1NRS is not None:
+        content_NRS = content_NRS * tau_1NRS[0]
+    clocks = (None, None)
+    if one.clock_BTN is not None:
+        clocks = one.clock_BTN[rows_R][None], one.clock_BTN[None]
+    bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *clocks)
+    return content_NRS, jnp.zeros_like(content_NRS) if bias_1NRS is None else bias_1NRS[0]
+
+
+def watch(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    layer: PlacedLayer,
+    params: Params,
+    *,
+    pos_BT: jax.Array,
+    clock_BTN: jax.Array | None,
+    sink_N: jax.Array | None,
+    first: int,
+) -> Watched:
+    """Returns the reductions of a layer over its queries from index `first` on.
+
+    Arguments as `attend` gets them; all tokens of a row belong to one document.
+
+    Raises:
+      ValueError: linear attention, whose weights are not those of a softmax.
+    """
+    if layer.form is not None:
+        raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
+    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
+    sums = lax.map(lambda one: _watch_one(one, layer, params, sink_N, first), all_turned)
+    # What content is turned, not content itself; sums over a rotary pair are the same.
+    if layer.widens > 1:
+        H = q_BTNH.shape[-1]
+        wide = (x.reshape(*x.shape[:-1], -1, H) for x in all_turned[:2])
+        power = [(x**2).sum(-2).mean(1) for x in wide]
+        return Watched(*sums, *power)
+    power = [(x.astype(jnp.float32) ** 2).mean(1) for x in (q_BTNH, k_BTKH)]
+    power[1] = jnp.repeat(power[1], layer.num_heads // k_BTKH.shape[2], axis=1)
+    return Watched(*sums, *power)
+
+
+def _watch_one(
+    one: Turned, layer: PlacedLayer, params: Params, sink_N: jax.Array | None, first: int
+) -> tuple:
+    S, N, _ = one.q_BTNH.shape
+    R = min(BLOCK, S - first)
+    zero_ND = jnp.zeros((N, S))
+
+    def step(carry, start):
+        weight_ND, content_ND, count_D, mean_ND, spread_ND = carry
+        index_R = start + jnp.arange(R)
+        rows_R = jnp.minimum(index_R, S - 1)
+        content_NRS, bias_NRS = logit_rows(one, layer, params, rows_R)
+        logit_NRS = content_NRS + bias_NRS
+        seen_1RS = _earlier(index_R, S) & (index_R < S)[None, :, None]
+        seen_NRS = seen_1RS & _inside(layer, index_R, S)
+        weight_NRS, entropy_NR, blind = _softmax(logit_NRS, seen_NRS, sink_N)
+
+        def summed(x_NRS):  # by distance
+            return _to_distance(_skewed(x_NRS).sum(1), start, R, S)
+
+        seen_1Rc = _skewed(seen_1RS.astype(jnp.float32))
+        count_1c = seen_1Rc.sum(1)
+        logit_NRc = _skewed(jnp.where(seen_1RS, logit_NRS, 0.0))
+        mean_Nc = logit_NRc.sum(1) / jnp.maximum(count_1c, 1)
+        apart_Nc = (seen_1Rc * (logit_NRc - mean_Nc[:, None]) ** 2).sum(1)
+        here_D, here_ND, apart_ND = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, apart_Nc))  # fmt: skip
+        # Chan et al. 1979: joining means and squares keeps what a sum of squares would round away.
+        both_D = count_D + here_D
+        share_D = here_D / jnp.maximum(both_D, 1)
+        gap_ND = here_ND - mean_ND
+        carry = (
+            weight_ND + summed(weight_NRS),
+            content_ND + summed(jnp.where(seen_1RS, content_NRS, 0.0)),
+            both_D,
+            mean_ND + gap_ND * share_D,
+            spread_ND + apart_ND + gap_ND**2 * count_D * share_D,
+        )
+        return carry, (entropy_NR, weight_NRS[:, :, 0], blind)
+
+    starts = first + R * jnp.arange(-(-(S - first) // R))
+    empty = (zero_ND, zero_ND, jnp.zeros((1, S)), zero_ND, zero_ND)
+    (weight_ND, content_ND, _, mean_ND, spread_ND), rows = lax.scan(step, empty, starts)
+
+    def joined(x_INR):  # blocks to queries, the padding of the last cut off
+        return x_INR.swapaxes(0, 1).reshape(N, -1)[:, : S - first]
+
+    return (weight_ND, content_ND, mean_ND, spread_ND, *jax.tree.map(joined, rows))
+
+
+def _earlier(rows_R: jax.Array, S: int) -> jax.Array:
+    """Returns seen_1RS: keys at a query's index or before."""
+    return (jnp.arange(S)[None] <= rows_R[:, None])[None]
+
+
+def _inside(layer: PlacedLayer, rows_R: jax.Array, S: int) -> jax.Array:
+    """Returns inside_NRS: keys inside the window of each head."""
+    away_1RS = (rows_R[:, None] - jnp.arange(S)[None])[None]
+    return away_1RS < as_array(layer.window_N)[:, None, None]
+
+
+def _softmax(logit_NRS, seen_NRS, sink_N):
+    """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0; a sink counts in all."""
+    logit_NRS = jnp.where(seen_NRS, logit_NRS, NEVER)
+    top_NR = logit_NRS.max(-1)
+    if sink_N is not None:
+        top_NR = jnp.maximum(top_NR, sink_N[:, None])
+    below_NRS = logit_NRS - top_NR[..., None]
+    raw_NRS = jnp.where(seen_NRS, jnp.exp(below_NRS), 0.0)
+    total_NR = raw_NRS.sum(-1)
+    if sink_N is not None:
+        total_NR = total_NR + jnp.exp(sink_N[:, None] - top_NR)
+    total_NR = jnp.maximum(total_NR, 1e-30)  # 0 only in the padding
+    weight_NRS = raw_NRS / total_NR[..., None]
+    entropy_NR = jnp.log(total_NR) - (weight_NRS * jnp.where(seen_NRS, below_NRS, 0.0)).sum(-1)
+    if sink_N is not None:
+        below_NR = sink_N[:, None] - top_NR
+        entropy_NR = entropy_NR - jnp.exp(below_NR) / total_NR * below_NR
+    keys_NR = jnp.maximum(seen_NRS.sum(-1), 1)
+    blind = {
+        name: (seen_NRS & (below_NRS < math.log(SMALLEST[name]))).sum(-1) / keys_NR
+        for name in ("float32", "bfloat16")
+    }
+    return weight_NRS, entropy_NR, blind
+
+
+def _skewed(x_NRS: jax.Array) -> jax.Array:
+    """Returns x_NRc, c = S + R + 1 columns: all pairs of one distance in one column, others 0."""
+    N, R, S = x_NRS.shape
+    wide = jnp.pad(x_NRS, ((0, 0), (0, 0), (0, R)))  # behind it: room for what wraps around
+    return jnp.pad(wide.reshape(N, -1), ((0, 0), (0, R))).reshape(N, R, S + R + 1)
+
+
+def _to_distance(x_Nc: jax.Array, start, R: int, S: int) -> jax.Array:
+    """Returns x_ND from columns: key s and query start + r stand in column s - r, d = start - column."""
+    return jnp.take(x_Nc, (start - jnp.arange(S)) % (S + R + 1), axis=-1)
+
+
+def needles(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    layer: PlacedLayer,
+    params: Params,
+    *,
+    pos_BT: jax.Array,
+    clock_BTN: jax.Array | None,
+    sink_N: jax.Array | None,
+    query_BA: jax.Array,
+    key_BA: jax.Array,
+) -> Needles:
+    """Returns what query `query_BA` makes of key `key_BA`, both indices into T; see `Needles`.
+
+    Raises:
+      ValueError: linear attention.
+    """
+    if layer.form is not None:
+        raise ValueError("linear attention has no softmax: a needle holds no share of its weights")
+
+    def one_sequence(xs):
+        one, query_A, key_A = xs
+        content_NAS, bias_NAS = logit_rows(one, layer, params, query_A)
+        S = content_NAS.shape[-1]
+        seen_1AS = _earlier(query_A, S)
+        needle_1AS = (jnp.arange(S)[None] == key_A[:, None])[None]
+        seen_NAS = seen_1AS & _inside(layer, query_A, S)
+        weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_NAS, sink_N)
+        content_NA = jnp.where(needle_1AS, content_NAS, 0.0).sum(-1)
+        others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, NEVER)
+        margin_NA = content_NA - (jax.nn.logsumexp(others_NAS, -1) - jnp.log(query_A)[None])
+
+        # Of keys alike, beside no sink; one of share 0 is never kept.
+        share_NAS, _, _ = _softmax(bias_NAS, seen_NAS, None)
+        kept_NAS = seen_NAS & (margin_NA[..., None] + jnp.log(share_NAS) >= jnp.log1p(-share_NAS))
+        apart_1AS = (query_A[:, None] - jnp.arange(S)[None])[None]
+        reach_NA = jnp.where(kept_NAS, apart_1AS, -1).max(-1)
+        return jnp.where(needle_1AS, weight_NAS, 0.0).sum(-1), margin_NA, reach_NA
+
+    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
+    return Needles(*lax.map(one_sequence, (all_turned, query_BA, key_BA)))
+
+
+def last_logits(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    layer: PlacedLayer,
+    params: Params,
+    *,
+    pos_BT: jax.Array,
+    clock_BTN: jax.Array | None,
+    rows: int,
+) -> jax.Array:
+    """Returns logit_BNRS of the last `rows` queries with all keys, for any form; see `logit_rows`."""
+    T = q_BTNH.shape[1]
+    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
+    rows_R = jnp.arange(T - rows, T)
+    return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R)), all_turned)

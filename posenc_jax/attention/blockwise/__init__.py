@@ -1,0 +1,1 @@
+"""Blockwise attention: online softmax over tiles, in memory linear in length."""

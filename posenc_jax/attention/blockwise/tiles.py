@@ -1,0 +1,262 @@
+"""Tiles of attention: one block of queries against one block of keys, cut out of whole arrays.
+
+Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are counted by I (queries)
+and J (keys).
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posenc_jax.attention.dense import NEVER
+from posenc_jax.attention.mask import as_array, visible
+from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.scheme import PlacedLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known before tracing: the head group and how its work is cut up."""
+
+    layer: PlacedLayer  # of one head group, or whole where devices share its heads
+    shares: int  # query heads of one key/value head
+    tile_heads: int  # all heads, or 1
+    q_block: int
+    k_block: int
+    at_once: int  # blocks of keys that the forward pass reads together, where it needs as many
+    lanes: int  # tiles that are worked on side by side
+    longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
+    window_N: tuple[int | None, ...]  # of the heads of the layer; None: everything is in sight
+    causal: bool
+    epsilon: float  # 0: nothing is left out
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The X windows that there are among the heads."""
+        return tuple(dict.fromkeys(self.window_N))
+
+    def window_of(self, head: jax.Array, heads: int) -> int | jax.Array | None:
+        """Returns the window of the layer's heads from `head` on: a number or None if all have one, else window_G."""
+        if len(self.windows) == 1:
+            return self.windows[0]
+        return lax.dynamic_slice_in_dim(as_array(self.window_N), head, heads)
+
+    def widest(self, x_XBI: jax.Array, head: jax.Array, of: Callable) -> jax.Array:
+        """Returns x_BI of the tile whose first head is `head`: of (jnp.min, jnp.max) the windows of its heads."""
+        if len(self.windows) == 1:
+            return x_XBI[0]
+        which_N = jnp.array([self.windows.index(window) for window in self.window_N])
+        return of(x_XBI[lax.dynamic_slice_in_dim(which_N, head, self.tile_heads)], axis=0)
+
+    def tiles(self, floats: "Floats") -> tuple[int, int, int]:
+        """Returns how many sequences, tiles of heads and blocks of queries there are."""
+        B, N, T, _ = floats.q_BNTH.shape
+        return B, N // self.tile_heads, T // self.q_block
+
+
+class Floats(NamedTuple):
+    """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer.
+
+    H is the head dim of values and results; turned queries and keys may have more columns.
+    """
+
+    q_BNTH: jax.Array
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
+    params: Params
+    q_clock_BTN: jax.Array | None
+    k_clock_BSN: jax.Array | None
+
+    @property
+    def root_H(self) -> float:
+        """The root of the head dim, by which logits are divided."""
+        return math.sqrt(self.v_BKSH.shape[-1])
+
+
+class Places(NamedTuple):
+    """What has none: positions and segments, padded like `Floats` (padding has segment 0)."""
+
+    q_pos_BT: jax.Array
+    q_seg_BT: jax.Array
+    k_pos_BS: jax.Array
+    k_seg_BS: jax.Array
+    first_head: jax.Array  # of the plan's layer, where this device has some of its heads only
+
+
+class Tile:
+    """One (sequence, head or heads, query block) of the work, and its cuts through the arrays."""
+
+    def __init__(self, plan: Plan, floats: Floats, places: Places, index: jax.Array):
+        _B, N, T, _ = floats.q_BNTH.shape
+        G, q_blocks = plan.tile_heads, T // plan.q_block
+        self.plan, self.floats, self.places = plan, floats, places
+        self.b, rest = index // (N // G * q_blocks), index % (N // G * q_blocks)
+        self.n, self.i = rest // q_blocks * G, rest % q_blocks
+        self.kv, self.kv_heads = self.n // plan.shares, max(G // plan.shares, 1)
+        self.kv_G = (self.n + jnp.arange(G)) // plan.shares
+        self.head = self.n + places.first_head  # n counts the heads here, head those of the layer
+
+    def lower(self) -> "Tile":
+        """Returns the lower half of the tile's rows, as a tile of its own."""
+        half = copy.copy(self)
+        half.plan = dataclasses.replace(self.plan, q_block=self.plan.q_block // 2)
+        half.i = 2 * self.i + 1
+        return half
+
+    def queries(self, x_BNTx):
+        """Returns the tile's heads and queries, float32."""
+        at = (self.b, self.n, self.i * self.plan.q_block) + (0,) * (x_BNTx.ndim - 3)
+        size = (1, self.plan.tile_heads, self.plan.q_block, *x_BNTx.shape[3:])
+        return lax.dynamic_slice(x_BNTx, at, size)[0].astype(jnp.float32)
+
+    def keys(self, x_BKSH, j, blocks=1):
+        """Returns the key blocks from j on for every head of the tile, float32."""
+        size = (1, self.kv_heads, blocks * self.plan.k_block, x_BKSH.shape[-1])
+        x_KSH = lax.dynamic_slice(x_BKSH, (self.b, self.kv, j * self.plan.k_block, 0), size)[0]
+        x_KSH = x_KSH.astype(jnp.float32)
+        return jnp.repeat(x_KSH, self.plan.tile_heads // self.kv_heads, axis=0)
+
+    def add_to_keys(self, x_BKHS, j, d_GHS):
+        """Returns x_BKHS with key block j grown by d_GHS, summed over the heads that share a key."""
+        d_KHS = self.by_key_head(d_GHS)
+        at = (self.b, self.kv, 0, j * self.plan.k_block)
+        old_1KHS = lax.dynamic_slice(x_BKHS, at, (1, *d_KHS.shape))
+        return lax.dynamic_update_slice(x_BKHS, old_1KHS + d_KHS[None], at)
+
+    def by_key_head(self, d_Gxx):
+        """Returns d_Kxx, summed over the heads that share a key."""
+        return d_Gxx.reshape(self.kv_heads, -1, *d_Gxx.shape[1:]).sum(1)
+
+    def row(self, x_BTx, start, size):
+        """Returns `size` positions, segments or clocks of the row of the batch."""
+        rest = x_BTx.shape[2:]
+        return lax.dynamic_slice(x_BTx, (self.b, start, *(0 for _ in rest)), (1, size, *rest))[0]
+
+    def q_row(self, x_BTx):
+        return self.row(x_BTx, self.i * self.plan.q_block, self.plan.q_block)
+
+    def k_row(self, x_BSx, j, blocks):
+        return self.row(x_BSx, j * self.plan.k_block, blocks * self.plan.k_block)
+
+    def clock(self, x_TN):
+        """Returns the tile's heads of a clock, x_GT."""
+        return lax.dynamic_slice_in_dim(x_TN, self.head, self.plan.tile_heads, axis=1).T
+
+    def add_to_row(self, x_BTN, index, d_TN):
+        """Returns x_BTN, unless None, with block `index` grown by d_TN."""
+        if x_BTN is None:
+            return None
+        at = (self.b, index * d_TN.shape[0], 0)
+        old_1TN = lax.dynamic_slice(x_BTN, at, (1, *d_TN.shape))
+        return lax.dynamic_update_slice(x_BTN, old_1TN + d_TN[None], at)
+
+    def content(self, q_GTH, k_GSH):
+        """Returns the content logits of the tile."""
+        return dot(q_GTH, k_GSH, 2, 2) / self.floats.root_H
+
+    def learned(self, j, blocks=1):
+        """Returns parameters and clocks of the tile, as `logits` wants them."""
+        clocks = (self.floats.q_clock_BTN, self.floats.k_clock_BSN)
+        if clocks[0] is None:
+            return self.floats.params, None, None
+        return self.floats.params, self.q_row(clocks[0]), self.k_row(clocks[1], j, blocks)
+
+    def logits(self, j, blocks=1):
+        """Returns the function of content, parameters and clocks that gives the tile's logits."""
+        layer, places, heads = self.plan.layer, self.places, self.plan.tile_heads
+        window = self.plan.window_of(self.head, heads)
+        if isinstance(window, jax.Array):
+            window = window[:, None, None]
+        q_pos_1T, q_seg_1T = self.q_row(places.q_pos_BT)[None], self.q_row(places.q_seg_BT)[None]
+        k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in places[2:4])
+
+        def own(x_1NTS):
+            return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)
+
+        def logits_GTS(content_GTS, params, q_clock_TN, k_clock_SN):
+            tau_1NTS = layer.temperature(params, q_pos_1T, k_pos_1S)
+            if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
+                content_GTS = content_GTS * own(tau_1NTS)
+            clocks = (c if c is None else c[None] for c in (q_clock_TN, k_clock_SN))
+            bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *clocks)
+            if bias_1NTS is not None:
+                content_GTS = content_GTS + own(bias_1NTS)
+            mask_GTS = visible(
+                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S, causal=self.plan.causal, window=window
+            )
+            return jnp.where(mask_GTS, content_GTS, NEVER)
+
+        return logits_GTS
+
+
+def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
+    """Returns first_XBI, end_XBI: key blocks outside of [first, end) are out of sight of query block I.
+
+    By ranges: the positions and segments that stand in a block, padding left out; for each of the plan's windows.
+    """
+
+    def extremes(x_BT, seg_BT, block):
+        least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+        x_BIt, live_BIt = (y.reshape(y.shape[0], -1, block) for y in (x_BT, seg_BT != 0))
+        return jnp.where(live_BIt, x_BIt, most).min(-1), jnp.where(live_BIt, x_BIt, least).max(-1)
+
+    q_seg, q_pos = (
+        extremes(x, places.q_seg_BT, plan.q_block) for x in (places.q_seg_BT, places.q_pos_BT)
+    )
+    k_seg, k_pos = (
+        extremes(x, places.k_seg_BS, plan.k_block) for x in (places.k_seg_BS, places.k_pos_BS)
+    )
+    (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
+    (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
+    near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
+    if plan.causal:
+        near_BIJ &= k_low <= q_high
+    near_XBIJ = jnp.stack([
+        near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
+        for w in plan.windows  # the sums cannot overflow: both blocks hold a position
+    ])  # fmt: skip
+    J = near_BIJ.shape[-1]
+    end_XBI = jnp.where(near_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
+    first_XBI = jnp.where(near_XBIJ, jnp.arange(J), J).min(-1)
+    return jnp.minimum(first_XBI, end_XBI), end_XBI
+
+
+def whole_end(plan: Plan, places: Places) -> jax.Array | None:
+    """Returns whole_XBI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
+
+    A causal row of tiles ends on the diagonal, where half of a last tile would be worked on for nothing. None where
+    tiles go side by side, which costs more than that half.
+    """
+    if plan.lanes > 1 or not plan.causal or plan.q_block % 2:
+        return None
+    halved = dataclasses.replace(plan, q_block=plan.q_block // 2)
+    _, half_XBI = blocks_in_sight(halved, places)
+    return jnp.minimum(half_XBI[..., ::2], blocks_in_sight(plan, places)[1])
+
+
+def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
+    """Returns the product of two stacks of matrices, float32, summed over the given dims."""
+    return lax.dot_general(
+        a, b, (((a_dim,), (b_dim,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+
+
+def even_block(length: int, most: int) -> int:
+    """Returns the size of a block when `length` is cut evenly into as few as `most` allows."""
+    size = -(-length // -(-length // most))
+    return size if size < 8 else -(-size // 8) * 8
+
+
+def pad(x: jax.Array, axis: int, block: int) -> jax.Array:
+    """Returns x with zeros behind it along `axis`, up to whole blocks."""
+    missing = -x.shape[axis] % block
+    if not missing:
+        return x
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])

@@ -1,0 +1,1 @@
+"""Attention kernels for GPUs and TPUs, and what lets them serve positional biases."""

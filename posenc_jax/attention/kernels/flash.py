@@ -1,0 +1,320 @@
+"""Our kernel for NVIDIA GPUs: flash attention whose bias is computed inside, and which ends at the cut-off.
+
+For biases linear in distance, over queries and keys that are the same tokens in the same slots (`aligned`): the key
+at slot c is in sight of the query at slot r where low[r] <= c <= r, low being where its document or the window of the
+head begins (X lows: one for all heads, or one for each). The kernel needs no columns beside q and k, and a block of
+queries starts at the first key block that can matter to any of its rows:
+
+    |q_r| |k_c| / sqrt(H) - m (r - c)  over all c with r - c >= W  weigh less than epsilon exp(q_r . k_r / sqrt(H))
+
+once m W >= |q_r| max |k| / sqrt(H) - q_r . k_r / sqrt(H) - ln epsilon - ln(1 - e^-m): the own key is always in sight,
+so that epsilon is of the row's softmax sum or less. Norms and own logits are those of the block, measured in the graph.
+
+Forward and backward after Dao 2023 (FlashAttention-2), written in Pallas for Triton: logits to base 2, tiles of T
+queries and S keys, one program per tile of the result. Dims of blocks as in `tiles`: I of queries, J of keys.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from posenc_jax.attention.blockwise.cutoff import EXACT, ROUNDING, STRIDE
+from posenc_jax.attention.kernels.flash_programs import (
+    LOG2E,
+    NARROWEST,
+    NEVER,
+    Arithmetic,
+    Tiling,
+    Tilings,
+    forward_kernel,
+    key_kernel,
+    query_kernel,
+    tilings,
+)
+from posenc_jax.attention.kernels.remat_names import kept
+
+LONGEST = 2**24  # tokens of a row: the places that float32 holds exactly
+_STRIP = 128  # slots over which a running maximum is taken at once
+
+
+class How(NamedTuple):
+    """What is known before tracing: what logits are multiplied by, and the tiles."""
+
+    scale: float
+    tiles: Tilings
+
+
+class Tail(NamedTuple):
+    """A bias by distance, and what is left of its weights: rows of heads, float32.
+
+    Attributes:
+      bias_ND: of every distance up to the length of a row. table_NE: from `cutoff.log_tail`.
+    """
+
+    bias_ND: jax.Array
+    table_NE: jax.Array
+
+
+def flash_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    bias: jax.Array | Tail,
+    seg_BT: jax.Array,
+    window: int | jax.Array | None = None,
+    *,
+    sink_N: jax.Array | None = None,
+    epsilon: float = EXACT,
+    tiles: Tilings | None = None,
+) -> jax.Array:
+    """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
+
+    Args:
+      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q and k have
+        more columns, v is padded to as many.
+      bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
+      sink_N: logits of a key that every query sees and whose value is zero; None: there is none.
+      seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
+        of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
+        left out. tiles: None for what was measured to be fast.
+
+    Raises:
+      ValueError: a row whose places float32 does not hold.
+    """
+    T, H = q_BTNH.shape[1], v_BTKH.shape[3]
+    if T > LONGEST:
+        raise ValueError(f"{T} tokens; places are float32 here, exact up to {LONGEST}")
+    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % NARROWEST
+    tiles = tiles or tilings(columns)
+    behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
+    q_BTNH, k_BTKH, v_BTKH = (
+        jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, columns - x.shape[3])))
+        for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
+    low_BXT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
+    how, linear = How(1 / math.sqrt(H), tiles), not isinstance(bias, Tail)
+    bias_ND = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
+    start_BNI = lax.stop_gradient(
+        starts(q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block)
+    )
+    bias_ND = bias_ND.astype(jnp.float32)
+    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)
+    return out_BTNH[:, :T, :, :H]
+
+
+def lows(seg_BT: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Returns low_BXT, the first slot in sight of each row; of padding the slot after it, so that none is.
+
+    X is 1, or N under window_N.
+    """
+    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
+    begins_BT = jnp.pad(seg_BT[:, 1:] != seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    low_BXT, slot_11T = _running_max(jnp.where(begins_BT, slot_1T, 0))[:, None], slot_1T[None]
+    if window is not None:
+        window_1X1 = jnp.reshape(jnp.asarray(window, jnp.int32), (1, -1, 1))
+        low_BXT = jnp.maximum(low_BXT, slot_11T + 1 - window_1X1)
+    return jnp.where((seg_BT == 0)[:, None], slot_11T + 1, low_BXT)
+
+
+def _running_max(x_BT: jax.Array) -> jax.Array:
+    """Returns the largest number up to each one, of numbers of at least 0, in two steps of blocks.
+
+    A GPU is sent a few operations for it; for `lax.cummax` it is sent dozens, which take longer than attention.
+    """
+
+    def up_to(x_BXx):
+        length = x_BXx.shape[-1]
+        upto = jnp.tril(jnp.ones((length, length), bool))
+        upto = upto.reshape((1,) * (x_BXx.ndim - 1) + upto.shape)
+        return jnp.where(upto, x_BXx[..., None, :], 0).max(-1)
+
+    x_BXx = x_BT.reshape(len(x_BT), -1, _STRIP)
+    inside_BXx, ends_BX = up_to(x_BXx), up_to(x_BXx.max(-1))
+    earlier_BX1 = jnp.pad(ends_BX[:, :-1], ((0, 0), (1, 0)))[..., None]
+    return jnp.maximum(inside_BXx, earlier_BX1).reshape(x_BT.shape)
+
+
+def starts(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | Tail, low_BXT: jax.Array, epsilon: float,
+    scale: float, block: int,
+) -> jax.Array:  # fmt: skip
+    """Returns start_BNI, the first slot that can matter to any row of each block of queries."""
+    B, T, N, _ = q_BTNH.shape
+    blocks = T // block
+    q, k = q_BTNH.astype(jnp.float32), k_BTKH.astype(jnp.float32)
+    sees_BT1 = (low_BXT[:, 0] <= jnp.arange(T)[None])[..., None]  # every window holds the own key
+
+    def by_block(x_BTx, of):
+        return of(x_BTx.reshape(B, blocks, block, -1), axis=2)
+
+    reach_BIN = jnp.sqrt(by_block(jnp.where(sees_BT1, (q**2).sum(-1), 0.0), jnp.max)) * scale
+    norm_BIK = jnp.sqrt(by_block((k**2).sum(-1), jnp.max))
+    before_1II1 = jnp.tril(jnp.ones((blocks, blocks), bool))[None, ..., None]
+    norm_BIK = jnp.where(before_1II1, norm_BIK[:, None], 0.0).max(2)
+    own_BTN = (q * jnp.repeat(k, N // k.shape[2], axis=2)).sum(-1) * scale
+    own_BIN = by_block(jnp.where(sees_BT1, own_BTN, jnp.inf), jnp.min)
+    most_BIN = reach_BIN * jnp.repeat(norm_BIK, N // k.shape[2], axis=2)
+    lead_BIN = most_BIN - own_BIN + ROUNDING - (math.log(epsilon) if epsilon else -jnp.inf)
+    window_BIN = _windows(lead_BIN, bias)
+    first_1I1 = (jnp.arange(blocks) * block)[None, :, None].astype(jnp.float32)
+    # A NaN must come out, so it may not end the work; rounding outwards costs one slot.
+    start_BIN = jnp.where(window_BIN < first_1I1, jnp.floor(first_1I1 - window_BIN) - 1, 0.0)
+    start_BIN = jnp.minimum(start_BIN, first_1I1)  # a block of padding needs no key
+    lowest_BIX = by_block(low_BXT.swapaxes(1, 2), jnp.min)
+    start_BIN = jnp.maximum(start_BIN.astype(jnp.int32), jnp.minimum(lowest_BIX, T - 1))
+    return jnp.maximum(start_BIN, 0).swapaxes(1, 2)
+
+
+def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
+    """Returns window_BIN: all keys as far away or further, led by at most so many nats, weigh less than one."""
+    if isinstance(bias, Tail):
+        fall_NE = bias.table_NE - bias.bias_ND[:, :1]  # the own key is led by its own bias
+        little_BINE = lead_BIN[..., None] + fall_NE[None, None] <= 0  # never where there is a NaN
+        return STRIDE * (~little_BINE).sum(-1).astype(jnp.float32)
+    slope_11N = bias[None, None]
+    lead_BIN = lead_BIN - jnp.log(-jnp.expm1(-slope_11N))
+    return jnp.where(slope_11N > 0, lead_BIN / slope_11N, jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
+    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)[0]
+
+
+def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
+    tiling = how.tiles.forward
+    highest_BXI = _highest(low_BXT, tiling.q_block)
+    B, T, N, H = q_BTNH.shape
+    specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_ND.shape[1], low_BXT.shape[1])
+    sink_N1 = jnp.full((N, 1), NEVER) if sink_N is None else sink_N[:, None] / how.scale
+    out_BTNH, lse_BNT = _call(
+        functools.partial(forward_kernel, how.scale),
+        (T // tiling.q_block, B, N),
+        tiling,
+        [specs.query, specs.keys, specs.keys, specs.low, specs.of_block, specs.highest, specs.bias, specs.sink],
+        [(specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
+    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_ND / how.scale, sink_N1)  # fmt: skip
+    out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
+    inputs = (q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT)
+    return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
+
+
+def _highest(low_BXT, block):
+    """Returns highest_BXI, the first slot that all rows of a block see; it never falls from block to block."""
+    return low_BXT.reshape(*low_BXT.shape[:2], -1, block).max(-1)
+
+
+class _Specs:
+    """Where a program that stands for block i of queries, from the last one on, row b and head n finds its arrays."""
+
+    def __init__(self, tiling: Tiling, T: int, H: int, shares: int, D: int, X: int):
+        t, last = tiling.q_block, T // tiling.q_block - 1
+        own = _own(X)
+        self.query = pl.BlockSpec((None, t, None, H), lambda r, b, n: (b, last - r, n, 0))
+        self.keys = pl.BlockSpec((None, T, None, H), lambda r, b, n: (b, 0, n // shares, 0))
+        self.low = pl.BlockSpec((None, None, t), lambda r, b, n: (b, own(n), last - r))
+        self.row = pl.BlockSpec((None, None, t), lambda r, b, n: (b, n, last - r))
+        self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
+        self.highest = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, own(n), last - r))
+        self.bias = pl.BlockSpec((None, D), lambda r, b, n: (n, 0))
+        self.sink = pl.BlockSpec((None, 1), lambda r, b, n: (n, 0))
+
+
+def _own(X: int):
+    """Returns the function from a head to its place among X: its own, or that of all."""
+    return (lambda n: n) if X > 1 else (lambda n: 0)
+
+
+def _call(kernel, grid, tiling: Tiling, in_specs, outs):
+    """Returns the kernel as a function of arrays; emulated where programs are made for a CPU."""
+
+    def made(interpret):
+        return pl.pallas_call(
+            functools.partial(kernel, tiling, Arithmetic(interpret)), grid=grid, in_specs=in_specs, out_specs=[spec for spec, _ in outs],
+            out_shape=[shape for _, shape in outs], interpret=interpret,
+            compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+        )  # fmt: skip
+
+    def run(*arrays):
+        return lax.platform_dependent(*arrays, cpu=made(True), default=made(False))
+
+    return run
+
+
+def _backward(how, residuals, d_out_BTNH):
+    q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
+    pull_BNT = (
+        (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
+    )
+
+    tiling, block = how.tiles.of_queries, how.tiles.forward.q_block
+    t = tiling.q_block
+    specs = _Specs(tiling, T, H, N // K, bias_ND.shape[1], low_BXT.shape[1])
+    begin_BNI = _coarser(start_BNI, block, t, T)
+    d_q_BTNH, d_slope_BNT = _call(
+        functools.partial(query_kernel, how.scale),
+        (T // t, B, N),
+        tiling,
+        [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
+        [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, begin_BNI, _highest(low_BXT, t), bias_ND / how.scale)  # fmt: skip
+
+    tiling = how.tiles.of_keys
+    t, s = tiling[:2]
+    end_BNJ = _readers(_coarser(start_BNI, block, t, T), t, s, T)
+    J, own = T // s, _own(low_BXT.shape[1])
+    highest_BX1I = _highest(low_BXT, t)[:, :, None]
+    free_BXJ = (highest_BX1I <= s * jnp.arange(J)[None, None, :, None]).sum(-1).astype(jnp.int32)
+    key = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n // (N // K), 0))
+    mine = pl.BlockSpec((None, s, None, H), lambda j, b, n: (b, j, n, 0))
+    queries = pl.BlockSpec((None, T, None, H), lambda j, b, n: (b, 0, n, 0))
+    rows = pl.BlockSpec((None, None, T), lambda j, b, n: (b, n, 0))
+    low = pl.BlockSpec((None, None, T), lambda j, b, n: (b, own(n), 0))
+    of_block = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, n, j))
+    free = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, own(n), j))
+    bias = pl.BlockSpec((None, bias_ND.shape[1]), lambda j, b, n: (n, 0))
+    of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
+    d_k_BTNH, d_v_BTNH = _call(
+        functools.partial(key_kernel, how.scale),
+        (J, B, N),
+        tiling,
+        [queries, key, key, queries, rows, rows, low, free, of_block, bias],
+        [(mine, of_keys), (mine, of_keys)],
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, free_BXJ, end_BNJ, bias_ND / how.scale)  # fmt: skip
+    d_k_BTKH, d_v_BTKH = (
+        x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
+    )
+    d_bias_ND = d_slope_BNT.sum((0, 2))[:, None] if bias_ND.shape[1] == 1 else None
+    d_sink_N = None
+    if sink_N is not None:
+        # A weight is at most one; padding, whose lse is no sum, has a pull of zero.
+        weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse_BNT, 0.0))
+        d_sink_N = -(weight_BNT * pull_BNT).sum((0, 2))
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_ND, d_sink_N, None, None
+
+
+def _coarser(start_BNI, block, other, length):
+    """Returns the starts of blocks of another size: a multiple of the first one or a part of it."""
+    if other >= block:
+        return start_BNI.reshape(*start_BNI.shape[:2], length // other, other // block).min(-1)
+    return jnp.repeat(start_BNI, block // other, axis=2)
+
+
+def _readers(start_BNI, t, s, length):
+    """Returns end_BNJ: no block of queries from that one on reads key block J."""
+    reads_BNJI = (start_BNI // s)[:, :, None, :] <= jnp.arange(length // s)[None, None, :, None]
+    return jnp.where(
+        reads_BNJI, (jnp.arange(length // t, dtype=jnp.int32) + 1)[None, None, None], 0
+    ).max(-1)
+
+
+_attention.defvjp(_forward, _backward)

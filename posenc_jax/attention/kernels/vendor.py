@@ -1,0 +1,200 @@
+"""Kernels for biases linear in distance: ours and cuDNN's on NVIDIA GPUs, splash attention on TPUs.
+
+Ours (`posenc_jax.attention.kernels.flash`) computes the bias inside. The vendors' know none: with a linear one folded
+into columns of q and k (`posenc_jax.attention.kernels.bias_folding`) they serve ALiBi and its sums with any rotation, in memory
+O(T). All want queries and keys to be the same tokens in the same slots (`aligned`): their causal mask is of slots,
+and distances are counted in them.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from posenc_jax.attention.blockwise.cutoff import bias_by_distance, log_tail
+from posenc_jax.attention.kernels.bias_folding import documents, fold
+from posenc_jax.attention.kernels.flash import Tail, flash_attention
+from posenc_jax.attention.kernels.remat_names import NAME
+from posenc_jax.attention.mask import as_array, windows_of
+from posenc_jax.attention.sharding import per_shard
+from posenc_jax.encodings.base import Params, Rotation, Temperature
+from posenc_jax.encodings.scheme import PlacedLayer
+
+# Of a device's kernels the first that can serve is taken.
+KERNELS = {"flash": "gpu", "cudnn": "gpu", "splash": "tpu"}
+_CUDNN_WIDEST = 256  # columns; 128 before Hopper
+_FLASH_WIDEST = 128
+_CUDNN_MULTIPLE, _LANES = 8, 128
+_SPLASH_BLOCK = 512
+
+
+def refusal(
+    kernel: str,
+    layer: PlacedLayer,
+    *,
+    head_dim: int,
+    dtype: str,
+    causal: bool,
+    aligned: bool,
+    sink: bool,
+    consecutive: bool,
+) -> str | None:
+    """Returns why a kernel of `KERNELS` cannot serve a layer, in words; None when it can.
+
+    The device is not asked: a program may be compiled for one that is not here.
+    """
+    if layer.form is not None:
+        return "linear attention has no softmax"
+    if kernel == "flash" and not (_linear(layer) or _by_distance(layer)):
+        return "a bias of this scheme is learned, or needs more than a distance, and is not linear in it"
+    if kernel != "flash" and not _linear(layer):
+        return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
+    if kernel != "flash" and len(set(layer.window_N)) > 1:
+        return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
+    if tempered_by_key(layer):
+        return "its temperature depends on the key"
+    if not causal or not aligned:
+        return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
+    if not consecutive and _reads_distances(layer):
+        return "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or 'auto'"
+    if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
+        return f"it computes in bfloat16, not {dtype}"
+    if kernel != "flash" and sink:
+        return "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set model.sink_logit to False"
+    columns = layer.widens * head_dim
+    wide = f"head dim {head_dim}" if layer.widens == 1 else f"{columns} columns of turned queries"
+    if kernel == "flash" and columns > _FLASH_WIDEST:
+        return f"{wide} exceeds {_FLASH_WIDEST}"
+    if kernel == "cudnn" and columns + _CUDNN_MULTIPLE > _CUDNN_WIDEST:
+        return f"{wide} and {_CUDNN_MULTIPLE} columns of the fold exceed {_CUDNN_WIDEST}"
+    return None
+
+
+def fused_attention(
+    kernel: str,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    layer: PlacedLayer,
+    learned: tuple[Params, jax.Array | None],
+    seg_BT: jax.Array,
+    window: int | None,
+) -> jax.Array:
+    """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are zero.
+
+    Args:
+      q_BTNH, k_BTKH: rotated, in as many columns as that gives; q with any temperature multiplied in.
+      layer: for the slopes. learned: its parameters, and sink_N of our kernel's heads or None.
+      seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further
+        are out of sight; heads that the layer gives a smaller one keep it.
+
+    Raises:
+      ValueError: for cuDNN before Hopper, a head dim above 120.
+    """
+
+    window_N = windows_of(layer, window)
+
+    def local(floats, places, first_head):
+        q_BTNH, k_BTKH, v_BTKH, (params, sink_N), *_ = floats
+        bias = layer.linear_slope_N(params)
+        if bias is None:
+            length = q_BTNH.shape[1]
+            bias = Tail(bias_by_distance(layer, params, length), log_tail(layer, params, length))
+        here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
+        bias, sink_N = jax.tree.map(here, (bias, sink_N))
+        window = window_N[0] if len(set(window_N)) == 1 else here(as_array(window_N))
+        run = {"cudnn": _cudnn, "splash": _splash}.get(kernel, functools.partial(flash_attention, sink_N=sink_N))  # fmt: skip
+        out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, places[0], window)
+        seen_BT11 = (places[0] != 0)[:, :, None, None]
+        return jnp.where(seen_BT11, out_BTNH, 0).astype(v_BTKH.dtype)
+
+    return per_shard(local, (q_BTNH, k_BTKH, v_BTKH, learned, None, None), (seg_BT,))
+
+
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
+    H = v_BTKH.shape[-1]
+    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, documents(seg_BT), H)
+    X = q_BTNX.shape[-1]
+    v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # it wants one head dim for all
+    out_BTNX = jax.nn.dot_product_attention(
+        q_BTNX, k_BTKX, v_BTKX.astype(q_BTNX.dtype), scale=1.0, is_causal=True, implementation="cudnn",
+        local_window_size=None if window is None else (window - 1, 0),
+    )  # fmt: skip
+    return out_BTNX[..., :H]
+
+
+def _splash(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
+    T = q_BTNH.shape[1]
+    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _LANES, None, v_BTKH.shape[-1])
+    v_BTKH = v_BTKH.astype(q_BTNX.dtype)
+    short = -T % _LANES
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))).swapaxes(1, 2)
+        for x in (q_BTNX, k_BTKX, v_BTKH)
+    )
+    seg = jnp.pad(seg_BT, ((0, 0), (0, short)))
+    here = _splash_kernel(q.shape[1], T + short, window, False)
+    emulated = _splash_kernel(q.shape[1], T + short, window, True)
+    out_BNTH = jax.lax.platform_dependent(q, k, v, seg, cpu=emulated, tpu=here)
+    return out_BNTH[:, :, :T].swapaxes(1, 2)
+
+
+def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool) -> Callable:
+    """Returns the kernel over a batch: q_BNTX, k_BKTX, v_BKTH, seg_BT to out_BNTH."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = (length, length)
+    mask = masks.CausalMask(shape)
+    if window is not None:
+        mask = masks.LocalMask(shape, (window - 1, 0), 0)
+    block = next(b for b in (_SPLASH_BLOCK, 256, _LANES) if length % b == 0)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+        block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret,
+        residual_checkpoint_name=NAME,
+    )  # fmt: skip
+
+    def run(q_BNTX, k_BKTX, v_BKTH, seg_BT):
+        return jax.vmap(kernel)(q_BNTX, k_BKTX, v_BKTH, splash.SegmentIds(seg_BT, seg_BT))
+
+    return run
+
+
+@functools.cache
+def _linear(layer: PlacedLayer) -> bool:
+    slopes = jax.eval_shape(lambda key: layer.linear_slope_N(layer.init(key)), jax.random.key(0))
+    return slopes is not None
+
+
+def _reads_distances(layer: PlacedLayer) -> bool:
+    """Whether a kernel needs more of a layer than the order of its tokens: rotation and temperature come before it."""
+    return any(
+        not isinstance(part, Rotation | Temperature)
+        for group in layer.groups
+        for part in group.heads.parts()
+    )
+
+
+@functools.cache
+def _by_distance(layer: PlacedLayer) -> bool:
+    """Whether every bias is a fixed function of the distance of two tokens."""
+    parts = [group.heads.bias for group in layer.groups]
+    fixed = (part is None or (part.relative and not part.learns) for part in parts)
+    return not layer.gated and all(fixed)
+
+
+@functools.cache
+def tempered_by_key(layer: PlacedLayer) -> bool:
+    """Whether a temperature of the layer depends on the key, so that it cannot go with the queries."""
+    probe = jnp.zeros((1, 2), jnp.int32)
+    tau = jax.eval_shape(
+        lambda key: layer.temperature(layer.init(key), probe, probe), jax.random.key(0)
+    )
+    return tau is not None and tau.shape[-1] != 1

@@ -1,0 +1,1 @@
+"""Ring attention: sequence parallelism with an early stop."""

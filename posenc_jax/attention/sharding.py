@@ -1,0 +1,167 @@
+"""Attention on a mesh: every device serves its own rows, heads and, around a ring, its own queries."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posenc_jax.encodings import forget_gate
+
+
+class Ring(NamedTuple):
+    """The devices that the tokens of a row lie on, in order.
+
+    Attributes:
+      axis: of the mesh. size: devices along it. everywhere: all axes of the mesh.
+    """
+
+    axis: str
+    size: int
+    everywhere: tuple[str, ...]
+
+
+def ring_of(x_BTx: jax.Array) -> Ring | None:
+    """Returns the ring that dim 1 of an array is split over; None where it is whole.
+
+    Raises:
+      ValueError: split over more than one axis of the mesh.
+    """
+    axis = (*jax.typeof(x_BTx).sharding.spec, None, None)[1]
+    if axis is None:
+        return None
+    if not isinstance(axis, str):
+        raise ValueError(f"the tokens of a row may be split over one axis of the mesh, not {axis}")
+    mesh = jax.sharding.get_abstract_mesh()
+    return Ring(axis, mesh.shape[axis], mesh.axis_names)
+
+
+def over_several(tree):
+    """Returns arrays laid out by the axes of the mesh that have several devices, and by no other.
+
+    An axis of one device splits nothing, yet it is in an array's type, where the queries' and the keys' length
+    may not both carry it. Data stay where they are.
+    """
+
+    def renamed(x):
+        layout = jax.typeof(x).sharding
+        several = [
+            tuple(a for a in _names(axes) if layout.mesh.shape[a] > 1) for axes in layout.spec
+        ]
+        spec = [axes[0] if len(axes) == 1 else axes or None for axes in several]
+        return x if spec == list(layout.spec) else jax.sharding.reshard(x, jax.P(*spec))
+
+    return jax.tree.map(renamed, tree)
+
+
+def keys_of_shards(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values split over devices as the heads of the queries are.
+
+    Where K does not divide over them (multi-query attention), heads are repeated first, as few times as will
+    do: every device then has those that its own queries read. N is a multiple of K.
+    """
+    heads = jax.typeof(q_BTNH).sharding.spec[2]
+    times = math.lcm(k_BSKH.shape[2], _devices(heads)) // k_BSKH.shape[2]
+
+    def laid(x_BSKH):
+        rows, length, own, _ = jax.typeof(x_BSKH).sharding.spec
+        if times > 1:
+            x_BSKH = jax.sharding.reshard(x_BSKH, jax.P(rows, length, None, None))
+            x_BSKH, own = jnp.repeat(x_BSKH, times, axis=2), None
+        return x_BSKH if own == heads else jax.sharding.reshard(x_BSKH, jax.P(rows, length, heads, None))  # fmt: skip
+
+    return laid(k_BSKH), laid(v_BSKH)
+
+
+def _names(axes) -> tuple[str, ...]:
+    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
+
+
+def _devices(axes) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in _names(axes))
+
+
+def per_shard(
+    local: Callable, floats: tuple, places: tuple, *, ring: Ring | None = None, out: str = "BTNH"
+) -> jax.Array:
+    """Returns local(floats, places, first_head), run on each device's part of the batch, the heads and a ring.
+
+    The layout is that of the queries, in the mesh's explicit axes: dim 0 and dim 2 may be split, dim 1 with
+    a `ring` alone. Rows and heads are independent, so nothing is communicated here but the sum of the
+    gradients of learned parameters. Keys and values are repeated first where their heads do not divide over the
+    devices (`keys_of_shards`).
+
+    Args:
+      local: called with whole arrays, and 0, where nothing is split.
+      floats: q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN. places: arrays of dims B, _.
+      ring: from `ring_of` the queries, for a `local` that passes keys on.
+      out: dims of the result as they are named in "BTNH".
+    """
+    q_BTNH, k_BSKH, v_BSKH, params, *clocks = floats
+    rows, length, heads, dim = jax.typeof(q_BTNH).sharding.spec
+    if rows is None and heads is None and length is None and dim is None:
+        return local(floats, places, jnp.int32(0))
+    if dim is not None or (length is not None) != (ring is not None):
+        raise ValueError("attention: queries may be split over batch and heads, over length for a ring alone, and never over head dim")  # fmt: skip
+    names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
+    k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
+    split = jax.P(rows, length, heads, None)
+    clock = jax.P(rows, length, None)
+    layout = (
+        (split, split, split, jax.P(), clock, clock),
+        tuple(jax.P(rows, length) for _ in places),
+    )
+    result = jax.P(*(split["BTNH".index(dim)] for dim in out))
+    arrays = ((q_BTNH, k_BSKH, v_BSKH, params, *clocks), places)
+
+    def on_device(floats, places):
+        first = lax.axis_index(names) * (num_heads // shards) if names else 0
+        return local(floats, places, jnp.int32(first))
+
+    arrays = jax.tree.map(
+        lambda spec, x: jax.tree.map(lambda y: jax.sharding.reshard(y, spec), x),
+        layout, arrays, is_leaf=lambda x: isinstance(x, jax.P),
+    )  # fmt: skip
+    # The loops carry whole buffers that start as zeros, the same on all devices: types cannot tell.
+    return jax.shard_map(on_device, in_specs=layout, out_specs=result, check_vma=False)(*arrays)
+
+
+def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
+    """Returns `encodings.running_clock`, of rows that may be split over batch, heads and a ring.
+
+    A device counts its own tokens; what the ones before it have counted of the document that is open where
+    they meet is one number a head, which all tell each other.
+    """
+    ring = ring_of(tick_BTN)
+    if ring is None:
+        return forget_gate.running_clock(tick_BTN, seg_BT)
+    split = jax.typeof(tick_BTN).sharding.spec
+
+    def on_device(tick_BTN, seg_BT):
+        clock_BTN = forget_gate.running_clock(tick_BTN, seg_BT)
+        opens_BT = jnp.cumsum(seg_BT != jnp.roll(seg_BT, 1, axis=1), axis=1)
+        goes_on_BT = opens_BT == opens_BT[:, :1]  # of the document that the device begins in
+        told = (clock_BTN[:, -1], seg_BT[:, 0], seg_BT[:, -1], goes_on_BT[:, -1])
+        last_RBN, first_seg_RB, last_seg_RB, through_RB = lax.all_gather(told, ring.axis)
+        follows_RB = first_seg_RB == jnp.roll(last_seg_RB, 1, axis=0)
+        follows_RB &= (jnp.arange(ring.size) > 0)[:, None]
+
+        def before(open_BN, one):
+            last_BN, follows_B, through_B = one
+            open_BN = jnp.where(follows_B[:, None], open_BN, 0.0)
+            return last_BN + jnp.where(through_B[:, None], open_BN, 0.0), open_BN
+
+        blank_BN = jnp.zeros_like(last_RBN[0])
+        _, open_RBN = lax.scan(before, blank_BN, (last_RBN, follows_RB, through_RB))
+        open_B1N = open_RBN[lax.axis_index(ring.axis)][:, None]
+        return clock_BTN + jnp.where(goes_on_BT[..., None], open_B1N, 0.0)
+
+    layout = (split, jax.P(*split[:2]))
+    return jax.shard_map(on_device, in_specs=layout, out_specs=split, check_vma=False)(
+        tick_BTN, seg_BT
+    )

@@ -1,0 +1,216 @@
+"""The cost table: what every encoding adds to a training step, a forward pass, memory and parameters."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.bench.result import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.timing import interleaved, spread
+from posenc_jax.encodings import REGISTRY, Temperature
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.config_sections import ModelSection, TrainSection
+from posenc_jax.training.sharding import make_mesh
+from posenc_jax.training.step import make_step, state_builder
+
+BASELINE = "nope"
+HYBRIDS = (
+    "rope+alibi",
+    "rope|alibi",
+    "rope+alibi|nope~logn",
+    "rope+alibi,nope~logn",
+    "rope+window,nope~logn",
+    "prope+log(c=2.0,t=10.0)~scale_invariant",
+    "rope+forget",
+    "rope+t5",
+    "rope+linear",
+)
+SHAPE = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
+VOCABULARY = 256
+GROUP = 4  # schemes compiled and timed at once, beside the baseline
+
+
+def all_schemes() -> tuple[str, ...]:
+    """Returns a line for every registered encoding (a temperature as "nope~name"), and the hybrids."""
+    alone = (
+        f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
+        for name, part in REGISTRY.items()
+    )
+    return (*alone, *HYBRIDS)
+
+
+def measure(
+    *,
+    schemes: tuple[str, ...] = (),
+    train_length: int = 512,
+    batch: int = 4,
+    rounds: int = 9,
+    seed: int = 0,
+) -> Outcome:
+    """Returns the cost of `schemes` (none given: all) relative to nope, on the first device.
+
+    Times are those of the training step that training runs (forward, backward, optimizer), and of the
+    forward pass alone, in a decoder of 2 layers. Schemes are taken a few at a time with nope among
+    them; memory is what the compiler sets aside for temporaries.
+
+    Raises:
+      ValueError: a scheme, length or batch that a decoder does not take, before anything compiles.
+    """
+    schemes = tuple(s for s in dict.fromkeys(schemes or all_schemes()) if s != BASELINE)
+    configs = [_run_config(scheme, train_length, batch) for scheme in schemes]
+    mesh = make_mesh(1, 1)
+    for config in configs:  # traces every scheme: one that cannot run says so now, not in an hour
+        with jax.set_mesh(mesh):
+            state_builder(config, Decoder(config.model_config(VOCABULARY)), mesh)
+    nope = _compiled(BASELINE, train_length, batch, seed, mesh)
+    rows, nope_seconds = [], {"forward+backward": [], "forward": []}
+    for first in range(0, len(schemes), GROUP):
+        group = schemes[first : first + GROUP]
+        print(f"{first + 1} to {first + len(group)} of {len(schemes)}: {'; '.join(group)}", file=sys.stderr, flush=True)  # fmt: skip
+        subjects = [nope, *(_compiled(s, train_length, batch, seed, mesh) for s in group)]
+        for direction, taken in nope_seconds.items():
+            seconds = interleaved(
+                {s.scheme: s.runs[direction] for s in subjects}, rounds=rounds, seed=seed
+            )
+            taken.append(seconds[BASELINE])
+            rows += [
+                _row(s, nope, direction, train_length, seconds[s.scheme], seconds[BASELINE])
+                for s in subjects[1:]
+            ]
+    for direction, taken in nope_seconds.items():  # the baseline's own row: all its rounds
+        if not taken:
+            taken.append(
+                interleaved({BASELINE: nope.runs[direction]}, rounds=rounds, seed=seed)[BASELINE]
+            )
+        all_R = np.concatenate(taken)
+        rows.append(_row(nope, nope, direction, train_length, all_R, all_R))
+    rows.sort(key=lambda row: (row["direction"] == "forward", row["ratio"]))
+    return Outcome(
+        "encodings",
+        "What every encoding costs, relative to nope",
+        f"Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) at {train_length} "
+        f"tokens, batch {batch}: medians of {rounds} ratios to nope in the same round, bars from first to "
+        "third quartile.",
+        {"train_length": train_length, "batch": batch, "rounds": rounds, "seed": seed}
+        | SHAPE
+        | {"vocab_size": VOCABULARY, "group": GROUP},
+        tuple(rows),
+        _table(rows),
+        _panels(rows),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    scheme: str
+    parameters: int
+    runs: dict[str, Callable]
+    temp_bytes: dict[str, int]
+
+
+def _run_config(scheme: str, train_length: int, batch: int) -> RunConfig:
+    return RunConfig(
+        model=ModelSection(scheme=scheme, **SHAPE),
+        train=TrainSection(length=train_length, batch_size=batch, data_devices=1),
+    )
+
+
+def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _Subject:
+    """Returns one scheme's step and forward pass, compiled, each with inputs of its own."""
+    config = _run_config(scheme, train_length, batch)
+    model = Decoder(config.model_config(VOCABULARY))
+    with jax.set_mesh(mesh):
+        build, _ = state_builder(config, model, mesh)
+        held = build(jax.random.key(seed))
+        data = random_batch(train_length, batch, seed, mesh)
+        step = make_step(config, model).lower(held, data).compile()
+
+        @jax.jit
+        def logits(params, data):
+            names = ("tokens_BT", "positions_BT", "segments_BT")
+            return model.apply({"params": params}, *(data[name][0] for name in names))[0]
+
+        forward = logits.lower(held["params"], data).compile()
+
+    def train():
+        nonlocal held  # the step takes the old state's memory
+        held, _ = step(held, data)
+        return held
+
+    return _Subject(
+        scheme,
+        sum(x.size for x in jax.tree.leaves(held["params"])),
+        {"forward+backward": train, "forward": lambda: forward(held["params"], data)},
+        {
+            "forward+backward": step.memory_analysis().temp_size_in_bytes,
+            "forward": forward.memory_analysis().temp_size_in_bytes,
+        },
+    )
+
+
+def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
+    """Returns random tokens as one slice [1, B, T] of what training reads."""
+    shape = (1, batch, train_length)
+    tokens = np.random.default_rng(seed).integers(VOCABULARY, size=shape, dtype=np.int32)
+    arrays = {
+        "tokens_BT": tokens,
+        "targets_BT": np.roll(tokens, -1, axis=-1),
+        "positions_BT": np.broadcast_to(np.arange(train_length, dtype=np.int32), shape),
+        "segments_BT": np.ones(shape, np.int32),
+        "weights_BT": np.ones(shape, np.float32),
+    }
+    sharding = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    return {name: jax.device_put(jnp.asarray(x), sharding) for name, x in arrays.items()}
+
+
+def _row(subject, nope, direction, train_length, seconds_R, nope_R) -> dict:
+    temp, least = subject.temp_bytes[direction], nope.temp_bytes[direction]
+    return {
+        "bench": "encodings",
+        "scheme": subject.scheme,
+        "length": train_length,
+        "direction": direction,
+        **spread(seconds_R, nope_R),
+        "rounds": len(seconds_R),
+        "temp_mb": temp / 1e6,
+        "temp_ratio": temp / least,
+        "parameters_added": subject.parameters - nope.parameters,
+    }
+
+
+def _table(rows: list[dict]) -> str:
+    forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
+    lines = []
+    for step in (row for row in rows if row["direction"] == "forward+backward"):
+        ahead = forward[step["scheme"]]
+        lines.append([
+            step["scheme"], f"{step['median_ms']:.1f}", with_quartiles(step),
+            f"{ahead['median_ms']:.1f}", with_quartiles(ahead),
+            f"{step['temp_mb']:.1f}", f"{step['temp_ratio']:.2f}", f"{step['parameters_added']:,}",
+        ])  # fmt: skip
+    names = ("scheme", "step ms", "x nope", "forward ms", "x nope", "temp MB", "x nope", "parameters +")  # fmt: skip
+    return aligned(names, lines)
+
+
+def _panels(rows: list[dict]) -> tuple[Panel, ...]:
+    steps = [row for row in rows if row["direction"] == "forward+backward"]
+    forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
+
+    def times(row):
+        return row["scheme"], row["ratio_q1"], row["ratio"], row["ratio_q3"]
+
+    memory = [(row["scheme"], *(row["temp_ratio"],) * 3) for row in steps]
+    return (
+        Panel(
+            "time, relative to nope",
+            {
+                "training step": [times(row) for row in steps],
+                "forward pass": [times(forward[row["scheme"]]) for row in steps],
+            },
+        ),
+        Panel("temporaries of the step, relative to nope", {"memory": memory}),
+    )

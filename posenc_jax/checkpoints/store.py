@@ -1,0 +1,166 @@
+"""The folder of a run's checkpoints: which are there, which are sound, which is best, which are kept.
+
+Knows names and manifests alone; what a checkpoint holds is read in `manager`.
+"""
+
+import math
+import shutil
+import sys
+from pathlib import Path
+
+from posenc_jax.checkpoints import manifest
+from posenc_jax.checkpoints.manifest import Damaged
+
+SAVING, _DELETING = ".saving-", ".deleting-"
+_CONTENTS = {"step", "leaves", "sums", "record"}
+
+
+class Shelf:
+    """Numbered checkpoints under one folder.
+
+    Args:
+      folder: `<workdir>/checkpoints`. owner: whether damaged ones are set aside and old ones deleted, as
+        the run's one trainer may; what a killed save left behind is then removed.
+    """
+
+    def __init__(self, folder: Path, *, owner: bool):
+        self.folder, self._owner = folder, owner
+        self._contents: dict[int, dict] = {}
+        self._losses: dict[int, float] = {}
+        if owner:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in (*folder.glob(f"{SAVING}*"), *folder.glob(f"{_DELETING}*")):
+                shutil.rmtree(stale)
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a folder with anything in it, sound or not, ascending."""
+        return numbered(self.folder)
+
+    def path(self, step: int) -> Path:
+        """Returns the folder of a step's checkpoint."""
+        return self.folder / str(step)
+
+    def known(self, step: int) -> bool:
+        """Whether a step's checkpoint has been verified here."""
+        return step in self._contents
+
+    def verified(self, step: int) -> dict:
+        """Returns what a checkpoint says of itself; raises Damaged unless every byte of it is sound."""
+        if step not in self._contents:
+            contents = manifest.verify(self.path(step))
+            if set(contents) != _CONTENTS:
+                raise Damaged(f"{manifest.NAME} is not one of ours")
+            if contents["step"] != step:
+                raise Damaged(f"it is the checkpoint of step {contents['step']}")
+            self._contents[step] = contents
+        return self._contents[step]
+
+    def newest(self, *, fall_back: bool) -> int | None:
+        """Returns the last step that verifies, or None where there is no checkpoint at all.
+
+        Damaged ones after it are named on stderr, and set aside by the owner.
+
+        Args:
+          fall_back: False raises for a damaged last one.
+
+        Raises:
+          Damaged: every checkpoint is.
+        """
+        faults: dict[int, Damaged] = {}
+        for step in reversed(self.steps()):
+            fault = self._fault(step, fall_back, "goes on from the last sound one")
+            if fault is None:
+                break
+            faults[step] = fault
+        else:
+            if faults:
+                said = "; ".join(f"{step}: {error}" for step, error in faults.items())
+                raise Damaged(
+                    f"every checkpoint in {self.folder} is damaged ({said}); bring one back from a copy, "
+                    "or remove that folder to start over"
+                )
+            return None
+        self._name(faults, f"step {step} is the last sound one")
+        return step
+
+    def best(self, *, fall_back: bool) -> int | None:
+        """Returns the sound step of the lowest dev loss, the first one of equals; None where none has one.
+
+        Args, and what is done about damaged ones: as in `newest`.
+        """
+        faults: dict[int, Damaged] = {}
+        found = None
+        for step in self._by_loss():
+            fault = self._fault(step, fall_back, "sets it aside and keeps the next best")
+            if fault is None:
+                found = step
+                break
+            faults[step] = fault
+        self._name(faults, "there is no other with a dev loss" if found is None else f"step {found} is the best sound one")  # fmt: skip
+        return found
+
+    def retain(self, keep: int) -> None:
+        """Deletes all but the last `keep` checkpoints and the one of the lowest dev loss."""
+        kept = {*self.steps()[-keep:], *self._by_loss()[:1]}
+        for old in set(self.steps()) - kept:
+            self.delete(old)
+
+    def delete(self, step: int) -> None:
+        """Takes the number away first: a kill leaves no half of a checkpoint under it."""
+        going = self.folder / f"{_DELETING}{step}"
+        self.path(step).rename(going)
+        shutil.rmtree(going)
+        self._forget(step)
+
+    def _by_loss(self) -> list[int]:
+        """Steps with a dev loss, from the lowest one up, earlier ones first among equals."""
+        losses = {step: self._loss(step) for step in self.steps()}
+        return sorted((s for s in losses if losses[s] < math.inf), key=lambda s: (losses[s], s))
+
+    def _loss(self, step: int) -> float:
+        """Dev loss of a step, as its manifest alone says; infinite where there is none."""
+        if step not in self._losses:
+            try:
+                said = manifest.read(self.path(step))["contents"]["record"].get("dev_loss")
+            except (Damaged, KeyError, AttributeError):
+                said = None
+            finite = isinstance(said, float) and math.isfinite(said)
+            self._losses[step] = said if finite else math.inf
+        return self._losses[step]
+
+    def _fault(self, step: int, fall_back: bool, remedy: str) -> Damaged | None:
+        try:
+            self.verified(step)
+        except Damaged as error:
+            if fall_back:
+                return error
+            raise Damaged(
+                f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same --workdir, "
+                f"which {remedy}"
+            ) from None
+        return None
+
+    def _name(self, faults: dict[int, Damaged], instead: str) -> None:
+        for bad, error in faults.items():
+            aside = f"; it is now {bad}.damaged" if self._owner else ""
+            print(f"checkpoint {self.path(bad)} is damaged: {error}{aside}; {instead}", file=sys.stderr)  # fmt: skip
+            if self._owner:
+                shutil.rmtree(self.folder / f"{bad}.damaged", ignore_errors=True)
+                self.path(bad).rename(self.folder / f"{bad}.damaged")
+                self._forget(bad)
+
+    def _forget(self, step: int) -> None:
+        self._contents.pop(step, None)
+        self._losses.pop(step, None)
+
+
+def numbered(folder: Path) -> list[int]:
+    """Returns the steps that name a folder with anything in it, ascending."""
+    if not folder.is_dir():
+        return []
+    named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())
+    return sorted(
+        int(child.name)
+        for child in named
+        if str(int(child.name)) == child.name and child.is_dir() and any(child.iterdir())
+    )

@@ -1,0 +1,1 @@
+"""Costs of a program: hardware data sheets, FLOPs by formula, and what compiled programs do."""

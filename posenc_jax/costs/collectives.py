@@ -1,0 +1,144 @@
+"""What devices say to each other in a compiled program: kind, how often, how many bytes, over which links."""
+
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from posenc_jax.costs.hlo import COLLECTIVES, Instruction, Program, runs, size
+
+
+class Collective(NamedTuple):
+    """One collective of a program.
+
+    Attributes:
+      kind: of `program.COLLECTIVES`. times: how often it runs in one run of the program.
+      payload: bytes on each device of the whole array: of the result of an all-gather, else of the operands.
+      group: devices that take part together. across: whether such a group spans hosts of `host_devices`.
+    """
+
+    kind: str
+    times: int
+    payload: float
+    group: int
+    across: bool
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, in all runs, around a ring."""
+        return (
+            self.times * self.payload * COLLECTIVES[self.kind](self.group)
+            if self.group > 1
+            else 0.0
+        )
+
+
+def collectives(program: Program, devices: int, host_devices: int) -> list[Collective]:
+    """Returns the collectives of a program on `devices` devices, `host_devices` to a host, in order."""
+    found, chains = [], set()
+    for run in runs(program)[0]:
+        if run.instruction.opcode != "fusion":
+            members, beside = [run.instruction], run.beside
+        else:  # TPUs fuse them with what goes before and after
+            members = program.computations[run.instruction.called("calls")[0]]
+            beside = {i.name: i for i in members}
+        for i in members:
+            kind = i.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            if beside is not run.beside:
+                channel = re.search(r"channel_id=\d+", i.rest)
+                if (
+                    channel and channel[0] in chains
+                ):  # one collective, a step of it in each of several fusions
+                    continue
+                chains.add(channel and channel[0])
+                if kind == "all-reduce" and _scattered(i, beside):
+                    kind = "reduce-scatter"
+            found.append(_collective(kind, i, beside, run.times, devices, host_devices))
+    return found
+
+
+def _scattered(i: Instruction, beside: dict[str, Instruction]) -> bool:
+    """Whether every use of a fused all-reduce keeps this device's piece alone: a TPU's reduce-scatter."""
+    uses = [use for use in beside.values() if i.name in use.operands]
+    return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
+
+
+def _collective(kind, i, beside, times, devices, host_devices) -> Collective:
+    groups = replica_groups(i.rest, devices) if kind != "collective-permute" else _pairs(i.rest)
+    group = groups.shape[1]
+    payload = sum(size(beside[name].shape) for name in i.operands if name in beside)
+    if kind == "all-gather":
+        payload *= group
+    hosts = groups // host_devices
+    return Collective(kind, times, payload, group, bool((hosts != hosts[:, :1]).any()))
+
+
+def replica_groups(text: str, devices: int) -> np.ndarray:
+    """Returns the groups of a collective, one a row, from its line of a program.
+
+    Args:
+      text: with {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'b'} after "replica_groups=".
+
+    Raises:
+      ValueError: none of these forms.
+    """
+    at = text.partition("replica_groups=")[2]
+    if named := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", at):
+        order = np.arange(devices) if named[2] is None else _order(named[2])
+        return _of_mesh(named[1], named[3], order)
+    if listed := re.match(r"\{((?:\{[\d,]*\},?)*)\}", at):
+        rows = [list(map(int, row.split(","))) for row in re.findall(r"\{([\d,]+)\}", listed[1])]
+        return np.array(rows) if rows else np.arange(devices)[None]
+    if counted := re.match(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", at):
+        return _order(counted[2]).reshape(_ints(counted[1]))
+    raise ValueError(f"groups of a collective of an unknown form: {at[:80]!r}")
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _order(text: str) -> np.ndarray:
+    """Returns device ids from "0,2,1,3", or from "[2,2]T(1,0)": counted up over dims that are then turned."""
+    if not text.startswith("["):
+        return np.array(_ints(text))
+    dims, _, turned = text.removeprefix("[").removesuffix(")").rstrip("]").partition("]T(")
+    ids = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
+    return (ids.transpose(_ints(turned)) if turned else ids).reshape(-1)
+
+
+def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
+    """Returns groups along axes such as 'b', or 'b':(2)4: of b's devices the 4 that lie after a split in 2."""
+    sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
+    asked = [
+        (name, int(before or 1), int(n or sizes[name]))
+        for name, before, n in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named)
+    ]
+    dims, inside = [], []
+    for axis, n in sizes.items():
+        cuts = {1, n} | {
+            cut for name, before, m in asked if name == axis for cut in (before, before * m)
+        }
+        cuts = sorted(cuts) if n > 1 else [1, 1]
+        for low, high in itertools.pairwise(cuts):
+            inside.append(
+                any(
+                    name == axis and before <= low and high <= before * m
+                    for name, before, m in asked
+                )
+            )
+            dims.append(high // low)
+    ids = order.reshape(dims)
+    where = [*(i for i, x in enumerate(inside) if not x), *(i for i, x in enumerate(inside) if x)]
+    members = math.prod(n for n, x in zip(dims, inside, strict=True) if x)
+    return ids.transpose(where).reshape(-1, members)
+
+
+def _pairs(text: str) -> np.ndarray:
+    listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
+    pairs = [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", listed[1])]
+    return np.array(pairs or [[0, 0]])

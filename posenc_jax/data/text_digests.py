@@ -1,0 +1,18 @@
+"""Which texts a corpus holds: names, sizes and SHA-256, so that a result says what it was read from."""
+
+import hashlib
+
+from posenc_jax.data.corpora import Corpus
+from posenc_jax.data.document_files import SPLITS
+
+OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from the list
+
+
+def listed(corpus: Corpus) -> list[dict]:
+    """Returns split, name, bytes and sha256 of the texts: all of a corpus of files, the held-out ones of others; by name."""
+    splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
+    return [
+        {"split": split, "name": name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+        for split in splits
+        for name, text in sorted(corpus.documents(split))
+    ]  # fmt: skip

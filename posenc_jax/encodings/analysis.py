@@ -1,0 +1,242 @@
+"""What a scheme can see before it is trained: kernels, horizons, blind distances, unseen arcs.
+
+Everything is computed from the scheme's own functions at given positions, for learned parts from
+their initial values. A query stands at the last of `length` positions; distance 0 is itself.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.rotary import angles
+from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
+
+# Smallest positive number of each dtype, subnormals included: weights below it are exactly zero.
+SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadReach:
+    """One head of one layer.
+
+    Attributes:
+      layer, head: indices. wavelengths: of its rotary pairs, tokens per turn (empty: no rotation).
+      sight: the scheme's own window: keys at that distance or further are out of sight; None: none are.
+      slope: nats lost from distance 0 to 1, or 0. slope_times_length: nats lost over L.
+      horizon: content margin in nats -> largest distance at which a needle with that margin over every
+        other key keeps weight 1/2 among `length` keys; -1 where even distance 0 does not, None in linear
+        attention, where weights are no softmax.
+      blind: dtype -> largest distance whose weight, relative to distance 0, is not exactly zero;
+        None where every one of the `length` distances has weight.
+      unseen_pairs: rotary pairs that never complete a turn within the training length.
+      temperature: tau of the last query on the farthest key.
+    """
+
+    layer: int
+    head: int
+    wavelengths: tuple[float, ...]
+    sight: int | None
+    slope: float
+    slope_times_length: float
+    horizon: dict[float, int | None]
+    blind: dict[str, int | None]
+    unseen_pairs: int
+    temperature: float
+
+
+def bias_of_distance(
+    layer: PlacedLayer, params: Params, length: int, chunk: int = 16384
+) -> np.ndarray:
+    """Returns b_ND, float64: the bias of each head for a query at length - 1 and key d tokens back."""
+    query_11 = jnp.full((1, 1), length - 1, jnp.int32)
+    pieces = []
+    for start in range(0, length, chunk):
+        distance = np.arange(start, min(start + chunk, length))
+        keys_1S = jnp.asarray(length - 1 - distance, jnp.int32)[None]
+        bias = layer.bias(params, query_11, keys_1S)
+        flat = np.zeros((layer.num_heads, len(distance)))
+        pieces.append(flat if bias is None else np.asarray(bias[0, :, 0], np.float64))
+    return np.concatenate(pieces, axis=1)
+
+
+def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> np.ndarray:
+    """Returns tau_ND, float64: the temperature of a query at length - 1 on a key d tokens back."""
+    keys_1S = jnp.arange(length - 1, -1, -1, jnp.int32)[None]
+    tau = layer.temperature(params, jnp.full((1, 1), length - 1, jnp.int32), keys_1S)
+    if tau is None:
+        return np.ones((layer.num_heads, length))
+    return np.broadcast_to(np.asarray(tau[0, :, 0], np.float64), (layer.num_heads, length))
+
+
+def temperature_of_position(
+    layer: PlacedLayer, params: Params, position_S: np.ndarray
+) -> np.ndarray:
+    """Returns tau_NS, float64: the temperature of a query at each position on the first key."""
+    queries_1S = jnp.asarray(position_S, jnp.int32)[None]
+    tau = layer.temperature(params, queries_1S, jnp.zeros((1, 1), jnp.int32))
+    if tau is None:
+        return np.ones((layer.num_heads, len(position_S)))
+    return np.asarray(tau[0, :, :, 0], np.float64)
+
+
+def horizon(bias_D: np.ndarray, margin: float | np.ndarray) -> int:
+    """Returns the largest distance at which a needle keeps weight 1/2, or -1.
+
+    The needle's content logit exceeds that of every other key by `margin` nats (one number, or one for
+    every distance); the others are alike. It keeps half of the weight where margin + b(d) is at least
+    the log of the others' summed weight.
+    """
+    weight_D = np.exp(bias_D - bias_D.max())
+    others_D = np.maximum(weight_D.sum() - weight_D, 0.0)
+    kept = np.exp(margin) * weight_D >= others_D
+    return int(np.flatnonzero(kept)[-1]) if kept.any() else -1
+
+
+def blind_distance(bias_D: np.ndarray, smallest: float) -> int | None:
+    """Returns the largest distance with a weight of at least `smallest`, None if that is all of them."""
+    seen = np.flatnonzero(bias_D - bias_D[0] >= math.log(smallest))
+    return None if seen[-1] == len(bias_D) - 1 else int(seen[-1])
+
+
+def reaches(
+    scheme: PlacedScheme, params: list[Params], length: int, margins: tuple[float, ...]
+) -> list[HeadReach]:
+    """Returns the reach of every head; identical layers are computed once.
+
+    Args:
+      scheme: placed. params: learned parameters per layer. length: keys in sight. margins: nats.
+    """
+    out, known = [], {}
+    train_length = scheme.whole.train_length
+    for number, (layer, learned) in enumerate(zip(scheme.layers, params, strict=True)):
+        if layer in known and not learned:
+            out += [dataclasses.replace(head, layer=number) for head in known[layer]]
+            continue
+        bias_ND = bias_of_distance(layer, learned, length)
+        tau_ND = temperature_of_distance(layer, learned, length)
+        heads = []
+        for group in layer.groups:
+            rotation = group.heads.rotation
+            waves = rotation.wavelengths(group.place) if rotation else ()
+            for n in range(group.first, group.stop):
+                b_D, sight = bias_ND[n], layer.window_N[n]
+                seen_D = b_D if sight is None else np.where(np.arange(length) < sight, b_D, -np.inf)
+                at_L = min(train_length, length - 1)
+                heads.append(
+                    HeadReach(
+                        layer=number,
+                        head=n,
+                        wavelengths=waves,
+                        sight=sight,
+                        slope=float(b_D[0] - b_D[min(1, length - 1)]),
+                        slope_times_length=float(b_D[0] - b_D[at_L]) * train_length / max(at_L, 1),
+                        horizon={
+                            m: None if layer.form else horizon(seen_D, m * tau_ND[n])
+                            for m in margins
+                        },
+                        blind={
+                            name: blind_distance(seen_D, tiny) for name, tiny in SMALLEST.items()
+                        },
+                        unseen_pairs=sum(wave > train_length for wave in waves),
+                        temperature=float(tau_ND[n, -1]),
+                    )
+                )
+        known[layer] = heads
+        out += heads
+    return out
+
+
+def rotary_kernel(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
+    """Returns the mean cosine over pairs: the logit of two equal constant vectors, relative to d = 0."""
+    turns_Sh = distance_S[:, None] / np.asarray(wavelengths)[None, :]
+    return np.cos(2 * np.pi * turns_Sh).mean(-1)
+
+
+def decay_bound(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
+    """Returns RoFormer's bound on the decay: the mean over j of |sum of the first j pairs' phasors|.
+
+    Source: Su et al. 2021, sec. 3.4.3, eq. 37. It bounds the logit of fixed vectors; it says nothing of
+    the expectation over random ones, which is zero at every distance.
+    """
+    phase_Sh = np.exp(2j * np.pi * distance_S[:, None] / np.asarray(wavelengths)[None, :])
+    return np.abs(np.cumsum(phase_Sh, axis=-1)).mean(-1)
+
+
+def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float]:
+    """Returns the largest angle error in radians at positions up to length - 1, by way of computing it.
+
+    "ours" is `rotary.angles`; "float32 product" multiplies position and frequency in float32;
+    "bfloat16 positions" rounds the position to bfloat16 first.
+    """
+    freq_h = 2 * np.pi / np.asarray(wavelengths, np.float64)
+    pos_T = np.unique(np.r_[np.linspace(0, length - 1, 4096).astype(np.int64), length - 1])
+    exact_Th = pos_T[:, None] * freq_h.astype(np.longdouble)
+
+    def largest(angle_Th: np.ndarray) -> float:
+        turns = np.abs(np.asarray(angle_Th, np.longdouble) - exact_Th) / (2 * np.pi) % 1.0
+        return float(2 * np.pi * np.minimum(turns, 1 - turns).max())
+
+    rounded_T = np.asarray(jnp.asarray(pos_T, jnp.bfloat16).astype(jnp.float32), np.float64)
+    return {
+        "ours": largest(np.asarray(angles(jnp.asarray(pos_T, jnp.int32), freq_h), np.float64)),
+        "float32 product": largest(pos_T[:, None].astype(np.float32) * freq_h.astype(np.float32)),
+        "bfloat16 positions": largest(rounded_T[:, None] * freq_h),
+    }
+
+
+def warnings(heads: list[HeadReach], length: int, train_length: int) -> list[str]:
+    """Returns what a user should know, in words, about the first layer of each kind and their sum."""
+    said = []
+    total = len(heads)
+    sights = sorted({h.sight for h in heads if h.sight is not None})
+    if sights:
+        count = sum(h.sight is not None for h in heads)
+        size = f"{sights[0]:,}" if len(sights) == 1 else f"{sights[0]:,} to {sights[-1]:,}"
+        said.append(f"{count} of {total} heads have a window of {size} tokens, at any length and under any stretch")  # fmt: skip
+    free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
+    for name in ("float32", "bfloat16"):
+        short = sorted({h.blind[name] for h in free if h.blind[name] is not None})
+        if short:
+            count = sum(h.blind[name] is not None for h in free)
+            where = f"{short[0]:,}" if len(short) == 1 else f"{short[0]:,} to {short[-1]:,}"
+            said.append(
+                f"{count} of {total} heads cannot see past {where} tokens in {name}: weights beyond are exactly 0"
+            )
+            break
+    linear = sum(None in h.horizon.values() for h in heads)
+    if linear:
+        said.append(
+            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no blind distance"
+        )
+    for margin in heads[0].horizon:
+        reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
+        if reach and margin <= 10 and max(reach) < length - 1:
+            far = max(reach)
+            said.append(
+                f"no head holds a needle of content margin {margin:g} at distance {length - 1:,}; "
+                f"the farthest reaches {max(far, 0):,}"
+            )
+    turning = [h for h in heads if h.wavelengths]
+    unseen = sum(h.unseen_pairs for h in turning)
+    if unseen and length > train_length:
+        pairs = sum(len(h.wavelengths) for h in turning)
+        said.append(
+            f"{unseen} of {pairs} rotary pairs turn less than once within {train_length:,} tokens: "
+            f"reading to {length:,} meets angles never seen in training, unless a bias hides them"
+        )
+    sloped = [h.slope_times_length for h in heads if h.slope > 0 and h.slope_times_length > 0]
+    if sloped and min(sloped) < 1 and length > train_length:
+        said.append(
+            f"{sum(lost < 1 for lost in sloped)} of {total} heads lose less than 1 nat over L = {train_length:,} "
+            f"(the least: {min(sloped):.2g}): training hardly shows them the bias they meet beyond it"
+        )
+    return said or ["nothing stands out"]
+
+
+def initial_parameters(scheme: PlacedScheme, key: jax.Array) -> list[Params]:
+    """Returns the initial learned parameters of every layer, for a look before training."""
+    return [layer.init(jax.random.fold_in(key, i)) for i, layer in enumerate(scheme.layers)]

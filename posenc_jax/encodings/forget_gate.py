@@ -1,0 +1,80 @@
+"""The forget gate: a distance bias that the tokens decide (Lin et al. 2025, FoX)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posenc_jax.encodings.base import MATCH, GatedBias, Params, Place, check_positive
+from posenc_jax.encodings.bias import alibi_slopes, distances, matched_slopes
+
+
+def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
+    """Returns clock_BTN, float32: the sum of the ticks of a document up to and including each token.
+
+    Begins anew at every change of segment, by resetting and not by subtracting: what stands before a
+    document cannot cost it precision. The tokens of a document stand together and in order.
+    """
+    before_BT = jnp.concatenate([seg_BT[:, :1] - 1, seg_BT[:, :-1]], axis=1)
+    new_BT1 = (seg_BT != before_BT)[..., None]
+
+    def join(left, right):
+        (a, a_new), (b, b_new) = left, right
+        return jnp.where(b_new, b, a + b), a_new | b_new
+
+    return jax.lax.associative_scan(join, (tick_BTN.astype(jnp.float32), new_BT1), axis=1)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forget(GatedBias):
+    """Forgetting attention: b(i, j) = sum over j < l <= i of ln f_l, f = sigmoid(w x + c) per head.
+
+    A constant gate f is ALiBi with slope -ln f. Source: Lin et al. 2025, eq. 5-7.
+
+    Attributes:
+      start: of the gates: "half", f = 1/2 on average (published: c = 0), or "match" or "standard", the
+        f whose slope is that of ALiBi (`matched_slopes`, `alibi_slopes`).
+      stddev: of the initial w, whose inputs are of unit size (published: 0.02).
+      factor: log-gates are divided by it, as slopes are when a scheme is read further. Tokens decide this
+        bias and not distance; at rest it is linear in distance and follows the rule of all others. Heads have no
+        order for an NTK form.
+    """
+
+    learns: ClassVar[bool] = True
+    start: str = "half"
+    stddev: float = 0.02
+
+    def check(self, place: Place) -> None:
+        """Raises ValueError for an unknown start, or a number that is not positive."""
+        if self.start not in ("half", "standard", MATCH):
+            raise ValueError(f"forget: start must be half, match or standard, not {self.start!r}")
+        check_positive("forget", stddev=self.stddev, factor=self.factor)
+
+    def init(self, key: jax.Array, place: Place) -> Params:
+        """Returns {"gate_DN", "gate_bias_N"}."""
+        if self.start == "half":
+            slope_N = np.full(place.heads, np.log(2))
+        elif self.start == MATCH:
+            slope_N = matched_slopes(place.heads, place.num_heads, place.train_length)
+        else:
+            slope_N = alibi_slopes(place.heads)
+        shape = (place.model_dim, place.heads)
+        return {
+            "gate_DN": self.stddev * jax.random.normal(key, shape, jnp.float32),
+            # sigmoid(c) = e^-m
+            "gate_bias_N": jnp.asarray(-np.log(np.expm1(slope_N)), jnp.float32),
+        }
+
+    def tick(self, params: Params, x_BTD: jax.Array, place: Place) -> jax.Array:
+        """Returns tick_BTN = ln f, float32."""
+        gate_BTN = jnp.einsum("BTD,DN->BTN", x_BTD.astype(jnp.float32), params["gate_DN"])
+        return jax.nn.log_sigmoid(gate_BTN + params["gate_bias_N"][None, None]) / self.factor
+
+    def bias(
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+    ) -> jax.Array:
+        """Returns bias_BNTS of tokens whose gates are at their resting value, sigmoid(c)."""
+        rest_N = jax.nn.log_sigmoid(params["gate_bias_N"]) / self.factor
+        return rest_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]

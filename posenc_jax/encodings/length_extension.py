@@ -1,0 +1,115 @@
+"""Reading a trained scheme further than it was trained: one rule for rotations and biases together.
+
+A rule is ``name:factor``. It gives every rotation the stretch of that name and every bias the same
+factor, in this order of meaning: the stretch changes R (and may scale it: YaRN's temperature, which
+multiplies content only); the bias is read at distance / factor and is never multiplied by a temperature;
+log-n temperature keeps the training length as its reference, and the scale-invariant one, a function of
+distance, is read at distance / factor like the bias it belongs to.
+
+A bias b under a stretch s is b(d / s), for every bias of distance, fixed or learned: under s it is at distance
+s d what it was at d. So a slope m becomes m / s, a power's m becomes m / s^p, a bucket of T5 is s times as
+wide, and FIRE reads its query's position as i / s too. Forget gates depend on tokens and not on distance; their logarithms
+are divided by s. In the NTK form heads with slopes read d / s^share, ranked by the slopes they have or have
+learned; heads without an order read d / s.
+
+============== ===================================== ==========================================
+rule           rotations                             biases
+============== ===================================== ==========================================
+pi:4, yarn:4,  that stretch with factor 4            distance / 4
+llama3:4
+ntk:4          NTK-aware with factor 4               NTK form: steepest kept, shallowest / 4
+dynamic:1      dynamic NTK, f = 1, for the length    distance * L / length, past L
+abf:500000     base 500000                           unchanged
+slopes:4       unchanged                             distance / 4
+============== ===================================== ==========================================
+
+``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule.
+
+A scheme that was fine-tuned at a longer length is placed with the length it was first trained at, and was
+trained to the longer one: a rule goes on from there. Slopes that were divided by 4 are divided by 8 under
+``slopes:2``; ``dynamic`` begins past the longer length; ``yarn`` and ``llama3`` count turns within it.
+"""
+
+import dataclasses
+
+from posenc_jax.encodings.base import LEAST, MOST
+from posenc_jax.encodings.grammar import near_names
+from posenc_jax.encodings.rope_scaling import (
+    BaseChange,
+    DynamicNtk,
+    Llama3,
+    NtkAware,
+    PositionInterpolation,
+    Stretch,
+    Yarn,
+)
+from posenc_jax.encodings.scheme import Heads, Scheme
+
+_FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3": Llama3}
+RULES = (*_FACTORED, "dynamic", "abf", "slopes")
+
+
+def stretched(
+    scheme: Scheme, rule: str, *, length: int, train_length: int, placed_length: int = 0
+) -> Scheme:
+    """Returns the scheme as `rule` reads it, for sequences of up to `length` tokens.
+
+    Args:
+      scheme: as trained. rule: see the module's text. length, train_length: tokens.
+      placed_length: that the scheme is placed with, if it is not train_length (0).
+
+    Raises:
+      ValueError: an unknown rule, a bad number, or a rule that would change nothing in this scheme.
+    """
+    half, _, plain = (
+        rule.rpartition(".") if rule.split(".")[0] in ("rotation", "bias") else ("", "", rule)
+    )
+    name, _, number = plain.partition(":")
+    if name not in RULES:
+        raise ValueError(f"unknown stretch {name!r}{near_names(name, list(RULES))}")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"stretch {rule!r} needs a positive number that float32 holds: {name}:4")
+
+    original = 0 if placed_length in (0, train_length) else train_length
+    rotation, factor, ntk = _halves(name, value, length, train_length, original)
+    if half == "bias":
+        rotation = None
+    if half == "rotation":
+        factor = 1.0
+    layers = tuple(
+        tuple(_stretched_heads(heads, rotation, factor, ntk) for heads in layer)
+        for layer in scheme.layers
+    )
+    grown = name != "dynamic" or length > train_length
+    if layers == scheme.layers and grown:
+        raise ValueError(f"stretch {rule!r} changes nothing in this scheme")
+    return dataclasses.replace(scheme, layers=layers)
+
+
+def _halves(name: str, value: float, length: int, train_length: int, original: int):
+    """Returns the rotation's stretch, the bias's factor, and whether it takes the NTK form."""
+    if name in ("yarn", "llama3"):
+        return _FACTORED[name](factor=value, original=original), value, False
+    if name in _FACTORED:
+        return _FACTORED[name](factor=value), value, name == "ntk"
+    if name == "dynamic":
+        factor = max(length / train_length, 1.0)
+        return DynamicNtk(factor=value, length=length, original=original), factor, False
+    if name == "abf":
+        return BaseChange(value), 1.0, False
+    return None, value, False
+
+
+def _stretched_heads(heads: Heads, rotation: Stretch | None, factor: float, ntk: bool) -> Heads:
+    changed = {}
+    if rotation is not None and heads.rotation is not None:
+        changed["rotation"] = heads.rotation.stretched(rotation)
+    if factor != 1 and heads.bias is not None:
+        changed["bias"] = heads.bias.stretched(factor, ntk)
+    if factor != 1 and heads.temperature is not None:
+        changed["temperature"] = heads.temperature.stretched(factor)
+    return dataclasses.replace(heads, **changed)

@@ -1,0 +1,269 @@
+"""Stretches: changes of a rotation's frequencies (and its amplitude) that let it read further.
+
+A stretch is a value of its own, set in training (``rope(stretch=yarn(factor=4.0))``) or laid over a
+trained checkpoint when it is read (``--stretch=yarn:4``). All work on float64 host constants; the
+length a model was trained at is the place's training length unless ``original`` says otherwise.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from posenc_jax.encodings.base import check_positive
+
+
+class Stretch:
+    """What all stretches share: new frequencies, and an amplitude for cos and sin."""
+
+    def frequencies(self, freq_h: np.ndarray, base: float, length: int) -> np.ndarray:
+        """Returns the stretched freq_h, radians per token, float64.
+
+        Args:
+          freq_h: base^(-2i/dim), i < dim/2. base: of these. length: the original training length.
+        """
+        raise NotImplementedError
+
+    def amplitude(self, length: int) -> float:
+        """Returns the factor on cos and sin; logits between two rotated vectors get its square."""
+        return 1.0
+
+    def check(self) -> None:
+        """Raises ValueError for a setting that makes no sense: below 0, or 0 where that has no meaning."""
+        owner = type(self).__name__.lower()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, bool):
+                continue
+            if isinstance(field.default, tuple):
+                for number in value:
+                    check_positive(owner, **{field.name: number})
+            elif field.default or value:  # 0 by default stands for "by the rule"
+                check_positive(owner, **{field.name: value})
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22; DeepSeek)."""
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def ntk_base(base: float, factor: float, dim: int) -> float:
+    """Returns base * factor^(dim/(dim-2)): the slowest pair slows by factor, the fastest not at all.
+
+    Source: bloc97 2023 ("NTK-aware scaled RoPE"); Peng et al. 2023 (YaRN), sec. 3.1. A single pair
+    has no slower one to spare: with dim 2 the frequency is 1 whatever the base.
+    """
+    return base * factor ** (dim / (dim - 2)) if dim > 2 else base
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionInterpolation(Stretch):
+    """Every frequency divided by the factor (Chen et al. 2023, eq. 4)."""
+
+    factor: float = 4.0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns freq_h / factor."""
+        return freq_h / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class NtkAware(Stretch):
+    """A larger base: see `ntk_base`."""
+
+    factor: float = 4.0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns the frequencies of the larger base."""
+        exponent_h = np.arange(len(freq_h)) / len(freq_h)
+        return ntk_base(base, self.factor, 2 * len(freq_h)) ** -exponent_h
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicNtk(Stretch):
+    """NTK-aware with the factor that a given length needs; up to the original length nothing changes.
+
+    The length is fixed up front, for prefill and every later step alike, so that no key is ever read at
+    other frequencies than it was meant for; `evaluate.py --stretch=dynamic:1` fixes it per length.
+
+    Attributes:
+      factor: f of base * (f * L'/L - (f - 1))^(d/(d-2)).
+      length: L', the longest sequence that will be read; 0 is the original length.
+      original: the original length; 0 takes the training length.
+
+    Source: emozilla 2023 (dynamic NTK); transformers, "dynamic".
+    """
+
+    factor: float = 1.0
+    length: int = 0
+    original: int = 0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns the frequencies of the base that fits `self.length`."""
+        length = self.original or length
+        grown = max(self.length, length) / length
+        # The published form, f * grown - (f - 1), is this one less what f would round away.
+        return NtkAware(1 + self.factor * (grown - 1)).frequencies(freq_h, base, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn(Stretch):
+    """NTK by parts with a temperature (Peng et al. 2023, eq. 17-22).
+
+    Pairs that turn more than beta_fast times within the original length are kept, those that turn less
+    than beta_slow times are interpolated, the rest are blended by a linear ramp over the pair index.
+
+    The amplitude is attention_factor, or else m(mscale) / m(mscale_all_dim), with m(x) = 0.1 x ln s + 1. That is
+    DeepSeek's form; transformers' is the same where both or neither are given, and takes one given alone for none.
+    DeepSeek also multiplies all content by m(mscale_all_dim)^2: here a temperature, `~yarn_temperature(mscale=...)`.
+
+    Attributes:
+      factor: s. beta_fast, beta_slow: turns at the two ends of the ramp.
+      truncate: round the ends of the ramp outward to whole pairs, as the published code does.
+      original: the original length; 0 takes the training length.
+      attention_factor: the amplitude outright; 0: by the formula.
+      mscale, mscale_all_dim: of the formula; 1 and 0 are the paper's.
+    """
+
+    factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    original: int = 0
+    attention_factor: float = 0.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def check(self):
+        """Raises ValueError for a bad number, or the amplitude given both outright and by formula."""
+        super().check()
+        if self.attention_factor and (self.mscale != 1 or self.mscale_all_dim):
+            raise ValueError("yarn: attention_factor takes the place of mscale and mscale_all_dim; give one or the others")  # fmt: skip
+
+    def ramp_ends(self, dim: int, base: float, length: int) -> tuple[float, float]:
+        """Returns (low, high): pair indices where interpolation begins and is complete."""
+
+        def index(turns: float) -> float:
+            return dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(base))
+
+        low, high = index(self.beta_fast), index(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        return max(low, 0), min(high, dim - 1)
+
+    def frequencies(self, freq_h, base, length):
+        """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError where the ramp is none."""
+        if not base > 1:
+            raise ValueError(f"yarn: needs a base above 1, not {base:g}: its ramp runs over slower and slower pairs")  # fmt: skip
+        turns = (self.original or length) / (2 * math.pi)
+        if not self.beta_slow < min(self.beta_fast, turns):
+            raise ValueError(
+                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} and below the "
+                f"{turns:.3g} turns of the fastest pair within the original length"
+            )
+        low, high = self.ramp_ends(2 * len(freq_h), base, self.original or length)
+        width = (high - low) or 0.001
+        ramp_h = np.clip((np.arange(len(freq_h)) - low) / width, 0, 1)
+        return freq_h / self.factor * ramp_h + freq_h * (1 - ramp_h)
+
+    def amplitude(self, length):
+        """Returns the attention factor; see the class."""
+        if self.attention_factor:
+            return self.attention_factor
+        return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3(Stretch):
+    """Llama-3.1's smoothing by wavelength.
+
+    Wavelengths above original/low are divided by the factor in frequency, those below original/high are
+    kept, and between them the two are blended linearly in original/wavelength.
+
+    Attributes:
+      factor: of the slow pairs. low, high: published as 1 and 4.
+      original: the original length; 0 takes the training length (Llama-3.1: 8192).
+    """
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns the blended frequencies."""
+        turns_h = (self.original or length) * freq_h / (2 * np.pi)  # within the original length
+        smooth_h = np.clip((turns_h - self.low) / (self.high - self.low), 0, 1)
+        return freq_h / self.factor * (1 - smooth_h) + freq_h * smooth_h
+
+    def check(self):
+        """Raises ValueError unless 0 < low < high and factor > 0."""
+        super().check()
+        if self.low >= self.high:
+            raise ValueError(f"llama3: low={self.low} must be below high={self.high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRope(Stretch):
+    """A factor per pair, searched for offline: one list up to the original length, one beyond.
+
+    Attributes:
+      factor: s, for the amplitude sqrt(1 + ln s / ln L).
+      attention_factor: the amplitude outright, whatever s is; 0: by that formula.
+      short, long: one divisor per rotary pair; empty is all ones.
+      length: the longest sequence that will be read: the long list serves when it exceeds the original.
+      original: the original length; 0 takes the training length.
+
+    Source: Ding et al. 2024, sec. 3; transformers, "longrope".
+    """
+
+    factor: float = 4.0
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+    length: int = 0
+    original: int = 0
+    attention_factor: float = 0.0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns freq_h divided by the list that serves; ValueError when its size is wrong."""
+        divisors = self.long if self.length > (self.original or length) else self.short
+        if divisors and len(divisors) != len(freq_h):
+            raise ValueError(
+                f"longrope: {len(divisors)} factors given for {len(freq_h)} rotary pairs"
+            )
+        return freq_h / np.asarray(divisors or np.ones(len(freq_h)), np.float64)
+
+    def amplitude(self, length):
+        """Returns the attention factor: sqrt(1 + ln s / ln L) for s > 1, else 1, unless given outright."""
+        if self.attention_factor:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        length = self.original or length
+        if length < 2:
+            raise ValueError(
+                f"longrope: the original length must be at least 2 tokens, not {length}"
+            )
+        return math.sqrt(1 + math.log(self.factor) / math.log(length))
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseChange(Stretch):
+    """Another base for the same pairs ("adjusted base frequency"; Xiong et al. 2023, sec. 4.1)."""
+
+    base: float = 500_000.0
+
+    def frequencies(self, freq_h, base, length):
+        """Returns the frequencies of the new base."""
+        return self.base ** -(np.arange(len(freq_h)) / len(freq_h))
+
+
+STRETCHES: dict[str, type[Stretch]] = {
+    "pi": PositionInterpolation,
+    "ntk": NtkAware,
+    "dynamic": DynamicNtk,
+    "yarn": Yarn,
+    "llama3": Llama3,
+    "longrope": LongRope,
+    "abf": BaseChange,
+}

@@ -1,0 +1,180 @@
+"""Evaluates a checkpoint of a run, usually the last: items of work, each measured once, rows as they come."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+
+from posenc_jax.encodings.backend import whole_products
+from posenc_jax.evaluation import key_targets
+from posenc_jax.evaluation.classification import check_suites
+from posenc_jax.evaluation.context import Measures
+from posenc_jax.evaluation.load_run import (
+    LAST,
+    compiled_lengths,
+    config_of,
+    fitting_multiples,
+    named,
+    reading,
+    restored,
+    stretched_folder,
+)
+from posenc_jax.evaluation.perplexity import held_out_stretches
+from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.evaluation.suites import SUITES, chosen
+from posenc_jax.results.files import write_json
+from posenc_jax.results.row_file import RowFile
+from posenc_jax.training.inputs import open_inputs
+from posenc_jax.training.progress import Progress
+from posenc_jax.training.sharding import make_mesh, parameter_layout
+
+
+def evaluate(
+    workdir: Path,
+    *,
+    multiples: tuple[int, ...] | None,
+    suites: tuple[str, ...] | None,
+    split: str,
+    stretch: str | None,
+    key_targets: Path | None = None,
+    checkpoint: str = LAST,
+) -> Path:
+    """Measures what is not measured yet and returns the path of rows.jsonl.
+
+    Args:
+      workdir: a trained run. multiples: lengths in units of L; None takes the run's own and writes
+        down as skipped those that do not fit. suites: names of `suites.py`; None takes
+        the run's own. split: "test" or "dev". stretch: a
+        rule of `posenc_jax.encodings.length_extension`, or None; its rows are an arm of their own, in
+        `<workdir>/stretched/<rule>`. key_targets: file of E5's targets, or None. checkpoint: "last", on
+        which results rest, "best" by dev loss, or a step; rows of others than the last lie apart and say so.
+
+    Raises:
+      ValueError: no checkpoint or one of another run, an unknown suite or split, or a length asked for
+        that does not fit.
+    """
+    trained = config_of(workdir)
+    if split not in ("test", "dev"):
+        raise ValueError(
+            f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
+        )
+    config = trained
+    if stretch is not None:
+        config = named(trained, f"{trained.arm} {stretch}")
+    own = ("C",) if config.data.task == "classification" else config.evaluation.measures
+    measures = chosen(own if suites is None else suites)
+    check_suites(config, tuple(measures))
+    if key_targets is not None and not key_targets.is_file():
+        raise ValueError(f"--key_targets={key_targets} is no file")
+    wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
+    if wanted[0] < 1:
+        raise ValueError(f"--lengths must be whole multiples of the training length, not {wanted}")
+    fitting = fitting_multiples(config, wanted, asked=multiples is not None)
+    inputs = open_inputs(config)
+    every = tuple(sorted({*config.evaluation.multiples, *wanted}))
+    top, deepest = every[-1], max(fitting_multiples(config, every, asked=False))
+    L = config.placed_length
+    longest = max(fitting) * L
+    model_configs = {
+        n: reading(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
+        for n in compiled_lengths(config, stretch, fitting)
+    }
+    found = restored(workdir, trained, inputs, checkpoint)
+    step, params = found.step, found.params
+    mark = {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": step}
+    mark |= {"step": step, "unfinished": True} if found.unfinished else {}
+
+    # Rows of another run, checkpoint or other settings are replaced; E rows also when their text changes.
+    deciding = dataclasses.replace(config.evaluation, measures=())
+    settings = (
+        {"step": step, "settings": repr(deciding), "stretch": stretch} | found.identity | mark
+    )
+    if config.train.length != L:  # once a fine-tuned run was measured in units of its own length
+        settings |= {"train_length": L}
+    stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
+    stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
+    if stretch is not None:
+        workdir = stretched_folder(workdir, stretch, reading(config, stretch, longest))
+    apart = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
+    folder = workdir / "_".join(["evaluation", *apart])
+    (folder / "arrays").mkdir(parents=True, exist_ok=True)
+    rows = RowFile(folder / "rows.jsonl", stamps)
+    if rows.dropped:
+        print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
+    scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
+    shown = model_configs[max(model_configs)]
+    work = Measures(
+        folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets,
+        model_configs, every, mark,
+    )  # fmt: skip
+    items = {"scheme": work.scheme}
+    for letter, names in measures.items():
+        items |= SUITES[letter].items(work, names)
+    for k in sorted(set(wanted) - set(fitting)):
+        limit = shown.placed.longest()
+        reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
+        items[f"skipped/{k}"] = lambda k=k, reason=reason: work.skipped(
+            "all", "skipped", k * L, reason
+        )
+    bar = Progress(f"evaluate {config.arm}", 0, len(items))
+    with whole_products():
+        for done, (item, measure) in enumerate(items.items(), 1):
+            if not rows.has(item):
+                rows.add(item, measure())
+            bar.update(done, item=item)
+    bar.close()
+    write_json(
+        folder / "evaluation.json",
+        settings
+        | {
+            "split": split,
+            "checkpoint": checkpoint,
+            "programs": scorer.compilations,
+            "attention": {n: c.measured.attention_paths(n) for n, c in model_configs.items()},
+        },
+    )
+    return folder / "rows.jsonl"
+
+
+def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
+    """Chooses E5's targets with a run trained at 4L, writes them, and returns how many they are.
+
+    Raises:
+      ValueError: a training length that four does not divide, or a model that cannot read 4L + L/2.
+    """
+    config = config_of(workdir)
+    L, rest = divmod(config.train.length, key_targets.REFERENCE_MULTIPLE)
+    if rest:
+        raise ValueError(f"{workdir} was trained at {config.train.length} tokens, not at 4 L")
+    inputs = open_inputs(config)
+    top = max(config.evaluation.multiples)
+    rows_RT = held_out_stretches(
+        inputs.stream(split), top * L + L // 2, config.evaluation.stretches
+    )
+    found = restored(workdir, config, inputs, LAST)
+    model = config.model_config(inputs.tokenizer.vocab_size)
+    lengths = (L + L // 2, config.train.length + L // 2)
+    scorer = _scorer(dict.fromkeys(lengths, model), found.params, config.evaluation.batch_tokens)
+    chosen_RT = key_targets.choose(scorer, rows_RT, L)
+    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": found.step}
+    key_targets.write(path, chosen_RT, key_targets.about(inputs, split, L, top, rows_RT), reference)
+    return int(chosen_RT.sum())
+
+
+def _scorer(model_configs: dict, params, batch_tokens: int) -> Scorer:
+    """A scorer over all devices of this process."""
+    if len(jax.devices()) == 1:
+        return Scorer(model_configs, jax.device_put(params), batch_tokens)
+    mesh = make_mesh(0, 1)
+    places = jax.tree.map(
+        lambda spec: jax.NamedSharding(mesh, spec),
+        parameter_layout(params, mesh),
+        is_leaf=lambda spec: isinstance(spec, jax.P),
+    )
+    return Scorer(model_configs, jax.device_put(params, places), batch_tokens, mesh)
+
+
+def _stamp(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,256 @@
+"""M1-M11: what every head does with its keys, as numbers from streamed sums (EVALUATION.md, sec. 5).
+
+`observed` runs a model over rows of text and gives one `HeadSums` per softmax layer; the functions
+below it turn sums into measures and are plain NumPy in float64. L layers, N heads, D distances.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from posenc_jax.attention.attention_statistics import Watched, needles, watch
+from posenc_jax.encodings import PlacedLayer
+from posenc_jax.encodings.base import Params
+from posenc_jax.evaluation.capture import over_batches, watched
+from posenc_jax.model.config import ModelConfig
+from posenc_jax.tasks.instances import Instance
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSums:
+    """One layer's reductions over B rows of T tokens, read by the queries from `first` on; float64.
+
+    Attributes:
+      pairs_D: pairs of query and key at each distance. weight_ND, content_ND, logit_ND: mean attention
+        weight, content logit and whole logit at each distance. within_ND: summed squares of the whole
+        logit about that mean. entropy_N, sink_N: mean over queries. blind_N: by dtype, mean share of
+        blind keys. q_power_NH, k_power_NH: mean squares of each dim before the rotation.
+    """
+
+    pairs_D: np.ndarray
+    weight_ND: np.ndarray
+    content_ND: np.ndarray
+    logit_ND: np.ndarray
+    within_ND: np.ndarray
+    entropy_N: np.ndarray
+    sink_N: np.ndarray
+    blind_N: dict[str, np.ndarray]
+    q_power_NH: np.ndarray
+    k_power_NH: np.ndarray
+    first: int
+    rows: int
+
+    @property
+    def queries(self) -> int:
+        """Queries read, over all rows."""
+        return self.rows * (len(self.pairs_D) - self.first)
+
+
+def observed(
+    config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int, first: int
+) -> list[HeadSums | None]:
+    """Returns the sums of each layer over rows of text, None for a layer of linear attention.
+
+    Args:
+      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: run at a time.
+      first: index of the first query that is read; the mean over later ones sees every distance up to it.
+    """
+
+    @jax.jit
+    def program(params, tokens_BT):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
+            if layer.form is not None:
+                return None
+            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
+            return watch(q, k, layer, learned, first=first, **where)
+
+        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return watched(config, params, tokens_BT, pos_BT, reduce)
+
+    pieces = over_batches(
+        functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32)
+    )
+    return [
+        None if pieces[0][i] is None else joined([piece[i] for piece in pieces], first)
+        for i in range(config.num_layers)
+    ]
+
+
+def joined(pieces: Sequence[Watched], first: int) -> HeadSums:
+    """Returns the sums over all sequences of some batches; `first` as for `watch`."""
+    whole = jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *pieces)
+    B, _, T = whole.weight_BND.shape
+    each_D = T - np.maximum(np.arange(T), first).astype(
+        np.float64
+    )  # pairs at a distance, in one row
+    logit_ND = whole.mean_BND.mean(0)
+    between_ND = each_D * ((whole.mean_BND - logit_ND) ** 2).sum(0)
+    return HeadSums(
+        pairs_D=B * each_D,
+        weight_ND=whole.weight_BND.sum(0) / (B * each_D),
+        content_ND=whole.content_BND.sum(0) / (B * each_D),
+        logit_ND=logit_ND,
+        within_ND=whole.spread_BND.sum(0) + between_ND,
+        entropy_N=whole.entropy_BNQ.mean((0, 2)),
+        sink_N=whole.sink_BNQ.mean((0, 2)),
+        blind_N={name: x.mean((0, 2)) for name, x in whole.blind_BNQ.items()},
+        q_power_NH=whole.q_power_BNH.mean(0),
+        k_power_NH=whole.k_power_BNH.mean(0),
+        first=first,
+        rows=B,
+    )
+
+
+def mass_between(sums: HeadSums, low: int, high: int) -> np.ndarray:
+    """Returns mass_N (M1): the mean weight a query puts on keys at distances in [low, high)."""
+    total_ND = sums.weight_ND * sums.pairs_D
+    return total_ND[:, low:high].sum(-1) / sums.queries
+
+
+def mean_distance(sums: HeadSums) -> np.ndarray:
+    """Returns distance_N (M1): the weighted mean distance of a query's keys, tokens."""
+    return (sums.weight_ND * sums.pairs_D) @ np.arange(len(sums.pairs_D)) / sums.queries
+
+
+def relative_structure(sums: HeadSums) -> np.ndarray:
+    """Returns score_N (P2): 1 - Var(z_ij - f(i - j)) / Var(z_ij), f the mean of each diagonal.
+
+    1 where the logit is a function of distance alone; nan where it never varies.
+    """
+    grand_N1 = (sums.logit_ND @ sums.pairs_D / sums.pairs_D.sum())[:, None]
+    between_N = (sums.logit_ND - grand_N1) ** 2 @ sums.pairs_D
+    within_N = sums.within_ND.sum(-1)
+    with np.errstate(invalid="ignore"):
+        return between_N / (between_N + within_N)
+
+
+def monotonicity(sums: HeadSums) -> np.ndarray:
+    """Returns tau_N (M7): Kendall's tau-b of mean weight against distance, -1 for a strict fall.
+
+    Over the distances that every query sees; nan where the mean weight never varies.
+    """
+    seen = np.arange(sums.first + 1)
+    with np.errstate(invalid="ignore"):
+        return np.array([stats.kendalltau(seen, w_D[seen]).statistic for w_D in sums.weight_ND])
+
+
+def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[list[dict]]:
+    """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest first.
+
+    Read off the rotation itself, by turning every unit vector to position 1; in more than one dimension
+    that is one column. A dim that turns with no other belongs to no pair. A dim that turns by itself, into a
+    cosine and a sine, is {"dims": (a,), ..}.
+    """
+    N, H = layer.num_heads, head_dim
+    unit_1HNH = jnp.broadcast_to(jnp.eye(H)[None, :, None], (1, H, N, H))
+    out_1HNH = layer.rotate(params, unit_1HNH, jnp.ones((1, H), jnp.int32), "query")
+    turn_NHH = np.asarray(out_1HNH[0], np.float64).swapaxes(0, 1)
+    heads = []
+    still_1HNH = layer.rotate(params, unit_1HNH, jnp.zeros((1, H), jnp.int32), "query")
+    still_NHH = np.asarray(still_1HNH[0], np.float64).swapaxes(0, 1)
+    for turn_HH, still_HH in zip(turn_NHH, still_NHH, strict=True):
+        pairs = []
+        for a in range(H if turn_HH[:, H:].any() else 0):
+            turned, still = (x_HH[a, a] + 1j * x_HH[a, a + H] for x_HH in (turn_HH, still_HH))
+            if angle := abs(np.angle(turned * np.conj(still))):
+                pairs.append({"dims": (a,), "wavelength": float(2 * np.pi / angle)})
+        if pairs:
+            heads.append(sorted(pairs, key=lambda pair: pair["wavelength"]))
+            continue
+        turn_HH = turn_HH[:, :H]
+        for a, b in zip(*np.nonzero(np.triu(np.abs(turn_HH), 1)), strict=True):
+            angle = abs(np.arctan2(turn_HH[a, b], turn_HH[a, a]))
+            pairs.append({"dims": (int(a), int(b)), "wavelength": float(2 * np.pi / angle)})
+        heads.append(sorted(pairs, key=lambda pair: pair["wavelength"]))
+    return heads
+
+
+def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
+    """Returns for every head the share of each rotary pair, and of the unrotated dims last (M5).
+
+    A pair's use is the root mean square of its queries times that of its keys, the bound of its part
+    of the content logit; the shares of a head sum to 1 (Barbero et al. 2024, sec. 3, use norms so).
+    """
+    shares = []
+    for q_H, k_H, pairs in zip(sums.q_power_NH, sums.k_power_NH, planes, strict=True):
+        rest = np.setdiff1d(np.arange(len(q_H)), [d for pair in pairs for d in pair["dims"]])
+        parts = [list(pair["dims"]) for pair in pairs] + [rest.astype(int)]
+        use = np.array([np.sqrt(q_H[dims].sum() * k_H[dims].sum()) for dims in parts])
+        shares.append(use / use.sum() if use.sum() else use)
+    return shares
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleHeads:
+    """What each head makes of needles, one entry an answer token: A of them, over all instances.
+
+    Attributes:
+      distance_A: tokens from the predicting position back to the needle's token. weight_NA, margin_NA,
+        reach_NA: as in `attention.observe.Needles`.
+    """
+
+    distance_A: np.ndarray
+    weight_NA: np.ndarray
+    margin_NA: np.ndarray
+    reach_NA: np.ndarray
+
+
+def needle_places(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (query_A, key_A): the position that predicts each answer token, and that token's twin.
+
+    A token at p is predicted at p - 1. The needle's token stands `distance` before it, for every token
+    of an answer alike, as answer and needle are the same ids in the same order.
+    """
+    query_A = np.concatenate([np.arange(a.start - 1, a.stop - 1) for a in instance.answers])
+    back_A = np.concatenate([np.full(a.stop - a.start, a.distance) for a in instance.answers])
+    return query_A, query_A - back_A
+
+
+def needle_heads(
+    config: ModelConfig, params, instances: list[Instance], batch_tokens: int
+) -> list[NeedleHeads | None]:
+    """Returns M9 and M10 of each layer over instances of one length and one number of answers.
+
+    None for a layer of linear attention. Args: see `observed`.
+    """
+
+    @jax.jit
+    def program(params, tokens_BT, query_BA, key_BA):
+        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
+            if layer.form is not None:
+                return None
+            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
+            return needles(q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where)
+
+        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return watched(config, params, tokens_BT, pos_BT, reduce)
+
+    query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_places, instances), strict=True))
+    tokens_BT = np.stack([i.tokens for i in instances])
+    pieces = over_batches(
+        functools.partial(program, params), batch_tokens, tokens_BT, query_BA, key_BA
+    )
+    layers = []
+    for i in range(config.num_layers):
+        if pieces[0][i] is None:
+            layers.append(None)
+            continue
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *(piece[i] for piece in pieces))
+        flat = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in whole)
+        layers.append(NeedleHeads((query_BA - key_BA).ravel(), *flat))
+    return layers
+
+
+def measured_reach(found: NeedleHeads) -> np.ndarray:
+    """Returns reach_N (M10): the farthest needle that got weight 1/2 or more, -1 where none did."""
+    return np.where(found.weight_NA >= 0.5, found.distance_A, -1).max(-1)
+
+
+def agreement(found: NeedleHeads) -> np.ndarray:
+    """Returns share_N (M10): needles for which "within the predicted reach" and "weight >= 1/2" agree."""
+    return ((found.distance_A <= found.reach_NA) == (found.weight_NA >= 0.5)).mean(-1)

@@ -1,0 +1,196 @@
+"""Blocks of the decoder in Flax Linen: attention and feed-forward, each behind RMSNorm.
+
+Pre-norm, grouped-query attention, SwiGLU or GELU, optional qk-norm.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from posenc_jax.attention import LastToken, Shift, attend, running_clock, token_shift
+from posenc_jax.model.activation_sharding import ROWS, laid, tokenwise
+from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
+from posenc_jax.model.config import ModelConfig
+
+
+def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+    """Returns x / rms(x) * gain over the last dim, in float32, cast back to x's dtype."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)
+    return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
+
+
+def normal_init(fan_in: int):
+    return nn.initializers.normal(fan_in**-0.5)
+
+
+def _from_zero_to_one(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.uniform(key, shape)
+
+
+class Attention(nn.Module):
+    """Projects to queries, keys and values, attends under the layer's scheme, projects back."""
+
+    config: ModelConfig
+    index: int
+    causal: bool
+    attend: Callable = attend
+
+    @nn.compact
+    def __call__(self, x_BTD, pos_BT, seg_BT, cache: Cache | None):
+        c, dtype = self.config, self.config.dtype
+        layer = c.placed.layers[self.index]
+        D, N, K, H = c.model_dim, c.num_heads, c.num_kv_heads, c.head_dim
+        query_DNH = self.param("query_DNH", normal_init(D), (D, N, H))
+        key_DKH = self.param("key_DKH", normal_init(D), (D, K, H))
+        value_DKH = self.param("value_DKH", normal_init(D), (D, K, H))
+        out_NHD = self.param("out_NHD", normal_init(N * H * 2 * c.num_layers), (N, H, D))
+        scheme = self.param("scheme", layer.init) if _learns(layer) else {}
+
+        q_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
+        k_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
+        v_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
+        last = None
+        if c.token_shift:
+            before = None
+            if cache is not None:
+                before = cache.last[self.index]
+                last = LastToken(k_BTKH[:, -1:], v_BTKH[:, -1:], seg_BT[:, -1:])
+            k_BTKH, v_BTKH = token_shift(k_BTKH, v_BTKH, seg_BT, self._shift(), before)
+        if c.qk_norm:
+            gains = (
+                self.param(f"{n}_gain_H", nn.initializers.ones, (H,)) for n in ("query", "key")
+            )
+            q_BTNH = rms_norm(q_BTNH, next(gains), c.norm_epsilon)
+            k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
+
+        new = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD), pos_BT, seg_BT)
+        sink_N = self.param("sink_N", nn.initializers.zeros, (N,)) if c.sink_logit else None
+        kept, readings = None, (Reading(0, N, layer, scheme, new),)
+        if cache is not None:
+            kept, readings = write_and_read(cache, self.index, new, layer, scheme)
+        count_BT = None if c.consecutive or cache is not None else keys_in_sight(seg_BT)
+        pieces = []
+        for first, stop, own, learned, keys in readings:
+            q_clock_BTN = k_clock_BSN = None
+            if own.gated:
+                q_clock_BTN = k_clock_BSN = running_clock(keys.tick_BSN, keys.seg_BS)
+                if cache is not None:
+                    q_clock_BTN = jax.lax.dynamic_slice_in_dim(
+                        k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
+                    )
+            pieces.append(
+                self.attend(
+                    q_BTNH if len(readings) == 1 else q_BTNH[:, :, first:stop],
+                    keys.k_BSKH,
+                    keys.v_BSKH,
+                    own,
+                    learned,
+                    q_pos_BT=pos_BT,
+                    k_pos_BS=keys.pos_BS,
+                    q_seg_BT=seg_BT,
+                    k_seg_BS=keys.seg_BS,
+                    q_clock_BTN=q_clock_BTN,
+                    k_clock_BSN=k_clock_BSN,
+                    x_BTD=x_BTD,
+                    sink_N=sink_N if sink_N is None else sink_N[first:stop],
+                    q_count_BT=count_BT,
+                    causal=self.causal,
+                    window=c.window,
+                    aligned=cache is None,
+                    implementation=c.attention,
+                )
+            )
+        o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
+        if c.output_gate:
+            gate_DNH = self.param("gate_DNH", normal_init(D), (D, N, H))
+            gate_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, gate_DNH.astype(dtype))
+            o_BTNH = o_BTNH * jax.nn.sigmoid(gate_BTNH)
+        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
+
+    def _shift(self) -> Shift:
+        """Two numbers for the keys and two for the values of every key/value head, which add up to one at first."""
+        weights = []
+        for of in ("key", "value"):
+            now_K = self.param(f"{of}_now_K", _from_zero_to_one, (self.config.num_kv_heads,))
+            before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
+            weights += [now_K, before_K]
+        return Shift(*weights)
+
+
+def keys_in_sight(seg_BT: jax.Array) -> jax.Array:
+    """Returns count_BT, int: tokens of its document up to each token, itself among them; documents stand together."""
+    seg_BT = laid(seg_BT, ROWS, None)
+    before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
+    first_BT = jax.lax.cummax(jnp.where(seg_BT != before_BT, slot_1T, 0), axis=1)
+    return laid(slot_1T - first_BT + 1, ROWS, "sequence")
+
+
+def _learns(layer) -> bool:
+    return any(part.learns for group in layer.groups for part in group.heads.parts())
+
+
+@jax.custom_vjp
+def gated(gate, x):
+    """Returns silu(gate) * x (Shazeer 2020, SwiGLU); its gradient is made again from the two, so that nothing else is kept."""
+    return jax.nn.silu(gate) * x
+
+
+def _gated_forward(gate, x):
+    return gated(gate, x), (gate, x)
+
+
+def _gated_backward(inputs, d_out):
+    gate, x, d = (y.astype(jnp.float32) for y in (*inputs, d_out))
+    open_ = jax.nn.sigmoid(gate)
+    d_gate = d * x * open_ * (1 + gate * (1 - open_))
+    return d_gate.astype(inputs[0].dtype), (d * gate * open_).astype(inputs[1].dtype)
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
+class Mlp(nn.Module):
+    """SwiGLU or GELU feed-forward block."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c, dtype = self.config, self.config.dtype
+        D, F = c.model_dim, c.mlp_dim
+        up_DF = self.param("up_DF", normal_init(D), (D, F))
+        down_FD = self.param("down_FD", normal_init(F * 2 * c.num_layers), (F, D))
+        hidden_BTF = tokenwise("BTD,DF->BTF", x_BTD, up_DF.astype(dtype))
+        if c.activation == "swiglu":
+            gate_DF = self.param("gate_DF", normal_init(D), (D, F))
+            gate_BTF = tokenwise("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype))
+            hidden_BTF = gated(gate_BTF, hidden_BTF)
+        else:
+            hidden_BTF = jax.nn.gelu(hidden_BTF)
+        return tokenwise("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and beside the residual stream."""
+
+    config: ModelConfig
+    index: int
+    causal: bool = True
+    attend: Callable = attend
+
+    @nn.compact
+    def __call__(self, x_BTD, pos_BT, seg_BT, cache):
+        c = self.config
+        ones = nn.initializers.ones
+        normed = rms_norm(
+            x_BTD, self.param("attention_gain_D", ones, (c.model_dim,)), c.norm_epsilon
+        )
+        attention = Attention(c, self.index, self.causal, self.attend, name="attention")
+        out_BTD, kept = attention(normed, pos_BT, seg_BT, cache)
+        x_BTD = x_BTD + out_BTD
+        normed = rms_norm(x_BTD, self.param("mlp_gain_D", ones, (c.model_dim,)), c.norm_epsilon)
+        return x_BTD + Mlp(c, name="mlp")(normed), kept

@@ -1,0 +1,76 @@
+"""What a verdict of rule 2 reads beside the runs that count: dev rows, pilot runs, offset lookup, the oracle."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from posenc_jax.results.schema import ACQUIRED, FAR, Row
+from posenc_jax.results.study_data import RunData, StudyData
+from posenc_jax.study.outcomes import lookup_score, oracle_gain, read_outcomes
+from posenc_jax.study.preregistration import Plan
+from posenc_jax.study.seed_counts import ASSAY, Count, acquiring, needed
+from posenc_jax.study.statements import Outcomes
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What a verdict of rule 2 reads beside the runs that count; None where there is none.
+
+    Attributes:
+      dev: the same study on dev, by which A and R+ are chosen. pilot: the assay's runs. lookup: runs that
+        were trained on offset lookup alone.
+    """
+
+    dev: StudyData | None = None
+    pilot: StudyData | None = None
+    lookup: StudyData | None = None
+
+
+def rows_of(runs: Iterable[RunData]) -> list[Row]:
+    """Returns the rows of the runs whose rows may count."""
+    return [row for run in runs if not run.why for row in run.rows]
+
+
+def of_oracle(data: StudyData, plan: Plan) -> dict[int, float | None]:
+    """Returns the gain from far text of RoPE trained at 4L, by seed.
+
+    Raises:
+      ValueError: a run of the oracle that was trained at another length.
+    """
+    length = data.runs[0].info["train_length"]
+    found = {}
+    for run in data.elsewhere:
+        if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
+            if run.info["train_length"] != FAR * length:
+                raise ValueError(f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not at {FAR} x {length}")  # fmt: skip
+            found[run.info["seed"]] = oracle_gain(run.rows, length)
+    return found
+
+
+def assay(pilot: StudyData | None, outcomes: Outcomes, plan: Plan) -> tuple[dict[str, Count], str]:
+    """Returns the seeds that acquire, by arm, and which seeds were asked."""
+    arms = [plan.rope, *plan.alibi, *plan.hybrids]
+    if pilot is None:
+        n = len(plan.seeds)
+        words = f"no pilot was named: the study's own {n} seeds, {needed(ASSAY, n)} of which are asked for"  # fmt: skip
+        values, seeds = outcomes, plan.seeds
+    else:
+        there = sorted({r.info["seed"] for r in pilot.runs})
+        seeds = plan.pilot or tuple(there)
+        chosen = [r for r in pilot.runs if r.info["arm"] in arms and r.info["seed"] in seeds]
+        values = read_outcomes(rows_of(chosen)).values
+        words = f"{len(seeds)} pilot seeds of {pilot.name} on {pilot.split}"
+    return {arm: acquiring(values, arm, seeds) for arm in arms}, words
+
+
+def lookup(data: StudyData | None, plan: Plan) -> dict[str, Count]:
+    """Returns the seeds that learn offset lookup in runs of its own, by arm."""
+    if data is None:
+        return {}
+    found: dict[str, list[bool]] = {}
+    for run in data.runs:
+        if run.why or (plan.lookup and run.info["seed"] not in plan.lookup):
+            continue
+        score = lookup_score(run.rows)
+        if score is not None:
+            found.setdefault(run.info["arm"], []).append(score >= ACQUIRED)
+    return {arm: (sum(learnt), len(learnt)) for arm, learnt in found.items()}

@@ -1,0 +1,79 @@
+"""Counts of seeds for rule 2: who acquires recall, who reaches, who learns offset lookup, and what contradicts."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from posenc_jax.results.schema import ACQUIRED, REACHES
+from posenc_jax.study import hypothesis_tests
+from posenc_jax.study.decision import NOT_ASSESSABLE
+from posenc_jax.study.statements import Outcomes
+
+ASSAY = 10 / 12  # share of pilot seeds in which R, A and H must acquire
+LOOKUP = 11 / 12  # share of seeds in which R must learn offset lookup
+ACQUIRE, REACH = ("least_id", ACQUIRED), ("Y_R_far", REACHES)
+
+Count = tuple[int, int]  # seeds that do, of seeds that were read
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Counts of seeds from runs of their own.
+
+    Attributes:
+      assay: by arm, seeds that acquire, an arm without a value left out; assay_words: which seeds.
+      lookup: by arm, seeds that learn offset lookup; empty where no such runs were named.
+    """
+
+    assay: Mapping[str, Count]
+    assay_words: str
+    lookup: Mapping[str, Count]
+
+
+def reaching(outcomes: Outcomes, arm: str, seeds: Sequence[int]) -> Count:
+    """Returns in how many seeds Y_R_far at 4L is at least 0.8, of those that have a value."""
+    return passing(outcomes, arm, seeds, *REACH)
+
+
+def acquiring(outcomes: Outcomes, arm: str, seeds: Sequence[int]) -> Count:
+    """Returns in how many seeds every task of Y_R is learnt at L, of those that have a value."""
+    return passing(outcomes, arm, seeds, *ACQUIRE)
+
+
+def passing(outcomes: Outcomes, arm: str, seeds: Sequence[int], metric: str, bar: float) -> Count:
+    """Returns in how many seeds the metric is at least the bar, of those that have a value."""
+    values = [v for s in seeds if (v := outcomes.get((arm, metric), {}).get(s)) is not None]
+    values = [v for v in values if math.isfinite(v)]
+    return sum(v >= bar for v in values), len(values)
+
+
+def assay_passes(counts: Mapping[str, Count], arms: Sequence[str]) -> bool | None:
+    """Returns whether every arm acquires in 10 of 12 pilot seeds, or that share of them; None: not known."""
+    if any(counts.get(arm, (0, 0))[1] == 0 for arm in arms):
+        return None
+    return all(k >= needed(ASSAY, n) for k, n in (counts[arm] for arm in arms))
+
+
+def needed(share: float, n: int) -> int:
+    """Returns how many of n seeds the share is, rounded up."""
+    return math.ceil(share * n - 1e-9)
+
+
+def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
+    """Returns p, p_refuted and the forced state of "as many seeds learn offset lookup as with RoPE".
+
+    It holds where the hybrid's share is not below RoPE's, is refuted where Fisher says that it is, and
+    is open between; not assessable where RoPE itself learns it in fewer than 11 of 12.
+    """
+    (k, n), (k_rope, n_rope) = hybrid, rope
+    if not n or not n_rope or k_rope < needed(LOOKUP, n_rope):
+        return 1.0, 1.0, NOT_ASSESSABLE
+    return float(k * n_rope < k_rope * n), hypothesis_tests.fewer(k, k_rope, n, n_rope), ""
+
+
+def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]:
+    """Returns whether Fisher's test says that fewer seeds of the hybrid pass than of the other arm, and the reverse."""
+    if not hybrid[1] or not other[1]:
+        return False, False
+    (k, n), (l, m) = hybrid, other  # noqa: E741
+    return hypothesis_tests.fewer(k, l, n, m) <= alpha, hypothesis_tests.fewer(l, k, m, n) <= alpha

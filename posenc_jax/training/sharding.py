@@ -1,0 +1,120 @@
+"""The mesh and the one table that says how every parameter lies on it."""
+
+import re
+
+import jax
+from jax.sharding import AxisType
+
+from posenc_jax.model.activation_sharding import key_heads_axis
+
+# From the slowest links to the fastest: rows, rows and what each device keeps of every matrix (fully
+# sharded data parallelism), tokens of a row, heads and hidden units.
+MESH_AXES = ("data", "fsdp", "sequence", "model")
+BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices, B, T]
+
+# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables keep D in
+# pieces, never V: tokens are looked up by rows that other devices hold, and those would have to travel.
+# Key heads stay whole where the axis "model" does not divide them (`key_heads_axis`).
+LAYOUT = (
+    (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
+    (r"patch_PD", (None, ("model", "fsdp"))),
+    (r"layer_\d+/attention/(query|gate)_DNH", ("fsdp", "model", None)),
+    (r"layer_\d+/attention/(key|value)_DKH", ("fsdp", "model", None)),
+    (r"layer_\d+/attention/out_NHD", ("model", None, "fsdp")),
+    (r"layer_\d+/attention/(query|key)_gain_H", (None,)),
+    (r"layer_\d+/attention/(sink_N|(key|value)_(now|before)_K)", (None,)),
+    (r"layer_\d+/mlp/(up|gate)_DF", ("fsdp", "model")),
+    (r"layer_\d+/mlp/down_FD", ("model", "fsdp")),
+    (r"(final|layer_\d+/(attention|mlp))_gain_D", (None,)),
+    (r"absolute/.+", ()),
+    (r"layer_\d+/attention/scheme/.+", ()),
+)
+
+
+def make_mesh(
+    data_devices: int,
+    model_devices: int,
+    *,
+    fsdp_devices: int = 1,
+    sequence_devices: int = 1,
+) -> jax.sharding.Mesh:
+    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all that are left.
+
+    Raises:
+      ValueError: more devices asked for than there are, or a number that does not divide them.
+    """
+    devices = jax.devices()
+    others = fsdp_devices * sequence_devices * model_devices
+    data_devices = data_devices or max(len(devices) // others, 1)
+    wanted = data_devices * others
+    asked = (data_devices, fsdp_devices, sequence_devices, model_devices)
+    if wanted > len(devices):
+        raise ValueError(
+            f"config.train asks for {' x '.join(map(str, asked))} devices ({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
+            f"this machine has {len(devices)}"
+        )
+    if jax.process_count() > 1 and wanted != len(devices):
+        raise ValueError(
+            f"{wanted} devices asked for; {len(devices)} are in this job: use them all"
+        )
+    return jax.make_mesh(
+        asked,
+        MESH_AXES,
+        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
+        devices=devices[:wanted],
+    )
+
+
+def batch_rows(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict:
+    """Returns a PartitionSpec over `mesh` for every leaf of `params` (arrays or shapes).
+
+    Raises:
+      ValueError: a parameter that no row, or more than one, describes.
+    """
+
+    def row(path, leaf):
+        name = "/".join(str(key.key) for key in path)
+        found = [axes for pattern, axes in LAYOUT if re.fullmatch(pattern, name)]
+        if len(found) != 1:
+            raise ValueError(
+                f"parameter {name} {leaf.shape} matches {len(found)} rows of LAYOUT, not one"
+            )
+        (axes,) = found
+        if name.endswith("_DKH"):
+            axes = (axes[0], key_heads_axis(leaf.shape[1], mesh.shape["model"]), axes[2])
+        return jax.P(*axes)
+
+    return jax.tree_util.tree_map_with_path(row, params)
+
+
+def optimizer_layout(state, layout) -> dict:
+    """Returns a PartitionSpec for every leaf of an optimizer state: moments lie like parameters.
+
+    Raises:
+      ValueError: a matrix in the state that belongs to no parameter.
+    """
+    specs = {_names(path): spec for path, spec in _leaves(layout)}
+
+    def row(path, leaf):
+        names = _names(path)
+        for start in range(len(names)):
+            if names[start:] in specs:
+                return specs[names[start:]]
+        if len(leaf.shape) > 1:  # counters and coefficients are small and lie everywhere
+            raise ValueError(f"optimizer state {names} {leaf.shape} belongs to no parameter")
+        return jax.P()
+
+    return jax.tree_util.tree_map_with_path(row, state)
+
+
+def _leaves(layout):
+    return jax.tree_util.tree_leaves_with_path(layout, is_leaf=lambda x: isinstance(x, jax.P))
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -1,0 +1,129 @@
+"""Processes that are killed, stopped, doubled and moved to other meshes, at any and at the worst moments."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, last_logged, record, resumed
+from faults.trial import Trial
+from faults.workdirs import checkpoints, lost, names, saving
+from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, WRONG_INPUT
+
+
+def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
+    def seen(workdir: Path) -> bool:
+        folder = workdir / "checkpoints"
+        return any(
+            test(names(folder / name)) for name in names(folder) if name.startswith(".saving-")
+        )
+
+    return seen
+
+
+# Where a save can be cut, told by the names on disk. The later ones last a millisecond or less: a kill
+# aimed at them may land just after, which is a fault as good.
+POINTS: dict[str, Callable[[Path], bool]] = {
+    "as a save begins": _in_saving(lambda found: True),
+    "as arrays are written": _in_saving(lambda found: any("tmp" in name for name in found)),
+    "before the manifest": _in_saving(lambda found: "state" in found),
+    "between manifest and rename": _in_saving(lambda found: "manifest.json" in found),
+    "after the rename": lambda w: any(name.isdigit() for name in names(w / "checkpoints")),
+    "as an old one is removed": lambda w: any(name.startswith(".deleting") for name in names(w / "checkpoints")),
+}  # fmt: skip
+
+
+def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """kill -9 after a random step; more than one kill in one trial of three."""
+    for index in range(trials):
+        workdir = run.fresh(f"kill-{index}")
+        at = []
+        for _ in range(rng.choice((1, 1, 2))):
+            step = rng.randrange(last_logged(workdir), STEPS)
+            at.append(step)
+            process = run.start(workdir)
+            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
+            time.sleep(rng.random() * 0.05)
+            process.kill()
+            process.communicate()
+        yield _resumed(run, workdir, "kill -9, any moment", f"after steps {at}")
+
+
+def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """kill -9 at the named points of a save."""
+    for index in range(trials):
+        for point, there in POINTS.items():
+            workdir = run.fresh(f"save-{index}")
+            process = run.start(workdir)
+            skip = rng.randrange(STEPS - 2 * SAVE_EVERY)  # not always in the first save
+            await_seen(process, lambda w, skip=skip: last_logged(w) >= skip, workdir, pause=0.001)
+            await_seen(process, there, workdir, pause=0)
+            process.kill()
+            process.communicate()
+            yield _resumed(run, workdir, f"kill -9, {point}", f"after step {skip}")
+
+
+def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """SIGTERM once, and SIGINT twice."""
+    for index in range(trials):
+        for fault, signals in (
+            ("SIGTERM", [signal.SIGTERM]),
+            ("SIGINT twice", [signal.SIGINT] * 2),
+        ):
+            workdir, step = run.fresh(f"stop-{index}"), rng.randrange(1, STEPS - 2)
+            process = run.start(workdir)
+            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.005)
+            _, err = process.communicate()
+            codes = (STOPPED, DONE) if fault == "SIGTERM" else (STOPPED, DONE, INTERRUPTED)
+            bad = process.returncode not in codes or "Traceback" in err
+            yield _resumed(run, workdir, fault, f"after step {step}, exit {process.returncode}", bad, err)  # fmt: skip
+
+
+def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """Two trainers on one workdir: one works, the other says so and leaves."""
+    for index in range(trials):
+        workdir = run.fresh(f"two-{index}")
+        first = run.start(workdir)
+        await_seen(first, lambda w: (w / "run.json").exists(), workdir, pause=0.01)
+        second = run.start(workdir)
+        _, err = second.communicate()
+        first.communicate()
+        late = second.returncode == 0  # it came when the first had finished
+        refused = second.returncode == WRONG_INPUT and "another trainer is at work" in err
+        yield Trial("two trainers", "the second came late" if late else "", run.wrong(workdir), not (late or refused), said=err.strip())  # fmt: skip
+
+
+def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """One run on 8, 4, 2, 1 and 8 devices in turn; the data stay those of one device, the losses nearly."""
+    for index in range(trials):
+        workdir = run.fresh(f"moved-{index}")
+        for devices in (8, 4, 2, 1):
+            process = run.start(workdir, devices=devices)
+            goal = last_logged(workdir) + 4
+            await_seen(process, lambda w, goal=goal: last_logged(w) >= goal, workdir, pause=0.001)
+            process.terminate()
+            process.communicate()
+        run.finish(workdir, devices=8)
+        want = run.reference()["data_chain"]
+        wrong = 0 if finished(workdir) and record(workdir)["data_chain"] == want else 1
+        yield Trial("devices 8-4-2-1-8", "", wrong)
+
+
+def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: float) -> None:
+    """Waits until something is seen in the workdir, or the process is gone; looks every `pause` seconds."""
+    while process.poll() is None and not there(workdir):
+        if pause:
+            time.sleep(pause)
+
+
+def _resumed(run, workdir, fault, detail, undetected=False, said="") -> Trial:
+    """Goes on after a fault to the end, and compares."""
+    taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
+    _, out, err = run.finish(workdir)
+    elsewhere = resumed(out) not in (None, sound)
+    bad = undetected or elsewhere or "Traceback" in err
+    return Trial(fault, detail, run.wrong(workdir), bad, taken, said.strip(), save_cut=cut)

@@ -1,0 +1,49 @@
+"""Every fault by its name."""
+
+import difflib
+
+from faults import (
+    bad_inputs,
+    corrupted_checkpoints,
+    disk,
+    kills,
+    non_finite,
+    repeated_kills,
+    workers,
+)
+
+FAULTS = {
+    "chain": repeated_kills.killed_in_chains,
+    "kill": kills.killed_at_any_moment,
+    "save": kills.killed_in_a_save,
+    "stop": kills.stopped,
+    "two_trainers": kills.doubled,
+    "meshes": kills.moved,
+    "flip": corrupted_checkpoints.flipped,
+    "truncate": corrupted_checkpoints.truncated,
+    "delete": corrupted_checkpoints.deleted,
+    "hostile": corrupted_checkpoints.hostile,
+    "last_damaged": corrupted_checkpoints.gone_on,
+    "all_damaged": corrupted_checkpoints.all_damaged,
+    "stale": corrupted_checkpoints.stale,
+    "disk_full": disk.full,
+    "read_only": disk.read_only,
+    "nan": non_finite.one_device,
+    "nan_in_a_row": non_finite.in_a_row,
+    "spike": non_finite.spike,
+    "workers": workers.lost_or_stopped,
+    "settings": bad_inputs.settings,
+    "settings_typed": bad_inputs.settings_typed,
+    "corpora": bad_inputs.corpora,
+}
+CHEAP = ("flip", "truncate", "delete", "hostile", "settings")  # milliseconds each
+
+
+def chosen(only: list[str] | None) -> list[str]:
+    """Returns names of faults; ValueError for one that is none."""
+    for name in only or ():
+        if name not in FAULTS:
+            near = difflib.get_close_matches(name, FAULTS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FAULTS)}"
+            raise ValueError(f"--only={name} is no fault; {hint}")
+    return list(only or FAULTS)

@@ -1,0 +1,81 @@
+"""What one injected fault did, and the table of many."""
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from faults.small_run import SAVE_EVERY
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One injected fault.
+
+    Attributes:
+      fault: its name in the table. detail: where exactly, e.g. the file and the bit.
+      wrong: leaves, or links of the hash chain, that differ from those of the undisturbed run.
+      undetected: the fault should have been refused, or named in one line, and was not.
+      lost_steps: steps that were taken again. save_cut: a save was under way, in a run that goes on
+        meanwhile: it may lose the steps of that save beside those since it began. said: the line in
+        which it was refused.
+      seconds: from the start until it was refused or read. peak_mb: of that process. None: not measured.
+      skipped: why it could not be tried here; empty where it was.
+    """
+
+    fault: str
+    detail: str = ""
+    wrong: int = 0
+    undetected: bool = False
+    lost_steps: int = 0
+    said: str = ""
+    skipped: str = ""
+    save_cut: bool = False
+    seconds: float | None = None
+    peak_mb: float | None = None
+
+
+def stored(path: Path) -> list[Trial]:
+    """Returns the trials in a file of rows, gzipped or not; ValueError for anything else."""
+    read = gzip.open if path.suffix == ".gz" else open
+    with read(path, "rt") as file:
+        try:
+            return [Trial(**json.loads(line)) for line in file]
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} holds no trials: {error}") from None
+
+
+def table(trials: Iterable[Trial]) -> str:
+    """Returns a table with a row for each fault, in the order in which they came; what is measured, at its most."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.fault, []).append(trial)
+    names = ("fault", "trials", "wrong", "undetected", "lost steps", "with a save cut short", "seconds", "peak MB", "verdict")  # fmt: skip
+    rows = []
+    for fault, group in groups.items():
+        done = [trial for trial in group if not trial.skipped]
+        if not done:
+            rows.append((fault, "0", *("-" for _ in range(6)), f"skipped: {group[0].skipped}"))
+            continue
+        most = (
+            _most([t.lost_steps for t in done if not t.save_cut]),
+            _most([t.lost_steps for t in done if t.save_cut]),
+            _most([t.seconds for t in done if t.seconds is not None], ".1f"),
+            _most([t.peak_mb for t in done if t.peak_mb is not None], ".0f"),
+        )
+        numbers = len(done), sum(t.wrong > 0 for t in done), sum(t.undetected for t in done)
+        rows.append((fault, *map(str, numbers), *most, "FAILED" if failed(done) else "held"))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (names, ("---",) * 9, *rows))
+
+
+def _most(values: list, form: str = "") -> str:
+    return format(max(values), form) if values else "-"
+
+
+def failed(trials: Iterable[Trial]) -> list[Trial]:
+    """Returns the trials that were not survived: other bits, silence, or more lost than a save interval.
+
+    A save that was cut short while the run went on counts as lost beside the steps since it began.
+    """
+    return [t for t in trials if t.wrong or t.undetected or t.lost_steps > SAVE_EVERY * (1 + t.save_cut)]  # fmt: skip
