@@ -45,24 +45,24 @@ def main() -> int:
     """Flags to config to one call."""
     from posenc_jax.checkpoints.manager import SaveFailed
     from posenc_jax.training.config import from_sections
-    from posenc_jax.training.hosts import connect, ending_together
-    from posenc_jax.training.loop import Diverged, Stopped, train
-    from posenc_jax.training.multi_seed import train_together
-    from posenc_jax.training.profile import NOTHING, parse_profile
+    from posenc_jax.training.hosts import connect, exit_together
+    from posenc_jax.training.loop import Diverged, Preempted, train
+    from posenc_jax.training.multi_seed import train_seeds
+    from posenc_jax.training.profile import NO_PROFILE, parse_profile
 
     config = from_sections(_CONFIG.value.to_dict())
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    profile = NOTHING if _PROFILE.value is None else parse_profile(_PROFILE.value)
+    profile = NO_PROFILE if _PROFILE.value is None else parse_profile(_PROFILE.value)
     connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
-        with ending_together(Stopped, Diverged, SaveFailed, ValueError):
+        with exit_together(Preempted, Diverged, SaveFailed, ValueError):
             if _SEEDS.value is None:
                 train(config, Path(_WORKDIR.value), command, profile)
             elif _PROFILE.value is None:
-                train_together(config, _workdirs(), command)
+                train_seeds(config, _workdirs(), command)
             else:
                 raise ValueError("--profile traces one run; leave --seeds out")
-    except Stopped as stop:
+    except Preempted as stop:
         print(stop, file=sys.stderr)
         return STOPPED
     except SaveFailed as error:
@@ -90,4 +90,4 @@ def _workdirs() -> dict[int, Path]:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.training.config import read
 
 FACTOR = 4
@@ -42,7 +42,7 @@ def get_config(arm_and_run: str = "") -> ConfigDict:
 
     config = ConfigDict(dataclasses.asdict(source))
     if name != "none":
-        scheme = stretched(
+        scheme = extend_length(
             parse(source.model.scheme),
             rule,
             length=length,

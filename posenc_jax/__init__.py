@@ -11,7 +11,7 @@ and ``tau`` (temperature), and of the heads and layers that each applies to.
 Dims legend, used as suffix of array names everywhere (a scalar carries none)::
 
     B batch    T queries (or time)    S keys       N query heads    K key/value heads
-    H head dim    h = H/2 rotary pairs    D model dim    F mlp dim    V vocabulary
+    H head dim    h = H/2 rotary pairs    D model dim    F mlp dim    V vocabulary    Z distances
 
 Positions and segment ids are data: they are passed, never inferred from a shape. Segment id 0 is
 padding; two tokens see each other only inside one segment.

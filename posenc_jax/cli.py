@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from posenc_jax.results.schema import WRONG_INPUT
 
 
-def enter(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None]) -> None:
     """Runs `main()` after the flags are parsed; exits with what it returns.
 
     Wrong flags, and any ValueError from the work itself, become one line on stderr and exit code 2.

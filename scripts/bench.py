@@ -76,10 +76,10 @@ def main(name: str | None) -> None:
     out = Path(_OUT.value) if _OUT.value else None
     if out:
         _refuse_unwritable(out)
-    outcome = benches[name](**given)
-    print(outcome.table)
+    result = benches[name](**given)
+    print(result.table)
     if out:
-        for path in _written(outcome, out):
+        for path in _written(result, out):
             print(path)
 
 
@@ -108,37 +108,37 @@ def _refuse_unwritable(out: Path) -> None:
         raise ValueError(f"--out={out}: {nearest} is no folder that can be written to")
 
 
-def _written(outcome, out: Path):
+def _written(result, out: Path):
     from posenc_jax.results.files import write_json
     from posenc_jax.training.workdir import provenance
 
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "bench": outcome.name,
+        "bench": result.name,
         "command": shlex.join(["python", *_COMMAND]),
-        "settings": dict(outcome.settings),
+        "settings": dict(result.settings),
         **provenance(),
-        "rows": list(outcome.rows),
+        "rows": list(result.rows),
     }
-    write_json(out / f"{outcome.name}.json", record)
-    picture = _picture(outcome)
-    (out / f"{outcome.name}.csv").write_text(picture.csv())
-    (out / f"{outcome.name}.png").write_bytes(picture.png())
-    return [out / f"{outcome.name}{suffix}" for suffix in (".json", ".csv", ".png")]
+    write_json(out / f"{result.name}.json", record)
+    picture = _picture(result)
+    (out / f"{result.name}.csv").write_text(picture.csv())
+    (out / f"{result.name}.png").write_bytes(picture.png())
+    return [out / f"{result.name}{suffix}" for suffix in (".json", ".csv", ".png")]
 
 
-def _picture(outcome):
+def _picture(result):
     """Returns the panels of an outcome side by side, one line of marks per label."""
     from posenc_jax.report import style
 
-    shown = [marks for panel in outcome.panels for marks in panel.series.values()]
+    shown = [marks for panel in result.panels for marks in panel.series.values()]
     labels = list(dict.fromkeys(mark[0] for marks in shown for mark in marks))
 
     def draw(layout):
-        crowd = max(len(panel.series) for panel in outcome.panels)
+        crowd = max(len(panel.series) for panel in result.panels)
         height = 1.0 + 0.23 * len(labels) * max(1, crowd / 2)
-        figure, grid = style.panels(layout, 1, len(outcome.panels), height, sharey=True)
-        for axes, panel in zip(grid, outcome.panels, strict=True):
+        figure, grid = style.panels(layout, 1, len(result.panels), height, sharey=True)
+        for axes, panel in zip(grid, result.panels, strict=True):
             for index, (name, marks) in enumerate(panel.series.items()):
                 names, low, middle, high = zip(*marks, strict=True)
                 apart = min(0.3, 0.8 / len(panel.series))
@@ -163,11 +163,11 @@ def _picture(outcome):
         return figure
 
     return style.Picture(
-        outcome.name,
-        outcome.title,
-        outcome.caption,
-        tuple(outcome.rows[0]),
-        outcome.rows,
+        result.name,
+        result.title,
+        result.caption,
+        tuple(result.rows[0]),
+        result.rows,
         draw,
     )
 
@@ -175,4 +175,4 @@ def _picture(outcome):
 if __name__ == "__main__":
     _COMMAND = sys.argv[:]
     _NAME = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else None
-    cli.enter(lambda: main(_NAME))
+    cli.run_main(lambda: main(_NAME))

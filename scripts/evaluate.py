@@ -42,11 +42,11 @@ _SPLIT = flags.DEFINE_string(
 
 def main() -> None:
     """Flags to one call."""
-    from posenc_jax.evaluation.cpu_devices import use_every_core
+    from posenc_jax.evaluation.cpu_devices import use_all_cores
     from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
     from posenc_jax.results.row_file import headline
 
-    use_every_core()
+    use_all_cores()
     if _WRITE_KEY_TARGETS.value:
         if _CHECKPOINT.value != "last":
             raise ValueError(
@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

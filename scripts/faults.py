@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

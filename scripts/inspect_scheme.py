@@ -31,9 +31,14 @@ def main() -> None:
     """Flags to one look."""
     import jax
 
-    from posenc_jax.attention.blockwise.cutoff import windows
+    from posenc_jax.attention.blockwise.cutoff import cutoff_windows
     from posenc_jax.encodings import parse
-    from posenc_jax.encodings.analysis import angle_errors, initial_parameters, reaches, warnings
+    from posenc_jax.encodings.analysis import (
+        analyze_heads,
+        angle_errors,
+        initial_parameters,
+        scheme_warnings,
+    )
 
     scheme = parse(_SCHEME.value)
     placed = scheme.place(
@@ -54,19 +59,19 @@ def main() -> None:
     if not margins or not all(0 < m < 700 for m in margins):
         raise ValueError(f"--margins must lie between 0 and 700 nats, not {margins}")
     params = initial_parameters(placed, jax.random.key(0))
-    heads = reaches(placed, params, _LENGTH.value, margins)
+    heads = analyze_heads(placed, params, _LENGTH.value, margins)
     window_N = [
         None if layer.form or n >= _LENGTH.value else int(n)
         for layer, learned in zip(placed.layers, params, strict=True)
-        for n in windows(layer, learned, _BOUND.value, _LENGTH.value)
+        for n in cutoff_windows(layer, learned, _BOUND.value, _LENGTH.value)
     ]
     errors = {
         w: angle_errors(w, _LENGTH.value) for w in {h.wavelengths for h in heads if h.wavelengths}
     }
-    said = warnings(heads, _LENGTH.value, _TRAIN.value)
+    said = scheme_warnings(heads, _LENGTH.value, _TRAIN.value)
     if any(params) or (placed.absolute is not None and placed.absolute.learns):
         said.append("learned parts are shown at their initial values")
-    grids = {n for layer in placed.layers for g in layer.groups for p in g.heads.parts() if (n := p.columns(g.place))}  # fmt: skip
+    grids = {n for layer in placed.layers for g in layer.groups for p in g.heads.parts() if (n := p.columns(g.context))}  # fmt: skip
     for columns in sorted(grids):
         said.append(
             f"positions are read on a grid of {columns} columns; distances in this table run in raster order"
@@ -139,7 +144,12 @@ def _pictures(placed, params, heads, out: Path):
         temperature_of_distance,
         temperature_of_position,
     )
-    from posenc_jax.encodings.scheme_arrays import plane, portrait, similarity, stretched_pairs
+    from posenc_jax.encodings.scheme_arrays import (
+        absolute_similarity,
+        planar_arrays,
+        rope_scaling_ratios,
+        scheme_arrays,
+    )
     from posenc_jax.report import encoding_figures, inspection_figures
 
     length, train_length = _LENGTH.value, _TRAIN.value
@@ -147,11 +157,11 @@ def _pictures(placed, params, heads, out: Path):
         np.r_[np.arange(min(length, 64)), np.geomspace(1, length - 1, 200)].astype(int)
     )
     grid_G = np.unique(np.linspace(0, min(2 * train_length, length - 1), 49).astype(int))
-    _, arrays = portrait(placed, params, distance_S, grid_G)
+    _, arrays = scheme_arrays(placed, params, distance_S, grid_G)
     if placed.absolute is not None:
         learned = placed.init_absolute(jax.random.key(0))
-        yield from _written(encoding_figures.similarity_picture(grid_G, similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
-    yield from _written(encoding_figures.stretch_picture(stretched_pairs(placed)), out)
+        yield from _written(encoding_figures.similarity_picture(grid_G, absolute_similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
+    yield from _written(encoding_figures.stretch_picture(rope_scaling_ratios(placed)), out)
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:
         number = placed.layers.index(layer)
@@ -183,9 +193,11 @@ def _pictures(placed, params, heads, out: Path):
             pictures.append(
                 inspection_figures.horizon_picture([h.horizon for h in mine], length, train_length)
             )
-        on_grid = [p.columns(g.place) for g in layer.groups for p in g.heads.parts()]
+        on_grid = [p.columns(g.context) for g in layer.groups for p in g.heads.parts()]
         for columns in dict.fromkeys(n for n in on_grid if n is not None):
-            pictures.append(encoding_figures.plane_picture(**plane(layer, learned, columns, 16)))
+            pictures.append(
+                encoding_figures.plane_picture(**planar_arrays(layer, learned, columns, 16))
+            )
         for picture in pictures:
             yield from _written(picture, out, "" if len(kinds) == 1 else f"layer{number}_")
 
@@ -199,4 +211,4 @@ def _written(picture, out: Path, before: str = ""):
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -43,13 +43,19 @@ def main() -> None:
     """Flags to one row per chip."""
     import jax
 
-    from posenc_jax.bench.plan import mesh_shape, plan, planned_vocabulary, target, with_mesh
+    from posenc_jax.bench.plan import (
+        compile_target,
+        mesh_shape,
+        plan_step,
+        planned_vocabulary,
+        with_mesh,
+    )
     from posenc_jax.bench.plan_table import summary
-    from posenc_jax.costs.hardware import chip_named
+    from posenc_jax.costs.hardware import find_hardware
     from posenc_jax.training.config import from_sections
 
     shape = mesh_shape(_MESH.value)
-    chips = [chip_named(name.strip()) for name in _CHIPS.value]
+    chips = [find_hardware(name.strip()) for name in _CHIPS.value]
     if any(chip.missing for chip in chips):  # before anything asks JAX for its devices
         jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
     config = with_mesh(from_sections(_CONFIG.value.to_dict()), shape)
@@ -57,7 +63,7 @@ def main() -> None:
     if _OUT.value and not Path(_OUT.value).absolute().parent.is_dir():
         raise ValueError(f"--out={_OUT.value}: there is no such folder to write to")
     for chip in chips:
-        row = plan(config, vocab_size, target(chip, shape, _TOPOLOGY.value))
+        row = plan_step(config, vocab_size, compile_target(chip, shape, _TOPOLOGY.value))
         print(summary(row))
         if _OUT.value:
             _append(row | _origin(config), Path(_OUT.value))
@@ -93,4 +99,4 @@ def _origin(config) -> dict:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -24,14 +24,14 @@ _SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are
 
 def main() -> None:
     """Flags to one call."""
-    from posenc_jax.data.text_digests import listed
-    from posenc_jax.results.load import splits, stored
+    from posenc_jax.data.text_digests import list_texts
+    from posenc_jax.results.load import load_unmigrated, splits
     from posenc_jax.results.publish import corpus_fingerprint, publish
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.inputs import open_inputs
 
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
-    data = stored(workdir, _SPLIT.value)
+    data = load_unmigrated(workdir, _SPLIT.value)
     corpus = open_inputs(from_sections(data.runs[0].config)).corpus
     if corpus.fingerprint != corpus_fingerprint(data):
         raise ValueError(
@@ -39,11 +39,11 @@ def main() -> None:
             f"{corpus.fingerprint[:12]}: publish where their texts lie"
         )
     others = [split for split in splits(workdir) if split != data.split]
-    beside = stored(workdir, others[0]) if others else None
-    sizes = publish(data, out, listed(corpus), beside)
+    beside = load_unmigrated(workdir, others[0]) if others else None
+    sizes = publish(data, out, list_texts(corpus), beside)
     for name, size in sizes.items():
         print(f"{size / 1e3:10.1f} kB  {out / name}")
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

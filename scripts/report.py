@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -26,7 +26,7 @@ def main() -> None:
     from posenc_jax.data.token_stream import open_stream
     from posenc_jax.data.tokenizers import open_tokenizer
     from posenc_jax.tasks.filler import Filler
-    from posenc_jax.tasks.instance_text import shown
+    from posenc_jax.tasks.instance_text import render_instance
     from posenc_jax.tasks.instances import check_split
     from posenc_jax.tasks.task_registry import TASKS, find
 
@@ -48,8 +48,8 @@ def main() -> None:
                 filler, split=_SPLIT.value, seed=_SEED.value, index=index, length=_LENGTH.value
             )
             print(f"{task.id} {task.name}, {_SPLIT.value} {index}")
-            print(shown(instance, filler, tokenizer), end="\n\n")
+            print(render_instance(instance, filler, tokenizer), end="\n\n")
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -35,7 +35,7 @@ def main() -> int:
     from posenc_jax.study import scenarios, simulation_rule_1
 
     rule = _RULE.value
-    asked = {"1": simulation_rule_1.truths, "2": scenarios.truths}[rule]()
+    asked = {"1": simulation_rule_1.scenarios_rule_1, "2": scenarios.scenarios}[rule]()
     asked = [truth for truth in asked if _ONLY.value in truth.name]
     draw = {"1": _row_of_rule_1, "2": _row_of_rule_2}[rule]
     rows, wrong = [], []
@@ -111,4 +111,4 @@ def _versions() -> dict:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

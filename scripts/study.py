@@ -44,8 +44,8 @@ _SLURM = ("partition", "account", "time", "gpus", "cpus", "memory", "venv", "con
 
 def main() -> int:
     """Study file to runs to rows, verdict and report."""
-    from posenc_jax.study.runner import course
-    from posenc_jax.training.workdir import claim
+    from posenc_jax.study.runner import study_runner
+    from posenc_jax.training.workdir import lock_workdir
 
     module, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
     given = [f"--{name}" for name in _SLURM if flags.FLAGS[name].present]
@@ -53,7 +53,7 @@ def main() -> int:
         raise ValueError(f"{', '.join(given)} belong to --launch=slurm")
     if sum((_LAUNCH.value == "slurm", _RUN.value is not None, _COLLECT.value)) > 1:
         raise ValueError("--launch=slurm, --run and --collect exclude each other")
-    plan = course(
+    plan = study_runner(
         module.STUDY, module.get_config, _STUDY.value, workdir, Path(os.path.relpath(_ROOT))
     )
     plan.check()
@@ -62,7 +62,7 @@ def main() -> int:
     try:
         if _RUN.value is not None:
             return _one(plan)
-        with claim(workdir):
+        with lock_workdir(workdir):
             plan.begin()
             return _end(plan, []) if _COLLECT.value else _everything(plan)
     except KeyboardInterrupt:
@@ -249,4 +249,4 @@ def _on_cpu() -> bool:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -52,13 +52,13 @@ def main() -> None:
     from posenc_jax.results.files import replace_text
     from posenc_jax.results.load import chosen_folder, load
     from posenc_jax.study import preregistration
-    from posenc_jax.study.auxiliary_runs import Beside
-    from posenc_jax.study.verdict import judge, words
+    from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
+    from posenc_jax.study.verdict import judge, verdict_text
 
     folder = chosen_folder(_WORKDIR.value, _RESULTS.value)
     path = Path(_PREREG.value) if _PREREG.value else folder / "prereg.json"
     if _FREEZE.value:
-        plan = _plan(preregistration.Plan, {}, "test")
+        plan = _plan(preregistration.AnalysisPlan, {}, "test")
         _refuse_begun(folder, plan)
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"{path} frozen, sha256 {preregistration.freeze(path, plan)}")
@@ -72,14 +72,14 @@ def main() -> None:
         data = load(folder, plan.split)
     else:
         data = load(folder, _SPLIT.value)
-        frozen, plan = None, _plan(preregistration.Plan, data.record, data.split)
-    beside = Beside(
+        frozen, plan = None, _plan(preregistration.AnalysisPlan, data.record, data.split)
+    beside = AuxiliaryRuns(
         dev=_on_dev(load, folder) if data.split == "test" else None,
         pilot=load(Path(_PILOT.value)) if _PILOT.value else None,
         lookup=load(Path(_LOOKUP.value)) if _LOOKUP.value else None,
     )
     verdict = judge(data, plan, beside=beside, frozen=frozen, deviations=_DEVIATION.value)
-    text, out = words(verdict), Path(_OUT.value or folder)
+    text, out = verdict_text(verdict), Path(_OUT.value or folder)
     out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
     replace_text(out / "verdict.txt", text)
@@ -156,4 +156,4 @@ def _refuse_begun(workdir: Path, plan) -> None:
 
 
 if __name__ == "__main__":
-    cli.enter(main)
+    cli.run_main(main)

@@ -28,7 +28,7 @@ def projected_from(layer, shape):
     """x_BTD, where tokens decide a temperature of the layer; None elsewhere."""
     if not layer.tempered_by_tokens:
         return None
-    return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].place.model_dim))
+    return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].context.model_dim))
 
 
 def parts(line):

@@ -9,8 +9,8 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose, dense_attention, visible
-from posenc_jax.encodings import parse, running_clock
+from posenc_jax.attention import attend, choose_implementation, dense_attention, visible
+from posenc_jax.encodings import cumulative_log_forget, parse
 
 N, H, L = 4, 16, 64
 
@@ -33,10 +33,10 @@ def run(line, q, k, v, pos, seg=None, layer=0):
     params, clock = place.init(jax.random.key(7)), None
     if place.gated:
         x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
-        clock = jax.jit(running_clock)(place.ticks(params, x), seg)
+        clock = jax.jit(cumulative_log_forget)(place.log_forget(params, x), seg)
     return attend(
         q, k, v, place, params,
-        q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_clock_BTN=clock, k_clock_BSN=clock,
+        q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock,
         x_BTD=schemes.projected_from(place, pos.shape),
     )  # fmt: skip
 
@@ -181,7 +181,10 @@ def test_attend_takes_the_path_it_says_and_all_paths_agree():
 
     np.testing.assert_allclose(over("dense"), over("blockwise"), atol=2e-6)
     np.testing.assert_array_equal(over("auto"), over("dense"))
-    assert choose(layer, 40, 40, "auto", head_dim=8, dtype="float32").name == "dense"
-    assert choose(layer, 1, 10**6, "auto", head_dim=8, dtype="float32").name == "blockwise"
+    assert choose_implementation(layer, 40, 40, "auto", head_dim=8, dtype="float32").name == "dense"
+    assert (
+        choose_implementation(layer, 1, 10**6, "auto", head_dim=8, dtype="float32").name
+        == "blockwise"
+    )
     np.testing.assert_allclose(over("dense", window=9), over("blockwise", window=9), atol=2e-6)
     assert np.abs(over("dense", window=9) - over("dense")).max() > 1e-3

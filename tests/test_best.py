@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.checkpoints.manager import Checkpoints
-from posenc_jax.checkpoints.manifest import Damaged, verify
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.checkpoints.manifest import CorruptedCheckpoint, verify
 from posenc_jax.evaluation import evaluate
-from posenc_jax.evaluation.load_run import open_run
+from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
 from posenc_jax.training.inputs import dev_examples, open_inputs
-from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.thorough
@@ -32,7 +32,7 @@ DIVERGING = {
 
 def saved(workdir, losses, keep=1):
     """Checkpoints of steps 1, 2, ... with the dev losses given; "none" where nothing was measured."""
-    with Checkpoints(workdir, keep) as checkpoints:
+    with CheckpointManager(workdir, keep) as checkpoints:
         for step, loss in enumerate(losses, 1):
             state = {"params": {"up_DF": jax.device_put(np.full(4, step, np.float32), jax.NamedSharding(make_mesh(1, 1), jax.P()))}}  # fmt: skip
             checkpoints.save(step, state, {} if loss == "none" else {"dev_loss": loss})
@@ -40,12 +40,12 @@ def saved(workdir, losses, keep=1):
 
 
 def steps(workdir):
-    with Checkpoints(workdir, 1, clean=False) as checkpoints:
+    with CheckpointManager(workdir, 1, clean=False) as checkpoints:
         return checkpoints.steps()
 
 
 def chosen(workdir, which):
-    with Checkpoints(workdir, 1, clean=False) as checkpoints:
+    with CheckpointManager(workdir, 1, clean=False) as checkpoints:
         return checkpoints.chosen(which)
 
 
@@ -73,7 +73,7 @@ def test_the_lowest_dev_loss_outlives_retention_and_no_number_is_never_lowest(
 def test_the_best_is_kept_and_found_by_a_process_that_did_not_save_it(tmp_path):
     workdir = saved(tmp_path, (3.0, 2.0, 2.5))
     assert steps(workdir) == [2, 3]
-    with Checkpoints(workdir, 1) as checkpoints:
+    with CheckpointManager(workdir, 1) as checkpoints:
         assert checkpoints.latest() == 3
         checkpoints.save(4, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 2.2})
         checkpoints.wait()
@@ -101,13 +101,15 @@ def test_a_damaged_best_is_refused_by_a_reader_and_set_aside_by_the_next_leg(tmp
     workdir = saved(tmp_path, (2.0, 2.2, 2.5, 2.4), keep=3)
     assert steps(workdir) == [1, 2, 3, 4]
     damage(workdir, 1)
-    with pytest.raises(Damaged, match=r"checkpoints/1 is damaged: .*is missing; run train\.py"):
+    with pytest.raises(
+        CorruptedCheckpoint, match=r"checkpoints/1 is damaged: .*is missing; run train\.py"
+    ):
         chosen(workdir, "best")
-    with pytest.raises(Damaged, match="checkpoints/1 is damaged"):
+    with pytest.raises(CorruptedCheckpoint, match="checkpoints/1 is damaged"):
         chosen(workdir, "1")
     assert chosen(workdir, "last") == 4
     assert steps(workdir) == [1, 2, 3, 4]
-    with Checkpoints(workdir, 1) as checkpoints:
+    with CheckpointManager(workdir, 1) as checkpoints:
         assert checkpoints.latest() == 4
         assert "it is now 1.damaged; step 2 is the best sound one" in capsys.readouterr().err
         checkpoints.save(5, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 2.3})
@@ -118,7 +120,7 @@ def test_a_damaged_best_is_refused_by_a_reader_and_set_aside_by_the_next_leg(tmp
 def test_the_best_serves_where_every_later_one_is_damaged(tmp_path, capsys):
     workdir = saved(tmp_path, (2.0, 2.2, 2.5))
     damage(workdir, 3)
-    with Checkpoints(workdir, 1) as checkpoints:
+    with CheckpointManager(workdir, 1) as checkpoints:
         assert checkpoints.latest() == 1
     assert "step 1 is the last sound one" in capsys.readouterr().err
 
@@ -137,7 +139,7 @@ def measured(workdir):
 
 
 def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, whole):
-    config = open_run(whole, None).config
+    config = load_run(whole, None).config
     examples = dev_examples(config, open_inputs(config))
     assert len(examples) == 9
     starts = {example["tokens_T"].tobytes() for example in examples}
@@ -150,7 +152,7 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
     assert list(found) == [4, 8, 12]
     assert found[4] < 0.9 * found[8] < 0.9 * found[12]
     nats = weight = 0.0
-    run = open_run(whole, None)
+    run = load_run(whole, None)
     params = jax.tree.map(jnp.asarray, run.params)
     for example in examples:
         given = (jnp.asarray(example[n])[None] for n in ("tokens_T", "positions_T", "segments_T"))
@@ -176,9 +178,9 @@ def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, 
     workdir = tmp_path / "x"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            loop.StopRequest, "at", lambda self, step: "SIGTERM" if step == last else None
+            loop.PreemptionRequest, "at", lambda self, step: "SIGTERM" if step == last else None
         )
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(loop.Preempted):
             loop.train(config, workdir, "a test")
     runs.finished(config, workdir)
     assert measured(workdir) == measured(whole)
@@ -217,7 +219,7 @@ def test_eight_devices_measure_the_loss_of_one(tmp_path, data_dir, whole):
 def test_seeds_in_one_program_measure_what_each_alone_does(tmp_path, data_dir, whole):
     config = runs.config(data_dir, train=MEASURED, optimizer=DIVERGING)
     folders = {seed: tmp_path / f"x-s{seed}" for seed in (0, 3)}
-    train_together(config, folders, "a test")
+    train_seeds(config, folders, "a test")
     alone = measured(whole)[4]
     assert measured(folders[0])[4] == pytest.approx(
         alone, rel=2e-3

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, Place
+from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, HeadContext
 from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_factors
 from posenc_jax.encodings.learned_bias import (
     T5,
@@ -22,7 +22,7 @@ from posenc_jax.encodings.learned_bias import (
     t5_starts,
 )
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 QUERY = 5000
 DISTANCES = np.array([0, 1, 2, 3, 15, 16, 17, 31, 64, 100, 127, 128, 129, 1000, 5000])
 BIASES = [name for name, part in REGISTRY.items() if issubclass(part, Bias)]
@@ -169,7 +169,7 @@ def shown(part, params, query):
     params = part.scheduled(params, jnp.float32(0.8), PLACE)
     out = [values(part, params, query=query)]
     if isinstance(part, GatedBias):
-        out.append(part.tick(params, jax.random.normal(jax.random.key(1), (1, 3, 32)), PLACE))
+        out.append(part.log_forget(params, jax.random.normal(jax.random.key(1), (1, 3, 32)), PLACE))
     return out
 
 

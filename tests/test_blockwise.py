@@ -10,9 +10,9 @@ import pytest
 
 from posenc_jax.attention import dense_attention, visible
 from posenc_jax.attention.blockwise.api import blockwise_attention
-from posenc_jax.attention.blockwise.cutoff import EXACT, windows
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, cutoff_windows
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.forget_gate import running_clock
+from posenc_jax.encodings.forget_gate import cumulative_log_forget
 
 N, H, L = 4, 16, 64
 
@@ -50,8 +50,8 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
     def prepared(q, k, v, ticks, params):
         clocks = (None, None)
         if layer.gated:
-            k_clock = jax.jit(running_clock)(ticks, k_seg)
-            clocks = (k_clock[:, -q.shape[1] :], k_clock)
+            k_cum_log_forget = jax.jit(cumulative_log_forget)(ticks, k_seg)
+            clocks = (k_cum_log_forget[:, -q.shape[1] :], k_cum_log_forget)
         tau = layer.temperature(params, pos, k_pos)
         if tau is not None and tau.shape[-1] == 1:
             q, tau = q * tau.swapaxes(1, 2), None
@@ -76,7 +76,7 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
         return blockwise_attention(
             q, k, v, layer, arrays[-1],
             q_pos_BT=pos, k_pos_BS=k_pos, q_seg_BT=seg, k_seg_BS=k_seg,
-            q_clock_BTN=clocks[0], k_clock_BSN=clocks[1], causal=causal, window=window, **settings,
+            q_cum_log_forget_BTN=clocks[0], k_cum_log_forget_BSN=clocks[1], causal=causal, window=window, **settings,
         )  # fmt: skip
 
     return dense, blockwise
@@ -213,7 +213,7 @@ def far_gradient(epsilon, line="alibi", **places):
 
 
 def test_steep_heads_stop_early_and_each_at_its_own_distance():
-    cut, whole = far_gradient(EXACT), far_gradient(0.0)
+    cut, whole = far_gradient(EXACT_EPSILON), far_gradient(0.0)
     first = [int((cut[:, n] != 0).argmax()) for n in range(N)]
     slopes = oracles.alibi_slopes(N)
     assert slopes[0] > slopes[3]
@@ -288,7 +288,7 @@ def test_the_cut_is_right_for_any_order_of_positions_and_segments(places, segmen
 def test_a_long_document_behind_a_short_one_is_cut_too():
     seg = jnp.where(jnp.arange(LONG) < 100, 1, 2)[None]
     pos = jnp.where(seg == 1, jnp.arange(LONG), jnp.arange(LONG) - 100)
-    read = far_gradient(EXACT, pos=pos, seg=seg)
+    read = far_gradient(EXACT_EPSILON, pos=pos, seg=seg)
     assert (read[:300, 0] == 0).all()
     assert (read[:100] == 0).all()
     assert (read[100:140, 3] > 0).all()
@@ -296,17 +296,17 @@ def test_a_long_document_behind_a_short_one_is_cut_too():
 
 def test_windows_follow_the_closed_form_and_the_definition():
     bound, longest = 4.0, 4096
-    got = windows(placed("alibi|capped"), {}, bound, longest)
+    got = cutoff_windows(placed("alibi|capped"), {}, bound, longest)
     for window, m in zip(got[:2], oracles.alibi_slopes(2), strict=True):
-        closed = (2 * bound - math.log(EXACT) - math.log(-math.expm1(-m))) / m
+        closed = (2 * bound - math.log(EXACT_EPSILON) - math.log(-math.expm1(-m))) / m
         assert window == min(longest, math.ceil(closed))
     assert (got[2:] == longest).all()  # a capped tail never ends
     assert got[0] < got[1]
-    (steep, *_) = windows(placed("power"), {}, bound, longest)
+    (steep, *_) = cutoff_windows(placed("power"), {}, bound, longest)
     m = oracles.alibi_slopes(N)[0]
     tail = [sum(math.exp(-m * d**0.5) for d in range(w, longest)) for w in (steep, steep - 1)]
-    assert tail[0] * math.exp(2 * bound) <= EXACT < tail[1] * math.exp(2 * bound)
-    assert (windows(placed("forget|rope"), {"0.bias": {}}, bound, longest) == longest).all()
+    assert tail[0] * math.exp(2 * bound) <= EXACT_EPSILON < tail[1] * math.exp(2 * bound)
+    assert (cutoff_windows(placed("forget|rope"), {"0.bias": {}}, bound, longest) == longest).all()
 
 
 @pytest.mark.parametrize(("line", "K"), [("rope+alibi", 2), ("slopes|rope~logn", 1), ("rope+forget|fire", 2)])  # fmt: skip

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from posenc_jax.encodings import REGISTRY, Rotation, parse
-from posenc_jax.encodings.base import Place
-from posenc_jax.model.cache import empty_cache, slots_that_matter
+from posenc_jax.encodings.base import HeadContext
+from posenc_jax.model.cache import empty_cache, required_slots
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate
@@ -70,7 +70,7 @@ def decoded(config, params, kept):
 def test_evicting_changes_nothing_that_float32_can_hold(line):
     config, params = model(line)
     everything = ((TOKENS,),) * 2
-    kept = slots_that_matter(config, params, TOKENS, CALL)
+    kept = required_slots(config, params, TOKENS, CALL)
     assert min(s for layer in kept for s in layer) < TOKENS - CALL  # there is something to evict
     want = decoded(config, params, everything)
     error = np.abs(decoded(config, params, kept) - want).max()
@@ -82,9 +82,9 @@ def test_evicting_changes_nothing_that_float32_can_hold(line):
 
 def test_key_value_heads_that_serve_two_groups_keep_what_either_needs():
     config, params = model(f"{STEEP}|nope", num_kv_heads=2)
-    assert len(slots_that_matter(config, params, TOKENS, CALL)[0]) == 2
+    assert len(required_slots(config, params, TOKENS, CALL)[0]) == 2
     config, params = model(f"{STEEP}|nope", num_kv_heads=1)
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_key_value_heads_that_serve_two_groups_keep_what_either_needs():
 )
 def test_heads_without_a_proof_keep_everything(line):
     config, params = model(line)
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
 
 
 def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero():
     config, params = model(STEEP, qk_norm=False)
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
-    assert slots_that_matter(*model(STEEP), TOKENS, CALL, epsilon=0.0) == ((TOKENS,),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    assert required_slots(*model(STEEP), TOKENS, CALL, epsilon=0.0) == ((TOKENS,),) * 2
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero()
 )
 def test_heads_with_a_window_keep_it_and_no_more_without_any_bound(line):
     config, params = model(line, qk_norm=False)
-    kept = slots_that_matter(config, params, TOKENS, CALL)
-    assert kept == slots_that_matter(config, params, TOKENS, CALL, epsilon=0.0)
+    kept = required_slots(config, params, TOKENS, CALL)
+    assert kept == required_slots(config, params, TOKENS, CALL, epsilon=0.0)
     assert {layer[0] for layer in kept} == {16 + CALL - 1}
     want = decoded(config, params, ((TOKENS,),) * 2)
     np.testing.assert_allclose(
@@ -126,31 +126,31 @@ def test_heads_with_a_window_keep_it_and_no_more_without_any_bound(line):
 
 def test_what_the_smaller_window_hides_is_evicted_and_a_bound_may_hide_more():
     config, params = model("window(size=16)|nope", window=20)
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((16 + CALL - 1, 20 + CALL - 1),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((16 + CALL - 1, 20 + CALL - 1),) * 2
     config, params = model("window(size=16)|nope", num_kv_heads=1)  # one key head for both groups
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
     config, params = model("window(size=16)|window(size=30)", num_kv_heads=1)
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((30 + CALL - 1,),) * 2
+    assert required_slots(config, params, TOKENS, CALL) == ((30 + CALL - 1,),) * 2
     config, params = model("rope+forget+window(size=16)")
-    assert slots_that_matter(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
-    steep, _ = slots_that_matter(*model(f"{STEEP}+window(size=200)"), TOKENS, CALL)
+    assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
+    steep, _ = required_slots(*model(f"{STEEP}+window(size=200)"), TOKENS, CALL)
     assert steep[0] < 200
 
 
 def test_larger_content_and_hotter_temperature_keep_more():
     config, params = model(STEEP)
-    least = slots_that_matter(config, params, TOKENS, CALL)[0][0]
+    least = required_slots(config, params, TOKENS, CALL)[0][0]
     grown = jax.tree.map(lambda p: 2 * p, params)
-    assert slots_that_matter(config, grown, TOKENS, CALL)[0][0] > least
-    assert slots_that_matter(*model(f"{STEEP}~logn"), TOKENS, CALL)[0][0] > least
+    assert required_slots(config, grown, TOKENS, CALL)[0][0] > least
+    assert required_slots(*model(f"{STEEP}~logn"), TOKENS, CALL)[0][0] > least
     stretched = model(f"rope(stretch=yarn(factor=64.0))+{STEEP}")
-    assert slots_that_matter(*stretched, TOKENS, CALL)[0][0] > least
+    assert required_slots(*stretched, TOKENS, CALL)[0][0] > least
 
 
 def test_a_long_cache_of_alibi_heads_is_small():
     config, params = model("alibi", num_heads=8, num_kv_heads=8)
     slots = 131_072
-    kept = slots_that_matter(config, params, slots, 256)
+    kept = required_slots(config, params, slots, 256)
     full, ring = (
         jax.eval_shape(lambda k=k: empty_cache(config, 1, slots, k, 256)) for k in (None, kept)
     )
@@ -163,7 +163,7 @@ def test_a_long_cache_of_alibi_heads_is_small():
 
 def test_a_ring_refuses_a_call_longer_than_it_was_made_for():
     config, params = model(STEEP)
-    cache = empty_cache(config, 1, TOKENS, slots_that_matter(config, params, TOKENS, CALL), CALL)
+    cache = empty_cache(config, 1, TOKENS, required_slots(config, params, TOKENS, CALL), CALL)
     part = tokens_of(CALL + 1)
     with pytest.raises(ValueError, match="9 tokens at once; this cache takes 8"):
         Decoder(config).apply(
@@ -175,12 +175,12 @@ def test_generation_is_the_same_with_and_without_eviction():
     config, params = model(f"rope+{STEEP}|nope~logn")
     prompts = [np.asarray(tokens_of(n)[0]) for n in (150, 40)]
     ask = {"new_tokens": 40, "pad": 0, "sampling": Sampling(), "key": jax.random.key(0)}
-    assert slots_that_matter(config, params, 200, 16)[0][0] < 150
+    assert required_slots(config, params, 200, 16)[0][0] < 150
     evicted = generate(params, config, prompts, call=16, **ask)
     np.testing.assert_array_equal(evicted, generate(params, config, prompts, epsilon=0.0, **ask))
 
 
-PLACE = Place(2, 2, 16, 32, 64)
+PLACE = HeadContext(2, 2, 16, 32, 64)
 ROTATIONS = [n for n, part in REGISTRY.items() if issubclass(part, Rotation) and part().amplitude(PLACE) < np.inf]  # fmt: skip
 
 

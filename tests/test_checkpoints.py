@@ -15,8 +15,8 @@ import pytest
 from posenc_jax.checkpoints import manager as checkpoints_module
 from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.fingerprint import fingerprint, sha256
-from posenc_jax.checkpoints.manager import Checkpoints, SaveFailed, has_checkpoint
-from posenc_jax.checkpoints.manifest import Damaged
+from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed, has_checkpoint
+from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 from posenc_jax.training.sharding import make_mesh
 
 
@@ -43,7 +43,7 @@ def shapes(of):
 def saved(tmp_path_factory):
     """A workdir with checkpoints 4 and 8."""
     workdir = tmp_path_factory.mktemp("saved")
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         for step in (4, 8):
             checkpoints.save(step, state(step), {"at": step})
     return workdir
@@ -68,7 +68,7 @@ def files(workdir, step=8):
 
 
 def test_what_was_saved_comes_back_with_its_record(workdir):
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         assert checkpoints.latest() == 8
         assert checkpoints.record(8) == {"at": 8}
         for step in (4, 8):
@@ -94,13 +94,13 @@ def test_a_flipped_bit_in_any_file_is_named_and_the_step_before_is_used(workdir,
             broken = bytearray(whole)
             broken[bit // 8] ^= 1 << (bit % 8)
             path.write_bytes(broken)
-            with Checkpoints(workdir, 5, clean=False) as checkpoints:
+            with CheckpointManager(workdir, 5, clean=False) as checkpoints:
                 assert checkpoints.latest() == 4, f"{path.name}, bit {bit}"
             assert path.name in capsys.readouterr().err
             flips += 1
         path.write_bytes(whole)
     assert flips > 60
-    with Checkpoints(workdir, 5, clean=False) as checkpoints:
+    with CheckpointManager(workdir, 5, clean=False) as checkpoints:
         assert checkpoints.latest() == 8
 
 
@@ -125,7 +125,7 @@ def test_shortened_missing_and_added_files_and_links_are_named(workdir, capsys):
         shutil.rmtree(folder.with_name("copy"), ignore_errors=True)
         shutil.copytree(folder, folder.with_name("copy"))
         damage()
-        with Checkpoints(workdir, 5, clean=False) as checkpoints:
+        with CheckpointManager(workdir, 5, clean=False) as checkpoints:
             assert checkpoints.latest() == 4
         assert said in capsys.readouterr().err
         shutil.rmtree(folder)
@@ -139,15 +139,17 @@ def test_an_empty_folder_and_a_name_that_is_no_step_never_count_as_the_last_chec
         (workdir / "checkpoints" / name).mkdir()
     (tmp_path / "new" / "checkpoints" / "3").mkdir(parents=True)
     assert not has_checkpoint(tmp_path / "new")
-    with Checkpoints(workdir, 5, clean=False) as checkpoints:
+    with CheckpointManager(workdir, 5, clean=False) as checkpoints:
         assert checkpoints.latest() == 8
 
 
 def test_a_reader_whom_an_earlier_step_would_mislead_is_told_instead(workdir):
     files(workdir)[-1].write_bytes(b"")
     with (
-        Checkpoints(workdir, 5, clean=False) as checkpoints,
-        pytest.raises(Damaged, match=r"8 is damaged: .*run train.py with the same --workdir"),
+        CheckpointManager(workdir, 5, clean=False) as checkpoints,
+        pytest.raises(
+            CorruptedCheckpoint, match=r"8 is damaged: .*run train.py with the same --workdir"
+        ),
     ):
         checkpoints.latest(fall_back=False)
 
@@ -157,8 +159,10 @@ def test_when_all_are_damaged_nothing_is_started_over(workdir):
         files(workdir, step)[0].write_bytes(b"?")
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     with (
-        Checkpoints(workdir, 5) as checkpoints,
-        pytest.raises(Damaged, match=r"every checkpoint .* is damaged .*bring one back") as caught,
+        CheckpointManager(workdir, 5) as checkpoints,
+        pytest.raises(
+            CorruptedCheckpoint, match=r"every checkpoint .* is damaged .*bring one back"
+        ) as caught,
     ):
         checkpoints.latest()
     assert "\n" not in str(caught.value)
@@ -167,10 +171,10 @@ def test_when_all_are_damaged_nothing_is_started_over(workdir):
 
 def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(workdir):
     files(workdir)[0].write_bytes(b"?")
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         assert checkpoints.latest() == 4
         checkpoints.save(8, state(8), {"at": 8})
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         assert checkpoints.latest() == 8
         assert equal(checkpoints.restore(8, shapes(state(8))), state(8))
     assert (workdir / "checkpoints" / "8.damaged").is_dir()
@@ -180,10 +184,10 @@ def test_a_checkpoint_moves_from_mesh_to_mesh_without_losing_a_bit(tmp_path):
     """8, 4, 2, 1 and 8 devices again; the sums of leaves are those of any mesh."""
     here = state(1, make_mesh(2, 4))
     for step, (data, model) in enumerate([(2, 2), (1, 2), (1, 1), (8, 1)], 1):
-        with Checkpoints(tmp_path, 9) as checkpoints:
+        with CheckpointManager(tmp_path, 9) as checkpoints:
             checkpoints.save(step, here, {})
         mesh = make_mesh(data, model)
-        with Checkpoints(tmp_path, 9) as checkpoints:
+        with CheckpointManager(tmp_path, 9) as checkpoints:
             here = checkpoints.restore(step, shapes(state(0, mesh)))
         assert here["params"]["up_DF"].sharding.mesh.devices.size == data * model
         assert equal(here, state(1))
@@ -220,7 +224,10 @@ def test_a_fingerprint_changes_with_every_bit_and_with_the_place_of_every_elemen
 def test_another_dtype_shape_or_leaf_is_refused_with_the_difference(workdir, change, said):
     wanted = state(8)
     change(wanted)
-    with Checkpoints(workdir, 5, clean=False) as checkpoints, pytest.raises(Damaged, match=said):
+    with (
+        CheckpointManager(workdir, 5, clean=False) as checkpoints,
+        pytest.raises(CorruptedCheckpoint, match=said),
+    ):
         checkpoints.restore(8, shapes(wanted))
 
 
@@ -237,8 +244,8 @@ def test_bits_lost_on_the_way_to_or_from_the_disk_are_seen(workdir):
     """As if a buffer had been reused while it was written: sound files of another state."""
     resealed(workdir, lambda c: c["sums"].update({"params/up_DF": "0" * 32}))
     with (
-        Checkpoints(workdir, 5, clean=False) as checkpoints,
-        pytest.raises(Damaged, match="params/up_DF came back with other bits"),
+        CheckpointManager(workdir, 5, clean=False) as checkpoints,
+        pytest.raises(CorruptedCheckpoint, match="params/up_DF came back with other bits"),
     ):
         checkpoints.restore(checkpoints.latest(), shapes(state(8)))
 
@@ -246,7 +253,7 @@ def test_bits_lost_on_the_way_to_or_from_the_disk_are_seen(workdir):
 def test_a_state_is_saved_as_it_was_though_the_next_step_reuses_its_memory(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     here = state(0)
-    with Checkpoints(tmp_path, 20) as checkpoints:
+    with CheckpointManager(tmp_path, 20) as checkpoints:
         for done in range(1, 9):
             here = step(here)
             checkpoints.save(done, here, {})
@@ -257,7 +264,7 @@ def test_a_state_is_saved_as_it_was_though_the_next_step_reuses_its_memory(tmp_p
 
 
 def test_only_the_last_are_kept(tmp_path):
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with CheckpointManager(tmp_path, 2) as checkpoints:
         for done in (2, 10, 9, 11):
             checkpoints.save(done, state(done), {})
         checkpoints.wait()
@@ -269,9 +276,9 @@ def test_what_a_killed_save_left_is_removed_by_a_trainer_and_left_alone_by_a_rea
     stale = [workdir / "checkpoints" / name for name in (".saving-12", ".deleting-2")]
     for folder in stale:
         (folder / "state").mkdir(parents=True)
-    Checkpoints(workdir, 5, clean=False)
+    CheckpointManager(workdir, 5, clean=False)
     assert all(folder.exists() for folder in stale)
-    Checkpoints(workdir, 5)
+    CheckpointManager(workdir, 5)
     assert not any(folder.exists() for folder in stale)
 
 
@@ -287,7 +294,7 @@ def test_a_write_that_fails_ends_the_run_and_names_the_step_that_is_safe(
     else:
         monkeypatch.setattr(manifest, "seal", full)
     said = r"step 12 could not be written .*No space left.*step 8 is whole; make room"
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         checkpoints.save(12, state(12), {})
         with pytest.raises(SaveFailed, match=said):
             checkpoints.wait()
@@ -295,7 +302,7 @@ def test_a_write_that_fails_ends_the_run_and_names_the_step_that_is_safe(
             checkpoints.save(16, state(16), {})
         checkpoints._failure = None
     monkeypatch.undo()
-    with Checkpoints(workdir, 5) as checkpoints:
+    with CheckpointManager(workdir, 5) as checkpoints:
         assert checkpoints.latest() == 8
         assert equal(checkpoints.restore(8, shapes(state(8))), state(8))
 
@@ -321,7 +328,7 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_is_run_or_followed(
     ):
         was = (folder / name).read_bytes()
         (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-        with Checkpoints(workdir, 5, clean=False) as checkpoints:
+        with CheckpointManager(workdir, 5, clean=False) as checkpoints:
             assert checkpoints.latest() == 4
         assert len(capsys.readouterr().err.splitlines()) == 1
         (folder / name).write_bytes(was)
@@ -338,19 +345,19 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_is_run_or_followed(
         metadata.write_bytes(text)
         resealed(workdir, lambda contents: None)
         with (
-            Checkpoints(workdir, 5, clean=False) as checkpoints,
-            pytest.raises(Damaged, match=r"cannot be read|other bits") as caught,
+            CheckpointManager(workdir, 5, clean=False) as checkpoints,
+            pytest.raises(CorruptedCheckpoint, match=r"cannot be read|other bits") as caught,
         ):
             checkpoints.restore(checkpoints.latest(), shapes(state(8)))
         assert "\n" not in str(caught.value)
     metadata.write_text(was.replace("16", "1000000000000"))
     assert metadata.read_text() != was
     resealed(workdir, lambda contents: None)
-    with Checkpoints(
+    with CheckpointManager(
         workdir, 5, clean=False
     ) as checkpoints:  # the shapes asked for count, no others
         assert equal(checkpoints.restore(checkpoints.latest(), shapes(state(8))), state(8))
     resealed(workdir, lambda contents: contents.pop("leaves"))
-    with Checkpoints(workdir, 5, clean=False) as checkpoints:
+    with CheckpointManager(workdir, 5, clean=False) as checkpoints:
         assert checkpoints.latest() == 4
     assert not (tmp_path / "executed").exists()

@@ -11,8 +11,17 @@ import runs
 
 from posenc_jax.attention import attend
 from posenc_jax.attention.linear import CHUNK
-from posenc_jax.checkpoints.manager import Checkpoints
-from posenc_jax.encodings import Alibi, Forget, Place, Rope, angles, parse, rotate, running_clock
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.encodings import (
+    Alibi,
+    Forget,
+    HeadContext,
+    Rope,
+    angles,
+    cumulative_log_forget,
+    parse,
+    rotate,
+)
 from posenc_jax.encodings.learned_bias import Annealed
 from posenc_jax.encodings.rope_scaling import Yarn
 from posenc_jax.encodings.temperature import ScaleInvariant, YarnTemperature
@@ -21,7 +30,7 @@ from posenc_jax.model.decoder import Decoder, at_progress
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 SEG = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3])
 
 
@@ -32,7 +41,7 @@ def placed(line, **shape):
 def test_a_clock_begins_anew_at_every_document_whatever_came_before():
     ticks = -np.random.default_rng(0).exponential(size=(1, 12, 3)).astype(np.float32)
     ticks[0, :6] *= 1e6  # would cost the later documents all their digits if it were subtracted
-    clock = running_clock(jnp.asarray(ticks), jnp.asarray(SEG)[None])
+    clock = cumulative_log_forget(jnp.asarray(ticks), jnp.asarray(SEG)[None])
     for i in range(12):
         want = ticks[0, [j for j in range(i + 1) if SEG[j] == SEG[i]]].astype(np.float64).sum(0)
         np.testing.assert_allclose(clock[0, i], want, rtol=1e-6)
@@ -42,7 +51,7 @@ def test_the_forget_gate_equals_its_float64_loop_in_every_document():
     layer = placed("forget(start=match)").layers[0]
     params = jax.tree.map(lambda p: 3 * p, layer.init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (1, 12, 32))
-    clock = running_clock(layer.ticks(params, x), jnp.asarray(SEG)[None])
+    clock = cumulative_log_forget(layer.log_forget(params, x), jnp.asarray(SEG)[None])
     pos = jnp.zeros((1, 12), jnp.int32)
     bias = layer.bias(params, pos, pos, clock, clock)
     p = {k: np.asarray(v, np.float64) for k, v in params["0.bias"].items()}
@@ -60,7 +69,7 @@ def test_gates_at_rest_are_alibi_with_the_slopes_they_start_from(start, slopes):
     params = Forget(start=start).init(jax.random.key(0), PLACE)
     rest = Forget(start=start).bias(params, pos, pos, PLACE)
     np.testing.assert_allclose(rest, Alibi(slopes=slopes).bias({}, pos, pos, PLACE), rtol=1e-5)
-    still = running_clock(Forget(start=start).tick(params, jnp.zeros((1, 9, 32)), PLACE), jnp.ones((1, 9), int))  # fmt: skip
+    still = cumulative_log_forget(Forget(start=start).log_forget(params, jnp.zeros((1, 9, 32)), PLACE), jnp.ones((1, 9), int))  # fmt: skip
     np.testing.assert_allclose(still[0, 5] - still[0, 2], rest[0, :, 5, 2], rtol=1e-5)
 
 
@@ -72,7 +81,7 @@ def test_published_gates_start_at_one_half():
 def test_a_gated_scheme_without_clocks_is_refused_and_not_attended_at_rest():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q = jnp.ones((1, 3, 4, 16))
-    with pytest.raises(ValueError, match="pass q_clock_BTN and k_clock_BSN"):
+    with pytest.raises(ValueError, match="pass q_cum_log_forget_BTN and k_cum_log_forget_BSN"):
         attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos)  # fmt: skip
 
 
@@ -80,7 +89,7 @@ def test_a_gated_scheme_that_reads_both_ways_is_refused():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q, clock = jnp.ones((1, 3, 4, 16)), jnp.zeros((1, 3, 4))
     with pytest.raises(ValueError, match="needs causal=True"):
-        attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos, q_clock_BTN=clock, k_clock_BSN=clock, causal=False)  # fmt: skip
+        attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, causal=False)  # fmt: skip
 
 
 def model(line):
@@ -213,7 +222,7 @@ def test_training_fades_annealed_slopes_by_its_schedule_and_a_checkpoint_keeps_t
     config = runs.config(data_dir, scheme=line, train={"steps": 4, "save_every": 1, "keep": 9, "data_devices": 1})  # fmt: skip
     runs.finished(config, tmp_path / "x")
     model, mesh = Decoder(config.model_config(260)), make_mesh(1, 1)
-    with jax.set_mesh(mesh), Checkpoints(tmp_path / "x", 9) as checkpoints:
+    with jax.set_mesh(mesh), CheckpointManager(tmp_path / "x", 9) as checkpoints:
         _, shapes = state_builder(config, model, mesh)
         for step in (1, 2, 4):
             scheme = checkpoints.restore(step, shapes)["params"]["layer_1"]["attention"]["scheme"]

@@ -13,14 +13,14 @@ import pytest
 import schemes
 
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.backend import computing_on
-from posenc_jax.evaluation.capture import watched
+from posenc_jax.encodings.backend import assume_backend
+from posenc_jax.evaluation.capture import capture_qk
 from posenc_jax.evaluation.scorer import DecoderModel, _scored
-from posenc_jax.model.blocks import gated
+from posenc_jax.model.blocks import swiglu
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.generate import Sampling, choose, generate
+from posenc_jax.model.generate import Sampling, generate, sample_token
 
 BASE = ModelConfig(
     scheme="nope", vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
@@ -167,7 +167,9 @@ def test_sampling_keeps_to_top_k_and_to_the_nucleus():
     keys = jax.random.split(jax.random.key(0), 2000)
 
     def shares(**how):
-        drawn = jax.vmap(lambda k: choose(logits, k, Sampling(temperature=1.0, **how))[0])(keys)
+        drawn = jax.vmap(lambda k: sample_token(logits, k, Sampling(temperature=1.0, **how))[0])(
+            keys
+        )
         return np.bincount(np.asarray(drawn), minlength=5) / 2000
 
     np.testing.assert_allclose(shares(), [0.5, 0.25, 0.15, 0.07, 0.03], atol=0.04)
@@ -176,7 +178,7 @@ def test_sampling_keeps_to_top_k_and_to_the_nucleus():
     np.testing.assert_allclose(
         shares(top_p=0.76), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0, 0], atol=0.04
     )
-    assert choose(logits, keys[0], Sampling())[0] == 0
+    assert sample_token(logits, keys[0], Sampling())[0] == 0
 
 
 def test_a_learned_table_refuses_to_generate_past_its_end():
@@ -194,13 +196,13 @@ def test_a_gate_has_the_gradient_of_its_definition():
     def definition(gate, x):
         return gate / (1 + np.exp(-gate)) * x
 
-    out, pull = jax.vjp(gated, *(jnp.asarray(y, jnp.float32) for y in (gate, x)))
+    out, pull = jax.vjp(swiglu, *(jnp.asarray(y, jnp.float32) for y in (gate, x)))
     np.testing.assert_allclose(out, definition(gate, x), rtol=1e-5, atol=1e-6)
     for i, grad in enumerate(pull(jnp.asarray(d, jnp.float32))):
         moved = [[y + sign * 1e-6 * (i == n) for n, y in enumerate((gate, x))] for sign in (1, -1)]
         want = d * (definition(*moved[0]) - definition(*moved[1])) / 2e-6
         np.testing.assert_allclose(grad, want, rtol=1e-5, atol=1e-5)
-    low = jax.vjp(gated, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](jnp.asarray(d, jnp.bfloat16))  # fmt: skip
+    low = jax.vjp(swiglu, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](jnp.asarray(d, jnp.bfloat16))  # fmt: skip
     assert all(grad.dtype == jnp.bfloat16 for grad in low)
 
 
@@ -294,9 +296,9 @@ def test_what_measures_asks_a_device_that_rounds_factors_for_whole_float32_produ
     if seen_by == "scores":
         measure, count = functools.partial(_scored, DecoderModel(BASE), None), 4
     else:
-        measure, count = functools.partial(watched, BASE, reduce=lambda *seen: seen[1].sum()), 2
+        measure, count = functools.partial(capture_qk, BASE, reduce=lambda *seen: seen[1].sum()), 2
     for device in ("cpu", "gpu", "tpu"):
-        with computing_on(device):
+        with assume_backend(device):
             program = str(jax.make_jaxpr(functools.partial(measure))(shapes, *([rows] * count)))
         products = re.findall(r"dot_general\[.*?\]\s", program, re.DOTALL)
         assert len(products) > 10

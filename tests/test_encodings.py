@@ -10,10 +10,10 @@ import oracles
 import pytest
 
 from posenc_jax import encodings
-from posenc_jax.encodings import Alibi, Learned, LogN, Place, Rope, Sinusoidal
-from posenc_jax.encodings.backend import computing_on
+from posenc_jax.encodings import Alibi, HeadContext, Learned, LogN, Rope, Sinusoidal
+from posenc_jax.encodings.backend import assume_backend
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
 
 def rotated(x, degrees):
@@ -108,7 +108,7 @@ def test_rope_equals_the_oracle_on_arbitrary_positions(pairing, fraction, base, 
     rope = Rope(base=base, fraction=fraction, pairing=pairing)
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 16)).astype(np.float32)
     pos = np.array([[0, 1, 7, 100, 99_991], [5, 3, 2, 2, 1_048_575]])
-    with computing_on(device):
+    with assume_backend(device):
         got = rope.rotate({}, jnp.asarray(x), jnp.asarray(pos), PLACE, "query")
     for b, t, n in np.ndindex(2, 5, 3):
         want = oracles.rope_vector(x[b, t, n], pos[b, t], base, pairing, int(16 * fraction))

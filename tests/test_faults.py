@@ -20,10 +20,10 @@ from faults.suite import FAULTS, chosen
 from faults.trial import Trial, failed, stored, table
 
 from posenc_jax.checkpoints import manifest
-from posenc_jax.checkpoints.hash_chain import START, Chain, _words
+from posenc_jax.checkpoints.hash_chain import START, HashChain, _batch_fingerprints
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import make_mesh
-from posenc_jax.training.workdir import refuse_owner, refuse_strangers
+from posenc_jax.training.workdir import check_owner, check_same_config
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +175,13 @@ def batch_on(mesh, seed):
 
 def links(mesh, asked, losses):
     """Links after the steps in `asked`, of a chain that is handed on at every one of them."""
-    stored, found, chain = None, [], Chain(None)
+    stored, found, chain = None, [], HashChain(None)
     for step, loss in enumerate(losses, 1):
         chain.add(step, batch_on(mesh, step), {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1)})  # fmt: skip
         if step in asked:
             stored = chain.through(step)
             found.append(stored)
-            chain = Chain(stored)
+            chain = HashChain(stored)
     return found
 
 
@@ -202,7 +202,7 @@ def test_the_chain_of_the_data_is_the_same_on_every_mesh():
 
 def test_a_link_is_sha256_of_the_one_before_and_the_bits_of_the_step():
     batch = batch_on(make_mesh(1, 1), 1)
-    words = np.asarray(_words(batch)).tobytes()
+    words = np.asarray(_batch_fingerprints(batch)).tobytes()
     before = bytes.fromhex(START)
     bits = np.float32(5).tobytes() + np.float32(1).tobytes()
     assert links(make_mesh(1, 1), (1,), [5.0])[-1] == {
@@ -228,10 +228,10 @@ def test_a_checkpoint_of_another_config_seed_dtype_text_or_tokenizer_is_refused(
         same = {"corpus_fingerprint": "a" * 64, "tokenizer_fingerprint": "a" * 64}
         return {"config": json.loads(from_sections(sections).to_json()), **same, **prints}
 
-    refuse_owner(tmp_path, 8, owner({}), owner({}))
+    check_owner(tmp_path, 8, owner({}), owner({}))
     with pytest.raises(ValueError, match=rf"checkpoint 8 .* another run \({said}"):
-        refuse_owner(tmp_path, 8, owner({}), owner(sections, **prints))
+        check_owner(tmp_path, 8, owner({}), owner(sections, **prints))
     if sections:
         (tmp_path / "config.json").write_text(from_sections(sections).to_json())
         with pytest.raises(ValueError, match=said):
-            refuse_strangers(tmp_path, from_sections({}))
+            check_same_config(tmp_path, from_sections({}))

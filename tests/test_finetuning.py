@@ -15,15 +15,15 @@ import pytest
 import runs
 
 from configs import drope, finetune, smoke
-from posenc_jax.checkpoints.manager import Checkpoints
-from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.evaluation import evaluate
-from posenc_jax.evaluation.load_run import open_run, reading
+from posenc_jax.evaluation.load_run import extended_config, load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
 from posenc_jax.training.config import read
 from posenc_jax.training.inputs import dev_examples, open_inputs
-from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.multi_seed import train_seeds
 
 pytestmark = pytest.mark.thorough
 
@@ -52,7 +52,7 @@ def tuning(data_dir, source, rule="yarn:4", **changes):
     """The configuration of a run that fine-tunes `source` at 4L."""
     scheme = parse(read(source / "config.json").model.scheme)
     if rule:
-        scheme = stretched(scheme, rule, length=4 * L, train_length=L)
+        scheme = extend_length(scheme, rule, length=4 * L, train_length=L)
     train = TUNED | {"length": 4 * L, "original_length": L, "init_from": str(source)}
     changes["train"] = train | changes.get("train", {})
     return runs.config(data_dir, unparse(scheme), **changes)
@@ -78,7 +78,7 @@ def first_state(config, workdir):
 
 
 def saved_params(workdir):
-    return open_run(workdir, None).params
+    return load_run(workdir, None).params
 
 
 def logits(config, params, tokens_T):
@@ -108,7 +108,7 @@ def test_it_begins_with_the_bits_of_the_source_and_with_nothing_else_of_it(
 def test_before_its_first_update_it_is_the_stretched_reading_of_the_source(tmp_path, data_dir, source):  # fmt: skip
     """And both are the float64 reference: YaRN from the length the source was trained at, slopes / 4."""
     config = tuning(data_dir, source)
-    state, zero_shot = first_state(config, tmp_path / "x"), open_run(source, "yarn:4")
+    state, zero_shot = first_state(config, tmp_path / "x"), load_run(source, "yarn:4")
     tokens_T = np.random.default_rng(0).integers(0, 256, 80)
     ours = logits(config.model_config(zero_shot.inputs.tokenizer.vocab_size), state["params"], tokens_T)  # fmt: skip
     theirs = logits(zero_shot.model_config(4 * L), zero_shot.params, tokens_T)
@@ -133,7 +133,7 @@ def test_before_its_first_update_it_is_the_stretched_reading_of_the_source(tmp_p
 
 
 def test_the_dev_loss_it_began_with_is_that_of_the_stretched_reading(data_dir, source, tuned):
-    zero_shot, config = open_run(source, "yarn:4"), read(tuned / "config.json")
+    zero_shot, config = load_run(source, "yarn:4"), read(tuned / "config.json")
     model, nats, weight = zero_shot.model_config(4 * L), 0.0, 0.0
     for example in dev_examples(config, open_inputs(config)):
         found = Decoder(model).apply(
@@ -165,7 +165,7 @@ def test_the_record_names_the_source_its_step_and_the_hash_of_every_parameter(so
     assert len(of_params) > 10
     assert record["parameters_sha256"] == of_params
     assert record["config"]["model"]["scheme"] == "rope+alibi"
-    with Checkpoints(tuned, 2, clean=False) as checkpoints:
+    with CheckpointManager(tuned, 2, clean=False) as checkpoints:
         assert checkpoints.record(6)["source"] == record
 
 
@@ -228,8 +228,8 @@ def test_a_schedule_stands_at_its_end_from_the_first_update_on(tmp_path, data_di
 
 
 def open_run_at(workdir, step):
-    run = open_run(workdir, None)
-    with Checkpoints(workdir, 4, clean=False) as checkpoints:
+    run = load_run(workdir, None)
+    with CheckpointManager(workdir, 4, clean=False) as checkpoints:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), run.params)  # fmt: skip
         return jax.device_get(checkpoints.parameters(step, shapes))
@@ -245,7 +245,7 @@ def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_len
     assert contexts == [L // 8, L // 4, L // 2, L, 8 * L]  # as for the run it began with
     assert json.loads((tuned / "run.json").read_text())["train_length"] == L
     config = read(tuned / "config.json")
-    trained, read_now = config.model_config(260), open_run(tuned, None).model_config(256)
+    trained, read_now = config.model_config(260), load_run(tuned, None).model_config(256)
     assert read_now == trained
     assert trained.train_length == L
     with pytest.raises(ValueError, match="cannot take a second one"):
@@ -255,19 +255,19 @@ def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_len
 def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_dir, source):
     def frequencies(config):
         layer = config.model_config(260).placed.layers[0]
-        return layer.groups[0].heads.rotation.frequencies(layer.groups[0].place)
+        return layer.groups[0].heads.rotation.frequencies(layer.groups[0].context)
 
     slopes = tuning(data_dir, source, "slopes:4")
     assert slopes.model.scheme == "rope+alibi(factor=4.0)"
-    assert reading(slopes, "slopes:2", 256).model.scheme == "rope+alibi(factor=8.0)"
-    at_its_length = reading(slopes, "dynamic:1", 4 * L)
+    assert extended_config(slopes, "slopes:2", 256).model.scheme == "rope+alibi(factor=8.0)"
+    at_its_length = extended_config(slopes, "dynamic:1", 4 * L)
     assert at_its_length.model_config(260).placed.layers[0].groups[0].heads.bias.factor == 4.0
     np.testing.assert_allclose(frequencies(at_its_length), frequencies(slopes))
-    twice = frequencies(reading(slopes, "dynamic:1", 8 * L))
+    twice = frequencies(extended_config(slopes, "dynamic:1", 8 * L))
     base = oracles.ntk_base(10_000.0, 2.0, 8)
     np.testing.assert_allclose(twice, [oracles.rope_frequency(i, 8, base) for i in range(4)])
-    np.testing.assert_allclose(frequencies(reading(slopes, "yarn:2", 8 * L)), oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0))  # fmt: skip
-    np.testing.assert_allclose(frequencies(reading(slopes, "llama3:2", 8 * L)), oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L))  # fmt: skip
+    np.testing.assert_allclose(frequencies(extended_config(slopes, "yarn:2", 8 * L)), oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0))  # fmt: skip
+    np.testing.assert_allclose(frequencies(extended_config(slopes, "llama3:2", 8 * L)), oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_damaged_last_checkpoint_of_the_source_is_named_and_the_one_before_is_
 def test_seeds_in_one_program_are_not_fine_tuned(tmp_path, data_dir, source):
     config = tuning(data_dir, source)
     with pytest.raises(ValueError, match="fine-tuned one by one"):
-        train_together(config, {0: tmp_path / "a", 1: tmp_path / "b"}, "a test")
+        train_seeds(config, {0: tmp_path / "a", 1: tmp_path / "b"}, "a test")
     assert not (tmp_path / "a").exists()
 
 
@@ -383,7 +383,7 @@ def test_a_rotation_is_dropped_for_the_last_15_percent_at_a_rate_that_is_warmed_
 
 def test_a_dropped_run_begins_as_its_parent_with_the_rotation_off(tmp_path, data_dir, source):
     config = runs.from_sections(drope.get_config(str(source)).to_dict())
-    state, there = first_state(config, tmp_path / "x"), open_run(source, None)
+    state, there = first_state(config, tmp_path / "x"), load_run(source, None)
     for ours, theirs in zip(*map(jax.tree.leaves, (state["params"], there.params)), strict=True):
         assert np.array_equal(ours, theirs)
     tokens_T = np.random.default_rng(0).integers(0, 256, 40)

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 
 from posenc_jax.attention import dense_attention, visible
-from posenc_jax.attention.blockwise.cutoff import EXACT, bias_by_distance, log_tail
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, bias_by_distance, log_tail_mass
 from posenc_jax.attention.kernels import flash
-from posenc_jax.attention.kernels.flash import Tail, flash_attention, lows, starts
-from posenc_jax.attention.kernels.flash_programs import Tiling, Tilings, parts, tilings
+from posenc_jax.attention.kernels.flash import (
+    BiasTable,
+    first_relevant_slots,
+    first_visible_slots,
+    flash_attention,
+)
+from posenc_jax.attention.kernels.flash_programs import (
+    TileConfig,
+    TileConfigs,
+    power_of_two_parts,
+    tile_configs,
+)
 from posenc_jax.encodings import parse
 
 B, T, N, K, H = 2, 600, 4, 2, 16
@@ -26,7 +36,7 @@ def tensors(seed=0, scale=1.0):
     return [scale * jax.random.normal(key, s) for key, s in zip(keys, shapes, strict=True)]
 
 
-def by_hand(q, k, v, bias_ND, seg, window=None):
+def by_hand(q, k, v, bias_NZ, seg, window=None):
     """Attention in float64, one row at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
@@ -35,7 +45,7 @@ def by_hand(q, k, v, bias_ND, seg, window=None):
         cols = cols[r - cols < (window or T)]
         if seg[b, r] == 0:
             continue
-        logits = k[b, cols, n // (N // K)] @ q[b, r, n] / np.sqrt(H) + np.asarray(bias_ND, np.float64)[n, r - cols]  # fmt: skip
+        logits = k[b, cols, n // (N // K)] @ q[b, r, n] / np.sqrt(H) + np.asarray(bias_NZ, np.float64)[n, r - cols]  # fmt: skip
         weight = np.exp(logits - logits.max())
         out[b, r, n] = weight / weight.sum() @ v[b, cols, n // (N // K)]
     return out
@@ -64,10 +74,10 @@ def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
         grads, out = jax.grad(total, (0, 1, 2, 3), has_aux=True)(q, k, v, jnp.asarray(SLOPES))
         return out, *grads
 
-    wide, tall = Tiling(32, 128, 4, 2), Tiling(128, 32, 4, 2)
-    want = outcome(tilings(H))
-    for tiles in (Tilings(wide, tall, wide), Tilings(tall, wide, tall)):
-        assert tiles != tilings(H)
+    wide, tall = TileConfig(32, 128, 4, 2), TileConfig(128, 32, 4, 2)
+    want = outcome(tile_configs(H))
+    for tiles in (TileConfigs(wide, tall, wide), TileConfigs(tall, wide, tall)):
+        assert tiles != tile_configs(H)
         for mine, theirs in zip(outcome(tiles), want, strict=True):
             atol = 5e-6 * max(1.0, float(jnp.abs(theirs).max()))
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
@@ -77,8 +87,8 @@ def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
 @pytest.mark.parametrize(("width", "cut"), [(80, [64, 16]), (112, [64, 32, 16]), (50, [])])
 def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
     if cut:
-        assert [x.stop - x.start for x in parts(width)] == cut
-        assert [x.start for x in parts(width)] == list(np.cumsum([0, *cut[:-1]]))
+        assert [x.stop - x.start for x in power_of_two_parts(width)] == cut
+        assert [x.start for x in power_of_two_parts(width)] == list(np.cumsum([0, *cut[:-1]]))
     shapes = [(1, 150, heads, width) for heads in (N, K, K, N)]
     q, k, v, aim = (jax.random.normal(key, s) for key, s in zip(jax.random.split(jax.random.key(3), 4), shapes, strict=True))  # fmt: skip
     seg = jnp.asarray(np.repeat([[2, 5]], [60, 90], axis=1).astype(np.int32))
@@ -110,12 +120,12 @@ def test_a_row_whose_places_float32_does_not_hold_is_refused():
 
 def test_columns_that_a_tensor_core_cannot_multiply_are_refused():
     with pytest.raises(ValueError, match="heads of 50 columns, not a multiple of 16"):
-        parts(50)
+        power_of_two_parts(50)
 
 
 def table_of(line, length=T):
     layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=64).layers[0]  # fmt: skip
-    return Tail(bias_by_distance(layer, {}, length), log_tail(layer, {}, length))
+    return BiasTable(bias_by_distance(layer, {}, length), log_tail_mass(layer, {}, length))
 
 
 @pytest.mark.parametrize("line", ["log", "capped", "2*power|2*alibi"])
@@ -123,7 +133,7 @@ def test_any_bias_of_the_distance_is_looked_up(line):
     q, k, v, _ = tensors()
     table = table_of(line)
     got = flash_attention(q, k, v, table, jnp.asarray(SEG))
-    np.testing.assert_allclose(got, by_hand(q, k, v, table.bias_ND, SEG), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(got, by_hand(q, k, v, table.bias_NZ, SEG), rtol=0, atol=5e-6)
 
 
 def test_gradients_are_those_of_the_loop_by_differences():
@@ -150,14 +160,18 @@ def test_gradients_are_those_of_the_loop_by_differences():
         np.testing.assert_allclose((np.asarray(grad, np.float64) * along).sum(), slope, rtol=2e-4)
 
 
-def first_slots(q, k, bias, seg, epsilon=EXACT):
+def first_slots(q, k, bias, seg, epsilon=EXACT_EPSILON):
     """The first slot of every block of queries, lengths a multiple of the largest block."""
-    low = lows(jnp.asarray(seg), None)
-    return np.asarray(starts(q, k, bias, low, epsilon, 1 / np.sqrt(H), tilings(H).forward.q_block))
+    low = first_visible_slots(jnp.asarray(seg), None)
+    return np.asarray(
+        first_relevant_slots(
+            q, k, bias, low, epsilon, 1 / np.sqrt(H), tile_configs(H).forward.q_block
+        )
+    )
 
 
 def padded(*arrays):
-    behind = -T % max(128, *(size for tiling in tilings(H) for size in tiling[:2]))
+    behind = -T % max(128, *(size for tiling in tile_configs(H) for size in tiling[:2]))
     return [np.pad(x, [(0, behind if i == 1 else 0) for i in range(np.ndim(x))]) for x in arrays]
 
 
@@ -176,47 +190,47 @@ def against_each_other():
 @pytest.mark.parametrize("kind", ["plain", "loud far keys", "adversarial", "table", "adversarial table"])  # fmt: skip
 def test_what_is_left_out_weighs_less_than_epsilon_and_much_is(kind):
     q, k, _, _ = tensors(scale=2.0)
-    bias, bias_ND = jnp.asarray(SLOPES), LINEAR
+    bias, bias_NZ = jnp.asarray(SLOPES), LINEAR
     if kind == "loud far keys":
         k = k.at[:, :40].multiply(20)
     if "adversarial" in kind:
         q, k = against_each_other()
     if kind == "adversarial table":
-        bias_ND = LINEAR - 9.0  # a constant changes no weight, and the own key has it too
-        bias = Tail(jnp.asarray(bias_ND, jnp.float32), log_tail_of(bias_ND))
+        bias_NZ = LINEAR - 9.0  # a constant changes no weight, and the own key has it too
+        bias = BiasTable(jnp.asarray(bias_NZ, jnp.float32), log_tail_of(bias_NZ))
     if kind == "table":
         bias = table_of("capped")
-        bias = Tail(3 * bias.bias_ND, log_tail_of(3 * np.asarray(bias.bias_ND)))
-        bias_ND = np.asarray(bias.bias_ND)
+        bias = BiasTable(3 * bias.bias_NZ, log_tail_of(3 * np.asarray(bias.bias_NZ)))
+        bias_NZ = np.asarray(bias.bias_NZ)
     q, k, seg = padded(q, k, np.full_like(SEG, 1))
     seg[:, T:] = 0
     start_BNI = first_slots(q, k, bias, seg)
-    t = tilings(H).forward.q_block
+    t = tile_configs(H).forward.q_block
     for b, n, r in np.ndindex(B, N, T):
         start = start_BNI[b, n, r // t]
         logits = k[b, : r + 1, n // (N // K)].astype(np.float64) @ q[b, r, n] / np.sqrt(H)
-        logits += np.asarray(bias_ND, np.float64)[n, r - np.arange(r + 1)]
+        logits += np.asarray(bias_NZ, np.float64)[n, r - np.arange(r + 1)]
         weight = np.exp(logits - logits.max())
-        assert weight[:start].sum() <= EXACT * weight.sum()
+        assert weight[:start].sum() <= EXACT_EPSILON * weight.sum()
     if kind == "plain":  # the steep head reads a block or two, the flat one all
         assert (start_BNI[:, 0, (T - 1) // t] > T - 3 * t).all()
         assert (start_BNI[:, 3] == 0).all()
 
 
-def log_tail_of(bias_ND):
-    """`cutoff.log_tail` of a table, by NumPy."""
-    entries = range(-(-bias_ND.shape[1] // 64) + 1)
+def log_tail_of(bias_NZ):
+    """`cutoff.log_tail_mass` of a table, by NumPy."""
+    entries = range(-(-bias_NZ.shape[1] // 64) + 1)
     with np.errstate(divide="ignore"):
-        return jnp.asarray(np.stack([np.log(np.exp(bias_ND[:, 64 * e :].astype(np.float64)).sum(1)) for e in entries], 1), jnp.float32)  # fmt: skip
+        return jnp.asarray(np.stack([np.log(np.exp(bias_NZ[:, 64 * e :].astype(np.float64)).sum(1)) for e in entries], 1), jnp.float32)  # fmt: skip
 
 
 def test_a_document_begins_a_row_of_blocks_and_a_window_ends_it():
     (seg,) = padded(SEG)
-    low = np.asarray(lows(jnp.asarray(seg), None))[:, 0]
+    low = np.asarray(first_visible_slots(jnp.asarray(seg), None))[:, 0]
     for b, r in np.ndindex(B, T):
         want = r + 1 if SEG[b, r] == 0 else np.flatnonzero(SEG[b] == SEG[b, r])[0]
         assert low[b, r] == want
-    narrow = np.asarray(lows(jnp.asarray(seg), 50))[:, 0]
+    narrow = np.asarray(first_visible_slots(jnp.asarray(seg), 50))[:, 0]
     want = np.maximum(low, np.arange(seg.shape[1])[None] - 49)
     np.testing.assert_array_equal(narrow[seg != 0], want[seg != 0])
 
@@ -226,14 +240,16 @@ def test_the_first_slot_in_sight_never_falls_from_row_to_row():
     rng = np.random.default_rng(0)
     for window in (None, 1, 2, 64, 129):
         pieces = [np.repeat(rng.integers(0, 4, 256), rng.choice([1, 2, 7, 64, 65], 256))[:256] for _ in range(32)]  # fmt: skip
-        low = np.asarray(lows(jnp.asarray(np.stack(pieces).astype(np.int32)), window))[:, 0]
+        low = np.asarray(
+            first_visible_slots(jnp.asarray(np.stack(pieces).astype(np.int32)), window)
+        )[:, 0]
         assert (np.diff(low, axis=1) >= 0).all()
 
 
 def test_nothing_cut_is_cut_to_the_last_bits():
     q, k, v, _ = tensors()
     slopes, seg = jnp.asarray(SLOPES), jnp.asarray(SEG)
-    cut, whole = (flash_attention(q, k, v, slopes, seg, epsilon=e) for e in (EXACT, 0.0))
+    cut, whole = (flash_attention(q, k, v, slopes, seg, epsilon=e) for e in (EXACT_EPSILON, 0.0))
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-6)
     q, k, seg = padded(q, k, SEG)
     assert (first_slots(q, k, slopes, seg, 0.0) <= first_slots(q, k, slopes, seg)).all()
@@ -279,7 +295,7 @@ def test_it_repeats_itself_and_a_block_of_queries_of_padding_costs_nothing():
     assert not got[0, 10:].any()
     q, k, seg = padded(q, k, seg)
     start = first_slots(q, k, jnp.asarray(SLOPES), seg)
-    assert (start[1] >= np.arange(start.shape[2]) * tilings(H).forward.q_block).all()
+    assert (start[1] >= np.arange(start.shape[2]) * tile_configs(H).forward.q_block).all()
 
 
 def test_tiles_of_queries_and_keys_may_differ_between_its_programs():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention.kernels.bias_folding import fold, slope_limbs, slot_limbs
+from posenc_jax.attention.kernels.bias_folding import fold_bias, slope_limbs, slot_limbs
 from posenc_jax.encodings import parse
 from posenc_jax.encodings.bias import alibi_slopes
 
@@ -68,7 +68,7 @@ SLOPES = np.float32(np.where(np.arange(N) < 3, alibi_slopes(N), [0, 0, 0, 0.7071
 @pytest.mark.parametrize("S", [1024, 16_384, 131_072])
 def test_the_fold_in_bfloat16_is_the_bias_of_the_definition(S):
     q, k = tensors(S)
-    assert worst(q, k, SLOPES, fold(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])) < BOUND
+    assert worst(q, k, SLOPES, fold_bias(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])) < BOUND
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_the_third_limb_carries_rows_beyond_two():
     assert len(slot_limbs(131_072)[1]) == 2
     assert len(slot_limbs(S)[1]) == 3
     q, k = tensors(S)
-    assert worst(q, k, SLOPES, fold(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])) < BOUND
+    assert worst(q, k, SLOPES, fold_bias(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])) < BOUND
 
 
 @pytest.mark.parametrize("S", [1024, 16_384])
@@ -110,13 +110,13 @@ def test_two_limbs_hold_a_slope_to_its_bound():
 def test_head_dim_is_padded_and_other_inputs_are_refused():
     q, k = tensors(64)
     q, k = q[:, :64], k[:, :64]
-    q_X, k_X = fold(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])
+    q_X, k_X = fold_bias(q, k, jnp.asarray(SLOPES), 8, None, q.shape[-1])
     assert q_X.shape[-1] == k_X.shape[-1] == 24
     assert k_X.shape[2] == K
     with pytest.raises(ValueError, match="bfloat16 or float32"):
-        fold(q.astype(jnp.float16), k, jnp.asarray(SLOPES), 8, None, q.shape[-1])
+        fold_bias(q.astype(jnp.float16), k, jnp.asarray(SLOPES), 8, None, q.shape[-1])
     with pytest.raises(ValueError, match="one slope per query head, 6"):
-        fold(q, k, jnp.asarray(SLOPES[:2]), 8, None, q.shape[-1])
+        fold_bias(q, k, jnp.asarray(SLOPES[:2]), 8, None, q.shape[-1])
 
 
 def test_gradients_through_the_fold_are_those_of_the_definition():
@@ -133,7 +133,7 @@ def test_gradients_through_the_fold_are_those_of_the_definition():
         return jnp.sum(aim * jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(v, N // K, axis=2)))
 
     def folded(q, k, slope_N):
-        q_X, k_X = fold(q, k, slope_N, 8, None, q.shape[-1])
+        q_X, k_X = fold_bias(q, k, slope_N, 8, None, q.shape[-1])
         return out(jnp.einsum("BTNH,BSNH->BNTS", q_X, jnp.repeat(k_X, N // K, axis=2)))
 
     def defined(q, k, slope_N):
@@ -209,6 +209,6 @@ def test_a_learned_slopes_gradient_survives_a_kernel_that_rounds_what_it_sums():
 
     kernel.defvjp(forward, backward)
     want = jax.grad(defined)(slope_N)
-    got = jax.grad(lambda slope_N: kernel(*fold(q, k, slope_N, 8, None, q.shape[-1])))(slope_N)
+    got = jax.grad(lambda slope_N: kernel(*fold_bias(q, k, slope_N, 8, None, q.shape[-1])))(slope_N)
     # Without the column of ones it is off by 58 % and more.
     np.testing.assert_allclose(got, want, rtol=0.06)

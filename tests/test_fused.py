@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose
+from posenc_jax.attention import attend, choose_implementation
 from posenc_jax.attention.kernels import vendor
-from posenc_jax.attention.kernels.bias_folding import documents
+from posenc_jax.attention.kernels.bias_folding import document_ordinals
 from posenc_jax.bench.plan import DEVICES
-from posenc_jax.costs.hardware import CHIPS, absent_devices, absent_mesh, traced_for
+from posenc_jax.costs.hardware import HARDWARE, topology_devices, topology_mesh, tracing_for
 from posenc_jax.encodings import parse
-from posenc_jax.encodings.backend import computing_on
+from posenc_jax.encodings.backend import assume_backend
 
 T, N, K, H = 72, 4, 2, 16
 SERVED = ("nope", "rope", "alibi", "slopes", "rope+alibi|nope~logn", "rope(stretch=yarn(factor=4.0))+alibi(slopes=match)")  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):
 
 
 def test_documents_are_numbered_in_their_order():
-    assert documents(jnp.asarray(SEG))[0].tolist() == [0] * 3 + [1] * 24 + [2] * 20 + [3] * 20 + [4] * 5  # fmt: skip
+    assert document_ordinals(jnp.asarray(SEG))[0].tolist() == [0] * 3 + [1] * 24 + [2] * 20 + [3] * 20 + [4] * 5  # fmt: skip
 
 
 @pytest.mark.parametrize("line", SERVED[2:5])
@@ -132,8 +132,8 @@ WHERE = {"head_dim": 64, "dtype": "bfloat16"}
 def test_a_kernel_that_cannot_serve_says_why(line, changes, reason):
     layer = layer_of(line)
     with pytest.raises(ValueError, match=f"'cudnn' cannot serve this layer.*{reason}"):
-        choose(layer, 1024, 1024, "cudnn", **WHERE | changes)
-    path = choose(layer, 1024, 1024, "auto", device="gpu", **WHERE | changes)
+        choose_implementation(layer, 1024, 1024, "cudnn", **WHERE | changes)
+    path = choose_implementation(layer, 1024, 1024, "auto", device="gpu", **WHERE | changes)
     served = {"log": "flash"}.get(line, "blockwise")  # by a table
     assert path.name == ("linear" if layer.form else served)
     assert layer.form or line == "log" or re.search(f"not cudnn: .*{reason}", path.why)
@@ -157,39 +157,47 @@ def test_a_kernel_that_cannot_serve_says_why(line, changes, reason):
 )  # fmt: skip
 def test_our_kernel_says_why_it_cannot_serve(line, changes, reason):
     with pytest.raises(ValueError, match=f"'flash' cannot serve this layer.*{reason}"):
-        choose(layer_of(line), 1024, 1024, "flash", **WHERE | changes)
+        choose_implementation(layer_of(line), 1024, 1024, "flash", **WHERE | changes)
 
 
 def test_few_logits_are_dense_on_a_gpu_where_no_kernel_serves():
-    path = choose(layer_of("t5"), 512, 512, "auto", device="gpu", **WHERE)
+    path = choose_implementation(layer_of("t5"), 512, 512, "auto", device="gpu", **WHERE)
     assert path.name == "dense"
     assert "not flash" in path.why
     assert "not cudnn" in path.why
-    assert choose(layer_of("t5"), 520, 520, "auto", device="gpu", **WHERE).name == "blockwise"
-    assert choose(layer_of("t5"), 512, 512, "auto", device="cpu", **WHERE).name == "blockwise"
+    assert (
+        choose_implementation(layer_of("t5"), 520, 520, "auto", device="gpu", **WHERE).name
+        == "blockwise"
+    )
+    assert (
+        choose_implementation(layer_of("t5"), 512, 512, "auto", device="cpu", **WHERE).name
+        == "blockwise"
+    )
 
 
 def test_the_device_decides_what_is_taken_by_itself():
     layer = layer_of("rope+alibi|nope~logn")
-    taken = {d: choose(layer, 1024, 1024, "auto", device=d, **WHERE).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
+    taken = {d: choose_implementation(layer, 1024, 1024, "auto", device=d, **WHERE).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
     assert taken == {"cpu": "blockwise", "gpu": "flash", "tpu": "splash"}
     assert (
-        choose(layer, 1024, 1024, "auto", device="gpu", head_dim=192, dtype="bfloat16").name
+        choose_implementation(
+            layer, 1024, 1024, "auto", device="gpu", head_dim=192, dtype="bfloat16"
+        ).name
         == "cudnn"
     )
-    learned = choose(layer_of("slopes"), 1024, 1024, "auto", device="tpu", **WHERE)
+    learned = choose_implementation(layer_of("slopes"), 1024, 1024, "auto", device="tpu", **WHERE)
     assert learned.name == "blockwise"
     assert "slopes are learned" in learned.why
-    assert choose(layer_of("slopes"), 1024, 1024, "splash", **WHERE).name == "splash"
+    assert choose_implementation(layer_of("slopes"), 1024, 1024, "splash", **WHERE).name == "splash"
 
 
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
-    reason = vendor.refusal(
+    reason = vendor.unsupported_reason(
         "splash", layer, causal=True, aligned=True, sink=False, consecutive=True, **WHERE
     )
-    linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.place) is not None for i, g in enumerate(layer.groups))  # fmt: skip
+    linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.context) is not None for i, g in enumerate(layer.groups))  # fmt: skip
     assert (reason is None) == (linear and layer.form is None and "scale_invariant" not in line)
 
 
@@ -199,7 +207,7 @@ def test_every_scheme_is_served_or_refused_in_words(line):
 def compiled(chip, topology, axes, implementation, length):
     """The compiled text of a forward and backward pass, and its temporaries in bytes per device."""
     layer = layer_of("rope+alibi|nope~logn", heads=8, head_dim=64)
-    mesh = absent_mesh(chip, topology, **axes)
+    mesh = topology_mesh(chip, topology, **axes)
 
     def grads(q, k, v, pos, seg):
         def total(q, k, v):
@@ -218,7 +226,7 @@ def compiled(chip, topology, axes, implementation, length):
         *(jax.ShapeDtypeStruct((rows, length, 8, 64), dtype, sharding=split) for _ in range(3)),
         *(jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=placed) for _ in range(2)),
     ]
-    with jax.set_mesh(mesh), traced_for(chip), computing_on(DEVICES[chip.platform]):
+    with jax.set_mesh(mesh), tracing_for(chip), assume_backend(DEVICES[chip.platform]):
         lowered = jax.jit(grads).trace(*arguments).lower(lowering_platforms=(chip.platform,))
         program = lowered.compile(compiler_options=chip.options)
     return program.as_text(), program.memory_analysis().temp_size_in_bytes
@@ -241,7 +249,7 @@ def square(text, length):
     ],
 )
 def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, kernel, call):
-    chip = CHIPS[chip]
+    chip = HARDWARE[chip]
     if chip.missing:
         pytest.skip(chip.missing)
     length, axes = 4096, {"data": 2, "model": 2}
@@ -256,10 +264,10 @@ def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, ker
 
 
 def test_chips_and_topologies_that_cannot_be_are_refused(monkeypatch):
-    monkeypatch.setattr(type(CHIPS["h100"]), "missing", None)
+    monkeypatch.setattr(type(HARDWARE["h100"]), "missing", None)
     for chip, topology in (("h100", "8"), ("h100", "1x0"), ("v5e", "four")):
         with pytest.raises(ValueError, match="reads like"):
-            absent_devices(CHIPS[chip], topology)
+            topology_devices(HARDWARE[chip], topology)
 
 
 @pytest.mark.gpu

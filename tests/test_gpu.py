@@ -20,10 +20,10 @@ import pytest
 import runs
 import schemes
 
-from posenc_jax.attention import attend, choose, dense_attention, visible
+from posenc_jax.attention import attend, choose_implementation, dense_attention, visible
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.kernels.flash import flash_attention
-from posenc_jax.encodings import parse, running_clock
+from posenc_jax.encodings import cumulative_log_forget, parse
 from posenc_jax.training.loop import train
 
 pytestmark = [
@@ -83,10 +83,10 @@ def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highe
     seg, pos = (jnp.asarray(np.tile(x, (rows, 1)).astype(np.int32)) for x in (seg, pos))
 
     def total(q, k, v, ticks, params):
-        clock = running_clock(ticks, seg) if layer.gated else None
+        clock = cumulative_log_forget(ticks, seg) if layer.gated else None
         where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
         out = attend(
-            q, k, v, layer, params, **where, q_clock_BTN=clock, k_clock_BSN=clock, aligned=True,
+            q, k, v, layer, params, **where, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, aligned=True,
             x_BTD=schemes.projected_from(layer, pos.shape),
             implementation=implementation,
         )  # fmt: skip
@@ -191,7 +191,10 @@ def test_the_program_of_a_kernel_holds_nothing_quadratic_and_calls_it(kernel, ca
         )  # fmt: skip
         return out.astype(jnp.float32).sum()
 
-    assert choose(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name == "flash"
+    assert (
+        choose_implementation(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name
+        == "flash"
+    )
     text = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, v).compile().as_text()
     assert call in text
     assert not re.findall(rf"\[[\d,]*\b{length}\b[\d,]*\b{length}\b[\d,]*\]", text)

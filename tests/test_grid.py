@@ -16,10 +16,10 @@ from configs.studies import cpu, gpu, quickstart, rivals, screening
 from posenc_jax.results.load import load
 from posenc_jax.study import local_executor, preregistration, tuning
 from posenc_jax.study.auxiliary_runs import rows_of
-from posenc_jax.study.grid import Arm, Cell, Study, Tuning, unique
+from posenc_jax.study.grid import Arm, GridCell, Study, Tuning, unique
 from posenc_jax.study.outcomes import read_outcomes
-from posenc_jax.study.roles import settle
-from posenc_jax.study.runner import KEY, course, sorted_rows
+from posenc_jax.study.roles import choose_parents
+from posenc_jax.study.runner import KEY, sorted_rows, study_runner
 from posenc_jax.study.status import table
 from posenc_jax.training.config import RunConfig, from_sections
 
@@ -52,7 +52,7 @@ def test_lists_of_runs_add_up_without_repetition_and_without_two_runs_in_one_fol
     assert unique(cells + cells[1:]) == cells
     other = dataclasses.replace(ROPE, scheme="rope(base=500.0)")
     with pytest.raises(ValueError, match="two different runs are called 'rope-s0'"):
-        unique([*cells, Cell(other, None, 0, False)])
+        unique([*cells, GridCell(other, None, 0, False)])
 
 
 def test_a_tuning_run_lies_where_no_report_looks(tmp_path):
@@ -320,7 +320,7 @@ def test_a_study_of_rates_alone_ends_in_its_choice(tmp_path):
 def planned(folder, **changes):
     """The course of a small study whose rows are of test."""
     s = study(split="test", **changes)
-    return course(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", folder, folder)  # fmt: skip
+    return study_runner(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", folder, folder)  # fmt: skip
 
 
 def test_a_study_that_reads_test_without_a_plan_says_so_for_ever(tmp_path):
@@ -343,7 +343,7 @@ def test_a_study_of_test_carries_its_frozen_plan(tmp_path):
     with pytest.raises(ValueError, match="is no file"):
         plan.check()
     preregistration.freeze(
-        path, preregistration.Plan(("sum",), "rope", ("alibi",), tuple(range(100, 112)), {})
+        path, preregistration.AnalysisPlan(("sum",), "rope", ("alibi",), tuple(range(100, 112)), {})
     )
     plan.check()
     plan.begin()
@@ -433,7 +433,7 @@ def test_a_fine_tuned_arm_begins_as_the_run_of_its_parent_with_the_same_seed(tmp
     assert config.optimizer.learning_rate == pytest.approx(1e-4)
     share = 0.001 / base()["optimizer"]["learning_rate"] / 10
     assert config.optimizer.muon_learning_rate == pytest.approx(base()["optimizer"]["muon_learning_rate"] * share)  # fmt: skip
-    plan = course(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", tmp_path, tmp_path)  # fmt: skip
+    plan = study_runner(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", tmp_path, tmp_path)  # fmt: skip
     plan.check()
     assert f"--config.train.init_from={tmp_path}/runs/sum-s1" in plan.run(then[1]).commands[0]
     assert (
@@ -484,7 +484,7 @@ def test_both_readings_of_the_stretched_parent_are_rows_and_the_better_one_on_de
     outcomes = read_outcomes(rows_of(data.runs)).values
     candidates = data.record["roles"]["stretched"]
     found = {arm: sum(outcomes[arm, "Y_E"].values()) for arm in candidates}
-    judged, notes = settle("rope", candidates, ["sum"], "", outcomes)
+    judged, notes = choose_parents("rope", candidates, ["sum"], "", outcomes)
     assert judged.stretched["text"] == (min(found, key=found.get),)
     assert judged.stretched["retrieval"] == tuple(candidates)  # the toy has no recall to choose by
     assert any("by mean Y_E on dev over 2 seeds" in note for note in notes)

@@ -13,7 +13,7 @@ import pytest
 
 from posenc_jax.attention import attend
 from posenc_jax.encodings import (
-    Place,
+    HeadContext,
     Prope,
     Rope,
     Sinusoidal,
@@ -130,7 +130,7 @@ def test_yarns_attention_factor_is_transformers(given):
 def test_deepseeks_rotary_and_softmax_scales_are_ours():
     given = {"mscale": 0.8, "mscale_all_dim": 0.707}
     assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.8) / deepseek.yarn_get_mscale(40.0, 0.707))  # fmt: skip
-    place = Place(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
+    place = HeadContext(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
     tau = YarnTemperature(40.0, mscale=0.707).temperature({}, jnp.array([[3]]), jnp.array([[3]]), place)  # fmt: skip
     assert float(tau[0, 0, 0, 0]) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.707) ** 2)
 
@@ -158,7 +158,7 @@ def test_half_pairing_is_llamas_rotation():
     angle = np.arange(50)[:, None] * FREQ
     cos, sin = (torch.tensor(np.concatenate([f(angle)] * 2, -1)[None], dtype=torch.float32) for f in (np.cos, np.sin))  # fmt: skip
     want, _ = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin)
-    place = Place(heads=2, num_heads=2, head_dim=DIM, model_dim=256, train_length=LENGTH)
+    place = HeadContext(heads=2, num_heads=2, head_dim=DIM, model_dim=256, train_length=LENGTH)
     ours = Rope().rotate(
         {}, jnp.asarray(x.transpose(0, 2, 1, 3)), jnp.arange(50)[None], place, "query"
     )
@@ -183,7 +183,9 @@ def test_t5_buckets_are_t5s(buckets, longest):
 
 
 T, HEADS, HEAD = 24, 4, 32
-PLACE = Place(heads=HEADS, num_heads=HEADS, head_dim=HEAD, model_dim=HEADS * HEAD, train_length=T)
+PLACE = HeadContext(
+    heads=HEADS, num_heads=HEADS, head_dim=HEAD, model_dim=HEADS * HEAD, train_length=T
+)
 POS, SEG = jnp.arange(T)[None], jnp.ones((1, T), int)
 
 
@@ -267,7 +269,7 @@ def test_prope_is_transformers_proportional(kept):
     parameters = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": kept}
     config = LlamaConfig(hidden_size=DIM, num_attention_heads=1, rope_parameters=parameters)
     freq, _ = ROPE_INIT_FUNCTIONS["proportional"](config, torch.device("cpu"))
-    place = Place(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
+    place = HeadContext(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
     assert (freq == 0).sum() == DIM // 2 - int(kept * DIM / 2)
     ours = Prope(kept=kept, base=1e6, rounding="down").frequencies(place)
     np.testing.assert_allclose(ours, freq.numpy(), rtol=1e-6)
@@ -377,7 +379,7 @@ def test_t5_bias_is_the_decoders_table_read_by_distance():
 def test_sinusoids_are_distilberts_and_roformers():
     want = torch.empty(300, 64)
     create_sinusoidal_embeddings(n_pos=300, dim=64, out=want)
-    place = Place(heads=1, num_heads=1, head_dim=64, model_dim=64, train_length=300)
+    place = HeadContext(heads=1, num_heads=1, head_dim=64, model_dim=64, train_length=300)
     ours = np.asarray(Sinusoidal().embed({}, jnp.arange(300)[None], place))[0]
     close(ours, want)
     halves = roformer.RoFormerSinusoidalPositionalEmbedding(300, 64).create_weight()

@@ -22,13 +22,13 @@ from posenc_jax.attention import attend
 from posenc_jax.encodings import (
     Alibi,
     Forget,
+    HeadContext,
     Learned,
-    Place,
     Rope,
     Sinusoidal,
     Xpos,
+    cumulative_log_forget,
     parse,
-    running_clock,
 )
 from posenc_jax.encodings.learned_bias import T5
 from posenc_jax.encodings.planar import Axial, Mixed
@@ -42,7 +42,7 @@ with warnings.catch_warnings():
     ret = pytest.importorskip("rotary_embedding_torch")
 
 T, HEADS, HEAD, WIDTH = 24, 4, 32, 48
-PLACE = Place(heads=HEADS, num_heads=HEADS, head_dim=HEAD, model_dim=WIDTH, train_length=T)
+PLACE = HeadContext(heads=HEADS, num_heads=HEADS, head_dim=HEAD, model_dim=WIDTH, train_length=T)
 POS, SEG = jnp.arange(T)[None], jnp.ones((1, T), int)
 
 
@@ -141,7 +141,9 @@ def test_xpos_logits_are_the_peers_whatever_length_they_are_centred_by():
 def test_alibi_is_x_transformers_on_both_sides_of_the_query(heads):
     queries, keys = 5, 30
     want = xt.AlibiPositionalBias(heads)(queries, keys)
-    place = Place(heads=heads, num_heads=heads, head_dim=HEAD, model_dim=WIDTH, train_length=T)
+    place = HeadContext(
+        heads=heads, num_heads=heads, head_dim=HEAD, model_dim=WIDTH, train_length=T
+    )
     q_pos, k_pos = jnp.arange(keys - queries, keys)[None], jnp.arange(keys)[None]
     assert (want[:, 0, -1] < 0).all()  # a key to come costs too
     np.testing.assert_allclose(Alibi().bias({}, q_pos, k_pos, place)[0], want.numpy(), rtol=1e-6)
@@ -199,7 +201,7 @@ def test_the_forget_gate_is_x_transformers_data_dependent_alibi(factor):
     want = peer(torch.tensor(x)).detach().numpy()
     params = {"gate_DN": jnp.asarray(linear.weight.detach().numpy().T), "gate_bias_N": jnp.asarray(linear.bias.detach().numpy())}  # fmt: skip
     layer = layer_of(f"forget(factor={factor})")
-    clock = running_clock(layer.ticks({"0.bias": params}, jnp.asarray(x)), SEG)
+    clock = cumulative_log_forget(layer.log_forget({"0.bias": params}, jnp.asarray(x)), SEG)
     ours = np.asarray(layer.bias({"0.bias": params}, POS, POS, clock, clock))
     assert differ(want[0, 0], want[0, 1])
     close(ours, want)
@@ -215,11 +217,11 @@ def test_forgetting_attention_is_flash_linear_attentions_with_grouped_keys(keys)
     q, k, v = normal(1, T, HEADS, HEAD), normal(1, T, keys, HEAD, seed=1), normal(1, T, keys, HEAD, seed=2)  # fmt: skip
     layer, x = layer_of("forget"), jnp.asarray(normal(1, T, WIDTH, seed=3))
     params = jax.tree.map(lambda p: 8 * p, layer.init(jax.random.key(0)))
-    ticks = layer.ticks(params, x)
-    clock = running_clock(ticks, SEG)
+    ticks = layer.log_forget(params, x)
+    clock = cumulative_log_forget(ticks, SEG)
     want = naive.naive_forgetting_attn(*map(torch.tensor, (q, k, v)), torch.tensor(np.asarray(ticks)))  # fmt: skip
     same = {"q_pos_BT": POS, "k_pos_BS": POS, "q_seg_BT": SEG, "k_seg_BS": SEG}
-    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, **same, q_clock_BTN=clock, k_clock_BSN=clock)  # fmt: skip
+    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, **same, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock)  # fmt: skip
     assert differ(ours, attend(*map(jnp.asarray, (q, k, v)), layer_of("nope"), {}, **same))
     close(ours, want)
 

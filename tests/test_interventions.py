@@ -14,7 +14,7 @@ from posenc_jax.encodings import Temperature, parse
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation import interventions as change
 from posenc_jax.evaluation.capture import over_batches
-from posenc_jax.evaluation.interventions import Model
+from posenc_jax.evaluation.interventions import ParameterizedModel
 from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
 from posenc_jax.model.config import ModelConfig
@@ -34,7 +34,7 @@ def model(scheme="rope+alibi", **changes):
     config = dataclasses.replace(SMALL, scheme=scheme, **changes)
     places = jnp.arange(4)[None]
     params = Decoder(config).init(jax.random.key(0), places, places, places * 0 + 1)["params"]
-    return Model(config, jax.tree.map(lambda x: x + 0.03, params))
+    return ParameterizedModel(config, jax.tree.map(lambda x: x + 0.03, params))
 
 
 def logits(m):
@@ -57,7 +57,7 @@ def test_a_scheme_without_a_part_is_the_scheme_that_never_had_it(off, both, left
     whole = model(both)
     changed = off(whole)
     assert parse(changed.config.scheme) == parse(left)
-    same = Model(dataclasses.replace(whole.config, scheme=left), changed.params)
+    same = ParameterizedModel(dataclasses.replace(whole.config, scheme=left), changed.params)
     np.testing.assert_array_equal(logits(changed), logits(same))
     assert np.abs(logits(changed) - logits(whole)).max() > 1e-4
     assert whole.config.scheme == both
@@ -95,7 +95,9 @@ def test_a_head_that_is_off_is_the_head_whose_value_is_zero():
     attention = {**block["attention"]}
     attention["value_DKH"] = attention["value_DKH"].at[:, 2].set(0.0)
     silent = {**whole.params, "layer_1": {**block, "attention": attention}}
-    np.testing.assert_allclose(logits(off), logits(Model(whole.config, silent)), atol=1e-6)
+    np.testing.assert_allclose(
+        logits(off), logits(ParameterizedModel(whole.config, silent)), atol=1e-6
+    )
     assert np.abs(logits(off) - logits(whole)).max() > 1e-4
     assert np.abs(logits(off) - logits(change.head_off(0, 2)(whole))).max() > 1e-4
 
@@ -152,11 +154,11 @@ def test_a_monotone_bias_never_rises_to_16_l(line):
 
 def test_a_bias_that_rises_says_by_how_much():
     rise_N = largest_rise(*layer_of("sandwich"), (1025,))
-    bias_D = np.array([
+    bias_Z = np.array([
         -sum(1 - np.cos(d * 10_000 ** (-2 * i / 128)) for i in range(1, 65)) / (8 / 4)
         for d in range(1025)
     ])  # fmt: skip
-    assert rise_N[0] == pytest.approx(np.diff(bias_D).max(), rel=1e-3)
+    assert rise_N[0] == pytest.approx(np.diff(bias_Z).max(), rel=1e-3)
     assert (rise_N > 0).all()
 
 
@@ -171,8 +173,8 @@ def test_open_gates_never_raise_a_bias_and_none_is_measured_without_gates():
 def test_the_gradient_is_what_moving_an_embedding_does_to_the_loss(tied):
     m = model(num_layers=1, tied_head=tied)
     tokens_T, target = TOKENS[0], 7
-    norm_D = np.asarray(jax.jit(lambda p, t: gradient_by_distance(m.config, p, t, target))(m.params, tokens_T))  # fmt: skip
-    assert norm_D.shape == (T,)
+    norm_Z = np.asarray(jax.jit(lambda p, t: gradient_by_distance(m.config, p, t, target))(m.params, tokens_T))  # fmt: skip
+    assert norm_Z.shape == (T,)
 
     # The same loss with a table of one word a place, by central differences.
     table = np.asarray(m.params["embedding_VD"])
@@ -195,19 +197,19 @@ def test_the_gradient_is_what_moving_an_embedding_does_to_the_loss(tied):
             bump = np.zeros((T, 32), np.float32)
             bump[place, d] = step
             slopes.append((loss(own_TD + bump) - loss(own_TD - bump)) / (2 * step))
-        assert norm_D[distance] == pytest.approx(np.linalg.norm(slopes), rel=2e-2, abs=2e-4)
+        assert norm_Z[distance] == pytest.approx(np.linalg.norm(slopes), rel=2e-2, abs=2e-4)
 
 
 def test_a_window_bounds_the_receptive_field_of_one_layer():
     cut = change.windowed(5)(model(num_layers=1))
-    norm_D = np.asarray(gradient_by_distance(cut.config, cut.params, TOKENS[0], 3))
-    assert (norm_D[:5] > 0).all()
-    assert (norm_D[5:] == 0).all()
+    norm_Z = np.asarray(gradient_by_distance(cut.config, cut.params, TOKENS[0], 3))
+    assert (norm_Z[:5] > 0).all()
+    assert (norm_Z[5:] == 0).all()
 
 
 def test_the_reach_is_the_first_distance_that_completes_the_share():
-    norm_D = np.array([5.0, 1.0, 3.0, 1.0])
-    assert [reach_of_share(norm_D, s) for s in (0.5, 0.6, 0.61, 0.9, 1.0)] == [0, 1, 2, 2, 3]
+    norm_Z = np.array([5.0, 1.0, 3.0, 1.0])
+    assert [reach_of_share(norm_Z, s) for s in (0.5, 0.6, 0.61, 0.9, 1.0)] == [0, 1, 2, 2, 3]
     with pytest.raises(ValueError, match="no gradient"):
         reach_of_share(np.zeros(4), 0.5)
 
@@ -253,7 +255,7 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
             found = [r["bucket"] for r in rows if (r["metric"], r["length"]) == (metric, length)]
             assert sorted(found) == sorted(every), (metric, length)
     monkeypatch.setattr(
-        "posenc_jax.evaluation.head_statistics.observed", None
+        "posenc_jax.evaluation.head_statistics.head_sums", None
     )  # nothing is measured twice
     evaluate.evaluate(tmp_path, suites=("P", "M"), **settings)
     assert runs.rows(path) == rows

@@ -31,7 +31,7 @@ def pair(tmp_path_factory, data_dir):
 
 def losses(workdir, context):
     """Nats and ids of the last L/2 tokens of each stretch after `context` others, without the scorer."""
-    run = load_run.open_run(workdir, None)
+    run = load_run.load_run(workdir, None)
     rows_RT = perplexity.held_out_stretches(run.inputs.stream("test"), 4 * L + L // 2, 4)
     rows_RT = rows_RT[:, -(context + L // 2) :]
     tokens_RT, targets_RT = rows_RT[:, :-1], rows_RT[:, 1:]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.encodings import REGISTRY, Absolute, Place, Rotation, Temperature
+from posenc_jax.encodings import REGISTRY, Absolute, HeadContext, Rotation, Temperature
 from posenc_jax.encodings.base import TokenTemperature
-from posenc_jax.encodings.rope_scaling import STRETCHES, Yarn
+from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, Yarn
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config_sections import DataSection, OptimizerSection
 from posenc_jax.training.inputs import open_inputs, training_batches
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 WORDS = {
     "half": "interleaved",
     "standard": "match",
@@ -73,7 +73,7 @@ def test_every_setting_of_a_part_changes_it(name, field):
     assert limit_a != limit_b or a.shape != b.shape or not np.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", STRETCHES)
+@pytest.mark.parametrize("name", ROPE_SCALINGS)
 def test_every_setting_of_a_stretch_changes_it(name):
     freq_h = 10_000.0 ** (-np.arange(32) / 32)
     full = {
@@ -81,7 +81,7 @@ def test_every_setting_of_a_stretch_changes_it(name):
         "long": tuple(np.linspace(2, 4, 32)),
         "length": 5000,
     }
-    part = STRETCHES[name](**({k: v for k, v in full.items() if k in STRETCHES[name].__dataclass_fields__}))  # fmt: skip
+    part = ROPE_SCALINGS[name](**({k: v for k, v in full.items() if k in ROPE_SCALINGS[name].__dataclass_fields__}))  # fmt: skip
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name == "length":

@@ -18,7 +18,7 @@ from test_retrieval_tasks import FILLER, TOKENIZER
 
 from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
 from posenc_jax.evaluation import scorer as scoring
-from posenc_jax.evaluation.context import Measures
+from posenc_jax.evaluation.context import EvaluationContext
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -160,7 +160,7 @@ def measured(folder, model, document, measures, multiples=(1, 4)):
     )
     (folder / "x/evaluation_dev/arrays").mkdir(parents=True)
     rows = RowFile(folder / "x/evaluation_dev/rows.jsonl", {"E": "stamp"})
-    work = Measures(
+    work = EvaluationContext(
         folder / "x/evaluation_dev", config, inputs, config.model_config(V), None, scorer_of(model),
         multiples, "dev", 8, max(multiples), rows,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.layer_stack import REMAT, Execution, period
+from posenc_jax.model.layer_stack import REMAT, LayerExecution, period
 
 BASE = ModelConfig(
     scheme="rope+alibi", vocab_size=61, train_length=16, num_layers=2, model_dim=32, num_heads=4,
@@ -84,7 +84,7 @@ def test_a_loop_over_the_layers_has_the_loss_and_the_gradient_of_one_after_the_o
     config = dataclasses.replace(BASE, **changes)
     assert 2 * period(config.placed.layers) <= config.num_layers
     (plain, params), (looped, _) = (
-        compiled(config, Execution(scan=scan)) for scan in (False, True)
+        compiled(config, LayerExecution(scan=scan)) for scan in (False, True)
     )
     assert "while(" in looped.as_text()
     assert_same(plain(params), looped(params))
@@ -107,7 +107,7 @@ WORK = dataclasses.replace(
 def test_a_policy_changes_memory_and_work_and_no_gradient(scan):
     memory, products, loops, results = [], [], [], []
     for remat in REMAT:
-        program, params = compiled(WORK, Execution(scan, remat), rows=4)
+        program, params = compiled(WORK, LayerExecution(scan, remat), rows=4)
         memory.append(program.memory_analysis().temp_size_in_bytes)
         products.append(len(re.findall(r" dot\(", program.as_text())))
         loops.append(len(re.findall(r" while\(", program.as_text())))

@@ -13,14 +13,14 @@ import oracles
 import pytest
 import runs
 
-from posenc_jax.attention import Shift, attend, choose, ring_hops, token_shift
-from posenc_jax.costs.flops import executed, needed
-from posenc_jax.encodings import parse, running_clock
-from posenc_jax.model.cache import empty_cache, slots_that_matter
+from posenc_jax.attention import ShiftWeights, attend, choose_implementation, ring_hops, token_shift
+from posenc_jax.costs.flops import hardware_flops, model_flops
+from posenc_jax.encodings import cumulative_log_forget, parse
+from posenc_jax.model.cache import empty_cache, required_slots
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate
-from posenc_jax.model.layer_stack import Execution
+from posenc_jax.model.layer_stack import LayerExecution
 from posenc_jax.model.vision import VisionConfig
 from posenc_jax.training.config import from_sections, read
 from posenc_jax.training.loop import run_mesh
@@ -173,7 +173,7 @@ def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
     config, params, apply = model("alibi(factor=0.002)", num_kv_heads=4, **ALL)
     prompts = [np.asarray(row(n)[0][0]) for n in (70, 5, 1)]
     ask = {"new_tokens": 4, "pad": 0, "sampling": Sampling(), "key": jax.random.key(0)}
-    assert slots_that_matter(config, params, 74, 8)[0][0] < 70
+    assert required_slots(config, params, 74, 8)[0][0] < 70
     got = generate(params, config, prompts, call=8, **ask)
     np.testing.assert_array_equal(got, generate(params, config, prompts, epsilon=0.0, **ask))
     for prompt, found in zip(prompts, got, strict=True):
@@ -184,7 +184,9 @@ def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
             sequence.append(int(token))
 
 
-@pytest.mark.parametrize("execution", [Execution(scan=True, remat="dots"), Execution(remat="full")])
+@pytest.mark.parametrize(
+    "execution", [LayerExecution(scan=True, remat="dots"), LayerExecution(remat="full")]
+)
 def test_layers_in_a_loop_and_made_again_are_the_same_layers(execution):
     config, params, apply = model(**ALL)
     arrays = row(9)
@@ -195,7 +197,7 @@ def test_layers_in_a_loop_and_made_again_are_the_same_layers(execution):
 
     want, got = (
         jax.jit(jax.value_and_grad(functools.partial(total, execution=e)))(params)
-        for e in (Execution(), execution)
+        for e in (LayerExecution(), execution)
     )
     assert apply(params, *arrays)[0].size
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -222,7 +224,9 @@ def test_bfloat16_is_float32_to_its_rounding():
 
 
 def weights_of(K):
-    return Shift(*(jax.random.normal(key, (K,)) for key in jax.random.split(jax.random.key(7), 4)))
+    return ShiftWeights(
+        *(jax.random.normal(key, (K,)) for key in jax.random.split(jax.random.key(7), 4))
+    )
 
 
 def packed_rows(T):
@@ -297,7 +301,9 @@ def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
 
     @functools.partial(jax.jit, static_argnames="implementation")
     def run(q, k, v, params, sink, clock, pos, seg, aim, implementation):
-        clocks = dict.fromkeys(("q_clock_BTN", "k_clock_BSN"), clock if layer.gated else None)
+        clocks = dict.fromkeys(
+            ("q_cum_log_forget_BTN", "k_cum_log_forget_BSN"), clock if layer.gated else None
+        )
 
         def attended(q, k, v, params, sink):
             return attend(
@@ -308,7 +314,7 @@ def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
         out, vjp = jax.vjp(attended, q, k, v, params, sink)
         return out, vjp(aim)
 
-    params, clock = layer.init(keys[4]), running_clock(ticks, seg)
+    params, clock = layer.init(keys[4]), cumulative_log_forget(ticks, seg)
     want = run(q, k, v, params, sink, clock, pos, seg, aim, implementation="dense")
     axes = ("data", "sequence", "model")
     mesh = jax.make_mesh(sizes, axes, axis_types=(jax.sharding.AxisType.Explicit,) * 3)
@@ -407,11 +413,11 @@ def test_auto_takes_no_kernel_that_knows_no_sink():
     layer = dataclasses.replace(BASE, scheme="alibi").placed.layers[0]
     where = {"head_dim": 192, "dtype": "bfloat16", "implementation": "auto"}
     for device, kernel in (("gpu", "cudnn"), ("tpu", "splash")):
-        ask = functools.partial(choose, layer, 4096, 4096, device=device, **where)
+        ask = functools.partial(choose_implementation, layer, 4096, 4096, device=device, **where)
         assert ask().name == kernel
         assert ask(sink=True).name == "blockwise"
         assert f"not {kernel}: its softmax knows no sink logit" in ask(sink=True).why
-    assert choose(layer, 4096, 4096, "auto", device="gpu", head_dim=64, dtype="bfloat16", sink=True).name == "flash"  # fmt: skip
+    assert choose_implementation(layer, 4096, 4096, "auto", device="gpu", head_dim=64, dtype="bfloat16", sink=True).name == "flash"  # fmt: skip
 
 
 def test_linear_attention_takes_gate_and_shift():
@@ -442,12 +448,12 @@ def test_a_sink_of_another_shape_is_refused():
 
 def test_the_gate_is_in_the_operations_of_a_step_and_the_rest_costs_none():
     rows, length = 3, 64
-    of = {name: needed(dataclasses.replace(BASE, **{name: True}), rows, length) for name in SWITCHES}  # fmt: skip
-    off = needed(BASE, rows, length)
+    of = {name: model_flops(dataclasses.replace(BASE, **{name: True}), rows, length) for name in SWITCHES}  # fmt: skip
+    off = model_flops(BASE, rows, length)
     gate = 3 * 2 * rows * length * BASE.num_layers * BASE.model_dim * BASE.num_heads * BASE.head_dim
     assert of["output_gate"].total - off.total == gate
     assert of["sink_logit"] == of["token_shift"] == off
-    done = [executed(dataclasses.replace(BASE, output_gate=on), rows, length, "cpu").projections for on in (False, True)]  # fmt: skip
+    done = [hardware_flops(dataclasses.replace(BASE, output_gate=on), rows, length, "cpu").projections for on in (False, True)]  # fmt: skip
     assert done[1] - done[0] == gate
 
 

@@ -14,10 +14,10 @@ from posenc_jax.evaluation import evaluate, retrieval
 from posenc_jax.results.load import load
 from posenc_jax.results.study_data import RunData
 from posenc_jax.study import bootstrap
-from posenc_jax.study.auxiliary_runs import Beside
-from posenc_jax.study.outcome_instances import SAMPLED, confirmed, read_samples
+from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
+from posenc_jax.study.outcome_instances import SAMPLED, matching_sample, read_instances
 from posenc_jax.study.outcomes import read_outcomes
-from posenc_jax.study.preregistration import Plan
+from posenc_jax.study.preregistration import AnalysisPlan
 from posenc_jax.study.verdict import judge
 
 LEVELS = [0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975]
@@ -50,7 +50,7 @@ def some_seeds(count=5):
 
 def test_the_draws_are_those_of_a_loop_over_seeds_and_strata():
     seeds = some_seeds()
-    mine = bootstrap.resampled(seeds, draws=20_000, seed=1)
+    mine = bootstrap.bootstrap_means(seeds, draws=20_000, seed=1)
     pairs = [[list(zip(s.total_I, s.weight_I, strict=True)) for s in sample] for sample in seeds]
     theirs = oracles.nested_means(pairs, 4000, np.random.default_rng(5))
     assert_alike(mine, theirs)
@@ -62,7 +62,7 @@ def test_every_possible_draw_comes_as_often_as_it_should():
     within = [[0.0, 0.5, 0.5, 1.0], [10.0, 11.0, 11.0, 12.0]]
     expected = [(x + y) / 2 for a in within for b in within for x in a for y in b]
     values, counts = np.unique(expected, return_counts=True)
-    mine = bootstrap.resampled(seeds, draws=64_000, seed=0)
+    mine = bootstrap.bootstrap_means(seeds, draws=64_000, seed=0)
     found = np.array([(np.isclose(mine, v)).sum() for v in values])
     assert found.sum() == 64_000
     assert stats.chisquare(found, 1000 * counts).pvalue > 1e-3
@@ -71,9 +71,9 @@ def test_every_possible_draw_comes_as_often_as_it_should():
 def test_with_one_instance_a_seed_it_is_scipys_bootstrap_over_seeds():
     values = np.random.default_rng(2).normal(size=7)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=40_000, method="percentile", rng=8)
-    mine = bootstrap.resampled([plain([v]) for v in values], draws=40_000, seed=0)
+    mine = bootstrap.bootstrap_means([plain([v]) for v in values], draws=40_000, seed=0)
     assert_alike(mine, theirs.bootstrap_distribution)
-    assert bootstrap.interval(mine, 0.95) == pytest.approx(
+    assert bootstrap.percentile_interval(mine, 0.95) == pytest.approx(
         (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.05
     )
 
@@ -86,7 +86,7 @@ def test_with_seeds_that_are_all_alike_it_is_scipys_bootstrap_over_instances():
         return (a.mean(axis) + b.mean(axis)) / 2
 
     theirs = stats.bootstrap((values, values), both, n_resamples=40_000, method="percentile", rng=8)
-    mine = bootstrap.resampled([plain(values), plain(values)], draws=40_000, seed=0)
+    mine = bootstrap.bootstrap_means([plain(values), plain(values)], draws=40_000, seed=0)
     assert_alike(mine, theirs.bootstrap_distribution)
 
 
@@ -98,7 +98,9 @@ def test_a_ratio_is_drawn_as_scipy_draws_pairs():
         return nats.sum(axis) / counts.sum(axis)
 
     theirs = stats.bootstrap((nats_I, bytes_I), ratio, paired=True, n_resamples=80_000, method="percentile", rng=8)  # fmt: skip
-    mine = bootstrap.resampled([(bootstrap.Stratum(nats_I, bytes_I),)] * 2, draws=40_000, seed=0)
+    mine = bootstrap.bootstrap_means(
+        [(bootstrap.Stratum(nats_I, bytes_I),)] * 2, draws=40_000, seed=0
+    )
     assert_alike(mine, theirs.bootstrap_distribution.reshape(2, -1).mean(0))
 
 
@@ -108,8 +110,8 @@ def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, be
     random = np.random.default_rng(11)
     groups_PI = random.normal(size=(20, instances)) + between * random.normal(size=(20, 1))
     parts = groups_PI.mean(1).var() / 20, groups_PI.var(1).mean() / (20 * instances)
-    means = bootstrap.resampled([plain(g) for g in groups_PI], draws=10_000, seed=3)
-    low, high = bootstrap.interval(means, 0.95)
+    means = bootstrap.bootstrap_means([plain(g) for g in groups_PI], draws=10_000, seed=3)
+    low, high = bootstrap.percentile_interval(means, 0.95)
     assert high - low == pytest.approx(2 * 1.96 * sum(parts) ** 0.5, rel=0.06)
     if not between:  # resampling seeds alone would be too narrow by far
         assert high - low > 1.15 * 2 * 1.96 * parts[0] ** 0.5
@@ -117,7 +119,7 @@ def test_the_bootstrap_carries_the_spread_between_seeds_and_within(instances, be
 
 def test_the_bootstrap_is_a_function_of_its_seed():
     groups = some_seeds(3)
-    first, again, other = (bootstrap.resampled(groups, draws=200, seed=s) for s in (1, 1, 2))
+    first, again, other = (bootstrap.bootstrap_means(groups, draws=200, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -128,7 +130,7 @@ def covered(studies, draw):
     for study in range(studies):
         # Variance between seeds 1, within 9: a seed's mean has 1 + 9/25.
         groups_PI = random.normal(size=(40, 1)) + 3 * random.normal(size=(40, 25))
-        low, high = bootstrap.interval(draw(groups_PI, study), 0.95)
+        low, high = bootstrap.percentile_interval(draw(groups_PI, study), 0.95)
         hits += low <= 0 <= high
     return hits / studies
 
@@ -141,11 +143,11 @@ def test_a_95_percent_interval_of_nested_data_holds_the_truth_in_95_percent_of_s
     """
 
     def both(groups_PI, study):
-        return bootstrap.resampled([plain(g) for g in groups_PI], draws=400, seed=study)
+        return bootstrap.bootstrap_means([plain(g) for g in groups_PI], draws=400, seed=study)
 
     def pooled(groups_PI, study):
         pot = plain(groups_PI.reshape(-1))
-        return bootstrap.resampled([pot, pot], draws=400, seed=study) / 2**0.5
+        return bootstrap.bootstrap_means([pot, pot], draws=400, seed=study) / 2**0.5
 
     drawn, true = (1 + 9 / 25) * 39 / 40 + 9 / 25 * 24 / 25, 1 + 9 / 25
     expected = 1 - 2 * stats.t.sf(1.96 * (drawn / true) ** 0.5, 39)
@@ -160,12 +162,12 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
     random = np.random.default_rng(9)
     hard_I = 50 * random.normal(size=40)
     arms = [[plain(hard_I + random.normal(size=40)) for _ in range(6)] for _ in range(2)]
-    paired = [bootstrap.less(a, b) for a, b in zip(*arms, strict=True)]
-    assert bootstrap.value(paired[0]) == pytest.approx(bootstrap.value(arms[0][0]) - bootstrap.value(arms[1][0]))  # fmt: skip
-    assert bootstrap.resampled(paired, draws=1000, seed=0).std() < 0.5
-    assert bootstrap.resampled(arms[0], draws=1000, seed=0).std() > 2
+    paired = [bootstrap.paired_difference(a, b) for a, b in zip(*arms, strict=True)]
+    assert bootstrap.sample_value(paired[0]) == pytest.approx(bootstrap.sample_value(arms[0][0]) - bootstrap.sample_value(arms[1][0]))  # fmt: skip
+    assert bootstrap.bootstrap_means(paired, draws=1000, seed=0).std() < 0.5
+    assert bootstrap.bootstrap_means(arms[0], draws=1000, seed=0).std() > 2
     other = (bootstrap.Stratum(np.ones(40), np.r_[2.0, np.ones(39)]),)
-    assert bootstrap.less(arms[0][0], other) is None
+    assert bootstrap.paired_difference(arms[0][0], other) is None
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
 )
 def test_what_cannot_be_drawn_from_is_refused(seeds, says):
     with pytest.raises(ValueError, match=says):
-        bootstrap.resampled(seeds, draws=10, seed=0)
+        bootstrap.bootstrap_means(seeds, draws=10, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +208,14 @@ def evaluated(tmp_path_factory, data_dir):
 @pytest.mark.thorough
 def test_the_arrays_of_a_run_give_the_value_of_every_outcome(evaluated):
     values = read_outcomes(evaluated.rows).values
-    samples = read_samples(evaluated)
+    samples = read_instances(evaluated)
     assert set(samples) == set(SAMPLED)
     for outcome, sample in samples.items():
         assert not isinstance(sample, str), (outcome, sample)
-        assert values["rope", outcome][0] == pytest.approx(bootstrap.value(sample), rel=1e-9), (
-            outcome
-        )
-        assert confirmed(sample, values["rope", outcome][0]) is sample
+        assert values["rope", outcome][0] == pytest.approx(
+            bootstrap.sample_value(sample), rel=1e-9
+        ), outcome
+        assert matching_sample(sample, values["rope", outcome][0]) is sample
     sizes = {o: [len(s.total_I) for s in sample] for o, sample in samples.items()}
     assert sizes["Y_R"] == sizes["Y_R_id"] == sizes["window_drop"] == [10, 10, 10]
     assert sizes["Y_E"] == sizes["Y_id"] == sizes["price"] == [5]
@@ -238,29 +240,31 @@ def test_recall_is_above_the_mean_chance_of_the_answers_that_count():
     distance, chance = np.array([10, 64, 65, 128, 200]), np.array([0.5, 0.1, 0.2, 0.4, 0.25])
     correct = np.array([1, 0, 1, 0, 1], bool)
     arrays = {"correct": correct, "distance": distance, "chance": chance, "instance": np.array([0, 0, 1, 1, 2])}  # fmt: skip
-    samples = read_samples(of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    samples = read_instances(of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
     guess = (0.2 + 0.4 + 0.25) / 3
-    assert bootstrap.value(samples["Y_R_far"]) == pytest.approx((2 / 3 - guess) / (1 - guess))
+    assert bootstrap.sample_value(samples["Y_R_far"]) == pytest.approx(
+        (2 / 3 - guess) / (1 - guess)
+    )
     everywhere = (0.6 - chance.mean()) / (1 - chance.mean())
-    assert bootstrap.value(samples["Y_R"]) == pytest.approx(everywhere)
+    assert bootstrap.sample_value(samples["Y_R"]) == pytest.approx(everywhere)
     assert samples["Y_E"] == "no arrays/bpb_ctx_256.npz"
 
 
 def test_arrays_that_are_lacking_old_or_of_other_rows_are_named():
     old = {"correct": np.ones(2, bool), "distance": np.ones(2), "instance": np.arange(2)}
-    said = read_samples(of_arrays({f"{task}_4": old for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    said = read_instances(of_arrays({f"{task}_4": old for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
     assert said["Y_R"] == "its arrays are of older definitions, without chance"
     assert said["Y_R_id"] == "no arrays/passkey_1.npz"
     bits = {"nats_R": np.ones(3), "bytes_R": np.ones(3)}
-    sample = read_samples(of_arrays({"bpb_ctx_256": bits, "bpb_ctx_32": bits}))["Y_E"]
-    assert confirmed(sample, 1.0).endswith("its rows 1")
+    sample = read_instances(of_arrays({"bpb_ctx_256": bits, "bpb_ctx_32": bits}))["Y_E"]
+    assert matching_sample(sample, 1.0).endswith("its rows 1")
 
 
-PLAN = Plan((HYBRID,), "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
+PLAN = AnalysisPlan((HYBRID,), "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
 
 
 def statements(folder):
-    said = judge(load(folder), PLAN, beside=Beside(), frozen=None, deviations=[])
+    said = judge(load(folder), PLAN, beside=AuxiliaryRuns(), frozen=None, deviations=[])
     json.dumps(said, allow_nan=False)
     return {s["words"]: s for s in said["verdicts"][0]["statements"] if s["estimate"] is not None}
 

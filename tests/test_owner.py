@@ -8,13 +8,13 @@ import jax
 import pytest
 import runs
 
-from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
-from posenc_jax.evaluation.load_run import open_run
+from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.environment import environment
 from posenc_jax.training.loop import train
-from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
 
@@ -31,7 +31,7 @@ def two(tmp_path_factory, data_dir):
         evaluation={"multiples": (1,), "stretches": 2},
     )
     folders = {0: root / "s0", 1: root / "s1"}
-    train_together(config, folders, "a test")
+    train_seeds(config, folders, "a test")
     return folders
 
 
@@ -67,7 +67,7 @@ def refused_everywhere(workdir, tmp_path, words):
     )
     for read in (
         lambda: measured(workdir),
-        lambda: open_run(workdir, None),
+        lambda: load_run(workdir, None),
         lambda: train(tuned, tmp_path / "tuned", "a test"),
     ):
         with pytest.raises(ValueError, match=words) as said:
@@ -148,15 +148,15 @@ def values(rows):
 
 def replace_checkpoint(workdir, step):
     """Puts another state under the same step and the same owner, sealed as a trainer seals it."""
-    config = open_run(workdir, None).config
+    config = load_run(workdir, None).config
     mesh = make_mesh(1, 1)
     with jax.set_mesh(mesh):
         _, shapes = state_builder(config, Decoder(config.model_config(260)), mesh)
-        with Checkpoints(workdir, 9) as checkpoints:
+        with CheckpointManager(workdir, 9) as checkpoints:
             state, record = checkpoints.restore(step, shapes), checkpoints.record(step)
         shutil.rmtree(workdir / "checkpoints" / str(step))
         state["params"] = jax.tree.map(lambda x: 1.5 * x, state["params"])
-        with Checkpoints(workdir, 9) as checkpoints:
+        with CheckpointManager(workdir, 9) as checkpoints:
             checkpoints.save(step, state, record)
 
 
@@ -166,7 +166,7 @@ def test_an_unfinished_run_is_named_and_its_rows_are_marked(copied, capsys):
     assert {(row["step"], row["unfinished"]) for row in rows} == {(2, True)}
     said = capsys.readouterr().err.splitlines()
     assert sum("is unfinished: 2 of 4 steps" in line for line in said) == 1
-    assert open_run(copied, None).unfinished
+    assert load_run(copied, None).unfinished
 
 
 def test_rows_of_an_unfinished_run_give_way_once_it_has_ended(two, copied):

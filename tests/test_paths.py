@@ -12,9 +12,9 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose
+from posenc_jax.attention import attend, choose_implementation
 from posenc_jax.attention.blockwise.api import blockwise_attention
-from posenc_jax.encodings import parse, running_clock
+from posenc_jax.encodings import cumulative_log_forget, parse
 
 T, N, K, H = 72, 4, 2, 16
 SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])
@@ -79,10 +79,10 @@ def step_of(layer, implementation, window):
 
     def loss(arrays, aim):
         q, k, v, ticks, params, *sink = arrays
-        clock = running_clock(ticks, SEG) if layer.gated else None
+        clock = cumulative_log_forget(ticks, SEG) if layer.gated else None
         out = attend(
             q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
-            q_clock_BTN=clock, k_clock_BSN=clock, sink_N=sink[0] if sink else None, aligned=True, window=window,
+            q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, sink_N=sink[0] if sink else None, aligned=True, window=window,
             x_BTD=schemes.projected_from(layer, POS.shape),
             implementation=implementation,
         )  # fmt: skip
@@ -102,7 +102,9 @@ def arrays_of(layer, dtype):
 def served(layer, path):
     """Whether the path takes this scheme; a refusal has to be in words."""
     try:
-        found = choose(layer, T, T, path.implementation, head_dim=H, dtype=path.dtype, device="cpu")
+        found = choose_implementation(
+            layer, T, T, path.implementation, head_dim=H, dtype=path.dtype, device="cpu"
+        )
     except ValueError as error:
         if not re.search("cannot serve this layer: |linear attention takes", str(error)):
             raise

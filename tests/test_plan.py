@@ -14,20 +14,20 @@ from configs import large
 from posenc_jax.bench.peak_memory import peak_bytes
 from posenc_jax.bench.plan import (
     ARRAYS,
+    compile_target,
     compiled_step,
     mesh_shape,
-    plan,
+    plan_step,
     planned_vocabulary,
-    target,
     with_mesh,
 )
 from posenc_jax.bench.plan_table import summary, table
 from posenc_jax.costs import flops, hlo
 from posenc_jax.costs.collectives import collectives, replica_groups
-from posenc_jax.costs.hardware import CHIPS, chip_named, usual_topology
+from posenc_jax.costs.hardware import HARDWARE, default_topology, find_hardware
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.layer_stack import Execution
+from posenc_jax.model.layer_stack import LayerExecution
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import state_builder
@@ -70,7 +70,7 @@ def counted_by_hand(c, rows, length, window=None):
 @pytest.mark.parametrize("window", [None, 4])
 def test_flops_are_those_counted_token_by_token(activation, window):
     c = model(activation=activation, window=window)
-    assert dataclasses.asdict(flops.needed(c, 2, 6)) == counted_by_hand(c, 2, 6, window)
+    assert dataclasses.asdict(flops.model_flops(c, 2, 6)) == counted_by_hand(c, 2, 6, window)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
@@ -78,7 +78,7 @@ def test_flops_are_those_counted_token_by_token(activation, window):
 def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied, remat):
     c = model(vocab_size=512, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=512,
               tied_head=not untied)  # fmt: skip
-    decoder, rows, length = Decoder(c, execution=Execution(remat=remat)), 2, 64
+    decoder, rows, length = Decoder(c, execution=LayerExecution(remat=remat)), 2, 64
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     params = jax.eval_shape(decoder.init, jax.random.key(0), ids, ids, ids)
 
@@ -87,7 +87,7 @@ def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied, remat):
 
     text = jax.jit(jax.value_and_grad(loss)).lower(params, ids, ids, ids)
     counted = text.cost_analysis()["flops"]
-    ours = flops.executed(c, rows, length, "cpu", remat=remat).total
+    ours = flops.hardware_flops(c, rows, length, "cpu", remat=remat).total
     assert ours <= counted <= 1.1 * ours  # XLA counts norms, rotations and softmax as well
 
 
@@ -95,7 +95,8 @@ def test_what_is_made_again_is_counted_again_and_a_kernel_that_keeps_its_result_
     for attention, keeps in (("dense", False), ("blockwise", True)):
         c = model(attention=attention)
         plain, dots, kept, full = (
-            flops.executed(c, 2, 6, "cpu", remat=r) for r in ("none", "dots", "attention", "full")
+            flops.hardware_flops(c, 2, 6, "cpu", remat=r)
+            for r in ("none", "dots", "attention", "full")
         )
         forward = plain.attention * (1 / 3 if attention == "dense" else 2 / 7)
         assert full.attention == pytest.approx(plain.attention + forward)
@@ -106,13 +107,13 @@ def test_what_is_made_again_is_counted_again_and_a_kernel_that_keeps_its_result_
             assert made_again.mlp == pytest.approx(
                 (3 + 2 / 3) / 3 * plain.mlp
             )  # up and gate, not down
-        twice = flops.executed(c, 2, 6, "cpu", head_again=True)
+        twice = flops.hardware_flops(c, 2, 6, "cpu", head_again=True)
         assert twice == dataclasses.replace(plain, head=4 / 3 * plain.head)
 
 
 def test_devices_that_each_project_to_all_key_heads_count_them_each():
     c = model()
-    alone, copied = (flops.executed(c, 2, 6, "cpu", key_copies=n) for n in (1, 4))
+    alone, copied = (flops.hardware_flops(c, 2, 6, "cpu", key_copies=n) for n in (1, 4))
     assert alone.projections == counted_by_hand(c, 2, 6)["projections"]
     keys_and_values = 2 * 6 * 3 * 2 * 2 * 8 * 2 * 4  # rows, tokens, layers; two matrices of D, K, H
     assert copied == dataclasses.replace(alone, projections=alone.projections + 3 * 3 * keys_and_values)  # fmt: skip
@@ -120,11 +121,11 @@ def test_devices_that_each_project_to_all_key_heads_count_them_each():
 
 def test_dense_attention_multiplies_every_pair_and_blocks_those_of_their_tiles():
     dense, blocks = model(), model(attention="blockwise")
-    assert flops.executed(dense, 1, 6, "cpu").attention == 3 * 3 * 4 * 4 * 4 * 6 * 6
+    assert flops.hardware_flops(dense, 1, 6, "cpu").attention == 3 * 3 * 4 * 4 * 4 * 6 * 6
     tiles = (
         3 * 4 * (7 / 2) * 4 * 4 * 6 * 6
     )  # one tile; backward makes the logits again: 5 products for 2
-    assert flops.executed(blocks, 1, 6, "cpu").attention == tiles
+    assert flops.hardware_flops(blocks, 1, 6, "cpu").attention == tiles
 
 
 def test_tiles_are_those_that_hold_a_pair_in_reach():
@@ -140,14 +141,14 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
     shape = {"attention": "blockwise", "train_length": 4096, "qk_norm": True, "head_dim": 64,
              "num_heads": 8, "num_kv_heads": 8, "dtype": "bfloat16"}  # fmt: skip
     flat, steep = (
-        flops.executed(model(s, **shape), 1, 4096, "cpu") for s in ("rope", "rope+alibi")
+        flops.hardware_flops(model(s, **shape), 1, 4096, "cpu") for s in ("rope", "rope+alibi")
     )
     assert steep.attention < 0.8 * flat.attention
-    assert flops.needed(model("rope", **shape), 1, 4096) == flops.needed(model("rope+alibi", **shape), 1, 4096)  # fmt: skip
+    assert flops.model_flops(model("rope", **shape), 1, 4096) == flops.model_flops(model("rope+alibi", **shape), 1, 4096)  # fmt: skip
     # Side by side on a GPU: seven products a pair in all backward, not five, and tiles of 512 x 512.
     c = model("rope", **shape)
     pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 512, 512)
-    assert flops.executed(c, 1, 4096, "gpu").attention == pairs * 2 * 64 * (2 + 7)
+    assert flops.hardware_flops(c, 1, 4096, "gpu").attention == pairs * 2 * 64 * (2 + 7)
     for device, kernel, columns in (("gpu", "cudnn", 72), ("tpu", "splash", 128)):
         c = model("rope+alibi", **shape | {"attention": kernel})
         pairs = (
@@ -156,9 +157,9 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
         values = 72 if device == "gpu" else 64
         again = 3 * 2 * columns + 2 * 2 * values if device == "gpu" else 4 * 2 * columns + 3 * 2 * values  # fmt: skip
         want = pairs * (2 * columns + 2 * values + again)
-        assert flops.executed(c, 1, 4096, device).attention == want
+        assert flops.hardware_flops(c, 1, 4096, device).attention == want
     ours = [model(s, **shape | {"attention": "flash"}) for s in ("rope", "rope+alibi")]
-    flat, steep = (flops.executed(c, 1, 4096, "gpu").attention for c in ours)
+    flat, steep = (flops.hardware_flops(c, 1, 4096, "gpu").attention for c in ours)
     assert flat == 3 * 8 * flops.tile_pairs(4096, 4096, 128, 64) * 2 * 64 * (2 + 7)
     assert steep < 0.8 * flat
 
@@ -176,7 +177,7 @@ def said(function, *shapes, specs, out, devices=8):
     local = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     with jax.set_mesh(mesh):
         text = jax.jit(local).lower(*arguments).compile().as_text()
-    return collectives(hlo.parse(text), devices, host_devices=4)
+    return collectives(hlo.parse_hlo(text), devices, host_devices=4)
 
 
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes():
@@ -272,14 +273,14 @@ ENTRY %main (a: f32[10,100], b: f32[100,7]) -> f32[10,7] {
   ROOT %dot = f32[10,7]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 """
-    read = hlo.parse(text)
+    read = hlo.parse_hlo(text)
     row, index = 400, 4
     broadcast = row + index
     product = 4000 + 280  # its other factor lies on the chip
     assert hlo.memory_traffic(read) == broadcast + 10 * (row + row + index) + product
-    assert hlo.runs(read)[1] == 0
+    assert hlo.executed_instructions(read)[1] == 0
     unknown = text.replace("direction=LT", "direction=NE")
-    assert hlo.runs(hlo.parse(unknown))[1] == 1
+    assert hlo.executed_instructions(hlo.parse_hlo(unknown))[1] == 1
 
 
 # ------------------------------------------------------------------------------------------ whole plans
@@ -291,10 +292,10 @@ def tiny(tmp_path_factory):
     config = runs.config(tmp_path_factory.mktemp("data"), "rope+alibi")
     shape = mesh_shape("data:4,model:2")
     config = with_mesh(config, shape)
-    chip = dataclasses.replace(CHIPS["v5e"], platform="none")
-    where = target(chip, shape, "2x4")
+    chip = dataclasses.replace(HARDWARE["v5e"], platform="none")
+    where = compile_target(chip, shape, "2x4")
     assert where.estimate
-    return config, where, plan(config, planned_vocabulary(config), where)
+    return config, where, plan_step(config, planned_vocabulary(config), where)
 
 
 def test_arguments_are_the_state_and_the_batch_that_a_device_holds(tiny):
@@ -351,8 +352,8 @@ def test_the_planned_memory_of_a_step_is_within_a_tenth_of_what_it_takes(tmp_pat
     )  # fmt: skip
     shape = mesh_shape("data:1")
     config = with_mesh(config, shape)
-    where = target(dataclasses.replace(CHIPS["v5e"], platform="none"), shape, None)
-    memory = plan(config, 260, where)["memory"]
+    where = compile_target(dataclasses.replace(HARDWARE["v5e"], platform="none"), shape, None)
+    memory = plan_step(config, 260, where)["memory"]
     step, _ = compiled_step(config, config.model_config(260), where)
     with jax.set_mesh(where.mesh):
         state = state_builder(config, Decoder(config.model_config(260)), where.mesh)[0](
@@ -404,37 +405,38 @@ def test_a_sequence_axis_is_planned(tmp_path):
     shape = mesh_shape("sequence:2")
     train = {"length": 512, "batch_size": 1}
     config = with_mesh(runs.config(tmp_path, "alibi", model={"num_layers": 1}, train=train), shape)
-    chip = dataclasses.replace(CHIPS["v5e"], platform="none")
-    row = plan(config, 260, target(chip, shape, "1x2"))
+    chip = dataclasses.replace(HARDWARE["v5e"], platform="none")
+    row = plan_step(config, 260, compile_target(chip, shape, "1x2"))
     assert row["mesh"] == {"sequence": 2}
     assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring, as far as they can matter)"]  # fmt: skip
     assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
     model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
     alone, ring = (
-        flops.executed(model, 1, 512, "gpu", sequence=sequence).attention for sequence in (1, 2)
+        flops.hardware_flops(model, 1, 512, "gpu", sequence=sequence).attention
+        for sequence in (1, 2)
     )
     blocks = dataclasses.replace(model, attention="blockwise")
-    assert alone != ring == flops.executed(blocks, 1, 512, "gpu").attention
+    assert alone != ring == flops.hardware_flops(blocks, 1, 512, "gpu").attention
 
 
 def test_chips_are_known_by_name_and_near_ones_offered():
-    assert chip_named("v5e").flops == 197e12
+    assert find_hardware("v5e").flops == 197e12
     with pytest.raises(ValueError, match="did you mean h100"):
-        chip_named("H1000")
+        find_hardware("H1000")
     with pytest.raises(ValueError, match="known: h100, h200"):
-        chip_named("abacus")
+        find_hardware("abacus")
 
 
 def test_the_usual_topology_is_the_squarest():
     want = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 256: "16x16"}
-    assert {n: usual_topology(CHIPS["v5e"], n) for n in want} == want
+    assert {n: default_topology(HARDWARE["v5e"], n) for n in want} == want
     want = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 64: "4x4x4", 128: "4x4x8"}
-    assert {n: usual_topology(CHIPS["v5p"], n) for n in want} == want
-    assert [usual_topology(CHIPS["h100"], n) for n in (1, 8, 16)] == ["1x1", "1x8", "2x8"]
+    assert {n: default_topology(HARDWARE["v5p"], n) for n in want} == want
+    assert [default_topology(HARDWARE["h100"], n) for n in (1, 8, 16)] == ["1x1", "1x8", "2x8"]
     with pytest.raises(ValueError, match="name --topology"):
-        usual_topology(CHIPS["h100"], 12)
+        default_topology(HARDWARE["h100"], 12)
     with pytest.raises(ValueError, match="name --topology"):
-        usual_topology(CHIPS["v5e"], 12)
+        default_topology(HARDWARE["v5e"], 12)
 
 
 def test_a_mesh_must_multiply_to_the_topology_and_divide_the_model(tmp_path):
@@ -442,17 +444,17 @@ def test_a_mesh_must_multiply_to_the_topology_and_divide_the_model(tmp_path):
     with pytest.raises(
         ValueError, match=r"--mesh asks for 8 devices \(data 4 x model 2\); 4x4 has 16"
     ):
-        target(CHIPS["v5e"], shape, "4x4")
-    chip = dataclasses.replace(CHIPS["v5e"], platform="none")
+        compile_target(HARDWARE["v5e"], shape, "4x4")
+    chip = dataclasses.replace(HARDWARE["v5e"], platform="none")
     config = runs.config(tmp_path, "rope", model={"num_heads": 3, "head_dim": 8})
     with pytest.raises(ValueError, match=r"model\.num_heads=3 does not divide over 2"):
-        plan(with_mesh(config, shape), 260, target(chip, shape, None))
+        plan_step(with_mesh(config, shape), 260, compile_target(chip, shape, None))
     config = runs.config(tmp_path, "rope", train={"batch_size": 6})
     with pytest.raises(ValueError, match="6 rows do not divide over 4"):
-        plan(with_mesh(config, shape), 260, target(chip, shape, None))
+        plan_step(with_mesh(config, shape), 260, compile_target(chip, shape, None))
     config = runs.config(tmp_path, "rope", model={"attention": "splash"})
     with pytest.raises(ValueError, match=r"splash is compiled for the chip alone; .*pip install"):
-        plan(with_mesh(config, shape), 260, target(chip, shape, None))
+        plan_step(with_mesh(config, shape), 260, compile_target(chip, shape, None))
 
 
 @pytest.mark.parametrize("size", large.SIZES)
@@ -478,7 +480,7 @@ def test_large_configurations_have_the_size_that_they_are_called_by(size):
 @pytest.mark.filterwarnings("ignore")  # of the compilers, about a machine without their chips
 @pytest.mark.parametrize(("name", "kernel"), [("v5e", "splash"), ("h100", "flash")])
 def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_path):
-    chip = CHIPS[name]
+    chip = HARDWARE[name]
     if chip.missing:
         pytest.skip(chip.missing)
     shape = mesh_shape("data:2,model:2")
@@ -486,12 +488,12 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
         tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 4},
         train={"length": 1024},
     )  # fmt: skip
-    row = plan(with_mesh(config, shape), 260, target(chip, shape, None))
+    row = plan_step(with_mesh(config, shape), 260, compile_target(chip, shape, None))
     assert row["compiler"] == "the chip's own"
     assert row["attention"][0].startswith(kernel)
     assert row["memory"]["fits"]
     assert {"all-reduce", "all-gather"} <= set(row["collectives"])
-    mesh = target(chip, shape, None)
+    mesh = compile_target(chip, shape, None)
     call = {"splash": "tpu_custom_call", "flash": "__gpu$xla.gpu.triton"}[kernel]
     text = compiled_step(with_mesh(config, shape), config.model_config(260), mesh)[0].as_text()
     assert call in text
@@ -503,10 +505,10 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
     ("name", "forward"), [("v5e", "splash_mha_fwd"), ("h100", 'name = "forward_kernel"')]
 )
 def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
-    chip = CHIPS[name]
+    chip = HARDWARE[name]
     if chip.missing:
         pytest.skip(chip.missing)
-    where = target(chip, mesh_shape("data:1"), None)
+    where = compile_target(chip, mesh_shape("data:1"), None)
     times = {}
     for remat in ("attention", "full"):
         config = runs.config(
@@ -523,15 +525,15 @@ def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
 @pytest.mark.aot
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_line(tmp_path):
-    chip = CHIPS["v5e"]
+    chip = HARDWARE["v5e"]
     if chip.missing:
         pytest.skip(chip.missing)
     shape = mesh_shape("data:1")
     config = runs.config(tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512})  # fmt: skip
     with pytest.raises(ValueError, match=r"does not fit on v5e: .*HBM"):
-        plan(with_mesh(config, shape), 50_304, target(chip, shape, None))
+        plan_step(with_mesh(config, shape), 50_304, compile_target(chip, shape, None))
     with pytest.raises(ValueError, match="v5e has no slice 1x2"):
-        target(chip, mesh_shape("data:2"), "1x2")
+        compile_target(chip, mesh_shape("data:2"), "1x2")
 
 
 @pytest.mark.gpu
@@ -545,9 +547,9 @@ def test_on_a_gpu_the_planned_peak_is_within_a_tenth_of_what_it_reports(tmp_path
     config, device = with_mesh(config, shape), jax.devices()[0]
     mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), devices=[device],
                          axis_types=(jax.sharding.AxisType.Explicit,) * len(shape))  # fmt: skip
-    here = target(CHIPS["h100"], shape, "1x1")._replace(mesh=mesh, platform="cuda")
+    here = compile_target(HARDWARE["h100"], shape, "1x1")._replace(mesh=mesh, platform="cuda")
     step, _ = compiled_step(config, config.model_config(260), here)
-    planned = plan(config, 260, here)["memory"]["peak"]
+    planned = plan_step(config, 260, here)["memory"]["peak"]
     with jax.set_mesh(mesh):
         state = state_builder(config, Decoder(config.model_config(260)), mesh)[0](jax.random.key(0))
         jax.block_until_ready(step(state, batch_of_ones(config, mesh)))

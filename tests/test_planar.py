@@ -10,10 +10,10 @@ import oracles
 import pytest
 
 from posenc_jax.attention import attend
-from posenc_jax.encodings import Place, parse
+from posenc_jax.encodings import HeadContext, parse
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed, mixed_angles
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 POSITIONS = np.array([0, 1, 7, 8, 9, 63, 64, 4095])
 
 

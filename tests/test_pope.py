@@ -10,21 +10,21 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import attend, choose
+from posenc_jax.attention import attend, choose_implementation
 from posenc_jax.attention.blockwise.api import blockwise_attention
-from posenc_jax.attention.blockwise.cutoff import windows
-from posenc_jax.costs.flops import needed
-from posenc_jax.encodings import Place, parse, stretched
+from posenc_jax.attention.blockwise.cutoff import cutoff_windows
+from posenc_jax.costs.flops import model_flops
+from posenc_jax.encodings import HeadContext, extend_length, parse
 from posenc_jax.encodings.pope import Pope
 from posenc_jax.evaluation.head_statistics import rotary_planes
-from posenc_jax.evaluation.interventions import Model, rotation_off
+from posenc_jax.evaluation.interventions import ParameterizedModel, rotation_off
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, at_progress
 
 N, H, L = 4, 8, 64
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
 SEG = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2])
-PLACE = Place(heads=N, num_heads=N, head_dim=H, model_dim=32, train_length=L)
+PLACE = HeadContext(heads=N, num_heads=N, head_dim=H, model_dim=32, train_length=L)
 
 
 def layer_of(line):
@@ -135,10 +135,10 @@ def model(line, **changes):
 
 def test_switched_off_it_leaves_magnitudes_and_no_place():
     config, params = model("pope(start=uniform)+alibi")
-    off = rotation_off(Model(config, params))
+    off = rotation_off(ParameterizedModel(config, params))
     assert off.config.scheme == "pope(start=uniform,phases=false)+alibi"
     layer = off.config.placed.layers[0]
-    assert layer.widens == 1
+    assert layer.columns_per_dim == 1
     q = tensors()[0]
     far = layer.rotate({}, q, jnp.full((1, 12), 99), "query")
     np.testing.assert_allclose(far, jax.nn.softplus(q), rtol=1e-6)
@@ -155,16 +155,16 @@ def test_every_dim_has_a_wavelength_of_its_own_also_under_a_stretch():
     np.testing.assert_allclose([p["wavelength"] for p in planes[0]], 2 * np.pi / theta, rtol=2e-3)
     assert [p["dims"] for p in planes[1]] == [(c,) for c in range(H)]
     assert [p["dims"] for p in planes[2]] == [(c, c + H // 2) for c in range(H // 2)]
-    further = stretched(parse("pope+alibi"), "pi:4", length=256, train_length=L)
+    further = extend_length(parse("pope+alibi"), "pi:4", length=256, train_length=L)
     ((heads,),) = further.layers
     np.testing.assert_allclose(heads.rotation.frequencies(PLACE), theta / 4)
     with pytest.raises(ValueError, match="cannot take a second one"):
-        stretched(further, "yarn:4", length=256, train_length=L)
+        extend_length(further, "yarn:4", length=256, train_length=L)
 
 
 def test_kernels_that_cannot_hold_its_columns_refuse_in_words():
     layer = layer_of("pope")
-    ask = functools.partial(choose, layer, 1024, 1024, dtype="bfloat16")
+    ask = functools.partial(choose_implementation, layer, 1024, 1024, dtype="bfloat16")
     assert ask("auto", head_dim=64, device="gpu").name == "flash"
     for kernel, head_dim in (("flash", 96), ("cudnn", 128)):
         with pytest.raises(ValueError, match=f"{2 * head_dim} columns of turned queries .*exceed") as caught:  # fmt: skip
@@ -178,7 +178,9 @@ def test_kernels_that_cannot_hold_its_columns_refuse_in_words():
 
 
 def test_logits_are_counted_at_twice_the_products_and_values_at_one():
-    plain, wide, half = (needed(model(line)[0], 1, 64) for line in ("rope", "pope", "rope|pope"))
+    plain, wide, half = (
+        model_flops(model(line)[0], 1, 64) for line in ("rope", "pope", "rope|pope")
+    )
     assert wide.attention == pytest.approx(1.5 * plain.attention)
     assert half.attention == pytest.approx(1.25 * plain.attention)
     assert wide.projections == plain.projections
@@ -198,4 +200,4 @@ def test_a_steep_bias_ends_the_work_early_and_nothing_is_missed():
         for e in (2.0**-24, 0.0)
     )
     np.testing.assert_allclose(cut, whole, atol=2e-6)
-    assert windows(layer, params, 8.0, T).max() < T
+    assert cutoff_windows(layer, params, 8.0, T).max() < T

@@ -11,7 +11,7 @@ import pytest
 import runs
 
 from configs.studies import cpu
-from posenc_jax.encodings import Place, parse, unparse
+from posenc_jax.encodings import HeadContext, parse, unparse
 from posenc_jax.encodings.scheme_presets import PRESETS, coupled, flat_in_last_layer
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.sharding import make_mesh
@@ -60,7 +60,7 @@ def test_flat_heads_stand_where_the_names_say():
 def test_a_quarter_of_the_spectrum_is_its_fastest_quarter():
     """Barbero et al. 2024, sec. 6, and Gemma's "proportional" rotation: exponents over the whole head dim."""
     ((heads,),) = parse("prope(kept=0.25)").layers
-    place = Place(heads=1, num_heads=1, head_dim=32, model_dim=32, train_length=L)
+    place = HeadContext(heads=1, num_heads=1, head_dim=32, model_dim=32, train_length=L)
     got = heads.rotation.frequencies(place)
     np.testing.assert_allclose(got[:4], [oracles.rope_frequency(i, 32, 10_000.0) for i in range(4)])
     np.testing.assert_array_equal(got[4:], 0)

@@ -12,8 +12,8 @@ import schemes
 from posenc_jax.attention import attention_statistics
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.encodings import GatedBias, parse
-from posenc_jax.encodings.analysis import horizon
-from posenc_jax.encodings.forget_gate import running_clock
+from posenc_jax.encodings.analysis import retrieval_horizon
+from posenc_jax.encodings.forget_gate import cumulative_log_forget
 from posenc_jax.evaluation import head_statistics
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.passkey_mqar import mqar, passkey
@@ -52,8 +52,8 @@ def prepared(line, rows=1):
     layer = placed(line)
     params = jax.tree.map(lambda x: x + 0.1, layer.init(jax.random.key(1)))
     q, k, pos, x = tensors(B=rows)
-    ticks = layer.ticks(params, x)
-    clock = None if ticks is None else running_clock(ticks, jnp.ones_like(pos))
+    ticks = layer.log_forget(params, x)
+    clock = None if ticks is None else cumulative_log_forget(ticks, jnp.ones_like(pos))
     return layer, params, q, k, pos, clock
 
 
@@ -76,8 +76,8 @@ def pairs_of(layer, params, q, k, pos, clock):
 
 def watch(layer, params, q, k, pos, clock, first=FIRST, sink=None):
     run = jax.jit(
-        lambda q, k, pos, clock: attention_statistics.watch(
-            q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, first=first
+        lambda q, k, pos, clock: attention_statistics.attention_statistics(
+            q, k, layer, params, pos_BT=pos, cum_log_forget_BTN=clock, sink_N=sink, first=first
         )
     )
     return jax.tree.map(np.asarray, run(q, k, pos, clock))
@@ -97,7 +97,7 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     for b in range(rows):
         want = oracle.watched(content[b], bias[b], FIRST, windows_of(case[0]))
         for name in ("weight", "content", "mean", "spread"):
-            got = getattr(found, f"{name}_BND")[b]
+            got = getattr(found, f"{name}_BNZ")[b]
             scale = max(1.0, np.abs(want[name]).max())
             np.testing.assert_allclose(got, want[name], rtol=2e-4, atol=2e-5 * scale, err_msg=name)
         for name in ("entropy", "sink"):
@@ -105,7 +105,7 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
             np.testing.assert_allclose(got, want[name], rtol=1e-4, atol=2e-5, err_msg=name)
         for name, share in want["blind"].items():
             np.testing.assert_allclose(found.blind_BNQ[name][b], share, atol=1e-6)
-    sums = head_statistics.joined([found], FIRST)
+    sums = head_statistics.merge_sums([found], FIRST)
     every = [(i - j, content[b, n, i, j] + bias[b, n, i, j]) for n in (1,) for b in range(rows)
              for i in range(FIRST, T) for j in range(i + 1)]  # fmt: skip
     assert head_statistics.relative_structure(sums)[1] == pytest.approx(
@@ -121,7 +121,7 @@ def test_a_sink_takes_its_share_of_every_weight_and_counts_in_entropy_and_blindn
     for name in ("weight", "content", "mean", "spread"):
         scale = max(1.0, np.abs(want[name]).max())
         np.testing.assert_allclose(
-            getattr(found, f"{name}_BND")[0], want[name], rtol=2e-4, atol=2e-5 * scale
+            getattr(found, f"{name}_BNZ")[0], want[name], rtol=2e-4, atol=2e-5 * scale
         )
     for name in ("entropy", "sink"):
         got = getattr(found, f"{name}_BNQ")[0]
@@ -129,8 +129,8 @@ def test_a_sink_takes_its_share_of_every_weight_and_counts_in_entropy_and_blindn
     for name, share in want["blind"].items():
         np.testing.assert_allclose(found.blind_BNQ[name][0], share, atol=1e-6)
     assert found.blind_BNQ["float32"][0, 3].min() == 1  # all weights are zero beside 120 nats
-    np.testing.assert_allclose(plain.weight_BND.sum(-1), T - FIRST, rtol=1e-5)
-    assert (found.weight_BND.sum(-1)[0] < [0.9 * (T - FIRST), T - FIRST, T - FIRST, 1e-9]).all()
+    np.testing.assert_allclose(plain.weight_BNZ.sum(-1), T - FIRST, rtol=1e-5)
+    assert (found.weight_BNZ.sum(-1)[0] < [0.9 * (T - FIRST), T - FIRST, T - FIRST, 1e-9]).all()
 
     query, key = [35, 30], [3, 30]
     got = chosen(case, query, key, jnp.asarray(sink))
@@ -147,11 +147,11 @@ def test_linear_attention_is_refused_in_words(line):
     q, k, pos, _ = tensors()
     layer = placed(line)
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        attention_statistics.watch(
-            q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, first=0
+        attention_statistics.attention_statistics(
+            q, k, layer, {}, pos_BT=pos, cum_log_forget_BTN=None, sink_N=None, first=0
         )
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        attention_statistics.needles(q, k, layer, {}, pos_BT=pos, clock_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
+        attention_statistics.needle_statistics(q, k, layer, {}, pos_BT=pos, cum_log_forget_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
 
 
 def still(line, length, num_heads=N, first=0):
@@ -171,7 +171,7 @@ def test_uniform_attention_has_entropy_ln_of_its_keys_and_a_sink_of_one_share():
 
 def test_uniform_attention_spreads_over_octaves_by_their_width():
     _, found = still("nope", 64, first=63)
-    sums = head_statistics.joined([found], 63)
+    sums = head_statistics.merge_sums([found], 63)
     for low, high in ((0, 1), (1, 2), (2, 4), (8, 16), (32, 64)):
         np.testing.assert_allclose(head_statistics.mass_between(sums, low, high), (high - low) / 64, rtol=1e-5)  # fmt: skip
     np.testing.assert_allclose(head_statistics.mean_distance(sums), 63 / 2, rtol=1e-5)
@@ -180,7 +180,7 @@ def test_uniform_attention_spreads_over_octaves_by_their_width():
 def test_alibi_without_content_looks_as_far_as_its_geometric_series():
     length = 200
     _, found = still("alibi", length, first=length - 1)
-    sums = head_statistics.joined([found], length - 1)
+    sums = head_statistics.merge_sums([found], length - 1)
     for head, far in enumerate(head_statistics.mean_distance(sums)):
         slope = 2.0 ** (-8 * (head + 1) / N)
         x, n = math.exp(-slope), length
@@ -202,15 +202,15 @@ def test_blind_keys_are_those_past_the_smallest_number_of_the_dtype():
 
 def test_kendall_is_the_sign_of_a_trend_and_nothing_for_a_flat_one():
     _, found = still("alibi|nope", 60, first=30)
-    tau = head_statistics.monotonicity(head_statistics.joined([found], 30))
+    tau = head_statistics.monotonicity(head_statistics.merge_sums([found], 30))
     np.testing.assert_allclose(tau[:2], -1.0, atol=1e-12)
 
 
 def chosen(case, query, key, sink=None):
     layer, params, q, k, pos, clock = case
     query, key = (jnp.asarray(x)[None] for x in (query, key))
-    run = jax.jit(lambda q, k, pos, clock, query, key: attention_statistics.needles(
-        q, k, layer, params, pos_BT=pos, clock_BTN=clock, sink_N=sink, query_BA=query, key_BA=key))  # fmt: skip
+    run = jax.jit(lambda q, k, pos, clock, query, key: attention_statistics.needle_statistics(
+        q, k, layer, params, pos_BT=pos, cum_log_forget_BTN=clock, sink_N=sink, query_BA=query, key_BA=key))  # fmt: skip
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
 
 
@@ -240,14 +240,14 @@ def test_a_planted_margin_reaches_as_far_as_predicted_and_no_further():
     k = jnp.zeros((B, length, N, H))
     k = k.at[np.arange(B), key_BA[:, 0], :, 0].set(margin * math.sqrt(H))
     q = jnp.zeros((B, length, N, H)).at[:, :, :, 0].set(1.0)
-    found = attention_statistics.needles(
-        q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), clock_BTN=None, sink_N=None,
+    found = attention_statistics.needle_statistics(
+        q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), cum_log_forget_BTN=None, sink_N=None,
         query_BA=jnp.full((B, 1), length - 1), key_BA=jnp.asarray(key_BA),
     )  # fmt: skip
     np.testing.assert_allclose(found.margin_BNA, margin, rtol=1e-4)
     reaches = []
     for n in range(N):
-        predicted = horizon(-(2.0 ** (-8 * (n + 1) / N)) * np.arange(length), margin)
+        predicted = retrieval_horizon(-(2.0 ** (-8 * (n + 1) / N)) * np.arange(length), margin)
         assert set(np.asarray(found.reach_BNA)[:, n, 0]) == {predicted}
         held_B = np.asarray(found.weight_BNA)[:, n, 0] >= 0.5
         np.testing.assert_array_equal(held_B, distance_B <= predicted)
@@ -264,7 +264,7 @@ def test_the_needles_place_holds_the_token_that_its_query_must_predict(task):
         instance = passkey(tokenizer, filler, **settings)
     else:
         instance = mqar(tokenizer, filler, **settings, pairs=5)
-    query_A, key_A = head_statistics.needle_places(instance)
+    query_A, key_A = head_statistics.needle_positions(instance)
     assert len(query_A) == 5
     np.testing.assert_array_equal(instance.tokens[query_A + 1], instance.tokens[key_A])
     assert (key_A < instance.answers[0].start - 2).all()
@@ -297,7 +297,7 @@ def test_frequency_use_is_the_share_of_norms_and_unrotated_dims_stand_last():
     q, k, pos, _ = tensors(B=1)
     q = q.at[:, :, 0].set(0.0).at[:, :, 0, 1].set(3.0).at[:, :, 0, 6].set(1.0)
     k = k.at[:, :, 0].set(0.0).at[:, :, 0, 1].set(2.0).at[:, :, 0, 6].set(1.0)
-    sums = head_statistics.joined([watch(layer, {}, q, k, pos, None)], FIRST)
+    sums = head_statistics.merge_sums([watch(layer, {}, q, k, pos, None)], FIRST)
     use = head_statistics.frequency_use(sums, planes)
     np.testing.assert_allclose(use[0], [0, 6 / 7, 1 / 7], atol=1e-6)  # dims (0,2), (1,3), rest
     np.testing.assert_allclose(use[2], [1.0])  # no rotation: all of it unrotated
@@ -319,7 +319,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
     def peak(length):
         q, k, pos, _ = tensors(length, B=1)
-        run = jax.jit(lambda *a: attention_statistics.watch(a[0], a[1], layer, {}, pos_BT=a[2], clock_BTN=None, sink_N=None, first=0))  # fmt: skip
+        run = jax.jit(lambda *a: attention_statistics.attention_statistics(a[0], a[1], layer, {}, pos_BT=a[2], cum_log_forget_BTN=None, sink_N=None, first=0))  # fmt: skip
         return run.lower(q, k, pos).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(4096) < 2.5 * peak(2048) < 4 * N * 2048 * 2048  # less than one T x S array

@@ -13,11 +13,11 @@ import runs
 import schemes
 
 from posenc_jax.attention import attend
-from posenc_jax.attention.attend import choose
+from posenc_jax.attention.attend import choose_implementation
 from posenc_jax.data.packing import Document, pack
 from posenc_jax.data.random_positions import RandomPositions
-from posenc_jax.encodings import parse, running_clock
-from posenc_jax.model.blocks import keys_in_sight
+from posenc_jax.encodings import cumulative_log_forget, parse
+from posenc_jax.model.blocks import visible_key_counts
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.inputs import open_inputs, training_batches
@@ -117,12 +117,12 @@ X_BTD = jax.random.normal(jax.random.key(8), (1, 256, 32))
 
 
 def attended(layer, params, q, k, v, ticks, pos, seg, **settings):
-    clock = running_clock(ticks, seg) if layer.gated else None
-    settings = {"q_count_BT": keys_in_sight(seg), "aligned": True} | settings
+    clock = cumulative_log_forget(ticks, seg) if layer.gated else None
+    settings = {"q_count_BT": visible_key_counts(seg), "aligned": True} | settings
     settings = {"x_BTD": X_BTD[:, : q.shape[1]]} | settings
     return attend(
         q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-        q_clock_BTN=clock, k_clock_BSN=clock, **settings,
+        q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, **settings,
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_a_scheme_without_distances_gives_the_same_numbers_at_any_rising_positio
     np.testing.assert_allclose(drawn[:, :14], plain[:, :14], atol=1e-6)
 
 
-PLANE = placed("nope")[0].groups[0].place
+PLANE = placed("nope")[0].groups[0].context
 LINES = [
     line
     for line in schemes.some(pytest.mark.thorough)
@@ -259,14 +259,16 @@ def test_kernels_that_count_in_slots_serve_what_reads_no_distance_and_refuse_the
     where = {"head_dim": 64, "dtype": "bfloat16", "device": "gpu"}
     flat, biased = placed("rope")[0], placed("rope+alibi")[0]
     for layer in (flat, biased):
-        assert choose(layer, 4096, 4096, "auto", **where).name == "flash"
-    assert choose(flat, 4096, 4096, "auto", consecutive=False, **where).name == "flash"
-    path = choose(biased, 4096, 4096, "auto", consecutive=False, **where)
+        assert choose_implementation(layer, 4096, 4096, "auto", **where).name == "flash"
+    assert (
+        choose_implementation(flat, 4096, 4096, "auto", consecutive=False, **where).name == "flash"
+    )
+    path = choose_implementation(biased, 4096, 4096, "auto", consecutive=False, **where)
     assert path.name == "blockwise"
     assert "positions are random" in path.why
     for kernel in ("flash", "cudnn", "splash"):
         with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
-            choose(biased, 4096, 4096, kernel, consecutive=False, **where)
+            choose_implementation(biased, 4096, 4096, kernel, consecutive=False, **where)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def placed(line, train_length=1024, heads=8):
 
 def heads_of(line, length, margins=(10.0,), **where):
     scheme = placed(line, **where)
-    return analysis.reaches(
+    return analysis.analyze_heads(
         scheme, analysis.initial_parameters(scheme, jax.random.key(0)), length, margins
     )
 
@@ -38,7 +38,7 @@ def test_the_horizon_is_where_a_softmax_with_a_planted_needle_crosses_one_half()
             weight = np.exp(logits - logits.max())
             if weight[d] / weight.sum() >= 0.5:
                 best = d
-        assert analysis.horizon(bias, margin) == best
+        assert analysis.retrieval_horizon(bias, margin) == best
 
 
 def test_a_linear_slope_reaches_the_distance_of_the_closed_form():
@@ -50,8 +50,8 @@ def test_a_linear_slope_reaches_the_distance_of_the_closed_form():
 
 
 def test_a_flat_head_loses_a_needle_only_to_the_number_of_keys():
-    assert analysis.horizon(np.zeros(1000), math.log(999)) == 999
-    assert analysis.horizon(np.zeros(1000), math.log(998)) == -1
+    assert analysis.retrieval_horizon(np.zeros(1000), math.log(999)) == 999
+    assert analysis.retrieval_horizon(np.zeros(1000), math.log(998)) == -1
     (head, *_) = heads_of("nope~logn", 100, (math.log(99) * math.log(50) / math.log(100) + 1e-6,), train_length=50)  # fmt: skip
     assert head.temperature == pytest.approx(math.log(100) / math.log(50))
     assert list(head.horizon.values()) == [99]  # the temperature lifts the margin
@@ -94,14 +94,14 @@ def test_our_angles_beat_the_float32_product_by_orders_of_magnitude():
 def test_every_registered_scheme_can_be_inspected(line):
     scheme = placed(line, train_length=32, heads=4)
     params = analysis.initial_parameters(scheme, jax.random.key(0))
-    heads = analysis.reaches(scheme, params, 100, (10.0,))
+    heads = analysis.analyze_heads(scheme, params, 100, (10.0,))
     assert len(heads) == 4
-    assert all(isinstance(text, str) for text in analysis.warnings(heads, 100, 32))
+    assert all(isinstance(text, str) for text in analysis.scheme_warnings(heads, 100, 32))
 
 
 def test_the_warning_counts_blind_heads_in_words():
     heads = heads_of("alibi", 5000)
-    said = analysis.warnings(heads, 5000, 1024)
+    said = analysis.scheme_warnings(heads, 5000, 1024)
     assert said[0].startswith("5 of 8 heads cannot see past 206 to 3,304 tokens in float32")
 
 

@@ -19,7 +19,7 @@ from posenc_jax.report.figures import pictures
 from posenc_jax.report.loss_curves import octave_means
 from posenc_jax.report.page import render
 from posenc_jax.report.study_view import short_name
-from posenc_jax.results.load import load, stored
+from posenc_jax.results.load import load, load_unmigrated
 from posenc_jax.results.publish import publish
 
 
@@ -369,7 +369,7 @@ def test_the_top_says_the_split_the_seeds_and_what_cannot_be_redrawn(report, tmp
 
 
 def test_a_published_folder_gives_the_tables_of_its_run_folders(study_folder, tmp_path):
-    publish(stored(study_folder), tmp_path / "out", [])
+    publish(load_unmigrated(study_folder), tmp_path / "out", [])
     there, here = pictures(view_of(study_folder)), pictures(view_of(tmp_path / "out"))
     assert [p.csv() for p in here] == [p.csv() for p in there]
     assert [(p.name, p.draw is None) for p in here] == [(p.name, p.draw is None) for p in there]
@@ -377,7 +377,7 @@ def test_a_published_folder_gives_the_tables_of_its_run_folders(study_folder, tm
 
 
 def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_path):
-    publish(stored(study_folder), tmp_path / "out", [])
+    publish(load_unmigrated(study_folder), tmp_path / "out", [])
     for name in ("arrays.npz", "metrics.jsonl.gz"):
         (tmp_path / "out" / name).unlink()
     study = view_of(tmp_path / "out")

@@ -94,7 +94,7 @@ def append(run, text):
     path.write_text(path.read_text() + text)
 
 
-def spoiled(change):
+def corrupted(change):
     """Applies a change to the lines of rows.jsonl."""
 
     def damage(run):
@@ -120,7 +120,7 @@ def test_damage_that_leaves_every_row_readable_changes_nothing(tmp_path, name):
     clean = write_run(tmp_path / "clean", ROWS)
     hurt = write_run(tmp_path / "hurt", ROWS)
     before = (hurt / "evaluation_dev/rows.jsonl").read_bytes()
-    spoiled(REPAIRED[name])(hurt)
+    corrupted(REPAIRED[name])(hurt)
     assert (hurt / "evaluation_dev/rows.jsonl").read_bytes() != before
     assert values(load(hurt, "dev")) == values(load(clean, "dev"))
     assert load(hurt, "dev").runs[0].why == ""
@@ -161,7 +161,7 @@ REFUSED = {
 def test_other_damage_is_refused_in_one_line_that_names_file_and_line(tmp_path, name):
     change, words = REFUSED[name]
     run = write_run(tmp_path / "rope-s0", ROWS)
-    spoiled(change)(run)
+    corrupted(change)(run)
     with pytest.raises(ValueError, match=re.escape(words)) as refused:
         load(run, "dev")
     said = str(refused.value)
@@ -172,7 +172,7 @@ def test_other_damage_is_refused_in_one_line_that_names_file_and_line(tmp_path, 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_value_that_is_not_finite_is_none_and_says_so(tmp_path, value):
     run = write_run(tmp_path / "rope-s0", ROWS)
-    spoiled(lambda lines: b"".join(lines).replace(b"2.5", value.encode()))(run)
+    corrupted(lambda lines: b"".join(lines).replace(b"2.5", value.encode()))(run)
     found = {r.length: r for r in load(run, "dev").runs[0].rows}[L]
     assert found.value is None
     assert found.skipped.startswith("not finite")

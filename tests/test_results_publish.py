@@ -12,12 +12,12 @@ from synthetic_verdicts import HYBRID, ROTATIONLESS, YARN, add_instances, edit, 
 
 from posenc_jax.data import document_files
 from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.text_digests import listed
+from posenc_jax.data.text_digests import list_texts
 from posenc_jax.report import StudyView, tables
-from posenc_jax.results.load import load, splits, stored
+from posenc_jax.results.load import load, load_unmigrated, splits
 from posenc_jax.results.publish import publish, smallest, without_folders
-from posenc_jax.study.preregistration import Plan
-from posenc_jax.study.verdict import Beside, judge
+from posenc_jax.study.preregistration import AnalysisPlan
+from posenc_jax.study.verdict import AuxiliaryRuns, judge
 
 TEXTS = [{"split": "dev", "name": "a", "bytes": 3, "sha256": "00"}]
 
@@ -70,7 +70,7 @@ def bare(one):
 
 def test_what_is_published_reads_as_the_study_does(tmp_path):
     folder = study(tmp_path / "study")
-    sizes = publish(stored(folder), tmp_path / "out", TEXTS)
+    sizes = publish(load_unmigrated(folder), tmp_path / "out", TEXTS)
     same(load(folder), load(tmp_path / "out"))
     assert load(tmp_path / "out").texts == tuple(TEXTS)
     assert sizes == {name: (tmp_path / "out" / name).stat().st_size for name in sizes}
@@ -85,7 +85,7 @@ def test_rows_of_the_other_split_are_published_without_their_arrays(tmp_path):
     path = moved / "rows.jsonl"
     path.write_text(path.read_text().replace('"split": "dev"', '"split": "test"'))
     assert splits(folder) == ("dev", "test")
-    publish(stored(folder), tmp_path / "out", TEXTS, stored(folder, "test"))
+    publish(load_unmigrated(folder), tmp_path / "out", TEXTS, load_unmigrated(folder, "test"))
     same(load(folder), load(tmp_path / "out"))
     test = load(tmp_path / "out", "test")
     assert [run.name for run in test.runs if not run.why] == ["runs/rope-s1"]
@@ -98,7 +98,7 @@ def test_rows_of_the_other_split_are_published_without_their_arrays(tmp_path):
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     folder = study(tmp_path / "study")
     for place in ("a", "b", "a"):
-        publish(stored(folder), tmp_path / place, TEXTS)
+        publish(load_unmigrated(folder), tmp_path / place, TEXTS)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
         if path.suffix == ".gz":
@@ -106,9 +106,9 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
 
 
 def test_another_study_is_not_overwritten(tmp_path):
-    publish(stored(study(tmp_path / "one", "one")), tmp_path / "out", TEXTS)
+    publish(load_unmigrated(study(tmp_path / "one", "one")), tmp_path / "out", TEXTS)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    other = stored(study(tmp_path / "two", "two"))
+    other = load_unmigrated(study(tmp_path / "two", "two"))
     with pytest.raises(ValueError, match="holds the study 'one'"):
         publish(other, tmp_path / "out", TEXTS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -119,16 +119,16 @@ def test_another_study_is_not_overwritten(tmp_path):
 
 
 def test_a_published_folder_is_not_published_again(tmp_path):
-    publish(stored(study(tmp_path / "one")), tmp_path / "out", TEXTS)
+    publish(load_unmigrated(study(tmp_path / "one")), tmp_path / "out", TEXTS)
     with pytest.raises(ValueError, match="is published already"):
-        publish(stored(tmp_path / "out"), tmp_path / "again", TEXTS)
+        publish(load_unmigrated(tmp_path / "out"), tmp_path / "again", TEXTS)
 
 
 def test_runs_of_two_corpora_are_not_published_together(tmp_path):
     folder = study(tmp_path / "study")
     write_run(folder / "runs/rope-s2", [row("bpb_ctx", L, 1.0)], seed=2, corpus_fingerprint="cd" * 32)  # fmt: skip
     with pytest.raises(ValueError, match="differ in corpus_fingerprint"):
-        publish(stored(folder), tmp_path / "out", TEXTS)
+        publish(load_unmigrated(folder), tmp_path / "out", TEXTS)
     assert not (tmp_path / "out/runs.json").exists()
 
 
@@ -137,8 +137,8 @@ def test_arrays_that_are_damaged_are_named(tmp_path):
     path = folder / "runs/rope-s1/evaluation_dev/arrays/passkey_4.npz"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"arrays/passkey_4\.npz is damaged"):
-        publish(stored(folder), tmp_path / "out", TEXTS)
-    publish(stored(study(tmp_path / "sound")), tmp_path / "out", TEXTS)
+        publish(load_unmigrated(folder), tmp_path / "out", TEXTS)
+    publish(load_unmigrated(study(tmp_path / "sound")), tmp_path / "out", TEXTS)
     packed = tmp_path / "out/arrays.npz"
     content = bytearray(packed.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -185,7 +185,7 @@ def test_the_list_of_texts_gives_the_fingerprint_of_the_corpus(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text * 9)
     corpus = open_corpus("text_folder", str(tmp_path / "data"), folder=str(tmp_path / "books"))
-    texts = listed(corpus)
+    texts = list_texts(corpus)
     lines = sorted(f"{t['split']}\0{t['name']}\0{t['sha256']}\n" for t in texts)
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == corpus.fingerprint
     assert {t["name"]: t["sha256"] for t in texts}["train/a.txt"] == hashlib.sha256(b"a" * 9).hexdigest()  # fmt: skip
@@ -199,10 +199,10 @@ def test_verdict_and_tables_are_those_of_the_run_folders(tmp_path):
     add_instances(folder, 6)
     for path in folder.glob("runs/*/run.json"):
         edit(path, corpus="python_stdlib", command="python train.py --workdir=/home/me/x")
-    publish(stored(folder, "test"), tmp_path / "out", TEXTS)
-    plan = Plan((HYBRID,), "rope", ("alibi",), seeds, {HYBRID: {"rotation": ROTATIONLESS}}, stretched=(YARN,))  # fmt: skip
+    publish(load_unmigrated(folder, "test"), tmp_path / "out", TEXTS)
+    plan = AnalysisPlan((HYBRID,), "rope", ("alibi",), seeds, {HYBRID: {"rotation": ROTATIONLESS}}, stretched=(YARN,))  # fmt: skip
     ours, theirs = load(folder, "test"), load(tmp_path / "out")
-    said = [judge(data, plan, beside=Beside(), frozen=None, deviations=[]) for data in (ours, theirs)]  # fmt: skip
+    said = [judge(data, plan, beside=AuxiliaryRuns(), frozen=None, deviations=[]) for data in (ours, theirs)]  # fmt: skip
     assert json.dumps(said[0]) == json.dumps(said[1])
     assert any("seeds and instances" in str(s) for s in said)  # the arrays were read
     assert tables.table(StudyView(ours)) == tables.table(StudyView(theirs)) != []

@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from posenc_jax.evaluation import evaluate, properties, retrieval
-from posenc_jax.evaluation.suites import chosen
+from posenc_jax.evaluation.suites import chosen_measures
 from posenc_jax.results.schema import SUMMARY_TASKS
 
 L = 96
@@ -111,9 +111,9 @@ def test_y_r_is_summed_up_at_every_multiple():
 
 
 def test_retrieval_under_a_window_comes_with_e8():
-    assert chosen(("E8",))["R"] == {"Y_R_window"}
-    assert chosen(("Y_R_window",))["R"] == {"Y_R_window", *SUMMARY_TASKS}
-    assert "R" not in chosen(("E7",))
+    assert chosen_measures(("E8",))["R"] == {"Y_R_window"}
+    assert chosen_measures(("Y_R_window",))["R"] == {"Y_R_window", *SUMMARY_TASKS}
+    assert "R" not in chosen_measures(("E7",))
 
 
 @pytest.mark.thorough

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose, ring_hops, running_clock
-from posenc_jax.attention.blockwise.cutoff import windows
+from posenc_jax.attention import attend, choose_implementation, cumulative_log_forget, ring_hops
+from posenc_jax.attention.blockwise.cutoff import cutoff_windows
+from posenc_jax.encodings import cumulative_log_forget as running_clock_of_one_device
 from posenc_jax.encodings import parse
-from posenc_jax.encodings import running_clock as running_clock_of_one_device
 
 N, K, H, L, DEVICES = 4, 2, 16, 64, 8
 LONG = 1024  # tokens, 128 on a device
@@ -65,10 +65,10 @@ def tensors(layer, T, B=2, kv_heads=K, size=1.0):
 
 
 def arguments(layer, ticks, pos, seg):
-    clock = running_clock(ticks, seg) if layer.gated else None
+    clock = cumulative_log_forget(ticks, seg) if layer.gated else None
     return {
         "q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg,
-        "q_clock_BTN": clock, "k_clock_BSN": clock,
+        "q_cum_log_forget_BTN": clock, "k_cum_log_forget_BSN": clock,
     }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_a_steep_head_ends_its_ring_early_and_nothing_is_lost(alibi):
     layer, arrays, pull, compiled = alibi
     found, here = hops(layer, arrays), LONG // DEVICES
     content = np.linalg.norm(arrays[0], axis=-1).max() * np.linalg.norm(arrays[1], axis=-1).max()
-    window_N = windows(layer, {}, content / np.sqrt(H), LONG)
+    window_N = cutoff_windows(layer, {}, content / np.sqrt(H), LONG)
     published_N = np.minimum(-(-(window_N - 1) // here), DEVICES - 1)
     assert list(window_N > here) == [False, True, True, True]
     assert list(found) == [1, 3, DEVICES - 1, DEVICES - 1]
@@ -305,7 +305,9 @@ def test_a_clock_runs_on_over_devices():
     with jax.set_mesh(mesh):
         split = jax.NamedSharding(mesh, jax.P(None, "sequence", None))
         seg = jax.device_put(seg, jax.NamedSharding(mesh, jax.P(None, "sequence")))
-        got = jax.jit(lambda *x: run(running_clock, *x))(*jax.device_put((ticks, pull), split))
+        got = jax.jit(lambda *x: run(cumulative_log_forget, *x))(
+            *jax.device_put((ticks, pull), split)
+        )
     for w, g in zip(want, got, strict=True):
         np.testing.assert_allclose(g, w, atol=2e-5)
     assert np.abs(want[0]).max() > 20  # a document over all devices
@@ -321,4 +323,6 @@ def test_a_clock_runs_on_over_devices():
 )
 def test_what_cannot_go_around_is_refused(line, implementation, words):
     with pytest.raises(ValueError, match=f"lie on 4 devices.*{words}"):
-        choose(placed(line), 64, 64, implementation, head_dim=H, dtype="float32", sequence=4)
+        choose_implementation(
+            placed(line), 64, 64, implementation, head_dim=H, dtype="float32", sequence=4
+        )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.bench.plan import compiled_step, mesh_shape, target, with_mesh
-from posenc_jax.costs.hardware import CHIPS
-from posenc_jax.encodings.backend import computing_on
-from posenc_jax.encodings.gather import rows_at, sums_by_id
+from posenc_jax.bench.plan import compile_target, compiled_step, mesh_shape, with_mesh
+from posenc_jax.costs.hardware import HARDWARE
+from posenc_jax.encodings.backend import assume_backend
+from posenc_jax.encodings.gather import gather_rows, sum_rows_by_id
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.loop import run_mesh
 from posenc_jax.training.sharding import BATCH
@@ -40,9 +40,9 @@ def oracle(ids, d, size=V):
 
 def gradient(ids, d, device):
     def dot(table):
-        return jnp.sum(jnp.where(d == 0, 0, rows_at(table, ids, "fill") * d))
+        return jnp.sum(jnp.where(d == 0, 0, gather_rows(table, ids, "fill") * d))
 
-    with computing_on(device):
+    with assume_backend(device):
         return jax.jit(jax.grad(dot))(jnp.ones((V, D)))
 
 
@@ -62,10 +62,10 @@ def test_ids_past_the_end_read_nan_and_give_nothing():
 
     @jax.jit
     def both(table, d):
-        rows, transpose = jax.vjp(lambda table: rows_at(table, ids, "fill"), table)
+        rows, transpose = jax.vjp(lambda table: gather_rows(table, ids, "fill"), table)
         return rows, transpose(d)[0]
 
-    with computing_on("gpu"):
+    with assume_backend("gpu"):
         rows, got = both(jnp.ones((V, D)), d)
     np.testing.assert_array_equal(np.isnan(rows), np.broadcast_to(ids[..., None] >= V, d.shape))
     np.testing.assert_allclose(got, oracle(ids, d), atol=1e-5)
@@ -76,7 +76,7 @@ def test_the_error_of_a_long_sum_grows_with_the_logarithm_of_its_length():
     d = rng.random((1 << 13, 1), np.float32)
     ids = rng.integers(0, 3, 1 << 13).astype(np.int32)
     want = oracle(ids, d, 3)
-    got = jax.jit(sums_by_id, static_argnums=2)(d, ids, 3)
+    got = jax.jit(sum_rows_by_id, static_argnums=2)(d, ids, 3)
     np.testing.assert_allclose(got, want, rtol=14 * 2**-24)
     one_by_one = np.cumsum(d[ids == 0], dtype=np.float32)[-1]
     assert abs(one_by_one / want[0, 0] - 1) > 14 * 2**-24  # a plain sum would be seen
@@ -85,7 +85,7 @@ def test_the_error_of_a_long_sum_grows_with_the_logarithm_of_its_length():
 def test_a_place_that_is_not_finite_spoils_the_row_of_its_id_alone():
     ids, d = drawn()
     d[0, 0] = np.inf
-    summed = jax.jit(sums_by_id, static_argnums=2)
+    summed = jax.jit(sum_rows_by_id, static_argnums=2)
     got = summed(d.reshape(-1, D), ids.reshape(-1), V)
     assert ids[0, 0] < V
     np.testing.assert_array_equal(np.isfinite(got).all(1), np.arange(V) != ids[0, 0])
@@ -116,11 +116,11 @@ def test_on_a_mesh_the_sums_are_those_of_all_devices(axes):
     split, table = jax.P(("data", "fsdp"), "sequence"), jax.P(None, "model")
 
     def transposed(table_VD, ids_BT, d_BTD):
-        rows_BTD, transpose = jax.vjp(lambda table: rows_at(table, ids_BT, "fill"), table_VD)
+        rows_BTD, transpose = jax.vjp(lambda table: gather_rows(table, ids_BT, "fill"), table_VD)
         assert jax.typeof(rows_BTD).sharding.spec == jax.P(*split, "model")
         return transpose(d_BTD)[0]
 
-    with jax.set_mesh(mesh), computing_on("gpu"):
+    with jax.set_mesh(mesh), assume_backend("gpu"):
         placed = (
             jax.device_put(np.ones((V, D), np.float32), table),
             jax.device_put(ids, split),
@@ -136,7 +136,7 @@ def test_on_a_mesh_the_sums_are_those_of_all_devices(axes):
 @pytest.mark.parametrize("device", ["gpu", "cpu", "tpu"])
 def test_only_a_gpu_sorts_and_only_elsewhere_rows_are_scattered(device):
     ids, d = drawn()
-    with computing_on(device):
+    with assume_backend(device):
         jaxpr = str(jax.make_jaxpr(lambda d: gradient(ids, d, device))(d))
     sorts, scatters = " sort[" in jaxpr, " scatter-add[" in jaxpr
     assert (sorts, scatters) == (device == "gpu", device != "gpu")
@@ -155,7 +155,7 @@ def stepped(config, device):
         "positions_BT": np.broadcast_to(np.arange(16, dtype=np.int32), dims),
         "weights_BT": ones.astype(np.float32),
     }  # fmt: skip
-    context = computing_on(device) if device else contextlib.nullcontext()
+    context = assume_backend(device) if device else contextlib.nullcontext()
     with jax.set_mesh(mesh), context:
         state = state_builder(config, decoder, mesh)[0](jax.random.key(0))
         batch = jax.device_put(batch, jax.NamedSharding(mesh, BATCH))
@@ -197,7 +197,7 @@ def test_a_step_for_a_gpu_is_that_of_a_cpu_up_to_rounding(tmp_path):
 def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(
     line, attention, shape, tmp_path
 ):
-    chip, shape = CHIPS["h100"], mesh_shape(shape)
+    chip, shape = HARDWARE["h100"], mesh_shape(shape)
     if chip.missing:
         pytest.skip(chip.missing)
     model = {"model_dim": 256, "num_heads": 4, "num_layers": 2}
@@ -206,7 +206,7 @@ def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(
         train={"length": 1024, "batch_size": 8},
     )  # fmt: skip
     step, _ = compiled_step(
-        with_mesh(config, shape), config.model_config(260), target(chip, shape, None)
+        with_mesh(config, shape), config.model_config(260), compile_target(chip, shape, None)
     )
     lines = step.as_text().splitlines()
     scatters = [s for s in lines if re.search(r" (select-and-)?scatter\(", s)]
@@ -223,7 +223,7 @@ def test_on_a_gpu_the_sums_are_the_same_bits_every_time():
 
     @jax.jit
     def summed(table_VD, d_BTD):
-        return jax.vjp(lambda table: rows_at(table, ids, "fill"), table_VD)[1](d_BTD)[0]
+        return jax.vjp(lambda table: gather_rows(table, ids, "fill"), table_VD)[1](d_BTD)[0]
 
     table = jnp.zeros((16, 256))
     first = np.asarray(summed(table, d))

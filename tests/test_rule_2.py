@@ -12,7 +12,7 @@ from scipy import stats
 from posenc_jax.study import clauses, seed_counts
 from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import Margins
-from posenc_jax.study.roles import settle
+from posenc_jax.study.roles import choose_parents
 from posenc_jax.study.rule_2 import CLAUSES, decide
 from posenc_jax.study.scenarios import (
     ALIBI,
@@ -22,7 +22,7 @@ from posenc_jax.study.scenarios import (
     STATEMENTS,
     STRETCHED,
     margin_of,
-    truths,
+    scenarios,
 )
 from posenc_jax.study.seed_counts import Counts
 from posenc_jax.study.simulation import draw, judged, tally
@@ -63,7 +63,7 @@ def said(table, n=N, *, hybrids=("H",), assay=ASSAY, lookup=LOOKUP, dev="chosen"
     """The verdicts; dev chose ALiBi as published on both axes, and R+ as read by YaRN on text, tuned on retrieval."""
     stretched, alibi = ("yarn", "tuned"), ("alibi", "match")
     on_dev = table if dev == "chosen" else None
-    roles, _ = settle("rope", stretched, alibi, oracle, on_dev)
+    roles, _ = choose_parents("rope", stretched, alibi, oracle, on_dev)
     counted = Counts(assay, "pilot seeds", lookup)
     return decide(table, hybrids, roles=roles, counts=counted, seeds=range(n), margins=Margins())
 
@@ -204,10 +204,10 @@ def test_without_dev_rows_each_clause_must_hold_against_every_candidate_and_both
 
 
 def test_dev_chooses_the_better_candidate_on_each_axis_and_says_so():
-    roles, notes = settle("rope", ("yarn", "tuned"), ("alibi", "match"), "", outcomes())
+    roles, notes = choose_parents("rope", ("yarn", "tuned"), ("alibi", "match"), "", outcomes())
     assert (roles.stretched["text"], roles.stretched["retrieval"]) == (("yarn",), ("tuned",))
     assert any(line.startswith("R+ on retrieval is tuned, by mean Y_R on dev over 12 seeds") for line in notes)  # fmt: skip
-    assert "must hold against yarn and tuned" in " ".join(settle("rope", ("yarn", "tuned"), ("alibi",), "", None)[1])  # fmt: skip
+    assert "must hold against yarn and tuned" in " ".join(choose_parents("rope", ("yarn", "tuned"), ("alibi",), "", None)[1])  # fmt: skip
 
 
 @pytest.mark.parametrize("n", [5, 8, 11])
@@ -346,11 +346,11 @@ def as_outcomes(truth, n, studies, seed, study):
 @pytest.mark.parametrize("name", ["C3: on its boundary, 20% of the seeds of both arms fail", "C1: on its boundary", "50% of the seeds of the hybrid and of ALiBi fail beyond L"])  # fmt: skip
 def test_the_simulated_rule_is_the_rule(name):
     """Word and clauses of simulated studies are those of `decide` on the same numbers."""
-    truth = next(t for t in truths() if t.name == name)
+    truth = next(t for t in scenarios() if t.name == name)
     for study in range(4):
         table, entries, reach = as_outcomes(truth, N, 4, 3, study)
         word, states = judged(entries, reach, N, 0.05)[0]
-        roles, _ = settle(ROPE, (STRETCHED,), (ALIBI,), "", None)
+        roles, _ = choose_parents(ROPE, (STRETCHED,), (ALIBI,), "", None)
         counted = Counts(dict.fromkeys((ROPE, ALIBI, HYBRID), (12, 12)), "", dict.fromkeys((ROPE, HYBRID), (12, 12)))  # fmt: skip
         (found,) = decide(table, [HYBRID], roles=roles, counts=counted, seeds=range(N), margins=Margins())  # fmt: skip
         assert (found.verdict, dict(found.clauses)) == (word, states)
@@ -360,7 +360,7 @@ def cells():
     """Truths that a rule without failing seeds, or by t alone, gets wrong most often."""
     names = ("C3: on its boundary, 5% of the seeds of the hybrid fail", "C4: on its boundary, 10% of the seeds of the hybrid fail",
              "C4b 8L: on its boundary, 20% of the seeds of the hybrid fail", "C3: on its boundary, 50% of the seeds of both arms fail")  # fmt: skip
-    return [t for t in truths() if t.name in names]
+    return [t for t in scenarios() if t.name in names]
 
 
 @pytest.mark.parametrize("truth", cells(), ids=lambda t: t.name)
@@ -376,7 +376,7 @@ def test_by_t_and_sign_flip_alone_unseen_failures_would_pass_in_half_of_the_stud
     """Why the rule asks for failing seeds: 12 seeds show no failing one in 54 % of studies at a share of 5 %."""
     from posenc_jax.study import hypothesis_tests
 
-    monkeypatch.setattr(hypothesis_tests, "failing", lambda values_XP, ahead_XP, threshold: np.zeros(len(values_XP)))  # fmt: skip
+    monkeypatch.setattr(hypothesis_tests, "failing_seeds", lambda values_XP, ahead_XP, threshold: np.zeros(len(values_XP)))  # fmt: skip
     found = tally(cells()[0], n=12, studies=200, seed=0, margins=Margins())
     assert found.holds == pytest.approx(0.95**12, abs=0.12)
 
@@ -386,14 +386,14 @@ def test_a_committed_row_of_the_simulation_is_drawn_again(name):
     """To two studies of 2,000, which rounding on another machine may move."""
     rows = [json.loads(line) for line in Path("results/decision/rows.jsonl").read_text().splitlines()]  # fmt: skip
     row = next(r for r in rows if r["truth"] == name and r["n"] == 12)
-    truth = next(t for t in truths() if t.name == name)
+    truth = next(t for t in scenarios() if t.name == name)
     found = tally(truth, n=12, studies=row["studies"], seed=row["seed"], margins=Margins())
     for mine, theirs in ((found.holds, row["holds"]), (found.refuted, row["refuted"]), (found.counted, row["share"])):  # fmt: skip
         assert mine == pytest.approx(theirs, abs=2 / row["studies"])
 
 
 def test_every_statement_has_a_truth_on_its_boundary():
-    names = {name.split(":")[0] for name in (t.name for t in truths() if t.kind == "error")}
+    names = {name.split(":")[0] for name in (t.name for t in scenarios() if t.kind == "error")}
     assert set(STATEMENTS) <= names
 
 
@@ -403,5 +403,5 @@ def test_the_simulation_command_writes_a_row_for_every_truth_and_n(tmp_path):
     assert run.returncode in (0, 1), run.stderr  # one study settles nothing
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["studies"] == 1]
-    assert len(first) == 3 * sum("G3" in t.name for t in truths()) > 0
+    assert len(first) == 3 * sum("G3" in t.name for t in scenarios()) > 0
     assert all(row["studies"] in (1, 10) for row in rows)

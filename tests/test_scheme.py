@@ -11,7 +11,7 @@ import pytest
 from posenc_jax.encodings import (
     REGISTRY,
     Alibi,
-    Heads,
+    HeadGroup,
     LogN,
     Rope,
     Scheme,
@@ -66,12 +66,12 @@ def test_every_registered_part_can_be_named_with_every_field_set(name):
 
 
 def test_the_language_means_the_dataclasses():
-    assert parse("rope(base=500)+alibi") == Scheme(((Heads(Rope(base=500.0), Alibi()),),))
-    coupled = (Heads(Rope(), Alibi(), None, 3), Heads(None, None, LogN(), 1))
+    assert parse("rope(base=500)+alibi") == Scheme(((HeadGroup(Rope(base=500.0), Alibi()),),))
+    coupled = (HeadGroup(Rope(), Alibi(), None, 3), HeadGroup(None, None, LogN(), 1))
     assert parse("3*(rope+alibi)|1*nope~logn") == Scheme((coupled,))
-    one, two = (Heads(Rope(), Alibi()),), (Heads(None, None, LogN()),)
+    one, two = (HeadGroup(Rope(), Alibi()),), (HeadGroup(None, None, LogN()),)
     assert parse("3*(rope+alibi),1*nope~logn") == Scheme((one, one, one, two))
-    assert parse("sinusoidal") == Scheme(((Heads(),),), Sinusoidal())
+    assert parse("sinusoidal") == Scheme(((HeadGroup(),),), Sinusoidal())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_only_the_heads_that_rotate_are_touched():
     x = jax.random.normal(jax.random.key(0), (1, 3, 4, 16))
     out = layer.rotate({}, x, jnp.array([[5, 6, 7]]), "query")
     np.testing.assert_array_equal(out[:, :, 2:], x[:, :, 2:])
-    want = Rope().rotate({}, x, jnp.array([[5, 6, 7]]), layer.groups[0].place, "query")
+    want = Rope().rotate({}, x, jnp.array([[5, 6, 7]]), layer.groups[0].context, "query")
     np.testing.assert_array_equal(out[:, :, :2], want[:, :, :2])
 
 

@@ -14,35 +14,35 @@ from posenc_jax.encodings import (
     Alibi,
     Bias,
     Form,
-    Heads,
+    HeadGroup,
     Rope,
     Rotation,
     Scheme,
     Temperature,
+    extend_length,
     parse,
-    stretched,
 )
-from posenc_jax.encodings.rope_scaling import STRETCHES, LongRope, Yarn
+from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, LongRope, Yarn
 
 SHAPE = {"num_layers": 1, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
-NAMES = [*REGISTRY, *STRETCHES]
+NAMES = [*REGISTRY, *ROPE_SCALINGS]
 NEVER = [math.nan, math.inf, -math.inf, 1e300, 1e39, 1e31, 1e-31, -1e300, 10**400, "much", None, True]  # fmt: skip
 
 
 def scheme_of(part):
     """A scheme that carries the part (or stretch) and nothing else."""
-    if isinstance(part, tuple(STRETCHES.values())):
+    if isinstance(part, tuple(ROPE_SCALINGS.values())):
         part = Rope(stretch=part)
     if isinstance(part, Absolute):
         return Scheme(absolute=part)
     kinds = {Rotation: "rotation", Bias: "bias", Temperature: "temperature", Form: "form"}
     kind = next(kind for base, kind in kinds.items() if isinstance(part, base))
-    return Scheme(((Heads(**{kind: part}),),))
+    return Scheme(((HeadGroup(**{kind: part}),),))
 
 
 def numeric(name):
     """The fields of a part or stretch that hold numbers, lists of them too."""
-    part = (REGISTRY | STRETCHES)[name]()
+    part = (REGISTRY | ROPE_SCALINGS)[name]()
     fields = dataclasses.fields(part)
     return [f for f in fields if isinstance(f.default, int | float | tuple) and not isinstance(f.default, bool)]  # fmt: skip
 
@@ -51,7 +51,7 @@ FIELDS = [(name, field.name) for name in NAMES for field in numeric(name)]
 
 
 def with_value(name, field, value):
-    part = (REGISTRY | STRETCHES)[name]()
+    part = (REGISTRY | ROPE_SCALINGS)[name]()
     if isinstance(getattr(part, field), tuple):
         value = (value,) * 8
     return dataclasses.replace(part, **{field: value})
@@ -109,13 +109,13 @@ def test_longrope_takes_no_divisor_of_zero_or_below(field, value):
 @pytest.mark.parametrize("rule", ["pi", "ntk", "yarn", "llama3", "dynamic", "abf", "slopes"])
 def test_a_rule_takes_no_number_that_float32_cannot_hold(rule, number):
     with pytest.raises(ValueError, match="needs a positive number that float32 holds"):
-        stretched(parse("rope+alibi"), f"{rule}:{number}", length=256, train_length=64)
+        extend_length(parse("rope+alibi"), f"{rule}:{number}", length=256, train_length=64)
 
 
 def test_factors_that_grow_over_several_readings_are_refused_in_the_end():
     scheme = parse("alibi")
     for _ in range(2):
-        scheme = stretched(scheme, "slopes:1e20", length=256, train_length=64)
+        scheme = extend_length(scheme, "slopes:1e20", length=256, train_length=64)
     with pytest.raises(ValueError, match="alibi: factor must be 0 or a number of size"):
         scheme.place(**SHAPE)
 

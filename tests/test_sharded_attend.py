@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, running_clock
-from posenc_jax.attention.sharding import keys_of_shards, over_several
+from posenc_jax.attention import attend, cumulative_log_forget
+from posenc_jax.attention.sharding import drop_unit_axes, shard_keys_like_queries
 from posenc_jax.encodings import parse
 
 N, H, T, L = 4, 8, 12, 16
@@ -47,10 +47,10 @@ def forward_and_gradients(layer, settings):
         pos, seg = places
 
         def attended(q, k, v, ticks, params):
-            clock = running_clock(ticks, seg) if layer.gated else None
+            clock = cumulative_log_forget(ticks, seg) if layer.gated else None
             return attend(
                 q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-                q_clock_BTN=clock, k_clock_BSN=clock, **dict(settings),
+                q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, **dict(settings),
                 x_BTD=schemes.projected_from(layer, pos.shape),
             )  # fmt: skip
 
@@ -147,11 +147,11 @@ def test_axes_of_one_device_leave_a_layout_and_others_stay():
     mesh = mesh_of(2, 1, 2, 1, axes=("data", "fsdp", "model", "sequence"))
     with jax.set_mesh(mesh):
         x = jax.device_put(jnp.zeros((4, 4, 4, 4)), jax.P(("data", "fsdp"), "sequence", "model", None))  # fmt: skip
-        bare, same = over_several((x, None))
+        bare, same = drop_unit_axes((x, None))
         assert (jax.typeof(bare).sharding.spec, same) == (jax.P("data", None, "model", None), None)
         y = jax.device_put(jnp.zeros((4, 4)), jax.P("data", "model"))
-        assert over_several(y) is y
-    assert over_several(np.zeros(3)).shape == (3,)  # no mesh at all
+        assert drop_unit_axes(y) is y
+    assert drop_unit_axes(np.zeros(3)).shape == (3,)  # no mesh at all
 
 
 @pytest.mark.parametrize(("heads", "K", "shards"), [(4, 1, 4), (8, 2, 4), (6, 3, 2), (8, 4, 2), (8, 1, 8), (8, 8, 4)])  # fmt: skip
@@ -160,7 +160,7 @@ def test_every_device_gets_the_keys_that_its_queries_read_and_as_few_as_will_do(
     with jax.set_mesh(mesh):
         q = jax.device_put(jnp.zeros((1, 2, heads, 3)), jax.P(None, None, "model", None))
         k = jnp.broadcast_to(jnp.arange(K, dtype=jnp.float32)[None, None, :, None], (1, 2, K, 3))
-        got, _ = keys_of_shards(q, k, k)
+        got, _ = shard_keys_like_queries(q, k, k)
     assert got.shape[2] == np.lcm(K, shards)
     assert jax.typeof(got).sharding.spec[2] == "model"
     reads = np.arange(heads) // (heads // K)  # the key head of each query head

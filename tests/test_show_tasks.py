@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.instance_text import shown
+from posenc_jax.tasks.instance_text import render_instance
 from posenc_jax.tasks.task_registry import find
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ def show(*flags):
 
 def test_sources_and_answers_are_marked_in_the_text():
     instance = find("needles_1").instance(FILLER, split="dev", seed=0, index=0, length=40)
-    text = shown(instance, FILLER, TOKENIZER)
+    text = render_instance(instance, FILLER, TOKENIZER)
     line, place = text.rsplit("\n", 1)
     source = line.split("{{")[1].split("}}")[0]
     answer = line.split("[[")[1].split("]]")[0]

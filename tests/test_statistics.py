@@ -105,11 +105,11 @@ SAMPLES_XP = np.stack([RANDOM.normal(0.2, 1.0, 7) for _ in range(40)])
 
 
 def test_the_t_tests_of_many_studies_are_those_of_scipy():
-    above_X, below_X = hypothesis_tests.student(SAMPLES_XP, 0.1)
+    above_X, below_X = hypothesis_tests.student_t(SAMPLES_XP, 0.1)
     for sample_P, above, below in zip(SAMPLES_XP, above_X, below_X, strict=True):
         assert above == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="greater").pvalue)  # fmt: skip
         assert below == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="less").pvalue)
-    assert hypothesis_tests.student(np.full((1, 5), 0.7), 0.0) == (1.0, 1.0)
+    assert hypothesis_tests.student_t(np.full((1, 5), 0.7), 0.0) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
@@ -129,19 +129,23 @@ def test_fewer_is_fishers_exact_test_of_scipy(counts):
     table = [[first, n - first], [second, m - second]] if first <= n and second <= m else None
     if table is None:
         with pytest.raises(ValueError, match="is no count"):
-            hypothesis_tests.fewer(*counts)
+            hypothesis_tests.fisher_fewer(*counts)
         return
-    assert hypothesis_tests.fewer(*counts) == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)  # fmt: skip
+    assert hypothesis_tests.fisher_fewer(*counts) == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)  # fmt: skip
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 12), (1, 12), (9, 12), (11, 12), (12, 12), (3, 5)])
 def test_the_lower_limit_is_scipys_exact_one(k, n):
     limit = stats.binomtest(k, n, alternative="greater").proportion_ci(0.95, method="exact").low
-    assert hypothesis_tests.at_least(k, n, 0.05) == pytest.approx(limit)
+    assert hypothesis_tests.clopper_pearson_lower(k, n, 0.05) == pytest.approx(limit)
 
 
 def test_twelve_of_twelve_is_at_least_three_quarters_and_eleven_is_not():
-    assert hypothesis_tests.at_least(12, 12, 0.05) > 0.75 > hypothesis_tests.at_least(11, 12, 0.05)
+    assert (
+        hypothesis_tests.clopper_pearson_lower(12, 12, 0.05)
+        > 0.75
+        > hypothesis_tests.clopper_pearson_lower(11, 12, 0.05)
+    )
 
 
 @pytest.mark.parametrize("k", [0, 1, 4])
@@ -150,7 +154,7 @@ def test_failing_seeds_are_the_exact_binomial_test_of_the_share_that_makes_the_m
     hybrid_P = np.r_[np.zeros(k), np.full(12 - k, 0.8)]
     share = 1 - (0.3 + 0.05) / 0.8
     expected = stats.binomtest(k, 12, share, alternative="less").pvalue
-    mine = hypothesis_tests.failing((hybrid_P - 0.3)[None], hybrid_P[None], 0.05)
+    mine = hypothesis_tests.failing_seeds((hybrid_P - 0.3)[None], hybrid_P[None], 0.05)
     assert mine[0] == pytest.approx(expected)
     # Below alpha exactly when the upper limit of the failing share is below that share.
     upper = stats.binomtest(k, 12, alternative="less").proportion_ci(0.95, method="exact").high
@@ -159,5 +163,5 @@ def test_failing_seeds_are_the_exact_binomial_test_of_the_share_that_makes_the_m
 
 def test_an_arm_that_recalls_nothing_has_no_failing_seed_to_lose():
     nothing_XP = np.full((1, 6), -0.01)
-    assert hypothesis_tests.failing(nothing_XP + 0.5, nothing_XP, 0.05) == [0.0]
-    assert hypothesis_tests.failing(nothing_XP, nothing_XP, 0.05) == [1.0]
+    assert hypothesis_tests.failing_seeds(nothing_XP + 0.5, nothing_XP, 0.05) == [0.0]
+    assert hypothesis_tests.failing_seeds(nothing_XP, nothing_XP, 0.05) == [1.0]

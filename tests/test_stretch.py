@@ -8,17 +8,17 @@ import oracles
 import pytest
 
 from posenc_jax.encodings import (
-    Place,
+    HeadContext,
     Prope,
     Rope,
     Xpos,
+    extend_length,
     inverse_frequencies,
     parse,
-    stretched,
     unparse,
 )
 from posenc_jax.encodings.rope_scaling import (
-    STRETCHES,
+    ROPE_SCALINGS,
     BaseChange,
     DynamicNtk,
     Llama3,
@@ -30,7 +30,7 @@ from posenc_jax.encodings.rope_scaling import (
 from posenc_jax.encodings.temperature import YarnTemperature
 
 FREQ = inverse_frequencies(128, 10_000.0)
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
 
 def base_of(freq_h):
@@ -145,9 +145,9 @@ def test_a_base_change_is_rope_with_that_base():
     np.testing.assert_allclose(BaseChange(500_000.0).frequencies(FREQ, 1e4, 4096), inverse_frequencies(128, 500_000.0))  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STRETCHES)
+@pytest.mark.parametrize("name", ROPE_SCALINGS)
 def test_a_stretch_of_factor_one_changes_nothing(name):
-    stretch = BaseChange(10000.0) if name == "abf" else STRETCHES[name](factor=1.0)
+    stretch = BaseChange(10000.0) if name == "abf" else ROPE_SCALINGS[name](factor=1.0)
     np.testing.assert_allclose(stretch.frequencies(FREQ, 10_000.0, 4096), FREQ, rtol=1e-12)
     assert stretch.amplitude(4096) == 1
 
@@ -214,7 +214,7 @@ def test_xpos_names_the_longest_position_that_float32_can_hold():
     ],
 )  # fmt: skip
 def test_a_rule_stretches_rotations_and_biases_together(line, rule, want):
-    assert unparse(stretched(parse(line), rule, length=256, train_length=64)) == want
+    assert unparse(extend_length(parse(line), rule, length=256, train_length=64)) == want
 
 
 @pytest.mark.parametrize(
@@ -232,4 +232,4 @@ def test_a_rule_stretches_rotations_and_biases_together(line, rule, want):
 )
 def test_a_rule_that_cannot_be_read_says_why(line, rule, message):
     with pytest.raises(ValueError, match=message):
-        stretched(parse(line), rule, length=256, train_length=64)
+        extend_length(parse(line), rule, length=256, train_length=64)

@@ -9,9 +9,9 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.encodings import REGISTRY, Bias, Place, Temperature, parse, stretched
+from posenc_jax.encodings import REGISTRY, Bias, HeadContext, Temperature, extend_length, parse
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 BIASES = [name for name, part in REGISTRY.items() if issubclass(part, Bias)]
 SLOPED = ["alibi", "alibi2d", "annealed", "capped", "power", "slopes"]  # heads have an order
 SETTINGS = {"power": [{}, {"power": 1.5}], "slopes": [{}, {"floor": 4.0}], "capped": [{"cap": 40.0}]}  # fmt: skip
@@ -133,9 +133,9 @@ def test_a_temperature_of_distance_follows_the_same_rule(name):
 def test_no_rule_with_a_factor_stretches_a_rotation_and_leaves_a_bias_behind(name):
     scheme = parse(f"rope+{name}")
     for rule in ("pi:4", "ntk:4", "yarn:4", "llama3:4", "dynamic:1"):
-        ((heads,),) = stretched(scheme, rule, length=256, train_length=64).layers
+        ((heads,),) = extend_length(scheme, rule, length=256, train_length=64).layers
         assert heads.rotation != scheme.layers[0][0].rotation
         assert heads.bias == scheme.layers[0][0].bias.stretched(4.0, ntk=rule == "ntk:4")
         assert heads.bias != scheme.layers[0][0].bias
-    ((heads,),) = stretched(scheme, "rotation.yarn:4", length=256, train_length=64).layers
+    ((heads,),) = extend_length(scheme, "rotation.yarn:4", length=256, train_length=64).layers
     assert heads.bias == scheme.layers[0][0].bias

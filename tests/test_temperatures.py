@@ -11,12 +11,12 @@ import pytest
 from test_data_dependent import model
 
 from posenc_jax.attention import attend
-from posenc_jax.encodings import Place, parse, unparse
+from posenc_jax.encodings import HeadContext, parse, unparse
 from posenc_jax.encodings.temperature import AdaptiveSSMax, LogN, SSMax
 from posenc_jax.evaluation.properties import shift_errors
-from posenc_jax.model.cache import slots_that_matter
+from posenc_jax.model.cache import required_slots
 
-PLACE = Place(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
 SEG = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2])
 
@@ -137,8 +137,8 @@ def test_a_temperature_that_makes_no_sense_says_why(part, message):
 
 def test_a_temperature_without_a_bound_evicts_nothing():
     config, params = model("alibi(factor=0.01)~adaptive_ssmax")
-    assert slots_that_matter(config, params, 224, 8) == ((224,),) * 2
-    assert slots_that_matter(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
+    assert required_slots(config, params, 224, 8) == ((224,),) * 2
+    assert required_slots(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
 
 
 @pytest.mark.parametrize("line", ["rope~ssmax", "rope~adaptive_ssmax"])

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import runs
 
-from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop, multi_seed
 from posenc_jax.training.config import read
-from posenc_jax.training.loop import Diverged, Stopped, train
-from posenc_jax.training.multi_seed import train_together
+from posenc_jax.training.loop import Diverged, Preempted, train
+from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
 
@@ -49,7 +49,7 @@ def metrics(workdir, *names):
 
 def final_state(config, workdir):
     mesh = make_mesh(1, 1)
-    with jax.set_mesh(mesh), Checkpoints(workdir, 2) as checkpoints:
+    with jax.set_mesh(mesh), CheckpointManager(workdir, 2) as checkpoints:
         _, shapes = state_builder(config, Decoder(config.model_config(260)), mesh)
         return jax.device_get(checkpoints.restore(checkpoints.latest(), shapes))
 
@@ -65,7 +65,7 @@ def trained(tmp_path_factory, data_dir):
         patch.setattr(multi_seed, "_placed", lambda c, mesh, batches: fed["together"].append(batches) or placed(c, mesh, batches))  # fmt: skip
         for seed, folder in folders(root / "alone").items():
             train(of(config, seed), folder, "a test")
-        train_together(config, folders(root / "together"), "a test")
+        train_seeds(config, folders(root / "together"), "a test")
     return types.SimpleNamespace(root=root, config=config, fed=fed)
 
 
@@ -117,7 +117,7 @@ def whole(tmp_path_factory, data_dir):
     """Twelve steps together, without a break; a save every four."""
     root = tmp_path_factory.mktemp("whole")
     config = small(data_dir, train={"save_every": 4, "keep": 3})
-    train_together(config, folders(root), "a test")
+    train_seeds(config, folders(root), "a test")
     return types.SimpleNamespace(root=root, config=config)
 
 
@@ -137,11 +137,11 @@ def test_stopped_together_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_pa
 
     halted = threading.Thread(target=stop)
     halted.start()
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step"):
-        train_together(whole.config, folders(tmp_path), "a test")
+    with pytest.raises(Preempted, match="stopped by SIGTERM after step"):
+        train_seeds(whole.config, folders(tmp_path), "a test")
     halted.join()
     assert not any(json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values())  # fmt: skip
-    train_together(whole.config, folders(tmp_path), "a test")
+    train_seeds(whole.config, folders(tmp_path), "a test")
     assert same(tmp_path, whole.root)
     for folder in folders(tmp_path).values():
         a, b = (final_state(whole.config, root / folder.name) for root in (tmp_path, whole.root))
@@ -162,9 +162,9 @@ def unfinished(whole, root, kept):
 
 def test_a_run_that_a_kill_left_ahead_goes_back_to_the_last_step_of_all(whole, tmp_path):
     workdirs = unfinished(whole, tmp_path, {0: (4,), 3: (4, 8)})
-    train_together(whole.config, workdirs, "a test")
+    train_seeds(whole.config, workdirs, "a test")
     assert [row["step"] for row in runs.rows(workdirs[3] / "metrics.jsonl")] == list(range(1, 13))
-    with Checkpoints(workdirs[3], 3) as checkpoints:
+    with CheckpointManager(workdirs[3], 3) as checkpoints:
         assert checkpoints.steps() == [4, 8, 12]
     assert same(tmp_path, whole.root)
 
@@ -172,7 +172,7 @@ def test_a_run_that_a_kill_left_ahead_goes_back_to_the_last_step_of_all(whole, t
 def test_a_finished_run_is_left_alone_and_the_others_go_on(whole, tmp_path, capsys):
     workdirs = unfinished(whole, tmp_path, {0: (8,), 3: (8, 12)})
     before = (workdirs[3] / "metrics.jsonl").read_bytes()
-    train_together(whole.config, workdirs, "a test")
+    train_seeds(whole.config, workdirs, "a test")
     assert "x-s3 has finished its 12 steps" in capsys.readouterr().out
     assert (workdirs[3] / "metrics.jsonl").read_bytes() == before
     assert json.loads((workdirs[3] / "run.json").read_text())["seeds_in_program"] == 2
@@ -185,7 +185,7 @@ def test_a_finished_run_is_left_alone_and_the_others_go_on(whole, tmp_path, caps
 def test_runs_without_a_saved_step_in_common_are_refused(whole, tmp_path):
     workdirs = unfinished(whole, tmp_path, {0: (8,), 3: ()})
     with pytest.raises(ValueError, match=r"no saved step in common .*x-s0 8, .*x-s3 0"):
-        train_together(whole.config, workdirs, "a test")
+        train_seeds(whole.config, workdirs, "a test")
 
 
 def test_a_seed_that_diverges_is_named_and_the_others_finish(data_dir, tmp_path, monkeypatch):
@@ -201,19 +201,19 @@ def test_a_seed_that_diverges_is_named_and_the_others_finish(data_dir, tmp_path,
     with pytest.raises(
         Diverged, match="x-s3: 3 updates in a row were not finite, up to step 7"
     ) as caught:
-        train_together(config, folders(tmp_path), "a test")
+        train_seeds(config, folders(tmp_path), "a test")
     assert "x-s0" not in str(caught.value)
     done = [json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values()]  # fmt: skip
     assert done == [True, False]
     logged = [runs.rows(f / "metrics.jsonl") for f in folders(tmp_path).values()]
     assert [[row["step"] for row in rows] for rows in logged] == [[7, 12], [7]]
-    with Checkpoints(tmp_path / "x-s3", 2) as checkpoints:
+    with CheckpointManager(tmp_path / "x-s3", 2) as checkpoints:
         assert checkpoints.steps() == [4]  # the last good one
 
 
 def test_several_devices_or_one_folder_for_all_are_refused(data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"on one device; config.train asks for 8: set config.train.data_devices=1"):  # fmt: skip
-        train_together(runs.config(data_dir), folders(tmp_path), "a test")
+        train_seeds(runs.config(data_dir), folders(tmp_path), "a test")
     with pytest.raises(ValueError, match="a --workdir each"):
-        train_together(small(data_dir), dict.fromkeys(SEEDS, tmp_path / "x"), "a test")
+        train_seeds(small(data_dir), dict.fromkeys(SEEDS, tmp_path / "x"), "a test")
     assert not list(tmp_path.iterdir())

@@ -15,11 +15,11 @@ import pytest
 import runs
 import schemes
 
-from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
-from posenc_jax.training.loop import Diverged, Stopped, check_mesh, train
+from posenc_jax.training.loop import Diverged, Preempted, check_mesh, train
 from posenc_jax.training.loss import token_losses
 from posenc_jax.training.setting_bounds import BOUNDS
 from posenc_jax.training.sharding import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
@@ -33,7 +33,7 @@ def losses(rows):
 def final_state(config, workdir):
     model = Decoder(config.model_config(260))
     mesh = make_mesh(1, 1)
-    with jax.set_mesh(mesh), Checkpoints(workdir, 2) as checkpoints:
+    with jax.set_mesh(mesh), CheckpointManager(workdir, 2) as checkpoints:
         _, shapes = state_builder(config, model, mesh)
         return jax.device_get(checkpoints.restore(checkpoints.latest(), shapes))
 
@@ -57,7 +57,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
     # Stopped by a signal in the middle, at whatever step that is; then run again to the end.
     halted = threading.Thread(target=_stop_after, args=(resumed / "metrics.jsonl", 3))
     halted.start()
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step"):
+    with pytest.raises(Preempted, match="stopped by SIGTERM after step"):
         train(config, resumed, "a test")
     halted.join()
     record = json.loads((resumed / "run.json").read_text())
@@ -121,15 +121,15 @@ def test_another_text_under_the_same_name_is_refused(tmp_path, data_dir):
 
 
 def test_a_second_trainer_in_one_folder_is_refused(tmp_path, data_dir):
-    from posenc_jax.training.workdir import claim
+    from posenc_jax.training.workdir import lock_workdir
 
     with (
-        claim(tmp_path / "x"),
+        lock_workdir(tmp_path / "x"),
         pytest.raises(ValueError, match="another trainer is at work"),
-        claim(tmp_path / "x"),
+        lock_workdir(tmp_path / "x"),
     ):
         pass
-    with claim(tmp_path / "x"):
+    with lock_workdir(tmp_path / "x"):
         pass
 
 

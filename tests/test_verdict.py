@@ -30,11 +30,11 @@ from posenc_jax.report.verdict_section import forest, section
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import row_from_json
 from posenc_jax.study import preregistration, rule_1, rule_2
-from posenc_jax.study.auxiliary_runs import Beside
+from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.outcomes import oracle_gain, read_outcomes
-from posenc_jax.study.preregistration import Plan
-from posenc_jax.study.verdict import banner, judge, words
+from posenc_jax.study.preregistration import AnalysisPlan
+from posenc_jax.study.verdict import banner, judge, verdict_text
 
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
 N = 12
@@ -42,7 +42,7 @@ CONFIRMED = tuple(range(100, 100 + N))
 
 
 def plan(seeds, ablations=ABLATIONS, **changes):
-    return Plan((HYBRID,), "rope", ("alibi",), tuple(seeds), ablations, stretched=(YARN,), **changes)  # fmt: skip
+    return AnalysisPlan((HYBRID,), "rope", ("alibi",), tuple(seeds), ablations, stretched=(YARN,), **changes)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def lookup(tmp_path_factory):
 
 
 def verdict(folder, seeds, lookup=None, *, split="test", ablations=ABLATIONS, **changes):
-    beside = Beside(lookup=lookup and load(lookup))
+    beside = AuxiliaryRuns(lookup=lookup and load(lookup))
     return judge(load(folder, split), plan(seeds, ablations, **changes), beside=beside, frozen=None, deviations=[])  # fmt: skip
 
 
@@ -176,8 +176,10 @@ def test_rule_1_says_of_committed_rows_what_it_said_when_they_were_published(fol
     """Every state, estimate and p, to the digits printed then."""
     data = load(Path("results") / folder)
     seeds = tuple(data.record["seeds"])
-    asked = Plan(tuple(said), "rope", tuple(arms), seeds, ablations, stretched=("rope yarn:4",))
-    again = judge(data, asked, beside=Beside(), frozen=None, deviations=[])["rule_1"]
+    asked = AnalysisPlan(
+        tuple(said), "rope", tuple(arms), seeds, ablations, stretched=("rope yarn:4",)
+    )
+    again = judge(data, asked, beside=AuxiliaryRuns(), frozen=None, deviations=[])["rule_1"]
     for v in again["verdicts"]:
         word, statements = said[v["hybrid"]]
         assert v["verdict"] == word
@@ -210,7 +212,7 @@ def test_eleven_seeds_never_make_yes_and_the_others_are_named_as_not_read(study,
 
 def test_the_text_has_both_verdicts_side_by_side_and_the_deviations_first(study, lookup):
     said = verdict(study, range(N), lookup)
-    text = words(said)
+    text = verdict_text(said)
     assert text.startswith("EXPLORATORY: tier cpu, 12 seeds planned")
     lines = text.splitlines()
     assert lines[2:4] == ["Deviations:", "  - test was read without a frozen plan"]
@@ -220,7 +222,9 @@ def test_the_text_has_both_verdicts_side_by_side_and_the_deviations_first(study,
             assert s["sentence"] in text
     assert "rotation is needed" in text
     assert "the study's own 12 seeds, 10 of which are asked for" in text
-    assert "attribution: no ablation was named" in words(verdict(study, range(N), ablations={}))
+    assert "attribution: no ablation was named" in verdict_text(
+        verdict(study, range(N), ablations={})
+    )
 
 
 def test_missing_outcomes_stand_once_for_all_seeds_of_an_arm(tmp_path):
@@ -230,7 +234,7 @@ def test_missing_outcomes_stand_once_for_all_seeds_of_an_arm(tmp_path):
         path.write_text("".join(line for line in lines if "Y_R_window" not in line))
     said = verdict(tmp_path, range(3))
     line = f"  - {HYBRID}, seed 0, 1, 2: no window_drop: not measured (no row Y_R_window at 256 tokens)"  # fmt: skip
-    assert words(said).count(line) == 1
+    assert verdict_text(said).count(line) == 1
 
 
 def test_deviations_of_the_study_are_printed_first(tmp_path):
@@ -239,7 +243,7 @@ def test_deviations_of_the_study_are_printed_first(tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(record))
     said = verdict(tmp_path, range(2))
     assert said["deviations"] == ["seed 9 died", "test was read without a frozen plan"]
-    assert "seed 9 died" in words(said).splitlines()[3]
+    assert "seed 9 died" in verdict_text(said).splitlines()[3]
 
 
 def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tmp_path):
@@ -249,18 +253,18 @@ def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tm
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [r | {"value": 0.1} if r["metric"] == "least_id" else r for r in rows]
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    beside = Beside(pilot=load(pilot), lookup=load(lookup))
+    beside = AuxiliaryRuns(pilot=load(pilot), lookup=load(lookup))
     said = judge(load(study), plan(range(N)), beside=beside, frozen=None, deviations=[])
     (v,) = said["verdicts"]
     assert (v["clauses"]["A0"], v["clauses"]["C3"]) == ("fails", "not assessable")
     assert v["verdict"] == "INCONCLUSIVE"
-    assert f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of" in words(said)  # fmt: skip
+    assert f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of" in verdict_text(said)  # fmt: skip
 
 
 def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, tmp_path):
     pilot = write_outcome_study(tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID))
     edit(pilot / "runs" / "arm0-s50" / "run.json", tokens=5)
-    beside = Beside(pilot=load(pilot, "test"), lookup=load(lookup))
+    beside = AuxiliaryRuns(pilot=load(pilot, "test"), lookup=load(lookup))
     said = judge(load(study), plan(range(N)), beside=beside, frozen=None, deviations=[])
     assert f"the assay read test in {tmp_path.name}" in said["deviations"]
     assert "the runs and those of the assay differ in training tokens: 1000000 and 5" in said["deviations"]  # fmt: skip
@@ -280,7 +284,7 @@ def test_an_assay_or_offset_lookup_of_another_tier_or_length_is_refused(study, t
     with pytest.raises(
         ValueError, match="arm0-s0 has tier smoke, runs/arm0-s0 has cpu; its recall"
     ):
-        judge(load(study), plan(range(N)), beside=Beside(**{name: load(tmp_path)}), frozen=None, deviations=[])  # fmt: skip
+        judge(load(study), plan(range(N)), beside=AuxiliaryRuns(**{name: load(tmp_path)}), frozen=None, deviations=[])  # fmt: skip
 
 
 def test_a_factor_is_open_where_neither_arm_learns_recall(tmp_path):
@@ -345,7 +349,7 @@ def confirmed(tmp_path):
 
 def of_plan(folder, lookup=None):
     frozen = preregistration.read(folder / "prereg.json")
-    beside = Beside(lookup=lookup and load(lookup))
+    beside = AuxiliaryRuns(lookup=lookup and load(lookup))
     return judge(load(folder, "test"), frozen.plan, beside=beside, frozen=frozen, deviations=[])
 
 
@@ -356,7 +360,7 @@ def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(tmp_p
     said = of_plan(confirmed, lookup)
     assert (said["status"], said["why"], said["deviations"]) == ("confirmed", [], [])
     assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
-    assert said["prereg"]["sha256"][:12] in words(said)
+    assert said["prereg"]["sha256"][:12] in verdict_text(said)
     old = said["rule_1"]
     assert (old["status"], old["why"]) == ("exploratory", ["the plan was frozen for rule version 2"])  # fmt: skip
 
@@ -405,7 +409,9 @@ def test_rows_of_dev_confirm_nothing(tmp_path):
     preregistration.freeze(tmp_path / "prereg.json", plan(CONFIRMED, split="dev"))
     write_outcome_study(tmp_path, CONFIRMED, split="dev")
     frozen = preregistration.read(tmp_path / "prereg.json")
-    said = judge(load(tmp_path, "dev"), frozen.plan, beside=Beside(), frozen=frozen, deviations=[])
+    said = judge(
+        load(tmp_path, "dev"), frozen.plan, beside=AuxiliaryRuns(), frozen=frozen, deviations=[]
+    )
     assert (said["status"], said["why"]) == ("exploratory", ["scored on dev, not on test"])
     assert said["deviations"] == []
 
@@ -417,7 +423,7 @@ def test_a_smoke_study_is_no_result(tmp_path):
     for rule in (said, said["rule_1"]):
         assert rule["status"] == "smoke"
         assert rule["verdicts"][0]["verdict"] == "INCONCLUSIVE"
-    assert words(said).startswith("SMOKE")
+    assert verdict_text(said).startswith("SMOKE")
 
 
 @pytest.mark.parametrize(
@@ -487,7 +493,7 @@ def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
 )
 def test_a_plan_with_a_hash_that_fits_and_fields_that_do_not_is_refused(tmp_path, change):
     preregistration.freeze(
-        tmp_path / "p.json", preregistration.Plan(("h",), "rope", ("alibi",), (1, 2), {})
+        tmp_path / "p.json", preregistration.AnalysisPlan(("h",), "rope", ("alibi",), (1, 2), {})
     )
     body = json.loads((tmp_path / "p.json").read_text())["plan"]
     body = {} if change is None else body | change
@@ -565,8 +571,8 @@ def judged(tmp_path_factory):
     """A study of three judged hybrids; the verdict is written as the command does."""
     folder = write_outcome_study(tmp_path_factory.mktemp("judged"), range(5))
     hybrids = (HYBRID, ROTATIONLESS, BIASLESS)
-    three = Plan(hybrids, "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
-    said = judge(load(folder), three, beside=Beside(), frozen=None, deviations=["<none>"])
+    three = AnalysisPlan(hybrids, "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
+    said = judge(load(folder), three, beside=AuxiliaryRuns(), frozen=None, deviations=["<none>"])
     (folder / "verdict.json").write_text(json.dumps(said))
     return folder, said
 

@@ -10,17 +10,17 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import attend, choose
+from posenc_jax.attention import attend, choose_implementation
 from posenc_jax.attention.blockwise.api import blockwise_attention, head_groups
-from posenc_jax.attention.blockwise.cutoff import windows
-from posenc_jax.attention.blockwise.forward import meet, proof
-from posenc_jax.attention.blockwise.tiles import blocks_in_sight
-from posenc_jax.attention.kernels.flash import lows, starts
-from posenc_jax.attention.kernels.flash_programs import tilings
-from posenc_jax.attention.mask import windows_of
+from posenc_jax.attention.blockwise.cutoff import cutoff_windows
+from posenc_jax.attention.blockwise.forward import blockwise_forward, tail_mass_table
+from posenc_jax.attention.blockwise.tiles import visible_blocks
+from posenc_jax.attention.kernels.flash import first_relevant_slots, first_visible_slots
+from posenc_jax.attention.kernels.flash_programs import tile_configs
+from posenc_jax.attention.mask import head_windows
 from posenc_jax.costs import flops
-from posenc_jax.encodings import Place, Window, analysis, parse, stretched, unparse
-from posenc_jax.encodings.scheme_arrays import portrait
+from posenc_jax.encodings import HeadContext, Window, analysis, extend_length, parse, unparse
+from posenc_jax.encodings.scheme_arrays import scheme_arrays
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.report.scheme_figures import sees_alike
 
@@ -117,8 +117,8 @@ def test_biases_that_are_learned_or_decided_by_tokens_take_a_window(line, small_
     def outcome(implementation):
         def run(q, k, v, clock, params):
             return attend(
-                q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_clock_BTN=clock,
-                k_clock_BSN=clock, implementation=implementation,
+                q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_cum_log_forget_BTN=clock,
+                k_cum_log_forget_BSN=clock, implementation=implementation,
             )  # fmt: skip
 
         out, pull = jax.vjp(jax.jit(run), q, k, v, clock, params)
@@ -164,7 +164,7 @@ def test_the_smaller_of_a_heads_window_and_the_models_counts(own, models, seen):
     q, k, v, _ = tensors()
     pos, seg = np.arange(T)[None].repeat(2, 0), np.ones((2, T), int)
     layer = placed(f"window(size={own})|nope")
-    assert windows_of(layer, models) == (seen, seen, models, models)
+    assert head_windows(layer, models) == (seen, seen, models, models)
     got = attended(layer, pos, seg, "dense", models)(q, k, v)
     for heads, window in ((slice(2), seen), (slice(2, 4), models)):
         want = attended(placed("nope"), pos, seg, "dense", window)(q, k, v)
@@ -184,8 +184,10 @@ def blocks_read(line, length, window=None):
         (q, k, v, ({}, None), None, None), (pos, seg, pos, seg), jnp.int32(0), layer=layer, window=window,
         blocks=(32, 32), lanes=None, causal=True, epsilon=0.0,
     ):  # fmt: skip
-        _, stop_BNI = jax.jit(functools.partial(meet, plan, proven=proof(plan, {})))(floats, places)
-        read += (blocks_in_sight(plan, places)[1] - stop_BNI).sum((0, 2)).tolist()
+        _, stop_BNI = jax.jit(
+            functools.partial(blockwise_forward, plan, tail_table=tail_mass_table(plan, {}))
+        )(floats, places)
+        read += (visible_blocks(plan, places)[1] - stop_BNI).sum((0, 2)).tolist()
     return read
 
 
@@ -199,10 +201,10 @@ def test_work_grows_with_length_times_window_and_not_with_lengths_square():
 
 
 def test_our_kernel_starts_where_the_window_of_each_head_does():
-    length, t = 1024, tilings(H).forward.q_block
+    length, t = 1024, tile_configs(H).forward.q_block
     q, k = (jax.random.normal(jax.random.key(i), (1, length, n, H)) for i, n in ((0, N), (1, K)))
-    low = lows(jnp.ones((1, length), int), jnp.array([1, 70, 500, 2**31 - 1]))
-    first = np.asarray(starts(q, k, jnp.zeros(N), low, 2.0**-24, 0.25, t))
+    low = first_visible_slots(jnp.ones((1, length), int), jnp.array([1, 70, 500, 2**31 - 1]))
+    first = np.asarray(first_relevant_slots(q, k, jnp.zeros(N), low, 2.0**-24, 0.25, t))
     begins = np.arange(length // t) * t
     for head, size in enumerate((1, 70, 500, 2**31 - 1)):
         np.testing.assert_array_equal(first[0, head], np.maximum(begins - size + 1, 0))
@@ -220,16 +222,16 @@ def test_flops_count_the_pairs_that_heads_see():
     def pairs(length, size):
         return sum(min(i + 1, size) for i in range(length))
 
-    wide = flops.needed(config_of("window(size=L/8)|nope,nope"), 3, 100)
+    wide = flops.model_flops(config_of("window(size=L/8)|nope,nope"), 3, 100)
     seen = 2 * pairs(100, 8) + 6 * pairs(100, 100)
     assert wide.attention == 3 * 3 * 4 * 8 * seen
-    narrow = flops.needed(config_of("window(size=L/8)|nope,nope", window=5), 3, 100)
+    narrow = flops.model_flops(config_of("window(size=L/8)|nope,nope", window=5), 3, 100)
     assert narrow.attention == 3 * 3 * 4 * 8 * 8 * pairs(100, 5)
     for path in ("blockwise", "flash"):
         model = config_of("window(size=512)", attention=path)
-        half, whole = (flops.executed(model, 1, n, "cpu").attention for n in (8192, 16_384))
+        half, whole = (flops.hardware_flops(model, 1, n, "cpu").attention for n in (8192, 16_384))
         assert 1.9 < whole / half < 2.1
-        free = flops.executed(config_of("nope", attention=path), 1, 16_384, "cpu").attention
+        free = flops.hardware_flops(config_of("nope", attention=path), 1, 16_384, "cpu").attention
         assert whole < free / 7  # whole tiles
 
 
@@ -237,7 +239,7 @@ def test_flops_count_the_pairs_that_heads_see():
 
 
 def test_a_window_is_tokens_or_a_share_of_the_training_length():
-    place = Place(heads=N, num_heads=N, head_dim=H, model_dim=32, train_length=100)
+    place = HeadContext(heads=N, num_heads=N, head_dim=H, model_dim=32, train_length=100)
     sizes = {"L": 100, "L/8": 12, "L/100": 1, 7: 7, 5000: 5000}
     for size, tokens in sizes.items():
         assert Window(size).tokens(place) == tokens
@@ -274,48 +276,51 @@ def test_a_window_that_cannot_be_is_refused_in_one_line(line, words):
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])
 def test_vendor_kernels_serve_one_window_for_all_heads_and_say_so(kernel):
     how = {"head_dim": H, "dtype": "bfloat16"}
-    assert choose(placed("rope+window"), T, T, kernel, **how).name == kernel
+    assert choose_implementation(placed("rope+window"), T, T, kernel, **how).name == kernel
     with pytest.raises(ValueError, match=r"windows of their own.*take 'auto' or 'blockwise'"):
-        choose(placed("rope+window|nope"), T, T, kernel, **how)
+        choose_implementation(placed("rope+window|nope"), T, T, kernel, **how)
     assert (
-        choose(placed("rope+window|nope"), 9999, 9999, "auto", device="gpu", **how).name == "flash"
+        choose_implementation(
+            placed("rope+window|nope"), 9999, 9999, "auto", device="gpu", **how
+        ).name
+        == "flash"
     )
 
 
 def test_a_stretch_leaves_a_window_as_it_was_trained():
     scheme = parse("rope+alibi+window(size=L/8)|nope")
     for rule in ("yarn:4", "pi:4", "ntk:4", "abf:500000", "slopes:4", "dynamic:1"):
-        further = stretched(scheme, rule, length=4 * L, train_length=L)
+        further = extend_length(scheme, rule, length=4 * L, train_length=L)
         assert further != scheme
         assert further.place(**SHAPE).layers[0].window_N == (8, 8, None, None)
     with pytest.raises(ValueError, match="changes nothing in this scheme"):
-        stretched(parse("window"), "slopes:4", length=4 * L, train_length=L)
+        extend_length(parse("window"), "slopes:4", length=4 * L, train_length=L)
 
 
 def test_reports_say_how_far_windows_let_heads_see():
     scheme = parse("rope+window(size=20)|alibi+window(size=300)|nope").place(**SHAPE | {"num_heads": 3})  # fmt: skip
     params = analysis.initial_parameters(scheme, jax.random.key(0))
-    heads = analysis.reaches(scheme, params, 1000, (50.0,))[:3]
+    heads = analysis.analyze_heads(scheme, params, 1000, (50.0,))[:3]
     assert [h.sight for h in heads] == [20, 300, None]
     assert [h.horizon[50.0] for h in heads] == [19, 299, 999]
     assert [h.blind["float32"] for h in heads] == [19, 299, None]
     assert heads[1].slope_times_length == pytest.approx(L * oracles.alibi_slopes(1)[0], rel=1e-5)
-    said = analysis.warnings(heads, 1000, L)
+    said = analysis.scheme_warnings(heads, 1000, L)
     assert said[0].startswith("2 of 3 heads have a window of 20 to 300 tokens")
     assert not any(
         "cannot see past" in words for words in said
     )  # it is not the bias that ends them
     layer = scheme.layers[0]
-    assert list(windows(layer, {}, np.inf, 1000)) == [20, 300, 1000]
-    assert list(windows(layer, {}, 0.0, 1000)) == [20, 300, 1000]
+    assert list(cutoff_windows(layer, {}, np.inf, 1000)) == [20, 300, 1000]
+    assert list(cutoff_windows(layer, {}, 0.0, 1000)) == [20, 300, 1000]
     steep = parse("alibi(factor=0.001)+window(size=300)").place(**SHAPE).layers[0]
-    assert windows(steep, {}, 1.0, 1000).max() < 300
+    assert cutoff_windows(steep, {}, 1.0, 1000).max() < 300
 
 
 def test_a_portrait_is_blank_where_a_window_ends():
     scheme = parse("window(size=20)|rope+alibi+window(size=1)").place(**SHAPE)
     distance, grid = np.arange(100), np.arange(0, 128, 4)
-    heads, arrays = portrait(scheme, [{}, {}], distance, grid)
+    heads, arrays = scheme_arrays(scheme, [{}, {}], distance, grid)
     assert [h["window"] for h in heads[:4]] == [20, 20, 1, 1]
     assert [h["slope"] for h in heads[:4]] == [None, None, *np.float32(oracles.alibi_slopes(2))]
     shown = np.isfinite(arrays["bias_LNS"][0])
@@ -324,5 +329,5 @@ def test_a_portrait_is_blank_where_a_window_ends():
     seen = np.isfinite(arrays["grid_bias_LNGG"][0])
     np.testing.assert_array_equal(seen[0], (away >= 0) & (away < 20))
     assert not sees_alike(arrays["grid_bias_LNGG"][0, :1])
-    plain = portrait(parse("nope").place(**SHAPE), [{}, {}], distance, grid)[1]
+    plain = scheme_arrays(parse("nope").place(**SHAPE), [{}, {}], distance, grid)[1]
     assert sees_alike(plain["grid_bias_LNGG"])

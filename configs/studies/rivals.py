@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import drope
 from configs.studies import cpu
-from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.study.grid import Arm, Study, Tuning
 
 LENGTH, STEPS = 128, 3000
@@ -25,7 +25,7 @@ ARMS = {arm.name: arm for arm in cpu.STUDY.arms}
 
 def _tuned(arm: Arm) -> Arm:
     """The arm after the common fine-tuning at 4L, stretched as YaRN and ALiBi's m L/L' would read it."""
-    scheme = stretched(
+    scheme = extend_length(
         parse(arm.scheme), "yarn:4", length=4 * LENGTH, train_length=LENGTH, placed_length=LENGTH
     )
     return Arm(

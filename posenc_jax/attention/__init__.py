@@ -3,25 +3,25 @@
 Needs jax and numpy alone. Start at :func:`attend`.
 """
 
-from posenc_jax.attention.attend import IMPLEMENTATIONS, attend, choose
+from posenc_jax.attention.attend import IMPLEMENTATIONS, attend, choose_implementation
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.mask import visible
 from posenc_jax.attention.ring.api import ring_attention, ring_hops
-from posenc_jax.attention.sharding import running_clock
-from posenc_jax.attention.token_shift import LastToken, Shift, token_shift
+from posenc_jax.attention.sharding import cumulative_log_forget
+from posenc_jax.attention.token_shift import LastToken, ShiftWeights, token_shift
 
 __all__ = [
     "IMPLEMENTATIONS",
     "LastToken",
-    "Shift",
+    "ShiftWeights",
     "attend",
     "blockwise_attention",
-    "choose",
+    "choose_implementation",
+    "cumulative_log_forget",
     "dense_attention",
     "ring_attention",
     "ring_hops",
-    "running_clock",
     "token_shift",
     "visible",
 ]

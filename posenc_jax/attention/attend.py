@@ -7,12 +7,17 @@ import jax.numpy as jnp
 
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.dense import dense_attention
-from posenc_jax.attention.kernels.vendor import KERNELS, fused_attention, refusal, tempered_by_key
-from posenc_jax.attention.linear import linear_attention, linear_attention_in_order
-from posenc_jax.attention.mask import visible, visible_by_head, windows_of
+from posenc_jax.attention.kernels.vendor import (
+    KERNELS,
+    temperature_depends_on_key,
+    unsupported_reason,
+    vendor_attention,
+)
+from posenc_jax.attention.linear import causal_linear_attention, linear_attention
+from posenc_jax.attention.mask import head_windows, visible, visible_by_head
 from posenc_jax.attention.ring.api import ring_attention
-from posenc_jax.attention.sharding import keys_of_shards, over_several, ring_of
-from posenc_jax.encodings.backend import computes_on
+from posenc_jax.attention.sharding import drop_unit_axes, find_ring, shard_keys_like_queries
+from posenc_jax.encodings.backend import current_backend
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -27,14 +32,14 @@ _HOW = {
 }
 
 
-class Path(NamedTuple):
+class ImplementationChoice(NamedTuple):
     """The way attention takes, and why, in words."""
 
     name: str
     why: str
 
 
-def choose(
+def choose_implementation(
     layer: PlacedLayer,
     queries: int,
     keys: int,
@@ -48,7 +53,7 @@ def choose(
     sequence: int = 1,
     sink: bool = False,
     consecutive: bool = True,
-) -> Path:
+) -> ImplementationChoice:
     """Returns the path that `attend` takes for a layer, and why.
 
     Args:
@@ -70,41 +75,47 @@ def choose(
     where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink,
              "consecutive": consecutive}  # fmt: skip
     if implementation in KERNELS:
-        reason = refusal(implementation, layer, **where)
+        reason = unsupported_reason(implementation, layer, **where)
         if reason:
             raise ValueError(f"attention {implementation!r} cannot serve this layer: {reason}")
-        return Path(implementation, "asked for")
+        return ImplementationChoice(implementation, "asked for")
     if layer.form is not None:
         if implementation == "blockwise":
             raise ValueError("attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'")  # fmt: skip
         if implementation == "dense":
-            return Path("linear, dense", "asked for")
-        return Path("linear", "the scheme's form of attention")
+            return ImplementationChoice("linear, dense", "asked for")
+        return ImplementationChoice("linear", "the scheme's form of attention")
     if implementation != "auto":
-        return Path(implementation, "asked for")
+        return ImplementationChoice(implementation, "asked for")
     if queries * keys <= DENSE_LOGITS:
-        return Path("dense", f"{queries} x {keys} logits are few")
+        return ImplementationChoice("dense", f"{queries} x {keys} logits are few")
     many = f"{queries} x {keys} logits are many: memory linear in length, and a bias that falls ends the work early"  # fmt: skip
-    device, reasons = device or computes_on(), []
+    device, reasons = device or current_backend(), []
     for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
-        reason = refusal(kernel, layer, **where) or _not_by_itself(kernel, layer, dtype)
+        reason = unsupported_reason(kernel, layer, **where) or _not_by_itself(kernel, layer, dtype)
         if reason is None:
-            return Path(kernel, f"{device}: {_HOW[kernel]}")
+            return ImplementationChoice(kernel, f"{device}: {_HOW[kernel]}")
         reasons.append(f"not {kernel}: {reason}")
     if device == "gpu" and queries * keys <= DENSE_LOGITS_ON_GPU:
-        return Path("dense", "; ".join([f"{queries} x {keys} logits are few", *reasons]))
-    return Path("blockwise", "; ".join([many, *reasons]))
+        return ImplementationChoice(
+            "dense", "; ".join([f"{queries} x {keys} logits are few", *reasons])
+        )
+    return ImplementationChoice("blockwise", "; ".join([many, *reasons]))
 
 
-def _around_a_ring(layer: PlacedLayer, implementation: str, sequence: int, in_order: bool) -> Path:
+def _around_a_ring(
+    layer: PlacedLayer, implementation: str, sequence: int, in_order: bool
+) -> ImplementationChoice:
     split = f"tokens of a row lie on {sequence} devices"
     if layer.form is not None:
         if implementation != "auto" or not in_order:
             raise ValueError(f"{split}: linear attention goes through tokens in order (aligned, causal), by 'auto' alone")  # fmt: skip
-        return Path("linear", f"{split}: each tells the others its sums")
+        return ImplementationChoice("linear", f"{split}: each tells the others its sums")
     if implementation not in ("auto", "blockwise"):
         raise ValueError(f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}")  # fmt: skip
-    return Path("blockwise", f"{split}: keys go around a ring, as far as they can matter")
+    return ImplementationChoice(
+        "blockwise", f"{split}: keys go around a ring, as far as they can matter"
+    )
 
 
 def _not_by_itself(kernel: str, layer: PlacedLayer, dtype: str) -> str | None:
@@ -129,8 +140,8 @@ def attend(
     k_pos_BS: jax.Array,
     q_seg_BT: jax.Array,
     k_seg_BS: jax.Array,
-    q_clock_BTN: jax.Array | None = None,
-    k_clock_BSN: jax.Array | None = None,
+    q_cum_log_forget_BTN: jax.Array | None = None,
+    k_cum_log_forget_BSN: jax.Array | None = None,
     x_BTD: jax.Array | None = None,
     sink_N: jax.Array | None = None,
     q_count_BT: jax.Array | None = None,
@@ -151,8 +162,8 @@ def attend(
       params: what `layer.init(key)` returned.
       q_pos_BT, k_pos_BS: positions inside the document, integer.
       q_seg_BT, k_seg_BS: document of each token inside the row; 0 is padding.
-      q_clock_BTN, k_clock_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
-        of `layer.ticks` (`encodings.running_clock`).
+      q_cum_log_forget_BTN, k_cum_log_forget_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
+        of `layer.log_forget` (`encodings.cumulative_log_forget`).
       x_BTD: what the queries were projected from, for a scheme whose temperature the tokens decide
         (`layer.tempered_by_tokens`).
       sink_N: float32, a logit beside those of a head's keys, of a key that everybody sees and whose value is zero:
@@ -167,7 +178,7 @@ def attend(
         linear in T, and vendor kernels can serve.
       implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our kernel for
         NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
-        "auto"; see `choose`. All give the same numbers up to rounding.
+        "auto"; see `choose_implementation`. All give the same numbers up to rounding.
 
     Raises:
       ValueError: unknown implementation or one that cannot serve, K does not divide N, a gated scheme
@@ -176,11 +187,11 @@ def attend(
     arrays = {
         "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
         "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
-        "q_clock_BTN": q_clock_BTN, "k_clock_BSN": k_clock_BSN, "q_count_BT": q_count_BT, "x_BTD": x_BTD,
+        "q_cum_log_forget_BTN": q_cum_log_forget_BTN, "k_cum_log_forget_BSN": k_cum_log_forget_BSN, "q_count_BT": q_count_BT, "x_BTD": x_BTD,
         "sink_N": sink_N,
     }  # fmt: skip
     out_BTNH = _attend(
-        **over_several(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
+        **drop_unit_axes(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
         implementation=implementation,
     )  # fmt: skip
     layout = jax.typeof(q_BTNH).sharding.spec
@@ -190,12 +201,12 @@ def attend(
 
 
 def _attend(
-    *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_clock_BTN,
-    k_clock_BSN, q_count_BT, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
+    *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_cum_log_forget_BTN,
+    k_cum_log_forget_BSN, q_count_BT, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
 ) -> jax.Array:  # fmt: skip
     """Returns `attend` of arrays that no axis of one device lays out."""
-    ring = ring_of(q_BTNH)
-    path = choose(
+    ring = find_ring(q_BTNH)
+    path = choose_implementation(
         layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
         dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
         sink=sink_N is not None,
@@ -215,9 +226,9 @@ def _attend(
         raise ValueError(
             "a bias that the tokens decide fades what came before: it needs causal=True"
         )
-    if layer.gated and (q_clock_BTN is None or k_clock_BSN is None):
+    if layer.gated and (q_cum_log_forget_BTN is None or k_cum_log_forget_BSN is None):
         raise ValueError(
-            "tokens decide a bias of this scheme: pass q_clock_BTN and k_clock_BSN, running sums of layer.ticks"
+            "tokens decide a bias of this scheme: pass q_cum_log_forget_BTN and k_cum_log_forget_BSN, running sums of layer.ticks"
         )
 
     if layer.tempered_by_tokens and x_BTD is None:
@@ -227,7 +238,7 @@ def _attend(
 
     last_BT = q_pos_BT if q_count_BT is None else q_count_BT - 1  # what counts keys reads
     q_BTNH, layer = layer.tempered(params, q_BTNH, x_BTD, last_BT)
-    k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
+    k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
     num_kv_heads = k_BSKH.shape[2]
     if layer.form is not None:
         v_BSNH = _per_query_head(v_BSKH, num_heads)
@@ -240,12 +251,12 @@ def _attend(
         if ring is not None and not in_order:
             raise ValueError(f"linear attention has no window where the tokens of a row lie on {ring.size} devices")  # fmt: skip
         if in_order and path.name == "linear":
-            return linear_attention_in_order(*tensors, q_pos_BT, q_seg_BT)
+            return causal_linear_attention(*tensors, q_pos_BT, q_seg_BT)
         return linear_attention(
             *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window)
         )
 
-    by_key = tempered_by_key(layer)
+    by_key = temperature_depends_on_key(layer)
     if by_key and q_count_BT is not None and _counts_keys(layer):
         raise ValueError(
             "random positions: a temperature of the keys in sight cannot stand in one layer with a temperature of the "
@@ -267,24 +278,24 @@ def _attend(
         return attention(
             q_BTNH, k_BSKH, v_BSKH, layer, params,
             q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
-            q_clock_BTN=q_clock_BTN, k_clock_BSN=k_clock_BSN, sink_N=sink_N, causal=causal, window=window,
+            q_cum_log_forget_BTN=q_cum_log_forget_BTN, k_cum_log_forget_BSN=k_cum_log_forget_BSN, sink_N=sink_N, causal=causal, window=window,
         )  # fmt: skip
     if path.name in KERNELS:
-        return fused_attention(
+        return vendor_attention(
             path.name, q_BTNH, k_BSKH, v_BSKH, layer, (params, sink_N), q_seg_BT, window
         )
     return dense_attention(
         q_BTNH,
         _per_query_head(k_BSKH, num_heads),
         _per_query_head(v_BSKH, num_heads),
-        layer.bias(params, q_pos_BT, k_pos_BS, q_clock_BTN, k_clock_BSN),
+        layer.bias(params, q_pos_BT, k_pos_BS, q_cum_log_forget_BTN, k_cum_log_forget_BSN),
         visible_by_head(
             q_pos_BT,
             k_pos_BS,
             q_seg_BT,
             k_seg_BS,
             causal=causal,
-            window_N=windows_of(layer, window),
+            window_N=head_windows(layer, window),
         ),
         layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
         sink_N,

@@ -13,41 +13,41 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.attention.dense import NEVER
-from posenc_jax.attention.mask import as_array
-from posenc_jax.encodings.analysis import SMALLEST
+from posenc_jax.attention.dense import MASK_VALUE
+from posenc_jax.attention.mask import window_array
+from posenc_jax.encodings.analysis import SMALLEST_POSITIVE
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 BLOCK = 32  # queries at a time
 
 
-class Turned(NamedTuple):
+class PositionedQK(NamedTuple):
     """Queries and keys at their positions, float32, one key per query head; clocks of a gated bias."""
 
     q_BTNH: jax.Array
     k_BTNH: jax.Array
     pos_BT: jax.Array
-    clock_BTN: jax.Array | None
+    cum_log_forget_BTN: jax.Array | None
 
 
-class Watched(NamedTuple):
-    """Reductions of one layer, per sequence. D = T distances, 0 first; Q the queries that were read.
+class AttentionStatistics(NamedTuple):
+    """Reductions of one layer, per sequence. Z = T distances, 0 first; Q the queries that were read.
 
     Attributes:
-      weight_BND: summed attention weight at each distance; what it lacks of one per query is a sink's.
-      content_BND: summed content logit (temperature and 1/sqrt(H) in it, bias not).
-      mean_BND, spread_BND: mean of the whole logit at each distance, and the sum of squares about it.
+      weight_BNZ: summed attention weight at each distance; what it lacks of one per query is a sink's.
+      content_BNZ: summed content logit (temperature and 1/sqrt(H) in it, bias not).
+      mean_BNZ, spread_BNZ: mean of the whole logit at each distance, and the sum of squares about it.
       entropy_BNQ: of a query's weights, a sink's among them, nats. sink_BNQ: weight on the document's first token.
       blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest (a sink's, too), is 0 there.
       q_power_BNH, k_power_BNH: mean square of every dim before the rotation; of dims that turn into several
         columns, their sum.
     """
 
-    weight_BND: jax.Array
-    content_BND: jax.Array
-    mean_BND: jax.Array
-    spread_BND: jax.Array
+    weight_BNZ: jax.Array
+    content_BNZ: jax.Array
+    mean_BNZ: jax.Array
+    spread_BNZ: jax.Array
     entropy_BNQ: jax.Array
     sink_BNQ: jax.Array
     blind_BNQ: dict[str, jax.Array]
@@ -55,7 +55,7 @@ class Watched(NamedTuple):
     k_power_BNH: jax.Array
 
 
-class Needles(NamedTuple):
+class NeedleStatistics(NamedTuple):
     """What chosen queries make of one chosen key each; A pairs a sequence.
 
     Attributes:
@@ -70,25 +70,27 @@ class Needles(NamedTuple):
     reach_BNA: jax.Array
 
 
-def turned(
+def positioned_qk(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
     pos_BT: jax.Array,
-    clock_BTN: jax.Array | None,
-) -> Turned:
+    cum_log_forget_BTN: jax.Array | None,
+) -> PositionedQK:
     """Returns queries and keys as the logits of `layer` multiply them; arguments as for `attend`."""
     q_BTNH, k_BTKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BTKH))
     if layer.form is not None:
         q_BTNH, k_BTKH = layer.form.features(q_BTNH), layer.form.features(k_BTKH)
     k_BTNH = jnp.repeat(k_BTKH, layer.num_heads // k_BTKH.shape[2], axis=2)
     q_BTNH = layer.rotate(params, q_BTNH, pos_BT, "query")
-    return Turned(q_BTNH, layer.rotate(params, k_BTNH, pos_BT, "key"), pos_BT, clock_BTN)
+    return PositionedQK(
+        q_BTNH, layer.rotate(params, k_BTNH, pos_BT, "key"), pos_BT, cum_log_forget_BTN
+    )
 
 
 def logit_rows(
-    one: Turned, layer: PlacedLayer, params: Params, rows_R: jax.Array
+    one: PositionedQK, layer: PlacedLayer, params: Params, rows_R: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (content_NRS, bias_NRS), float32, of some queries of one sequence with all its keys.
 
@@ -96,35 +98,35 @@ def logit_rows(
     features, unscaled, and the bias 0.
 
     Args:
-      one: one sequence of a `Turned` (no B). rows_R: indices of the queries.
+      one: one sequence of a `PositionedQK` (no B). rows_R: indices of the queries.
     """
     q_RNH = one.q_BTNH[rows_R]
     content_NRS = jnp.einsum("RNH,SNH->NRS", q_RNH, one.k_BTNH)
     if layer.form is not None:
         return content_NRS, jnp.zeros_like(content_NRS)
-    content_NRS = content_NRS / math.sqrt(layer.groups[0].place.head_dim)
+    content_NRS = content_NRS / math.sqrt(layer.groups[0].context.head_dim)
     q_pos_1R, k_pos_1S = one.pos_BT[rows_R][None], one.pos_BT[None]
     tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
     if tau_1NRS is not None:
         content_NRS = content_NRS * tau_1NRS[0]
-    clocks = (None, None)
-    if one.clock_BTN is not None:
-        clocks = one.clock_BTN[rows_R][None], one.clock_BTN[None]
-    bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *clocks)
+    cum_log_forgets = (None, None)
+    if one.cum_log_forget_BTN is not None:
+        cum_log_forgets = one.cum_log_forget_BTN[rows_R][None], one.cum_log_forget_BTN[None]
+    bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *cum_log_forgets)
     return content_NRS, jnp.zeros_like(content_NRS) if bias_1NRS is None else bias_1NRS[0]
 
 
-def watch(
+def attention_statistics(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
     *,
     pos_BT: jax.Array,
-    clock_BTN: jax.Array | None,
+    cum_log_forget_BTN: jax.Array | None,
     sink_N: jax.Array | None,
     first: int,
-) -> Watched:
+) -> AttentionStatistics:
     """Returns the reductions of a layer over its queries from index `first` on.
 
     Arguments as `attend` gets them; all tokens of a row belong to one document.
@@ -134,28 +136,28 @@ def watch(
     """
     if layer.form is not None:
         raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
-    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
-    sums = lax.map(lambda one: _watch_one(one, layer, params, sink_N, first), all_turned)
+    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
+    sums = lax.map(lambda one: _row_statistics(one, layer, params, sink_N, first), all_turned)
     # What content is turned, not content itself; sums over a rotary pair are the same.
-    if layer.widens > 1:
+    if layer.columns_per_dim > 1:
         H = q_BTNH.shape[-1]
         wide = (x.reshape(*x.shape[:-1], -1, H) for x in all_turned[:2])
         power = [(x**2).sum(-2).mean(1) for x in wide]
-        return Watched(*sums, *power)
+        return AttentionStatistics(*sums, *power)
     power = [(x.astype(jnp.float32) ** 2).mean(1) for x in (q_BTNH, k_BTKH)]
     power[1] = jnp.repeat(power[1], layer.num_heads // k_BTKH.shape[2], axis=1)
-    return Watched(*sums, *power)
+    return AttentionStatistics(*sums, *power)
 
 
-def _watch_one(
-    one: Turned, layer: PlacedLayer, params: Params, sink_N: jax.Array | None, first: int
+def _row_statistics(
+    one: PositionedQK, layer: PlacedLayer, params: Params, sink_N: jax.Array | None, first: int
 ) -> tuple:
     S, N, _ = one.q_BTNH.shape
     R = min(BLOCK, S - first)
-    zero_ND = jnp.zeros((N, S))
+    zero_NZ = jnp.zeros((N, S))
 
     def step(carry, start):
-        weight_ND, content_ND, count_D, mean_ND, spread_ND = carry
+        weight_NZ, content_NZ, count_Z, mean_NZ, spread_NZ = carry
         index_R = start + jnp.arange(R)
         rows_R = jnp.minimum(index_R, S - 1)
         content_NRS, bias_NRS = logit_rows(one, layer, params, rows_R)
@@ -172,28 +174,28 @@ def _watch_one(
         logit_NRc = _skewed(jnp.where(seen_1RS, logit_NRS, 0.0))
         mean_Nc = logit_NRc.sum(1) / jnp.maximum(count_1c, 1)
         apart_Nc = (seen_1Rc * (logit_NRc - mean_Nc[:, None]) ** 2).sum(1)
-        here_D, here_ND, apart_ND = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, apart_Nc))  # fmt: skip
+        here_Z, here_NZ, apart_NZ = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, apart_Nc))  # fmt: skip
         # Chan et al. 1979: joining means and squares keeps what a sum of squares would round away.
-        both_D = count_D + here_D
-        share_D = here_D / jnp.maximum(both_D, 1)
-        gap_ND = here_ND - mean_ND
+        both_Z = count_Z + here_Z
+        share_Z = here_Z / jnp.maximum(both_Z, 1)
+        gap_NZ = here_NZ - mean_NZ
         carry = (
-            weight_ND + summed(weight_NRS),
-            content_ND + summed(jnp.where(seen_1RS, content_NRS, 0.0)),
-            both_D,
-            mean_ND + gap_ND * share_D,
-            spread_ND + apart_ND + gap_ND**2 * count_D * share_D,
+            weight_NZ + summed(weight_NRS),
+            content_NZ + summed(jnp.where(seen_1RS, content_NRS, 0.0)),
+            both_Z,
+            mean_NZ + gap_NZ * share_Z,
+            spread_NZ + apart_NZ + gap_NZ**2 * count_Z * share_Z,
         )
         return carry, (entropy_NR, weight_NRS[:, :, 0], blind)
 
     starts = first + R * jnp.arange(-(-(S - first) // R))
-    empty = (zero_ND, zero_ND, jnp.zeros((1, S)), zero_ND, zero_ND)
-    (weight_ND, content_ND, _, mean_ND, spread_ND), rows = lax.scan(step, empty, starts)
+    empty = (zero_NZ, zero_NZ, jnp.zeros((1, S)), zero_NZ, zero_NZ)
+    (weight_NZ, content_NZ, _, mean_NZ, spread_NZ), rows = lax.scan(step, empty, starts)
 
     def joined(x_INR):  # blocks to queries, the padding of the last cut off
         return x_INR.swapaxes(0, 1).reshape(N, -1)[:, : S - first]
 
-    return (weight_ND, content_ND, mean_ND, spread_ND, *jax.tree.map(joined, rows))
+    return (weight_NZ, content_NZ, mean_NZ, spread_NZ, *jax.tree.map(joined, rows))
 
 
 def _earlier(rows_R: jax.Array, S: int) -> jax.Array:
@@ -204,12 +206,12 @@ def _earlier(rows_R: jax.Array, S: int) -> jax.Array:
 def _inside(layer: PlacedLayer, rows_R: jax.Array, S: int) -> jax.Array:
     """Returns inside_NRS: keys inside the window of each head."""
     away_1RS = (rows_R[:, None] - jnp.arange(S)[None])[None]
-    return away_1RS < as_array(layer.window_N)[:, None, None]
+    return away_1RS < window_array(layer.window_N)[:, None, None]
 
 
 def _softmax(logit_NRS, seen_NRS, sink_N):
     """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0; a sink counts in all."""
-    logit_NRS = jnp.where(seen_NRS, logit_NRS, NEVER)
+    logit_NRS = jnp.where(seen_NRS, logit_NRS, MASK_VALUE)
     top_NR = logit_NRS.max(-1)
     if sink_N is not None:
         top_NR = jnp.maximum(top_NR, sink_N[:, None])
@@ -226,7 +228,7 @@ def _softmax(logit_NRS, seen_NRS, sink_N):
         entropy_NR = entropy_NR - jnp.exp(below_NR) / total_NR * below_NR
     keys_NR = jnp.maximum(seen_NRS.sum(-1), 1)
     blind = {
-        name: (seen_NRS & (below_NRS < math.log(SMALLEST[name]))).sum(-1) / keys_NR
+        name: (seen_NRS & (below_NRS < math.log(SMALLEST_POSITIVE[name]))).sum(-1) / keys_NR
         for name in ("float32", "bfloat16")
     }
     return weight_NRS, entropy_NR, blind
@@ -240,23 +242,23 @@ def _skewed(x_NRS: jax.Array) -> jax.Array:
 
 
 def _to_distance(x_Nc: jax.Array, start, R: int, S: int) -> jax.Array:
-    """Returns x_ND from columns: key s and query start + r stand in column s - r, d = start - column."""
+    """Returns x_NZ from columns: key s and query start + r stand in column s - r, d = start - column."""
     return jnp.take(x_Nc, (start - jnp.arange(S)) % (S + R + 1), axis=-1)
 
 
-def needles(
+def needle_statistics(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
     *,
     pos_BT: jax.Array,
-    clock_BTN: jax.Array | None,
+    cum_log_forget_BTN: jax.Array | None,
     sink_N: jax.Array | None,
     query_BA: jax.Array,
     key_BA: jax.Array,
-) -> Needles:
-    """Returns what query `query_BA` makes of key `key_BA`, both indices into T; see `Needles`.
+) -> NeedleStatistics:
+    """Returns what query `query_BA` makes of key `key_BA`, both indices into T; see `NeedleStatistics`.
 
     Raises:
       ValueError: linear attention.
@@ -273,7 +275,7 @@ def needles(
         seen_NAS = seen_1AS & _inside(layer, query_A, S)
         weight_NAS, _, _ = _softmax(content_NAS + bias_NAS, seen_NAS, sink_N)
         content_NA = jnp.where(needle_1AS, content_NAS, 0.0).sum(-1)
-        others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, NEVER)
+        others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, MASK_VALUE)
         margin_NA = content_NA - (jax.nn.logsumexp(others_NAS, -1) - jnp.log(query_A)[None])
 
         # Of keys alike, beside no sink; one of share 0 is never kept.
@@ -283,8 +285,8 @@ def needles(
         reach_NA = jnp.where(kept_NAS, apart_1AS, -1).max(-1)
         return jnp.where(needle_1AS, weight_NAS, 0.0).sum(-1), margin_NA, reach_NA
 
-    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
-    return Needles(*lax.map(one_sequence, (all_turned, query_BA, key_BA)))
+    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
+    return NeedleStatistics(*lax.map(one_sequence, (all_turned, query_BA, key_BA)))
 
 
 def last_logits(
@@ -294,11 +296,11 @@ def last_logits(
     params: Params,
     *,
     pos_BT: jax.Array,
-    clock_BTN: jax.Array | None,
+    cum_log_forget_BTN: jax.Array | None,
     rows: int,
 ) -> jax.Array:
     """Returns logit_BNRS of the last `rows` queries with all keys, for any form; see `logit_rows`."""
     T = q_BTNH.shape[1]
-    all_turned = turned(q_BTNH, k_BTKH, layer, params, pos_BT, clock_BTN)
+    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
     rows_R = jnp.arange(T - rows, T)
     return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R)), all_turned)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e30  # finite: a row that sees nothing must give zeros, not NaN
+MASK_VALUE = -1e30  # finite: a row that sees nothing must give zeros, not NaN
 
 
 def dense_attention(
@@ -35,7 +35,7 @@ def dense_attention(
     if bias_BNTS is not None:
         logits_BNTS = logits_BNTS + bias_BNTS
     mask_BNTS = mask if mask.ndim == 4 else mask[:, None]
-    logits_BNTS = jnp.where(mask_BNTS, logits_BNTS, NEVER)
+    logits_BNTS = jnp.where(mask_BNTS, logits_BNTS, MASK_VALUE)
     top_BNT1 = logits_BNTS.max(-1, keepdims=True)
     if sink_N is not None:
         top_BNT1 = jnp.maximum(top_BNT1, sink_N[None, :, None, None])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from posenc_jax.attention.mask import visible
-from posenc_jax.attention.sharding import Ring, ring_of
+from posenc_jax.attention.sharding import Ring, find_ring
 
 CHUNK = 64  # tokens whose weights are in memory at a time
 
@@ -37,7 +37,7 @@ def linear_attention(
     return _divided(over_BTNH, under_BTN, v_BSNH.dtype)
 
 
-def linear_attention_in_order(
+def causal_linear_attention(
     q_BTNH: jax.Array,
     k_BTNH: jax.Array,
     turned_q_BTNH: jax.Array,
@@ -53,13 +53,13 @@ def linear_attention_in_order(
     when its document is the one that was open at the end of the chunk before. Batch, heads and tokens may be split
     over explicit axes of the mesh: devices tell each other the sums that they end with, and no keys.
     """
-    floats = (q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, _wide(v_BTNH))
-    split, ring = jax.typeof(q_BTNH).sharding.spec, ring_of(q_BTNH)
+    operands = (q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, _wide(v_BTNH))
+    split, ring = jax.typeof(q_BTNH).sharding.spec, find_ring(q_BTNH)
     local = functools.partial(_on_device, ring=ring, dtype=v_BTNH.dtype)
     if all(axis is None for axis in split):
-        return local(*floats, pos_BT, seg_BT)
-    layout = (split,) * len(floats) + (jax.P(*split[:2]),) * 2
-    arrays = map(jax.sharding.reshard, (*floats, pos_BT, seg_BT), layout)
+        return local(*operands, pos_BT, seg_BT)
+    layout = (split,) * len(operands) + (jax.P(*split[:2]),) * 2
+    arrays = map(jax.sharding.reshard, (*operands, pos_BT, seg_BT), layout)
     # The sums start as zeros, the same on all devices: types cannot tell.
     return jax.shard_map(local, in_specs=layout, out_specs=split, check_vma=False)(*arrays)
 
@@ -75,7 +75,7 @@ class _Sums(NamedTuple):
 def _on_device(
     q_BTNH, k_BTNH, turned_q_BTNH, turned_k_BTNH, v_BTNV, pos_BT, seg_BT, *, ring, dtype
 ):
-    """`linear_attention_in_order` of the rows, heads and tokens of one device; ring: None for whole rows."""
+    """`causal_linear_attention` of the rows, heads and tokens of one device; ring: None for whole rows."""
     B, T, N, H = q_BTNH.shape
     chunks = -(-T // CHUNK)
 
@@ -130,8 +130,8 @@ def _after(before: _Sums, own: _Sums) -> _Sums:
 
 def _before(ring: Ring, own: _Sums, nothing: _Sums) -> _Sums:
     """Returns the sums that the devices before this one end with (collective)."""
-    told = lax.all_gather(own, ring.axis)
-    _, before = lax.scan(lambda so_far, one: (_after(so_far, one), so_far), nothing, told)
+    sums = lax.all_gather(own, ring.axis)
+    _, before = lax.scan(lambda so_far, one: (_after(so_far, one), so_far), nothing, sums)
     return jax.tree.map(lambda x_Rx: x_Rx[lax.axis_index(ring.axis)], before)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from posenc_jax.encodings.scheme import PlacedLayer
 
-EVERYTHING = 2**31 - 1  # the largest int32: no two positions are as far apart
+NO_WINDOW = 2**31 - 1  # the largest int32: no two positions are as far apart
 
 
 def visible(
@@ -32,7 +32,7 @@ def visible(
     return mask_BTS
 
 
-def windows_of(layer: PlacedLayer, window: int | None) -> tuple[int | None, ...]:
+def head_windows(layer: PlacedLayer, window: int | None) -> tuple[int | None, ...]:
     """Returns window_N: of every query head the smaller of its own window and the model's; None: all is in sight."""
     both = ((own, window) for own in layer.window_N)
     return tuple(min((w for w in pair if w is not None), default=None) for pair in both)
@@ -48,15 +48,15 @@ def visible_by_head(
     window_N: tuple[int | None, ...],
 ) -> jax.Array:
     """Returns mask_BNTS: True where the query may read the key; N is 1 where all heads see alike."""
-    places, several = (q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS), len(set(window_N)) > 1
+    positions, several = (q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS), len(set(window_N)) > 1
     shared = None if several else window_N[0]
-    mask_B1TS = visible(*places, causal=causal, window=shared)[:, None]
+    mask_B1TS = visible(*positions, causal=causal, window=shared)[:, None]
     if not several:
         return mask_B1TS
     away_B1TS = jnp.abs(q_pos_BT[:, None, :, None] - k_pos_BS[:, None, None, :])
-    return mask_B1TS & (away_B1TS < as_array(window_N)[None, :, None, None])
+    return mask_B1TS & (away_B1TS < window_array(window_N)[None, :, None, None])
 
 
-def as_array(window_N: tuple[int | None, ...]) -> jax.Array:
+def window_array(window_N: tuple[int | None, ...]) -> jax.Array:
     """Returns window_N, int32; heads without a window have one that no distance reaches."""
-    return jnp.array([EVERYTHING if w is None else w for w in window_N], jnp.int32)
+    return jnp.array([NO_WINDOW if w is None else w for w in window_N], jnp.int32)

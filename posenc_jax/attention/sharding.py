@@ -23,7 +23,7 @@ class Ring(NamedTuple):
     everywhere: tuple[str, ...]
 
 
-def ring_of(x_BTx: jax.Array) -> Ring | None:
+def find_ring(x_BTx: jax.Array) -> Ring | None:
     """Returns the ring that dim 1 of an array is split over; None where it is whole.
 
     Raises:
@@ -38,7 +38,7 @@ def ring_of(x_BTx: jax.Array) -> Ring | None:
     return Ring(axis, mesh.shape[axis], mesh.axis_names)
 
 
-def over_several(tree):
+def drop_unit_axes(tree):
     """Returns arrays laid out by the axes of the mesh that have several devices, and by no other.
 
     An axis of one device splits nothing, yet it is in an array's type, where the queries' and the keys' length
@@ -56,7 +56,7 @@ def over_several(tree):
     return jax.tree.map(renamed, tree)
 
 
-def keys_of_shards(
+def shard_keys_like_queries(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns keys and values split over devices as the heads of the queries are.
@@ -87,41 +87,46 @@ def _devices(axes) -> int:
 
 
 def per_shard(
-    local: Callable, floats: tuple, places: tuple, *, ring: Ring | None = None, out: str = "BTNH"
+    local: Callable,
+    operands: tuple,
+    positions: tuple,
+    *,
+    ring: Ring | None = None,
+    out: str = "BTNH",
 ) -> jax.Array:
-    """Returns local(floats, places, first_head), run on each device's part of the batch, the heads and a ring.
+    """Returns local(operands, positions, first_head), run on each device's part of the batch, the heads and a ring.
 
     The layout is that of the queries, in the mesh's explicit axes: dim 0 and dim 2 may be split, dim 1 with
     a `ring` alone. Rows and heads are independent, so nothing is communicated here but the sum of the
     gradients of learned parameters. Keys and values are repeated first where their heads do not divide over the
-    devices (`keys_of_shards`).
+    devices (`shard_keys_like_queries`).
 
     Args:
       local: called with whole arrays, and 0, where nothing is split.
-      floats: q_BTNH, k_BSKH, v_BSKH, params, q_clock_BTN, k_clock_BSN. places: arrays of dims B, _.
-      ring: from `ring_of` the queries, for a `local` that passes keys on.
+      operands: q_BTNH, k_BSKH, v_BSKH, params, q_cum_log_forget_BTN, k_cum_log_forget_BSN. positions: arrays of dims B, _.
+      ring: from `find_ring` the queries, for a `local` that passes keys on.
       out: dims of the result as they are named in "BTNH".
     """
-    q_BTNH, k_BSKH, v_BSKH, params, *clocks = floats
+    q_BTNH, k_BSKH, v_BSKH, params, *cum_log_forgets = operands
     rows, length, heads, dim = jax.typeof(q_BTNH).sharding.spec
     if rows is None and heads is None and length is None and dim is None:
-        return local(floats, places, jnp.int32(0))
+        return local(operands, positions, jnp.int32(0))
     if dim is not None or (length is not None) != (ring is not None):
         raise ValueError("attention: queries may be split over batch and heads, over length for a ring alone, and never over head dim")  # fmt: skip
     names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
-    k_BSKH, v_BSKH = keys_of_shards(q_BTNH, k_BSKH, v_BSKH)
+    k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
     split = jax.P(rows, length, heads, None)
-    clock = jax.P(rows, length, None)
+    cum_log_forget = jax.P(rows, length, None)
     layout = (
-        (split, split, split, jax.P(), clock, clock),
-        tuple(jax.P(rows, length) for _ in places),
+        (split, split, split, jax.P(), cum_log_forget, cum_log_forget),
+        tuple(jax.P(rows, length) for _ in positions),
     )
     result = jax.P(*(split["BTNH".index(dim)] for dim in out))
-    arrays = ((q_BTNH, k_BSKH, v_BSKH, params, *clocks), places)
+    arrays = ((q_BTNH, k_BSKH, v_BSKH, params, *cum_log_forgets), positions)
 
-    def on_device(floats, places):
+    def on_device(operands, positions):
         first = lax.axis_index(names) * (num_heads // shards) if names else 0
-        return local(floats, places, jnp.int32(first))
+        return local(operands, positions, jnp.int32(first))
 
     arrays = jax.tree.map(
         lambda spec, x: jax.tree.map(lambda y: jax.sharding.reshard(y, spec), x),
@@ -131,23 +136,23 @@ def per_shard(
     return jax.shard_map(on_device, in_specs=layout, out_specs=result, check_vma=False)(*arrays)
 
 
-def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
-    """Returns `encodings.running_clock`, of rows that may be split over batch, heads and a ring.
+def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
+    """Returns `encodings.cumulative_log_forget`, of rows that may be split over batch, heads and a ring.
 
     A device counts its own tokens; what the ones before it have counted of the document that is open where
     they meet is one number a head, which all tell each other.
     """
-    ring = ring_of(tick_BTN)
+    ring = find_ring(log_forget_BTN)
     if ring is None:
-        return forget_gate.running_clock(tick_BTN, seg_BT)
-    split = jax.typeof(tick_BTN).sharding.spec
+        return forget_gate.cumulative_log_forget(log_forget_BTN, seg_BT)
+    split = jax.typeof(log_forget_BTN).sharding.spec
 
-    def on_device(tick_BTN, seg_BT):
-        clock_BTN = forget_gate.running_clock(tick_BTN, seg_BT)
+    def on_device(log_forget_BTN, seg_BT):
+        cum_log_forget_BTN = forget_gate.cumulative_log_forget(log_forget_BTN, seg_BT)
         opens_BT = jnp.cumsum(seg_BT != jnp.roll(seg_BT, 1, axis=1), axis=1)
         goes_on_BT = opens_BT == opens_BT[:, :1]  # of the document that the device begins in
-        told = (clock_BTN[:, -1], seg_BT[:, 0], seg_BT[:, -1], goes_on_BT[:, -1])
-        last_RBN, first_seg_RB, last_seg_RB, through_RB = lax.all_gather(told, ring.axis)
+        ends = (cum_log_forget_BTN[:, -1], seg_BT[:, 0], seg_BT[:, -1], goes_on_BT[:, -1])
+        last_RBN, first_seg_RB, last_seg_RB, through_RB = lax.all_gather(ends, ring.axis)
         follows_RB = first_seg_RB == jnp.roll(last_seg_RB, 1, axis=0)
         follows_RB &= (jnp.arange(ring.size) > 0)[:, None]
 
@@ -159,9 +164,9 @@ def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
         blank_BN = jnp.zeros_like(last_RBN[0])
         _, open_RBN = lax.scan(before, blank_BN, (last_RBN, follows_RB, through_RB))
         open_B1N = open_RBN[lax.axis_index(ring.axis)][:, None]
-        return clock_BTN + jnp.where(goes_on_BT[..., None], open_B1N, 0.0)
+        return cum_log_forget_BTN + jnp.where(goes_on_BT[..., None], open_B1N, 0.0)
 
     layout = (split, jax.P(*split[:2]))
     return jax.shard_map(on_device, in_specs=layout, out_specs=split, check_vma=False)(
-        tick_BTN, seg_BT
+        log_forget_BTN, seg_BT
     )

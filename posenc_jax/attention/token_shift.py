@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.attention.sharding import Ring, ring_of
+from posenc_jax.attention.sharding import Ring, find_ring
 
 
 class LastToken(NamedTuple):
@@ -17,7 +17,7 @@ class LastToken(NamedTuple):
     seg_B1: jax.Array
 
 
-class Shift(NamedTuple):
+class ShiftWeights(NamedTuple):
     """What a token's keys and values, and those of the token before it, are multiplied by in each head."""
 
     key_now_K: jax.Array
@@ -30,7 +30,7 @@ def token_shift(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     seg_BT: jax.Array,
-    shift: Shift,
+    shift: ShiftWeights,
     last: LastToken | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns now k_t + before k_(t-1) and the same of v, in their dtypes (Xu et al. 2024, eq. 5).
@@ -43,7 +43,7 @@ def token_shift(
       k_BTKH, v_BTKH: keys and values as projected. seg_BT: documents; 0 is padding.
       last: the token before the first slot, of a cache, whose tokens are not split; None: there is none.
     """
-    tokens, ring = (k_BTKH, v_BTKH, seg_BT), ring_of(k_BTKH)
+    tokens, ring = (k_BTKH, v_BTKH, seg_BT), find_ring(k_BTKH)
     if ring is not None:
         before = _a_slot_later_around(ring, tokens)
     else:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import attend, blockwise_attention, dense_attention, visible
-from posenc_jax.attention.blockwise.cutoff import EXACT
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON
 from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.peak_memory import Compiled, peak
-from posenc_jax.bench.result import Outcome, Panel, aligned, failure, ms, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import alibi_slopes, parse
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -46,7 +46,7 @@ def measure(
     patience: int = 60,
     candidates: Sequence[str] = (),
     seed: int = 0,
-) -> Outcome:
+) -> BenchResult:
     """Returns time and memory of every candidate that survives each length, relative to ours.
 
     Causal, ALiBi with the standard slopes where a candidate has a bias; those whose names end in ", window" have none
@@ -93,7 +93,7 @@ def measure(
             baseline = baseline if baseline in makers else next(iter(makers), BASELINE)
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
-            held = peers.held(heads, length, tensors[0].dtype.itemsize)
+            held = peers.bias_bytes(heads, length, tensors[0].dtype.itemsize)
             runs, looks = _looked_at(definitions | makers, missing, held)
             runs = {name: run for name, run in runs.items() if name in makers}
             skipped += [
@@ -115,7 +115,7 @@ def measure(
                     "planned_mb": _planned(runs[name]),
                 })  # fmt: skip
             del runs  # a GPU has the room of one length
-            pytorch.give_back()
+            pytorch.release_memory()
     if not rows:
         raise ValueError(f"nothing to time: {'; '.join(skipped)}")
     settings = {
@@ -124,7 +124,7 @@ def measure(
         "patience": patience, "candidates": list(candidates), "seed": seed,
         "skipped": sorted(set(skipped)), "peers": peers.versions(),
     }  # fmt: skip
-    return Outcome(
+    return BenchResult(
         name="attention",
         title="Attention under ALiBi, and under a window",
         caption=f"Batch {batch}, {heads} heads of {head_dim}, {dtype}, causal, windows of {WINDOW}; time relative to {_baselines(rows)} in "
@@ -201,7 +201,7 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
-    def flash(epsilon=EXACT, slopes=1.0, window=None):
+    def flash(epsilon=EXACT_EPSILON, slopes=1.0, window=None):
         slope_N = slopes * jnp.asarray(alibi_slopes(tensors[0].shape[2]), jnp.float32)
 
         def attention(q, k, v, pos, seg):
@@ -275,7 +275,7 @@ def _looked_at(makers: peers.Makers, missing: dict, held: dict[str, int]) -> tup
                 traceback.print_exc()
             continue
         finally:
-            pytorch.give_back()
+            pytorch.release_memory()
         if taken is not None:  # made before, and held all the time
             taken += held.get(name, 0)
         free = "no bias" in name

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.bench.result import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import REGISTRY, Temperature
 from posenc_jax.model.decoder import Decoder
@@ -50,7 +50,7 @@ def measure(
     batch: int = 4,
     rounds: int = 9,
     seed: int = 0,
-) -> Outcome:
+) -> BenchResult:
     """Returns the cost of `schemes` (none given: all) relative to nope, on the first device.
 
     Times are those of the training step that training runs (forward, backward, optimizer), and of the
@@ -89,7 +89,7 @@ def measure(
         all_R = np.concatenate(taken)
         rows.append(_row(nope, nope, direction, train_length, all_R, all_R))
     rows.sort(key=lambda row: (row["direction"] == "forward", row["ratio"]))
-    return Outcome(
+    return BenchResult(
         "encodings",
         "What every encoding costs, relative to nope",
         f"Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) at {train_length} "

@@ -8,7 +8,7 @@ import numpy as np
 
 from posenc_jax.bench.encoding_cost import SHAPE, VOCABULARY
 from posenc_jax.bench.peak_memory import peak_bytes
-from posenc_jax.bench.result import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
@@ -27,7 +27,7 @@ def measure(
     lengths: Sequence[int] = (128, 512, 2048, 8192, 32_768),
     rounds: int = 5,
     seed: int = 0,
-) -> Outcome:
+) -> BenchResult:
     """Returns time per token and peak memory of scoring at every length, relative to the training length.
 
     Every run scores as many tokens as the longest length has, in rows of its own length, by the scorer
@@ -76,7 +76,7 @@ def measure(
         "schemes": list(schemes), "train_length": train_length, "lengths": lengths, "rounds": rounds,
         "seed": seed, **SHAPE, "vocab_size": VOCABULARY,
     }  # fmt: skip
-    return Outcome(
+    return BenchResult(
         "evaluation",
         "Scoring longer text than training text",
         f"Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to scoring at {train_length} "

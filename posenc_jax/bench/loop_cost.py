@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import lm
-from posenc_jax.bench.result import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import spread
 from posenc_jax.training import loop
 from posenc_jax.training.config import RunConfig, from_sections
@@ -25,7 +25,7 @@ def measure(
     saves: int = 1,
     rounds: int = 5,
     seed: int = 0,
-) -> Outcome:
+) -> BenchResult:
     """Returns the time of whole training runs of configs/lm.py that save, relative to one that never does.
 
     Every run is `train` itself, over `saves` intervals of the configuration and a few steps more, into a folder
@@ -71,7 +71,7 @@ def measure(
         (f"{row['scheme']}: {row['implementation']}", row["ratio_q1"], row["ratio"], row["ratio_q3"])
         for row in rows
     ]  # fmt: skip
-    return Outcome(
+    return BenchResult(
         "loop",
         "Training with checkpoints, relative to training without",
         f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of {rounds} ratios taken in the "
@@ -94,13 +94,13 @@ def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
     """Trains once; returns seconds of the measured steps, tokens a second and both shares of the time."""
     sections = json.loads(config.to_json())
     sections["train"]["wait_for_saves"] = kind == WAITED
-    saved = loop.Checkpoints
-    loop.Checkpoints = _Unsaved if kind == NEVER else saved
+    saved = loop.CheckpointManager
+    loop.CheckpointManager = _Unsaved if kind == NEVER else saved
     try:
         with contextlib.redirect_stdout(sys.stderr):
             loop.train(from_sections(sections), workdir, "a bench")
     finally:
-        loop.Checkpoints = saved
+        loop.CheckpointManager = saved
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [
         row for row in map(json.loads, lines) if row["step"] > 1
@@ -116,7 +116,7 @@ def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
     return {"seconds": total, "tokens_per_second": tokens * int(counted.sum()) / total, **shares}
 
 
-class _Unsaved(loop.Checkpoints):
+class _Unsaved(loop.CheckpointManager):
     """The checkpoints of a run that writes none."""
 
     def save(self, step, state, record) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention.blockwise.cutoff import windows
+from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.bench import pytorch
 from posenc_jax.bench.peak_memory import Compiled
 from posenc_jax.encodings import alibi_slopes, parse
@@ -50,7 +50,7 @@ def attention(
     return makers | more, missing | absent
 
 
-def held(heads: int, length: int, itemsize: int) -> dict[str, int]:
+def bias_bytes(heads: int, length: int, itemsize: int) -> dict[str, int]:
     """Returns the bytes of the bias or the mask that a candidate holds beside q, k and v, by name."""
     return dict.fromkeys(HOLD_A_BIAS, heads * length**2 * itemsize) | {HOLDS_A_MASK: length**2}
 
@@ -120,7 +120,7 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
 
     T, N = tensors[0].shape[1:3]
     device = pytorch.device()
-    pytorch.multiply_as_jax()
+    pytorch.match_jax_tf32()
     kind = getattr(torch, tensors[0].dtype.name)
     q, k, v = (
         torch.tensor(np.asarray(x, np.float32), dtype=kind, device=device).transpose(1, 2).contiguous()
@@ -206,13 +206,15 @@ def _flex_attention(
     if heads:
         squares = ((np.asarray(x, np.float32) ** 2).sum(-1).max() for x in tensors[:2])
         layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=T).layers[0]  # fmt: skip
-        window_N = torch.tensor(windows(layer, {}, float(max(squares)) / H**0.5, T)).to(device)
+        window_N = torch.tensor(cutoff_windows(layer, {}, float(max(squares)) / H**0.5, T)).to(
+            device
+        )
 
         def mask(b, h, i, j):
             return (i >= j) & (i - j < window_N[h])
 
     blocks = create_block_mask(mask, None, heads, T, T, device=device)
-    pytorch.give_back()  # the mask was made from T x T numbers
+    pytorch.release_memory()  # the mask was made from T x T numbers
     flex = _compiled_flex_attention()
     score = None if slope_N is None else alibi
     return lambda *x: flex(*x, score_mod=score, block_mask=blocks)

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from posenc_jax.attention.attend import KERNELS
 from posenc_jax.costs import flops
 from posenc_jax.costs.collectives import collectives
-from posenc_jax.costs.hardware import Chip, absent_devices, traced_for, usual_topology
-from posenc_jax.costs.hlo import COLLECTIVES, memory_traffic, parse, runs
+from posenc_jax.costs.hardware import Hardware, default_topology, topology_devices, tracing_for
+from posenc_jax.costs.hlo import COLLECTIVES, executed_instructions, memory_traffic, parse_hlo
 from posenc_jax.data.tokenizers import open_tokenizer
-from posenc_jax.encodings.backend import computing_on
+from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.model.activation_sharding import key_heads_axis
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -89,10 +89,10 @@ def planned_vocabulary(config: RunConfig) -> int:
     return open_tokenizer(name).vocab_size if name == "bytes" or Path(name).exists() else VOCABULARY
 
 
-class Target(NamedTuple):
+class CompileTarget(NamedTuple):
     """What a step is compiled for: a chip and its mesh; `estimate` where the CPU compiler stands in."""
 
-    chip: Chip
+    chip: Hardware
     topology: str
     mesh: jax.sharding.Mesh
     platform: str
@@ -102,14 +102,14 @@ class Target(NamedTuple):
         return self.platform == "cpu"
 
 
-def target(chip: Chip, shape: Mapping[str, int], topology: str | None) -> Target:
+def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | None) -> CompileTarget:
     """Returns the mesh to compile for: of the chip, or of CPU devices where its compiler is not installed.
 
     Raises:
       ValueError: a mesh that does not multiply to the topology.
     """
     wanted = math.prod(shape.values())
-    topology = topology or usual_topology(chip, wanted)
+    topology = topology or default_topology(chip, wanted)
     sides = topology.split("x")
     there = math.prod(int(s) for s in sides) if all(s.isdigit() for s in sides) else 0
     said = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
@@ -118,14 +118,14 @@ def target(chip: Chip, shape: Mapping[str, int], topology: str | None) -> Target
     if chip.missing:
         devices, platform = _cpu_devices(wanted), "cpu"
     else:
-        devices, platform = absent_devices(chip, topology), chip.platform
+        devices, platform = topology_devices(chip, topology), chip.platform
     if len(devices) != wanted:
         raise ValueError(f"--mesh asks for {wanted} devices ({said}); {topology} of {chip.name} has {len(devices)}")  # fmt: skip
     mesh = jax.make_mesh(
         tuple(shape.values()), tuple(shape), devices=devices,
         axis_types=(jax.sharding.AxisType.Explicit,) * len(shape),
     )  # fmt: skip
-    return Target(chip, topology, mesh, platform)
+    return CompileTarget(chip, topology, mesh, platform)
 
 
 def _cpu_devices(wanted: int) -> list:
@@ -134,7 +134,7 @@ def _cpu_devices(wanted: int) -> list:
     return jax.devices("cpu")[:wanted]
 
 
-def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
+def compiled_step(config: RunConfig, model: ModelConfig, where: CompileTarget):
     """Returns the training step compiled for `where`, from shapes alone, and the shapes of the state.
 
     Raises:
@@ -145,8 +145,8 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
     rows = jax.NamedSharding(where.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
-    device = computing_on(DEVICES[where.platform])
-    with jax.set_mesh(where.mesh), traced_for(where.chip), device:
+    device = assume_backend(DEVICES[where.platform])
+    with jax.set_mesh(where.mesh), tracing_for(where.chip), device:
         _, state = state_builder(config, decoder, where.mesh)
         lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
         try:
@@ -161,7 +161,7 @@ def compiled_step(config: RunConfig, model: ModelConfig, where: Target):
         return compiled, state
 
 
-def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
+def plan_step(config: RunConfig, vocab_size: int, where: CompileTarget) -> dict:
     """Returns a row: memory per device, FLOPs, memory traffic, collectives, time and MFU of one step.
 
     Raises:
@@ -174,14 +174,14 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     start, spent = time.monotonic(), time.process_time()
     compiled, state = compiled_step(config, model, where)
     seconds, spent = time.monotonic() - start, time.process_time() - spent
-    program = parse(compiled.as_text())
+    program = parse_hlo(compiled.as_text())
     devices = where.mesh.size
     host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
     spoken = collectives(program, devices, host)
-    needed = flops.needed(model, t.batch_size, t.length)
+    needed = flops.model_flops(model, t.batch_size, t.length)
     device = DEVICES[where.platform]
     on_model = where.mesh.shape["model"]
-    executed = flops.executed(
+    executed = flops.hardware_flops(
         model, t.batch_size, t.length, device, sequence=t.sequence_devices,
         key_copies=1 if key_heads_axis(model.num_kv_heads, on_model) else on_model,
         remat=t.remat, head_again=in_pieces(t.loss_chunks, on_model),
@@ -218,7 +218,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
         "flops_executed": _parts(executed),
         "flops_6nd": 6.0 * parameters * tokens,
         "memory_traffic_bytes": traffic,
-        "loops_counted_once": runs(program)[1],
+        "loops_counted_once": executed_instructions(program)[1],
         "collectives": _by_kind(spoken),
         "seconds": seconds_of | {"step": step},
         "bound_by": max(seconds_of, key=seconds_of.get),
@@ -229,7 +229,7 @@ def plan(config: RunConfig, vocab_size: int, where: Target) -> dict:
     }
 
 
-def _memory(compiled, chip: Chip) -> dict:
+def _memory(compiled, chip: Hardware) -> dict:
     """Returns bytes of one device; the state is updated in place, so results that alias arguments count once."""
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes

@@ -23,7 +23,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def multiply_as_jax() -> None:
+def match_jax_tf32() -> None:
     """On CUDA, gives PyTorch's float32 products the TF32 that JAX's have there by default."""
     if device() == "cuda":
         import torch
@@ -31,7 +31,7 @@ def multiply_as_jax() -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Returns to the GPU what PyTorch keeps for later and does not use: JAX needs room too."""
     if device() == "cuda":
         import torch

@@ -16,7 +16,7 @@ class Panel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class BenchResult:
     """A finished bench.
 
     Attributes:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.bench.result import Outcome, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import angles, inverse_frequencies, rotate
 from posenc_jax.encodings.analysis import angle_errors
@@ -28,7 +28,7 @@ DIRECTIONS = ("forward", "forward+backward")
 
 def measure(
     *, lengths: tuple[int, ...] = (4096, 65536), rounds: int = 41, seed: int = 0
-) -> Outcome:
+) -> BenchResult:
     """Returns the time of turning one tensor [1, T, N, 64] to its positions, four ways, and their errors.
 
     "ours" is `angles` and `rotate`; "float32 product" hands pos * freq in float32 to the same `rotate`;
@@ -71,7 +71,7 @@ def measure(
                     }
                     for name in runs
                 ]
-    return Outcome(
+    return BenchResult(
         "rotation",
         "Rotation, relative to the plain float32 product",
         f"Medians of {rounds} ratios to the float32 product in the same round, bars from first to third "

@@ -13,9 +13,9 @@ from posenc_jax.bench import pytorch
 from posenc_jax.bench.encoding_cost import VOCABULARY, random_batch
 from posenc_jax.bench.peak_memory import peak, planned_bytes
 from posenc_jax.bench.peers import versions
-from posenc_jax.bench.result import Outcome, Panel, aligned, failure, ms, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, ms, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
-from posenc_jax.evaluation.cpu_devices import use_every_core
+from posenc_jax.evaluation.cpu_devices import use_all_cores
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.config_sections import ModelSection, TrainSection
@@ -41,7 +41,7 @@ def measure(
     compiled: bool = True,
     devices: int | None = None,
     seed: int = 0,
-) -> Outcome:
+) -> BenchResult:
     """Returns time and peak memory of whole training steps: loss, gradients, clipping, AdamW.
 
     Ours is the step that training runs. Where PyTorch is installed, its twin (posenc_jax.bench.torch_reference) starts from
@@ -109,7 +109,7 @@ def measure(
         "parameters": ours[BASELINE[1]].parameters,
         "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()], "peers": versions(),
     }  # fmt: skip
-    return Outcome(
+    return BenchResult(
         "step",
         "A training step, relative to ours under nope",
         f"{layers} layers, model dim {model_dim}, {model.num_heads} heads of {HEAD_DIM}, {train_length} tokens, "
@@ -129,7 +129,7 @@ def _devices(asked: int | None, batch: int) -> int:
       ValueError: a number that does not divide the batch, or more devices than there are.
     """
     if asked != 1:
-        use_every_core()
+        use_all_cores()
     there = jax.device_count()
     if asked is None:
         on_cpu = jax.default_backend() == "cpu"
@@ -163,7 +163,7 @@ def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
             missing[name] = failure(error)
             continue
         finally:
-            pytorch.give_back()
+            pytorch.release_memory()
         runs[name], losses[name] = run, first
     return runs, losses, looks
 
@@ -209,7 +209,7 @@ def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
             if how and not compiled:
                 continue
             makers[name, scheme] = functools.partial(
-                torch_reference.Twin, subject.params, scheme, subject.shape,
+                torch_reference.TorchReference, subject.params, scheme, subject.shape,
                 subject.batch["tokens_BT"][0], subject.batch["targets_BT"][0],
                 dataclasses.asdict(config.optimizer), rates, config.model.dtype, how,
             )  # fmt: skip
@@ -217,7 +217,7 @@ def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
         missing["transformers, x-transformers",] = _NOT_INSTALLED
         return makers, missing
     rope = ours.get("rope") or ours[BASELINE[1]]  # the parameters are the same under all of SCHEMES
-    more = torch_reference.others(
+    more = torch_reference.peer_steps(
         rope.params, rope.shape, VOCABULARY, rope.batch["tokens_BT"][0],
         rope.batch["targets_BT"][0], rope.config.model.dtype,
     )  # fmt: skip

@@ -19,7 +19,7 @@ SCHEMES = ("nope", "rope", "alibi", "rope+alibi")
 Metrics = tuple[pytorch.Pending, pytorch.Pending]  # loss in nats, gradient norm
 
 
-class Twin:
+class TorchReference:
     """A training step of the twin: calling it trains once and returns `Metrics`, for which it does not wait.
 
     Args:
@@ -37,7 +37,7 @@ class Twin:
     ):
         if scheme not in SCHEMES:
             raise ValueError(f"the PyTorch twin knows {', '.join(SCHEMES)}, not {scheme!r}")
-        pytorch.multiply_as_jax()
+        pytorch.match_jax_tf32()
         self._shape, self._rotates, self._dtype = shape, "rope" in scheme, getattr(torch, dtype)
         self._device = device = pytorch.device()
         self.weights = {
@@ -145,7 +145,7 @@ def _alibi(length: int, heads: int) -> torch.Tensor:
     return torch.where(apart >= 0, -slope_N11 * apart, float("-inf"))[None]
 
 
-def others(
+def peer_steps(
     params, shape, vocab_size, tokens_BT, targets_BT, dtype
 ) -> dict[tuple[str, str], Callable[[], Callable[[], Metrics]]]:
     """Returns what makes training steps of other people's decoders, by (name, scheme).
@@ -153,7 +153,7 @@ def others(
     transformers' Llama is our architecture and gets our weights. Its BLOOM (LayerNorm, GELU, linear
     biases) and x-transformers are of the same width, depth and heads, with their own weights.
     """
-    pytorch.multiply_as_jax()
+    pytorch.match_jax_tf32()
     device, kind = pytorch.device(), getattr(torch, dtype)
     tokens, targets = _batch(tokens_BT, targets_BT, device)
 

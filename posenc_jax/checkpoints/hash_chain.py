@@ -11,15 +11,15 @@ from posenc_jax.checkpoints.fingerprint import fingerprint
 START = "0" * 64
 
 
-def words(batch: dict[str, jax.Array]) -> jax.Array:
+def batch_fingerprints(batch: dict[str, jax.Array]) -> jax.Array:
     """Returns the fingerprint of every array of a batch, in the order of their names."""
     return jnp.stack([fingerprint(batch[name]) for name in sorted(batch)])
 
 
-_words = jax.jit(words)
+_batch_fingerprints = jax.jit(batch_fingerprints)
 
 
-class Chain:
+class HashChain:
     """Links of every step: link_t = SHA-256(link_(t-1), what step t read and what came of it).
 
     `data_chain` covers the batches as they lie on the devices, and is the same for any number of reading
@@ -39,7 +39,7 @@ class Chain:
 
     def add(self, step: int, batch: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> None:
         """Notes a step that was dispatched; reads nothing yet."""
-        self.note(step, (_words(batch), metrics["loss"], metrics["grad_norm"]))
+        self.note(step, (_batch_fingerprints(batch), metrics["loss"], metrics["grad_norm"]))
 
     def note(self, step: int, seen: tuple[jax.Array, jax.Array, jax.Array]) -> None:
         """As `add`, of the words of the batch, the loss and the gradient norm."""

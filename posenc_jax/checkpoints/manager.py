@@ -29,15 +29,15 @@ from orbax.checkpoint import v1 as ocp
 
 from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.fingerprint import describe, fingerprints
-from posenc_jax.checkpoints.manifest import Damaged
-from posenc_jax.checkpoints.store import SAVING, Shelf, numbered
+from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
+from posenc_jax.checkpoints.store import SAVING, CheckpointStore, checkpoint_steps
 
 
 class SaveFailed(Exception):
     """A checkpoint could not be written (disk full, folder gone); says which one is safe."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run, under `<workdir>/checkpoints`; use it in `with`.
 
     Args:
@@ -48,13 +48,13 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
         self._folder = workdir.resolve() / "checkpoints"
         self._keep, self._owner = keep, clean and jax.process_index() == 0
-        self._shelf = Shelf(self._folder, owner=self._owner)
+        self._store = CheckpointStore(self._folder, owner=self._owner)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._saved: int | None = None  # the last step whose save was begun here
         logging.getLogger("absl").addFilter(_not_of_orbax)
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind, *exc) -> None:
@@ -72,7 +72,7 @@ class Checkpoints:
           SaveFailed: the write before it.
         """
         self.wait()
-        if step == self._saved or self._shelf.known(step):
+        if step == self._saved or self._store.known(step):
             return
         self._saved = step
         sums = fingerprints(state)  # dispatched before the next step may reuse these buffers
@@ -111,7 +111,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder with anything in it, sound or not, ascending."""
-        return self._shelf.steps()
+        return self._store.steps()
 
     def latest(self, *, fall_back: bool = True) -> int | None:
         """Returns the step of the last sound checkpoint, or None when the run has none at all.
@@ -127,17 +127,17 @@ class Checkpoints:
         if jax.process_count() == 1:
             step = self._newest(fall_back)
         else:  # one reader of the shared disk, and one answer
-            fault: Damaged | None = None
+            fault: CorruptedCheckpoint | None = None
             step = -1
             if jax.process_index() == 0:
                 try:
                     newest = self._newest(fall_back)
                     step = -1 if newest is None else newest
-                except Damaged as error:
+                except CorruptedCheckpoint as error:
                     fault, step = error, -2
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
             if step == -2:
-                raise fault or Damaged(f"{self._folder}: damaged; process 0 says how")
+                raise fault or CorruptedCheckpoint(f"{self._folder}: damaged; process 0 says how")
             step = None if step == -1 else step
         return step
 
@@ -149,7 +149,7 @@ class Checkpoints:
         Raises:
           ValueError: another word, no such checkpoint, or a damaged one.
         """
-        shelf = self._shelf
+        shelf = self._store
         if which == "last":
             step = shelf.newest(fall_back=False)
         elif which == "best":
@@ -164,24 +164,26 @@ class Checkpoints:
             raise ValueError(f"no checkpoint in {self._folder} {why}; steps there: {there}")
         try:
             shelf.verified(step)
-        except Damaged as error:
-            raise Damaged(f"checkpoint {shelf.path(step)} is damaged: {error}") from None
+        except CorruptedCheckpoint as error:
+            raise CorruptedCheckpoint(
+                f"checkpoint {shelf.path(step)} is damaged: {error}"
+            ) from None
         return step
 
     def record(self, step: int) -> dict:
         """Returns what was stored beside the state of a step."""
-        return self._shelf.verified(step)["record"]
+        return self._store.verified(step)["record"]
 
     def digest(self, step: int) -> str:
         """Returns SHA-256 over the sums of every leaf of a step: two checkpoints with one digest are one state."""
-        sums = self._shelf.verified(step)["sums"]
+        sums = self._store.verified(step)["sums"]
         return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
     def drop_after(self, step: int) -> None:
         """Deletes the checkpoints of later steps, as a run's one trainer may."""
         for later in self.steps():
             if later > step:
-                self._shelf.delete(later)
+                self._store.delete(later)
 
     def restore(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings).
@@ -189,7 +191,7 @@ class Checkpoints:
         Raises:
           Damaged: it holds other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
         """
-        contents = self._shelf.verified(step)
+        contents = self._store.verified(step)
         self._compare(step, contents["leaves"], shapes)
         return self._loaded(step, shapes, contents["sums"])
 
@@ -203,39 +205,39 @@ class Checkpoints:
         part = ocp.Context()
         part.pytree.loading.partial_load = True
         with part:
-            sums = self._shelf.verified(step)["sums"]
+            sums = self._store.verified(step)["sums"]
             return self._loaded(step, {"params": shapes}, sums)["params"]
 
     def compare_parameters(self, step: int, shapes) -> None:
         """Raises Damaged, naming leaves, unless the parameters of `step` are of these shapes and dtypes."""
-        leaves = self._shelf.verified(step)["leaves"]
+        leaves = self._store.verified(step)["leaves"]
         said = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
         self._compare(step, said, {"params": shapes})
 
     def _compare(self, step: int, said: dict[str, str], shapes) -> None:
         found = _differences(said, describe(shapes))
         if found:
-            raise Damaged(
-                f"checkpoint {self._shelf.path(step)} is of another model: {'; '.join(found[:3])}"
+            raise CorruptedCheckpoint(
+                f"checkpoint {self._store.path(step)} is of another model: {'; '.join(found[:3])}"
                 f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}"
             )
 
     def _loaded(self, step: int, shapes, said: dict[str, str]):
-        where = f"checkpoint {self._shelf.path(step)}"
+        where = f"checkpoint {self._store.path(step)}"
         try:
-            state = ocp.load(self._shelf.path(step) / "state", shapes)
+            state = ocp.load(self._store.path(step) / "state", shapes)
         except Exception as error:  # of orbax and below it: any kind
-            raise Damaged(f"{where} cannot be read: {_line(error)}") from error
+            raise CorruptedCheckpoint(f"{where} cannot be read: {_line(error)}") from error
         sums = {name: x.tobytes().hex() for name, x in jax.device_get(fingerprints(state)).items()}
         wrong = [name for name, sum_ in sums.items() if sum_ != said[name]]
         if wrong:
-            raise Damaged(f"{where}: {', '.join(wrong[:3])} came back with other bits")
+            raise CorruptedCheckpoint(f"{where}: {', '.join(wrong[:3])} came back with other bits")
         return state
 
     def _newest(self, fall_back: bool) -> int | None:
-        step = self._shelf.newest(fall_back=fall_back)
+        step = self._store.newest(fall_back=fall_back)
         if self._owner:  # a damaged best one is set aside now, while the next best is still kept
-            self._shelf.best(fall_back=True)
+            self._store.best(fall_back=True)
         return step
 
     def _publish(self, step: int, staging: Path, written, sums, leaves: dict, record: dict) -> None:
@@ -253,7 +255,7 @@ class Checkpoints:
             manifest.seal(staging, contents)
             staging.rename(self._folder / str(step))
             manifest.sync_folder(self._folder)
-            self._shelf.retain(self._keep)
+            self._store.retain(self._keep)
         except BaseException as error:  # a thread has nobody to raise to: `check` says it
             self._failure = error
             shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
@@ -266,7 +268,7 @@ class Checkpoints:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has a checkpoint, sound or not; looks, and creates nothing."""
-    return bool(numbered(workdir.resolve() / "checkpoints"))
+    return bool(checkpoint_steps(workdir.resolve() / "checkpoints"))
 
 
 def _differences(saved: dict, wanted: dict) -> list[str]:

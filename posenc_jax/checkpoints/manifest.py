@@ -8,7 +8,7 @@ from pathlib import Path
 NAME = "manifest.json"
 
 
-class Damaged(ValueError):
+class CorruptedCheckpoint(ValueError):
     """A checkpoint that is not what was written; says which file, and how."""
 
 
@@ -47,9 +47,9 @@ def verify(folder: Path) -> dict:
     body = read(folder)
     for name in sorted(body["files"].keys() | found.keys()):
         if name not in found:
-            raise Damaged(f"{name} is missing")
+            raise CorruptedCheckpoint(f"{name} is missing")
         if name not in body["files"]:
-            raise Damaged(f"{name} does not belong to it")
+            raise CorruptedCheckpoint(f"{name} does not belong to it")
         _compare(name, found[name], body["files"][name])
     return body["contents"]
 
@@ -62,15 +62,15 @@ def read(folder: Path) -> dict:
     """
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
-        raise Damaged(f"no {NAME}, so its save never ended, or it was made by hand")
+        raise CorruptedCheckpoint(f"no {NAME}, so its save never ended, or it was made by hand")
     try:
         text = path.read_bytes().decode()
         stored = json.loads(text)
         body = {"contents": dict(stored["contents"]), "files": dict(stored["files"])}
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise Damaged(f"{NAME} cannot be read") from None
+        raise CorruptedCheckpoint(f"{NAME} cannot be read") from None
     if text != _text(body):
-        raise Damaged(f"{NAME} was changed")
+        raise CorruptedCheckpoint(f"{NAME} was changed")
     return body
 
 
@@ -86,10 +86,10 @@ def sync_folder(path: Path) -> None:
 def _compare(name: str, path: Path, said: dict) -> None:
     size = path.stat().st_size
     if size != said["bytes"]:
-        raise Damaged(f"{name} has {size} bytes instead of {said['bytes']}")
+        raise CorruptedCheckpoint(f"{name} has {size} bytes instead of {said['bytes']}")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
-            raise Damaged(f"{name} has other bytes than were written")
+            raise CorruptedCheckpoint(f"{name} has other bytes than were written")
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -97,11 +97,11 @@ def _files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise Damaged(f"{name} is a link")
+            raise CorruptedCheckpoint(f"{name} is a link")
         if path.is_file():
             found[name] = path
         elif not path.is_dir():
-            raise Damaged(f"{name} is neither a file nor a folder")
+            raise CorruptedCheckpoint(f"{name} is neither a file nor a folder")
     return found
 
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from posenc_jax.checkpoints import manifest
-from posenc_jax.checkpoints.manifest import Damaged
+from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 
 SAVING, _DELETING = ".saving-", ".deleting-"
 _CONTENTS = {"step", "leaves", "sums", "record"}
 
 
-class Shelf:
+class CheckpointStore:
     """Numbered checkpoints under one folder.
 
     Args:
@@ -34,7 +34,7 @@ class Shelf:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder with anything in it, sound or not, ascending."""
-        return numbered(self.folder)
+        return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint."""
@@ -49,9 +49,9 @@ class Shelf:
         if step not in self._contents:
             contents = manifest.verify(self.path(step))
             if set(contents) != _CONTENTS:
-                raise Damaged(f"{manifest.NAME} is not one of ours")
+                raise CorruptedCheckpoint(f"{manifest.NAME} is not one of ours")
             if contents["step"] != step:
-                raise Damaged(f"it is the checkpoint of step {contents['step']}")
+                raise CorruptedCheckpoint(f"it is the checkpoint of step {contents['step']}")
             self._contents[step] = contents
         return self._contents[step]
 
@@ -66,7 +66,7 @@ class Shelf:
         Raises:
           Damaged: every checkpoint is.
         """
-        faults: dict[int, Damaged] = {}
+        faults: dict[int, CorruptedCheckpoint] = {}
         for step in reversed(self.steps()):
             fault = self._fault(step, fall_back, "goes on from the last sound one")
             if fault is None:
@@ -75,7 +75,7 @@ class Shelf:
         else:
             if faults:
                 said = "; ".join(f"{step}: {error}" for step, error in faults.items())
-                raise Damaged(
+                raise CorruptedCheckpoint(
                     f"every checkpoint in {self.folder} is damaged ({said}); bring one back from a copy, "
                     "or remove that folder to start over"
                 )
@@ -88,7 +88,7 @@ class Shelf:
 
         Args, and what is done about damaged ones: as in `newest`.
         """
-        faults: dict[int, Damaged] = {}
+        faults: dict[int, CorruptedCheckpoint] = {}
         found = None
         for step in self._by_loss():
             fault = self._fault(step, fall_back, "sets it aside and keeps the next best")
@@ -122,25 +122,25 @@ class Shelf:
         if step not in self._losses:
             try:
                 said = manifest.read(self.path(step))["contents"]["record"].get("dev_loss")
-            except (Damaged, KeyError, AttributeError):
+            except (CorruptedCheckpoint, KeyError, AttributeError):
                 said = None
             finite = isinstance(said, float) and math.isfinite(said)
             self._losses[step] = said if finite else math.inf
         return self._losses[step]
 
-    def _fault(self, step: int, fall_back: bool, remedy: str) -> Damaged | None:
+    def _fault(self, step: int, fall_back: bool, remedy: str) -> CorruptedCheckpoint | None:
         try:
             self.verified(step)
-        except Damaged as error:
+        except CorruptedCheckpoint as error:
             if fall_back:
                 return error
-            raise Damaged(
+            raise CorruptedCheckpoint(
                 f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same --workdir, "
                 f"which {remedy}"
             ) from None
         return None
 
-    def _name(self, faults: dict[int, Damaged], instead: str) -> None:
+    def _name(self, faults: dict[int, CorruptedCheckpoint], instead: str) -> None:
         for bad, error in faults.items():
             aside = f"; it is now {bad}.damaged" if self._owner else ""
             print(f"checkpoint {self.path(bad)} is damaged: {error}{aside}; {instead}", file=sys.stderr)  # fmt: skip
@@ -154,7 +154,7 @@ class Shelf:
         self._losses.pop(step, None)
 
 
-def numbered(folder: Path) -> list[int]:
+def checkpoint_steps(folder: Path) -> list[int]:
     """Returns the steps that name a folder with anything in it, ascending."""
     if not folder.is_dir():
         return []

@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posenc_jax.costs.hlo import COLLECTIVES, Instruction, Program, runs, size
+from posenc_jax.costs.hlo import (
+    COLLECTIVES,
+    HloInstruction,
+    HloProgram,
+    array_bytes,
+    executed_instructions,
+)
 
 
 class Collective(NamedTuple):
@@ -35,10 +41,10 @@ class Collective(NamedTuple):
         )
 
 
-def collectives(program: Program, devices: int, host_devices: int) -> list[Collective]:
+def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Collective]:
     """Returns the collectives of a program on `devices` devices, `host_devices` to a host, in order."""
     found, chains = [], set()
-    for run in runs(program)[0]:
+    for run in executed_instructions(program)[0]:
         if run.instruction.opcode != "fusion":
             members, beside = [run.instruction], run.beside
         else:  # TPUs fuse them with what goes before and after
@@ -61,7 +67,7 @@ def collectives(program: Program, devices: int, host_devices: int) -> list[Colle
     return found
 
 
-def _scattered(i: Instruction, beside: dict[str, Instruction]) -> bool:
+def _scattered(i: HloInstruction, beside: dict[str, HloInstruction]) -> bool:
     """Whether every use of a fused all-reduce keeps this device's piece alone: a TPU's reduce-scatter."""
     uses = [use for use in beside.values() if i.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
@@ -70,7 +76,7 @@ def _scattered(i: Instruction, beside: dict[str, Instruction]) -> bool:
 def _collective(kind, i, beside, times, devices, host_devices) -> Collective:
     groups = replica_groups(i.rest, devices) if kind != "collective-permute" else _pairs(i.rest)
     group = groups.shape[1]
-    payload = sum(size(beside[name].shape) for name in i.operands if name in beside)
+    payload = sum(array_bytes(beside[name].shape) for name in i.operands if name in beside)
     if kind == "all-gather":
         payload *= group
     hosts = groups // host_devices

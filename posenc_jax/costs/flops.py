@@ -1,9 +1,9 @@
 """Floating point operations of a training step, by formula: a multiplication and an addition are two.
 
 Counted are matrix products, which is what the peak of a data sheet is about; norms, softmax, rotations and
-the optimizer are under a few per cent of them at any size worth planning. Two numbers: `needed`, what the
+the optimizer are under a few per cent of them at any size worth planning. Two numbers: `model_flops`, what the
 mathematics asks for (causal pairs only, forward and twice that backward), which is what an MFU divides; and
-`executed`, what the chosen kernels and remat do.
+`hardware_flops`, what the chosen kernels and remat do.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention.attend import choose
-from posenc_jax.attention.blockwise.cutoff import windows
+from posenc_jax.attention.attend import choose_implementation
+from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.attention.blockwise.tiles import even_block
 from posenc_jax.attention.kernels.bias_folding import SLOPE_LIMBS, slot_limbs
-from posenc_jax.attention.mask import windows_of
+from posenc_jax.attention.mask import head_windows
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
 
@@ -42,7 +42,7 @@ class Flops:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class KernelCost:
     """What a way of attention multiplies: columns of queries and keys; products, of a forward's two, per pair."""
 
     q_block: int
@@ -54,23 +54,23 @@ class Kernel:
 # Backward, the vendor kernels and ours make the logits again: five products (Dao et al. 2022, alg. 4), which
 # splash and our kernel for GPUs do in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
 _KERNELS = {
-    "flash": Kernel(128, 64, 0, 7),
-    "cudnn": Kernel(128, 128, 8, 5),
-    "splash": Kernel(512, 512, 128, 7),
-    "blockwise": Kernel(512, 256, 0, 5),
+    "flash": KernelCost(128, 64, 0, 7),
+    "cudnn": KernelCost(128, 128, 8, 5),
+    "splash": KernelCost(512, 512, 128, 7),
+    "blockwise": KernelCost(512, 256, 0, 5),
 }
 # Blockwise where tiles are worked on side by side: its backward goes over the tiles twice too.
-_SIDE_BY_SIDE = Kernel(512, 512, 0, 7)
+_SIDE_BY_SIDE = KernelCost(512, 512, 0, 7)
 
 
-def needed(model: ModelConfig, rows: int, length: int) -> Flops:
+def model_flops(model: ModelConfig, rows: int, length: int) -> Flops:
     """Returns what a step over `rows` sequences asks for: forward, and twice that backward."""
     H, attention = model.head_dim, 0.0
     for layer in model.placed.layers:
-        windows_N = iter(windows_of(layer, model.window))
+        windows_N = iter(head_windows(layer, model.window))
         for group in layer.groups:
-            columns = H * (group.heads.rotation.widens if group.heads.rotation else 1)
-            for _ in range(group.place.heads):
+            columns = H * (group.heads.rotation.columns_per_dim if group.heads.rotation else 1)
+            for _ in range(group.context.heads):
                 pairs = causal_pairs(length, next(windows_N))
                 attention += 2 * (H + columns) * (pairs if layer.form is None else H * length)
     return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
@@ -89,7 +89,7 @@ def causal_pairs(length: int, window: int | None) -> int:
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
 
-def executed(
+def hardware_flops(
     model: ModelConfig,
     rows: int,
     length: int,
@@ -138,12 +138,12 @@ def _kernel(
     c: ModelConfig, layer: PlacedLayer, length: int, device: str, sequence: int
 ) -> tuple[float, float, bool]:
     """Returns the operations of both passes, and whether the kernel says what it must keep."""
-    path = choose(
+    path = choose_implementation(
         layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
         sequence=sequence, sink=c.sink_logit, consecutive=c.consecutive,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
-    columns = layer.widens * H
+    columns = layer.columns_per_dim * H
     if path not in _KERNELS:
         forward = 2 * N * (H + columns) * (H * length if path == "linear" else length**2)
         return forward, 2 * forward, False
@@ -151,7 +151,7 @@ def _kernel(
     if kernel.multiple:
         extra = SLOPE_LIMBS * len(slot_limbs(length)[1]) + 1 + (2 if path == "cudnn" else 0)
         columns += extra + -(columns + extra) % kernel.multiple
-    reach_N = [min(window or length, length) for window in windows_of(layer, c.window)]
+    reach_N = [min(window or length, length) for window in head_windows(layer, c.window)]
     if path in ("blockwise", "flash") and c.consecutive:
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
@@ -177,10 +177,10 @@ def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[in
     """Returns the window of each head at the start of training; `length` where there is none to know."""
     params, bound = layer.init(jax.random.key(0)), math.inf
     if c.qk_norm and not layer.tempered_by_tokens:
-        rotations = [(g.heads.rotation, g.place) for g in layer.groups if g.heads.rotation]
+        rotations = [(g.heads.rotation, g.context) for g in layer.groups if g.heads.rotation]
         grown = max((rotation.amplitude(place) ** 2 for rotation, place in rotations), default=1.0)
         bound = math.sqrt(c.head_dim) * _hottest(layer, params, length) * grown
-    return [int(n) for n in windows(layer, params, bound, length)]
+    return [int(n) for n in cutoff_windows(layer, params, bound, length)]
 
 
 def _hottest(layer: PlacedLayer, params, length: int) -> float:

@@ -22,11 +22,11 @@ _MISSING = 'needs {}; pip install -e ".[plan]"'
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class Hardware:
     """A chip by its public data sheet.
 
     Attributes:
-      name: as for `CHIPS`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU, or the
+      name: as for `HARDWARE`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU, or the
         name that the driver gives a card.
       memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory, bytes per
         second.
@@ -60,28 +60,28 @@ class Chip:
 # both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
 # Autotuning times kernels on the card, which is not here.
 _GPU, _TPU = {"xla_gpu_autotune_level": 0}, {}
-CHIPS = {
+HARDWARE = {
     chip.name: chip
     for chip in (
-        Chip("h100", "cuda", "NVIDIA H100 80GB HBM3", 85_000_000_000, 989e12, 3.35e12, 450e9, 50e9, _GPU),
-        Chip("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, 450e9, 50e9, _GPU),
-        Chip("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, 100e9, None, _TPU),
-        Chip("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, 200e9, None, _TPU),
-        Chip("trillium", "tpu", "v6e", 34_359_738_368, 918e12, 1.64e12, 200e9, None, _TPU),
+        Hardware("h100", "cuda", "NVIDIA H100 80GB HBM3", 85_000_000_000, 989e12, 3.35e12, 450e9, 50e9, _GPU),
+        Hardware("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, 450e9, 50e9, _GPU),
+        Hardware("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, 100e9, None, _TPU),
+        Hardware("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, 200e9, None, _TPU),
+        Hardware("trillium", "tpu", "v6e", 34_359_738_368, 918e12, 1.64e12, 200e9, None, _TPU),
     )
 }  # fmt: skip
 
 
-def chip_named(name: str) -> Chip:
-    """Returns the chip of `CHIPS`; ValueError names near ones."""
-    if name not in CHIPS:
-        near = difflib.get_close_matches(name.lower(), CHIPS, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(CHIPS)}"
+def find_hardware(name: str) -> Hardware:
+    """Returns the chip of `HARDWARE`; ValueError names near ones."""
+    if name not in HARDWARE:
+        near = difflib.get_close_matches(name.lower(), HARDWARE, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(HARDWARE)}"
         raise ValueError(f"no chip {name!r}; {hint}")
-    return CHIPS[name]
+    return HARDWARE[name]
 
 
-def usual_topology(chip: Chip, devices: int) -> str:
+def default_topology(chip: Hardware, devices: int) -> str:
     """Returns how that many chips are usually sold: "1x8" or "2x8" GPUs, the squarest slice of a TPU.
 
     Raises:
@@ -128,7 +128,7 @@ device_description_str: "{kind}"
 
 
 @contextlib.contextmanager
-def traced_for(chip: Chip) -> Iterator[None]:
+def tracing_for(chip: Hardware) -> Iterator[None]:
     """While a program is traced, lets JAX believe that a GPU of this chip is here.
 
     cuDNN attention takes 256 columns since Hopper, and JAX asks the card of this machine which it is.
@@ -145,7 +145,7 @@ def traced_for(chip: Chip) -> Iterator[None]:
         yield
 
 
-def absent_devices(chip: Chip, topology: str) -> list:
+def topology_devices(chip: Hardware, topology: str) -> list:
     """Returns devices to compile for.
 
     Args:
@@ -180,13 +180,13 @@ def absent_devices(chip: Chip, topology: str) -> list:
     return list(described.devices)
 
 
-def absent_mesh(chip: Chip, topology: str, **axes: int) -> jax.sharding.Mesh:
-    """Returns an explicit mesh over absent devices, e.g. ``absent_mesh(chip, "4x4", data=4, model=4)``.
+def topology_mesh(chip: Hardware, topology: str, **axes: int) -> jax.sharding.Mesh:
+    """Returns an explicit mesh over absent devices, e.g. ``topology_mesh(chip, "4x4", data=4, model=4)``.
 
     Raises:
       ValueError: axes whose product is not the number of devices.
     """
-    devices = absent_devices(chip, topology)
+    devices = topology_devices(chip, topology)
     if np.prod(list(axes.values())) != len(devices):
         raise ValueError(f"axes {axes} do not multiply to the {len(devices)} devices of {topology}")
     explicit = (jax.sharding.AxisType.Explicit,) * len(axes)

@@ -29,7 +29,7 @@ _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
-class Instruction(NamedTuple):
+class HloInstruction(NamedTuple):
     """One line of a program: name, shape as text, opcode, names of operands, and the rest of the line."""
 
     name: str
@@ -53,14 +53,14 @@ class Instruction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class HloProgram:
     """Computations by name, each a list of instructions, and the name of the entry."""
 
-    computations: dict[str, list[Instruction]]
+    computations: dict[str, list[HloInstruction]]
     entry: str
 
 
-def parse(text: str) -> Program:
+def parse_hlo(text: str) -> HloProgram:
     """Returns the program that `compiled.as_text()` shows.
 
     Raises:
@@ -76,16 +76,16 @@ def parse(text: str) -> Program:
             current.append(_instruction(found[2], found[3], bool(found[1])))
     if entry is None:
         raise ValueError("this is no text of a compiled program: it has no entry computation")
-    return Program(computations, entry)
+    return HloProgram(computations, entry)
 
 
-def _instruction(name: str, rest: str, root: bool) -> Instruction:
+def _instruction(name: str, rest: str, root: bool) -> HloInstruction:
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opcode = _OPCODE.match(rest, end)
     start = opcode.end()
     stop = _closing(rest, start - 1)
     operands = tuple(_NAME.findall(rest[start:stop]))
-    return Instruction(name, rest[:end], opcode[1], operands, rest[start:], root)
+    return HloInstruction(name, rest[:end], opcode[1], operands, rest[start:], root)
 
 
 def _closing(text: str, at: int) -> int:
@@ -97,7 +97,7 @@ def _closing(text: str, at: int) -> int:
     raise ValueError(f"a parenthesis is never closed: {text[at : at + 60]}")
 
 
-def size(shape: str, memory_only: bool = False) -> float:
+def array_bytes(shape: str, memory_only: bool = False) -> float:
     """Returns the bytes of an array or tuple of arrays.
 
     Args:
@@ -114,7 +114,7 @@ def size(shape: str, memory_only: bool = False) -> float:
     return total
 
 
-def trip_count(program: Program, loop: Instruction) -> int | None:
+def trip_count(program: HloProgram, loop: HloInstruction) -> int | None:
     """Returns how often the body of a while loop runs, or None where the data decide.
 
     XLA writes it down; where it did not, a counter from zero that is compared with a constant tells.
@@ -130,23 +130,23 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
     return None
 
 
-class Run(NamedTuple):
+class ExecutedInstruction(NamedTuple):
     """An instruction, the instructions beside it by name, and how often it runs."""
 
-    instruction: Instruction
-    beside: dict[str, Instruction]
+    instruction: HloInstruction
+    beside: dict[str, HloInstruction]
     times: int
 
 
-def runs(program: Program) -> tuple[list[Run], int]:
+def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction], int]:
     """Returns every instruction that runs, outside of fusions, and the number of loops of unknown length."""
     unknown = 0
 
-    def walk(name: str, times: int) -> Iterator[Run]:
+    def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
         nonlocal unknown
         beside = {i.name: i for i in program.computations[name]}
         for instruction in program.computations[name]:
-            yield Run(instruction, beside, times)
+            yield ExecutedInstruction(instruction, beside, times)
             inner = times
             if instruction.opcode == "while":
                 trips = trip_count(program, instruction)
@@ -174,18 +174,18 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
          "opt-barrier", "get-dimension-size", "add-dependency", "iota"}  # fmt: skip
 
 
-def memory_traffic(program: Program) -> float:
+def memory_traffic(program: HloProgram) -> float:
     """Returns the bytes that one device reads from and writes to its memory in a run of the program.
 
     Every instruction reads its operands and writes its result once; what happens inside a fusion stays on
     the chip. A slice reads what it cuts out, an update in place writes what it changes; collectives are
     left to `collectives`.
     """
-    found, _ = runs(program)
+    found, _ = executed_instructions(program)
     return sum(run.times * _moved(program, run) for run in found)
 
 
-def _moved(program: Program, run: Run) -> float:
+def _moved(program: HloProgram, run: ExecutedInstruction) -> float:
     i = run.instruction
     if (
         i.opcode in _FREE
@@ -194,21 +194,21 @@ def _moved(program: Program, run: Run) -> float:
     ):
         return 0.0
     shapes = [run.beside[name].shape for name in i.operands if name in run.beside]
-    result = size(i.shape, memory_only=True)
+    result = array_bytes(i.shape, memory_only=True)
     if i.opcode in ("slice", "dynamic-slice", "gather"):
         return 2 * result
     if i.opcode == "dynamic-update-slice":
-        return 2 * size(shapes[1], memory_only=True)
+        return 2 * array_bytes(shapes[1], memory_only=True)
     if i.opcode == "copy-start":  # its result holds the operand too, and a context
-        result = size(_members(i.shape)[0], memory_only=True)
+        result = array_bytes(_members(i.shape)[0], memory_only=True)
     if i.opcode == "fusion":
         return _fused(program.computations[i.called("calls")[0]], shapes, i.shape)
-    return result + sum(size(shape, memory_only=True) for shape in shapes)
+    return result + sum(array_bytes(shape, memory_only=True) for shape in shapes)
 
 
-def _fused(body: list[Instruction], shapes: list[str], shape: str) -> float:
+def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
     by_name = {i.name: i for i in body}
-    users: dict[str, list[Instruction]] = {}
+    users: dict[str, list[HloInstruction]] = {}
     for i in body:
         for name in i.operands:
             users.setdefault(name, []).append(i)
@@ -216,12 +216,16 @@ def _fused(body: list[Instruction], shapes: list[str], shape: str) -> float:
     for parameter in (i for i in body if i.opcode == "parameter"):
         given, uses = shapes[int(parameter.literal)], users.get(parameter.name, [])
         uses = [use for use in uses if use.opcode.removesuffix("-start") not in COLLECTIVES]
-        if not size(given, memory_only=True) or all(use.root and _named(use) for use in uses):
+        if not array_bytes(given, memory_only=True) or all(
+            use.root and _named(use) for use in uses
+        ):
             continue
         if all(_cut(use, parameter.name) for use in uses):
-            total += sum(size(use.shape) for use in uses if use.opcode != "dynamic-update-slice")
+            total += sum(
+                array_bytes(use.shape) for use in uses if use.opcode != "dynamic-update-slice"
+            )
         else:
-            total += size(given, memory_only=True)
+            total += array_bytes(given, memory_only=True)
     root = next(i for i in body if i.root)
     pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     members = _members(shape)
@@ -230,21 +234,21 @@ def _fused(body: list[Instruction], shapes: list[str], shape: str) -> float:
     for written, member in zip(pieces, members, strict=True):
         while written.opcode in ("bitcast", "copy", "convert"):
             written = by_name[written.operands[0]]
-        whole = size(member, memory_only=True)
+        whole = array_bytes(member, memory_only=True)
         if written.opcode == "dynamic-update-slice":
-            whole = min(whole, size(by_name[written.operands[1]].shape))
+            whole = min(whole, array_bytes(by_name[written.operands[1]].shape))
         elif written.opcode == "parameter" or written.opcode in COLLECTIVES or _named(written):
             whole = 0.0  # handed through, or counted where devices speak
         total += whole
     return total
 
 
-def _named(i: Instruction) -> bool:
+def _named(i: HloInstruction) -> bool:
     """Whether an instruction only puts things together: of TPUs, also the handles of an asynchronous collective."""
     return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
 
 
-def _cut(use: Instruction, name: str) -> bool:
+def _cut(use: HloInstruction, name: str) -> bool:
     """Whether an instruction touches only a part of its operand `name`."""
     if use.opcode in ("dynamic-slice", "slice", "gather", "dynamic-update-slice"):
         return use.operands[0] == name and name not in use.operands[1:]

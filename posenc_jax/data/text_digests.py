@@ -8,7 +8,7 @@ from posenc_jax.data.document_files import SPLITS
 OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from the list
 
 
-def listed(corpus: Corpus) -> list[dict]:
+def list_texts(corpus: Corpus) -> list[dict]:
     """Returns split, name, bytes and sha256 of the texts: all of a corpus of files, the held-out ones of others; by name."""
     splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
     return [

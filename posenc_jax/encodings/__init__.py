@@ -1,14 +1,22 @@
 """Positional encodings as pure functions behind one value, the Scheme. Needs jax and numpy alone."""
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal, sinusoid
-from posenc_jax.encodings.base import Absolute, Bias, Form, GatedBias, Place, Rotation, Temperature
+from posenc_jax.encodings.base import (
+    Absolute,
+    Bias,
+    Form,
+    GatedBias,
+    HeadContext,
+    Rotation,
+    Temperature,
+)
 from posenc_jax.encodings.bias import Alibi, alibi_slopes, distances, linear_bias, matched_slopes
-from posenc_jax.encodings.forget_gate import Forget, running_clock
+from posenc_jax.encodings.forget_gate import Forget, cumulative_log_forget
 from posenc_jax.encodings.grammar import near_names, parse, unparse
-from posenc_jax.encodings.length_extension import stretched
+from posenc_jax.encodings.length_extension import extend_length
 from posenc_jax.encodings.registry import REGISTRY, register
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos, angles, inverse_frequencies, rotate
-from posenc_jax.encodings.scheme import Heads, PlacedLayer, PlacedScheme, Scheme
+from posenc_jax.encodings.scheme import HeadGroup, PlacedLayer, PlacedScheme, Scheme
 from posenc_jax.encodings.temperature import LogN, log_n
 from posenc_jax.encodings.window import Window
 
@@ -20,10 +28,10 @@ __all__ = [
     "Forget",
     "Form",
     "GatedBias",
-    "Heads",
+    "HeadContext",
+    "HeadGroup",
     "Learned",
     "LogN",
-    "Place",
     "PlacedLayer",
     "PlacedScheme",
     "Prope",
@@ -36,7 +44,9 @@ __all__ = [
     "Xpos",
     "alibi_slopes",
     "angles",
+    "cumulative_log_forget",
     "distances",
+    "extend_length",
     "inverse_frequencies",
     "linear_bias",
     "log_n",
@@ -45,8 +55,6 @@ __all__ = [
     "parse",
     "register",
     "rotate",
-    "running_clock",
     "sinusoid",
-    "stretched",
     "unparse",
 ]

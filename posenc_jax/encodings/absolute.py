@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import Absolute, Params, Place, check_positive
-from posenc_jax.encodings.gather import rows_at
+from posenc_jax.encodings.base import Absolute, HeadContext, Params, check_positive
+from posenc_jax.encodings.gather import gather_rows
 from posenc_jax.encodings.rotary import angles, inverse_frequencies
 
 
@@ -36,7 +36,7 @@ def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
                 f"position {top if top >= size else bottom} lies outside the learned table of {size} positions"
             )
     inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # a negative index would wrap around
-    return rows_at(table_LD, inside_BT, "fill")
+    return gather_rows(table_LD, inside_BT, "fill")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Sinusoidal(Absolute):
     base: float = 10_000.0
     scale: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an odd model dim or a base or scale that is not positive."""
         check_positive("sinusoidal", base=self.base, scale=self.scale)
-        if place.model_dim % 2:
-            raise ValueError(f"sinusoids come in pairs; model dim {place.model_dim} is odd")
+        if context.model_dim % 2:
+            raise ValueError(f"sinusoids come in pairs; model dim {context.model_dim} is odd")
 
-    def embed(self, params: Params, pos_BT: jax.Array, place: Place) -> jax.Array:
+    def embed(self, params: Params, pos_BT: jax.Array, context: HeadContext) -> jax.Array:
         """Returns a_BTD, float32, for any position."""
-        return self.scale * sinusoid(pos_BT, place.model_dim, self.base)
+        return self.scale * sinusoid(pos_BT, context.model_dim, self.base)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +76,23 @@ class Learned(Absolute):
     size: int = 0
     stddev: float = 0.02
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a table shorter than the training length."""
         check_positive("learned", stddev=self.stddev)
-        if self.longest(place) < place.train_length:
+        if self.longest(context) < context.train_length:
             raise ValueError(
-                f"learned: table of {self.size} positions is shorter than the training length {place.train_length}"
+                f"learned: table of {self.size} positions is shorter than the training length {context.train_length}"
             )
 
-    def longest(self, place: Place) -> int:
+    def longest(self, context: HeadContext) -> int:
         """Returns the number of rows."""
-        return self.size or place.train_length
+        return self.size or context.train_length
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"table_LD"}: normal rows."""
-        shape = (self.longest(place), place.model_dim)
+        shape = (self.longest(context), context.model_dim)
         return {"table_LD": self.stddev * jax.random.normal(key, shape, jnp.float32)}
 
-    def embed(self, params: Params, pos_BT: jax.Array, place: Place) -> jax.Array:
+    def embed(self, params: Params, pos_BT: jax.Array, context: HeadContext) -> jax.Array:
         """Returns the rows of the table at pos_BT; see `table_rows` for positions outside it."""
         return table_rows(params["table_LD"], pos_BT)

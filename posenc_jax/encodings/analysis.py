@@ -16,11 +16,11 @@ from posenc_jax.encodings.rotary import angles
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
 # Smallest positive number of each dtype, subnormals included: weights below it are exactly zero.
-SMALLEST = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
+SMALLEST_POSITIVE = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadReach:
+class HeadAnalysis:
     """One head of one layer.
 
     Attributes:
@@ -51,7 +51,7 @@ class HeadReach:
 def bias_of_distance(
     layer: PlacedLayer, params: Params, length: int, chunk: int = 16384
 ) -> np.ndarray:
-    """Returns b_ND, float64: the bias of each head for a query at length - 1 and key d tokens back."""
+    """Returns b_NZ, float64: the bias of each head for a query at length - 1 and key d tokens back."""
     query_11 = jnp.full((1, 1), length - 1, jnp.int32)
     pieces = []
     for start in range(0, length, chunk):
@@ -64,7 +64,7 @@ def bias_of_distance(
 
 
 def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> np.ndarray:
-    """Returns tau_ND, float64: the temperature of a query at length - 1 on a key d tokens back."""
+    """Returns tau_NZ, float64: the temperature of a query at length - 1 on a key d tokens back."""
     keys_1S = jnp.arange(length - 1, -1, -1, jnp.int32)[None]
     tau = layer.temperature(params, jnp.full((1, 1), length - 1, jnp.int32), keys_1S)
     if tau is None:
@@ -83,28 +83,28 @@ def temperature_of_position(
     return np.asarray(tau[0, :, :, 0], np.float64)
 
 
-def horizon(bias_D: np.ndarray, margin: float | np.ndarray) -> int:
+def retrieval_horizon(bias_Z: np.ndarray, margin: float | np.ndarray) -> int:
     """Returns the largest distance at which a needle keeps weight 1/2, or -1.
 
     The needle's content logit exceeds that of every other key by `margin` nats (one number, or one for
     every distance); the others are alike. It keeps half of the weight where margin + b(d) is at least
     the log of the others' summed weight.
     """
-    weight_D = np.exp(bias_D - bias_D.max())
-    others_D = np.maximum(weight_D.sum() - weight_D, 0.0)
-    kept = np.exp(margin) * weight_D >= others_D
+    weight_Z = np.exp(bias_Z - bias_Z.max())
+    others_Z = np.maximum(weight_Z.sum() - weight_Z, 0.0)
+    kept = np.exp(margin) * weight_Z >= others_Z
     return int(np.flatnonzero(kept)[-1]) if kept.any() else -1
 
 
-def blind_distance(bias_D: np.ndarray, smallest: float) -> int | None:
+def blind_distance(bias_Z: np.ndarray, smallest: float) -> int | None:
     """Returns the largest distance with a weight of at least `smallest`, None if that is all of them."""
-    seen = np.flatnonzero(bias_D - bias_D[0] >= math.log(smallest))
-    return None if seen[-1] == len(bias_D) - 1 else int(seen[-1])
+    seen = np.flatnonzero(bias_Z - bias_Z[0] >= math.log(smallest))
+    return None if seen[-1] == len(bias_Z) - 1 else int(seen[-1])
 
 
-def reaches(
+def analyze_heads(
     scheme: PlacedScheme, params: list[Params], length: int, margins: tuple[float, ...]
-) -> list[HeadReach]:
+) -> list[HeadAnalysis]:
     """Returns the reach of every head; identical layers are computed once.
 
     Args:
@@ -116,33 +116,34 @@ def reaches(
         if layer in known and not learned:
             out += [dataclasses.replace(head, layer=number) for head in known[layer]]
             continue
-        bias_ND = bias_of_distance(layer, learned, length)
-        tau_ND = temperature_of_distance(layer, learned, length)
+        bias_NZ = bias_of_distance(layer, learned, length)
+        tau_NZ = temperature_of_distance(layer, learned, length)
         heads = []
         for group in layer.groups:
             rotation = group.heads.rotation
-            waves = rotation.wavelengths(group.place) if rotation else ()
+            waves = rotation.wavelengths(group.context) if rotation else ()
             for n in range(group.first, group.stop):
-                b_D, sight = bias_ND[n], layer.window_N[n]
-                seen_D = b_D if sight is None else np.where(np.arange(length) < sight, b_D, -np.inf)
+                b_Z, sight = bias_NZ[n], layer.window_N[n]
+                seen_Z = b_Z if sight is None else np.where(np.arange(length) < sight, b_Z, -np.inf)
                 at_L = min(train_length, length - 1)
                 heads.append(
-                    HeadReach(
+                    HeadAnalysis(
                         layer=number,
                         head=n,
                         wavelengths=waves,
                         sight=sight,
-                        slope=float(b_D[0] - b_D[min(1, length - 1)]),
-                        slope_times_length=float(b_D[0] - b_D[at_L]) * train_length / max(at_L, 1),
+                        slope=float(b_Z[0] - b_Z[min(1, length - 1)]),
+                        slope_times_length=float(b_Z[0] - b_Z[at_L]) * train_length / max(at_L, 1),
                         horizon={
-                            m: None if layer.form else horizon(seen_D, m * tau_ND[n])
+                            m: None if layer.form else retrieval_horizon(seen_Z, m * tau_NZ[n])
                             for m in margins
                         },
                         blind={
-                            name: blind_distance(seen_D, tiny) for name, tiny in SMALLEST.items()
+                            name: blind_distance(seen_Z, tiny)
+                            for name, tiny in SMALLEST_POSITIVE.items()
                         },
                         unseen_pairs=sum(wave > train_length for wave in waves),
-                        temperature=float(tau_ND[n, -1]),
+                        temperature=float(tau_NZ[n, -1]),
                     )
                 )
         known[layer] = heads
@@ -188,7 +189,7 @@ def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float
     }
 
 
-def warnings(heads: list[HeadReach], length: int, train_length: int) -> list[str]:
+def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -> list[str]:
     """Returns what a user should know, in words, about the first layer of each kind and their sum."""
     said = []
     total = len(heads)

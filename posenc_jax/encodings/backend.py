@@ -9,13 +9,13 @@ import jax
 _ELSEWHERE = contextvars.ContextVar("device", default=None)
 
 
-def computes_on() -> str:
+def current_backend() -> str:
     """Returns the device that programs are traced for: "cpu", "gpu" or "tpu"."""
     return _ELSEWHERE.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
-def computing_on(device: str) -> Iterator[None]:
+def assume_backend(device: str) -> Iterator[None]:
     """Traces programs for a device that is not what this process computes on."""
     token = _ELSEWHERE.set(device)
     try:
@@ -25,10 +25,10 @@ def computing_on(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_products() -> Iterator[None]:
+def float32_matmuls() -> Iterator[None]:
     """Traces products of float32 as such: by default a GPU rounds their factors to 10 bits, and a TPU to 8."""
     how = contextlib.nullcontext()
-    if computes_on() != "cpu":
+    if current_backend() != "cpu":
         how = jax.default_matmul_precision("highest")
     with how:
         yield

@@ -1,7 +1,7 @@
-"""The contract of an encoding: five kinds of part (a window is a sixth), and the place a part is put in.
+"""The contract of an encoding: five kinds of part (a window is a sixth), and the context of the heads that carry it.
 
 A part is a frozen dataclass whose fields are its hyperparameters. It holds no arrays: learned
-values are a pytree made by ``init(key, place)`` and handed back to every call. To add an encoding,
+values are a pytree made by ``init(key, context)`` and handed back to every call. To add an encoding,
 subclass one of the kinds, implement its one function, and register it in
 :mod:`posenc_jax.encodings.registry`.
 """
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 Params = Any
 MATCH = "match"
 # Sizes of numbers that a part takes: times the largest distance, they are still in float32's range.
-LEAST, MOST = 1e-30, 1e30
-MOST_WHOLE = 2**24  # float32 tells whole numbers apart up to here
+MIN_SIZE, MAX_SIZE = 1e-30, 1e30
+MAX_INTEGER = 2**24  # float32 tells whole numbers apart up to here
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class HeadContext:
     """Where a part stands: static facts that its function may depend on.
 
     Attributes:
@@ -48,11 +48,11 @@ class Part:
     learns: ClassVar[bool] = False  # True where `init` returns parameters
     relative: ClassVar[bool] = True  # False where more than the distance of two tokens counts
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns the learned parameters of this part; most have none (an empty dict)."""
         return {}
 
-    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+    def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
         """Returns `params` as they stand when a share `progress` in [0, 1] of training is done.
 
         For values that follow a schedule and not a gradient, or that are kept within bounds: training
@@ -60,14 +60,14 @@ class Part:
         """
         return params
 
-    def check(self, place: Place) -> None:
-        """Raises ValueError, in the reader's words, when the part cannot stand at `place`."""
+    def check(self, context: HeadContext) -> None:
+        """Raises ValueError, in the reader's words, when the part cannot stand in `context`."""
 
-    def longest(self, place: Place) -> int | None:
+    def longest(self, context: HeadContext) -> int | None:
         """Number of positions the part is defined for, or None when there is no limit."""
         return None
 
-    def columns(self, place: Place) -> int | None:
+    def columns(self, context: HeadContext) -> int | None:
         """Columns of the grid on which the part reads a position as (row, column); None on a line."""
         return None
 
@@ -75,9 +75,9 @@ class Part:
         """Returns what a model has in the part's place when it is switched off: by default nothing."""
         return None
 
-    def on_grid(self, width: int, place: Place) -> "Part":
+    def on_grid(self, width: int, context: HeadContext) -> "Part":
         """Returns the part on a grid of `width` columns, its field of that name; on a line, the same."""
-        return self if self.columns(place) is None else dataclasses.replace(self, width=width)
+        return self if self.columns(context) is None else dataclasses.replace(self, width=width)
 
 
 class Absolute(Part):
@@ -85,7 +85,7 @@ class Absolute(Part):
 
     relative: ClassVar[bool] = False
 
-    def embed(self, params: Params, pos_BT: jax.Array, place: Place) -> jax.Array:
+    def embed(self, params: Params, pos_BT: jax.Array, context: HeadContext) -> jax.Array:
         """Returns a_BTD, float32, for positions pos_BT."""
         raise NotImplementedError
 
@@ -99,19 +99,19 @@ class Rotation(Part):
 
     per_head: ClassVar[bool] = False  # True where the heads of a group turn by angles of their own
     keys_alike: ClassVar[bool] = False  # True where, even so, keys turn alike for all heads
-    widens: ClassVar[int] = 1  # columns of a turned vector for every dim
+    columns_per_dim: ClassVar[int] = 1  # columns of a turned vector for every dim
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
-        """Returns x_BTNH turned to its positions, its last dim `widens` times as wide; `side` is "query" or "key".
+        """Returns x_BTNH turned to its positions, its last dim `columns_per_dim` times as wide; `side` is "query" or "key".
 
         x_BTNH has all heads of the layer (keys: or its key/value heads, where they turn alike); the layer
         keeps the turned ones of this part's group.
         """
         raise NotImplementedError
 
-    def amplitude(self, place: Place) -> float:
+    def amplitude(self, context: HeadContext) -> float:
         """Returns the largest factor by which `rotate` lengthens a vector, at any position.
 
         1.0 for a pure rotation. By default infinite: nothing is known, and a cache then evicts nothing.
@@ -122,7 +122,7 @@ class Rotation(Part):
         """Returns the rotation under a `Stretch`; ValueError for a rotation that has no such form."""
         raise ValueError(f"{type(self).__name__.lower()} cannot be stretched when it is read")
 
-    def wavelengths(self, place: Place) -> tuple[float, ...]:
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns the wavelength of every rotary pair in tokens, for reports (empty: none fixed)."""
         return ()
 
@@ -140,12 +140,12 @@ class Bias(Part):
     factor: float = dataclasses.field(default=1.0, kw_only=True)
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns bias_BNTS, float32, N = place.heads, for any positions."""
+        """Returns bias_BNTS, float32, N = context.heads, for any positions."""
         raise NotImplementedError
 
-    def linear_slope_N(self, params: Params, place: Place) -> jax.Array | None:
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array | None:
         """Returns m, float32, of a bias that is exactly -m d at every distance d; None for any other.
 
         Such a bias can be folded into queries and keys (`posenc_jax.attention.kernels.bias_folding`).
@@ -162,11 +162,11 @@ class GatedBias(Bias):
     """A bias that the tokens themselves decide: b(i, j) = clock(i) - clock(j).
 
     Every token makes its head's clock tick by an amount of its own; a clock is the running sum of the
-    ticks inside a document (`posenc_jax.encodings.forget_gate.running_clock`).
+    ticks inside a document (`posenc_jax.encodings.forget_gate.cumulative_log_forget`).
     """
 
-    def tick(self, params: Params, x_BTD: jax.Array, place: Place) -> jax.Array:
-        """Returns tick_BTN, float32, at most 0: nats that all earlier tokens lose at this one.
+    def log_forget(self, params: Params, x_BTD: jax.Array, context: HeadContext) -> jax.Array:
+        """Returns log_forget_BTN, float32, at most 0: nats that all earlier tokens lose at this one.
 
         x_BTD is what the layer's projections read. The inherited `bias` must return what the clocks
         give for tokens of x = 0, for reports that have positions and no tokens.
@@ -180,9 +180,9 @@ class Temperature(Part):
     relative: ClassVar[bool] = False
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns tau_BNTS, float32, N = place.heads or 1 for all alike; tau_BNT1 where no key matters."""
+        """Returns tau_BNTS, float32, N = context.heads or 1 for all alike; tau_BNT1 where no key matters."""
         raise NotImplementedError
 
     def stretched(self, factor: float) -> "Temperature":
@@ -194,17 +194,17 @@ class TokenTemperature(Temperature):
     """A temperature that the query's token decides, beside its position."""
 
     def of_tokens(
-        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, place: Place
+        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns tau_BTN, float32, N = place.heads; x_BTD is what the layer's projections read."""
+        """Returns tau_BTN, float32, N = context.heads; x_BTD is what the layer's projections read."""
         raise NotImplementedError
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_BNT1 of tokens of x = 0, for reports that have positions and no tokens."""
-        x_BTD = jnp.zeros((*q_pos_BT.shape, place.model_dim))
-        tau_BTN = self.of_tokens(params, x_BTD, q_pos_BT, place)
+        x_BTD = jnp.zeros((*q_pos_BT.shape, context.model_dim))
+        tau_BTN = self.of_tokens(params, x_BTD, q_pos_BT, context)
         return tau_BTN.swapaxes(1, 2)[..., None]
 
 
@@ -250,10 +250,14 @@ def _wrong(value: Any, default: Any) -> str | None:
         return "a word"
     if isinstance(default, int):
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        fits = whole and -MOST_WHOLE <= value <= MOST_WHOLE
-        return None if fits else f"a whole number of at most {MOST_WHOLE:,}"
+        fits = whole and -MAX_INTEGER <= value <= MAX_INTEGER
+        return None if fits else f"a whole number of at most {MAX_INTEGER:,}"
     if isinstance(default, float | tuple):
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        fits = real and (value == 0 or LEAST <= abs(value) <= MOST)
-        return None if fits else f"0 or a number of size {LEAST:g} to {MOST:g}, which float32 holds"
+        fits = real and (value == 0 or MIN_SIZE <= abs(value) <= MAX_SIZE)
+        return (
+            None
+            if fits
+            else f"0 or a number of size {MIN_SIZE:g} to {MAX_SIZE:g}, which float32 holds"
+        )
     return None

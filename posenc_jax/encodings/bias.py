@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import MATCH, MOST, Bias, Params, Place, check_positive
+from posenc_jax.encodings.base import MATCH, MAX_SIZE, Bias, HeadContext, Params, check_positive
 from posenc_jax.encodings.rotary import angles
 
 SLOPES = ("standard", MATCH, "harmonic")
@@ -111,7 +111,7 @@ class Sloped(RankedBias):
     max_exponent: float = 8.0
     steep: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an unknown slope rule, a number that is not positive, or slopes past float32."""
         if self.slopes not in SLOPES:
             raise ValueError(f"slopes must be one of {SLOPES}, not {self.slopes!r}")
@@ -125,25 +125,25 @@ class Sloped(RankedBias):
             factor=self.factor,
             ntk=self.ntk,
         )
-        slope_N = self.slope_N(place)
-        if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MOST:
+        slope_N = self.slope_N(context)
+        if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MAX_SIZE:
             raise ValueError(
                 f"{owner}: max_exponent={self.max_exponent:g}, steep={self.steep:g}, factor={self.factor:g} and ntk={self.ntk:g} "
                 f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
             )
 
-    def unread_slope_N(self, place: Place) -> np.ndarray:
+    def unread_slope_N(self, context: HeadContext) -> np.ndarray:
         """Returns the slopes of this group's heads before any stretch, float64."""
         if self.slopes == "harmonic":
-            return self.steep * harmonic_slopes(place.heads)
+            return self.steep * harmonic_slopes(context.heads)
         if self.slopes == MATCH:
-            sizes = (place.heads, place.num_heads, place.train_length)
+            sizes = (context.heads, context.num_heads, context.train_length)
             return self.steep * matched_slopes(*sizes, self.max_exponent)
-        return self.steep * alibi_slopes(place.heads, self.max_exponent)
+        return self.steep * alibi_slopes(context.heads, self.max_exponent)
 
-    def slope_N(self, place: Place) -> np.ndarray:
+    def slope_N(self, context: HeadContext) -> np.ndarray:
         """Returns the slopes of this group's heads as they are read, float64."""
-        slope_N = self.unread_slope_N(place)
+        slope_N = self.unread_slope_N(context)
         return slope_N / self.divisor_N(slope_N)
 
 
@@ -156,14 +156,14 @@ class Alibi(Sloped):
     """
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS = -m d."""
-        return linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS))
+        return linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS))
 
-    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array:
         """Returns m, float32."""
-        return jnp.asarray(self.slope_N(place), jnp.float32)
+        return jnp.asarray(self.slope_N(context), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,17 +178,17 @@ class Capped(Sloped):
 
     cap: float = 4.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a cap that is not positive."""
-        super().check(place)
+        super().check(context)
         check_positive("capped", cap=self.cap)
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS = -min(m d, cap)."""
         return jnp.maximum(
-            linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS)), -self.cap
+            linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS)), -self.cap
         )
 
 
@@ -202,22 +202,22 @@ class Power(Sloped):
 
     power: float = 0.5
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a power outside (0, 2]."""
-        super().check(place)
+        super().check(context)
         check_positive("power", power=self.power)
         if self.power > 2:
             raise ValueError(f"power: power must lie in (0, 2], not {self.power}")
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS = -m d^p."""
-        return linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS) ** self.power)
+        return linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS) ** self.power)
 
-    def slope_N(self, place: Place) -> np.ndarray:
+    def slope_N(self, context: HeadContext) -> np.ndarray:
         """Returns m as it is read, float64: a distance d / f costs m (d / f)^p."""
-        slope_N = self.unread_slope_N(place)
+        slope_N = self.unread_slope_N(context)
         return slope_N / self.divisor_N(slope_N) ** self.power
 
 
@@ -232,16 +232,16 @@ class Log(Bias):
     c: float = 1.0
     t: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a setting that is not positive."""
         check_positive("log", c=self.c, t=self.t, factor=self.factor)
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS, the same for every head."""
         tail_BTS = jnp.log1p(distances(q_pos_BT, k_pos_BS) / (self.t * self.factor))
-        return linear_bias(np.full(place.heads, self.c), tail_BTS)
+        return linear_bias(np.full(context.heads, self.c), tail_BTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,18 +260,18 @@ class Sandwich(Bias):
     dim: int = 128
     base: float = 10_000.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an odd or empty dim, or a base that is not positive."""
         check_positive("sandwich", dim=self.dim, base=self.base, factor=self.factor)
         if self.dim % 2:
             raise ValueError(f"sandwich: dim must be even, not {self.dim}")
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS."""
         apart_BTS = jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :])
         # Frequencies start at i = 1 here, as in the paper.
         freq_h = self.base ** (-2 * np.arange(1, self.dim // 2 + 1) / self.dim) / self.factor
         lost_BTS = (1 - jnp.cos(angles(apart_BTS, freq_h))).sum(-1)
-        return linear_bias(place.heads / (8 * np.arange(1, place.heads + 1)), lost_BTS)
+        return linear_bias(context.heads / (8 * np.arange(1, context.heads + 1)), lost_BTS)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings.base import Bias, GatedBias, Params, Place
+from posenc_jax.encodings.base import Bias, GatedBias, HeadContext, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,37 +46,39 @@ class BiasSum(Bias):
         """Whether a term is."""
         return any(term.joint for term in self.terms)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns the learned parameters of the terms that have some, by the term's number."""
         learned = {
-            str(i): term.init(jax.random.fold_in(key, i), place)
+            str(i): term.init(jax.random.fold_in(key, i), context)
             for i, term in enumerate(self.terms)
         }
         return {i: values for i, values in learned.items() if values}
 
-    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+    def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
         """Returns the parameters of every term at a share `progress` of training."""
         return {
-            i: self.terms[int(i)].scheduled(values, progress, place) for i, values in params.items()
+            i: self.terms[int(i)].scheduled(values, progress, context)
+            for i, values in params.items()
         }
 
-    def longest(self, place: Place) -> int | None:
+    def longest(self, context: HeadContext) -> int | None:
         """Returns the least number of positions that a term is defined for."""
-        return min((n for term in self.terms if (n := term.longest(place)) is not None), default=None)  # fmt: skip
+        return min((n for term in self.terms if (n := term.longest(context)) is not None), default=None)  # fmt: skip
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS."""
         return sum(
-            term.bias(params.get(str(i), {}), q_pos_BT, k_pos_BS, place)
+            term.bias(params.get(str(i), {}), q_pos_BT, k_pos_BS, context)
             for i, term in enumerate(self.terms)
         )
 
-    def linear_slope_N(self, params: Params, place: Place) -> jax.Array | None:
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array | None:
         """Returns the sum of the terms' slopes, float32; None where a term is not linear."""
         slopes = [
-            term.linear_slope_N(params.get(str(i), {}), place) for i, term in enumerate(self.terms)
+            term.linear_slope_N(params.get(str(i), {}), context)
+            for i, term in enumerate(self.terms)
         ]
         return None if any(slope_N is None for slope_N in slopes) else jnp.sum(jnp.stack(slopes), 0)
 
@@ -84,6 +86,6 @@ class BiasSum(Bias):
         """Returns the sum of the terms as each reads `factor` times further by its own rule."""
         return BiasSum(tuple(term.stretched(factor, ntk) for term in self.terms))
 
-    def on_grid(self, width: int, place: Place) -> "BiasSum":
+    def on_grid(self, width: int, context: HeadContext) -> "BiasSum":
         """Returns the sum whose planar terms unfold positions on `width` columns."""
-        return BiasSum(tuple(term.on_grid(width, place) for term in self.terms))
+        return BiasSum(tuple(term.on_grid(width, context) for term in self.terms))

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import MATCH, GatedBias, Params, Place, check_positive
+from posenc_jax.encodings.base import MATCH, GatedBias, HeadContext, Params, check_positive
 from posenc_jax.encodings.bias import alibi_slopes, distances, matched_slopes
 
 
-def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
-    """Returns clock_BTN, float32: the sum of the ticks of a document up to and including each token.
+def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
+    """Returns cum_log_forget_BTN, float32: the sum of the ticks of a document up to and including each token.
 
     Begins anew at every change of segment, by resetting and not by subtracting: what stands before a
     document cannot cost it precision. The tokens of a document stand together and in order.
@@ -24,7 +24,7 @@ def running_clock(tick_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
         (a, a_new), (b, b_new) = left, right
         return jnp.where(b_new, b, a + b), a_new | b_new
 
-    return jax.lax.associative_scan(join, (tick_BTN.astype(jnp.float32), new_BT1), axis=1)[0]
+    return jax.lax.associative_scan(join, (log_forget_BTN.astype(jnp.float32), new_BT1), axis=1)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,34 +46,34 @@ class Forget(GatedBias):
     start: str = "half"
     stddev: float = 0.02
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an unknown start, or a number that is not positive."""
         if self.start not in ("half", "standard", MATCH):
             raise ValueError(f"forget: start must be half, match or standard, not {self.start!r}")
         check_positive("forget", stddev=self.stddev, factor=self.factor)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"gate_DN", "gate_bias_N"}."""
         if self.start == "half":
-            slope_N = np.full(place.heads, np.log(2))
+            slope_N = np.full(context.heads, np.log(2))
         elif self.start == MATCH:
-            slope_N = matched_slopes(place.heads, place.num_heads, place.train_length)
+            slope_N = matched_slopes(context.heads, context.num_heads, context.train_length)
         else:
-            slope_N = alibi_slopes(place.heads)
-        shape = (place.model_dim, place.heads)
+            slope_N = alibi_slopes(context.heads)
+        shape = (context.model_dim, context.heads)
         return {
             "gate_DN": self.stddev * jax.random.normal(key, shape, jnp.float32),
             # sigmoid(c) = e^-m
             "gate_bias_N": jnp.asarray(-np.log(np.expm1(slope_N)), jnp.float32),
         }
 
-    def tick(self, params: Params, x_BTD: jax.Array, place: Place) -> jax.Array:
-        """Returns tick_BTN = ln f, float32."""
+    def log_forget(self, params: Params, x_BTD: jax.Array, context: HeadContext) -> jax.Array:
+        """Returns log_forget_BTN = ln f, float32."""
         gate_BTN = jnp.einsum("BTD,DN->BTN", x_BTD.astype(jnp.float32), params["gate_DN"])
         return jax.nn.log_sigmoid(gate_BTN + params["gate_bias_N"][None, None]) / self.factor
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS of tokens whose gates are at their resting value, sigmoid(c)."""
         rest_N = jax.nn.log_sigmoid(params["gate_bias_N"]) / self.factor

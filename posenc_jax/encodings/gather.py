@@ -10,10 +10,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings.backend import computes_on
+from posenc_jax.encodings.backend import current_backend
 
 
-def rows_at(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
+def gather_rows(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
     """Returns table_VD[ids_BT].
 
     On a mesh the table may be split over D, not over V; rows lie where their ids lie.
@@ -23,7 +23,7 @@ def rows_at(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
       mode: of `.at[].get`: "fill", where an id of V or more reads NaN and gives no gradient, or
         "promise_in_bounds", where there is none.
     """
-    if computes_on() == "gpu":
+    if current_backend() == "gpu":
         return _summed_in_order(table_VD, jnp.asarray(ids_BT), mode, table_VD.shape[0])
     return _taken(table_VD, ids_BT, mode)
 
@@ -49,7 +49,7 @@ def _backward(mode, size, ids_BT, d_BTD):
     over = tuple(axis for axes in places if axes for axis in ((axes,) if isinstance(axes, str) else axes))  # fmt: skip
 
     def summed(d_BTD, ids_BT):
-        d_VD = sums_by_id(d_BTD.reshape(-1, d_BTD.shape[-1]), ids_BT.reshape(-1), size)
+        d_VD = sum_rows_by_id(d_BTD.reshape(-1, d_BTD.shape[-1]), ids_BT.reshape(-1), size)
         return jax.lax.psum(d_VD, over) if over else d_VD
 
     if over or dim:
@@ -61,7 +61,7 @@ def _backward(mode, size, ids_BT, d_BTD):
 _summed_in_order.defvjp(_forward, _backward)
 
 
-def sums_by_id(d_XD: jax.Array, ids_X: jax.Array, size: int) -> jax.Array:
+def sum_rows_by_id(d_XD: jax.Array, ids_X: jax.Array, size: int) -> jax.Array:
     """Returns d_VD: the sum of the rows of every id below `size`, in float32.
 
     Rows are sorted by id, those of one id in the order they come in, and added in a tree over their

@@ -26,9 +26,9 @@ import re
 
 from posenc_jax.encodings.base import Absolute, Bias, Form, Part, Rotation, Temperature
 from posenc_jax.encodings.bias_sum import BiasSum
-from posenc_jax.encodings.registry import REGISTRY, name_of
-from posenc_jax.encodings.rope_scaling import STRETCHES, Stretch
-from posenc_jax.encodings.scheme import Heads, Layer, Scheme
+from posenc_jax.encodings.registry import REGISTRY, registered_name
+from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
+from posenc_jax.encodings.scheme import HeadGroup, Layer, Scheme
 from posenc_jax.encodings.window import Window
 
 _TOKEN = re.compile(
@@ -87,7 +87,7 @@ def _enclose(text: str) -> str:
     return f"({text})" if re.search(r"[+]", re.sub(r"\([^()]*\)", "", text)) else text
 
 
-def _unparse_heads(heads: Heads, absolute: Absolute | None) -> str:
+def _unparse_heads(heads: HeadGroup, absolute: Absolute | None) -> str:
     parts = (absolute, heads.rotation, heads.bias, heads.form, heads.window)
     terms = [_unparse_term(p) for p in parts if p is not None]
     tail = f"~{unparse_part(heads.temperature)}" if heads.temperature else ""
@@ -99,18 +99,18 @@ def _unparse_term(part: Part) -> str:
     return "&".join(map(unparse_part, terms))
 
 
-def unparse_part(part: Part | Stretch) -> str:
+def unparse_part(part: Part | RopeScaling) -> str:
     """Returns a part or a stretch as it stands in a line, defaults left out."""
     changed = [
         f"{f.name}={_unparse_value(getattr(part, f.name))}"
         for f in sorted(dataclasses.fields(part), key=lambda f: f.kw_only)  # stretches last
         if getattr(part, f.name) != f.default
     ]
-    return name_of(part) + (f"({','.join(changed)})" if changed else "")
+    return registered_name(part) + (f"({','.join(changed)})" if changed else "")
 
 
 def _unparse_value(value) -> str:
-    if isinstance(value, Stretch):
+    if isinstance(value, RopeScaling):
         return unparse_part(value)
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
@@ -130,8 +130,8 @@ class _Parser:
         self.tokens.append(("end", "the end", len(text)))
 
     def fail(self, what: str, token=None) -> ValueError:
-        place = (token or self.tokens[self.at])[2] + 1
-        return ValueError(f"scheme {self.text!r}, character {place}: {what}")
+        column = (token or self.tokens[self.at])[2] + 1
+        return ValueError(f"scheme {self.text!r}, character {column}: {what}")
 
     def take(self, sign: str) -> bool:
         if self.tokens[self.at][:2] == ("sign", sign):
@@ -164,7 +164,7 @@ class _Parser:
             raise self.fail("a head split inside a head split", start)
         return [tuple(dataclasses.replace(inner[0], share=share) for share, inner in groups)]
 
-    def group(self) -> tuple[int, list[Heads]]:
+    def group(self) -> tuple[int, list[HeadGroup]]:
         """Returns the count in front and the heads, or the split inside parentheses."""
         count = 1
         kind, value, _ = self.tokens[self.at]
@@ -185,10 +185,10 @@ class _Parser:
             if self.tokens[self.at][:2] not in (("sign", "+"), ("sign", "~")):
                 return count, inner[0][1]
             return count, [self.heads(inner[0][1][0])]
-        return count, [self.heads(Heads())]
+        return count, [self.heads(HeadGroup())]
 
-    def heads(self, heads: Heads) -> Heads:
-        begun = heads != Heads()
+    def heads(self, heads: HeadGroup) -> HeadGroup:
+        begun = heads != HeadGroup()
         while not begun or self.take("+"):
             begun = True
             heads = self.term(heads)
@@ -202,7 +202,7 @@ class _Parser:
             heads = dataclasses.replace(heads, temperature=part)
         return heads
 
-    def term(self, heads: Heads) -> Heads:
+    def term(self, heads: HeadGroup) -> HeadGroup:
         token = self.tokens[self.at]
         if token[:2] == ("name", "nope"):
             self.at += 1
@@ -270,11 +270,11 @@ class _Parser:
     def value(self, name: str, field: dataclasses.Field):
         """Returns the value that stands here, if it is of the field's type."""
         kind, text, _ = token = self.tokens[self.at]
-        if "Stretch" in str(field.type) and (kind, text) == ("name", "none"):
+        if "RopeScaling" in str(field.type) and (kind, text) == ("name", "none"):
             self.at += 1
             return None
-        if "Stretch" in str(field.type):
-            return self.part(STRETCHES)
+        if "RopeScaling" in str(field.type):
+            return self.part(ROPE_SCALINGS)
         if isinstance(field.default, tuple) and self.take("["):
             numbers = []
             while not self.take("]"):

@@ -10,9 +10,9 @@ from posenc_jax.encodings.base import (
     Bias,
     Form,
     GatedBias,
+    HeadContext,
     Params,
     Part,
-    Place,
     Rotation,
     Temperature,
     TokenTemperature,
@@ -25,7 +25,7 @@ KINDS = ("rotation", "bias", "temperature", "form", "window")
 
 
 @dataclasses.dataclass(frozen=True)
-class Heads:
+class HeadGroup:
     """One group of heads and what it carries; `share` is its weight among the layer's groups.
 
     `form` is another form of attention than softmax; it takes neither bias nor temperature.
@@ -46,28 +46,28 @@ class Heads:
         )
 
 
-Layer = tuple[Heads, ...]
+Layer = tuple[HeadGroup, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class PlacedHeads:
+class PlacedHeadGroup:
     """A head group with the range of query heads it fills."""
 
-    heads: Heads
+    heads: HeadGroup
     first: int
-    place: Place
+    context: HeadContext
 
     @property
     def stop(self) -> int:
         """One past the last query head."""
-        return self.first + self.place.heads
+        return self.first + self.context.heads
 
 
 @dataclasses.dataclass(frozen=True)
 class PlacedLayer:
     """The positional mathematics of one attention layer: pure functions of positions."""
 
-    groups: tuple[PlacedHeads, ...]
+    groups: tuple[PlacedHeadGroup, ...]
 
     @property
     def num_heads(self) -> int:
@@ -77,7 +77,7 @@ class PlacedLayer:
     @property
     def window_N(self) -> tuple[int | None, ...]:
         """The window of every query head, tokens; None where all keys are in sight."""
-        own = ((g.heads.window, g.place) for g in self.groups)
+        own = ((g.heads.window, g.context) for g in self.groups)
         return tuple(w and w.tokens(at) for w, at in own for _ in range(at.heads))
 
     @property
@@ -94,14 +94,14 @@ class PlacedLayer:
         """Returns learned parameters by "group.kind"; empty for schemes that learn nothing."""
         params = {}
         for g, group, kind, part in self._parts():
-            learned = part.init(jax.random.fold_in(key, len(params)), group.place)
+            learned = part.init(jax.random.fold_in(key, len(params)), group.context)
             if learned:
                 params[f"{g}.{kind}"] = learned
         return params
 
     def scheduled(self, params: Params, progress: jax.Array) -> Params:
         """Returns `params` with those that follow a schedule set to a share `progress` of training."""
-        named = {f"{g}.{kind}": (part, group.place) for g, group, kind, part in self._parts()}
+        named = {f"{g}.{kind}": (part, group.context) for g, group, kind, part in self._parts()}
         return {
             name: named[name][0].scheduled(learned, progress, named[name][1])
             for name, learned in params.items()
@@ -115,10 +115,10 @@ class PlacedLayer:
                     yield g, group, kind, part
 
     @property
-    def widens(self) -> int:
+    def columns_per_dim(self) -> int:
         """Columns of a turned query or key for every dim."""
         rotations = (group.heads.rotation for group in self.groups)
-        return max(1 if rotation is None else rotation.widens for rotation in rotations)
+        return max(1 if rotation is None else rotation.columns_per_dim for rotation in rotations)
 
     def shares_keys(self, num_kv_heads: int) -> bool:
         """Whether all query heads of each key/value head rotate alike (grouped-query attention)."""
@@ -126,7 +126,7 @@ class PlacedLayer:
         for g, group in enumerate(self.groups):
             rotation = group.heads.rotation
             own = rotation is not None and rotation.learns and not rotation.keys_alike
-            for n in range(group.place.heads):
+            for n in range(group.context.heads):
                 turns.append(
                     (rotation, g if own else None, n if own and rotation.per_head else None)
                 )
@@ -134,37 +134,37 @@ class PlacedLayer:
         return all(len(set(turns[k : k + size])) == 1 for k in range(0, self.num_heads, size))
 
     def rotate(self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, side: str) -> jax.Array:
-        """Returns queries or keys turned to their positions, in `widens` times as many columns.
+        """Returns queries or keys turned to their positions, in `columns_per_dim` times as many columns.
 
         `x_BTNH` has the layer's query heads, or its key/value heads where `shares_keys` holds; `side`
         is "query" or "key". Heads without a rotation come back untouched, bit for bit. Columns that
         a head does not have are zeros behind its own.
         """
         repeats = self.num_heads // x_BTNH.shape[2]
-        columns = self.widens * x_BTNH.shape[3]
+        columns = self.columns_per_dim * x_BTNH.shape[3]
         out = _with_columns(x_BTNH, columns)
         for g, group in enumerate(self.groups):
             if group.heads.rotation is None:
                 continue
             learned = params.get(f"{g}.rotation", {})
-            turned = group.heads.rotation.rotate(learned, x_BTNH, pos_BT, group.place, side)
+            turned = group.heads.rotation.rotate(learned, x_BTNH, pos_BT, group.context, side)
             turned = _with_columns(turned, columns)
             owned_N = np.arange(0, self.num_heads, repeats)
             owned_N = (group.first <= owned_N) & (owned_N < group.stop)
             out = turned if owned_N.all() else jnp.where(owned_N[None, None, :, None], turned, out)
         return out
 
-    def ticks(self, params: Params, x_BTD: jax.Array) -> jax.Array | None:
-        """Returns tick_BTN, float32, over all query heads, of what the layer reads; None if not `gated`."""
+    def log_forget(self, params: Params, x_BTD: jax.Array) -> jax.Array | None:
+        """Returns log_forget_BTN, float32, over all query heads, of what the layer reads; None if not `gated`."""
         if not self.gated:
             return None
         pieces = []
         for g, group in enumerate(self.groups):
             part = group.heads.bias
             if isinstance(part, GatedBias):
-                pieces.append(part.tick(params.get(f"{g}.bias", {}), x_BTD, group.place))
+                pieces.append(part.log_forget(params.get(f"{g}.bias", {}), x_BTD, group.context))
             else:
-                pieces.append(jnp.zeros_like(x_BTD[:, :, : group.place.heads], jnp.float32))
+                pieces.append(jnp.zeros_like(x_BTD[:, :, : group.context.heads], jnp.float32))
         return jnp.concatenate(pieces, axis=2)
 
     def bias(
@@ -172,12 +172,12 @@ class PlacedLayer:
         params: Params,
         q_pos_BT: jax.Array,
         k_pos_BS: jax.Array,
-        q_clock_BTN: jax.Array | None = None,
-        k_clock_BSN: jax.Array | None = None,
+        q_cum_log_forget_BTN: jax.Array | None = None,
+        k_cum_log_forget_BSN: jax.Array | None = None,
     ) -> jax.Array | None:
         """Returns bias_BNTS, float32, over all query heads, or None when no head has one.
 
-        The clocks are running sums of `ticks` (`forget_gate.running_clock`). Without them a gated bias is
+        The clocks are running sums of `log_forget` (`forget_gate.cumulative_log_forget`). Without them a gated bias is
         that of tokens at rest, which is for looking at and not for attention.
         """
         if all(group.heads.bias is None for group in self.groups):
@@ -186,24 +186,24 @@ class PlacedLayer:
         for g, group in enumerate(self.groups):
             part, learned = group.heads.bias, params.get(f"{g}.bias", {})
             if part is None:
-                flat_N = np.zeros(group.place.heads)
+                flat_N = np.zeros(group.context.heads)
                 pieces.append(linear_bias(flat_N, distances(q_pos_BT, k_pos_BS)))
-            elif isinstance(part, GatedBias) and q_clock_BTN is not None:
+            elif isinstance(part, GatedBias) and q_cum_log_forget_BTN is not None:
                 mine = slice(group.first, group.stop)
-                q_BNT = q_clock_BTN[:, :, mine].swapaxes(1, 2)
-                k_BNS = k_clock_BSN[:, :, mine].swapaxes(1, 2)
+                q_BNT = q_cum_log_forget_BTN[:, :, mine].swapaxes(1, 2)
+                k_BNS = k_cum_log_forget_BSN[:, :, mine].swapaxes(1, 2)
                 pieces.append(q_BNT[:, :, :, None] - k_BNS[:, :, None, :])
             else:
-                pieces.append(part.bias(learned, q_pos_BT, k_pos_BS, group.place))
+                pieces.append(part.bias(learned, q_pos_BT, k_pos_BS, group.context))
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
     def linear_slope_N(self, params: Params) -> jax.Array | None:
         """Returns the slopes of all query heads, float32, 0 for flat ones; None if a bias is not linear."""
         pieces = []
         for g, group in enumerate(self.groups):
-            part, slope_N = group.heads.bias, jnp.zeros(group.place.heads)
+            part, slope_N = group.heads.bias, jnp.zeros(group.context.heads)
             if part is not None:
-                slope_N = part.linear_slope_N(params.get(f"{g}.bias", {}), group.place)
+                slope_N = part.linear_slope_N(params.get(f"{g}.bias", {}), group.context)
             if slope_N is None:
                 return None
             pieces.append(slope_N)
@@ -224,9 +224,9 @@ class PlacedLayer:
             tau_BNTS = (
                 jnp.ones_like(q_pos_BT, jnp.float32)[:, None, :, None]
                 if part is None
-                else part.temperature(learned, q_pos_BT, k_pos_BS, group.place)
+                else part.temperature(learned, q_pos_BT, k_pos_BS, group.context)
             )
-            pieces.append((tau_BNTS, group.place.heads))
+            pieces.append((tau_BNTS, group.context.heads))
         S = max(tau_BNTS.shape[-1] for tau_BNTS, _ in pieces)
         wide = [
             jnp.broadcast_to(tau_BNTS, (tau_BNTS.shape[0], heads, tau_BNTS.shape[2], S))
@@ -253,12 +253,12 @@ class PlacedLayer:
             part, heads = group.heads.temperature, group.heads
             if isinstance(part, TokenTemperature):
                 learned = params.get(f"{g}.temperature", {})
-                decided[g] = part.of_tokens(learned, x_BTD, pos_BT, group.place)
+                decided[g] = part.of_tokens(learned, x_BTD, pos_BT, group.context)
                 heads = dataclasses.replace(heads, temperature=None)
             groups.append(dataclasses.replace(group, heads=heads))
         one_BT1 = jnp.ones_like(next(iter(decided.values()))[:, :, :1])
         taus = [
-            decided.get(g, jnp.broadcast_to(one_BT1, (*pos_BT.shape, group.place.heads)))
+            decided.get(g, jnp.broadcast_to(one_BT1, (*pos_BT.shape, group.context.heads)))
             for g, group in enumerate(groups)
         ]
         tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import MATCH, MOST_WHOLE, Bias, Params, Place, check_positive
+from posenc_jax.encodings.base import MATCH, MAX_INTEGER, Bias, HeadContext, Params, check_positive
 from posenc_jax.encodings.bias import (
     RankedBias,
     Sloped,
@@ -39,7 +39,7 @@ class LearnedSlopes(RankedBias):
     start: str = MATCH
     floor: float = 0.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an unknown start or a negative floor."""
         if self.start not in ("standard", MATCH):
             raise ValueError(f"slopes: start must be 'standard' or 'match', not {self.start!r}")
@@ -47,25 +47,25 @@ class LearnedSlopes(RankedBias):
             raise ValueError(f"slopes: floor must be zero or above, not {self.floor}")
         check_positive("slopes", factor=self.factor, ntk=self.ntk)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"raw_N"}, such that the slopes start as asked."""
         if self.start == MATCH:
-            start_N = matched_slopes(place.heads, place.num_heads, place.train_length)
+            start_N = matched_slopes(context.heads, context.num_heads, context.train_length)
         else:
-            start_N = alibi_slopes(place.heads)
-        above_N = np.maximum(start_N - self.floor / place.train_length, 1e-4)
+            start_N = alibi_slopes(context.heads)
+        above_N = np.maximum(start_N - self.floor / context.train_length, 1e-4)
         return {"raw_N": jnp.asarray(inverse_softplus(above_N), jnp.float32)}
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS = -(softplus(raw) + floor) d."""
-        slope_N = self.linear_slope_N(params, place)
+        slope_N = self.linear_slope_N(params, context)
         return -slope_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
 
-    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array:
         """Returns softplus(raw) + floor as it is read, float32."""
-        slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / place.train_length
+        slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / context.train_length
         return slope_N / self.divisor_N(slope_N)
 
 
@@ -87,9 +87,9 @@ class Annealed(Sloped):
     begin: float = 0.7
     end: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a share below zero or a stretch of training that is none."""
-        super().check(place)
+        super().check(context)
         if not (0 <= self.first < math.inf and 0 <= self.last < math.inf):
             raise ValueError(
                 f"annealed: shares must be zero or above, not {self.first}, {self.last}"
@@ -97,26 +97,26 @@ class Annealed(Sloped):
         if not 0 <= self.begin < self.end <= 1:
             raise ValueError(f"annealed: needs 0 <= begin < end <= 1, not {self.begin}, {self.end}")
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"share"}: the one that training starts with."""
         return {"share": jnp.asarray(self.first, jnp.float32)}
 
-    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+    def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
         """Returns {"share"} after a share `progress` of training."""
         way = jnp.clip((progress - self.begin) / (self.end - self.begin), 0.0, 1.0)
         return {"share": (self.first + (self.last - self.first) * way).astype(jnp.float32)}
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS = -share m d."""
         share = jax.lax.stop_gradient(params["share"])
-        return share * linear_bias(self.slope_N(place), distances(q_pos_BT, k_pos_BS))
+        return share * linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS))
 
-    def linear_slope_N(self, params: Params, place: Place) -> jax.Array:
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array:
         """Returns share m, float32; no gradient goes to the share."""
         share = jax.lax.stop_gradient(params["share"])
-        return share * jnp.asarray(self.slope_N(place), jnp.float32)
+        return share * jnp.asarray(self.slope_N(context), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +125,16 @@ class KerpleLog(Bias):
 
     learns: ClassVar[bool] = True
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a factor that is not positive."""
         check_positive("kerple_log", factor=self.factor)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 2), r2 in (0, 1), as raw values under softplus."""
-        return {"raw_rN": _uniform_positive(key, place.heads, (2.0, 1.0))}
+        return {"raw_rN": _uniform_positive(key, context.heads, (2.0, 1.0))}
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS."""
         r1, r2 = jax.nn.softplus(params["raw_rN"])[:, None, :, None, None]
@@ -147,22 +147,22 @@ class KerplePower(Bias):
 
     learns: ClassVar[bool] = True
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a factor so small that float32 does not hold the square of d / factor."""
         check_positive("kerple_power", factor=self.factor)
-        if self.factor < 1 / MOST_WHOLE:
+        if self.factor < 1 / MAX_INTEGER:
             raise ValueError(f"kerple_power: factor must be at least 2^-24, not {self.factor:g}")
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2 sigmoid."""
-        raw_rN = _uniform_positive(key, place.heads, (1.0, 1.0))
+        raw_rN = _uniform_positive(key, context.heads, (1.0, 1.0))
         half_N = jax.random.uniform(
-            jax.random.fold_in(key, 2), (place.heads,), minval=0.05, maxval=0.95
+            jax.random.fold_in(key, 2), (context.heads,), minval=0.05, maxval=0.95
         )
         return {"raw_rN": raw_rN.at[1].set(jnp.log(half_N) - jnp.log1p(-half_N))}
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS; distance 0 costs nothing and has no gradient trouble."""
         raw_rN = params["raw_rN"]
@@ -224,7 +224,7 @@ class T5(Bias):
     longest_distance: int = 128
     stddev: float = 0.02
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for too few or too many buckets or a longest distance within the exact half."""
         check_positive("t5", stddev=self.stddev, factor=self.factor)
         even = 4 <= self.buckets <= 4096 and self.buckets % 2 == 0
@@ -234,12 +234,12 @@ class T5(Bias):
                 f"not {self.buckets} and {self.longest_distance}"
             )
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"table_NU"}, U buckets."""
-        return {"table_NU": self.stddev * jax.random.normal(key, (place.heads, self.buckets))}
+        return {"table_NU": self.stddev * jax.random.normal(key, (context.heads, self.buckets))}
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS, by a one-hot product: it needs no gather, so any sharding serves."""
         start_U = self.factor * t5_starts(self.buckets, self.longest_distance)
@@ -270,30 +270,30 @@ class Fire(Bias):
     c: float = 0.1
     threshold: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a setting that is not positive."""
         check_positive(
             "fire", width=self.width, c=self.c, threshold=self.threshold, factor=self.factor
         )
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns the MLP's weights, raw c and raw threshold (both positive through softplus)."""
         first, second = jax.random.split(key)
         return {
             "in_W": jax.random.uniform(first, (self.width,), minval=-1.0, maxval=1.0),
             "in_bias_W": jnp.zeros(self.width),
-            "out_WN": jax.random.normal(second, (self.width, place.heads)) * self.width**-0.5,
-            "out_bias_N": jnp.zeros(place.heads),
+            "out_WN": jax.random.normal(second, (self.width, context.heads)) * self.width**-0.5,
+            "out_bias_N": jnp.zeros(context.heads),
             "raw_c": jnp.asarray(inverse_softplus(self.c), jnp.float32),
             "raw_threshold": jnp.asarray(inverse_softplus(self.threshold), jnp.float32),
         }
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS."""
         c = jax.nn.softplus(params["raw_c"])
-        threshold = jax.nn.softplus(params["raw_threshold"]) * place.train_length
+        threshold = jax.nn.softplus(params["raw_threshold"]) * context.train_length
         query_BT1 = q_pos_BT.astype(jnp.float32)[:, :, None] / self.factor
         reach_BT1 = jnp.maximum(query_BT1, threshold)
         d_BTS = distances(q_pos_BT, k_pos_BS) / self.factor

@@ -32,7 +32,7 @@ trained to the longer one: a rule goes on from there. Slopes that were divided b
 
 import dataclasses
 
-from posenc_jax.encodings.base import LEAST, MOST
+from posenc_jax.encodings.base import MAX_SIZE, MIN_SIZE
 from posenc_jax.encodings.grammar import near_names
 from posenc_jax.encodings.rope_scaling import (
     BaseChange,
@@ -40,16 +40,16 @@ from posenc_jax.encodings.rope_scaling import (
     Llama3,
     NtkAware,
     PositionInterpolation,
-    Stretch,
+    RopeScaling,
     Yarn,
 )
-from posenc_jax.encodings.scheme import Heads, Scheme
+from posenc_jax.encodings.scheme import HeadGroup, Scheme
 
 _FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3": Llama3}
-RULES = (*_FACTORED, "dynamic", "abf", "slopes")
+EXTENSION_RULES = (*_FACTORED, "dynamic", "abf", "slopes")
 
 
-def stretched(
+def extend_length(
     scheme: Scheme, rule: str, *, length: int, train_length: int, placed_length: int = 0
 ) -> Scheme:
     """Returns the scheme as `rule` reads it, for sequences of up to `length` tokens.
@@ -65,13 +65,13 @@ def stretched(
         rule.rpartition(".") if rule.split(".")[0] in ("rotation", "bias") else ("", "", rule)
     )
     name, _, number = plain.partition(":")
-    if name not in RULES:
-        raise ValueError(f"unknown stretch {name!r}{near_names(name, list(RULES))}")
+    if name not in EXTENSION_RULES:
+        raise ValueError(f"unknown stretch {name!r}{near_names(name, list(EXTENSION_RULES))}")
     try:
         value = float(number)
     except ValueError:
         value = 0.0
-    if not LEAST <= value <= MOST:
+    if not MIN_SIZE <= value <= MAX_SIZE:
         raise ValueError(f"stretch {rule!r} needs a positive number that float32 holds: {name}:4")
 
     original = 0 if placed_length in (0, train_length) else train_length
@@ -104,7 +104,9 @@ def _halves(name: str, value: float, length: int, train_length: int, original: i
     return None, value, False
 
 
-def _stretched_heads(heads: Heads, rotation: Stretch | None, factor: float, ntk: bool) -> Heads:
+def _stretched_heads(
+    heads: HeadGroup, rotation: RopeScaling | None, factor: float, ntk: bool
+) -> HeadGroup:
     changed = {}
     if rotation is not None and heads.rotation is not None:
         changed["rotation"] = heads.rotation.stretched(rotation)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import Params, Place, Rotation, check_positive
+from posenc_jax.encodings.base import HeadContext, Params, Rotation, check_positive
 from posenc_jax.encodings.bias import Sloped, linear_bias
 from posenc_jax.encodings.rotary import angles, check_pairs, inverse_frequencies, rotate
 
@@ -60,9 +60,9 @@ def grid_distances(
 class _OnGrid:
     """What parts with a `width` share."""
 
-    def columns(self, place: Place) -> int:
+    def columns(self, context: HeadContext) -> int:
         """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
-        return self.width or math.isqrt(place.train_length - 1) + 1
+        return self.width or math.isqrt(context.train_length - 1) + 1
 
     def check_width(self, owner: str) -> None:
         """Raises ValueError for a width below 0."""
@@ -86,22 +86,22 @@ class Axial(_OnGrid, Rotation):
     base: float = 100.0
     pairing: str = "half"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
         check_positive("axial", base=self.base)
-        check_pairs("axial", place, self.pairing)
+        check_pairs("axial", context, self.pairing)
         self.check_width("axial")
-        _check_two_axes("axial", place)
+        _check_two_axes("axial", context)
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns x_BTNH turned to its row and column."""
-        row_BT, column_BT = raster(pos_BT, self.columns(place))
-        freq_h = inverse_frequencies(place.head_dim // 2, self.base)
+        row_BT, column_BT = raster(pos_BT, self.columns(context))
+        freq_h = inverse_frequencies(context.head_dim // 2, self.base)
         return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
 
-    def amplitude(self, place: Place) -> float:
+    def amplitude(self, context: HeadContext) -> float:
         """Returns 1: a pure rotation."""
         return 1.0
 
@@ -124,31 +124,31 @@ class Mixed(_OnGrid, Rotation):
     base: float = 10.0
     pairing: str = "half"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
         check_positive("mixed", base=self.base)
-        check_pairs("mixed", place, self.pairing)
+        check_pairs("mixed", context, self.pairing)
         self.check_width("mixed")
-        _check_two_axes("mixed", place)
+        _check_two_axes("mixed", context)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"freq_2Nh"}: radians per column and per row, of each pair of each head."""
-        size_h = jnp.asarray(inverse_frequencies(place.head_dim // 2, self.base), jnp.float32)
-        turn_N1 = jax.random.uniform(key, (place.heads, 1), maxval=2 * math.pi)
+        size_h = jnp.asarray(inverse_frequencies(context.head_dim // 2, self.base), jnp.float32)
+        turn_N1 = jax.random.uniform(key, (context.heads, 1), maxval=2 * math.pi)
         across_N2h = [jnp.cos(turn_N1) * size_h[None], -jnp.sin(turn_N1) * size_h[None]]
         down_N2h = [jnp.sin(turn_N1) * size_h[None], jnp.cos(turn_N1) * size_h[None]]
         return {"freq_2Nh": jnp.stack([jnp.concatenate(x, -1) for x in (across_N2h, down_N2h)])}
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns x_BTNH turned to its row and column; heads of other groups do not turn."""
-        row_BT, column_BT = raster(pos_BT, self.columns(place))
-        after = place.num_heads - place.first - place.heads
-        freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (place.first, after), (0, 0)))
+        row_BT, column_BT = raster(pos_BT, self.columns(context))
+        after = context.num_heads - context.first - context.heads
+        freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (context.first, after), (0, 0)))
         return rotate(x_BTNH, mixed_angles(row_BT, column_BT, freq_2Nh), self.pairing, 1.0)
 
-    def amplitude(self, place: Place) -> float:
+    def amplitude(self, context: HeadContext) -> float:
         """Returns 1: a pure rotation."""
         return 1.0
 
@@ -165,24 +165,24 @@ class Alibi2d(_OnGrid, Sloped):
     width: int = 0
     metric: str = "euclidean"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an unknown metric or a width below 0."""
-        super().check(place)
+        super().check(context)
         self.check_width("alibi2d")
         if self.metric not in METRICS:
             raise ValueError(f"alibi2d: metric must be one of {METRICS}, not {self.metric!r}")
 
     def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns bias_BNTS."""
-        width = self.columns(place)
+        width = self.columns(context)
         places = (*raster(q_pos_BT, width), *raster(k_pos_BS, width))
-        return linear_bias(self.slope_N(place), grid_distances(*places, self.metric))
+        return linear_bias(self.slope_N(context), grid_distances(*places, self.metric))
 
 
-def _check_two_axes(owner: str, place: Place) -> None:
-    if place.head_dim % 4:
+def _check_two_axes(owner: str, context: HeadContext) -> None:
+    if context.head_dim % 4:
         raise ValueError(
-            f"{owner}: two axes of pairs need head dim divisible by 4, not {place.head_dim}"
+            f"{owner}: two axes of pairs need head dim divisible by 4, not {context.head_dim}"
         )

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import LEAST, MATCH, MOST, Params, Place, Rotation, check_positive
-from posenc_jax.encodings.rope_scaling import Stretch
-from posenc_jax.encodings.rotary import angles, check_turns, inverse_frequencies, matched_base
+from posenc_jax.encodings.base import (
+    MATCH,
+    MAX_SIZE,
+    MIN_SIZE,
+    HeadContext,
+    Params,
+    Rotation,
+    check_positive,
+)
+from posenc_jax.encodings.rope_scaling import RopeScaling
+from posenc_jax.encodings.rotary import angles, check_frequencies, inverse_frequencies, matched_base
 
 STARTS = ("zero", "uniform")
 
@@ -36,7 +44,7 @@ class Pope(Rotation):
     start: str = "zero"
     phases: bool = True
     base: float | str = 10_000.0
-    stretch: Stretch | None = None
+    stretch: RopeScaling | None = None
 
     @property
     def learns(self) -> bool:
@@ -44,38 +52,38 @@ class Pope(Rotation):
         return self.phases
 
     @property
-    def widens(self) -> int:
+    def columns_per_dim(self) -> int:
         """Columns of a turned vector for every dim."""
         return 2 if self.phases else 1
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an unknown start, a bad base or stretch."""
         if self.start not in STARTS:
             raise ValueError(f"pope: start must be one of {STARTS}, not {self.start!r}")
         check_positive("pope", base=self.base)
         if self.stretch is not None:
             self.stretch.check()
-            amplitude = self.stretch.amplitude(place.train_length)
-            if not LEAST <= amplitude**2 <= MOST:
+            amplitude = self.stretch.amplitude(context.train_length)
+            if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
                 raise ValueError(
                     f"pope: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
                 )
-        check_turns("pope", self.frequencies(place))
+        check_frequencies("pope", self.frequencies(context))
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"delta_NH"}, radians; nothing without phases."""
         if not self.phases:
             return {}
-        shape = (place.heads, place.head_dim)
+        shape = (context.heads, context.head_dim)
         if self.start == "zero":
             return {"delta_NH": jnp.zeros(shape)}
         return {"delta_NH": jax.random.uniform(key, shape, minval=-2 * math.pi, maxval=0.0)}
 
-    def scheduled(self, params: Params, progress: jax.Array, place: Place) -> Params:
+    def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
         """Returns delta put back into [-2 pi, 0]."""
         return jax.tree.map(lambda delta_NH: jnp.clip(delta_NH, -2 * math.pi, 0.0), params)
 
-    def stretched(self, stretch: Stretch) -> "Pope":
+    def stretched(self, stretch: RopeScaling) -> "Pope":
         """Returns the same rotation under `stretch`; ValueError when it has one already."""
         if self.stretch is not None:
             raise ValueError("pope: a scheme trained under a stretch cannot take a second one")
@@ -85,32 +93,32 @@ class Pope(Rotation):
         """Returns the magnitudes alone."""
         return dataclasses.replace(self, phases=False)
 
-    def frequencies(self, place: Place) -> np.ndarray:
+    def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns theta_H in radians per token, float64: those of RoPE on 2H dims."""
-        base = matched_base(place.train_length) if self.base == MATCH else self.base
-        theta_H = inverse_frequencies(2 * place.head_dim, base)
+        base = matched_base(context.train_length) if self.base == MATCH else self.base
+        theta_H = inverse_frequencies(2 * context.head_dim, base)
         if self.stretch is None:
             return theta_H
-        return self.stretch.frequencies(theta_H, base, place.train_length)
+        return self.stretch.frequencies(theta_H, base, context.train_length)
 
-    def wavelengths(self, place: Place) -> tuple[float, ...]:
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns 2*pi/theta_H: tokens per full turn of every dim."""
         if not self.phases:
             return ()
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(place))
+        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns the magnitudes of x_BTNH at their phases, in 2H columns, of x's dtype; heads of other groups have no shift."""
         size_BTNH = jax.nn.softplus(x_BTNH.astype(jnp.float32))
         if not self.phases:
             return size_BTNH.astype(x_BTNH.dtype)
-        phase_BTNH = angles(pos_BT, self.frequencies(place))[..., None, :]
+        phase_BTNH = angles(pos_BT, self.frequencies(context))[..., None, :]
         if side == "query":
-            after = x_BTNH.shape[2] - place.first - place.heads
-            delta_NH = jnp.pad(params["delta_NH"], ((place.first, after), (0, 0)))
+            after = x_BTNH.shape[2] - context.first - context.heads
+            delta_NH = jnp.pad(params["delta_NH"], ((context.first, after), (0, 0)))
             phase_BTNH = phase_BTNH - delta_NH[None, None]
-        factor = self.stretch.amplitude(place.train_length) if self.stretch else 1.0
+        factor = self.stretch.amplitude(context.train_length) if self.stretch else 1.0
         turned = (size_BTNH * (turn(phase_BTNH) * factor) for turn in (jnp.cos, jnp.sin))
         return jnp.concatenate(list(turned), axis=-1).astype(x_BTNH.dtype)

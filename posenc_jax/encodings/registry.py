@@ -19,7 +19,7 @@ from posenc_jax.encodings.learned_bias import (
 )
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
 from posenc_jax.encodings.pope import Pope
-from posenc_jax.encodings.rope_scaling import STRETCHES, Stretch
+from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
 from posenc_jax.encodings.temperature import (
     AdaptiveSSMax,
@@ -68,15 +68,15 @@ def register(name: str, part: type[Part]) -> None:
         raise ValueError(f"encoding {name!r} is already registered")
 
 
-def name_of(part: Part | Stretch) -> str:
+def registered_name(part: Part | RopeScaling) -> str:
     """Returns the name that a part or a stretch was registered under."""
-    name = title(part)
-    if name not in REGISTRY | STRETCHES:
+    name = display_name(part)
+    if name not in REGISTRY | ROPE_SCALINGS:
         raise ValueError(f"{name} is not registered: call encodings.register(name, part)")
     return name
 
 
-def title(part: Part | Stretch) -> str:
+def display_name(part: Part | RopeScaling) -> str:
     """Returns the name that a part was registered under, or that of its class."""
-    names = {kind: name for name, kind in (REGISTRY | STRETCHES).items()}
+    names = {kind: name for name, kind in (REGISTRY | ROPE_SCALINGS).items()}
     return names.get(type(part), type(part).__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from posenc_jax.encodings.base import check_positive
 
 
-class Stretch:
+class RopeScaling:
     """What all stretches share: new frequencies, and an amplitude for cos and sin."""
 
     def frequencies(self, freq_h: np.ndarray, base: float, length: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def ntk_base(base: float, factor: float, dim: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class PositionInterpolation(Stretch):
+class PositionInterpolation(RopeScaling):
     """Every frequency divided by the factor (Chen et al. 2023, eq. 4)."""
 
     factor: float = 4.0
@@ -68,7 +68,7 @@ class PositionInterpolation(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class NtkAware(Stretch):
+class NtkAware(RopeScaling):
     """A larger base: see `ntk_base`."""
 
     factor: float = 4.0
@@ -80,7 +80,7 @@ class NtkAware(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicNtk(Stretch):
+class DynamicNtk(RopeScaling):
     """NTK-aware with the factor that a given length needs; up to the original length nothing changes.
 
     The length is fixed up front, for prefill and every later step alike, so that no key is ever read at
@@ -107,7 +107,7 @@ class DynamicNtk(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Yarn(Stretch):
+class Yarn(RopeScaling):
     """NTK by parts with a temperature (Peng et al. 2023, eq. 17-22).
 
     Pairs that turn more than beta_fast times within the original length are kept, those that turn less
@@ -174,7 +174,7 @@ class Yarn(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3(Stretch):
+class Llama3(RopeScaling):
     """Llama-3.1's smoothing by wavelength.
 
     Wavelengths above original/low are divided by the factor in frequency, those below original/high are
@@ -204,7 +204,7 @@ class Llama3(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class LongRope(Stretch):
+class LongRope(RopeScaling):
     """A factor per pair, searched for offline: one list up to the original length, one beyond.
 
     Attributes:
@@ -248,7 +248,7 @@ class LongRope(Stretch):
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseChange(Stretch):
+class BaseChange(RopeScaling):
     """Another base for the same pairs ("adjusted base frequency"; Xiong et al. 2023, sec. 4.1)."""
 
     base: float = 500_000.0
@@ -258,7 +258,7 @@ class BaseChange(Stretch):
         return self.base ** -(np.arange(len(freq_h)) / len(freq_h))
 
 
-STRETCHES: dict[str, type[Stretch]] = {
+ROPE_SCALINGS: dict[str, type[RopeScaling]] = {
     "pi": PositionInterpolation,
     "ntk": NtkAware,
     "dynamic": DynamicNtk,

@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.backend import computes_on
-from posenc_jax.encodings.base import LEAST, MATCH, MOST, Params, Place, Rotation, check_positive
-from posenc_jax.encodings.rope_scaling import Stretch
+from posenc_jax.encodings.backend import current_backend
+from posenc_jax.encodings.base import (
+    MATCH,
+    MAX_SIZE,
+    MIN_SIZE,
+    HeadContext,
+    Params,
+    Rotation,
+    check_positive,
+)
+from posenc_jax.encodings.rope_scaling import RopeScaling
 
 PAIRINGS = ("half", "interleaved")
 ROUNDINGS = ("nearest", "down")
@@ -72,7 +80,7 @@ def rotate(
         cos_BT1h, sin_BT1h = cos_BT1h[..., None, :], sin_BT1h[..., None, :]
     x = x_BTNH.astype(jnp.float32)
     turned, rest = x[..., : 2 * h], x[..., 2 * h :]
-    turn = _by_reversing if computes_on() == "cpu" else _by_joining
+    turn = _by_reversing if current_backend() == "cpu" else _by_joining
     return jnp.concatenate([turn(turned, cos_BT1h, sin_BT1h, pairing), rest], -1).astype(
         x_BTNH.dtype
     )
@@ -119,67 +127,67 @@ class Rope(Rotation):
     fraction: float = 1.0
     dim: int = 0
     pairing: str = "half"
-    stretch: Stretch | None = None
+    stretch: RopeScaling | None = None
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an odd head dim, a bad base, fraction, dim, pairing or stretch."""
         check_positive("rope", base=self.base, fraction=self.fraction)
         if self.fraction > 1:
             raise ValueError(f"rope: fraction must lie in (0, 1], not {self.fraction}")
-        check_pairs("rope", place, self.pairing)
+        check_pairs("rope", context, self.pairing)
         if self.dim and self.fraction != 1:
             raise ValueError(
                 f"rope: dim={self.dim} and fraction={self.fraction} say the same thing twice; give one"
             )
-        if self.dim % 2 or not 0 <= self.dim <= place.head_dim:
+        if self.dim % 2 or not 0 <= self.dim <= context.head_dim:
             raise ValueError(
-                f"rope: dim must be an even number up to head dim {place.head_dim}, not {self.dim}"
+                f"rope: dim must be an even number up to head dim {context.head_dim}, not {self.dim}"
             )
-        if self.rotary_dim(place) < 2:
+        if self.rotary_dim(context) < 2:
             raise ValueError(
-                f"rope: fraction {self.fraction} of head dim {place.head_dim} leaves no pair to rotate"
+                f"rope: fraction {self.fraction} of head dim {context.head_dim} leaves no pair to rotate"
             )
         if self.stretch is not None:
             self.stretch.check()
-            amplitude = self.stretch.amplitude(place.train_length)
-            if not LEAST <= amplitude**2 <= MOST:
+            amplitude = self.stretch.amplitude(context.train_length)
+            if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
                 raise ValueError(
                     f"rope: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
                 )
-        check_turns("rope", self.frequencies(place))
+        check_frequencies("rope", self.frequencies(context))
 
-    def stretched(self, stretch: Stretch) -> "Rope":
+    def stretched(self, stretch: RopeScaling) -> "Rope":
         """Returns the same rotation under `stretch`; ValueError when it has one already."""
         if self.stretch is not None:
             raise ValueError("rope: a scheme trained under a stretch cannot take a second one")
         return dataclasses.replace(self, stretch=stretch)
 
-    def rotary_dim(self, place: Place) -> int:
+    def rotary_dim(self, context: HeadContext) -> int:
         """Returns the number of head dims that rotate: `dim`, or of the share an even number, rounded down."""
-        return self.dim or int(place.head_dim * self.fraction) // 2 * 2
+        return self.dim or int(context.head_dim * self.fraction) // 2 * 2
 
-    def frequencies(self, place: Place) -> np.ndarray:
+    def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns freq_h in radians per token, float64."""
-        base = matched_base(place.train_length) if self.base == MATCH else self.base
-        freq_h = inverse_frequencies(self.rotary_dim(place), base)
+        base = matched_base(context.train_length) if self.base == MATCH else self.base
+        freq_h = inverse_frequencies(self.rotary_dim(context), base)
         if self.stretch is None:
             return freq_h
-        return self.stretch.frequencies(freq_h, base, place.train_length)
+        return self.stretch.frequencies(freq_h, base, context.train_length)
 
-    def wavelengths(self, place: Place) -> tuple[float, ...]:
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns 2*pi/freq_h: tokens per full turn of every pair."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(place))
+        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns x_BTNH rotated to pos_BT; queries and keys turn alike."""
-        factor = self.stretch.amplitude(place.train_length) if self.stretch else 1.0
-        return rotate(x_BTNH, angles(pos_BT, self.frequencies(place)), self.pairing, factor)
+        factor = self.stretch.amplitude(context.train_length) if self.stretch else 1.0
+        return rotate(x_BTNH, angles(pos_BT, self.frequencies(context)), self.pairing, factor)
 
-    def amplitude(self, place: Place) -> float:
+    def amplitude(self, context: HeadContext) -> float:
         """Returns the stretch's factor on the dims that rotate, and at least 1."""
-        return max(self.stretch.amplitude(place.train_length), 1.0) if self.stretch else 1.0
+        return max(self.stretch.amplitude(context.train_length), 1.0) if self.stretch else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,39 +208,39 @@ class Prope(Rotation):
     base: float | str = 10_000.0
     pairing: str = "half"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an odd head dim, an unknown rounding, or a share that keeps no pair."""
         check_positive("prope", base=self.base, kept=self.kept)
-        check_pairs("prope", place, self.pairing)
+        check_pairs("prope", context, self.pairing)
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"prope: rounding must be one of {ROUNDINGS}, not {self.rounding!r}")
-        if self.kept > 1 or not self.pairs(place):
+        if self.kept > 1 or not self.pairs(context):
             raise ValueError(
-                f"prope: kept must lie in (0, 1] and keep a pair of the {place.head_dim // 2}, not {self.kept}"
+                f"prope: kept must lie in (0, 1] and keep a pair of the {context.head_dim // 2}, not {self.kept}"
             )
 
-    def pairs(self, place: Place) -> int:
+    def pairs(self, context: HeadContext) -> int:
         """Returns the number of pairs that rotate."""
-        pairs = self.kept * (place.head_dim // 2)
+        pairs = self.kept * (context.head_dim // 2)
         return round(pairs) if self.rounding == "nearest" else int(pairs)
 
-    def frequencies(self, place: Place) -> np.ndarray:
+    def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns freq_h in radians per token, float64; zero for the removed pairs."""
-        base = matched_base(place.train_length) if self.base == MATCH else self.base
-        freq_h = inverse_frequencies(place.head_dim, base)
-        return np.where(np.arange(len(freq_h)) < self.pairs(place), freq_h, 0.0)
+        base = matched_base(context.train_length) if self.base == MATCH else self.base
+        freq_h = inverse_frequencies(context.head_dim, base)
+        return np.where(np.arange(len(freq_h)) < self.pairs(context), freq_h, 0.0)
 
-    def wavelengths(self, place: Place) -> tuple[float, ...]:
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns the wavelengths of the pairs that rotate."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(place) if f)
+        return tuple(float(2 * math.pi / f) for f in self.frequencies(context) if f)
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns x_BTNH with its fast pairs rotated to pos_BT."""
-        return rotate(x_BTNH, angles(pos_BT, self.frequencies(place)), self.pairing, 1.0)
+        return rotate(x_BTNH, angles(pos_BT, self.frequencies(context)), self.pairing, 1.0)
 
-    def amplitude(self, place: Place) -> float:
+    def amplitude(self, context: HeadContext) -> float:
         """Returns 1: a pure rotation."""
         return 1.0
 
@@ -255,47 +263,47 @@ class Xpos(Rotation):
     base: float | str = 10_000.0
     pairing: str = "half"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for an odd head dim, a setting that is not positive, or factors past float32."""
         check_positive("xpos", base=self.base, scale=self.scale, gamma=self.gamma)
-        check_pairs("xpos", place, self.pairing)
-        if not self.log_zeta(place)[0] < 0:
+        check_pairs("xpos", context, self.pairing)
+        if not self.log_zeta(context)[0] < 0:
             raise ValueError(f"xpos: gamma={self.gamma:g} is too large: no pair decays")
-        half = place.train_length / 2
-        if 40 * self.scale / -self.log_zeta(place)[0] < half:
-            least = half * -self.log_zeta(place)[0] / 40
+        half = context.train_length / 2
+        if 40 * self.scale / -self.log_zeta(context)[0] < half:
+            least = half * -self.log_zeta(context)[0] / 40
             raise ValueError(
-                f"xpos: scale={self.scale:g} leaves float32 within the training length {place.train_length}; "
+                f"xpos: scale={self.scale:g} leaves float32 within the training length {context.train_length}; "
                 f"take at least {least:.3g}"
             )
 
-    def log_zeta(self, place: Place) -> np.ndarray:
+    def log_zeta(self, context: HeadContext) -> np.ndarray:
         """Returns ln zeta_h per pair, float64, below zero."""
-        h = place.head_dim // 2
+        h = context.head_dim // 2
         return np.log((np.arange(h) / h + self.gamma) / (1 + self.gamma))
 
-    def longest(self, place: Place) -> int:
+    def longest(self, context: HeadContext) -> int:
         """Returns how many positions keep both factors within e^40 of 1."""
-        return int(40 * self.scale / -self.log_zeta(place)[0]) + place.train_length // 2
+        return int(40 * self.scale / -self.log_zeta(context)[0]) + context.train_length // 2
 
-    def frequencies(self, place: Place) -> np.ndarray:
+    def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns freq_h in radians per token, float64."""
-        base = matched_base(place.train_length) if self.base == MATCH else self.base
-        return inverse_frequencies(place.head_dim, base)
+        base = matched_base(context.train_length) if self.base == MATCH else self.base
+        return inverse_frequencies(context.head_dim, base)
 
-    def wavelengths(self, place: Place) -> tuple[float, ...]:
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns 2*pi/freq_h: tokens per full turn of every pair."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(place))
+        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
 
     def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, place: Place, side: str
+        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
         """Returns x_BTNH rotated, and scaled up or down by its position."""
-        log_zeta_h = self.log_zeta(place).reshape((1,) * pos_BT.ndim + (-1,)) / self.scale
+        log_zeta_h = self.log_zeta(context).reshape((1,) * pos_BT.ndim + (-1,)) / self.scale
         sign = 1 if side == "query" else -1
-        away_BT1 = (pos_BT - place.train_length // 2).astype(jnp.float32)[..., None]
+        away_BT1 = (pos_BT - context.train_length // 2).astype(jnp.float32)[..., None]
         amplitude_BTh = jnp.exp(away_BT1 * (sign * log_zeta_h).astype(np.float32))
-        angle_BTh = angles(pos_BT, self.frequencies(place))
+        angle_BTh = angles(pos_BT, self.frequencies(context))
         return rotate(x_BTNH, angle_BTh, self.pairing, amplitude_BTh)
 
 
@@ -304,15 +312,15 @@ def matched_base(train_length: int) -> float:
     return 2.4 * train_length
 
 
-def check_turns(owner: str, freq_h: np.ndarray) -> None:
+def check_frequencies(owner: str, freq_h: np.ndarray) -> None:
     """Raises ValueError for frequencies that are not finite numbers above zero."""
     if not (np.isfinite(freq_h).all() and (freq_h > 0).all()):
         raise ValueError(f"{owner}: base and stretch give a pair a frequency of {freq_h.min():g}")
 
 
-def check_pairs(owner: str, place: Place, pairing: str) -> None:
+def check_pairs(owner: str, context: HeadContext, pairing: str) -> None:
     """Raises ValueError for an unknown pairing or a head dim without pairs."""
     if pairing not in PAIRINGS:
         raise ValueError(f"{owner}: pairing must be one of {PAIRINGS}, not {pairing!r}")
-    if place.head_dim % 2:
-        raise ValueError(f"RoPE rotates pairs; head dim {place.head_dim} is odd")
+    if context.head_dim % 2:
+        raise ValueError(f"RoPE rotates pairs; head dim {context.head_dim} is odd")

@@ -4,9 +4,9 @@ import dataclasses
 
 import jax
 
-from posenc_jax.encodings.base import Absolute, Params, Part, Place, check_numbers
-from posenc_jax.encodings.layer import Heads, Layer, PlacedHeads, PlacedLayer
-from posenc_jax.encodings.registry import title
+from posenc_jax.encodings.base import Absolute, HeadContext, Params, Part, check_numbers
+from posenc_jax.encodings.layer import HeadGroup, Layer, PlacedHeadGroup, PlacedLayer
+from posenc_jax.encodings.registry import display_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Scheme:
       absolute: what is added to the token embedding, if anything.
     """
 
-    layers: tuple[Layer, ...] = ((Heads(),),)
+    layers: tuple[Layer, ...] = ((HeadGroup(),),)
     absolute: Absolute | None = None
 
     def __post_init__(self):
@@ -29,7 +29,7 @@ class Scheme:
         self, *, num_layers: int, num_heads: int, head_dim: int, model_dim: int, train_length: int
     ) -> "PlacedScheme":
         """Puts the scheme into a model of this shape; ValueError names what does not fit."""
-        whole = Place(num_heads, num_heads, head_dim, model_dim, train_length)
+        whole = HeadContext(num_heads, num_heads, head_dim, model_dim, train_length)
         layers = tuple(_place_layer(self.layers[i % len(self.layers)], whole) for i in range(num_layers))  # fmt: skip
         placed = PlacedScheme(layers, self.absolute, whole)
         placed.check()
@@ -42,7 +42,7 @@ class PlacedScheme:
 
     layers: tuple[PlacedLayer, ...]
     absolute: Absolute | None
-    whole: Place
+    whole: HeadContext
 
     def check(self) -> None:
         """Raises ValueError when a part cannot stand where it was put, or a number of it is past float32."""
@@ -52,13 +52,13 @@ class PlacedScheme:
             _check_form(layer)
             for group in layer.groups:
                 for part in group.heads.parts():
-                    _check_part(part, group.place)
+                    _check_part(part, group.context)
 
     def longest(self) -> int | None:
         """Number of positions that every part is defined for; None when there is no limit."""
         limits = [self.absolute.longest(self.whole) if self.absolute else None]
         for layer in dict.fromkeys(self.layers):
-            limits += [p.longest(g.place) for g in layer.groups for p in g.heads.parts()]
+            limits += [p.longest(g.context) for g in layer.groups for p in g.heads.parts()]
         return min((n for n in limits if n is not None), default=None)
 
     def init_absolute(self, key: jax.Array) -> Params:
@@ -70,7 +70,7 @@ class PlacedScheme:
         return self.absolute.embed(params, pos_BT, self.whole) if self.absolute else None
 
 
-def _place_layer(layer: Layer, whole: Place) -> PlacedLayer:
+def _place_layer(layer: Layer, whole: HeadContext) -> PlacedLayer:
     shares = [heads.share for heads in layer]
     if min(shares) < 1:
         raise ValueError(f"head shares must be positive whole numbers, not {tuple(shares)}")
@@ -81,18 +81,18 @@ def _place_layer(layer: Layer, whole: Place) -> PlacedLayer:
         )
     unit, first, groups = whole.num_heads // sum(shares), 0, []
     for heads in layer:
-        place = dataclasses.replace(whole, heads=unit * heads.share, first=first)
-        groups.append(PlacedHeads(heads, first, place))
-        first += place.heads
+        context = dataclasses.replace(whole, heads=unit * heads.share, first=first)
+        groups.append(PlacedHeadGroup(heads, first, context))
+        first += context.heads
     return PlacedLayer(tuple(groups))
 
 
-def _check_part(part: Part, place: Place) -> None:
-    check_numbers(title(part), part)
+def _check_part(part: Part, context: HeadContext) -> None:
+    check_numbers(display_name(part), part)
     stretch = getattr(part, "stretch", None)
     if stretch is not None:
-        check_numbers(title(stretch), stretch)
-    part.check(place)
+        check_numbers(display_name(stretch), stretch)
+    part.check(context)
 
 
 def _check_form(layer: PlacedLayer) -> None:
@@ -103,7 +103,7 @@ def _check_form(layer: PlacedLayer) -> None:
         )
     if layer.form is not None and any(h.bias or h.temperature or h.window for h in groups):
         raise ValueError("linear attention takes neither a bias nor a temperature nor a window: put them on softmax layers, with ','")  # fmt: skip
-    if layer.form is not None and layer.widens > 1:
+    if layer.form is not None and layer.columns_per_dim > 1:
         raise ValueError(
             "linear attention turns features in place: take rope, and pope on layers of its own, with ','"
         )

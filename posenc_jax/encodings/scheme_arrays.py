@@ -10,7 +10,7 @@ from posenc_jax.encodings.grammar import unparse_part
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
 
-def portrait(
+def scheme_arrays(
     scheme: PlacedScheme, params: list[Params], distance_S: np.ndarray, grid_G: np.ndarray
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
     """Returns (heads, arrays): a description of every head and the values of its parts.
@@ -46,7 +46,7 @@ def portrait(
         )
         for group in layer.groups:
             rotation = group.heads.rotation
-            waves = list(rotation.wavelengths(group.place)) if rotation else None
+            waves = list(rotation.wavelengths(group.context)) if rotation else None
             for n in range(group.first, group.stop):
                 heads.append(
                     {
@@ -80,7 +80,9 @@ def pair_vector(head_dim: int, pairing: str) -> np.ndarray:
     return pair.ravel()
 
 
-def plane(layer: PlacedLayer, params: Params, columns: int, radius: int) -> dict[str, np.ndarray]:
+def planar_arrays(
+    layer: PlacedLayer, params: Params, columns: int, radius: int
+) -> dict[str, np.ndarray]:
     """Returns what a query in the middle of a grid sees of the keys up to `radius` rows and columns away.
 
     `bias_NRR` in nats, zeros without a bias; `kernel_NRR`, the mean cosine over rotary pairs, ones
@@ -98,7 +100,7 @@ def plane(layer: PlacedLayer, params: Params, columns: int, radius: int) -> dict
     for group in layer.groups:
         if group.heads.rotation is not None:
             e_H = pair_vector(
-                group.place.head_dim, getattr(group.heads.rotation, "pairing", "half")
+                group.context.head_dim, getattr(group.heads.rotation, "pairing", "half")
             )
             x = jnp.broadcast_to(jnp.asarray(e_H, jnp.float32), (1, keys_1S.shape[1], layer.num_heads, len(e_H)))  # fmt: skip
             q = layer.rotate(params, x[:, :1], query_11, "query")
@@ -110,7 +112,7 @@ def plane(layer: PlacedLayer, params: Params, columns: int, radius: int) -> dict
     return {"bias_NRR": bias_NRR, "kernel_NRR": kernel_NRR, "away_R": away_R}
 
 
-def similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray) -> np.ndarray:
+def absolute_similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray) -> np.ndarray:
     """Returns cosine_GG of the absolute vectors a(i) and a(j) at the grid's positions."""
     vector_GD = np.asarray(
         scheme.embed(params, jnp.asarray(grid_G, jnp.int32)[None])[0], np.float64
@@ -119,16 +121,16 @@ def similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray) -> np.n
     return vector_GD @ vector_GD.T
 
 
-def stretched_pairs(scheme: PlacedScheme) -> dict[str, np.ndarray]:
+def rope_scaling_ratios(scheme: PlacedScheme) -> dict[str, np.ndarray]:
     """Returns by stretch, in the words of the scheme language, each pair's frequency over the plain one."""
     ratios = {}
     for layer in dict.fromkeys(scheme.layers):
         for group in layer.groups:
             rotation = group.heads.rotation
             if getattr(rotation, "stretch", None) is not None:
-                plain = dataclasses.replace(rotation, stretch=None).frequencies(group.place)
-                ratio_h = rotation.frequencies(group.place) / plain
-                name = f"{unparse_part(rotation.stretch)}, amplitude {rotation.stretch.amplitude(group.place.train_length):.3f}"  # fmt: skip
+                plain = dataclasses.replace(rotation, stretch=None).frequencies(group.context)
+                ratio_h = rotation.frequencies(group.context) / plain
+                name = f"{unparse_part(rotation.stretch)}, amplitude {rotation.stretch.amplitude(group.context.train_length):.3f}"  # fmt: skip
                 ratios[name] = ratio_h
     return ratios
 

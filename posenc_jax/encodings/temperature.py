@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.encodings.base import (
-    MOST,
+    MAX_SIZE,
+    HeadContext,
     Params,
-    Place,
     Temperature,
     TokenTemperature,
     check_positive,
@@ -39,15 +39,15 @@ class LogN(Temperature):
 
     clip: bool = True
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError when ln(train_length) is zero."""
-        _check_length("logn", place)
+        _check_length("logn", context)
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_B1T1, float32."""
-        tau_B1T1 = log_n(q_pos_BT, place.train_length)[:, None, :, None]
+        tau_B1T1 = log_n(q_pos_BT, context.train_length)[:, None, :, None]
         return jnp.maximum(tau_B1T1, 1.0) if self.clip else tau_B1T1
 
 
@@ -62,17 +62,17 @@ class SSMax(Temperature):
 
     learns: ClassVar[bool] = True
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError when ln n is zero at every position of a training sequence."""
-        _check_length("ssmax", place)
+        _check_length("ssmax", context)
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"s_N"}."""
-        start = place.train_length / math.lgamma(place.train_length + 1)  # ln 1 + ... + ln L
-        return {"s_N": jnp.full(place.heads, start, jnp.float32)}
+        start = context.train_length / math.lgamma(context.train_length + 1)  # ln 1 + ... + ln L
+        return {"s_N": jnp.full(context.heads, start, jnp.float32)}
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_BNT1, float32."""
         log_BT = jnp.log1p(q_pos_BT.astype(jnp.float32))
@@ -96,7 +96,7 @@ class AdaptiveSSMax(TokenTemperature):
     floor: float = 1.0
     most: float = 2.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a negative floor or a bound that is not positive."""
         check_positive("adaptive_ssmax", most=self.most)
         if self.floor < 0:
@@ -104,19 +104,19 @@ class AdaptiveSSMax(TokenTemperature):
         if self.most > 20:
             raise ValueError(f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n leave float32")  # fmt: skip
 
-    def init(self, key: jax.Array, place: Place) -> Params:
+    def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns weights uniform within 1/sqrt(D) of zero, as the authors' linear layers, and biases of zero."""
-        bound, shape = place.model_dim**-0.5, (place.model_dim, place.heads)
+        bound, shape = context.model_dim**-0.5, (context.model_dim, context.heads)
         beta_key, gamma_key = jax.random.split(key)
         return {
             "beta_DN": jax.random.uniform(beta_key, shape, minval=-bound, maxval=bound),
-            "beta_bias_N": jnp.zeros(place.heads),
+            "beta_bias_N": jnp.zeros(context.heads),
             "gamma_DN": jax.random.uniform(gamma_key, shape, minval=-bound, maxval=bound),
-            "gamma_bias_N": jnp.zeros(place.heads),
+            "gamma_bias_N": jnp.zeros(context.heads),
         }
 
     def of_tokens(
-        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, place: Place
+        self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_BTN, float32."""
         raw_BTN = (
@@ -145,16 +145,16 @@ class YarnTemperature(Temperature):
     factor: float = 4.0
     mscale: float = 1.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a factor that is not positive."""
         check_positive("yarn_temperature", factor=self.factor, mscale=self.mscale)
-        if yarn_mscale(self.factor, self.mscale) ** 2 > MOST:
+        if yarn_mscale(self.factor, self.mscale) ** 2 > MAX_SIZE:
             raise ValueError(
                 f"yarn_temperature: mscale={self.mscale:g} is past what float32 multiplies"
             )
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_B1T1, the same everywhere, float32."""
         tau = yarn_mscale(self.factor, self.mscale) ** 2
@@ -176,12 +176,12 @@ class ScaleInvariant(Temperature):
     relative: ClassVar[bool] = True
     t: float = 10.0
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a length scale that is not positive."""
         check_positive("scale_invariant", t=self.t)
 
     def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, place: Place
+        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
         """Returns tau_B1TS, float32."""
         return jnp.sqrt(2 * jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t) + 1)[:, None]
@@ -191,6 +191,6 @@ class ScaleInvariant(Temperature):
         return dataclasses.replace(self, t=self.t * factor)
 
 
-def _check_length(owner: str, place: Place) -> None:
-    if place.train_length < 2:
-        raise ValueError(f"{owner}: training length must be at least 2, not {place.train_length}")
+def _check_length(owner: str, context: HeadContext) -> None:
+    if context.train_length < 2:
+        raise ValueError(f"{owner}: training length must be at least 2, not {context.train_length}")

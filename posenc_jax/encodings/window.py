@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from posenc_jax.encodings.base import Part, Place
+from posenc_jax.encodings.base import HeadContext, Part
 
 _SHARE = re.compile(r"L(?:/([1-9][0-9]{0,7}))?")
 
@@ -22,20 +22,20 @@ class Window(Part):
 
     size: int | str = "L/8"
 
-    def check(self, place: Place) -> None:
+    def check(self, context: HeadContext) -> None:
         """Raises ValueError for a size that is neither a number of tokens nor a share of L, or is below 1."""
         if isinstance(self.size, str) and not _SHARE.fullmatch(self.size):
             raise ValueError(
                 f"window: size must be tokens (256) or a share of the training length (L/8), not {self.size!r}"
             )
-        if self.tokens(place) < 1:
+        if self.tokens(context) < 1:
             raise ValueError(
-                f"window: size={self.size} is below 1 token at a training length of {place.train_length}; "
+                f"window: size={self.size} is below 1 token at a training length of {context.train_length}; "
                 "give a larger share, or tokens"
             )
 
-    def tokens(self, place: Place) -> int:
+    def tokens(self, context: HeadContext) -> int:
         """Returns the size in tokens: keys at that distance or further are out of sight."""
         if isinstance(self.size, str):
-            return place.train_length // int(_SHARE.fullmatch(self.size)[1] or 1)
+            return context.train_length // int(_SHARE.fullmatch(self.size)[1] or 1)
         return self.size

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.attention import attend
-from posenc_jax.encodings.backend import whole_products
+from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
 
-def watched(
+def capture_qk(
     config: ModelConfig,
     params,
     tokens_BT,
@@ -25,7 +25,7 @@ def watched(
     Args:
       config: of the decoder; it runs in float32, products and all, whatever `config.dtype` says. params: of the decoder.
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
-      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, clock_BTN, sink_N) -> any arrays, with q and
+      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, cum_log_forget_BTN, sink_N) -> any arrays, with q and
         k as projected (and shifted and normed), before rotation and before any temperature but those that tokens
         decide; sink_N or None as for `attend`.
       changed: makes of each PlacedLayer the one that runs instead.
@@ -35,12 +35,12 @@ def watched(
     def watching(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where):
         x_BTD = where.pop("x_BTD")
         q_BTNH, layer = changed(layer).tempered(learned, q_BTNH, x_BTD, where["q_pos_BT"])
-        seen = (where[name] for name in ("q_pos_BT", "q_clock_BTN", "sink_N"))
+        seen = (where[name] for name in ("q_pos_BT", "q_cum_log_forget_BTN", "sink_N"))
         found.append(reduce(len(found), q_BTNH, k_BSKH, layer, learned, *seen))
         return attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, **where)
 
     decoder = Decoder(config.measured, attend=watching)
-    with whole_products():
+    with float32_matmuls():
         decoder.apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))
     return tuple(found)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.evaluation.context import Measures
+from posenc_jax.evaluation.context import EvaluationContext
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.schema import Row
@@ -138,25 +138,25 @@ class ClassScores:
 
     def __init__(
         self,
-        work: Measures,
+        ctx: EvaluationContext,
         classifier: Classifier,
         corpus: LabelledCorpus,
         tokenizer: LabelTokenizer,
         multiples: Sequence[int],
     ):
-        self._work, self._classifier, self._tokenizer = work, classifier, tokenizer
+        self._ctx, self._classifier, self._tokenizer = ctx, classifier, tokenizer
         self._corpus, self._classes = corpus, len(corpus.labels)
-        self._class_R = corpus.classes[work.split]
-        self._top, self._fits = max(multiples), work.deepest
-        if max(work.multiples) < self._fits:
+        self._class_R = corpus.classes[ctx.split]
+        self._top, self._fits = max(multiples), ctx.deepest
+        if max(ctx.multiples) < self._fits:
             raise ValueError(
                 f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to --lengths or leave "
                 "it out"
             )
         self._lengths_R = np.array(
-            [len(tokenizer.encode(text)) + 2 for _, text in corpus.documents(work.split)]
+            [len(tokenizer.encode(text)) + 2 for _, text in corpus.documents(ctx.split)]
         )
-        self._buckets = list(length_buckets(self._lengths_R, work.L, multiples))
+        self._buckets = list(length_buckets(self._lengths_R, ctx.L, multiples))
 
     def items(self) -> dict[str, Callable]:
         """Returns an item for each bucket, and one for all documents, which reads theirs."""
@@ -171,11 +171,11 @@ class ClassScores:
             reason = f"{k}L is more than the {self._fits}L that fit this arm"
             return self._skipped(f"length:{name}", k, reason)
         numbers = np.flatnonzero(chosen_R)
-        longest = k * self._work.L
+        longest = k * self._ctx.L
         logits_RC = self._classifier.logits(self._inputs(numbers, longest))
         cut_RC = logits_RC
         if k > 1:  # what the same documents give to a reader of their first L tokens
-            cut_RC = self._classifier.logits(self._inputs(numbers, self._work.L))
+            cut_RC = self._classifier.logits(self._inputs(numbers, self._ctx.L))
         scored = {
             "document_R": numbers,
             "length_R": self._lengths_R[numbers],
@@ -219,31 +219,31 @@ class ClassScores:
             "longtext_cut_corrected": chance_corrected(accuracy("cut_logits_RC"), C),
             "longtext_bag_corrected": chance_corrected(accuracy("bag_RC"), C),
         }
-        L = self._work.L
+        L = self._ctx.L
         return [
-            self._work.row("C", metric, k * L, bucket, value, len(class_R))
+            self._ctx.row("C", metric, k * L, bucket, value, len(class_R))
             for metric, value in values.items()
         ]
 
     def _skipped(self, bucket: str, k: int, reason: str) -> list[Row]:
-        return self._work.skipped("C", "longtext_corrected", k * self._work.L, reason, bucket)
+        return self._ctx.skipped("C", "longtext_corrected", k * self._ctx.L, reason, bucket)
 
     def _array(self, name: str):
         return (
-            self._work.folder
+            self._ctx.folder
             / "arrays"
             / f"longtext_{name.strip('<=>')}{'+' * (name[0] == '>')}.npz"
         )
 
     def _inputs(self, numbers: np.ndarray, longest: int) -> list[np.ndarray]:
-        documents = self._corpus.documents(self._work.split)
+        documents = self._corpus.documents(self._ctx.split)
         return [inputs_of(documents[n][1], self._tokenizer, longest) for n in numbers.tolist()]
 
     @functools.cached_property
     def _frequency_VC(self) -> np.ndarray:
         train = self._corpus.documents("train")
         beginnings = [
-            inputs_of(train[n][1], self._tokenizer, self._work.L)[1:-1] for n in range(len(train))
+            inputs_of(train[n][1], self._tokenizer, self._ctx.L)[1:-1] for n in range(len(train))
         ]
         return bag_of_ids(
             beginnings, self._corpus.classes["train"], self._tokenizer.vocab_size, self._classes

@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from posenc_jax.encodings.scheme_arrays import layer_parameters, portrait
+from posenc_jax.encodings.scheme_arrays import layer_parameters, scheme_arrays
 from posenc_jax.results.files import write_json
 from posenc_jax.results.schema import Row
 
 SEED = 20_260  # of the evaluation instances: the same for every arm and every training seed
 
 
-class Measures:
+class EvaluationContext:
     """What is measured on one checkpoint.
 
     Args:
@@ -101,7 +101,9 @@ class Measures:
         )
         grid_G = np.linspace(0, 2 * self.L, 65).astype(int)
         placed = self.model_config.placed
-        heads, arrays = portrait(placed, layer_parameters(placed, self.params), distance_S, grid_G)
+        heads, arrays = scheme_arrays(
+            placed, layer_parameters(placed, self.params), distance_S, grid_G
+        )
         np.savez(self.folder / "arrays" / "scheme.npz", **arrays)
         description = {"scheme": self.config.model.scheme, "train_length": self.L, "heads": heads}
         write_json(self.folder / "arrays" / "scheme.json", description)

@@ -5,7 +5,7 @@ import os
 import jax
 
 
-def use_every_core() -> None:
+def use_all_cores() -> None:
     """Makes a CPU device of every core that this process may use.
 
     To be called before JAX has computed anything. Whoever has set a number of CPU devices (XLA_FLAGS,

@@ -7,23 +7,23 @@ from pathlib import Path
 
 import jax
 
-from posenc_jax.encodings.backend import whole_products
+from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.classification import check_suites
-from posenc_jax.evaluation.context import Measures
+from posenc_jax.evaluation.context import EvaluationContext
 from posenc_jax.evaluation.load_run import (
     LAST,
     compiled_lengths,
-    config_of,
+    extended_config,
+    extension_folder,
     fitting_multiples,
-    named,
-    reading,
-    restored,
-    stretched_folder,
+    restore_checkpoint,
+    stored_config,
+    with_arm_name,
 )
 from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.scorer import Scorer
-from posenc_jax.evaluation.suites import SUITES, chosen
+from posenc_jax.evaluation.suites import SUITES, chosen_measures
 from posenc_jax.results.files import write_json
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.training.inputs import open_inputs
@@ -55,16 +55,16 @@ def evaluate(
       ValueError: no checkpoint or one of another run, an unknown suite or split, or a length asked for
         that does not fit.
     """
-    trained = config_of(workdir)
+    trained = stored_config(workdir)
     if split not in ("test", "dev"):
         raise ValueError(
             f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
         )
     config = trained
     if stretch is not None:
-        config = named(trained, f"{trained.arm} {stretch}")
+        config = with_arm_name(trained, f"{trained.arm} {stretch}")
     own = ("C",) if config.data.task == "classification" else config.evaluation.measures
-    measures = chosen(own if suites is None else suites)
+    measures = chosen_measures(own if suites is None else suites)
     check_suites(config, tuple(measures))
     if key_targets is not None and not key_targets.is_file():
         raise ValueError(f"--key_targets={key_targets} is no file")
@@ -78,10 +78,10 @@ def evaluate(
     L = config.placed_length
     longest = max(fitting) * L
     model_configs = {
-        n: reading(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
+        n: extended_config(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
         for n in compiled_lengths(config, stretch, fitting)
     }
-    found = restored(workdir, trained, inputs, checkpoint)
+    found = restore_checkpoint(workdir, trained, inputs, checkpoint)
     step, params = found.step, found.params
     mark = {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": step}
     mark |= {"step": step, "unfinished": True} if found.unfinished else {}
@@ -96,7 +96,7 @@ def evaluate(
     stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
     stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
     if stretch is not None:
-        workdir = stretched_folder(workdir, stretch, reading(config, stretch, longest))
+        workdir = extension_folder(workdir, stretch, extended_config(config, stretch, longest))
     apart = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
     folder = workdir / "_".join(["evaluation", *apart])
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
@@ -105,21 +105,21 @@ def evaluate(
         print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
     scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
     shown = model_configs[max(model_configs)]
-    work = Measures(
+    ctx = EvaluationContext(
         folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets,
         model_configs, every, mark,
     )  # fmt: skip
-    items = {"scheme": work.scheme}
+    items = {"scheme": ctx.scheme}
     for letter, names in measures.items():
-        items |= SUITES[letter].items(work, names)
+        items |= SUITES[letter].items(ctx, names)
     for k in sorted(set(wanted) - set(fitting)):
         limit = shown.placed.longest()
         reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
-        items[f"skipped/{k}"] = lambda k=k, reason=reason: work.skipped(
+        items[f"skipped/{k}"] = lambda k=k, reason=reason: ctx.skipped(
             "all", "skipped", k * L, reason
         )
     bar = Progress(f"evaluate {config.arm}", 0, len(items))
-    with whole_products():
+    with float32_matmuls():
         for done, (item, measure) in enumerate(items.items(), 1):
             if not rows.has(item):
                 rows.add(item, measure())
@@ -144,7 +144,7 @@ def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
     Raises:
       ValueError: a training length that four does not divide, or a model that cannot read 4L + L/2.
     """
-    config = config_of(workdir)
+    config = stored_config(workdir)
     L, rest = divmod(config.train.length, key_targets.REFERENCE_MULTIPLE)
     if rest:
         raise ValueError(f"{workdir} was trained at {config.train.length} tokens, not at 4 L")
@@ -153,7 +153,7 @@ def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
     rows_RT = held_out_stretches(
         inputs.stream(split), top * L + L // 2, config.evaluation.stretches
     )
-    found = restored(workdir, config, inputs, LAST)
+    found = restore_checkpoint(workdir, config, inputs, LAST)
     model = config.model_config(inputs.tokenizer.vocab_size)
     lengths = (L + L // 2, config.train.length + L // 2)
     scorer = _scorer(dict.fromkeys(lengths, model), found.params, config.evaluation.batch_tokens)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from posenc_jax.evaluation import key_targets
-from posenc_jax.evaluation.context import Measures
+from posenc_jax.evaluation.context import EvaluationContext
 from posenc_jax.evaluation.perplexity import (
     bits_per_byte,
     disjoint_segments,
@@ -26,27 +26,27 @@ MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
 NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
 
 
-def extrapolation_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
+def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns the items of the chosen measures.
 
     The stretches are as long as the longest multiple asks, also for an arm that cannot read that far:
     all arms score the same targets.
     """
-    L, multiples = work.L, work.multiples
+    L, multiples = ctx.L, ctx.multiples
     rows_RT = held_out_stretches(
-        work.inputs.stream(work.split), work.top * L + L // 2, work.config.evaluation.stretches
+        ctx.inputs.stream(ctx.split), ctx.top * L + L // 2, ctx.config.evaluation.stretches
     )
-    text = Text(work, rows_RT)
+    text = Text(ctx, rows_RT)
     contexts = [L // 8, L // 4, L // 2, *(k * L for k in multiples)]
     contexts = [c for c in contexts if c]
     gaps = [L // 4, *(k * L // 2 for k in (1, *(k for k in multiples if k * L // 2 <= FAR * L)))]
     gaps = sorted({g for g in gaps if g})
     items = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
-        "E4": {f"E4/{work.deepest}": (text.by_position, work.deepest)} if work.deepest in multiples else {},
+        "E4": {f"E4/{ctx.deepest}": (text.by_position, ctx.deepest)} if ctx.deepest in multiples else {},
         "E3": {f"E3/{c}": (text.fixed, c) for c in contexts},
         "E2": {f"E2/{k}": (text.sliding, k) for k in multiples},
-        "E5": {f"E5/{c}{key_targets.mark(work.key_targets)}": (text.key, c) for c in contexts},
+        "E5": {f"E5/{c}{key_targets.mark(ctx.key_targets)}": (text.key, c) for c in contexts},
         "E6": {f"E6/{g}": (text.repeat, g) for g in gaps},
         "E7": {"E7": (text.gain, FAR)},
         "E8": {"E8": (text.window, FAR)},
@@ -63,111 +63,109 @@ def extrapolation_items(work: Measures, chosen: frozenset[str]) -> dict[str, Cal
 class Text:
     """The measures on one set of held-out stretches."""
 
-    def __init__(self, work: Measures, rows_RT: np.ndarray):
-        self._work, self._rows_RT = work, rows_RT
-        self._bytes_V = work.inputs.tokenizer.byte_lengths_V
+    def __init__(self, ctx: EvaluationContext, rows_RT: np.ndarray):
+        self._ctx, self._rows_RT = ctx, rows_RT
+        self._bytes_V = ctx.inputs.tokenizer.byte_lengths_V
         # E4 reads the losses of E1; scored once where both are asked for in one go.
-        self._segments = functools.cache(
-            lambda k: disjoint_segments(work.scorer, rows_RT, work.L, k)
-        )
+        self._segments = functools.cache(lambda k: disjoint_segments(ctx.scorer, rows_RT, ctx.L, k))
 
     def disjoint(self, k: int) -> list[Row]:
         nll, targets = self._segments(k)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        return [self._row("bpb_nonoverlap", k * self._work.L, value, targets.size)]
+        return [self._row("bpb_nonoverlap", k * self._ctx.L, value, targets.size)]
 
     def by_position(self, k: int) -> list[Row]:
         nll, _ = self._segments(k)
         np.savez(
-            self._work.folder / "arrays" / "nll_pos.npz",
+            self._ctx.folder / "arrays" / "nll_pos.npz",
             position_T=np.arange(1, nll.shape[1] + 1),
             nll_T=nll.mean(0),
             count=len(nll),
         )
         return [
-            self._work.row("E", "nll_pos", nll.shape[1], f"[{a},{b})", float(nll[:, a:b].mean()), len(nll) * (b - a))
+            self._ctx.row("E", "nll_pos", nll.shape[1], f"[{a},{b})", float(nll[:, a:b].mean()), len(nll) * (b - a))
             for a, b in octaves(nll.shape[1])
         ]  # fmt: skip
 
     def fixed(self, context: int) -> list[Row]:
-        if not self._work.fits(context + self._work.L // 2):
-            return self._work.skipped("E", BPB, context, self._too_long(context))
-        nll, targets = fixed_targets(self._work.scorer, self._rows_RT, self._work.L, context)
+        if not self._ctx.fits(context + self._ctx.L // 2):
+            return self._ctx.skipped("E", BPB, context, self._too_long(context))
+        nll, targets = fixed_targets(self._ctx.scorer, self._rows_RT, self._ctx.L, context)
         value = bits_per_byte(nll, targets, self._bytes_V)
         self._keep(f"{BPB}_{context}", nll, targets)
         return [self._row(BPB, context, value, targets.size)]
 
     def _too_long(self, context: int) -> str:
-        longest = self._work.model_config.placed.longest()
-        return f"a context of {context} and {self._work.L // 2} targets exceed {longest} positions"
+        longest = self._ctx.model_config.placed.longest()
+        return f"a context of {context} and {self._ctx.L // 2} targets exceed {longest} positions"
 
     def _sliding_rows(self) -> np.ndarray:
-        return self._rows_RT[: self._work.config.evaluation.sliding_stretches]
+        return self._rows_RT[: self._ctx.config.evaluation.sliding_stretches]
 
     def sliding(self, k: int) -> list[Row]:
-        L, stride = self._work.L, max(self._work.L // 4, 1)
-        nll, targets = sliding_windows(self._work.scorer, self._sliding_rows(), L, k, stride)
+        L, stride = self._ctx.L, max(self._ctx.L // 4, 1)
+        nll, targets = sliding_windows(self._ctx.scorer, self._sliding_rows(), L, k, stride)
         value = bits_per_byte(nll, targets, self._bytes_V)
         return [self._row("bpb_sliding", k * L, value, targets.size)]
 
     def curse(self, k: int) -> list[Row]:
-        L = self._work.L
-        sliding = self._work.rows.value("bpb_sliding", k * L)
+        L = self._ctx.L
+        sliding = self._ctx.rows.value("bpb_sliding", k * L)
         if sliding is None:
-            return self._work.skipped("E", "early_token_curse", k * L, "bpb_sliding has no value")
-        nll, targets = disjoint_segments(self._work.scorer, self._sliding_rows(), L, k)
+            return self._ctx.skipped("E", "early_token_curse", k * L, "bpb_sliding has no value")
+        nll, targets = disjoint_segments(self._ctx.scorer, self._sliding_rows(), L, k)
         value = bits_per_byte(nll, targets, self._bytes_V) - sliding[0]
         return [self._row("early_token_curse", k * L, value, targets.size)]
 
     def key(self, context: int) -> list[Row]:
-        work = self._work
-        if not work.fits(context + work.L // 2):
-            return work.skipped("E", "bpb_key", context, self._too_long(context))
-        if work.key_targets is None:
+        ctx = self._ctx
+        if not ctx.fits(context + ctx.L // 2):
+            return ctx.skipped("E", "bpb_key", context, self._too_long(context))
+        if ctx.key_targets is None:
             reason = "no file of targets: --key_targets=FILE, made by --write_key_targets"
-            return work.skipped("E", "bpb_key", context, reason)
-        about = key_targets.about(work.inputs, work.split, work.L, work.top, self._rows_RT)
-        chosen = key_targets.read(work.key_targets, about)
+            return ctx.skipped("E", "bpb_key", context, reason)
+        about = key_targets.about(ctx.inputs, ctx.split, ctx.L, ctx.top, self._rows_RT)
+        chosen = key_targets.read(ctx.key_targets, about)
         if not chosen.any():
-            return work.skipped("E", "bpb_key", context, "the reference model found no such target")
-        nll, targets = fixed_targets(work.scorer, self._rows_RT, work.L, context)
+            return ctx.skipped("E", "bpb_key", context, "the reference model found no such target")
+        nll, targets = fixed_targets(ctx.scorer, self._rows_RT, ctx.L, context)
         value = bits_per_byte(nll[chosen], targets[chosen], self._bytes_V)
         return [self._row("bpb_key", context, value, int(chosen.sum()))]
 
     def repeat(self, gap: int) -> list[Row]:
-        work, L = self._work, self._work.L
-        needed, longest = repeat_length(L, gap), work.scorer.longest
+        ctx, L = self._ctx, self._ctx.L
+        needed, longest = repeat_length(L, gap), ctx.scorer.longest
         if needed - 1 > longest:
             reason = f"a gap of {gap} needs {needed - 1} inputs; the longest scored is {longest}"
-            return work.skipped("E", "repeat_gain", gap, reason)
+            return ctx.skipped("E", "repeat_gain", gap, reason)
         if needed > self._rows_RT.shape[1]:
             reason = f"a gap of {gap} needs {needed} tokens of text; a stretch has {self._rows_RT.shape[1]}"
-            return work.skipped("E", "repeat_gain", gap, reason)
+            return ctx.skipped("E", "repeat_gain", gap, reason)
         if len(self._rows_RT) < 2:
-            return work.skipped(
+            return ctx.skipped(
                 "E", "repeat_gain", gap, "the span comes from another stretch, and there is one"
             )
-        fresh_R, repeated_R = repeated_spans(work.scorer, self._rows_RT, L, gap, self._bytes_V)
+        fresh_R, repeated_R = repeated_spans(ctx.scorer, self._rows_RT, L, gap, self._bytes_V)
         arrays = {"fresh_R": fresh_R, "repeated_R": repeated_R}
-        np.savez(work.folder / "arrays" / f"repeat_gain_{gap}.npz", **arrays)
+        np.savez(ctx.folder / "arrays" / f"repeat_gain_{gap}.npz", **arrays)
         return [self._row("repeat_gain", gap, (fresh_R - repeated_R).mean(), len(fresh_R))]
 
     def gain(self, k: int) -> list[Row]:
-        work, L = self._work, self._work.L
-        near, far = work.rows.value(BPB, L // 2), work.rows.value(BPB, k * L)
+        ctx, L = self._ctx, self._ctx.L
+        near, far = ctx.rows.value(BPB, L // 2), ctx.rows.value(BPB, k * L)
         if near is None or far is None:
             reason = f"{BPB} at L/2 and {k}L are not both measured"
-            return work.skipped("E", "context_gain", k * L, reason)
+            return ctx.skipped("E", "context_gain", k * L, reason)
         return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
 
     def window(self, k: int) -> list[Row]:
-        work, L = self._work, self._work.L
-        free = work.rows.value(BPB, k * L)
+        ctx, L = self._ctx, self._ctx.L
+        free = ctx.rows.value(BPB, k * L)
         if free is None:
-            return work.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
-        if k not in work.multiples:
-            return work.skipped("E", "window_check", k * L, f"{k}L is not among the lengths")
-        nll, targets = windowed_targets(work.scorer, self._rows_RT, L, k * L)
+            return ctx.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
+        if k not in ctx.multiples:
+            return ctx.skipped("E", "window_check", k * L, f"{k}L is not among the lengths")
+        nll, targets = windowed_targets(ctx.scorer, self._rows_RT, L, k * L)
         value = bits_per_byte(nll, targets, self._bytes_V)
         self._keep(f"bpb_window_{k * L}", nll, targets)
         return [
@@ -176,8 +174,8 @@ class Text:
         ]
 
     def _keep(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:
-        path = self._work.folder / "arrays" / f"{name}.npz"
+        path = self._ctx.folder / "arrays" / f"{name}.npz"
         np.savez(path, **nats_and_bytes(nll, targets, self._bytes_V))
 
     def _row(self, metric: str, length: int, value: float, n: int) -> Row:
-        return self._work.row("E", metric, length, "all", value, n)
+        return self._ctx.row("E", metric, length, "all", value, n)

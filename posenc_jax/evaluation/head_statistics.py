@@ -1,7 +1,7 @@
 """M1-M11: what every head does with its keys, as numbers from streamed sums (EVALUATION.md, sec. 5).
 
-`observed` runs a model over rows of text and gives one `HeadSums` per softmax layer; the functions
-below it turn sums into measures and are plain NumPy in float64. L layers, N heads, D distances.
+`head_sums` runs a model over rows of text and gives one `HeadSums` per softmax layer; the functions
+below it turn sums into measures and are plain NumPy in float64. L layers, N heads, Z distances.
 """
 
 import dataclasses
@@ -13,10 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from posenc_jax.attention.attention_statistics import Watched, needles, watch
+from posenc_jax.attention.attention_statistics import (
+    AttentionStatistics,
+    attention_statistics,
+    needle_statistics,
+)
 from posenc_jax.encodings import PlacedLayer
 from posenc_jax.encodings.base import Params
-from posenc_jax.evaluation.capture import over_batches, watched
+from posenc_jax.evaluation.capture import capture_qk, over_batches
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.tasks.instances import Instance
 
@@ -26,17 +30,17 @@ class HeadSums:
     """One layer's reductions over B rows of T tokens, read by the queries from `first` on; float64.
 
     Attributes:
-      pairs_D: pairs of query and key at each distance. weight_ND, content_ND, logit_ND: mean attention
-        weight, content logit and whole logit at each distance. within_ND: summed squares of the whole
+      pairs_Z: pairs of query and key at each distance. weight_NZ, content_NZ, logit_NZ: mean attention
+        weight, content logit and whole logit at each distance. within_NZ: summed squares of the whole
         logit about that mean. entropy_N, sink_N: mean over queries. blind_N: by dtype, mean share of
         blind keys. q_power_NH, k_power_NH: mean squares of each dim before the rotation.
     """
 
-    pairs_D: np.ndarray
-    weight_ND: np.ndarray
-    content_ND: np.ndarray
-    logit_ND: np.ndarray
-    within_ND: np.ndarray
+    pairs_Z: np.ndarray
+    weight_NZ: np.ndarray
+    content_NZ: np.ndarray
+    logit_NZ: np.ndarray
+    within_NZ: np.ndarray
     entropy_N: np.ndarray
     sink_N: np.ndarray
     blind_N: dict[str, np.ndarray]
@@ -48,10 +52,10 @@ class HeadSums:
     @property
     def queries(self) -> int:
         """Queries read, over all rows."""
-        return self.rows * (len(self.pairs_D) - self.first)
+        return self.rows * (len(self.pairs_Z) - self.first)
 
 
-def observed(
+def head_sums(
     config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int, first: int
 ) -> list[HeadSums | None]:
     """Returns the sums of each layer over rows of text, None for a layer of linear attention.
@@ -63,39 +67,39 @@ def observed(
 
     @jax.jit
     def program(params, tokens_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
+        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, sink_N):
             if layer.form is not None:
                 return None
-            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
-            return watch(q, k, layer, learned, first=first, **where)
+            where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
+            return attention_statistics(q, k, layer, learned, first=first, **where)
 
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return watched(config, params, tokens_BT, pos_BT, reduce)
+        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
 
     pieces = over_batches(
         functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32)
     )
     return [
-        None if pieces[0][i] is None else joined([piece[i] for piece in pieces], first)
+        None if pieces[0][i] is None else merge_sums([piece[i] for piece in pieces], first)
         for i in range(config.num_layers)
     ]
 
 
-def joined(pieces: Sequence[Watched], first: int) -> HeadSums:
-    """Returns the sums over all sequences of some batches; `first` as for `watch`."""
+def merge_sums(pieces: Sequence[AttentionStatistics], first: int) -> HeadSums:
+    """Returns the sums over all sequences of some batches; `first` as for `attention_statistics`."""
     whole = jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *pieces)
-    B, _, T = whole.weight_BND.shape
-    each_D = T - np.maximum(np.arange(T), first).astype(
+    B, _, T = whole.weight_BNZ.shape
+    each_Z = T - np.maximum(np.arange(T), first).astype(
         np.float64
     )  # pairs at a distance, in one row
-    logit_ND = whole.mean_BND.mean(0)
-    between_ND = each_D * ((whole.mean_BND - logit_ND) ** 2).sum(0)
+    logit_NZ = whole.mean_BNZ.mean(0)
+    between_NZ = each_Z * ((whole.mean_BNZ - logit_NZ) ** 2).sum(0)
     return HeadSums(
-        pairs_D=B * each_D,
-        weight_ND=whole.weight_BND.sum(0) / (B * each_D),
-        content_ND=whole.content_BND.sum(0) / (B * each_D),
-        logit_ND=logit_ND,
-        within_ND=whole.spread_BND.sum(0) + between_ND,
+        pairs_Z=B * each_Z,
+        weight_NZ=whole.weight_BNZ.sum(0) / (B * each_Z),
+        content_NZ=whole.content_BNZ.sum(0) / (B * each_Z),
+        logit_NZ=logit_NZ,
+        within_NZ=whole.spread_BNZ.sum(0) + between_NZ,
         entropy_N=whole.entropy_BNQ.mean((0, 2)),
         sink_N=whole.sink_BNQ.mean((0, 2)),
         blind_N={name: x.mean((0, 2)) for name, x in whole.blind_BNQ.items()},
@@ -108,13 +112,13 @@ def joined(pieces: Sequence[Watched], first: int) -> HeadSums:
 
 def mass_between(sums: HeadSums, low: int, high: int) -> np.ndarray:
     """Returns mass_N (M1): the mean weight a query puts on keys at distances in [low, high)."""
-    total_ND = sums.weight_ND * sums.pairs_D
-    return total_ND[:, low:high].sum(-1) / sums.queries
+    total_NZ = sums.weight_NZ * sums.pairs_Z
+    return total_NZ[:, low:high].sum(-1) / sums.queries
 
 
 def mean_distance(sums: HeadSums) -> np.ndarray:
     """Returns distance_N (M1): the weighted mean distance of a query's keys, tokens."""
-    return (sums.weight_ND * sums.pairs_D) @ np.arange(len(sums.pairs_D)) / sums.queries
+    return (sums.weight_NZ * sums.pairs_Z) @ np.arange(len(sums.pairs_Z)) / sums.queries
 
 
 def relative_structure(sums: HeadSums) -> np.ndarray:
@@ -122,9 +126,9 @@ def relative_structure(sums: HeadSums) -> np.ndarray:
 
     1 where the logit is a function of distance alone; nan where it never varies.
     """
-    grand_N1 = (sums.logit_ND @ sums.pairs_D / sums.pairs_D.sum())[:, None]
-    between_N = (sums.logit_ND - grand_N1) ** 2 @ sums.pairs_D
-    within_N = sums.within_ND.sum(-1)
+    grand_N1 = (sums.logit_NZ @ sums.pairs_Z / sums.pairs_Z.sum())[:, None]
+    between_N = (sums.logit_NZ - grand_N1) ** 2 @ sums.pairs_Z
+    within_N = sums.within_NZ.sum(-1)
     with np.errstate(invalid="ignore"):
         return between_N / (between_N + within_N)
 
@@ -136,7 +140,7 @@ def monotonicity(sums: HeadSums) -> np.ndarray:
     """
     seen = np.arange(sums.first + 1)
     with np.errstate(invalid="ignore"):
-        return np.array([stats.kendalltau(seen, w_D[seen]).statistic for w_D in sums.weight_ND])
+        return np.array([stats.kendalltau(seen, w_Z[seen]).statistic for w_Z in sums.weight_NZ])
 
 
 def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[list[dict]]:
@@ -200,7 +204,7 @@ class NeedleHeads:
     reach_NA: np.ndarray
 
 
-def needle_places(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
+def needle_positions(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
     """Returns (query_A, key_A): the position that predicts each answer token, and that token's twin.
 
     A token at p is predicted at p - 1. The needle's token stands `distance` before it, for every token
@@ -216,21 +220,23 @@ def needle_heads(
 ) -> list[NeedleHeads | None]:
     """Returns M9 and M10 of each layer over instances of one length and one number of answers.
 
-    None for a layer of linear attention. Args: see `observed`.
+    None for a layer of linear attention. Args: see `head_sums`.
     """
 
     @jax.jit
     def program(params, tokens_BT, query_BA, key_BA):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, sink_N):
+        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, sink_N):
             if layer.form is not None:
                 return None
-            where = {"pos_BT": pos_BT, "clock_BTN": clock_BTN, "sink_N": sink_N}
-            return needles(q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where)
+            where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
+            return needle_statistics(
+                q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where
+            )
 
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return watched(config, params, tokens_BT, pos_BT, reduce)
+        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
 
-    query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_places, instances), strict=True))
+    query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_positions, instances), strict=True))
     tokens_BT = np.stack([i.tokens for i in instances])
     pieces = over_batches(
         functools.partial(program, params), batch_tokens, tokens_BT, query_BA, key_BA

@@ -10,22 +10,22 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings import Heads, parse, unparse
+from posenc_jax.encodings import HeadGroup, parse, unparse
 from posenc_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ParameterizedModel:
     """A decoder that can be run: its configuration and its parameters."""
 
     config: ModelConfig
     params: dict
 
 
-Intervention = Callable[[Model], Model]
+Intervention = Callable[[ParameterizedModel], ParameterizedModel]
 
 
-def slopes_off(model: Model) -> Model:
+def slopes_off(model: ParameterizedModel) -> ParameterizedModel:
     """Returns the model without any distance bias: every slope 0, every gate open.
 
     Raises:
@@ -34,7 +34,7 @@ def slopes_off(model: Model) -> Model:
     return _without("bias", model)
 
 
-def rotation_off(model: Model) -> Model:
+def rotation_off(model: ParameterizedModel) -> ParameterizedModel:
     """Returns the model with queries and keys as projected (PoPE: their magnitudes), turned nowhere.
 
     Raises:
@@ -57,7 +57,7 @@ def head_off(layer: int, head: int) -> Intervention:
       ValueError: when applied to a model without such a head.
     """
 
-    def ablated(model: Model) -> Model:
+    def ablated(model: ParameterizedModel) -> ParameterizedModel:
         c = model.config
         if not (0 <= layer < c.num_layers and 0 <= head < c.num_heads):
             raise ValueError(
@@ -67,7 +67,7 @@ def head_off(layer: int, head: int) -> Intervention:
         block = model.params[name]
         out_NHD = jnp.asarray(block["attention"]["out_NHD"]).at[head].set(0.0)
         attention = {**block["attention"], "out_NHD": out_NHD}
-        return Model(c, {**model.params, name: {**block, "attention": attention}})
+        return ParameterizedModel(c, {**model.params, name: {**block, "attention": attention}})
 
     return ablated
 
@@ -81,10 +81,10 @@ def every_intervention(config: ModelConfig, train_length: int) -> dict[str, Inte
     return found
 
 
-def _without(kind: str, model: Model) -> Model:
+def _without(kind: str, model: ParameterizedModel) -> ParameterizedModel:
     scheme = parse(model.config.scheme)
 
-    def bare(heads: Heads) -> Heads:
+    def bare(heads: HeadGroup) -> HeadGroup:
         part = getattr(heads, kind)
         return dataclasses.replace(heads, **{kind: part and part.switched_off()})
 
@@ -101,4 +101,4 @@ def _without(kind: str, model: Model) -> Model:
             kept = {name: block["attention"]["scheme"][name] for name in left}
             attention = {**block["attention"], "scheme": kept}
             params[f"layer_{i}"] = {**block, "attention": attention}
-    return Model(config, params)
+    return ParameterizedModel(config, params)

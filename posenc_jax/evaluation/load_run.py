@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 
-from posenc_jax.checkpoints.manager import Checkpoints, has_checkpoint
-from posenc_jax.encodings import parse, stretched, unparse
+from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
+from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import read_json, replace_text, write_json
@@ -18,12 +18,12 @@ from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.workdir import REREAD, identity, ownership, refuse_owner
+from posenc_jax.training.workdir import REREAD, check_owner, identity, ownership
 
 LAST = "last"
 
 
-def config_of(workdir: Path) -> RunConfig:
+def stored_config(workdir: Path) -> RunConfig:
     """Returns the configuration of a run that has a checkpoint.
 
     Raises:
@@ -78,19 +78,19 @@ def compiled_lengths(
     L = config.placed_length
     longest = config.model_config(vocab_size=1).placed.longest()
     lengths = [L, *(k * L for k in multiples), max(multiples) * L + L // 2]
-    if len({reading(config, stretch, n) for n in lengths}) > 1:
+    if len({extended_config(config, stretch, n) for n in lengths}) > 1:
         lengths += [k * L + L // 2 for k in multiples]
     return sorted({n if longest is None else min(n, longest) for n in lengths})
 
 
-def reading(config: RunConfig, stretch: str | None, length: int) -> RunConfig:
+def extended_config(config: RunConfig, stretch: str | None, length: int) -> RunConfig:
     """Returns the configuration whose scheme is read under `stretch` for rows of up to `length`.
 
     Of a fine-tuned run a stretch goes on from the length that it was tuned to.
     """
     if stretch is None:
         return config
-    scheme = stretched(
+    scheme = extend_length(
         parse(config.model.scheme),
         stretch,
         length=length,
@@ -102,12 +102,12 @@ def reading(config: RunConfig, stretch: str | None, length: int) -> RunConfig:
     )
 
 
-def named(config: RunConfig, arm: str) -> RunConfig:
+def with_arm_name(config: RunConfig, arm: str) -> RunConfig:
     """Returns the configuration under another arm's name."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, arm=arm))
 
 
-def stretched_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
+def extension_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
     """Makes the folder of a reading, with the records of the run that it reads."""
     folder = workdir / "stretched" / re.sub(r"[^A-Za-z0-9.]+", "_", stretch)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def stretched_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
     return folder
 
 
-class Restored(NamedTuple):
+class RestoredCheckpoint(NamedTuple):
     """A checkpoint that was verified and belongs to its folder's run.
 
     step: steps finished. params: of the decoder, float32. identity: digests of the run, and of every leaf of
@@ -131,7 +131,9 @@ class Restored(NamedTuple):
     unfinished: bool
 
 
-def restored(workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str) -> Restored:
+def restore_checkpoint(
+    workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str
+) -> RestoredCheckpoint:
     """Returns the checkpoint that is "last", "best" or of a step; says on stderr if the run is unfinished.
 
     Raises:
@@ -141,10 +143,13 @@ def restored(workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str) 
     owner = ownership(config, inputs)
     model_config = config.model_config(inputs.tokenizer.vocab_size)
     mesh = make_mesh(1, 1)
-    with jax.set_mesh(mesh), Checkpoints(workdir, config.train.keep, clean=False) as checkpoints:
+    with (
+        jax.set_mesh(mesh),
+        CheckpointManager(workdir, config.train.keep, clean=False) as checkpoints,
+    ):
         _, shapes = state_builder(config, Decoder(model_config), mesh)
         step = checkpoints.chosen(checkpoint)
-        refuse_owner(workdir, step, owner, checkpoints.record(step)["owner"], REREAD)
+        check_owner(workdir, step, owner, checkpoints.record(step)["owner"], REREAD)
         state = checkpoints.restore(step, shapes)
         done, planned = checkpoints.steps()[-1], config.train.steps
         digests = {
@@ -156,11 +161,11 @@ def restored(workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str) 
             f"{workdir} is unfinished: {done:,} of {planned:,} steps; rows of it are marked so",
             file=sys.stderr,
         )
-    return Restored(step, jax.device_get(state["params"]), digests, done < planned)
+    return RestoredCheckpoint(step, jax.device_get(state["params"]), digests, done < planned)
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenRun:
+class LoadedRun:
     """The last checkpoint of a run, for readers other than `evaluate`.
 
     Attributes:
@@ -201,27 +206,29 @@ class OpenRun:
 
     def model_config(self, length: int) -> ModelConfig:
         """Returns the decoder's configuration as rows of up to `length` tokens are read."""
-        config = reading(self.config, self.stretch, length)
+        config = extended_config(self.config, self.stretch, length)
         return config.model_config(self.inputs.tokenizer.vocab_size)
 
     def folder(self, length: int) -> Path:
         """Returns where results go: the run's folder, or that of the stretched reading of `length`."""
         if self.stretch is None:
             return self.workdir
-        config = reading(self.config, self.stretch, length)
-        return stretched_folder(self.workdir, self.stretch, config)
+        config = extended_config(self.config, self.stretch, length)
+        return extension_folder(self.workdir, self.stretch, config)
 
 
-def open_run(workdir: Path, stretch: str | None) -> OpenRun:
+def load_run(workdir: Path, stretch: str | None) -> LoadedRun:
     """Restores the last checkpoint of a run.
 
     Raises:
       ValueError: no checkpoint or one of another run, or a stretch that is none or changes nothing in
         this scheme.
     """
-    trained = config_of(workdir)
-    config = trained if stretch is None else named(trained, f"{trained.arm} {stretch}")
-    reading(config, stretch, config.train.length)  # refuses a bad rule before anything is opened
+    trained = stored_config(workdir)
+    config = trained if stretch is None else with_arm_name(trained, f"{trained.arm} {stretch}")
+    extended_config(
+        config, stretch, config.train.length
+    )  # refuses a bad rule before anything is opened
     inputs = open_inputs(config)
-    found = restored(workdir, trained, inputs, LAST)
-    return OpenRun(workdir, config, stretch, inputs, found.step, found.params, found.unfinished)
+    found = restore_checkpoint(workdir, trained, inputs, LAST)
+    return LoadedRun(workdir, config, stretch, inputs, found.step, found.params, found.unfinished)

@@ -11,35 +11,35 @@ from posenc_jax.evaluation import head_statistics
 from posenc_jax.evaluation.capture import over_batches
 from posenc_jax.evaluation.interventions import every_intervention
 from posenc_jax.evaluation.perplexity import octaves
-from posenc_jax.evaluation.probe_context import LINEAR, Subject
+from posenc_jax.evaluation.probe_context import LINEAR, ProbeContext
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
 from posenc_jax.results.schema import Row
 
 SHARES = (0.5, 0.9)  # of the gradient, for M3
 
 
-def probe_items(subject: Subject) -> dict[str, Callable]:
+def probe_items(probe: ProbeContext) -> dict[str, Callable]:
     """Returns the items of suite M: observation per multiple, M3, M9 with M10 per task, M12."""
-    multiples, four = subject.work.multiples, subject.target_multiple()
+    multiples, four = probe.ctx.multiples, probe.target_multiple()
     chosen = sorted({1, four, max(multiples)} & set(multiples))
-    items = {f"M/observed/{k}": functools.partial(_observation, subject, k) for k in chosen}
-    items[f"M3/{max(multiples)}"] = functools.partial(_receptive_field, subject, max(multiples))
+    items = {f"M/observed/{k}": functools.partial(_observation, probe, k) for k in chosen}
+    items[f"M3/{max(multiples)}"] = functools.partial(_receptive_field, probe, max(multiples))
     for k in sorted({1, four} & set(multiples)):
-        for task in subject.tasks(k):
-            items[f"M9/{task}/{k}"] = functools.partial(_needles, subject, task, k)
-        for name, change in every_intervention(subject.config, subject.L).items():
-            items[f"M12/{name}/{k}"] = functools.partial(subject.change, "M", "M12", name, change, k)
+        for task in probe.tasks(k):
+            items[f"M9/{task}/{k}"] = functools.partial(_needles, probe, task, k)
+        for name, change in every_intervention(probe.config, probe.L).items():
+            items[f"M12/{name}/{k}"] = functools.partial(probe.change, "M", "M12", name, change, k)
     return items
 
 
-def _observation(subject: Subject, k: int) -> list[Row]:
+def _observation(probe: ProbeContext, k: int) -> list[Row]:
     """M1, M2, M4, M5, M6, M7 and M11 of one context length."""
-    layers, length, L = subject.observed(k), k * subject.L, subject.L
+    layers, length, L = probe.observed(k), k * probe.L, probe.L
     rows = []
 
     def add(metric, measure, extra=""):
         values = [None if sums is None else measure(sums) for sums in layers]
-        rows.extend(subject.of_heads("M", metric, length, values, n, extra))
+        rows.extend(probe.of_heads("M", metric, length, values, n, extra))
 
     n = next((sums.queries for sums in layers if sums is not None), 0)
     for low, high in octaves(length):
@@ -49,7 +49,7 @@ def _observation(subject: Subject, k: int) -> list[Row]:
     add("M1_rho_far", lambda sums: head_statistics.mass_between(sums, L + 1, length))
     add("M2_entropy", lambda sums: sums.entropy_N)
     add("M4_sink", lambda sums: sums.sink_N)
-    if subject.config.sink_logit:
+    if probe.config.sink_logit:
         add("M4_sink_logit", lambda sums: 1 - head_statistics.mass_between(sums, 0, length))
     add("M7_kendall", head_statistics.monotonicity)
     for dtype in ("float32", "bfloat16"):
@@ -57,90 +57,93 @@ def _observation(subject: Subject, k: int) -> list[Row]:
     for low, high in octaves(length):
 
         def content(sums, low=low, high=high):
-            pairs_D = sums.pairs_D[low:high]
-            return sums.content_ND[:, low:high] @ pairs_D / pairs_D.sum()
+            pairs_Z = sums.pairs_Z[low:high]
+            return sums.content_NZ[:, low:high] @ pairs_Z / pairs_Z.sum()
 
         add("M6_content", content, f" distance:[{low},{high})")
-    planes = [head_statistics.rotary_planes(layer, learned, subject.config.head_dim) for layer, learned
-              in zip(subject.placed.layers, subject.learned, strict=True)]  # fmt: skip
-    rows.extend(_frequency_rows(subject, layers, planes, length))
-    _save_observation(subject, layers, planes, k)
+    planes = [head_statistics.rotary_planes(layer, learned, probe.config.head_dim) for layer, learned
+              in zip(probe.placed.layers, probe.learned, strict=True)]  # fmt: skip
+    rows.extend(_frequency_rows(probe, layers, planes, length))
+    _save_observation(probe, layers, planes, k)
     return rows
 
 
-def _frequency_rows(subject: Subject, layers, planes, length) -> Iterator[Row]:
+def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row]:
     for i, (sums, heads) in enumerate(zip(layers, planes, strict=True)):
         if sums is None:
-            yield from subject.work.skipped("M", "M5_frequency_use", length, LINEAR, f"layer:{i}")
+            yield from probe.ctx.skipped("M", "M5_frequency_use", length, LINEAR, f"layer:{i}")
             continue
-        tokens = sums.rows * len(sums.pairs_D)
+        tokens = sums.rows * len(sums.pairs_Z)
         for n, (share, pairs) in enumerate(zip(head_statistics.frequency_use(sums, heads), heads, strict=True)):  # fmt: skip
             if not pairs:
                 reason = "this head has no rotation"
-                yield from subject.work.skipped(
+                yield from probe.ctx.skipped(
                     "M", "M5_frequency_use", length, reason, f"head:{i}.{n}"
                 )
                 continue
             names = [f" wavelength:{pair['wavelength']:.4g}" for pair in pairs] + [" unrotated"]
             for name, value in zip(names, share, strict=True):
-                yield subject.row("M", "M5_frequency_use", length, f"head:{i}.{n}{name}", value, tokens)  # fmt: skip
+                yield probe.row("M", "M5_frequency_use", length, f"head:{i}.{n}{name}", value, tokens)  # fmt: skip
 
 
-def _save_observation(subject: Subject, layers, planes, k: int) -> None:
-    D, (N, length) = np.arange(k * subject.L), (subject.config.num_heads, k * subject.L)
-    empty_ND = np.full((N, length), np.nan)
+def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
+    distance_Z, (N, length) = np.arange(k * probe.L), (probe.config.num_heads, k * probe.L)
+    empty_NZ = np.full((N, length), np.nan)
 
     def stacked(field: str) -> np.ndarray:
-        return np.stack([empty_ND if s is None else getattr(s, field) for s in layers])
+        return np.stack([empty_NZ if s is None else getattr(s, field) for s in layers])
 
-    kernel_LND, bound_LND = (np.full((len(layers), N, length), np.nan) for _ in range(2))
+    kernel_LNZ, bound_LNZ = (np.full((len(layers), N, length), np.nan) for _ in range(2))
     for i, heads in enumerate(planes):
         for n, pairs in enumerate(heads):
             waves = tuple(pair["wavelength"] for pair in pairs)
             if waves:
-                kernel_LND[i, n], bound = rotary_kernel(waves, D), decay_bound(waves, D)
-                bound_LND[i, n] = bound / bound[0]
-    subject.save(
+                kernel_LNZ[i, n], bound = (
+                    rotary_kernel(waves, distance_Z),
+                    decay_bound(waves, distance_Z),
+                )
+                bound_LNZ[i, n] = bound / bound[0]
+    probe.save(
         f"probes_{k}",
-        distance_D=D,
-        attention_LND=stacked("weight_ND"),
-        content_LND=stacked("content_ND"),
-        logit_LND=stacked("logit_ND"),
-        cosine_LND=kernel_LND,
-        bound_LND=bound_LND,
+        distance_D=distance_Z,
+        attention_LND=stacked("weight_NZ"),
+        content_LND=stacked("content_NZ"),
+        logit_LND=stacked("logit_NZ"),
+        cosine_LND=kernel_LNZ,
+        bound_LND=bound_LNZ,
     )
 
 
-def _receptive_field(subject: Subject, k: int) -> list[Row]:
+def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
     """M3: gradient shares by octave, and the distances that hold half and nine tenths of it."""
-    rows_RT, length = subject.text(k * subject.L), k * subject.L
+    rows_RT, length = probe.text(k * probe.L), k * probe.L
 
     @jax.jit
     def program(params, rows_BT):
         def one(row_T):
-            return gradient_by_distance(subject.config, params, row_T[:-1], row_T[-1])
+            return gradient_by_distance(probe.config, params, row_T[:-1], row_T[-1])
 
         return jax.lax.map(one, rows_BT)
 
-    norm_RD = np.concatenate(
-        over_batches(functools.partial(program, subject.params), subject.budget, rows_RT)
+    norm_RZ = np.concatenate(
+        over_batches(functools.partial(program, probe.params), probe.budget, rows_RT)
     )
-    share_D = (norm_RD / norm_RD.sum(1, keepdims=True)).mean(0, dtype=np.float64)
-    subject.save(f"receptive_field_{k}", distance_D=np.arange(length), share_D=share_D)
-    found = [subject.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_D[a:b].sum(), len(rows_RT))
+    share_Z = (norm_RZ / norm_RZ.sum(1, keepdims=True)).mean(0, dtype=np.float64)
+    probe.save(f"receptive_field_{k}", distance_D=np.arange(length), share_D=share_Z)
+    found = [probe.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_Z[a:b].sum(), len(rows_RT))
              for a, b in octaves(length)]  # fmt: skip
     for share in SHARES:
-        reach = reach_of_share(share_D, share)
-        found.append(subject.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))
+        reach = reach_of_share(share_Z, share)
+        found.append(probe.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))
     return found
 
 
-def _needles(subject: Subject, task: str, k: int) -> list[Row]:
+def _needles(probe: ProbeContext, task: str, k: int) -> list[Row]:
     """M9 and M10 of one task."""
     layers = head_statistics.needle_heads(
-        subject.config, subject.params, subject.instances(task, k), subject.budget
+        probe.config, probe.params, probe.instances(task, k), probe.budget
     )
-    length, bare = k * subject.L, {i: f for i, f in enumerate(layers) if f is not None}
+    length, bare = k * probe.L, {i: f for i, f in enumerate(layers) if f is not None}
     n = next((found.weight_NA.shape[1] for found in bare.values()), 0)
     rows = []
     for metric, measure in (
@@ -151,7 +154,7 @@ def _needles(subject: Subject, task: str, k: int) -> list[Row]:
         ("M10_agreement", head_statistics.agreement),
     ):
         values = [None if found is None else measure(found) for found in layers]
-        rows += subject.of_heads("M", metric, length, values, n, f" {task}")
+        rows += probe.of_heads("M", metric, length, values, n, f" {task}")
     if bare:
         first = next(iter(bare.values()))
         blank_NA = np.full(first.weight_NA.shape, np.nan)
@@ -159,5 +162,5 @@ def _needles(subject: Subject, task: str, k: int) -> list[Row]:
             f"{name}_LNA": np.stack([getattr(f, f"{name}_NA") if f else blank_NA for f in layers])
             for name in ("weight", "margin", "reach")
         }
-        subject.save(f"needles_{task}_{k}", distance_A=first.distance_A, **arrays)
+        probe.save(f"needles_{task}_{k}", distance_A=first.distance_A, **arrays)
     return rows

@@ -12,10 +12,10 @@ from posenc_jax.encodings import GatedBias, PlacedLayer, PlacedScheme
 from posenc_jax.encodings.analysis import bias_of_distance
 from posenc_jax.encodings.base import Params, Temperature, TokenTemperature
 from posenc_jax.evaluation import head_statistics
-from posenc_jax.evaluation.capture import over_batches, watched
+from posenc_jax.evaluation.capture import capture_qk, over_batches
 from posenc_jax.evaluation.context import SEED
 from posenc_jax.evaluation.interventions import rotation_off
-from posenc_jax.evaluation.probe_context import ROWS, Subject
+from posenc_jax.evaluation.probe_context import ROWS, ProbeContext
 from posenc_jax.evaluation.retrieval import answer_rows, score_instances
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.results.schema import Row
@@ -25,61 +25,59 @@ MONOTONE_TO = 16  # P5, in units of L
 QUERIES = 64  # the last ones of a row, all of whose logits are compared
 
 
-def property_items(subject: Subject) -> dict[str, Callable]:
+def property_items(probe: ProbeContext) -> dict[str, Callable]:
     """Returns the items P1, P2 per multiple, P3 per multiple, P4 and P5."""
-    multiples = subject.work.multiples
-    ends = sorted({1, subject.target_multiple(), max(multiples)} & set(multiples))
-    items = {"P1": lambda: _shift_errors(subject)}
-    items |= {f"P2/{k}": lambda k=k: _relative_structure(subject, k) for k in ends}
-    items |= {f"P3/{k}": lambda k=k: _offset_lookup(subject, k) for k in multiples}
+    multiples = probe.ctx.multiples
+    ends = sorted({1, probe.target_multiple(), max(multiples)} & set(multiples))
+    items = {"P1": lambda: _shift_errors(probe)}
+    items |= {f"P2/{k}": lambda k=k: _relative_structure(probe, k) for k in ends}
+    items |= {f"P3/{k}": lambda k=k: _offset_lookup(probe, k) for k in multiples}
     items["P4"] = functools.partial(
-        subject.change, "P", "P4", "rotation off", rotation_off, min(multiples)
+        probe.change, "P", "P4", "rotation off", rotation_off, min(multiples)
     )
-    return items | {"P5": lambda: _monotone(subject)}
+    return items | {"P5": lambda: _monotone(probe)}
 
 
-def _shift_errors(subject: Subject) -> list[Row]:
-    L, limit = subject.L, subject.placed.longest()
+def _shift_errors(probe: ProbeContext) -> list[Row]:
+    L, limit = probe.L, probe.placed.longest()
     wanted = sorted({1, 7, L, 8 * L})
     length = min(L, limit) if limit is not None else L
     fitting = tuple(d for d in wanted if limit is None or length + d <= limit)
-    rows, rows_RT = [], subject.text(length)[:, :-1]
+    rows, rows_RT = [], probe.text(length)[:, :-1]
     if fitting:
-        errors = shift_errors(subject.config, subject.params, rows_RT, fitting, subject.budget)
+        errors = shift_errors(probe.config, probe.params, rows_RT, fitting, probe.budget)
         for shift, error_LN in errors.items():
             of_shift = f" shift:{shift}"
-            rows += subject.of_heads(
-                "P", "P1_shift_error", length, error_LN, len(rows_RT), of_shift
-            )
-            rows.append(subject.row("P", "P1_shift_error", length, f"all{of_shift}", error_LN.max(), len(rows_RT)))  # fmt: skip
-    if fitting and keeps_count(subject.placed):
+            rows += probe.of_heads("P", "P1_shift_error", length, error_LN, len(rows_RT), of_shift)
+            rows.append(probe.row("P", "P1_shift_error", length, f"all{of_shift}", error_LN.max(), len(rows_RT)))  # fmt: skip
+    if fitting and depends_on_key_count(probe.placed):
         moved = shift_errors(
-            subject.config, subject.params, rows_RT, fitting, subject.budget, counted=False
+            probe.config, probe.params, rows_RT, fitting, probe.budget, counted=False
         )
         rows += [
-            subject.row("P", "P1_counter_error", length, f"all shift:{shift}", error_LN.max(), len(rows_RT))
+            probe.row("P", "P1_counter_error", length, f"all shift:{shift}", error_LN.max(), len(rows_RT))
             for shift, error_LN in moved.items()
         ]  # fmt: skip
     for shift in set(wanted) - set(fitting):
-        reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {subject.config.scheme}"
-        rows += subject.work.skipped("P", "P1_shift_error", length, reason, f"all shift:{shift}")
+        reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {probe.config.scheme}"
+        rows += probe.ctx.skipped("P", "P1_shift_error", length, reason, f"all shift:{shift}")
     return rows
 
 
-def _relative_structure(subject: Subject, k: int) -> list[Row]:
-    layers = subject.observed(k)
-    n = next((int(sums.pairs_D.sum()) for sums in layers if sums is not None), 0)
+def _relative_structure(probe: ProbeContext, k: int) -> list[Row]:
+    layers = probe.observed(k)
+    n = next((int(sums.pairs_Z.sum()) for sums in layers if sums is not None), 0)
     scores = [None if sums is None else head_statistics.relative_structure(sums) for sums in layers]
-    return list(subject.of_heads("P", "P2_relative_structure", k * subject.L, scores, n))
+    return list(probe.of_heads("P", "P2_relative_structure", k * probe.L, scores, n))
 
 
-def _offset_lookup(subject: Subject, k: int) -> list[Row]:
-    length = k * subject.L
-    offsets = asked_offsets(subject.L)
+def _offset_lookup(probe: ProbeContext, k: int) -> list[Row]:
+    length = k * probe.L
+    offsets = asked_offsets(probe.L)
     instances = [
         offset_lookup(
-            subject.filler,
-            split=subject.work.split,
+            probe.filler,
+            split=probe.ctx.split,
             seed=SEED,
             index=i,
             length=length,
@@ -87,36 +85,36 @@ def _offset_lookup(subject: Subject, k: int) -> list[Row]:
         )
         for i in range(ROWS)
     ]
-    answers = score_instances(subject.scorer(subject.config, k), instances)
-    subject.save(f"P3_{k}", **dataclasses.asdict(answers))
+    answers = score_instances(probe.scorer(probe.config, k), instances)
+    probe.save(f"P3_{k}", **dataclasses.asdict(answers))
     chosen = {"all": np.ones(len(answers.correct), bool)}
     chosen |= {f"distance:{t}": answers.distance == t for t in offsets}
-    return answer_rows(subject.work, "P", "P3_offset", length, answers, chosen)
+    return answer_rows(probe.ctx, "P", "P3_offset", length, answers, chosen)
 
 
-def _monotone(subject: Subject) -> list[Row]:
-    L, limit = subject.L, subject.placed.longest()
+def _monotone(probe: ProbeContext) -> list[Row]:
+    L, limit = probe.L, probe.placed.longest()
     farthest = MONOTONE_TO * L + 1 if limit is None else min(MONOTONE_TO * L + 1, limit)
     lengths = tuple(sorted({min(k * L + 1, farthest) for k in (1, 4, MONOTONE_TO)}))
-    layers = list(zip(subject.placed.layers, subject.learned, strict=True))
+    layers = list(zip(probe.placed.layers, probe.learned, strict=True))
     rises_LN = [largest_rise(layer, learned, lengths) for layer, learned in layers]
-    read = max(subject.work.multiples) * L
+    read = max(probe.ctx.multiples) * L
     measured = {}
     if any(layer.gated for layer, _ in layers):
-        rows_RT = subject.text(read)[:, :-1]
-        measured = largest_gate_rise(subject.config, subject.params, rows_RT, subject.budget)
+        rows_RT = probe.text(read)[:, :-1]
+        measured = largest_gate_rise(probe.config, probe.params, rows_RT, probe.budget)
     rows = []
     for i, (layer, _) in enumerate(layers):
         for group in layer.groups:
             gated = isinstance(group.heads.bias, GatedBias)
             for n in range(group.first, group.stop):
                 rise, length = (measured[i][n], read) if gated else (rises_LN[i][n], farthest - 1)
-                rows.append(subject.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length))  # fmt: skip
+                rows.append(probe.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length))  # fmt: skip
     share = np.mean([row.value == 0 for row in rows])
-    return [*rows, subject.row("P", "P5_monotone_share", farthest - 1, "all", share, len(rows))]
+    return [*rows, probe.row("P", "P5_monotone_share", farthest - 1, "all", share, len(rows))]
 
 
-def keeps_count(placed: PlacedScheme) -> bool:
+def depends_on_key_count(placed: PlacedScheme) -> bool:
     """Whether a temperature follows the number of keys in sight."""
     parts = [group.heads.temperature for layer in placed.layers for group in layer.groups]
     return any(part is not None and not part.relative for part in parts)
@@ -129,11 +127,11 @@ class _InSight(Temperature):
     of: Temperature
     shift: int
 
-    def init(self, key, place):
-        return self.of.init(key, place)
+    def init(self, key, context):
+        return self.of.init(key, context)
 
-    def temperature(self, params, q_pos_BT, k_pos_BS, place):
-        return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, place)
+    def temperature(self, params, q_pos_BT, k_pos_BS, context):
+        return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +141,11 @@ class _TokenInSight(TokenTemperature):
     of: TokenTemperature
     shift: int
 
-    def of_tokens(self, params, x_BTD, pos_BT, place):
-        return self.of.of_tokens(params, x_BTD, pos_BT - self.shift, place)
+    def of_tokens(self, params, x_BTD, pos_BT, context):
+        return self.of.of_tokens(params, x_BTD, pos_BT - self.shift, context)
 
 
-def counting_keys(layer: PlacedLayer, shift: int) -> PlacedLayer:
+def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
     """Returns the layer with temperatures that read the positions of the row before the shift."""
 
     def rested(group):
@@ -194,13 +192,21 @@ def shift_errors(
 
     @functools.partial(jax.jit, static_argnums=0)
     def program(shift, params, tokens_BT, pos_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, _sink_N):
-            return last_logits(q, k, layer, learned, pos_BT=pos_BT, clock_BTN=clock_BTN, rows=rows)
+        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
+            return last_logits(
+                q,
+                k,
+                layer,
+                learned,
+                pos_BT=pos_BT,
+                cum_log_forget_BTN=cum_log_forget_BTN,
+                rows=rows,
+            )
 
-        changed = functools.partial(counting_keys, shift=shift)
-        return watched(config, params, tokens_BT, pos_BT, reduce, changed)
+        changed = functools.partial(with_original_key_counts, shift=shift)
+        return capture_qk(config, params, tokens_BT, pos_BT, reduce, changed)
 
-    held = counted and keeps_count(config.placed)
+    held = counted and depends_on_key_count(config.placed)
 
     seen_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
     worst = {shift: np.zeros((config.num_layers, config.num_heads)) for shift in shifts}
@@ -247,13 +253,13 @@ def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_to
 
     @jax.jit
     def program(params, tokens_BT, pos_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, clock_BTN, _sink_N):
-            if clock_BTN is None:
+        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
+            if cum_log_forget_BTN is None:
                 return None
             # b(i, j) = clock(i) - clock(j): one key further back adds the tick between the two.
-            return (clock_BTN[:, 1:] - clock_BTN[:, :-1]).max(1)
+            return (cum_log_forget_BTN[:, 1:] - cum_log_forget_BTN[:, :-1]).max(1)
 
-        return watched(config, params, tokens_BT, pos_BT, reduce)
+        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
 
     pos_RT = np.broadcast_to(np.arange(rows_RT.shape[1], dtype=np.int32), rows_RT.shape)
     pieces = over_batches(

@@ -11,7 +11,7 @@ from posenc_jax.model.decoder import Decoder
 
 
 def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.Array:
-    """Returns norm_D: |d loss / d embedding| of the token d before the one that predicts `target`.
+    """Returns norm_Z: |d loss / d embedding| of the token d before the one that predicts `target`.
 
     The loss is that of the token after the row's last. Every place of the row is given a word of its
     own, so that the gradient of the embedding table is one vector per place; the head keeps the real
@@ -41,14 +41,14 @@ def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.A
     return jnp.linalg.norm(gradient_TD, axis=-1)[::-1]
 
 
-def reach_of_share(norm_D: np.ndarray, share: float) -> int:
+def reach_of_share(norm_Z: np.ndarray, share: float) -> int:
     """Returns the smallest distance within which at least `share` of the summed norm lies.
 
     Raises:
       ValueError: a gradient of zero everywhere, which has no reach.
     """
-    total = norm_D.sum(dtype=np.float64)
+    total = norm_Z.sum(dtype=np.float64)
     if not total > 0:
         raise ValueError("the loss has no gradient to any embedding")
-    within_D = np.cumsum(norm_D, dtype=np.float64) / total
-    return int(np.searchsorted(within_D, share - 1e-12))
+    within_Z = np.cumsum(norm_Z, dtype=np.float64) / total
+    return int(np.searchsorted(within_Z, share - 1e-12))

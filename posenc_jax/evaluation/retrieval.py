@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from posenc_jax.evaluation.context import SEED, Measures
+from posenc_jax.evaluation.context import SEED, EvaluationContext
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.results.chance import corrected
 from posenc_jax.results.retrieval_summary import longest_passing, summary_scores
@@ -71,28 +71,28 @@ def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarr
         yield f"kind:{kind}", answers.kind == kind
 
 
-def retrieval_items(work: Measures, chosen: frozenset[str]) -> dict[str, Callable]:
+def retrieval_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns an item per chosen task and multiple, then the summaries."""
-    instances = Instances(work)
-    items, tasks = {}, [find(name, work.config.evaluation.pairs) for name in SCORED if name in chosen]  # fmt: skip
+    instances = Instances(ctx)
+    items, tasks = {}, [find(name, ctx.config.evaluation.pairs) for name in SCORED if name in chosen]  # fmt: skip
     for task in tasks:
-        for k in work.multiples:
-            items[f"{task.name}/{k}"] = functools.partial(_scored, work, instances, task, k)
+        for k in ctx.multiples:
+            items[f"{task.name}/{k}"] = functools.partial(_scored, ctx, instances, task, k)
     if "Y_R" in chosen:
-        items |= {f"Y_R/{k}": functools.partial(_summary, work, k) for k in work.multiples}
+        items |= {f"Y_R/{k}": functools.partial(_summary, ctx, k) for k in ctx.multiples}
     if WINDOW in chosen:
-        items[WINDOW] = functools.partial(_windowed, work, instances)
+        items[WINDOW] = functools.partial(_windowed, ctx, instances)
     if "EL" in chosen:
-        items |= {f"EL/{task.name}": functools.partial(_reach, work, task) for task in tasks}
+        items |= {f"EL/{task.name}": functools.partial(_reach, ctx, task) for task in tasks}
     return items
 
 
 class Instances:
     """Instances and their answers; the text that needles lie in is made when first asked for."""
 
-    def __init__(self, work: Measures):
-        self._work, tokenizer = work, work.inputs.tokenizer
-        self._text = functools.cache(lambda: Filler(work.inputs.stream(work.split), tokenizer))
+    def __init__(self, ctx: EvaluationContext):
+        self._ctx, tokenizer = ctx, ctx.inputs.tokenizer
+        self._text = functools.cache(lambda: Filler(ctx.inputs.stream(ctx.split), tokenizer))
         self._sentences = functools.cache(lambda: Filler(None, tokenizer, corpus=False))
         self._scored = functools.cache(self.score)
 
@@ -101,36 +101,36 @@ class Instances:
 
     def answers(self, task: Task, length: int) -> Answers:
         """Returns the answers of the task at a length; "mqar" and its like by number are scored once."""
-        same = f"mqar_{self._work.config.evaluation.pairs}"
+        same = f"mqar_{self._ctx.config.evaluation.pairs}"
         return self._scored(find(same) if task.name == "mqar" and same in SCORED else task, length)
 
     def score(self, task: Task, length: int, window: int | None = None) -> Answers:
         """Returns the answers of the task at a length, with attention to the last `window` tokens alone."""
         instances = [
             task.instance(
-                self.filler(task), split=self._work.split, seed=SEED, index=i, length=length
+                self.filler(task), split=self._ctx.split, seed=SEED, index=i, length=length
             )
-            for i in range(self._work.config.evaluation.instances)
+            for i in range(self._ctx.config.evaluation.instances)
         ]
-        return score_instances(self._work.scorer, instances, window)
+        return score_instances(self._ctx.scorer, instances, window)
 
 
-def _scored(work: Measures, instances: Instances, task: Task, k: int) -> list[Row]:
-    length = k * work.L
+def _scored(ctx: EvaluationContext, instances: Instances, task: Task, k: int) -> list[Row]:
+    length = k * ctx.L
     shortest = task.shortest(instances.filler(task))
     if length < shortest:
         reason = f"{task.name} needs {shortest} tokens; a context of {k}L has {length}"
-        return work.skipped("R", f"{task.name}_accuracy", length, reason)
+        return ctx.skipped("R", f"{task.name}_accuracy", length, reason)
     answers = instances.answers(task, length)
     if not len(answers.correct):
         reason = f"every answer of {task.name} is given away at {length} tokens"
-        return work.skipped("R", f"{task.name}_accuracy", length, reason)
-    np.savez(work.folder / "arrays" / f"{task.name}_{k}.npz", **dataclasses.asdict(answers))
-    return answer_rows(work, "R", task.name, length, answers, dict(buckets(answers, work.L)))
+        return ctx.skipped("R", f"{task.name}_accuracy", length, reason)
+    np.savez(ctx.folder / "arrays" / f"{task.name}_{k}.npz", **dataclasses.asdict(answers))
+    return answer_rows(ctx, "R", task.name, length, answers, dict(buckets(answers, ctx.L)))
 
 
 def answer_rows(
-    work: Measures,
+    ctx: EvaluationContext,
     suite: str,
     name: str,
     length: int,
@@ -153,57 +153,57 @@ def answer_rows(
         )
         above = corrected(accuracy, chance)
         rows += [
-            work.row(suite, f"{name}_accuracy", length, bucket, accuracy, n, chance),
-            work.row(suite, f"{name}_corrected", length, bucket, above, n, chance),
-            work.row(suite, f"{name}_nll", length, bucket, nll, n),
+            ctx.row(suite, f"{name}_accuracy", length, bucket, accuracy, n, chance),
+            ctx.row(suite, f"{name}_corrected", length, bucket, above, n, chance),
+            ctx.row(suite, f"{name}_nll", length, bucket, nll, n),
         ]
     return rows
 
 
-def _summary(work: Measures, k: int) -> list[Row]:
+def _summary(ctx: EvaluationContext, k: int) -> list[Row]:
     """Y_R and Y_R_far at a multiple above 1; at L Y_R_id and the least of its tasks."""
     metrics = ("Y_R_id", "least_id") if k == 1 else ("Y_R", "Y_R_far")
-    return [row for metric in metrics for row in _over_tasks(work, metric, k)]
+    return [row for metric in metrics for row in _over_tasks(ctx, metric, k)]
 
 
-def _over_tasks(work: Measures, metric: str, k: int) -> list[Row]:
-    far, length = metric == "Y_R_far", k * work.L
-    scores, n = summary_scores(work.rows.row, length, far)
+def _over_tasks(ctx: EvaluationContext, metric: str, k: int) -> list[Row]:
+    far, length = metric == "Y_R_far", k * ctx.L
+    scores, n = summary_scores(ctx.rows.row, length, far)
     for task in SUMMARY_TASKS:
         if task not in scores:
             reason = f"{task} was not measured at {k}L" + (" beyond L" if far else "")
-            return work.skipped("R", metric, length, reason)
+            return ctx.skipped("R", metric, length, reason)
     values = scores.values()
     value = min(values) if metric == "least_id" else sum(values) / len(values)
-    return [work.row("R", metric, length, "all", value, n)]
+    return [ctx.row("R", metric, length, "all", value, n)]
 
 
-def _windowed(work: Measures, instances: Instances) -> list[Row]:
+def _windowed(ctx: EvaluationContext, instances: Instances) -> list[Row]:
     """E8 on retrieval: Y_R at 4L with attention to the last L tokens alone."""
-    length, scores, n = FAR * work.L, [], 0
+    length, scores, n = FAR * ctx.L, [], 0
     for task in map(find, SUMMARY_TASKS):
-        measured = FAR in work.multiples and work.rows.row(f"{task.name}_accuracy", length)
+        measured = FAR in ctx.multiples and ctx.rows.row(f"{task.name}_accuracy", length)
         if not measured:
             reason = f"{task.name} was not measured at {FAR}L"
-            return work.skipped("R", WINDOW, length, reason)
-        answers = instances.score(task, length, work.L)
-        path = work.folder / "arrays" / f"{task.name}_{FAR}_window.npz"
+            return ctx.skipped("R", WINDOW, length, reason)
+        answers = instances.score(task, length, ctx.L)
+        path = ctx.folder / "arrays" / f"{task.name}_{FAR}_window.npz"
         np.savez(path, **dataclasses.asdict(answers))
         scores.append(corrected(float(answers.correct.mean()), float(answers.chance.mean())))
         n += len(answers.correct)
-    return [work.row("R", WINDOW, length, "all", sum(scores) / len(scores), n)]
+    return [ctx.row("R", WINDOW, length, "all", sum(scores) / len(scores), n)]
 
 
-def _reach(work: Measures, task: Task) -> list[Row]:
+def _reach(ctx: EvaluationContext, task: Task) -> list[Row]:
     """EL_0.85 of a task, in tokens, over the lengths measured."""
-    found = {k * work.L: work.rows.value(f"{task.name}_corrected", k * work.L) for k in work.multiples}  # fmt: skip
+    found = {k * ctx.L: ctx.rows.value(f"{task.name}_corrected", k * ctx.L) for k in ctx.multiples}  # fmt: skip
     scores = {length: pair[0] for length, pair in found.items() if pair is not None}
     metric, longest = f"EL_{PASSING}", max(found)
     if not scores:
-        return work.skipped("R", metric, longest, f"{task.name} was measured at no length", task.name)  # fmt: skip
+        return ctx.skipped("R", metric, longest, f"{task.name} was measured at no length", task.name)  # fmt: skip
     reach = longest_passing(scores, PASSING)
     if reach is None:
         shortest = min(scores)
         reason = f"{task.name} is not learnt at its shortest length, {shortest}: corrected accuracy {scores[shortest]:.2f} of at least {LEARNT}"  # fmt: skip
-        return work.skipped("R", metric, longest, reason, task.name)
-    return [work.row("R", metric, longest, task.name, float(reach), len(scores))]
+        return ctx.skipped("R", metric, longest, reason, task.name)
+    return [ctx.row("R", metric, longest, task.name, float(reach), len(scores))]

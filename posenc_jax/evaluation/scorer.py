@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.backend import whole_products
+from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, readout
 from posenc_jax.training.loss import token_losses
@@ -20,7 +20,7 @@ CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
 CPU_TOKENS = 2048  # a CPU device takes at a time: the pages of larger arrays are new every time
 
 
-class Model(Protocol):
+class ScorableModel(Protocol):
     """What can be scored: hashable, and pure in its parameters and arrays."""
 
     def stream(self, params, tokens_BT, pos_BT, seg_BT, window: int | None) -> jax.Array:
@@ -67,7 +67,7 @@ class Scorer:
 
     Args:
       models: what to score for each input length to compile for, in tokens: decoder configurations or
-        any other `Model`. They differ where a scheme is read in another way at another length.
+        any other `ScorableModel`. They differ where a scheme is read in another way at another length.
       params: parameters of all of them.
       batch_tokens: tokens taken at a time, over all devices, at most; at least a row for each. A CPU device
         takes up to CPU_TOKENS of them, so a larger budget gives the same bits on any number of cores.
@@ -76,7 +76,7 @@ class Scorer:
 
     def __init__(
         self,
-        models: Mapping[int, ModelConfig | Model],
+        models: Mapping[int, ModelConfig | ScorableModel],
         params,
         batch_tokens: int,
         mesh: jax.sharding.Mesh | None = None,
@@ -99,7 +99,7 @@ class Scorer:
         """The most inputs of a row."""
         return self._lengths[-1]
 
-    def reading(self, params) -> "Scorer":
+    def with_params(self, params) -> "Scorer":
         """Returns a scorer of other parameters of the same shapes that shares this one's programs."""
         other = copy.copy(self)
         other._params = params
@@ -156,12 +156,12 @@ class Scorer:
         return tuple(jax.device_put(a, rows) for a in (*arrays, pos_BT))
 
 
-def _scored(model: Model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
-    with whole_products():
+def _scored(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
+    with float32_matmuls():
         return _scores(model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT)
 
 
-def _scores(model: Model, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
+def _scores(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):
     x_BTX = model.stream(params, tokens_BT, pos_BT, seg_BT, window)
     B, T = tokens_BT.shape
     shape = jax.eval_shape(lambda x: model.logits(params, x), x_BTX)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from posenc_jax.evaluation import extrapolation, retrieval
 from posenc_jax.evaluation.classification import Classifier, ClassScores
-from posenc_jax.evaluation.probe_context import Subject
+from posenc_jax.evaluation.probe_context import ProbeContext
 from posenc_jax.evaluation.probes import probe_items
 from posenc_jax.evaluation.properties import property_items
 from posenc_jax.tasks.task_registry import SCORED
@@ -38,18 +38,18 @@ _TASKS = {
 }
 
 
-def _classification_items(work, chosen: frozenset[str]) -> dict[str, Callable]:
-    tokenizer, budget = work.inputs.tokenizer, work.config.evaluation.batch_tokens
-    classifier = Classifier(work.model_configs, work.params, budget, tokenizer.labels_C)
-    return ClassScores(work, classifier, work.inputs.corpus, tokenizer, work.every).items()
+def _classification_items(ctx, chosen: frozenset[str]) -> dict[str, Callable]:
+    tokenizer, budget = ctx.inputs.tokenizer, ctx.config.evaluation.batch_tokens
+    classifier = Classifier(ctx.model_configs, ctx.params, budget, tokenizer.labels_C)
+    return ClassScores(ctx, classifier, ctx.inputs.corpus, tokenizer, ctx.every).items()
 
 
-_subject = functools.lru_cache(maxsize=1)(Subject)  # both suites read the same sums
+_subject = functools.lru_cache(maxsize=1)(ProbeContext)  # both suites read the same sums
 
 
-def _of_subject(make: Callable, work, chosen: frozenset[str]) -> dict[str, Callable]:
+def _of_subject(make: Callable, ctx, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns the items of suite P or M that belong to what was chosen."""
-    items = make(_subject(work))
+    items = make(_subject(ctx))
     return {
         name: run for name, run in items.items() if name.removeprefix("M/").split("/")[0] in chosen
     }
@@ -89,7 +89,7 @@ SUITES = {
 }
 
 
-def chosen(names: Iterable[str]) -> dict[str, frozenset[str]]:
+def chosen_measures(names: Iterable[str]) -> dict[str, frozenset[str]]:
     """Returns the measures asked for, by suite: a suite's letter, an id or a measure's own name.
 
     Raises:

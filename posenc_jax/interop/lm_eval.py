@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from posenc_jax.evaluation.load_run import open_run
+from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.generate import Sampling, generate
 
@@ -70,7 +70,7 @@ class RunModel(LM):
         seed: int = 0,
     ):
         super().__init__()
-        self.run = open_run(Path(workdir), stretch)
+        self.run = load_run(Path(workdir), stretch)
         self._tokenizer, self._seed = self.run.inputs.tokenizer, seed
         self._window = self.run.config.train.length if window is None else window
         if self._window < 1 or self._too_long(self._window):

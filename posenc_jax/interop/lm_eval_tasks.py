@@ -31,7 +31,7 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from posenc_jax.evaluation.context import SEED
-from posenc_jax.evaluation.load_run import OpenRun
+from posenc_jax.evaluation.load_run import LoadedRun
 from posenc_jax.interop.lm_eval import AnswerDoc
 from posenc_jax.interop.token_text import TokenText
 from posenc_jax.results.chance import corrected
@@ -139,7 +139,7 @@ class RetrievalTasks:
     """
 
     def __init__(
-        self, run: OpenRun, *, multiples: tuple[int, ...], split: str, instances: int | None
+        self, run: LoadedRun, *, multiples: tuple[int, ...], split: str, instances: int | None
     ):
         if split not in ("test", "dev"):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How matrices and activations lie over the mesh where they are used: `on_mesh`, `laid`, `tokenwise`."""
+"""How matrices and activations lie over the mesh where they are used: `current_sharding`, `reshard`, `token_einsum`."""
 
 import re
 
@@ -20,7 +20,7 @@ def key_heads_axis(num_kv_heads: int, model_devices: int) -> str | None:
     return None if num_kv_heads % model_devices else "model"
 
 
-def on_mesh(*axes: Axes) -> jax.sharding.PartitionSpec | None:
+def current_sharding(*axes: Axes) -> jax.sharding.PartitionSpec | None:
     """Returns the layout of an array over those axes of the current mesh that split; None outside of one."""
     mesh = jax.sharding.get_abstract_mesh()
 
@@ -32,13 +32,13 @@ def on_mesh(*axes: Axes) -> jax.sharding.PartitionSpec | None:
     return None if mesh.empty else jax.P(*map(splitting, axes))
 
 
-def laid(x: jax.Array, *axes: Axes) -> jax.Array:
+def reshard(x: jax.Array, *axes: Axes) -> jax.Array:
     """Returns x laid out over the current mesh, if there is one: what a weight's use lacks is gathered."""
-    layout = on_mesh(*axes)
+    layout = current_sharding(*axes)
     return x if layout is None else jax.sharding.reshard(x, layout)
 
 
-def tokenwise(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) -> jax.Array:
+def token_einsum(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) -> jax.Array:
     """Returns an einsum of x_BT... and a weight, over tokens as one dim: "BTD,DF->BTF".
 
     The gradient of the weight is then a sum over one dim. Over two, XLA for CPU first writes the
@@ -58,13 +58,15 @@ def tokenwise(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) ->
         devices = jax.sharding.get_abstract_mesh().shape.get("model", 1)
         axis_of["K"] = key_heads_axis(weight.shape[w_dims.index("K")], devices)
     x_axes, w_axes, out_axes = (list(map(axis_of.get, dims)) for dims in (x_dims, w_dims, out_dims))
-    weight, out = laid(weight, *w_axes), on_mesh(ROWS, "sequence", *out_axes)
+    weight, out = reshard(weight, *w_axes), current_sharding(ROWS, "sequence", *out_axes)
     if out is not None and out[1] is not None:
         return jnp.einsum(equation, x_BTx, weight, out_sharding=out, **settings)
     B, T = x_BTx.shape[:2]
-    x_Xx = jnp.reshape(x_BTx, (B * T, *x_BTx.shape[2:]), out_sharding=on_mesh(ROWS, *x_axes))
+    x_Xx = jnp.reshape(
+        x_BTx, (B * T, *x_BTx.shape[2:]), out_sharding=current_sharding(ROWS, *x_axes)
+    )
     out_Xx = jnp.einsum(
         f"X{x_dims},{w_dims}->X{out_dims}", x_Xx, weight,
-        out_sharding=on_mesh(ROWS, *out_axes), **settings,
+        out_sharding=current_sharding(ROWS, *out_axes), **settings,
     )  # fmt: skip
     return jnp.reshape(out_Xx, (B, T, *out_Xx.shape[1:]), out_sharding=out)

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import LastToken, Shift, attend, running_clock, token_shift
-from posenc_jax.model.activation_sharding import ROWS, laid, tokenwise
-from posenc_jax.model.cache import Cache, LayerCache, Reading, write_and_read
+from posenc_jax.attention import LastToken, ShiftWeights, attend, cumulative_log_forget, token_shift
+from posenc_jax.model.activation_sharding import ROWS, reshard, token_einsum
+from posenc_jax.model.cache import Cache, CacheView, LayerCache, update_cache
 from posenc_jax.model.config import ModelConfig
 
 
@@ -49,9 +49,9 @@ class Attention(nn.Module):
         out_NHD = self.param("out_NHD", normal_init(N * H * 2 * c.num_layers), (N, H, D))
         scheme = self.param("scheme", layer.init) if _learns(layer) else {}
 
-        q_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
-        k_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
-        v_BTKH = tokenwise("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
+        q_BTNH = token_einsum("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
+        k_BTKH = token_einsum("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
+        v_BTKH = token_einsum("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
         last = None
         if c.token_shift:
             before = None
@@ -66,24 +66,26 @@ class Attention(nn.Module):
             q_BTNH = rms_norm(q_BTNH, next(gains), c.norm_epsilon)
             k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
 
-        new = LayerCache(k_BTKH, v_BTKH, layer.ticks(scheme, x_BTD), pos_BT, seg_BT)
+        new = LayerCache(k_BTKH, v_BTKH, layer.log_forget(scheme, x_BTD), pos_BT, seg_BT)
         sink_N = self.param("sink_N", nn.initializers.zeros, (N,)) if c.sink_logit else None
-        kept, readings = None, (Reading(0, N, layer, scheme, new),)
+        kept, views = None, (CacheView(0, N, layer, scheme, new),)
         if cache is not None:
-            kept, readings = write_and_read(cache, self.index, new, layer, scheme)
-        count_BT = None if c.consecutive or cache is not None else keys_in_sight(seg_BT)
+            kept, views = update_cache(cache, self.index, new, layer, scheme)
+        count_BT = None if c.consecutive or cache is not None else visible_key_counts(seg_BT)
         pieces = []
-        for first, stop, own, learned, keys in readings:
-            q_clock_BTN = k_clock_BSN = None
+        for first, stop, own, learned, keys in views:
+            q_cum_log_forget_BTN = k_cum_log_forget_BSN = None
             if own.gated:
-                q_clock_BTN = k_clock_BSN = running_clock(keys.tick_BSN, keys.seg_BS)
+                q_cum_log_forget_BTN = k_cum_log_forget_BSN = cumulative_log_forget(
+                    keys.log_forget_BSN, keys.seg_BS
+                )
                 if cache is not None:
-                    q_clock_BTN = jax.lax.dynamic_slice_in_dim(
-                        k_clock_BSN, cache.filled, x_BTD.shape[1], axis=1
+                    q_cum_log_forget_BTN = jax.lax.dynamic_slice_in_dim(
+                        k_cum_log_forget_BSN, cache.filled, x_BTD.shape[1], axis=1
                     )
             pieces.append(
                 self.attend(
-                    q_BTNH if len(readings) == 1 else q_BTNH[:, :, first:stop],
+                    q_BTNH if len(views) == 1 else q_BTNH[:, :, first:stop],
                     keys.k_BSKH,
                     keys.v_BSKH,
                     own,
@@ -92,8 +94,8 @@ class Attention(nn.Module):
                     k_pos_BS=keys.pos_BS,
                     q_seg_BT=seg_BT,
                     k_seg_BS=keys.seg_BS,
-                    q_clock_BTN=q_clock_BTN,
-                    k_clock_BSN=k_clock_BSN,
+                    q_cum_log_forget_BTN=q_cum_log_forget_BTN,
+                    k_cum_log_forget_BSN=k_cum_log_forget_BSN,
                     x_BTD=x_BTD,
                     sink_N=sink_N if sink_N is None else sink_N[first:stop],
                     q_count_BT=count_BT,
@@ -106,27 +108,27 @@ class Attention(nn.Module):
         o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
         if c.output_gate:
             gate_DNH = self.param("gate_DNH", normal_init(D), (D, N, H))
-            gate_BTNH = tokenwise("BTD,DNH->BTNH", x_BTD, gate_DNH.astype(dtype))
+            gate_BTNH = token_einsum("BTD,DNH->BTNH", x_BTD, gate_DNH.astype(dtype))
             o_BTNH = o_BTNH * jax.nn.sigmoid(gate_BTNH)
-        return tokenwise("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
+        return token_einsum("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
 
-    def _shift(self) -> Shift:
+    def _shift(self) -> ShiftWeights:
         """Two numbers for the keys and two for the values of every key/value head, which add up to one at first."""
         weights = []
         for of in ("key", "value"):
             now_K = self.param(f"{of}_now_K", _from_zero_to_one, (self.config.num_kv_heads,))
             before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
             weights += [now_K, before_K]
-        return Shift(*weights)
+        return ShiftWeights(*weights)
 
 
-def keys_in_sight(seg_BT: jax.Array) -> jax.Array:
+def visible_key_counts(seg_BT: jax.Array) -> jax.Array:
     """Returns count_BT, int: tokens of its document up to each token, itself among them; documents stand together."""
-    seg_BT = laid(seg_BT, ROWS, None)
+    seg_BT = reshard(seg_BT, ROWS, None)
     before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
     first_BT = jax.lax.cummax(jnp.where(seg_BT != before_BT, slot_1T, 0), axis=1)
-    return laid(slot_1T - first_BT + 1, ROWS, "sequence")
+    return reshard(slot_1T - first_BT + 1, ROWS, "sequence")
 
 
 def _learns(layer) -> bool:
@@ -134,13 +136,13 @@ def _learns(layer) -> bool:
 
 
 @jax.custom_vjp
-def gated(gate, x):
+def swiglu(gate, x):
     """Returns silu(gate) * x (Shazeer 2020, SwiGLU); its gradient is made again from the two, so that nothing else is kept."""
     return jax.nn.silu(gate) * x
 
 
 def _gated_forward(gate, x):
-    return gated(gate, x), (gate, x)
+    return swiglu(gate, x), (gate, x)
 
 
 def _gated_backward(inputs, d_out):
@@ -150,7 +152,7 @@ def _gated_backward(inputs, d_out):
     return d_gate.astype(inputs[0].dtype), (d * gate * open_).astype(inputs[1].dtype)
 
 
-gated.defvjp(_gated_forward, _gated_backward)
+swiglu.defvjp(_gated_forward, _gated_backward)
 
 
 class Mlp(nn.Module):
@@ -164,14 +166,14 @@ class Mlp(nn.Module):
         D, F = c.model_dim, c.mlp_dim
         up_DF = self.param("up_DF", normal_init(D), (D, F))
         down_FD = self.param("down_FD", normal_init(F * 2 * c.num_layers), (F, D))
-        hidden_BTF = tokenwise("BTD,DF->BTF", x_BTD, up_DF.astype(dtype))
+        hidden_BTF = token_einsum("BTD,DF->BTF", x_BTD, up_DF.astype(dtype))
         if c.activation == "swiglu":
             gate_DF = self.param("gate_DF", normal_init(D), (D, F))
-            gate_BTF = tokenwise("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype))
-            hidden_BTF = gated(gate_BTF, hidden_BTF)
+            gate_BTF = token_einsum("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype))
+            hidden_BTF = swiglu(gate_BTF, hidden_BTF)
         else:
             hidden_BTF = jax.nn.gelu(hidden_BTF)
-        return tokenwise("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype))
+        return token_einsum("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype))
 
 
 class Block(nn.Module):

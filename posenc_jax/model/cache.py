@@ -3,7 +3,7 @@
 A change of frequencies between two reads (dynamic NTK, LongRoPE's two lists) can then never meet
 stale keys, and positions may be anything at all.
 
-Heads whose window, or whose bias, leaves nothing of what lies far back need not keep it: `slots_that_matter` says
+Heads whose window, or whose bias, leaves nothing of what lies far back need not keep it: `required_slots` says
 how many of the last tokens each head group can still read, and `empty_cache` then gives it a ring of that size,
 in which a new token takes the place of the oldest one.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from posenc_jax.attention import LastToken
 from posenc_jax.attention.blockwise import cutoff
-from posenc_jax.attention.mask import windows_of
+from posenc_jax.attention.mask import head_windows
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
@@ -32,7 +32,7 @@ class LayerCache(NamedTuple):
 
     k_BSKH: jax.Array
     v_BSKH: jax.Array
-    tick_BSN: jax.Array | None
+    log_forget_BSN: jax.Array | None
     pos_BS: jax.Array
     seg_BS: jax.Array
 
@@ -56,7 +56,7 @@ class Cache:
     longest_call: int = dataclasses.field(metadata={"static": True})
 
 
-class Reading(NamedTuple):
+class CacheView(NamedTuple):
     """What query heads first to stop attend to, and the layer that they are alone."""
 
     first: int
@@ -76,7 +76,7 @@ def empty_cache(
     """Returns a cache of `slots` tokens for `batch` rows.
 
     Args:
-      kept: from `slots_that_matter` for the same `slots` and `longest_call`; none: everything is kept.
+      kept: from `required_slots` for the same `slots` and `longest_call`; none: everything is kept.
       longest_call: tokens that may be written at once; none: any number.
     """
     longest_call = longest_call or slots
@@ -85,8 +85,8 @@ def empty_cache(
     def blank(size, kv_heads, num_heads):
         none = jnp.zeros((batch, size, kv_heads, config.head_dim), config.dtype)
         none_BS = jnp.zeros((batch, size), jnp.int32)
-        ticks = None if num_heads is None else jnp.zeros((batch, size, num_heads), jnp.float32)
-        return LayerCache(none, none, ticks, none_BS, none_BS)
+        log_forget = None if num_heads is None else jnp.zeros((batch, size, num_heads), jnp.float32)
+        return LayerCache(none, none, log_forget, none_BS, none_BS)
 
     layers = []
     for layer, sizes in zip(config.placed.layers, kept, strict=True):
@@ -96,7 +96,7 @@ def empty_cache(
         else:
             share = config.num_heads // config.num_kv_heads
             pieces = zip(sizes, layer.groups, strict=True)
-            layers.append(tuple(blank(s, g.place.heads // share, None) for s, g in pieces))
+            layers.append(tuple(blank(s, g.context.heads // share, None) for s, g in pieces))
     last = None
     if config.token_shift:
         none = jnp.zeros((batch, 1, config.num_kv_heads, config.head_dim), config.dtype)
@@ -105,8 +105,12 @@ def empty_cache(
     return Cache(tuple(layers), (last,) * config.num_layers, zero, slots, longest_call)
 
 
-def slots_that_matter(
-    config: ModelConfig, params, slots: int, longest_call: int, epsilon: float = cutoff.EXACT
+def required_slots(
+    config: ModelConfig,
+    params,
+    slots: int,
+    longest_call: int,
+    epsilon: float = cutoff.EXACT_EPSILON,
 ) -> tuple[tuple[int, ...], ...]:
     """Returns, per layer and head group, the slots that lose no more than `epsilon` of a row's weight.
 
@@ -138,15 +142,15 @@ def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) 
     own = any(g.heads.rotation is not None and g.heads.rotation.per_head for g in layer.groups)
     if layer.gated or layer.form is not None:
         return (slots,)
-    sizes, seen_N = [], windows_of(layer, config.window)
+    sizes, seen_N = [], head_windows(layer, config.window)
     for g, group in enumerate(layer.groups):
-        alone, learned = cutoff.layer_of_group(layer, scheme, g)
+        alone, learned = cutoff.single_group_layer(layer, scheme, g)
         most = math.inf
         if bound < math.inf and not own:
             most = bound * _most_temperature(alone, learned, slots)
             if group.heads.rotation is not None:
-                most *= group.heads.rotation.amplitude(group.place) ** 2
-        ends_N = cutoff.windows(alone, learned, most, seen_N[group.first] or slots, epsilon)
+                most *= group.heads.rotation.amplitude(group.context) ** 2
+        ends_N = cutoff.cutoff_windows(alone, learned, most, seen_N[group.first] or slots, epsilon)
         sizes.append(min(int(ends_N.max()) + longest_call - 1, slots))
     if own or not apart or min(sizes) == slots:
         return (max(sizes),)
@@ -165,13 +169,13 @@ def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
     return max((float(jnp.abs(tau).max()) for tau in taus if tau is not None), default=1.0)
 
 
-def write_and_read(
+def update_cache(
     cache: Cache, index: int, new: LayerCache, layer: PlacedLayer, params: Params
-) -> tuple[tuple[LayerCache, ...], tuple[Reading, ...]]:
+) -> tuple[tuple[LayerCache, ...], tuple[CacheView, ...]]:
     """Returns the caches of layer `index` with the new tokens in them, and what each head reads.
 
     Args:
-      new: keys, values, ticks, positions and segments of T new tokens, of all heads.
+      new: keys, values, log-forgets, positions and segments of T new tokens, of all heads.
 
     Raises:
       ValueError: more tokens at once than rings were made for.
@@ -181,16 +185,16 @@ def write_and_read(
         raise ValueError(f"{T} tokens at once; this cache takes {cache.longest_call}")
     if len(old) == 1:
         kept = jax.tree.map(lambda x, y: _written(cache, x, y), old[0], new)
-        return (kept,), (Reading(0, layer.num_heads, layer, params, kept),)
+        return (kept,), (CacheView(0, layer.num_heads, layer, params, kept),)
     share = layer.num_heads // new.k_BSKH.shape[2]
-    pieces, readings = [], []
+    pieces, views = [], []
     for g, (group, piece) in enumerate(zip(layer.groups, old, strict=True)):
         mine = slice(group.first // share, group.stop // share)
         own = new._replace(k_BSKH=new.k_BSKH[:, :, mine], v_BSKH=new.v_BSKH[:, :, mine])
         pieces.append(jax.tree.map(lambda x, y: _written(cache, x, y), piece, own))
-        alone, learned = cutoff.layer_of_group(layer, params, g)
-        readings.append(Reading(group.first, group.stop, alone, learned, pieces[-1]))
-    return tuple(pieces), tuple(readings)
+        alone, learned = cutoff.single_group_layer(layer, params, g)
+        views.append(CacheView(group.first, group.stop, alone, learned, pieces[-1]))
+    return tuple(pieces), tuple(views)
 
 
 def _written(cache: Cache, slots_BS: jax.Array, new_BT: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from posenc_jax.attention import IMPLEMENTATIONS, choose
+from posenc_jax.attention import IMPLEMENTATIONS, choose_implementation
 from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.encodings import PlacedScheme, parse
 
@@ -94,13 +94,13 @@ class ModelConfig:
         """Returns the way that attention over `length` tokens takes, and why, for each kind of layer.
 
         Args:
-          sequence: devices that the tokens of a row lie on. device: as for `choose`.
+          sequence: devices that the tokens of a row lie on. device: as for `choose_implementation`.
 
         Raises:
           ValueError: an `attention` asked for, or a sequence axis, that cannot serve a layer.
         """
         kinds = dict.fromkeys(
-            choose(
+            choose_implementation(
                 layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
                 device=device, sequence=sequence, sink=self.sink_logit, consecutive=self.consecutive,
             )

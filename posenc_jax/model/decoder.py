@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.attention import attend
-from posenc_jax.encodings.gather import rows_at
-from posenc_jax.model.activation_sharding import ROWS, laid, tokenwise
+from posenc_jax.encodings.gather import gather_rows
+from posenc_jax.model.activation_sharding import ROWS, reshard, token_einsum
 from posenc_jax.model.blocks import Block, normal_init, rms_norm
 from posenc_jax.model.cache import Cache
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.layer_stack import Execution, carried, period
+from posenc_jax.model.layer_stack import LayerExecution, apply_layers, period
 
 
 def _apply(block: Block, pos_BT, seg_BT, params, x_BTD):
@@ -52,7 +52,7 @@ def at_progress(config: ModelConfig, params, progress: jax.Array):
 
 def readout(config: ModelConfig, head_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV, float32, of a normed stream."""
-    return tokenwise(
+    return token_einsum(
         "BTD,VD->BTV", x_BTD, head_VD.astype(config.dtype), preferred_element_type=jnp.float32
     )
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
     config: ModelConfig
     read_out: bool = True
     attend: Callable = attend
-    execution: Execution = Execution()
+    execution: LayerExecution = LayerExecution()
 
     @nn.compact
     def __call__(self, tokens_BT, pos_BT, seg_BT, cache: Cache | None = None):
@@ -83,11 +83,13 @@ class Decoder(nn.Module):
         embedding_VD = self.param(
             "embedding_VD", normal_init(c.model_dim), (c.vocab_size, c.model_dim)
         )
-        tokens_BT, pos_BT, seg_BT = (laid(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT))
+        tokens_BT, pos_BT, seg_BT = (
+            reshard(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT)
+        )
         # The table's D is split over "model": looked up so, then gathered into the stream.
-        table_VD = laid(embedding_VD, None, "model")
-        rows_BTD = rows_at(table_VD, tokens_BT, "promise_in_bounds")
-        x_BTD = laid(rows_BTD, ROWS, "sequence", None) * c.embedding_scale
+        table_VD = reshard(embedding_VD, None, "model")
+        rows_BTD = gather_rows(table_VD, tokens_BT, "promise_in_bounds")
+        x_BTD = reshard(rows_BTD, ROWS, "sequence", None) * c.embedding_scale
         absolute = c.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", c.placed.init_absolute) if absolute.learns else {}
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
         x_BTD = x_BTD.astype(c.dtype)
 
         kept = []
-        if cache is not None or self.execution == Execution() or self.is_initializing():
+        if cache is not None or self.execution == LayerExecution() or self.is_initializing():
             for i in range(c.num_layers):
                 x_BTD, layer_cache = Block(c, i, attend=self.attend, name=f"layer_{i}")(
                     x_BTD, pos_BT, seg_BT, cache
@@ -107,7 +109,9 @@ class Decoder(nn.Module):
                 for i in range(period(c.placed.layers))
             ]  # fmt: skip
             stored = (self.variables["params"][f"layer_{i}"] for i in range(c.num_layers))
-            x_BTD = carried(blocks, [_cast(own, c.dtype) for own in stored], x_BTD, self.execution)
+            x_BTD = apply_layers(
+                blocks, [_cast(own, c.dtype) for own in stored], x_BTD, self.execution
+            )
         gain_D = self.param("final_gain_D", nn.initializers.ones, (c.model_dim,))
         x_BTD = rms_norm(x_BTD, gain_D, c.norm_epsilon)
         if not self.read_out:

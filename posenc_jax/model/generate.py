@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention.blockwise.cutoff import EXACT
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON
 from posenc_jax.attention.kernels.vendor import KERNELS
-from posenc_jax.model.cache import empty_cache, slots_that_matter
+from posenc_jax.model.cache import empty_cache, required_slots
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
@@ -27,7 +27,7 @@ class Sampling:
             raise ValueError(f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1: {self}")
 
 
-def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+def sample_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns token_B: the next token of every row."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
@@ -62,7 +62,7 @@ def _generate(params, prompt_BT, seg_BT, pos_BT, key, *, config, new_tokens, sam
 
     def step(carry, step_key):
         logits_BV, cache, pos_B1 = carry
-        token_B = choose(logits_BV, step_key, sampling).astype(jnp.int32)
+        token_B = sample_token(logits_BV, step_key, sampling).astype(jnp.int32)
         one_B1 = jnp.ones_like(pos_B1)
         logits_B1V, cache = model.apply({"params": params}, token_B[:, None], pos_B1, one_B1, cache)
         return (logits_B1V[:, 0], cache, pos_B1 + 1), token_B
@@ -81,7 +81,7 @@ def generate(
     pad: int,
     sampling: Sampling,
     key: jax.Array,
-    epsilon: float = EXACT,
+    epsilon: float = EXACT_EPSILON,
     call: int = 256,
 ) -> np.ndarray:
     """Returns tokens [B, new_tokens] that continue the prompts.
@@ -91,7 +91,7 @@ def generate(
 
     Args:
       epsilon: share of a row's attention that a cache may lose by keeping no more of a head's past than
-        its bias leaves anything of (`posenc_jax.model.cache.slots_that_matter`); 0 keeps everything in sight.
+        its bias leaves anything of (`posenc_jax.model.cache.required_slots`); 0 keeps everything in sight.
       call: tokens of a prompt read at a time.
 
     Raises:
@@ -123,7 +123,7 @@ def generate(
         config=config,
         new_tokens=new_tokens,
         sampling=sampling,
-        kept=slots_that_matter(config, params, wide + new_tokens, call, epsilon),
+        kept=required_slots(config, params, wide + new_tokens, call, epsilon),
         call=call,
     )
     return np.asarray(tokens_BT)

@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax import checkpoint_policies as policies
 
-from posenc_jax.attention.kernels.remat_names import kept_by_kernel
+from posenc_jax.attention.kernels.remat_names import is_attention_residual
 
 # What a layer keeps for its backward pass, from most to least; the rest is made again from what came in.
 REMAT = {
     "none": None,
     "dots": policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, kept_by_kernel
+        policies.dots_with_no_batch_dims_saveable, is_attention_residual
     ),
-    "attention": kept_by_kernel,
+    "attention": is_attention_residual,
     "full": policies.nothing_saveable,
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Execution:
+class LayerExecution:
     """How layers are carried out.
 
     Attributes:
@@ -47,11 +47,11 @@ def period(layers: Sequence) -> int:
     )  # fmt: skip
 
 
-def carried(
+def apply_layers(
     blocks: Sequence[Callable[[Any, jax.Array], jax.Array]],
     params: Sequence[Any],
     x_BTD: jax.Array,
-    execution: Execution,
+    execution: LayerExecution,
 ) -> jax.Array:
     """Returns x_BTD after all layers.
 

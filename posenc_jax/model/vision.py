@@ -16,7 +16,7 @@ import numpy as np
 
 from posenc_jax.encodings import parse, unparse
 from posenc_jax.encodings.layer import KINDS
-from posenc_jax.model.activation_sharding import ROWS, laid, on_mesh
+from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard
 from posenc_jax.model.blocks import Block, rms_norm
 from posenc_jax.model.config import ModelConfig
 
@@ -179,7 +179,7 @@ class Encoder(nn.Module):
         if not jnp.issubdtype(image_BHWC.dtype, jnp.floating):
             raise ValueError(f"pixels must be floats of about unit size, not {image_BHWC.dtype}")
         pos_T = c.positions(*c.grid(*image_BHWC.shape[1:3]))
-        shape, rows = (image_BHWC.shape[0], len(pos_T)), on_mesh(ROWS, None)
+        shape, rows = (image_BHWC.shape[0], len(pos_T)), current_sharding(ROWS, None)
         pos_BT = jnp.broadcast_to(pos_T[None], shape)
         if rows is not None:
             pos_BT = jax.sharding.reshard(pos_BT, rows)
@@ -200,9 +200,9 @@ class Encoder(nn.Module):
         x_BTD = jnp.einsum(
             "BTP,PD->BTD",
             patch_BTP.astype(model.dtype),
-            laid(patch_PD.astype(model.dtype), None, "model"),
+            reshard(patch_PD.astype(model.dtype), None, "model"),
             preferred_element_type=jnp.float32,
-            out_sharding=on_mesh(ROWS, None, None),
+            out_sharding=current_sharding(ROWS, None, None),
         )
         x_BTD = x_BTD * model.embedding_scale
         absolute = model.placed.absolute
@@ -222,5 +222,8 @@ class Encoder(nn.Module):
         mean_BD = total_BD / jnp.maximum(here_BT.sum(-1, keepdims=True), 1.0)
         head_VD = self.param("head_VD", nn.initializers.normal(D**-0.5), (V, D))
         return jnp.einsum(
-            "BD,VD->BV", mean_BD, laid(head_VD, None, "model"), out_sharding=on_mesh(ROWS, None)
+            "BD,VD->BV",
+            mean_BD,
+            reshard(head_VD, None, "model"),
+            out_sharding=current_sharding(ROWS, None),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json, read_json_lines
-from posenc_jax.results.migration import redefined
+from posenc_jax.results.migration import migrate_rows
 from posenc_jax.results.published_folder import PUBLISHED, lacking, published_runs
 from posenc_jax.results.record_schema import EVALUATION, STUDY, TEXTS, TUNED, check
 from posenc_jax.results.schema import DEFINITIONS, SPLITS
@@ -35,7 +35,7 @@ def load(folder: Path, split: str | None = None) -> StudyData:
         another run than their folder's, runs of several training lengths or definitions, or an arm and
         seed twice.
     """
-    data = stored(folder, split)
+    data = load_unmigrated(folder, split)
     versions: dict[int, str] = {}
     for run in (*data.runs, *data.elsewhere):
         for row in run.rows:
@@ -54,7 +54,7 @@ def load(folder: Path, split: str | None = None) -> StudyData:
     for runs in (data.runs, data.elsewhere):
         groups.append([])
         for run in runs:
-            rows, said = redefined(run.rows, run.config)
+            rows, said = migrate_rows(run.rows, run.config)
             notes |= dict.fromkeys(said)
             groups[-1].append(dataclasses.replace(run, rows=rows))
     return dataclasses.replace(
@@ -62,7 +62,7 @@ def load(folder: Path, split: str | None = None) -> StudyData:
     )
 
 
-def stored(folder: Path, split: str | None = None) -> StudyData:
+def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
     """Returns what `load` returns, with the rows as they were written; raises as `load`."""
     folder = Path(folder)
     if not folder.is_dir():

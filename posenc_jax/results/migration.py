@@ -23,7 +23,7 @@ from posenc_jax.results.schema import (
 SUMMARIES = ("Y_R", "Y_R_far", "Y_R_id", "least_id")
 
 
-def redefined(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+def migrate_rows(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Returns the rows of one run under today's definitions, and a sentence for what cannot be redrawn.
 
     Args:
@@ -47,7 +47,7 @@ def redefined(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...], tu
     return tuple(found), tuple(_sentences(metrics, chance))
 
 
-def record_of_today(info: Mapping) -> Mapping:
+def migrate_record(info: Mapping) -> Mapping:
     """Returns run.json with the unigram level by split; older ones hold one number, that of test."""
     level = info.get("unigram_bpb", {})
     return info if isinstance(level, Mapping) else {**info, "unigram_bpb": {"test": level}}

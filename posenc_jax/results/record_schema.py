@@ -7,16 +7,16 @@ from typing import NamedTuple
 from posenc_jax.results.schema import SPLITS
 
 
-class Kind(NamedTuple):
+class FieldKind(NamedTuple):
     """What a field may hold: in words, and as a test of its value."""
 
     words: str
     holds: Callable[[object], bool]
 
 
-def _list_of(words: str, kind: type) -> Kind:
+def _list_of(words: str, kind: type) -> FieldKind:
     # Of exactly that type: true and false are no seeds.
-    return Kind(words, lambda v: isinstance(v, list) and all(type(one) is kind for one in v))
+    return FieldKind(words, lambda v: isinstance(v, list) and all(type(one) is kind for one in v))
 
 
 def _is_time(value: object) -> bool:
@@ -56,17 +56,17 @@ def _is_roles(value: object) -> bool:
     )
 
 
-TEXT = Kind("a string", lambda v: isinstance(v, str))
-COUNT = Kind("a whole number, not negative", lambda v: type(v) is int and v >= 0)
-TRUTH = Kind("true or false", lambda v: isinstance(v, bool))
-TIME = Kind("a time with its zone (ISO 8601), or null", _is_time)
-OBJECT = Kind("an object", lambda v: isinstance(v, Mapping))
+TEXT = FieldKind("a string", lambda v: isinstance(v, str))
+COUNT = FieldKind("a whole number, not negative", lambda v: type(v) is int and v >= 0)
+TRUTH = FieldKind("true or false", lambda v: isinstance(v, bool))
+TIME = FieldKind("a time with its zone (ISO 8601), or null", _is_time)
+OBJECT = FieldKind("an object", lambda v: isinstance(v, Mapping))
 NAMES = _list_of("a list of names", str)
 SEEDS = _list_of("a list of whole numbers", int)
 OBJECTS = _list_of("a list of objects", dict)
-LEVELS = Kind("an object of objects", lambda v: isinstance(v, Mapping) and all(map(OBJECT.holds, v.values())))  # fmt: skip
-ROLES = Kind("an arm by role, or a list of arms (rope and oracle: one)", _is_roles)
-SPLIT = Kind(" or ".join(SPLITS), lambda v: v in SPLITS)
+LEVELS = FieldKind("an object of objects", lambda v: isinstance(v, Mapping) and all(map(OBJECT.holds, v.values())))  # fmt: skip
+ROLES = FieldKind("an arm by role, or a list of arms (rope and oracle: one)", _is_roles)
+SPLIT = FieldKind(" or ".join(SPLITS), lambda v: v in SPLITS)
 
 # run.json, and an entry of runs.json.
 RUN = {
@@ -81,12 +81,14 @@ STUDY = {
 }  # fmt: skip
 EVALUATION = {"step": COUNT, "settings": TEXT}
 TEXTS = {"texts": OBJECTS}
-CHOICES = Kind("a rate, an edge and a curve of points (rate, bpb_ctx) for every arm", _is_choices)
+CHOICES = FieldKind(
+    "a rate, an edge and a curve of points (rate, bpb_ctx) for every arm", _is_choices
+)
 TUNED = {"arms": CHOICES, "steps": COUNT, "seed": COUNT}
 
 
 def check(
-    record: Mapping, kinds: Mapping[str, Kind], where: str, required: Collection[str] = ()
+    record: Mapping, kinds: Mapping[str, FieldKind], where: str, required: Collection[str] = ()
 ) -> None:
     """Raises ValueError, beginning with `where`, for a field that is lacking or not of its kind."""
     for name in required:

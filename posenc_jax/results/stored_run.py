@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json
-from posenc_jax.results.migration import record_of_today
+from posenc_jax.results.migration import migrate_record
 from posenc_jax.results.record_schema import RUN, check
 from posenc_jax.results.schema import Row, row_from_json
 
@@ -30,7 +30,7 @@ def optional_json(path: Path) -> dict:
 def checked_record(info: Mapping, where: str) -> Mapping:
     """Returns run.json, as today's would be, if it says what it must; ValueError that begins with `where` otherwise."""
     check(info, RUN, where, RECORDED)
-    return record_of_today(info)
+    return migrate_record(info)
 
 
 def checked_row(one: Mapping, path: Path, number: int) -> Row:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from posenc_jax.results.schema import ACQUIRED, FAR, Row
 from posenc_jax.results.study_data import RunData, StudyData
 from posenc_jax.study.outcomes import lookup_score, oracle_gain, read_outcomes
-from posenc_jax.study.preregistration import Plan
-from posenc_jax.study.seed_counts import ASSAY, Count, acquiring, needed
+from posenc_jax.study.preregistration import AnalysisPlan
+from posenc_jax.study.seed_counts import ASSAY, Count, acquiring, required_count
 from posenc_jax.study.statements import Outcomes
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
+class AuxiliaryRuns:
     """What a verdict of rule 2 reads beside the runs that count; None where there is none.
 
     Attributes:
@@ -30,7 +30,7 @@ def rows_of(runs: Iterable[RunData]) -> list[Row]:
     return [row for run in runs if not run.why for row in run.rows]
 
 
-def of_oracle(data: StudyData, plan: Plan) -> dict[int, float | None]:
+def oracle_gains(data: StudyData, plan: AnalysisPlan) -> dict[int, float | None]:
     """Returns the gain from far text of RoPE trained at 4L, by seed.
 
     Raises:
@@ -46,12 +46,14 @@ def of_oracle(data: StudyData, plan: Plan) -> dict[int, float | None]:
     return found
 
 
-def assay(pilot: StudyData | None, outcomes: Outcomes, plan: Plan) -> tuple[dict[str, Count], str]:
+def assay(
+    pilot: StudyData | None, outcomes: Outcomes, plan: AnalysisPlan
+) -> tuple[dict[str, Count], str]:
     """Returns the seeds that acquire, by arm, and which seeds were asked."""
     arms = [plan.rope, *plan.alibi, *plan.hybrids]
     if pilot is None:
         n = len(plan.seeds)
-        words = f"no pilot was named: the study's own {n} seeds, {needed(ASSAY, n)} of which are asked for"  # fmt: skip
+        words = f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} of which are asked for"  # fmt: skip
         values, seeds = outcomes, plan.seeds
     else:
         there = sorted({r.info["seed"] for r in pilot.runs})
@@ -62,7 +64,7 @@ def assay(pilot: StudyData | None, outcomes: Outcomes, plan: Plan) -> tuple[dict
     return {arm: acquiring(values, arm, seeds) for arm in arms}, words
 
 
-def lookup(data: StudyData | None, plan: Plan) -> dict[str, Count]:
+def lookup(data: StudyData | None, plan: AnalysisPlan) -> dict[str, Count]:
     """Returns the seeds that learn offset lookup in runs of its own, by arm."""
     if data is None:
         return {}

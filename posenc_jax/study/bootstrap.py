@@ -32,12 +32,12 @@ class Stratum:
 Sample = tuple[Stratum, ...]  # one seed's; its value is the mean over the strata
 
 
-def value(sample: Sample) -> float:
+def sample_value(sample: Sample) -> float:
     """Returns the mean over the strata, each counting the same."""
     return math.fsum(stratum.value for stratum in sample) / len(sample)
 
 
-def less(a: Sample, b: Sample) -> Sample | None:
+def paired_difference(a: Sample, b: Sample) -> Sample | None:
     """Returns a - b instance by instance; None where the two were not scored on the same ones.
 
     Both sides of a difference then always draw the same instances.
@@ -47,12 +47,12 @@ def less(a: Sample, b: Sample) -> Sample | None:
     return tuple(Stratum(x.total_I - y.total_I, x.weight_I) for x, y in zip(a, b, strict=True))
 
 
-def whole(number: float) -> Sample:
+def constant_sample(number: float) -> Sample:
     """Returns a seed of which its value alone is known."""
     return (Stratum(np.array([number], np.float64), np.ones(1)),)
 
 
-def resampled(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
+def bootstrap_means(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
     """Returns, for each draw, the mean over seeds drawn with replacement, instances drawn within each.
 
     Davison and Hinkley 1997, sec. 3.8. A seed that is drawn twice draws its instances twice, each
@@ -74,7 +74,7 @@ def resampled(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
     return values_XP.mean(1)
 
 
-def interval(means_X: np.ndarray, level: float) -> tuple[float, float]:
+def percentile_interval(means_X: np.ndarray, level: float) -> tuple[float, float]:
     """Returns the percentile interval that holds the share `level` of the draws."""
     low, high = np.quantile(means_X, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -161,7 +161,7 @@ class Hybrid:
             said = "no such runs were read; name them with --lookup"
             return _counted("G2", words, counts, said, 1.0, 1.0), NOT_ASSESSABLE
         p, refuted, forced = lookup_state(counts[self.name], counts[self.roles.rope])
-        fisher = hypothesis_tests.fewer(*(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope])))  # fmt: skip
+        fisher = hypothesis_tests.fisher_fewer(*(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope])))  # fmt: skip
         listed = ", ".join(f"{arm} {k} of {n}" for arm, (k, n) in counts.items())
         said = f"{listed}; that fewer do, Fisher p {p_words(fisher)}"
         return _counted("G2", words, counts, said, p, refuted), forced
@@ -188,8 +188,8 @@ class Hybrid:
         counts = {arm: reaching(self.outcomes, arm, self.seeds) for arm in arms}
         parts, (k, n) = [], counts[self.name]
         for arm, (l, m) in counts.items():  # noqa: E741
-            fewer = f"; that it is fewer, Fisher p {p_words(hypothesis_tests.fewer(l, k, m, n))}" if arm != self.name and m and n else ""  # fmt: skip
-            limit = f" (at least {hypothesis_tests.at_least(l, m, self.margins.alpha):.2f}{fewer})" if m else ""  # fmt: skip
+            fewer = f"; that it is fewer, Fisher p {p_words(hypothesis_tests.fisher_fewer(l, k, m, n))}" if arm != self.name and m and n else ""  # fmt: skip
+            limit = f" (at least {hypothesis_tests.clopper_pearson_lower(l, m, self.margins.alpha):.2f}{fewer})" if m else ""  # fmt: skip
             parts.append(f"{arm} {l} of {m}{limit}")
         words = f"seeds that reach (Y_R_far at least {REACHES:g} at 4L)"
         unseen = 1 - self.margins.alpha ** (1 / len(self.seeds))

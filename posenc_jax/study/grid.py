@@ -58,7 +58,7 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One run of the grid: an arm at a rate (None: the base's own) with a seed."""
 
     arm: Arm
@@ -114,7 +114,7 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     tuning: Tuning | None = None
-    skip: Callable[[Cell], str | None] = lambda cell: None
+    skip: Callable[[GridCell], str | None] = lambda cell: None
     roles: Mapping[str, object] = dataclasses.field(default_factory=dict)
     split: str = "dev"
     prereg: str = ""
@@ -125,36 +125,36 @@ class Study:
     def __post_init__(self):
         _check(self)
 
-    def grid(self, rates: Mapping[str, float | None]) -> list[Cell]:
+    def grid(self, rates: Mapping[str, float | None]) -> list[GridCell]:
         """Returns the runs that count, seed by seed, of the arms that have a rate."""
         cells = [
-            Cell(a, rates[a.parent or a.name], s, False)
+            GridCell(a, rates[a.parent or a.name], s, False)
             for s in self.seeds
             for a in self.arms
             if (a.parent or a.name) in rates
         ]
         return self._kept(cells)
 
-    def tuning_grid(self) -> list[Cell]:
+    def tuning_grid(self) -> list[GridCell]:
         """Returns the runs that choose the learning rates, rate by rate; none without a tuning."""
         t = self.tuning
         arms = [arm for arm in self.arms if not arm.parent]
-        cells = [Cell(a, rate, t.seed, True) for rate in t.rates for a in arms] if t else []
+        cells = [GridCell(a, rate, t.seed, True) for rate in t.rates for a in arms] if t else []
         return self._kept(cells)
 
-    def parent(self, cell: Cell) -> Cell | None:
+    def parent(self, cell: GridCell) -> GridCell | None:
         """Returns the run that a fine-tuned one begins as; None for one that begins by itself."""
         arms = {arm.name: arm for arm in self.arms}
         return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
 
-    def waves(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+    def waves(self, cells: Sequence[GridCell]) -> list[list[GridCell]]:
         """Returns the runs in the order they can be carried out: those that begin by themselves, then the others."""
         found = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
         return [wave for wave in found if wave]
 
-    def groups(self, cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    def groups(self, cells: Sequence[GridCell]) -> list[tuple[GridCell, ...]]:
         """Returns the runs that one process trains: each alone, or an arm's seeds that count together."""
-        found: dict[object, list[Cell]] = {}
+        found: dict[object, list[GridCell]] = {}
         for cell in cells:
             shared = self.together and not cell.tuning and not cell.arm.parent
             found.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
@@ -170,7 +170,7 @@ class Study:
         cells = everything.tuning_grid() + everything.grid({a.name: None for a in self.arms})
         return {cell.name: reason for cell in cells if (reason := self._reason(cell)) is not None}
 
-    def cell(self, setting: str) -> Cell:
+    def cell(self, setting: str) -> GridCell:
         """Returns the run that `--config=FILE:setting` means.
 
         Raises:
@@ -195,7 +195,7 @@ class Study:
             raise ValueError(f"run {setting!r}: a fine-tuned arm takes the rate of its parent and is not tuned")  # fmt: skip
         if not tuned and seed not in self.seeds:
             raise ValueError(f"run {setting!r}: seed {seed} is not of the study; seeds: {', '.join(map(str, self.seeds))}")  # fmt: skip
-        return Cell(arms[match[1]], rate, seed, tuned)
+        return GridCell(arms[match[1]], rate, seed, tuned)
 
     def fill(self, setting: str, base):
         """Writes the run's own settings into the base configuration, and returns it.
@@ -252,28 +252,28 @@ class Study:
             "skipped": self.skipped(),
         }
 
-    def _kept(self, cells: Sequence[Cell]) -> list[Cell]:
+    def _kept(self, cells: Sequence[GridCell]) -> list[GridCell]:
         return unique([cell for cell in cells if self._reason(cell) is None])
 
-    def _reason(self, cell: Cell) -> str | None:
+    def _reason(self, cell: GridCell) -> str | None:
         parent = self.parent(cell)
         if parent is not None and self.skip(parent) is not None:
             return f"{parent.name}, which it would fine-tune, is left out"
         return self.skip(cell)
 
 
-def group_name(cells: Sequence[Cell]) -> str:
+def group_name(cells: Sequence[GridCell]) -> str:
     """Returns the name of runs that are trained together, e.g. rope-s0+1+2; of one, its own."""
     return "+".join([cells[0].name, *(str(cell.seed) for cell in cells[1:])])
 
 
-def unique(cells: Sequence[Cell]) -> list[Cell]:
+def unique(cells: Sequence[GridCell]) -> list[GridCell]:
     """Returns the runs in their order, each once, so that grids can be added as lists.
 
     Raises:
       ValueError: two different runs would share a folder.
     """
-    found: dict[tuple[bool, str], Cell] = {}
+    found: dict[tuple[bool, str], GridCell] = {}
     for cell in cells:
         if found.setdefault((cell.tuning, cell.name), cell) != cell:
             raise ValueError(f"two different runs are called {cell.name!r}; rename an arm")

@@ -14,7 +14,7 @@ ROWS = 1000  # studies at a time: the sorted sums stay exact to TIE
 TIE = 1e-9
 
 
-def student(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def student_t(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the one-sided p of mean > threshold and of mean < threshold (Student 1908).
 
     A study whose values are all the same has 1 and 1: there is no spread to test against.
@@ -63,7 +63,7 @@ def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
     return above_X, below_X
 
 
-def failing(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float) -> np.ndarray:
+def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float) -> np.ndarray:
     """Returns the p of "so few seeds of the arm ahead fail that the mean of the values exceeds the threshold".
 
     Recall is two-peaked: a seed learns it or fails outright, and a failure that none of n seeds shows is
@@ -85,7 +85,7 @@ def failing(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float) -> np
     return np.where(best_X > 0, p_X, (room_X <= 0).astype(np.float64))  # no recall: none to lose
 
 
-def fewer(first: int, second: int, n_first: int, n_second: int) -> float:
+def fisher_fewer(first: int, second: int, n_first: int, n_second: int) -> float:
     """Returns Fisher's exact one-sided p that the first arm has the smaller share: `first` of `n_first` seeds.
 
     Raises:
@@ -97,7 +97,7 @@ def fewer(first: int, second: int, n_first: int, n_second: int) -> float:
     return _fewer(int(first), int(second), int(n_first), int(n_second))
 
 
-def at_least(successes: int, n: int, alpha: float) -> float:
+def clopper_pearson_lower(successes: int, n: int, alpha: float) -> float:
     """Returns the lower limit of a share at one-sided level alpha (Clopper and Pearson 1934).
 
     Raises:

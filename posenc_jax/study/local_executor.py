@@ -29,7 +29,7 @@ HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunCommands:
     """One training run and its evaluation, as commands.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ExecutionSummary:
     """Names of the runs that failed, and of those that were stopped and can go on."""
 
     failed: tuple[str, ...]
@@ -56,15 +56,15 @@ class Outcome:
 
 @dataclasses.dataclass
 class _Active:
-    run: Run
+    run: RunCommands
     core: int | None
     process: subprocess.Popen
     remaining: list[tuple[str, ...]]
 
 
 def run_all(
-    runs: Sequence[Run], logs: Path, *, cores: Sequence[int | None], every: float = 20.0
-) -> Outcome:
+    runs: Sequence[RunCommands], logs: Path, *, cores: Sequence[int | None], every: float = 20.0
+) -> ExecutionSummary:
     """Runs every run to its end, one per core at a time.
 
     Args:
@@ -119,10 +119,10 @@ def run_all(
     by_state = {
         s: tuple(r.name for r in runs if states[r.name] == s) for s in ("failed", "stopped")
     }
-    return Outcome(**by_state)
+    return ExecutionSummary(**by_state)
 
 
-def finished(run: Run, logs: Path) -> bool:
+def finished(run: RunCommands, logs: Path) -> bool:
     """Whether all commands of the run, as they are now, have been through and left their files."""
     path = logs / f"{run.name}.json"
     if not path.exists() or not all(p.exists() for p in run.products):
@@ -168,15 +168,15 @@ def exit_code(name: str, logs: Path) -> int | None:
     return json.loads(path.read_text())["exit_code"] if path.exists() else None
 
 
-def _ended(run: Run, code: int, logs: Path) -> str:
+def _ended(run: RunCommands, code: int, logs: Path) -> str:
     if code >= 0:  # a kill from outside is no verdict on the run
         write_json(logs / f"{run.name}.json", {"exit_code": code, "stamp": run.stamp})
     return "done" if code == DONE else "stopped" if code == STOPPED else "failed"
 
 
-def _startable(run: Run, begun: float) -> bool:
+def _startable(run: RunCommands, begun: float) -> bool:
     """Whether no trainer holds the run's folder: one of a study that was killed may still be saving."""
-    lock = run.workdir / ".lock"  # posenc_jax.training.workdir.claim
+    lock = run.workdir / ".lock"  # posenc_jax.training.workdir.lock_workdir
     if time.time() - begun > ORPHANS or not lock.exists():
         return True
     with lock.open() as file:
@@ -187,7 +187,9 @@ def _startable(run: Run, begun: float) -> bool:
     return True
 
 
-def _start(run: Run, core: int | None, commands: list[tuple[str, ...]], logs: Path) -> _Active:
+def _start(
+    run: RunCommands, core: int | None, commands: list[tuple[str, ...]], logs: Path
+) -> _Active:
     command, remaining = commands[0], commands[1:]
     (logs / f"{run.name}.json").unlink(missing_ok=True)
     with (logs / f"{run.name}.log").open("a") as log:

@@ -15,10 +15,10 @@ SAMPLED = (*RECALL, "window_drop", *STRETCHES)
 LN2 = math.log(2)
 
 # By arm and metric, by seed: the instances, or the reason why there are none.
-Samples = Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
+InstanceSamples = Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 
 
-def read_samples(run: RunData) -> dict[str, bootstrap.Sample | str]:
+def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
     """Returns the instances of each outcome of `SAMPLED`, or in words why they are not known.
 
     Y_R and its relatives: one stratum a task, right answers above chance; an instance counts once for
@@ -34,11 +34,11 @@ def read_samples(run: RunData) -> dict[str, bootstrap.Sample | str]:
     return found
 
 
-def confirmed(sample: bootstrap.Sample | str, value: float) -> bootstrap.Sample | str:
+def matching_sample(sample: bootstrap.Sample | str, value: float) -> bootstrap.Sample | str:
     """Returns the sample if it gives the value that the rows have, else that it does not."""
     if isinstance(sample, str):
         return sample
-    mine = bootstrap.value(sample)
+    mine = bootstrap.sample_value(sample)
     if math.isclose(mine, value, rel_tol=1e-6, abs_tol=1e-9):
         return sample
     return f"its arrays give {mine:.6g}, its rows {value:.6g}"
@@ -49,7 +49,7 @@ def _sample(outcome: str, load: Callable, length: int) -> bootstrap.Sample:
         k, beyond = RECALL[outcome]
         return _recall(load, f"{k}", length, beyond)
     if outcome == "window_drop":
-        drop = bootstrap.less(_recall(load, f"{FAR}", length, None), _recall(load, f"{FAR}_window", length, None))  # fmt: skip
+        drop = bootstrap.paired_difference(_recall(load, f"{FAR}", length, None), _recall(load, f"{FAR}_window", length, None))  # fmt: skip
         if drop is None:
             raise ValueError("it was scored on other instances under the window")
         return drop

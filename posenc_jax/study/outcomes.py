@@ -13,19 +13,19 @@ REPEAT = (2, 4)  # gaps of repeat_gain that count, in units of L, and all betwee
 SAME = ("tier", "split", "train_length")
 OLD_CHANCE = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}  # of rule 1
 
-Place = tuple[str, int, str]  # metric, length, bucket
+RowKey = tuple[str, int, str]  # metric, length, bucket
 Found = tuple[float | None, str]  # a finite value, or None and why
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class OutcomeTable:
     """Outcomes by (arm, metric) and seed, None where there is none, and a sentence for every None."""
 
     values: Mapping[tuple[str, str], Mapping[int, float | None]]
     gaps: tuple[str, ...]
 
 
-def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> Reading:
+def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
     """Returns the outcomes of every arm and seed that has a row, under a version of the rule.
 
     Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2; price: their difference; context_gain: the other way
@@ -46,7 +46,7 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> Reading:
         found = sorted({getattr(row, field) for row in rows})
         if len(found) > 1:
             raise ValueError(f"a verdict reads rows of one {field}, not of {found}")
-    runs: dict[tuple[str, int], dict[Place, Row]] = {}
+    runs: dict[tuple[str, int], dict[RowKey, Row]] = {}
     names: dict[tuple[str, int], str] = {}
     for row in rows:
         key = (row.arm, row.seed)
@@ -68,7 +68,7 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> Reading:
                 gaps.append(f"{arm}, seed {seed}: no {outcome}: {why}")
     if rule == rule_1.RULE:
         _refuse_other_gaps(repeats)
-    return Reading(values, tuple(gaps))
+    return OutcomeTable(values, tuple(gaps))
 
 
 def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
@@ -95,13 +95,13 @@ def lookup_score(rows: Sequence[Row]) -> float | None:
     return row.value if row.chance is None else corrected(row.value, row.chance)
 
 
-def repeat_lengths(mine: Collection[Place], length: int) -> tuple[int, ...]:
+def repeat_lengths(mine: Collection[RowKey], length: int) -> tuple[int, ...]:
     """Returns the gaps of repeat_gain that count, in tokens."""
     low, high = (k * length for k in REPEAT)
     return tuple(sorted({at for metric, at, _ in mine if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high}))  # fmt: skip
 
 
-def _value(mine: Mapping[Place, Row], metric: str, length: int | None, bucket: str) -> Found:
+def _value(mine: Mapping[RowKey, Row], metric: str, length: int | None, bucket: str) -> Found:
     """A finite value, or None and why; length None: of whatever length the row is."""
     rows = [r for (m, at, b), r in mine.items() if m == metric and b == bucket and length in (None, at)]  # fmt: skip
     if not rows:
@@ -160,7 +160,7 @@ def _older_recall(k: int, far: bool) -> Callable:
     return read
 
 
-def _older_task(mine: Mapping[Place, Row], task: str, length: int, far: bool) -> Found:
+def _older_task(mine: Mapping[RowKey, Row], task: str, length: int, far: bool) -> Found:
     metric = f"{task}_accuracy"
     if not far:
         value, why = _value(mine, metric, length, "all")

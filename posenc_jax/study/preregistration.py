@@ -23,7 +23,7 @@ SOURCES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class AnalysisPlan:
     """Which arms and seeds a verdict reads.
 
     Attributes:
@@ -53,17 +53,17 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class Preregistration:
     """A plan as it was written down: under which rule, when, its hash, and the rule's hash (rule 1: "")."""
 
-    plan: Plan
+    plan: AnalysisPlan
     rule: int
     at: datetime.datetime
     sha256: str
     rule_sha256: str
 
 
-def freeze(path: Path, plan: Plan) -> str:
+def freeze(path: Path, plan: AnalysisPlan) -> str:
     """Writes the plan under rule version 2 and returns its hash.
 
     Raises:
@@ -100,7 +100,7 @@ def rule_digest(sources: Sequence[str] = SOURCES) -> str:
     return hashlib.sha256(b"".join(read)).hexdigest()
 
 
-def read(path: Path) -> Frozen:
+def read(path: Path) -> Preregistration:
     """Returns the frozen plan, of either rule.
 
     Raises:
@@ -111,7 +111,7 @@ def read(path: Path) -> Frozen:
     return parse(read_json(path), str(path))
 
 
-def parse(stored: Mapping, path: str) -> Frozen:
+def parse(stored: Mapping, path: str) -> Preregistration:
     """Returns the frozen plan that a JSON object holds; raises as `read`.
 
     Args:
@@ -129,7 +129,7 @@ def parse(stored: Mapping, path: str) -> Frozen:
         raise ValueError(f"{path} is no plan that --freeze wrote: a field is lacking or of another type") from None  # fmt: skip
 
 
-def _parsed(body: dict, sha256: str, path: str) -> Frozen:
+def _parsed(body: dict, sha256: str, path: str) -> Preregistration:
     rule, metrics, at = body.pop("rule"), body.pop("metrics"), body.pop("frozen")
     if rule not in METRICS or tuple(metrics) != METRICS[rule]:
         known = " and ".join(f"{r} on {', '.join(m)}" for r, m in METRICS.items())
@@ -137,12 +137,12 @@ def _parsed(body: dict, sha256: str, path: str) -> Frozen:
     rule_sha256 = body.pop("rule_sha256") if rule == rule_2.RULE else ""
     alibi, margins = body.pop("alibi"), Margins(**body.pop("margins"))
     lists = {name: tuple(body.pop(name)) for name in ("hybrids", "seeds", "stretched", "pilot", "lookup") if name in body}  # fmt: skip
-    plan = Plan(alibi=(alibi,) if rule == rule_1.RULE else tuple(alibi), margins=margins, **lists, **body)  # fmt: skip
+    plan = AnalysisPlan(alibi=(alibi,) if rule == rule_1.RULE else tuple(alibi), margins=margins, **lists, **body)  # fmt: skip
     _check(plan)
-    return Frozen(plan, rule, datetime.datetime.fromisoformat(at), sha256, rule_sha256)
+    return Preregistration(plan, rule, datetime.datetime.fromisoformat(at), sha256, rule_sha256)
 
 
-def objections(frozen: Frozen, rule: int, began: Mapping[str, str | None]) -> list[str]:
+def objections(frozen: Preregistration, rule: int, began: Mapping[str, str | None]) -> list[str]:
     """Returns why runs do not confirm the plan under a rule.
 
     Another rule than the plan's, a rule that was changed since, runs that began before the plan was
@@ -162,7 +162,7 @@ def objections(frozen: Frozen, rule: int, began: Mapping[str, str | None]) -> li
     return found + [f"{run}: run.json does not say when it began" for run in unknown]
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: AnalysisPlan) -> None:
     parents = [plan.rope, *plan.alibi, *plan.stretched, *([plan.oracle] if plan.oracle else [])]
     check_plan(plan.hybrids, parents, plan.seeds)
     if not plan.alibi:

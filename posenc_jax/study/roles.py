@@ -35,7 +35,7 @@ class Roles:
         return {f"{r} on {axis}": list(by[axis]) for r, by in named.items() for axis in by}
 
 
-def settle(
+def choose_parents(
     rope: str, stretched: Sequence[str], alibi: Sequence[str], oracle: str, dev: Outcomes | None
 ) -> tuple[Roles, list[str]]:
     """Returns the parents and a sentence about every choice.

@@ -1,7 +1,7 @@
 """The decision rule, version 2 (EVALUATION.md, section 10): assay, comparisons, guards, reliability.
 
 A statement about bits per byte holds by a one-sided paired t test. One about accuracy holds by the
-largest of three p: t, exact sign flip, and the exact binomial one of failing seeds (`hypothesis_tests.failing`),
+largest of three p: t, exact sign flip, and the exact binomial one of failing seeds (`hypothesis_tests.failing_seeds`),
 and only if Fisher's test on the seeds that acquire or reach does not say the opposite. YES needs all
 clauses (intersection-union: its p is the largest; Berger 1982), Holm over the hybrids. Refutation is the
 same tests the other way, Holm over a hybrid's tested statements; a failed exact property refutes alone.
@@ -104,7 +104,11 @@ def answer(
     if p > alpha or not complete or set(clauses.values()) != {"holds"}:
         return "INCONCLUSIVE"
     k, n = reaches
-    return "YES-RELIABLE" if n and hypothesis_tests.at_least(k, n, alpha) >= RELIABLE else "YES"
+    return (
+        "YES-RELIABLE"
+        if n and hypothesis_tests.clopper_pearson_lower(k, n, alpha) >= RELIABLE
+        else "YES"
+    )
 
 
 def _entry(s: Statement, forced: str) -> Entry:

@@ -17,7 +17,7 @@ from posenc_jax.results.files import (
 from posenc_jax.results.load import evaluation_folder
 from posenc_jax.results.schema import DEFINITIONS, DONE, STOPPED, row_from_json
 from posenc_jax.study import local_executor, preregistration, tuning
-from posenc_jax.study.grid import Cell, Study, group_name
+from posenc_jax.study.grid import GridCell, Study, group_name
 from posenc_jax.training.config import RunConfig, differences, from_sections
 
 # What makes a row one measurement; a study that holds two of one kind is broken.
@@ -25,7 +25,7 @@ KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class StudyRunner:
     """A study file and where it is carried out.
 
     Attributes:
@@ -45,7 +45,7 @@ class Course:
         """Folder of the logs."""
         return self.workdir / "logs"
 
-    def programs(self, cells: Sequence[Cell]) -> list[local_executor.Run]:
+    def programs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
         """Returns the trainings of several seeds in one program; none where every run trains alone.
 
         Raises:
@@ -53,7 +53,7 @@ class Course:
         """
         return [self._program(group) for group in self.study.groups(cells) if len(group) > 1]
 
-    def runs(self, cells: Sequence[Cell]) -> list[local_executor.Run]:
+    def runs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
         """Returns what is left once the programs have ended: of runs that finished there, the evaluation.
 
         A run whose program did not finish it is none of them.
@@ -67,22 +67,22 @@ class Course:
                 found += [self._as_commands(cell, self._scoring(cell)) for cell in done]
         return found
 
-    def run(self, cell: Cell) -> local_executor.Run:
+    def run(self, cell: GridCell) -> local_executor.RunCommands:
         """Returns the run as commands: it trains alone and is evaluated."""
         train = (*self._training(cell), f"--workdir={cell.folder(self.workdir)}")
         return self._as_commands(cell, (train, *self._scoring(cell)))
 
-    def evaluation(self, cell: Cell) -> Path:
+    def evaluation(self, cell: GridCell) -> Path:
         """Returns the folder of a run's rows."""
         split = tuning.SPLIT if cell.tuning else self.study.split
         return evaluation_folder(cell.folder(self.workdir), split)
 
-    def _training(self, cell: Cell) -> tuple[str, ...]:
+    def _training(self, cell: GridCell) -> tuple[str, ...]:
         parent = self.study.parent(cell)
         begins = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
         return ("python", self.train, f"--config={self.file}:{cell.setting}", *begins)
 
-    def _scoring(self, cell: Cell) -> tuple[tuple[str, ...], ...]:
+    def _scoring(self, cell: GridCell) -> tuple[tuple[str, ...], ...]:
         scored = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
@@ -92,13 +92,17 @@ class Course:
         readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
         return ((*scored, *suite), *readings)
 
-    def _as_commands(self, cell: Cell, commands: tuple[tuple[str, ...], ...]) -> local_executor.Run:
+    def _as_commands(
+        self, cell: GridCell, commands: tuple[tuple[str, ...], ...]
+    ) -> local_executor.RunCommands:
         folder = cell.folder(self.workdir)
         products = (self.evaluation(cell) / "evaluation.json",)
         stamp = _stamp(commands, [self.config(cell.setting)])
-        return local_executor.Run(cell.name, cell.arm.name, folder, commands, stamp, products)
+        return local_executor.RunCommands(
+            cell.name, cell.arm.name, folder, commands, stamp, products
+        )
 
-    def _program(self, cells: Sequence[Cell]) -> local_executor.Run:
+    def _program(self, cells: Sequence[GridCell]) -> local_executor.RunCommands:
         first, folders = cells[0], [cell.folder(self.workdir) for cell in cells]
         configs = [self.config(cell.setting) for cell in cells]
         _refuse_unlike(cells, configs)
@@ -106,7 +110,7 @@ class Course:
         seeds = ",".join(str(cell.seed) for cell in cells)
         commands = ((*self._training(first), f"--workdir={pattern}", f"--seeds={seeds}"),)
         products, stamp = tuple(f / "run.json" for f in folders), _stamp(commands, configs)
-        return local_executor.Run(
+        return local_executor.RunCommands(
             group_name(cells), first.arm.name, folders[0], commands, stamp, products
         )
 
@@ -179,7 +183,7 @@ class Course:
                 )
         return tuning.choices(cells, self.workdir)
 
-    def collect(self, cells: Sequence[Cell]) -> Path:
+    def collect(self, cells: Sequence[GridCell]) -> Path:
         """Writes rows.jsonl (and tuning.jsonl) from the runs that are there, sorted; returns its path.
 
         Raises:
@@ -207,7 +211,7 @@ def _trained(folder: Path) -> bool:
     return path.exists() and json.loads(path.read_text())["finished"]
 
 
-def _refuse_unlike(cells: Sequence[Cell], configs: Sequence[RunConfig]) -> None:
+def _refuse_unlike(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -> None:
     """Raises ValueError if runs that are to be trained together differ in more than their seed."""
     for cell, config in zip(cells, configs, strict=True):
         found = [line for line in differences(config, configs[0]) if not line.startswith("train.seed:")]  # fmt: skip
@@ -241,12 +245,14 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
     return json_lines(rows[key] for key in sorted(rows))
 
 
-def course(study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path) -> Course:
+def study_runner(
+    study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path
+) -> StudyRunner:
     """Returns the course of a study file whose get_config gives ConfigDicts.
 
     scripts: the repository root, relative to where the commands run.
     """
-    return Course(
+    return StudyRunner(
         study, file, lambda setting: from_sections(get_config(setting).to_dict()), workdir,
         str(scripts / "train.py"), str(scripts / "scripts" / "evaluate.py"),
     )  # fmt: skip

@@ -54,7 +54,7 @@ LEVELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class Scenario:
     """What is true of every simulated study, and what may be said of it how often.
 
     Attributes:
@@ -84,77 +84,79 @@ YES = ("YES", "YES-RELIABLE")
 NO = ("NO", "TRADE-OFF")
 
 
-def truths() -> list[Truth]:
+def scenarios() -> list[Scenario]:
     """Returns every truth of the table: boundaries, then what cannot be told apart, then power."""
     return [*_boundaries(), *_limits(), *_powers()]
 
 
-def _boundaries() -> Iterator[Truth]:
+def _boundaries() -> Iterator[Scenario]:
     for name, (clause, _, second, metric, threshold) in STATEMENTS.items():
         if metric in ("Y_E", "Y_id"):
-            yield Truth(f"{name}: on its boundary", clause, "error", YES, bits={name: 0.0})
+            yield Scenario(f"{name}: on its boundary", clause, "error", YES, bits={name: 0.0})
         elif second and metric != "Y_R_id":
             margin = margin_of(threshold, Margins())
-            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, _moved(second, metric, margin, (0, 0), 0.04))  # fmt: skip
+            yield Scenario(f"{name}: on its boundary, one peak", clause, "error", YES, _moved(second, metric, margin, (0, 0), 0.04))  # fmt: skip
             for share in SHARES:
                 for where, fails in (("the hybrid", (share, 0)), ("the other arm", (0, share)), ("both arms", (share, share))):  # fmt: skip
                     words = f"{name}: on its boundary, {share:.0%} of the seeds of {where} fail"
-                    yield Truth(words, clause, "error", YES, _moved(second, metric, margin, fails))
+                    yield Scenario(
+                        words, clause, "error", YES, _moved(second, metric, margin, fails)
+                    )
             words = f"{name}: on its boundary, 20% of the hybrid's seeds fall to 0.5"
-            yield Truth(words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5))  # fmt: skip
+            yield Scenario(words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5))  # fmt: skip
         elif second:
             level = LEVELS[HYBRID] | {"Y_R_id": LEVELS[second]["Y_R_id"] - 0.05}
-            yield Truth(f"{name}: on its boundary, one peak", clause, "error", YES, {HYBRID: Peaks(level, spread=0.04)})  # fmt: skip
-    yield Truth("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
+            yield Scenario(f"{name}: on its boundary, one peak", clause, "error", YES, {HYBRID: Peaks(level, spread=0.04)})  # fmt: skip
+    yield Scenario("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
         words = f"G3: on its boundary, {share:.0%} of the hybrid's seeds fail"
-        yield Truth(words, "G3", "error", YES, peaks, drop=0.05)
+        yield Scenario(words, "G3", "error", YES, peaks, drop=0.05)
     everything = {name: 0.0 for name, s in STATEMENTS.items() if s[3] in ("Y_E", "Y_id")}
-    yield Truth("all statements on text on their boundaries", "", "error", YES + NO, bits=everything)  # fmt: skip
+    yield Scenario("all statements on text on their boundaries", "", "error", YES + NO, bits=everything)  # fmt: skip
     both = {HYBRID: _of(HYBRID, fails=0.2), ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05})}  # fmt: skip
     for name, kind in (("C3", {}), ("C1", {"C1": 0.0})):
         words = f"{name}: on its boundary for three hybrids"
-        yield Truth(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
-    yield Truth("G2: offset lookup, both learn it in 95% of seeds, refuted", "", "error", NO, lookup=(0.95, 0.95))  # fmt: skip
-    yield Truth("A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5)  # fmt: skip
+        yield Scenario(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
+    yield Scenario("G2: offset lookup, both learn it in 95% of seeds, refuted", "", "error", NO, lookup=(0.95, 0.95))  # fmt: skip
+    yield Scenario("A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5)  # fmt: skip
     words = "reliability: three quarters of the seeds reach"
-    yield Truth(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
+    yield Scenario(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
 
 
-def _limits() -> Iterator[Truth]:
+def _limits() -> Iterator[Scenario]:
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, unlearnt=share)}
         words = f"G1 recall: {share:.0%} of the hybrid's seeds do not learn it at L"
-        yield Truth(words, "G1", "limit", YES, peaks)
+        yield Scenario(words, "G1", "limit", YES, peaks)
     for share in SHARES:
         words = (
             f"G2: offset lookup, the hybrid does not learn it in {share:.0%} of seeds, RoPE always"
         )
-        yield Truth(words, "G2", "limit", YES, lookup=(1 - share, 1.0))
+        yield Scenario(words, "G2", "limit", YES, lookup=(1 - share, 1.0))
 
 
-def _powers() -> Iterator[Truth]:
-    yield Truth("everything true, no seed fails", "C3", "power", ("YES-RELIABLE",))
+def _powers() -> Iterator[Scenario]:
+    yield Scenario("everything true, no seed fails", "C3", "power", ("YES-RELIABLE",))
     for gap in (0.1, 0.2, 0.3, 0.4, 0.5):
         peaks = {ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap})}
-        yield Truth(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
+        yield Scenario(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
-        yield Truth(f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far", "C3", "power", YES, peaks)  # fmt: skip
+        yield Scenario(f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far", "C3", "power", YES, peaks)  # fmt: skip
         peaks = {a: _of(a, fails=share) for a in (HYBRID, ALIBI)}
-        yield Truth(f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L", "C3", "power", YES, peaks)  # fmt: skip
-    yield Truth("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
-    yield Truth("G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0})  # fmt: skip
-    yield Truth("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
+        yield Scenario(f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L", "C3", "power", YES, peaks)  # fmt: skip
+    yield Scenario("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
+    yield Scenario("G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0})  # fmt: skip
+    yield Scenario("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
     for gap in (0.2, 0.3, 0.4):
         level = LEVELS[HYBRID] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap}
         peaks = {HYBRID: Peaks(level), ALIBI: Peaks(LEVELS[HYBRID])}
-        yield Truth(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
-    yield Truth("C4: false, ALiBi and RoPE carry recall as the hybrid does", "C4", "power", NO, {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)})  # fmt: skip
+        yield Scenario(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
+    yield Scenario("C4: false, ALiBi and RoPE carry recall as the hybrid does", "C4", "power", NO, {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)})  # fmt: skip
     for share in (0.8, 0.9, 0.95):
-        yield Truth(f"A0: each arm acquires in {share:.0%} of the pilot seeds", "A0", "power", YES, assay=share)  # fmt: skip
-    yield Truth("G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97))  # fmt: skip
+        yield Scenario(f"A0: each arm acquires in {share:.0%} of the pilot seeds", "A0", "power", YES, assay=share)  # fmt: skip
+    yield Scenario("G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97))  # fmt: skip
 
 
 def _of(arm: str, **fields) -> Peaks:

@@ -51,10 +51,10 @@ def assay_passes(counts: Mapping[str, Count], arms: Sequence[str]) -> bool | Non
     """Returns whether every arm acquires in 10 of 12 pilot seeds, or that share of them; None: not known."""
     if any(counts.get(arm, (0, 0))[1] == 0 for arm in arms):
         return None
-    return all(k >= needed(ASSAY, n) for k, n in (counts[arm] for arm in arms))
+    return all(k >= required_count(ASSAY, n) for k, n in (counts[arm] for arm in arms))
 
 
-def needed(share: float, n: int) -> int:
+def required_count(share: float, n: int) -> int:
     """Returns how many of n seeds the share is, rounded up."""
     return math.ceil(share * n - 1e-9)
 
@@ -66,9 +66,9 @@ def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
     is open between; not assessable where RoPE itself learns it in fewer than 11 of 12.
     """
     (k, n), (k_rope, n_rope) = hybrid, rope
-    if not n or not n_rope or k_rope < needed(LOOKUP, n_rope):
+    if not n or not n_rope or k_rope < required_count(LOOKUP, n_rope):
         return 1.0, 1.0, NOT_ASSESSABLE
-    return float(k * n_rope < k_rope * n), hypothesis_tests.fewer(k, k_rope, n, n_rope), ""
+    return float(k * n_rope < k_rope * n), hypothesis_tests.fisher_fewer(k, k_rope, n, n_rope), ""
 
 
 def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]:
@@ -76,4 +76,6 @@ def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]
     if not hybrid[1] or not other[1]:
         return False, False
     (k, n), (l, m) = hybrid, other  # noqa: E741
-    return hypothesis_tests.fewer(k, l, n, m) <= alpha, hypothesis_tests.fewer(l, k, m, n) <= alpha
+    return hypothesis_tests.fisher_fewer(k, l, n, m) <= alpha, hypothesis_tests.fisher_fewer(
+        l, k, m, n
+    ) <= alpha

@@ -26,7 +26,7 @@ from posenc_jax.study.scenarios import (
     STRETCHED,
     SURE,
     Peaks,
-    Truth,
+    Scenario,
     margin_of,
 )
 
@@ -41,7 +41,7 @@ class Tally:
     verdicts: Mapping[str, int]
 
 
-def tally(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins) -> Tally:
+def tally(truth: Scenario, *, n: int, studies: int, seed: int, margins: Margins) -> Tally:
     """Draws studies of n seeds and asks rule 2 of each; draws are a function of (seed, name, n)."""
     found: dict[str, int] = {}
     holds = refuted = counted = 0
@@ -68,7 +68,7 @@ def judged(entries, reaches, n: int, alpha: float) -> list[tuple[str, Mapping[st
     return found
 
 
-def draw(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins):
+def draw(truth: Scenario, *, n: int, studies: int, seed: int, margins: Margins):
     """Returns for every study the entries of each hybrid, and in how many of n seeds each reaches."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, n, *truth.name.encode()])))  # fmt: skip
     parents = {arm: _recall(truth, arm, n, studies, random) for arm in (ROPE, STRETCHED, ALIBI)}
@@ -104,7 +104,7 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
         yield [*found, rule_2.Entry("G2", p, refuted, False, forced)]
 
 
-def _tested(truth: Truth, values, noise, margins: Margins):
+def _tested(truth: Scenario, values, noise, margins: Margins):
     """Clause, whether it compares recall, and both p of every statement, for all studies at once."""
     found = []
     for name, (clause, first, second, metric, threshold) in STATEMENTS.items():
@@ -112,16 +112,16 @@ def _tested(truth: Truth, values, noise, margins: Margins):
         if metric in ("Y_E", "Y_id"):
             past = truth.bits[name] * BITS * 2**0.5 if name in truth.bits else SURE
             differences_XP = limit + past + noise[first][metric] - noise[second][metric]
-            found.append((clause, False, *hypothesis_tests.student(differences_XP, limit)))
+            found.append((clause, False, *hypothesis_tests.student_t(differences_XP, limit)))
             continue
         first_XP = values[first][metric]
         differences_XP = first_XP - values[second][metric] if second else first_XP
-        t, flips = hypothesis_tests.student(differences_XP, limit), hypothesis_tests.sign_flips(differences_XP, limit)  # fmt: skip
+        t, flips = hypothesis_tests.student_t(differences_XP, limit), hypothesis_tests.sign_flips(differences_XP, limit)  # fmt: skip
         p_X, refuted_X = np.maximum(t[0], flips[0]), np.maximum(t[1], flips[1])
         if limit >= 0:
-            p_X = np.maximum(p_X, hypothesis_tests.failing(differences_XP, first_XP, limit))
+            p_X = np.maximum(p_X, hypothesis_tests.failing_seeds(differences_XP, first_XP, limit))
         if second:
-            lost_X = hypothesis_tests.failing(-differences_XP, values[second][metric], -limit)
+            lost_X = hypothesis_tests.failing_seeds(-differences_XP, values[second][metric], -limit)
             p_X, refuted_X = _uncontradicted(values, second, metric, p_X, np.maximum(refuted_X, lost_X), margins.alpha)  # fmt: skip
         found.append((clause, bool(second), p_X, refuted_X))
     return found
@@ -144,7 +144,7 @@ def _fewer(n: int, alpha: float) -> np.ndarray:
     return np.array(pairs)
 
 
-def _recall(truth: Truth, arm: str, n: int, studies: int, random) -> dict[str, np.ndarray]:
+def _recall(truth: Scenario, arm: str, n: int, studies: int, random) -> dict[str, np.ndarray]:
     """Values of recall of one arm, by metric, one column a seed."""
     peaks = truth.recall[arm] if arm in truth.recall else Peaks(LEVELS[arm])
     unlearnt_XP = random.random((studies, n)) < peaks.unlearnt

@@ -35,7 +35,7 @@ STATEMENTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class ScenarioRule1:
     """Where the statements lie, by hybrid, and what share of which answers the theory allows.
 
     effects: by hybrid, SDs past the threshold of every statement that is not sure (`C1` 0.0: on the
@@ -61,7 +61,7 @@ class Truth:
 YES, NO = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF")
 
 
-def truths(alpha: float = 0.05) -> list[Truth]:
+def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
     """Every truth of the table: boundaries first, then power."""
     gain = {"G3 context", "G3 repeat"}
     single = [s for s in STATEMENTS if s != STRONGER and s not in gain]
@@ -73,30 +73,32 @@ def truths(alpha: float = 0.05) -> list[Truth]:
     tested = (
         len(STATEMENTS) - 2
     )  # in the Holm family of refutations: no strong, one of the two gains
-    found = [Truth(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single]
+    found = [
+        ScenarioRule1(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single
+    ]
     found += [
-        Truth("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
-        Truth("all statements on their boundaries", (everything,), YES, (0,), "at most"),
-        Truth("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
-        Truth("YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"),
-        Truth("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
-        Truth("three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"),
-        Truth("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
-        Truth("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
+        ScenarioRule1("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
+        ScenarioRule1("all statements on their boundaries", (everything,), YES, (0,), "at most"),
+        ScenarioRule1("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
+        ScenarioRule1("YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"),
+        ScenarioRule1("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
+        ScenarioRule1("three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"),
+        ScenarioRule1("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
+        ScenarioRule1("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
     ]  # fmt: skip
-    found += [Truth(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
+    found += [ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
     found += [
-        Truth("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
-        Truth("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
-        Truth("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
-        Truth("one hybrid of three past P3", ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}), YES, (0,), "equal", ((1.8, alpha / 3),)),
-        Truth("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
-        Truth("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
+        ScenarioRule1("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
+        ScenarioRule1("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
+        ScenarioRule1("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
+        ScenarioRule1("one hybrid of three past P3", ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}), YES, (0,), "equal", ((1.8, alpha / 3),)),
+        ScenarioRule1("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
+        ScenarioRule1("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
     ]  # fmt: skip
     return found
 
 
-def tally(truth: Truth, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
+def tally(truth: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
     """Draws studies of n seeds and asks the decision engine of each.
 
     Returns in how many a counted hybrid got a counted answer, and every answer of the first hybrid.

@@ -60,12 +60,16 @@ class Statement:
 
         Drawn are seeds and, where they are known, the instances within each drawn seed.
         """
-        return None if self.test is None else bootstrap.interval(self._means_X, 1 - 2 * alpha)
+        return (
+            None
+            if self.test is None
+            else bootstrap.percentile_interval(self._means_X, 1 - 2 * alpha)
+        )
 
     @functools.cached_property
     def _means_X(self) -> np.ndarray:
-        seeds = self.instances or tuple(map(bootstrap.whole, self.values))
-        return bootstrap.resampled(seeds, draws=DRAWS, seed=0)
+        seeds = self.instances or tuple(map(bootstrap.constant_sample, self.values))
+        return bootstrap.bootstrap_means(seeds, draws=DRAWS, seed=0)
 
     @property
     def drawn(self) -> tuple[str, ...]:
@@ -204,10 +208,10 @@ def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
     flips = [float(p_1[0]) for p_1 in hypothesis_tests.sign_flips(values_1P, s.threshold)]
     true, false = [s.test.p_above, flips[0]], [s.test.p_below, flips[1]]
     if ahead:
-        true.append(float(hypothesis_tests.failing(values_1P, first_1P, s.threshold)[0]))
+        true.append(float(hypothesis_tests.failing_seeds(values_1P, first_1P, s.threshold)[0]))
     if behind and s.arms[0]:
         second_1P = np.array([s.arms[1]])
-        false.append(float(hypothesis_tests.failing(-values_1P, second_1P, -s.threshold)[0]))
+        false.append(float(hypothesis_tests.failing_seeds(-values_1P, second_1P, -s.threshold)[0]))
     return dataclasses.replace(
         s, p=max(true), p_refuted=max(false), p_failing=true[2] if ahead else None, agreed=True
     )
@@ -248,7 +252,7 @@ def with_instances(
         for name, part in zip(s.names, parts, strict=True):
             if isinstance(part, str):
                 return dataclasses.replace(s, unknown=f"of {name}, seed {seed}, {part}")
-        sample = parts[0] if len(parts) == 1 else bootstrap.less(*parts)
+        sample = parts[0] if len(parts) == 1 else bootstrap.paired_difference(*parts)
         if sample is None:
             return dataclasses.replace(s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances")  # fmt: skip
         found.append(sample)

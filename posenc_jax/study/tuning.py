@@ -8,7 +8,7 @@ from pathlib import Path
 from posenc_jax.results.files import read_json_lines
 from posenc_jax.results.load import evaluation_folder
 from posenc_jax.results.schema import BPB, ID, row_from_json
-from posenc_jax.study.grid import Cell
+from posenc_jax.study.grid import GridCell
 
 SPLIT = "dev"
 
@@ -55,7 +55,7 @@ def dev_loss(folder: Path) -> float | None:
     return found[0].value if found else None
 
 
-def choices(cells: Sequence[Cell], workdir: Path) -> list[Choice]:
+def choices(cells: Sequence[GridCell], workdir: Path) -> list[Choice]:
     """Returns every arm's choice from the tuning runs below `workdir`, in the order of the arms."""
     curves: dict[str, dict[float, float | None]] = {}
     for cell in cells:

@@ -15,12 +15,12 @@ from posenc_jax.results.schema import Row
 from posenc_jax.results.study_data import RunData, StudyData
 from posenc_jax.study import bootstrap, preregistration, roles, rule_1, rule_2
 from posenc_jax.study.attribution import Attribution, attribute
-from posenc_jax.study.auxiliary_runs import Beside, assay, lookup, of_oracle, rows_of
+from posenc_jax.study.auxiliary_runs import AuxiliaryRuns, assay, lookup, oracle_gains, rows_of
 from posenc_jax.study.clauses import weighed
 from posenc_jax.study.decision import Verdict
 from posenc_jax.study.grid import UNPLANNED
-from posenc_jax.study.outcome_instances import Samples, confirmed, read_samples
-from posenc_jax.study.outcomes import Reading, read_outcomes
+from posenc_jax.study.outcome_instances import InstanceSamples, matching_sample, read_instances
+from posenc_jax.study.outcomes import OutcomeTable, read_outcomes
 from posenc_jax.study.seed_counts import Counts, acquiring, assay_passes
 from posenc_jax.study.statements import Statement, p_words, with_instances
 
@@ -31,13 +31,13 @@ OLDER = "rule 1 reads older outcomes than the arrays hold"
 
 def judge(
     data: StudyData,
-    plan: preregistration.Plan,
+    plan: preregistration.AnalysisPlan,
     *,
-    beside: Beside,
-    frozen: preregistration.Frozen | None,
+    beside: AuxiliaryRuns,
+    frozen: preregistration.Preregistration | None,
     deviations: Sequence[str],
 ) -> dict:
-    """Returns the verdict as one JSON object: rule 2's, with rule 1's as "rule_1"; `words` turns it into text.
+    """Returns the verdict as one JSON object: rule 2's, with rule 1's as "rule_1"; `verdict_text` turns it into text.
 
     Args:
       data: of `results.load`; runs of other arms or seeds are left out. frozen: the plan's record, or
@@ -75,9 +75,9 @@ def judge(
     }
 
 
-def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> dict:  # fmt: skip
-    reading = read_outcomes(rows_of(chosen), rule_1.RULE)
-    outcomes, alibi, m = reading.values, plan.alibi[0], plan.margins
+def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: preregistration.AnalysisPlan, beside: AuxiliaryRuns) -> dict:  # fmt: skip
+    table = read_outcomes(rows_of(chosen), rule_1.RULE)
+    outcomes, alibi, m = table.values, plan.alibi[0], plan.margins
     said = rule_1.decide(outcomes, plan.hybrids, rope=plan.rope, alibi=alibi, seeds=plan.seeds, margins=m)  # fmt: skip
     found = []
     for v in said:
@@ -89,22 +89,24 @@ def _by_rule_1(data: StudyData, chosen: Sequence[RunData], plan: preregistration
         "rule": rule_1.RULE,
         "alibi": alibi,
         "notes": [],
-        "gaps": [g for g in reading.gaps if _counts(g, plan, needed)],
+        "gaps": [g for g in table.gaps if _counts(g, plan, needed)],
         "verdicts": found,
     }
 
 
-def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> dict:  # fmt: skip
-    reading = read_outcomes(rows_of(chosen))
-    outcomes, m = dict(reading.values), plan.margins
+def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: preregistration.AnalysisPlan, beside: AuxiliaryRuns) -> dict:  # fmt: skip
+    table = read_outcomes(rows_of(chosen))
+    outcomes, m = dict(table.values), plan.margins
     if plan.oracle:
-        outcomes[plan.oracle, "context_gain"] = of_oracle(data, plan)
+        outcomes[plan.oracle, "context_gain"] = oracle_gains(data, plan)
     dev = data if data.split == "dev" else beside.dev
     on_dev = dev and read_outcomes(rows_of(r for r in dev.runs if r.info["arm"] in plan.arms())).values  # fmt: skip
-    parents, notes = roles.settle(plan.rope, plan.stretched, plan.alibi, plan.oracle, on_dev)
+    parents, notes = roles.choose_parents(
+        plan.rope, plan.stretched, plan.alibi, plan.oracle, on_dev
+    )
     counts = Counts(*assay(beside.pilot, outcomes, plan), lookup(beside.lookup, plan))
     said = rule_2.decide(outcomes, plan.hybrids, roles=parents, counts=counts, seeds=plan.seeds, margins=m)  # fmt: skip
-    samples, found = _samples(chosen, reading), []
+    samples, found = _instances(chosen, table), []
     weigh = functools.partial(weighed, behind=False)
 
     def learnt(arm: str) -> bool:
@@ -121,12 +123,14 @@ def _by_rule_2(data: StudyData, chosen: Sequence[RunData], plan: preregistration
         "rule": rule_2.RULE,
         "roles": parents.judged(),
         "notes": [*data.notes, *notes, f"assay: {counts.assay_words}"],
-        "gaps": [g for g in reading.gaps if _counts(g, plan, needed)],
+        "gaps": [g for g in table.gaps if _counts(g, plan, needed)],
         "verdicts": found,
     }
 
 
-def _stood(verdict: dict, chosen: Sequence[RunData], frozen: preregistration.Frozen | None) -> dict:
+def _stood(
+    verdict: dict, chosen: Sequence[RunData], frozen: preregistration.Preregistration | None
+) -> dict:
     """The verdict with its standing: smoke, exploratory (and why) or confirmed."""
     why = ["no plan was frozen beforehand"] if frozen is None else preregistration.objections(
         frozen, verdict["rule"], {r.name: ({"began": None} | r.info)["began"] for r in chosen}
@@ -145,7 +149,9 @@ def fingerprint(rows: Sequence[Row]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _counts(gap: str, plan: preregistration.Plan, needed: Mapping[str, Sequence[str]]) -> bool:
+def _counts(
+    gap: str, plan: preregistration.AnalysisPlan, needed: Mapping[str, Sequence[str]]
+) -> bool:
     """Whether a missing outcome is one that the rule reads of that arm.
 
     Args:
@@ -158,7 +164,7 @@ def _counts(gap: str, plan: preregistration.Plan, needed: Mapping[str, Sequence[
     return metric.startswith(tuple(needed[arm])) if arm in needed else metric in ("Y_E", "Y_R")
 
 
-def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside) -> None:  # fmt: skip
+def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: preregistration.AnalysisPlan, beside: AuxiliaryRuns) -> None:  # fmt: skip
     present = {r.info["arm"] for r in chosen}
     lacking = [arm for arm in plan.arms() if arm not in present]
     if lacking:
@@ -188,12 +194,12 @@ def _refuse(runs: Sequence[RunData], chosen: Sequence[RunData], plan: preregistr
             raise ValueError(f"{copies[run.info['arm'], values]} and {run.name} have the same values in every row: one is a copy, and seeds that agree are no evidence")  # fmt: skip
 
 
-def _beside(data: StudyData | None, plan: preregistration.Plan) -> list[RunData]:
+def _beside(data: StudyData | None, plan: preregistration.AnalysisPlan) -> list[RunData]:
     """The runs of the plan's arms in the folder of the assay or of offset lookup."""
     return [r for r in data.runs if r.info["arm"] in plan.arms()] if data else []
 
 
-def _unforeseen(frozen: preregistration.Frozen, beside: Beside) -> list[str]:
+def _unforeseen(frozen: preregistration.Preregistration, beside: AuxiliaryRuns) -> list[str]:
     """What the frozen plan did not foresee of the assay and of offset lookup."""
     plan, lines = frozen.plan, []
     for name, data, seeds in (("pilot", beside.pilot, plan.pilot), ("lookup", beside.lookup, plan.lookup)):  # fmt: skip
@@ -207,7 +213,7 @@ def _unforeseen(frozen: preregistration.Frozen, beside: Beside) -> list[str]:
 
 
 def _differences(
-    chosen: Sequence[RunData], plan: preregistration.Plan, beside: Beside
+    chosen: Sequence[RunData], plan: preregistration.AnalysisPlan, beside: AuxiliaryRuns
 ) -> list[str]:
     """What a fair comparison holds equal and these runs do not: a deviation that nobody has to type."""
     pilot, lookups = _beside(beside.pilot, plan), _beside(beside.lookup, plan)
@@ -223,15 +229,15 @@ def _differences(
     return lines
 
 
-def _samples(chosen: Sequence[RunData], reading: Reading) -> Samples:
+def _instances(chosen: Sequence[RunData], table: OutcomeTable) -> InstanceSamples:
     """The instances behind each value that the rows have."""
     found: dict[tuple[str, str], dict[int, bootstrap.Sample | str]] = {}
     for run in chosen:
         arm, seed = run.info["arm"], run.info["seed"]
-        for metric, sample in read_samples(run).items():
-            value = ({seed: None} | reading.values.get((arm, metric), {}))[seed]
+        for metric, sample in read_instances(run).items():
+            value = ({seed: None} | table.values.get((arm, metric), {}))[seed]
             if value is not None:
-                found.setdefault((arm, metric), {})[seed] = confirmed(sample, value)
+                found.setdefault((arm, metric), {})[seed] = matching_sample(sample, value)
     return found
 
 
@@ -270,7 +276,7 @@ def _statement(s: Statement, state: str, alpha: float) -> dict:
     }  # fmt: skip
 
 
-def words(verdict: Mapping) -> str:
+def verdict_text(verdict: Mapping) -> str:
     """Both verdicts as plain text: status and deviations first, the two side by side, then clause by clause."""
     older = verdict["rule_1"]
     lines = [banner(verdict), *_listed(verdict, "Deviations", "deviations"), "", "Rule 2 and rule 1, side by side:"]  # fmt: skip

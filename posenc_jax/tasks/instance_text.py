@@ -7,7 +7,7 @@ from posenc_jax.tasks.instances import Instance
 LISTED = 8  # answers described one by one; the rest are counted
 
 
-def shown(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
+def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
     """The tokens with sources in {{ }} and answers in [[ ]], and a line for each answer: place, chance."""
     opened = {a.start: "[[" for a in instance.answers}
     closed = {a.stop - 1: "]]" for a in instance.answers}

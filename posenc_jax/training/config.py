@@ -18,7 +18,7 @@ from posenc_jax.training.config_sections import (
     OptimizerSection,
     TrainSection,
 )
-from posenc_jax.training.setting_bounds import refuse_out_of_bounds
+from posenc_jax.training.setting_bounds import check_bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ _WORDS = {
 
 
 def _check(c: RunConfig) -> None:
-    refuse_out_of_bounds(c)
+    check_bounds(c)
     for section, words in _WORDS.items():
         for name, known in words.items():
             value = getattr(getattr(c, section), name)

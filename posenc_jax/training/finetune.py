@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from posenc_jax.checkpoints.fingerprint import sha256
-from posenc_jax.checkpoints.manager import Checkpoints, has_checkpoint
+from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig, from_sections, read
 from posenc_jax.training.inputs import Inputs
-from posenc_jax.training.workdir import REREAD, refuse_owner
+from posenc_jax.training.workdir import REREAD, check_owner
 
 # What two models may differ in whose parameters mean the same; the tokenizer is compared by itself.
 _FREE = ("scheme", "attention", "vocab_size", "train_length", "consecutive")
 
 
-def find_source(config: RunConfig, workdir: Path) -> Checkpoints | None:
+def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager | None:
     """Returns the checkpoints that a run begins from; None if it begins by itself or has begun already.
 
     Raises:
@@ -60,16 +60,16 @@ def find_source(config: RunConfig, workdir: Path) -> Checkpoints | None:
             f"{config.placed_length}, but {name} is placed at {there.placed_length}: "
             f"set config.train.original_length={there.placed_length}"
         )
-    return Checkpoints(folder, keep=1, clean=False)
+    return CheckpointManager(folder, keep=1, clean=False)
 
 
-def refuse_unlike(
-    config: RunConfig, inputs: Inputs, model: Decoder, source: Checkpoints, step: int
+def check_init_compatible(
+    config: RunConfig, inputs: Inputs, model: Decoder, source: CheckpointManager, step: int
 ) -> None:
     """Raises ValueError for a source of another tokenizer, of other parameters, or not its folder's own; names them."""
     name, owner = config.train.init_from, source.record(step)["owner"]
     stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
-    refuse_owner(Path(name), step, stored, owner, REREAD)
+    check_owner(Path(name), step, stored, owner, REREAD)
     ours, theirs = inputs.tokenizer.fingerprint, owner["tokenizer_fingerprint"]
     if ours != theirs:
         there = from_sections(owner["config"]).data
@@ -82,7 +82,7 @@ def refuse_unlike(
     source.compare_parameters(step, shapes["params"])
 
 
-def origin(config: RunConfig, source: Checkpoints, step: int, params) -> dict:
+def init_provenance(config: RunConfig, source: CheckpointManager, step: int, params) -> dict:
     """Returns where parameters came from, for the records of the run: whose, which, and their hashes.
 
     Of a source that was fine-tuned itself, where it came from is in it too.

@@ -100,7 +100,7 @@ def _take_leave() -> None:
 
 
 @contextlib.contextmanager
-def ending_together(*alike: type[Exception]) -> Iterator[None]:
+def exit_together(*alike: type[Exception]) -> Iterator[None]:
     """Ends this process at once when it fails alone, so that no other waits for it in a collective.
 
     Args:
@@ -128,7 +128,7 @@ def ending_together(*alike: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusing_alike(config: RunConfig) -> Iterator[None]:
+def agree_on_refusal(config: RunConfig) -> Iterator[None]:
     """What one process refuses within the block, all refuse, and so different settings.
 
     Raises:

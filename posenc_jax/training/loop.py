@@ -10,35 +10,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from posenc_jax.checkpoints.hash_chain import Chain
-from posenc_jax.checkpoints.manager import Checkpoints
-from posenc_jax.costs.flops import needed
+from posenc_jax.checkpoints.hash_chain import HashChain
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.costs.flops import model_flops
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import replace_text
 from posenc_jax.training.config import RunConfig
-from posenc_jax.training.finetune import find_source, origin, refuse_unlike
-from posenc_jax.training.hosts import refusing_alike, rows_of_process
+from posenc_jax.training.finetune import (
+    check_init_compatible,
+    find_init_checkpoint,
+    init_provenance,
+)
+from posenc_jax.training.hosts import agree_on_refusal, rows_of_process
 from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
 from posenc_jax.training.monitor import Monitor
-from posenc_jax.training.preemption import StopRequest
-from posenc_jax.training.profile import NOTHING, Profile
+from posenc_jax.training.preemption import PreemptionRequest
+from posenc_jax.training.profile import NO_PROFILE, Profile
 from posenc_jax.training.progress import check_wandb
-from posenc_jax.training.run_record import record_of, seconds_before, write_finished, write_record
+from posenc_jax.training.run_record import make_record, seconds_before, write_finished, write_record
 from posenc_jax.training.sharding import BATCH, batch_rows, make_mesh
 from posenc_jax.training.step import make_step, state_builder
-from posenc_jax.training.validation import DevLoss
+from posenc_jax.training.validation import ValidationLoss
 from posenc_jax.training.watchdog import Watchdog
-from posenc_jax.training.workdir import (
-    claim,
-    ownership,
-    refuse_owner,
-    refuse_strangers,
-)
+from posenc_jax.training.workdir import check_owner, check_same_config, lock_workdir, ownership
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-class Stopped(Exception):
+class Preempted(Exception):
     """The run was told to stop; its last finished step is saved."""
 
 
@@ -46,7 +45,7 @@ class Diverged(Exception):
     """Too many non-finite updates in a row; the last good checkpoint is kept."""
 
 
-def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOTHING) -> None:
+def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_PROFILE) -> None:
     """Trains to `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
     Args:
@@ -60,33 +59,33 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NOT
     """
     leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
     with contextlib.ExitStack() as held:
-        with refusing_alike(config):
+        with agree_on_refusal(config):
             mesh = run_mesh(config)
             check_mesh(config, mesh)
             if leads:
-                refuse_strangers(workdir, config)
+                check_same_config(workdir, config)
                 check_wandb(config)
             inputs = open_inputs(config)
             model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
             _feed(config, mesh, inputs, first_step=0)
             if config.train.dev_every:
                 dev_examples(config, inputs)
-            source = find_source(config, workdir)
+            source = find_init_checkpoint(config, workdir)
         begins = source and (source, source.latest())
-        with refusing_alike(config):
+        with agree_on_refusal(config):
             if begins:
-                refuse_unlike(config, inputs, model, *begins)
+                check_init_compatible(config, inputs, model, *begins)
             if leads:
-                held.enter_context(claim(workdir))
+                held.enter_context(lock_workdir(workdir))
                 replace_text(workdir / "config.json", config.to_json())
-        with refusing_alike(config):
+        with agree_on_refusal(config):
             if not (workdir / "config.json").exists():
                 raise ValueError(
                     f"{workdir} is not the folder that process 0 sees: --workdir must be shared by all hosts"
                 )
         held.enter_context(jax.set_mesh(mesh))
-        stop = held.enter_context(StopRequest())
-        checkpoints = Checkpoints(workdir, config.train.keep)
+        stop = held.enter_context(PreemptionRequest())
+        checkpoints = CheckpointManager(workdir, config.train.keep)
         try:
             with checkpoints:
                 _run(config, workdir, command, inputs, model, mesh, checkpoints, begins, stop, profile)  # fmt: skip
@@ -104,9 +103,9 @@ def _run(
     owner = ownership(config, inputs)
     first = checkpoints.latest() or 0
     before = checkpoints.record(first) if first else {"links": None}
-    dev = DevLoss(config, model, mesh, inputs) if t.dev_every else None
+    dev = ValidationLoss(config, model, mesh, inputs) if t.dev_every else None
     if first:
-        refuse_owner(workdir, first, owner, before["owner"])
+        check_owner(workdir, first, owner, before["owner"])
         state = checkpoints.restore(first, shapes)
     else:
         state = build(jax.random.key(t.seed))
@@ -114,13 +113,13 @@ def _run(
     if begins and not first:
         source, step = begins
         state["params"] = source.parameters(step, shapes["params"])
-        stays["source"] = origin(config, source, step, state["params"])
+        stays["source"] = init_provenance(config, source, step, state["params"])
         if dev:
             stays["source"]["dev_loss"] = dev(state["params"])
     elif t.init_from:
         stays["source"] = before["source"]
-    chain = Chain(before["links"])
-    record = record_of(config, command, inputs, state["params"], workdir)
+    chain = HashChain(before["links"])
+    record = make_record(config, command, inputs, state["params"], workdir)
     record |= {"source": stays["source"]} if t.init_from else {}
     record["attention"] = model.config.attention_paths(t.length, t.sequence_devices)
     spent = seconds_before(workdir)
@@ -137,7 +136,7 @@ def _run(
 
     step = make_step(config, model)
     place = functools.partial(_place, config, mesh)
-    flops = needed(model.config, t.batch_size, t.length).total
+    flops = model_flops(model.config, t.batch_size, t.length).total
     started, done = time.time(), first
     pending = None  # metrics of the step before, read only after the next one is under way
     with (
@@ -177,7 +176,7 @@ def _run(
     seconds = spent + time.time() - started
     if done < t.steps:
         write_record(workdir, record, seconds, done)
-        raise Stopped(
+        raise Preempted(
             f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
         )
     write_finished(workdir, record, seconds, state, chain)

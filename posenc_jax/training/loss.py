@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.model.activation_sharding import ROWS, laid, on_mesh, tokenwise
+from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard, token_einsum
 
 NEVER = -1e30  # the logit of an id that does not exist, which only rounds a vocabulary up
 
@@ -87,11 +87,11 @@ def _whole(x_BTD, head_VD, targets_BT):
 @jax.custom_vjp
 def _logits_whole(x_BTD, head_VD):
     """Returns logits_BTV, float32, whose gradient enters the products of the backward pass in the dtype of x_BTD."""
-    return tokenwise("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
+    return token_einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
 
 
 def _gradients_whole(operands, d_logits_BTV):
-    _, transpose = jax.vjp(functools.partial(tokenwise, "BTD,VD->BTV"), *operands)
+    _, transpose = jax.vjp(functools.partial(token_einsum, "BTD,VD->BTV"), *operands)
     return transpose(d_logits_BTV.astype(operands[0].dtype))
 
 
@@ -109,8 +109,11 @@ def _pieces(x_BTD, head_VD, targets_BT, chunks: int):
 
 def _in_pieces(x_BTD, head_VD, targets_BT, chunks: int):
     """`_reduced` of the logits of a stream, which never lie in memory together."""
-    x_BTD, targets_BT = laid(x_BTD, ROWS, "sequence", None), laid(targets_BT, ROWS, "sequence")
-    head_VD = laid(head_VD.astype(x_BTD.dtype), None, ("model", "fsdp"))
+    x_BTD, targets_BT = (
+        reshard(x_BTD, ROWS, "sequence", None),
+        reshard(targets_BT, ROWS, "sequence"),
+    )
+    head_VD = reshard(head_VD.astype(x_BTD.dtype), None, ("model", "fsdp"))
     return _pieces(x_BTD, head_VD, targets_BT, chunks)
 
 
@@ -156,10 +159,10 @@ def _on_devices(local, arrays, results):
     ranks = [x.ndim for x in arrays]
     return jax.shard_map(
         local,
-        in_specs=tuple(on_mesh(*layouts[rank]) for rank in ranks),
-        out_specs=tuple(on_mesh(*layouts[rank]) for rank in results),
+        in_specs=tuple(current_sharding(*layouts[rank]) for rank in ranks),
+        out_specs=tuple(current_sharding(*layouts[rank]) for rank in results),
         check_vma=False,  # each device of "model" ends with the same sums: types cannot tell
-    )(*(laid(x, *layouts[rank]) for x, rank in zip(arrays, ranks, strict=True)))
+    )(*(reshard(x, *layouts[rank]) for x, rank in zip(arrays, ranks, strict=True)))
 
 
 def _reduce_here(x_BTD, pieces_CMPd, targets_BT, vocab):

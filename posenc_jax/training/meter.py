@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
-from posenc_jax.costs.hardware import CHIPS
+from posenc_jax.costs.hardware import HARDWARE
 
 # What JAX calls the TPUs of chips.py; a GPU's kind is the name that its driver gives it.
 _TPU_KINDS = {
@@ -129,7 +129,7 @@ def memory() -> dict[str, int]:
 
 def peak_flops(kind: str) -> float | None:
     """Returns the bfloat16 FLOPs a second of a device by its kind; None where no data sheet is known."""
-    for chip in CHIPS.values():
+    for chip in HARDWARE.values():
         if kind == chip.kind or _TPU_KINDS.get(kind) == chip.name:
             return chip.flops
     return None

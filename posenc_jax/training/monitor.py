@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from posenc_jax.checkpoints.hash_chain import Chain
+from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.meter import Meter
 from posenc_jax.training.progress import MetricLog, Progress
@@ -27,7 +27,7 @@ class Monitor:
         first: int,
         began: str | None,
         flops: float,
-        chain: Chain,
+        chain: HashChain,
     ):
         t = config.train
         self._chain = chain

@@ -15,42 +15,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.checkpoints.hash_chain import Chain, words
-from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.hash_chain import HashChain, batch_fingerprints
+from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import replace_text
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.inputs import Inputs, dev_examples, open_inputs, training_batches
-from posenc_jax.training.loop import Diverged, Stopped, diverged, run_mesh
-from posenc_jax.training.preemption import StopRequest
+from posenc_jax.training.loop import Diverged, Preempted, diverged, run_mesh
+from posenc_jax.training.preemption import PreemptionRequest
 from posenc_jax.training.progress import MetricLog, Progress
-from posenc_jax.training.run_record import record_of, seconds_before, write_finished, write_record
+from posenc_jax.training.run_record import make_record, seconds_before, write_finished, write_record
 from posenc_jax.training.step import State, make_step, state_builder
-from posenc_jax.training.validation import DevLoss
-from posenc_jax.training.workdir import (
-    claim,
-    ownership,
-    refuse_owner,
-    refuse_strangers,
-)
+from posenc_jax.training.validation import ValidationLoss
+from posenc_jax.training.workdir import check_owner, check_same_config, lock_workdir, ownership
 
 
 @dataclasses.dataclass
-class _Run:
+class _SeedRun:
     """One of the runs; lost says why it has left the others, once it diverged."""
 
     config: RunConfig
     workdir: Path
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
     record: dict = dataclasses.field(default_factory=dict)
     spent: float = 0.0
     owner: dict = dataclasses.field(default_factory=dict)
-    chain: Chain | None = None
+    chain: HashChain | None = None
     log: MetricLog | None = None
     lost: str = ""
 
 
-def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str) -> None:
+def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -> None:
     """Trains `config` once for every seed, each in its folder, from the last step they all have saved.
 
     Runs that have finished are left alone. Losses equal those of runs trained alone up to rounding; the
@@ -83,7 +78,7 @@ def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str
     if len({folder.resolve() for folder in workdirs.values()}) < len(workdirs):
         raise ValueError("runs of several seeds need a --workdir each; write {seed} in its name")
     for seed, workdir in workdirs.items():
-        refuse_strangers(workdir, configs[seed])
+        check_same_config(workdir, configs[seed])
     inputs = open_inputs(config)
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
     training_batches(config, inputs, first_step=0, process_index=0, process_count=1)
@@ -91,18 +86,18 @@ def train_together(config: RunConfig, workdirs: Mapping[int, Path], command: str
         dev_examples(config, inputs)
     with contextlib.ExitStack() as held:
         for workdir in workdirs.values():
-            held.enter_context(claim(workdir))
+            held.enter_context(lock_workdir(workdir))
         held.enter_context(jax.set_mesh(mesh))
-        stop = held.enter_context(StopRequest())
+        stop = held.enter_context(PreemptionRequest())
         runs = []
         for seed, workdir in workdirs.items():
             replace_text(workdir / "config.json", configs[seed].to_json())
-            checkpoints = held.enter_context(Checkpoints(workdir, config.train.keep))
-            runs.append(_Run(configs[seed], workdir, checkpoints))
+            checkpoints = held.enter_context(CheckpointManager(workdir, config.train.keep))
+            runs.append(_SeedRun(configs[seed], workdir, checkpoints))
         _train(config, runs, command, inputs, model, mesh, stop)
 
 
-def _train(config, runs: list[_Run], command: str, inputs: Inputs, model, mesh, stop) -> None:
+def _train(config, runs: list[_SeedRun], command: str, inputs: Inputs, model, mesh, stop) -> None:
     t = config.train
     build, shapes = state_builder(config, model, mesh)
     ahead = [run for run in runs if run.checkpoints.latest() == t.steps]
@@ -115,10 +110,10 @@ def _train(config, runs: list[_Run], command: str, inputs: Inputs, model, mesh, 
         run.owner = ownership(run.config, inputs)
         before = run.checkpoints.record(step) if step else {"links": None}
         if step:
-            refuse_owner(run.workdir, step, run.owner, before["owner"])
-        run.chain = Chain(before["links"])
+            check_owner(run.workdir, step, run.owner, before["owner"])
+        run.chain = HashChain(before["links"])
         state = run.checkpoints.restore(step, shapes) if step else build(jax.random.key(seed))
-        run.record = record_of(run.config, command, inputs, state["params"], run.workdir) | {
+        run.record = make_record(run.config, command, inputs, state["params"], run.workdir) | {
             "attention": model.config.attention_paths(t.length),
             "seeds_in_program": _seeds_before(run.workdir) if run in ahead else len(left),
         }
@@ -145,7 +140,7 @@ def _seeds_before(workdir: Path) -> int:
     return ({"seeds_in_program": 1} | json.loads((workdir / "run.json").read_text()))["seeds_in_program"]  # fmt: skip
 
 
-def _common_step(runs: Sequence[_Run]) -> int:
+def _common_step(runs: Sequence[_SeedRun]) -> int:
     """The last step that all runs have a checkpoint of; 0 where none has one yet.
 
     A kill between two saves leaves some of them one checkpoint ahead.
@@ -172,7 +167,7 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
     seen = jax.jit(
         lambda *of: [_seen(*jax.tree.map(lambda x, i=i: x[i], of)) for i in range(count)]
     )
-    dev = DevLoss(config, model, mesh, inputs) if t.dev_every else None
+    dev = ValidationLoss(config, model, mesh, inputs) if t.dev_every else None
     bar = Progress(f"{config.arm}, {count} seeds", first, t.steps)
     feeds = [training_batches(run.config, inputs, first_step=first, process_index=0, process_count=1) for run in runs]  # fmt: skip
     started = time.time()
@@ -207,11 +202,11 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
                         seconds = run.spent + time.time() - started
                         write_record(run.workdir, run.record, seconds, done)
             if asked and done < t.steps:
-                raise Stopped(f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on")  # fmt: skip
+                raise Preempted(f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on")  # fmt: skip
             if all(run.lost for run in runs):
                 break
         _end(runs, apart(state), t, time.time() - started)
-    except Stopped:
+    except Preempted:
         for run in runs:
             run.checkpoints.wait()
             if not run.lost:
@@ -224,10 +219,10 @@ def _steps(config, runs, first: int, states, inputs, model, mesh, shapes, stop) 
 
 
 def _seen(batch, metrics) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return words(batch), metrics["loss"], metrics["grad_norm"]
+    return batch_fingerprints(batch), metrics["loss"], metrics["grad_norm"]
 
 
-def _end(runs: Sequence[_Run], states: Sequence[State], t, seconds: float) -> None:
+def _end(runs: Sequence[_SeedRun], states: Sequence[State], t, seconds: float) -> None:
     """Writes the records of the runs that have finished; raises Diverged for the others."""
     for run, state in zip(runs, states, strict=True):
         run.checkpoints.wait()
@@ -239,7 +234,7 @@ def _end(runs: Sequence[_Run], states: Sequence[State], t, seconds: float) -> No
 
 
 def _report(
-    metrics, step: int, t, runs: Sequence[_Run], bar: Progress, clock: tuple, measured=()
+    metrics, step: int, t, runs: Sequence[_SeedRun], bar: Progress, clock: tuple, measured=()
 ) -> tuple[float, int]:
     """Writes each run's metrics of one finished step, every `log_every` steps and where a loss was measured.
 

@@ -13,10 +13,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class StopRequest:
+class PreemptionRequest:
     """Hears SIGTERM and the first Ctrl-C while the `with` block runs; a second Ctrl-C ends the process."""
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "PreemptionRequest":
         self._told = ""
         self._several = jax.process_count() > 1
         # Of several processes JAX's service hears SIGTERM, by a handler of its own.

@@ -33,7 +33,7 @@ class Profile:
             jax.profiler.stop_trace()
 
 
-NOTHING = Profile(0, 0)
+NO_PROFILE = Profile(0, 0)
 
 
 def parse_profile(text: str) -> Profile:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from posenc_jax.checkpoints.fingerprint import sha256
-from posenc_jax.checkpoints.hash_chain import Chain
+from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.results.files import write_json
 from posenc_jax.results.schema import SPLITS
 from posenc_jax.training.config import RunConfig
@@ -15,7 +15,7 @@ from posenc_jax.training.inputs import Inputs, unigram_bits_per_byte
 from posenc_jax.training.workdir import provenance
 
 
-def record_of(config: RunConfig, command: str, inputs: Inputs, params, workdir: Path) -> dict:
+def make_record(config: RunConfig, command: str, inputs: Inputs, params, workdir: Path) -> dict:
     """Returns the record of a run that is begun or taken up again.
 
     Raises:
@@ -68,7 +68,7 @@ def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None
         write_json(workdir / "run.json", record | unfinished)
 
 
-def write_finished(workdir: Path, record: dict, seconds: float, state, chain: Chain) -> None:
+def write_finished(workdir: Path, record: dict, seconds: float, state, chain: HashChain) -> None:
     """Writes run.json of a finished run; of a leg that was killed, seconds count up to its last save."""
     digests = sha256(state)  # of all processes together
     if jax.process_index() == 0:

@@ -82,7 +82,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 
 
-def refuse_out_of_bounds(sections: object) -> None:
+def check_bounds(sections: object) -> None:
     """Raises ValueError, naming the setting and its range, for a number outside of `BOUNDS`.
 
     Args:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from posenc_jax.model.activation_sharding import ROWS, laid
+from posenc_jax.model.activation_sharding import ROWS, reshard
 from posenc_jax.model.decoder import Decoder, at_progress
-from posenc_jax.model.layer_stack import Execution
+from posenc_jax.model.layer_stack import LayerExecution
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.config_sections import TrainSection
 from posenc_jax.training.loss import Loss, per_weight, summed_loss
@@ -153,7 +153,7 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
 
 def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
     """Returns the function of (params, batch [B, T]) that sums the loss, carried out as `train` says."""
-    stream = model.clone(read_out=False, execution=Execution(train.scan_layers, train.remat))
+    stream = model.clone(read_out=False, execution=LayerExecution(train.scan_layers, train.remat))
     head = "embedding_VD" if model.config.tied_head else "head_VD"
 
     def loss_of(params, batch) -> Loss:
@@ -201,7 +201,7 @@ def make_step(config: RunConfig, model: Decoder):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         params = state["params"]
-        batch = {name: laid(x, None, ROWS, "sequence") for name, x in batch.items()}
+        batch = {name: reshard(x, None, ROWS, "sequence") for name, x in batch.items()}
         first = slice_gradient(params, jax.tree.map(lambda x: x[0], batch))
 
         def add(total, one):

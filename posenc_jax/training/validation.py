@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.model.activation_sharding import ROWS, laid
+from posenc_jax.model.activation_sharding import ROWS, reshard
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.hosts import rows_of_process
@@ -18,7 +18,7 @@ from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import batch_loss
 
 
-class DevLoss:
+class ValidationLoss:
     """Measures parameters on the same windows each time, alike in every process.
 
     Args:
@@ -47,7 +47,7 @@ class DevLoss:
 
 
 def _mean(loss_of: Callable[..., Loss], params, batch) -> jax.Array:
-    batch = {name: laid(x, None, ROWS, "sequence") for name, x in batch.items()}
+    batch = {name: reshard(x, None, ROWS, "sequence") for name, x in batch.items()}
 
     def add(total, one):
         return jax.tree.map(jnp.add, total, loss_of(params, one)), None

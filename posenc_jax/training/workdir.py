@@ -23,7 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 REREAD = "bring back the config.json or the checkpoint that belongs to this folder"
 
 
-def refuse_strangers(workdir: Path, config: RunConfig) -> None:
+def check_same_config(workdir: Path, config: RunConfig) -> None:
     """Raises ValueError, naming the differences, when the folder holds another run's config."""
     stored = workdir / "config.json"
     if stored.exists():
@@ -54,7 +54,7 @@ def identity(owner: dict) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_owner(
+def check_owner(
     workdir: Path, step: int, ours: dict, theirs: dict, remedy: str = "choose another --workdir"
 ) -> None:
     """Raises ValueError, naming the differences, when a checkpoint was saved by another run.
@@ -76,7 +76,7 @@ def refuse_owner(
 
 
 @contextlib.contextmanager
-def claim(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Holds the folder for this process while the `with` block runs; a kill frees it too.
 
     Raises:

@@ -97,14 +97,14 @@ def _left_out(steps: Collection[int], device: int | None = None) -> None:
 def _spoiled_feed(steps: Collection[int], spoil):
     feed = loop._feed
 
-    def spoiled(config, mesh, inputs, *, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def corrupted(config, mesh, inputs, *, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         batches = feed(config, mesh, inputs, first_step=first_step)
         return (
             spoil(batch, mesh) if step in steps else batch
             for step, batch in enumerate(batches, first_step + 1)
         )
 
-    return spoiled
+    return corrupted
 
 
 class _Spoiled:

@@ -12,8 +12,8 @@ from pathlib import Path
 from faults.small_run import SmallRun, last_logged
 from faults.trial import Trial
 from posenc_jax.checkpoints import manifest
-from posenc_jax.checkpoints.manager import Checkpoints
-from posenc_jax.checkpoints.manifest import Damaged
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 
 
 def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -128,7 +128,7 @@ def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
     A fault counts as seen when the message names the file and the checkpoint before is used.
     """
     workdir = _copy(run, "damaged")
-    steps = Checkpoints(workdir, 9, clean=False).steps()
+    steps = CheckpointManager(workdir, 9, clean=False).steps()
     files = _files(workdir / "checkpoints" / str(steps[-1]))
     done = 0
     while done < trials:
@@ -139,10 +139,13 @@ def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
             files.remove(path)  # it holds nothing that could be damaged so
             continue
         said = io.StringIO()
-        with contextlib.redirect_stderr(said), Checkpoints(workdir, 9, clean=False) as checkpoints:
+        with (
+            contextlib.redirect_stderr(said),
+            CheckpointManager(workdir, 9, clean=False) as checkpoints,
+        ):
             try:
                 used = checkpoints.latest()
-            except Damaged:  # the other one as well, which nobody touched
+            except CorruptedCheckpoint:  # the other one as well, which nobody touched
                 used = None
         seen = used == steps[-2] and path.name in said.getvalue()
         yield Trial(fault, f"{path.name}: {detail}", undetected=not seen, said=said.getvalue().strip())  # fmt: skip

@@ -31,7 +31,7 @@ _IMPORTED = (
 )  # what train.py imports inside its functions, and what those do
 
 
-class Server:
+class ForkServer:
     """A process that forks trainers; use it in `with`.
 
     Args:
@@ -47,19 +47,19 @@ class Server:
         )  # fmt: skip
         self._orders = 0
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(self, *exc) -> None:
         self._process.communicate()  # its input ends, and with it the server and what it forked
 
-    def start(self, arguments: list[str], said: Path, spoiled: dict | None = None) -> "Fork":
+    def start(self, arguments: list[str], said: Path, corrupted: dict | None = None) -> "Fork":
         """Forks `train.py` with `arguments`; what it says goes to files at `said`. See `corrupted_batches`."""
         self._orders += 1
         out, err = (said / f"{os.getpid()}-{self._orders}.{name}" for name in ("out", "err"))
         for path in (out, err):
             path.touch()  # a kill may come before the fork has opened them
-        order = {"arguments": arguments, "out": str(out), "err": str(err), "spoiled": spoiled}
+        order = {"arguments": arguments, "out": str(out), "err": str(err), "spoiled": corrupted}
         return Fork(self, self.ask(order)["pid"], out, err)
 
     def ask(self, order: dict) -> dict:
@@ -75,7 +75,7 @@ class Server:
 class Fork:
     """A forked trainer, with what `subprocess.Popen` has of methods that are used here."""
 
-    def __init__(self, server: Server, pid: int, out: Path, err: Path):
+    def __init__(self, server: ForkServer, pid: int, out: Path, err: Path):
         self._server, self.pid, self._out, self._err = server, pid, out, err
         self.returncode: int | None = None
         self.peak_mb: float | None = (

@@ -12,7 +12,7 @@ from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, record, rows
 from faults.trial import Trial
 from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.fingerprint import leaves
-from posenc_jax.checkpoints.manager import Checkpoints
+from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import read
@@ -33,14 +33,14 @@ def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
     for index in range(trials):
         for what in ("rows", "gradient"):
             mesh, step, device = rng.choice(MESHES), rng.randint(1, STEPS), rng.randrange(DEVICES)
-            spoiled, _, err = _trained(run, f"nan-{index}", mesh, what, [step], device=device)
+            corrupted, _, err = _trained(run, f"nan-{index}", mesh, what, [step], device=device)
             alike = {"device": device} if what == "gradient" else {}
             left_out, _, _ = _trained(run, f"out-{index}", mesh, "left_out", [step], **alike)
-            bad = "Traceback" in err or _not_finite(spoiled) > 0
+            bad = "Traceback" in err or _not_finite(corrupted) > 0
             wrong = 1  # an unfinished run is another one
-            if finished(spoiled):
-                bad |= [row["skipped"] for row in rows(spoiled)] != [float(n >= step) for n in range(1, STEPS + 1)]  # fmt: skip
-                ours, theirs = leaves_of(spoiled), leaves_of(left_out)
+            if finished(corrupted):
+                bad |= [row["skipped"] for row in rows(corrupted)] != [float(n >= step) for n in range(1, STEPS + 1)]  # fmt: skip
+                ours, theirs = leaves_of(corrupted), leaves_of(left_out)
                 wrong = sum(ours[name] != theirs[name] for name in theirs)
             said = err if bad else ""
             yield Trial(f"NaN in {'one device' if what == 'rows' else 'one piece of a gradient'}", f"{_words(mesh)}, device {device}, step {step}", wrong, bad, said=said)  # fmt: skip
@@ -53,13 +53,13 @@ def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         step = rng.randint(SAVE_EVERY + 1, STEPS - IN_A_ROW)
         bad_steps = range(step, step + IN_A_ROW)
         limit = f"--config.train.bad_steps={IN_A_ROW}"
-        spoiled, code, err = _trained(run, f"row-{index}", mesh, "rows", bad_steps, limit, device=device)  # fmt: skip
+        corrupted, code, err = _trained(run, f"row-{index}", mesh, "rows", bad_steps, limit, device=device)  # fmt: skip
         sound, _, _ = _trained(run, f"sound-{index}", mesh, "nothing", [])
-        kept = [n for n in _sums(spoiled) if n < step]
-        wrong = sum(_sums(spoiled)[n] != _sums(sound)[n] for n in kept)
+        kept = [n for n in _sums(corrupted) if n < step]
+        wrong = sum(_sums(corrupted)[n] != _sums(sound)[n] for n in kept)
         said = f"{IN_A_ROW} updates in a row were not finite, up to step {bad_steps[-1]}"
         bad = code != 1 or len(err.strip().splitlines()) != 1 or said not in err
-        bad |= not kept or _not_finite(spoiled) > 0
+        bad |= not kept or _not_finite(corrupted) > 0
         yield Trial(f"NaN {IN_A_ROW} times in a row", f"{_words(mesh)}, device {device}, from step {step}", wrong, bad, said=err.strip())  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _trained(run: SmallRun, name: str, mesh, what: str, steps, *settings: str, *
     sizes = [f"--config.train.{axis}_devices={n}" for axis, n in zip(axes, mesh, strict=True)]
     process = run.fork(
         workdir, f"--config.train.keep={_ALL}", *sizes, *settings,
-        devices=math.prod(mesh), spoiled={"what": what, "steps": list(steps), **how},
+        devices=math.prod(mesh), corrupted={"what": what, "steps": list(steps), **how},
     )  # fmt: skip
     _, err = process.communicate()
     return workdir, process.returncode, without_progress(err)
@@ -123,7 +123,7 @@ def _not_finite(workdir: Path) -> int:
     config = read(workdir / "config.json")
     vocabulary = open_tokenizer(config.data.tokenizer).vocab_size
     mesh, count = make_mesh(1, 1), 0
-    with jax.set_mesh(mesh), Checkpoints(workdir, _ALL, clean=False) as checkpoints:
+    with jax.set_mesh(mesh), CheckpointManager(workdir, _ALL, clean=False) as checkpoints:
         _, shapes = state_builder(config, Decoder(config.model_config(vocabulary)), mesh)
         for step in checkpoints.steps():
             state = jax.device_get(checkpoints.restore(step, shapes))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from faults.fork_server import ROOT, Fork, Server
+from faults.fork_server import ROOT, Fork, ForkServer
 
 STEPS, SAVE_EVERY = 30, 5
 DOCUMENTS, WORDS = 40, 1000  # of the corpus: it is read anew by every start
@@ -29,7 +29,7 @@ class SmallRun:
     def __init__(self, folder: Path):
         self.folder = folder
         self._reference: dict | None = None
-        self._servers: dict[int, Server] = {}
+        self._servers: dict[int, ForkServer] = {}
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "SmallRun":
@@ -46,13 +46,13 @@ class SmallRun:
         )  # fmt: skip
 
     def fork(
-        self, workdir: Path, *overrides: str, devices: int = 1, spoiled: dict | None = None
+        self, workdir: Path, *overrides: str, devices: int = 1, corrupted: dict | None = None
     ) -> Fork:
         """Starts the same in a fork of a process that has imported it; see `fork_server` and `corrupted_batches`."""
         if devices not in self._servers:
-            server = Server(self._environment(devices))
+            server = ForkServer(self._environment(devices))
             self._servers[devices] = self._open.enter_context(server)
-        return self._servers[devices].start(self._arguments(workdir, overrides), self.folder, spoiled)  # fmt: skip
+        return self._servers[devices].start(self._arguments(workdir, overrides), self.folder, corrupted)  # fmt: skip
 
     def _arguments(self, workdir: Path, overrides: tuple[str, ...]) -> list[str]:
         text = self.folder / "text"

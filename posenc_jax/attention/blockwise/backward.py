@@ -8,55 +8,60 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.attention.blockwise.forward import of_all_tiles, side_by_side
+from posenc_jax.attention.blockwise.forward import map_lanes, merge_tiles
 from posenc_jax.attention.blockwise.tiles import (
-    Floats,
-    Places,
-    Plan,
+    BlockwiseConfig,
+    Operands,
     Tile,
-    blocks_in_sight,
+    TokenPositions,
     dot,
-    whole_end,
+    upper_half_end,
+    visible_blocks,
 )
 from posenc_jax.encodings.base import Params
 
 
-def pulled(
-    plan: Plan, floats: Floats, places: Places, rows: tuple, stop_BNI: jax.Array, grads: Floats
-) -> Floats:
+def blockwise_backward(
+    config: BlockwiseConfig,
+    operands: Operands,
+    positions: TokenPositions,
+    rows: tuple,
+    stop_BNI: jax.Array,
+    grads: Operands,
+) -> Operands:
     """Returns `grads`, float32, grown by what these keys and queries give each other.
 
     Args:
-      rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; pull_BNT, the sum of d_out * out over H.
+      rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; delta_BNT, the sum of d_out * out over H.
       stop_BNI: from `meet` with the same keys.
     """
-    _, end_XBI = blocks_in_sight(plan, places)
-    whole_XBI = whole_end(plan, places)
-    if plan.lanes > 1:
-        return _pulled_side_by_side(plan, floats, places, rows, (stop_BNI, end_XBI), grads)
+    _, end_XBI = visible_blocks(config, positions)
+    whole_XBI = upper_half_end(config, positions)
+    if config.lanes > 1:
+        return _backward_in_lanes(config, operands, positions, rows, (stop_BNI, end_XBI), grads)
 
     def task(index, grads):
-        tile = Tile(plan, floats, places, index)
+        tile = Tile(config, operands, positions, index)
 
         def step(tile, j, carry):
-            q_GHT, d_out_GHT = (tile.queries(x).swapaxes(1, 2) for x in (floats.q_BNTH, rows[0]))
+            q_GHT, d_out_GHT = (tile.queries(x).swapaxes(1, 2) for x in (operands.q_BNTH, rows[0]))
             d_q_GTH, grads = carry
-            pair = _pull(floats, rows, tile, j)
-            return d_q_GTH + dot(pair.d_content_GTS, pair.k_GSH, 2, 1), Floats(
+            pair = _tile_gradients(operands, rows, tile, j)
+            return d_q_GTH + dot(pair.d_content_GTS, pair.k_GSH, 2, 1), Operands(
                 grads.q_BNTH,
                 tile.add_to_keys(grads.k_BKSH, j, dot(q_GHT, pair.d_content_GTS, 2, 1)),
                 tile.add_to_keys(grads.v_BKSH, j, dot(d_out_GHT, pair.weight_GTS, 2, 1)),
                 jax.tree.map(jnp.add, grads.params, pair.d_params),
-                tile.add_to_row(grads.q_clock_BTN, tile.i, pair.d_q_clock_TN),
-                tile.add_to_row(grads.k_clock_BSN, j, pair.d_k_clock_SN),
+                tile.add_to_row(grads.q_cum_log_forget_BTN, tile.i, pair.d_q_cum_log_forget_TN),
+                tile.add_to_row(grads.k_cum_log_forget_BSN, j, pair.d_k_cum_log_forget_SN),
             )
 
         stop = stop_BNI[tile.b, tile.n, tile.i]
-        end = plan.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+        end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         d_q_GTH = tile.queries(grads.q_BNTH)
         if whole_XBI is not None:
-            lower, half = tile.lower(), plan.q_block // 2
-            whole = plan.widest(whole_XBI, tile.head, jnp.max)[tile.b, tile.i]
+            lower, half = tile.lower(), config.q_block // 2
+            whole = config.widest(whole_XBI, tile.head, jnp.max)[tile.b, tile.i]
             whole = jnp.maximum(whole, stop)
             d_low, grads = lax.fori_loop(
                 whole, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
@@ -64,14 +69,14 @@ def pulled(
             d_q_GTH = jnp.concatenate([d_q_GTH[:, :half], d_low], 1)
             end = whole
         d_q_GTH, grads = lax.fori_loop(stop, end, functools.partial(step, tile), (d_q_GTH, grads))
-        at = (tile.b, tile.n, tile.i * plan.q_block, 0)
+        at = (tile.b, tile.n, tile.i * config.q_block, 0)
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
 
     grads = _keys_last(grads)
-    return _keys_last(lax.fori_loop(0, math.prod(plan.tiles(floats)), task, grads))
+    return _keys_last(lax.fori_loop(0, math.prod(config.tiles(operands)), task, grads))
 
 
-def _keys_last(grads: Floats) -> Floats:
+def _keys_last(grads: Operands) -> Operands:
     """Returns gradients whose last two dims, those of keys and values, have changed places.
 
     Summed over queries, a product of two matrices lies best as [H, T] times [T, S]: XLA for CPU takes three times as
@@ -81,53 +86,60 @@ def _keys_last(grads: Floats) -> Floats:
     return grads._replace(**dict(zip(("k_BKSH", "v_BKSH"), turned, strict=True)))
 
 
-class _Pair(NamedTuple):
+class _TileGradients(NamedTuple):
     """What one tile of queries and one block of keys give each other, before the products with either."""
 
     k_GSH: jax.Array
     weight_GTS: jax.Array
     d_content_GTS: jax.Array
     d_params: Params
-    d_q_clock_TN: jax.Array | None
-    d_k_clock_SN: jax.Array | None
+    d_q_cum_log_forget_TN: jax.Array | None
+    d_k_cum_log_forget_SN: jax.Array | None
 
 
-def _pull(floats: Floats, rows: tuple, tile: Tile, j) -> _Pair:
-    q_GTH = tile.queries(floats.q_BNTH)
-    d_out_GTH, lse_GT, pull_GT = (tile.queries(x) for x in rows)
-    k_GSH, v_GSH = tile.keys(floats.k_BKSH, j), tile.keys(floats.v_BKSH, j)
+def _tile_gradients(operands: Operands, rows: tuple, tile: Tile, j) -> _TileGradients:
+    q_GTH = tile.queries(operands.q_BNTH)
+    d_out_GTH, lse_GT, delta_GT = (tile.queries(x) for x in rows)
+    k_GSH, v_GSH = tile.keys(operands.k_BKSH, j), tile.keys(operands.v_BKSH, j)
     logits_GTS, transpose = jax.vjp(tile.logits(j), tile.content(q_GTH, k_GSH), *tile.learned(j))
     weight_GTS = jnp.exp(logits_GTS - lse_GT[..., None])
-    d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - pull_GT[..., None])
+    d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - delta_GT[..., None])
     d_content_GTS, *d_learned = transpose(d_logits_GTS)
-    return _Pair(k_GSH, weight_GTS, d_content_GTS / floats.root_H, *d_learned)
+    return _TileGradients(k_GSH, weight_GTS, d_content_GTS / operands.root_H, *d_learned)
 
 
-def _pulled_side_by_side(
-    plan: Plan, floats: Floats, places: Places, rows: tuple, sight: tuple, grads: Floats
-) -> Floats:
-    """`pulled`, twice over the tiles: queries walk keys for what is theirs, then keys walk queries.
+def _backward_in_lanes(
+    config: BlockwiseConfig,
+    operands: Operands,
+    positions: TokenPositions,
+    rows: tuple,
+    sight: tuple,
+    grads: Operands,
+) -> Operands:
+    """`blockwise_backward`, twice over the tiles: queries walk keys for what is theirs, then keys walk queries.
 
     Side by side, tiles of one pass over the queries would add to the same keys in no fixed order.
     """
     stop_BNI, end_XBI = sight
-    G, (B, M, q_blocks) = plan.tile_heads, plan.tiles(floats)
+    G, (B, M, q_blocks) = config.tile_heads, config.tiles(operands)
 
     def of_queries(index):
-        tile = Tile(plan, floats, places, index)
+        tile = Tile(config, operands, positions, index)
 
         def step(j, carry):
-            pair = _pull(floats, rows, tile, j)
+            pair = _tile_gradients(operands, rows, tile, j)
             d_q_GTH = dot(pair.d_content_GTS, pair.k_GSH, 2, 1)
-            return jax.tree.map(jnp.add, carry, (d_q_GTH, pair.d_params, pair.d_q_clock_TN))
+            return jax.tree.map(
+                jnp.add, carry, (d_q_GTH, pair.d_params, pair.d_q_cum_log_forget_TN)
+            )
 
         blank = (
-            jnp.zeros((G, plan.q_block, k_columns)),
+            jnp.zeros((G, config.q_block, k_columns)),
             jax.tree.map(jnp.zeros_like, grads.params),
-            None if floats.q_clock_BTN is None else jnp.zeros((plan.q_block, floats.q_clock_BTN.shape[2])),
+            None if operands.q_cum_log_forget_BTN is None else jnp.zeros((config.q_block, operands.q_cum_log_forget_BTN.shape[2])),
         )  # fmt: skip
         stop = stop_BNI[tile.b, tile.n, tile.i]
-        end = plan.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+        end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         return lax.fori_loop(stop, end, step, blank)
 
     def of_keys(index):
@@ -136,35 +148,37 @@ def _pulled_side_by_side(
         def of_head_tile(r, carry):
             first, head = (b * M + m * sharers + r) * q_blocks, (m * sharers + r) * G
             stop_I = stop_BNI[b, head]
-            end_I = plan.widest(end_XBI, head + places.first_head, jnp.max)[b]
+            end_I = config.widest(end_XBI, head + positions.first_head, jnp.max)[b]
             reads_I = (stop_I <= j) & (j < end_I)
             start = jnp.argmax(reads_I)
             last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)
 
             def step(i, carry):
-                tile = Tile(plan, floats, places, first + i)
-                pair = _pull(floats, rows, tile, j)
-                factors = (pair.d_content_GTS, floats.q_BNTH), (pair.weight_GTS, rows[0])
+                tile = Tile(config, operands, positions, first + i)
+                pair = _tile_gradients(operands, rows, tile, j)
+                factors = (pair.d_content_GTS, operands.q_BNTH), (pair.weight_GTS, rows[0])
                 products = (dot(x_GTS, tile.queries(y), 1, 1) for x_GTS, y in factors)
-                news = (*map(tile.by_key_head, products), pair.d_k_clock_SN)
+                news = (*map(tile.by_key_head, products), pair.d_k_cum_log_forget_SN)
                 return jax.tree.map(lambda x, new: x + jnp.where(reads_I[i], new, 0), carry, news)
 
             return lax.fori_loop(start, last, step, carry)
 
         blank_k, blank_v = (jnp.zeros((K // key_counts[1], s, n)) for n in (k_columns, H))
-        d_clock = None if floats.k_clock_BSN is None else jnp.zeros((s, floats.k_clock_BSN.shape[2]))  # fmt: skip
-        return lax.fori_loop(0, sharers, of_head_tile, (blank_k, blank_v, d_clock))
+        d_cum_log_forget = None if operands.k_cum_log_forget_BSN is None else jnp.zeros((s, operands.k_cum_log_forget_BSN.shape[2]))  # fmt: skip
+        return lax.fori_loop(0, sharers, of_head_tile, (blank_k, blank_v, d_cum_log_forget))
 
-    K, S, k_columns = floats.k_BKSH.shape[1:]
-    H = floats.v_BKSH.shape[-1]
-    s = plan.k_block
-    sharers = max(plan.shares // G, 1)
+    K, S, k_columns = operands.k_BKSH.shape[1:]
+    H = operands.v_BKSH.shape[-1]
+    s = config.k_block
+    sharers = max(config.shares // G, 1)
     key_counts = (B, M // sharers, S // s)
-    d_q, d_params, d_q_clock = side_by_side(plan.lanes, (B, M, q_blocks), (1, 2, 0), of_queries)
-    d_k, d_v, d_k_clock = side_by_side(plan.lanes, key_counts, (1, 2, 0), of_keys)
-    news = Floats(
-        *map(of_all_tiles, (d_q, d_k, d_v)), jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
-        *(None if x is None else _in_order(x.sum(1)) for x in (d_q_clock, d_k_clock)),
+    d_q, d_params, d_q_cum_log_forget = map_lanes(
+        config.lanes, (B, M, q_blocks), (1, 2, 0), of_queries
+    )
+    d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), of_keys)
+    news = Operands(
+        *map(merge_tiles, (d_q, d_k, d_v)), jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
+        *(None if x is None else _in_order(x.sum(1)) for x in (d_q_cum_log_forget, d_k_cum_log_forget)),
     )  # fmt: skip
     return jax.tree.map(jnp.add, grads, news)
 

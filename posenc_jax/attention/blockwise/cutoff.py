@@ -5,7 +5,7 @@ not. So all keys at distance d >= W together weigh at most exp(|q_i| max |k| / s
 sum over d >= W of exp(b(d)), and may be left out once that is below epsilon times the weight found nearer
 by. Both sides are measured: norms, positions and the softmax sum itself, in the graph, per row. With
 |content| <= U and the own key in sight, that is never later than the published rule of thumb
-W >= (2 U - ln epsilon - ln(1 - e^-m)) / m for a slope m (:func:`windows`).
+W >= (2 U - ln epsilon - ln(1 - e^-m)) / m for a slope m (:func:`cutoff_windows`).
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ import numpy as np
 from posenc_jax.encodings.base import GatedBias, Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-EXACT = 2.0**-24  # half a unit in the last place of float32
+EXACT_EPSILON = 2.0**-24  # half a unit in the last place of float32
 STRIDE = 64  # distances whose tails share an entry of the table
 ROUNDING = 1e-3  # nats; what float32 may lose in the sums that the proof is made of
 
 
-class Tails(NamedTuple):
-    """What the keys before each block can weigh at most; see `tails` and `may_matter`.
+class TailBounds(NamedTuple):
+    """What the keys before each block can weigh at most; see `tail_bounds` and `exceeds_epsilon`.
 
     Attributes:
       table_NE: ln of the sum of exp(b(d)) over distances d >= E * STRIDE, per head; None under a clock.
       norm_BKJ: the largest key norm before block J; J is one more than there are blocks.
       seg_BJ, pos_BJ: segment (-1: no key) and position of the last key before block J.
-      clock_BJN: its clock, for a bias that the tokens decide, else None.
+      cum_log_forget_BJN: its clock, for a bias that the tokens decide, else None.
       sure_J: whether the proof holds for these keys.
     """
 
@@ -39,11 +39,11 @@ class Tails(NamedTuple):
     norm_BKJ: jax.Array
     seg_BJ: jax.Array
     pos_BJ: jax.Array
-    clock_BJN: jax.Array | None
+    cum_log_forget_BJN: jax.Array | None
     sure_J: jax.Array
 
 
-def provable(layer: PlacedLayer, params: Params) -> bool:
+def has_tail_bound(layer: PlacedLayer, params: Params) -> bool:
     """Whether there is a proof for a head group or layer.
 
     There is none without a bias, for one that needs more than the distance of two tokens, and under a
@@ -55,27 +55,27 @@ def provable(layer: PlacedLayer, params: Params) -> bool:
     return (gated or relative) and any(biases) and not _tempered(layer, params)
 
 
-def tails(
+def tail_bounds(
     table_NE: jax.Array | None,
     longest: int,
     k_BKSH: jax.Array,
-    k_clock_BSN: jax.Array | None,
+    k_cum_log_forget_BSN: jax.Array | None,
     q_pos_BT: jax.Array,
     q_seg_BT: jax.Array,
     k_pos_BS: jax.Array,
     k_seg_BS: jax.Array,
     block: int,
-) -> Tails:
-    """Returns the `Tails` over key blocks of `block` of one head group or layer that is `provable`.
+) -> TailBounds:
+    """Returns the `TailBounds` over key blocks of `block` of one head group or layer that is `has_tail_bound`.
 
     Where keys do not stand in the order of their segments and positions, or further away from a query
     than the table knows, nothing is ever left out.
 
     Args:
-      table_NE, longest: from `log_tail` of the layer, over that many distances; None under a clock.
+      table_NE, longest: from `log_tail_mass` of the layer, over that many distances; None under a clock.
     """
     S = k_BKSH.shape[2]
-    before_BS, ordered_BS = order(k_pos_BS, k_seg_BS)
+    before_BS, ordered_BS = key_order(k_pos_BS, k_seg_BS)
     starts_BJ = before_BS[:, ::block]
     seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))
 
@@ -87,21 +87,25 @@ def tails(
     norm_JBK = jax.lax.map(largest_norm, jnp.arange(S // block))
     norm_BKJ = jax.lax.cummax(jnp.moveaxis(norm_JBK, 0, 2), axis=2)
     norm_BKJ = jnp.pad(norm_BKJ, ((0, 0), (0, 0), (1, 0)))
-    clock_BJN, sure = None, ordered_BS.all()
+    cum_log_forget_BJN, sure = None, ordered_BS.all()
     if table_NE is None:
         seg_BS = _earlier(k_seg_BS, before_BS[:, :-1], empty=-1)
-        clock_BSN = jax.vmap(lambda clock, at: clock[jnp.maximum(at, 0)])(k_clock_BSN, before_BS)
-        slower_BSN = (seg_BS != k_seg_BS)[..., None] | (k_clock_BSN <= clock_BSN[:, :-1])
+        cum_log_forget_BSN = jax.vmap(lambda clock, at: clock[jnp.maximum(at, 0)])(
+            k_cum_log_forget_BSN, before_BS
+        )
+        slower_BSN = (seg_BS != k_seg_BS)[..., None] | (
+            k_cum_log_forget_BSN <= cum_log_forget_BSN[:, :-1]
+        )
         sure &= (slower_BSN | (k_seg_BS == 0)[..., None]).all()
-        clock_BJN = clock_BSN[:, ::block]
+        cum_log_forget_BJN = cum_log_forget_BSN[:, ::block]
     else:
         first = jnp.where(k_seg_BS != 0, k_pos_BS, jnp.iinfo(jnp.int32).max).min()
         sure &= jnp.where(q_seg_BT != 0, q_pos_BT, first).max() - first < longest
     sure_J = jnp.broadcast_to(sure, seg_BJ.shape[1:])
-    return Tails(table_NE, norm_BKJ, seg_BJ, pos_BJ, clock_BJN, sure_J)
+    return TailBounds(table_NE, norm_BKJ, seg_BJ, pos_BJ, cum_log_forget_BJN, sure_J)
 
 
-def order(k_pos_BS: jax.Array, k_seg_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+def key_order(k_pos_BS: jax.Array, k_seg_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns before_BS, the slot of the last key before each slot and before the end (-1: none), and ordered_BS.
 
     Ordered is a key that comes after that one, by segment or in it by position; padding always is.
@@ -114,8 +118,8 @@ def order(k_pos_BS: jax.Array, k_seg_BS: jax.Array) -> tuple[jax.Array, jax.Arra
     return before_BS, later_BS | (k_seg_BS == 0)
 
 
-def may_matter(
-    tail: Tails,
+def exceeds_epsilon(
+    tail: TailBounds,
     b: jax.Array,
     head: jax.Array,
     kv_G: jax.Array,
@@ -123,7 +127,7 @@ def may_matter(
     q_norm_GT: jax.Array,
     q_pos_T: jax.Array,
     q_seg_T: jax.Array,
-    q_clock_GT: jax.Array | None,
+    q_cum_log_forget_GT: jax.Array | None,
     lse_GT: jax.Array,
     keys: jax.Array | int,
     epsilon: float,
@@ -141,8 +145,12 @@ def may_matter(
         away_T = jnp.where(seg == q_seg_T, jnp.clip((q_pos_T - pos) // STRIDE, 0, end), 0)
         bias_GT = tail.table_NE[heads_G[:, None], away_T[None]]
     else:  # no key weighs more than the last one, whose clock has run furthest
-        clock_G1 = tail.clock_BJN[b, j][heads_G][:, None]
-        bias_GT = q_clock_GT - clock_G1 + jnp.log(jnp.maximum(keys, 1).astype(jnp.float32))
+        cum_log_forget_G1 = tail.cum_log_forget_BJN[b, j][heads_G][:, None]
+        bias_GT = (
+            q_cum_log_forget_GT
+            - cum_log_forget_G1
+            + jnp.log(jnp.maximum(keys, 1).astype(jnp.float32))
+        )
         bias_GT = jnp.where((seg <= q_seg_T)[None], bias_GT, jnp.inf)
     norm_G1 = tail.norm_BKJ[b, kv_G, j][:, None]
     small_GT = q_norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - ROUNDING
@@ -152,28 +160,28 @@ def may_matter(
     return (q_seg_T != 0)[None] & ~((small_GT | done_T) & tail.sure_J[j])
 
 
-def log_tail(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | None:
+def log_tail_mass(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | None:
     """Returns table_NE: ln of the sum of exp(b(d)) over E * STRIDE <= d < longest, per head.
 
     None where the tokens decide the bias.
     """
     if layer.gated:
         return None
-    bias_ND = bias_by_distance(layer, params, longest)
-    bias_ND = jnp.pad(bias_ND, ((0, 0), (0, -longest % STRIDE)), constant_values=-jnp.inf)
-    part_NE = jax.nn.logsumexp(bias_ND.reshape(len(bias_ND), -1, STRIDE), axis=-1)
+    bias_NZ = bias_by_distance(layer, params, longest)
+    bias_NZ = jnp.pad(bias_NZ, ((0, 0), (0, -longest % STRIDE)), constant_values=-jnp.inf)
+    part_NE = jax.nn.logsumexp(bias_NZ.reshape(len(bias_NZ), -1, STRIDE), axis=-1)
     table_NE = jax.lax.cumlogsumexp(part_NE, axis=1, reverse=True)
     return jnp.pad(table_NE, ((0, 0), (0, 1)), constant_values=-jnp.inf)
 
 
 def bias_by_distance(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
-    """Returns bias_ND of the distances below `longest`, of a layer whose bias needs no more than the distance."""
+    """Returns bias_NZ of the distances below `longest`, of a layer whose bias needs no more than the distance."""
     last = jnp.array([[longest - 1]])
     return layer.bias(params, last, jnp.arange(longest)[::-1][None])[0, :, 0]
 
 
-def windows(
-    layer: PlacedLayer, params: Params, bound: float, longest: int, epsilon: float = EXACT
+def cutoff_windows(
+    layer: PlacedLayer, params: Params, bound: float, longest: int, epsilon: float = EXACT_EPSILON
 ) -> np.ndarray:
     """Returns window_N: keys at that distance or further weigh less than `epsilon`, all together.
 
@@ -187,16 +195,16 @@ def windows(
         part = group.heads.bias
         if part is None or not part.relative or isinstance(part, GatedBias) or bound == math.inf:
             continue
-        alone, learned = layer_of_group(layer, params, g)
-        bias_ND = np.asarray(bias_by_distance(alone, learned, longest), np.float64)
-        table_ND = np.logaddexp.accumulate(bias_ND[:, ::-1], axis=1)[:, ::-1]
-        lost_ND = table_ND - bias_ND[:, :1] + 2 * bound
+        alone, learned = single_group_layer(layer, params, g)
+        bias_NZ = np.asarray(bias_by_distance(alone, learned, longest), np.float64)
+        table_NZ = np.logaddexp.accumulate(bias_NZ[:, ::-1], axis=1)[:, ::-1]
+        lost_NZ = table_NZ - bias_NZ[:, :1] + 2 * bound
         heads = slice(group.first, group.stop)
-        window_N[heads] = np.minimum(window_N[heads], (lost_ND > math.log(epsilon)).sum(1))
+        window_N[heads] = np.minimum(window_N[heads], (lost_NZ > math.log(epsilon)).sum(1))
     return window_N
 
 
-def layer_of_group(layer: PlacedLayer, params: Params, g: int) -> tuple[PlacedLayer, Params]:
+def single_group_layer(layer: PlacedLayer, params: Params, g: int) -> tuple[PlacedLayer, Params]:
     """Returns the layer that head group g would be alone, and its learned parameters."""
     alone = PlacedLayer((dataclasses.replace(layer.groups[g], first=0),))
     return alone, {f"0.{k.split('.', 1)[1]}": v for k, v in params.items() if k.startswith(f"{g}.")}

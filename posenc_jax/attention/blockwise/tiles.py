@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posenc_jax.attention.dense import NEVER
-from posenc_jax.attention.mask import as_array, visible
+from posenc_jax.attention.dense import MASK_VALUE
+from posenc_jax.attention.mask import visible, window_array
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BlockwiseConfig:
     """What is known before tracing: the head group and how its work is cut up."""
 
     layer: PlacedLayer  # of one head group, or whole where devices share its heads
@@ -46,7 +46,7 @@ class Plan:
         """Returns the window of the layer's heads from `head` on: a number or None if all have one, else window_G."""
         if len(self.windows) == 1:
             return self.windows[0]
-        return lax.dynamic_slice_in_dim(as_array(self.window_N), head, heads)
+        return lax.dynamic_slice_in_dim(window_array(self.window_N), head, heads)
 
     def widest(self, x_XBI: jax.Array, head: jax.Array, of: Callable) -> jax.Array:
         """Returns x_BI of the tile whose first head is `head`: of (jnp.min, jnp.max) the windows of its heads."""
@@ -55,13 +55,13 @@ class Plan:
         which_N = jnp.array([self.windows.index(window) for window in self.window_N])
         return of(x_XBI[lax.dynamic_slice_in_dim(which_N, head, self.tile_heads)], axis=0)
 
-    def tiles(self, floats: "Floats") -> tuple[int, int, int]:
+    def tiles(self, operands: "Operands") -> tuple[int, int, int]:
         """Returns how many sequences, tiles of heads and blocks of queries there are."""
-        B, N, T, _ = floats.q_BNTH.shape
+        B, N, T, _ = operands.q_BNTH.shape
         return B, N // self.tile_heads, T // self.q_block
 
 
-class Floats(NamedTuple):
+class Operands(NamedTuple):
     """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer.
 
     H is the head dim of values and results; turned queries and keys may have more columns.
@@ -71,8 +71,8 @@ class Floats(NamedTuple):
     k_BKSH: jax.Array
     v_BKSH: jax.Array
     params: Params
-    q_clock_BTN: jax.Array | None
-    k_clock_BSN: jax.Array | None
+    q_cum_log_forget_BTN: jax.Array | None
+    k_cum_log_forget_BSN: jax.Array | None
 
     @property
     def root_H(self) -> float:
@@ -80,8 +80,8 @@ class Floats(NamedTuple):
         return math.sqrt(self.v_BKSH.shape[-1])
 
 
-class Places(NamedTuple):
-    """What has none: positions and segments, padded like `Floats` (padding has segment 0)."""
+class TokenPositions(NamedTuple):
+    """What has none: positions and segments, padded like `Operands` (padding has segment 0)."""
 
     q_pos_BT: jax.Array
     q_seg_BT: jax.Array
@@ -93,40 +93,48 @@ class Places(NamedTuple):
 class Tile:
     """One (sequence, head or heads, query block) of the work, and its cuts through the arrays."""
 
-    def __init__(self, plan: Plan, floats: Floats, places: Places, index: jax.Array):
-        _B, N, T, _ = floats.q_BNTH.shape
-        G, q_blocks = plan.tile_heads, T // plan.q_block
-        self.plan, self.floats, self.places = plan, floats, places
+    def __init__(
+        self,
+        config: BlockwiseConfig,
+        operands: Operands,
+        positions: TokenPositions,
+        index: jax.Array,
+    ):
+        _B, N, T, _ = operands.q_BNTH.shape
+        G, q_blocks = config.tile_heads, T // config.q_block
+        self.config, self.operands, self.positions = config, operands, positions
         self.b, rest = index // (N // G * q_blocks), index % (N // G * q_blocks)
         self.n, self.i = rest // q_blocks * G, rest % q_blocks
-        self.kv, self.kv_heads = self.n // plan.shares, max(G // plan.shares, 1)
-        self.kv_G = (self.n + jnp.arange(G)) // plan.shares
-        self.head = self.n + places.first_head  # n counts the heads here, head those of the layer
+        self.kv, self.kv_heads = self.n // config.shares, max(G // config.shares, 1)
+        self.kv_G = (self.n + jnp.arange(G)) // config.shares
+        self.head = (
+            self.n + positions.first_head
+        )  # n counts the heads here, head those of the layer
 
     def lower(self) -> "Tile":
         """Returns the lower half of the tile's rows, as a tile of its own."""
         half = copy.copy(self)
-        half.plan = dataclasses.replace(self.plan, q_block=self.plan.q_block // 2)
+        half.config = dataclasses.replace(self.config, q_block=self.config.q_block // 2)
         half.i = 2 * self.i + 1
         return half
 
     def queries(self, x_BNTx):
         """Returns the tile's heads and queries, float32."""
-        at = (self.b, self.n, self.i * self.plan.q_block) + (0,) * (x_BNTx.ndim - 3)
-        size = (1, self.plan.tile_heads, self.plan.q_block, *x_BNTx.shape[3:])
+        at = (self.b, self.n, self.i * self.config.q_block) + (0,) * (x_BNTx.ndim - 3)
+        size = (1, self.config.tile_heads, self.config.q_block, *x_BNTx.shape[3:])
         return lax.dynamic_slice(x_BNTx, at, size)[0].astype(jnp.float32)
 
     def keys(self, x_BKSH, j, blocks=1):
         """Returns the key blocks from j on for every head of the tile, float32."""
-        size = (1, self.kv_heads, blocks * self.plan.k_block, x_BKSH.shape[-1])
-        x_KSH = lax.dynamic_slice(x_BKSH, (self.b, self.kv, j * self.plan.k_block, 0), size)[0]
+        size = (1, self.kv_heads, blocks * self.config.k_block, x_BKSH.shape[-1])
+        x_KSH = lax.dynamic_slice(x_BKSH, (self.b, self.kv, j * self.config.k_block, 0), size)[0]
         x_KSH = x_KSH.astype(jnp.float32)
-        return jnp.repeat(x_KSH, self.plan.tile_heads // self.kv_heads, axis=0)
+        return jnp.repeat(x_KSH, self.config.tile_heads // self.kv_heads, axis=0)
 
     def add_to_keys(self, x_BKHS, j, d_GHS):
         """Returns x_BKHS with key block j grown by d_GHS, summed over the heads that share a key."""
         d_KHS = self.by_key_head(d_GHS)
-        at = (self.b, self.kv, 0, j * self.plan.k_block)
+        at = (self.b, self.kv, 0, j * self.config.k_block)
         old_1KHS = lax.dynamic_slice(x_BKHS, at, (1, *d_KHS.shape))
         return lax.dynamic_update_slice(x_BKHS, old_1KHS + d_KHS[None], at)
 
@@ -140,14 +148,14 @@ class Tile:
         return lax.dynamic_slice(x_BTx, (self.b, start, *(0 for _ in rest)), (1, size, *rest))[0]
 
     def q_row(self, x_BTx):
-        return self.row(x_BTx, self.i * self.plan.q_block, self.plan.q_block)
+        return self.row(x_BTx, self.i * self.config.q_block, self.config.q_block)
 
     def k_row(self, x_BSx, j, blocks):
-        return self.row(x_BSx, j * self.plan.k_block, blocks * self.plan.k_block)
+        return self.row(x_BSx, j * self.config.k_block, blocks * self.config.k_block)
 
-    def clock(self, x_TN):
+    def cum_log_forget(self, x_TN):
         """Returns the tile's heads of a clock, x_GT."""
-        return lax.dynamic_slice_in_dim(x_TN, self.head, self.plan.tile_heads, axis=1).T
+        return lax.dynamic_slice_in_dim(x_TN, self.head, self.config.tile_heads, axis=1).T
 
     def add_to_row(self, x_BTN, index, d_TN):
         """Returns x_BTN, unless None, with block `index` grown by d_TN."""
@@ -159,44 +167,55 @@ class Tile:
 
     def content(self, q_GTH, k_GSH):
         """Returns the content logits of the tile."""
-        return dot(q_GTH, k_GSH, 2, 2) / self.floats.root_H
+        return dot(q_GTH, k_GSH, 2, 2) / self.operands.root_H
 
     def learned(self, j, blocks=1):
         """Returns parameters and clocks of the tile, as `logits` wants them."""
-        clocks = (self.floats.q_clock_BTN, self.floats.k_clock_BSN)
-        if clocks[0] is None:
-            return self.floats.params, None, None
-        return self.floats.params, self.q_row(clocks[0]), self.k_row(clocks[1], j, blocks)
+        cum_log_forgets = (self.operands.q_cum_log_forget_BTN, self.operands.k_cum_log_forget_BSN)
+        if cum_log_forgets[0] is None:
+            return self.operands.params, None, None
+        return (
+            self.operands.params,
+            self.q_row(cum_log_forgets[0]),
+            self.k_row(cum_log_forgets[1], j, blocks),
+        )
 
     def logits(self, j, blocks=1):
         """Returns the function of content, parameters and clocks that gives the tile's logits."""
-        layer, places, heads = self.plan.layer, self.places, self.plan.tile_heads
-        window = self.plan.window_of(self.head, heads)
+        layer, positions, heads = self.config.layer, self.positions, self.config.tile_heads
+        window = self.config.window_of(self.head, heads)
         if isinstance(window, jax.Array):
             window = window[:, None, None]
-        q_pos_1T, q_seg_1T = self.q_row(places.q_pos_BT)[None], self.q_row(places.q_seg_BT)[None]
-        k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in places[2:4])
+        q_pos_1T, q_seg_1T = (
+            self.q_row(positions.q_pos_BT)[None],
+            self.q_row(positions.q_seg_BT)[None],
+        )
+        k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in positions[2:4])
 
         def own(x_1NTS):
             return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)
 
-        def logits_GTS(content_GTS, params, q_clock_TN, k_clock_SN):
+        def logits_GTS(content_GTS, params, q_cum_log_forget_TN, k_cum_log_forget_SN):
             tau_1NTS = layer.temperature(params, q_pos_1T, k_pos_1S)
             if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
                 content_GTS = content_GTS * own(tau_1NTS)
-            clocks = (c if c is None else c[None] for c in (q_clock_TN, k_clock_SN))
-            bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *clocks)
+            cum_log_forgets = (
+                c if c is None else c[None] for c in (q_cum_log_forget_TN, k_cum_log_forget_SN)
+            )
+            bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *cum_log_forgets)
             if bias_1NTS is not None:
                 content_GTS = content_GTS + own(bias_1NTS)
             mask_GTS = visible(
-                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S, causal=self.plan.causal, window=window
+                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S, causal=self.config.causal, window=window
             )
-            return jnp.where(mask_GTS, content_GTS, NEVER)
+            return jnp.where(mask_GTS, content_GTS, MASK_VALUE)
 
         return logits_GTS
 
 
-def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
+def visible_blocks(
+    config: BlockwiseConfig, positions: TokenPositions
+) -> tuple[jax.Array, jax.Array]:
     """Returns first_XBI, end_XBI: key blocks outside of [first, end) are out of sight of query block I.
 
     By ranges: the positions and segments that stand in a block, padding left out; for each of the plan's windows.
@@ -208,19 +227,21 @@ def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
         return jnp.where(live_BIt, x_BIt, most).min(-1), jnp.where(live_BIt, x_BIt, least).max(-1)
 
     q_seg, q_pos = (
-        extremes(x, places.q_seg_BT, plan.q_block) for x in (places.q_seg_BT, places.q_pos_BT)
+        extremes(x, positions.q_seg_BT, config.q_block)
+        for x in (positions.q_seg_BT, positions.q_pos_BT)
     )
     k_seg, k_pos = (
-        extremes(x, places.k_seg_BS, plan.k_block) for x in (places.k_seg_BS, places.k_pos_BS)
+        extremes(x, positions.k_seg_BS, config.k_block)
+        for x in (positions.k_seg_BS, positions.k_pos_BS)
     )
     (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
     (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
     near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
-    if plan.causal:
+    if config.causal:
         near_BIJ &= k_low <= q_high
     near_XBIJ = jnp.stack([
         near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
-        for w in plan.windows  # the sums cannot overflow: both blocks hold a position
+        for w in config.windows  # the sums cannot overflow: both blocks hold a position
     ])  # fmt: skip
     J = near_BIJ.shape[-1]
     end_XBI = jnp.where(near_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
@@ -228,17 +249,17 @@ def blocks_in_sight(plan: Plan, places: Places) -> tuple[jax.Array, jax.Array]:
     return jnp.minimum(first_XBI, end_XBI), end_XBI
 
 
-def whole_end(plan: Plan, places: Places) -> jax.Array | None:
+def upper_half_end(config: BlockwiseConfig, positions: TokenPositions) -> jax.Array | None:
     """Returns whole_XBI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
 
     A causal row of tiles ends on the diagonal, where half of a last tile would be worked on for nothing. None where
     tiles go side by side, which costs more than that half.
     """
-    if plan.lanes > 1 or not plan.causal or plan.q_block % 2:
+    if config.lanes > 1 or not config.causal or config.q_block % 2:
         return None
-    halved = dataclasses.replace(plan, q_block=plan.q_block // 2)
-    _, half_XBI = blocks_in_sight(halved, places)
-    return jnp.minimum(half_XBI[..., ::2], blocks_in_sight(plan, places)[1])
+    halved = dataclasses.replace(config, q_block=config.q_block // 2)
+    _, half_XBI = visible_blocks(halved, positions)
+    return jnp.minimum(half_XBI[..., ::2], visible_blocks(config, positions)[1])
 
 
 def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:

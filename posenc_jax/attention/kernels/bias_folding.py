@@ -51,7 +51,7 @@ def slope_limbs(slope_N: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.stack(limbs, axis=-1)
 
 
-def documents(seg_BT: jax.Array) -> jax.Array:
+def document_ordinals(seg_BT: jax.Array) -> jax.Array:
     """Returns ordinal_BT: 0 for the tokens of a row's first document, 1 for those of the next, and so on.
 
     Padding counts as a document; those of one segment stand together.
@@ -80,7 +80,7 @@ def _document_columns(q_BTNH, k_BSKH, ordinal_BS, head_dim) -> tuple[jax.Array, 
     )
 
 
-def fold(
+def fold_bias(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     slope_N: jax.Array,
@@ -101,7 +101,7 @@ def fold(
       q_BTNH: rotated queries, unscaled, times their temperature. k_BSKH: rotated keys.
       slope_N: nats per token, zero where a head is flat; learned ones get their gradient.
       multiple: X is padded with zeros to one, e.g. 8.
-      ordinal_BS: from `documents`, for rows that hold several and a kernel that knows no segments: two more
+      ordinal_BS: from `document_ordinals`, for rows that hold several and a kernel that knows no segments: two more
         columns put earlier documents out of sight, to the bit. None: the kernel sees to it.
       head_dim: H, of the values; q and k have as many columns or more.
 

@@ -24,40 +24,40 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from posenc_jax.attention.blockwise.cutoff import EXACT, ROUNDING, STRIDE
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, ROUNDING, STRIDE
 from posenc_jax.attention.kernels.flash_programs import (
     LOG2E,
-    NARROWEST,
-    NEVER,
+    MASK_VALUE,
+    MIN_COLUMNS,
     Arithmetic,
-    Tiling,
-    Tilings,
+    TileConfig,
+    TileConfigs,
+    dkv_kernel,
+    dq_kernel,
     forward_kernel,
-    key_kernel,
-    query_kernel,
-    tilings,
+    tile_configs,
 )
-from posenc_jax.attention.kernels.remat_names import kept
+from posenc_jax.attention.kernels.remat_names import name_residuals
 
-LONGEST = 2**24  # tokens of a row: the places that float32 holds exactly
+MAX_TOKENS = 2**24  # tokens of a row: the places that float32 holds exactly
 _STRIP = 128  # slots over which a running maximum is taken at once
 
 
-class How(NamedTuple):
+class FlashConfig(NamedTuple):
     """What is known before tracing: what logits are multiplied by, and the tiles."""
 
     scale: float
-    tiles: Tilings
+    tiles: TileConfigs
 
 
-class Tail(NamedTuple):
+class BiasTable(NamedTuple):
     """A bias by distance, and what is left of its weights: rows of heads, float32.
 
     Attributes:
-      bias_ND: of every distance up to the length of a row. table_NE: from `cutoff.log_tail`.
+      bias_NZ: of every distance up to the length of a row. table_NE: from `cutoff.log_tail_mass`.
     """
 
-    bias_ND: jax.Array
+    bias_NZ: jax.Array
     table_NE: jax.Array
 
 
@@ -65,20 +65,20 @@ def flash_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    bias: jax.Array | Tail,
+    bias: jax.Array | BiasTable,
     seg_BT: jax.Array,
     window: int | jax.Array | None = None,
     *,
     sink_N: jax.Array | None = None,
-    epsilon: float = EXACT,
-    tiles: Tilings | None = None,
+    epsilon: float = EXACT_EPSILON,
+    tiles: TileConfigs | None = None,
 ) -> jax.Array:
     """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
 
     Args:
       q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q and k have
         more columns, v is padded to as many.
-      bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `Tail`, which has none.
+      bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `BiasTable`, which has none.
       sink_N: logits of a key that every query sees and whose value is zero; None: there is none.
       seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
         of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
@@ -88,27 +88,29 @@ def flash_attention(
       ValueError: a row whose places float32 does not hold.
     """
     T, H = q_BTNH.shape[1], v_BTKH.shape[3]
-    if T > LONGEST:
-        raise ValueError(f"{T} tokens; places are float32 here, exact up to {LONGEST}")
-    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % NARROWEST
-    tiles = tiles or tilings(columns)
+    if T > MAX_TOKENS:
+        raise ValueError(f"{T} tokens; places are float32 here, exact up to {MAX_TOKENS}")
+    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % MIN_COLUMNS
+    tiles = tiles or tile_configs(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
     q_BTNH, k_BTKH, v_BTKH = (
         jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, columns - x.shape[3])))
         for x in (q_BTNH, k_BTKH, v_BTKH)
     )
-    low_BXT = lows(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
-    how, linear = How(1 / math.sqrt(H), tiles), not isinstance(bias, Tail)
-    bias_ND = bias[:, None] if linear else jnp.pad(bias.bias_ND, ((0, 0), (0, behind)))
+    low_BXT = first_visible_slots(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
+    how, linear = FlashConfig(1 / math.sqrt(H), tiles), not isinstance(bias, BiasTable)
+    bias_NZ = bias[:, None] if linear else jnp.pad(bias.bias_NZ, ((0, 0), (0, behind)))
     start_BNI = lax.stop_gradient(
-        starts(q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block)
+        first_relevant_slots(
+            q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block
+        )
     )
-    bias_ND = bias_ND.astype(jnp.float32)
-    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)
+    bias_NZ = bias_NZ.astype(jnp.float32)
+    out_BTNH = _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI)
     return out_BTNH[:, :T, :, :H]
 
 
-def lows(seg_BT: jax.Array, window: int | jax.Array | None) -> jax.Array:
+def first_visible_slots(seg_BT: jax.Array, window: int | jax.Array | None) -> jax.Array:
     """Returns low_BXT, the first slot in sight of each row; of padding the slot after it, so that none is.
 
     X is 1, or N under window_N.
@@ -140,8 +142,8 @@ def _running_max(x_BT: jax.Array) -> jax.Array:
     return jnp.maximum(inside_BXx, earlier_BX1).reshape(x_BT.shape)
 
 
-def starts(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | Tail, low_BXT: jax.Array, epsilon: float,
+def first_relevant_slots(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | BiasTable, low_BXT: jax.Array, epsilon: float,
     scale: float, block: int,
 ) -> jax.Array:  # fmt: skip
     """Returns start_BNI, the first slot that can matter to any row of each block of queries."""
@@ -171,10 +173,10 @@ def starts(
     return jnp.maximum(start_BIN, 0).swapaxes(1, 2)
 
 
-def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
+def _windows(lead_BIN: jax.Array, bias: jax.Array | BiasTable) -> jax.Array:
     """Returns window_BIN: all keys as far away or further, led by at most so many nats, weigh less than one."""
-    if isinstance(bias, Tail):
-        fall_NE = bias.table_NE - bias.bias_ND[:, :1]  # the own key is led by its own bias
+    if isinstance(bias, BiasTable):
+        fall_NE = bias.table_NE - bias.bias_NZ[:, :1]  # the own key is led by its own bias
         little_BINE = lead_BIN[..., None] + fall_NE[None, None] <= 0  # never where there is a NaN
         return STRIDE * (~little_BINE).sum(-1).astype(jnp.float32)
     slope_11N = bias[None, None]
@@ -183,25 +185,25 @@ def _windows(lead_BIN: jax.Array, bias: jax.Array | Tail) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
-    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI)[0]
+def _attention(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
+    return _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI)[0]
 
 
-def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, start_BNI):
+def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
     tiling = how.tiles.forward
     highest_BXI = _highest(low_BXT, tiling.q_block)
     B, T, N, H = q_BTNH.shape
-    specs = _Specs(tiling, T, H, N // k_BTKH.shape[2], bias_ND.shape[1], low_BXT.shape[1])
-    sink_N1 = jnp.full((N, 1), NEVER) if sink_N is None else sink_N[:, None] / how.scale
+    specs = _BlockSpecs(tiling, T, H, N // k_BTKH.shape[2], bias_NZ.shape[1], low_BXT.shape[1])
+    sink_N1 = jnp.full((N, 1), MASK_VALUE) if sink_N is None else sink_N[:, None] / how.scale
     out_BTNH, lse_BNT = _call(
         functools.partial(forward_kernel, how.scale),
         (T // tiling.q_block, B, N),
         tiling,
         [specs.query, specs.keys, specs.keys, specs.low, specs.of_block, specs.highest, specs.bias, specs.sink],
         [(specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_ND / how.scale, sink_N1)  # fmt: skip
-    out_BTNH, lse_BNT, start_BNI = kept((out_BTNH, lse_BNT, start_BNI))
-    inputs = (q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT)
+    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1)  # fmt: skip
+    out_BTNH, lse_BNT, start_BNI = name_residuals((out_BTNH, lse_BNT, start_BNI))
+    inputs = (q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT)
     return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
 
 
@@ -210,10 +212,10 @@ def _highest(low_BXT, block):
     return low_BXT.reshape(*low_BXT.shape[:2], -1, block).max(-1)
 
 
-class _Specs:
+class _BlockSpecs:
     """Where a program that stands for block i of queries, from the last one on, row b and head n finds its arrays."""
 
-    def __init__(self, tiling: Tiling, T: int, H: int, shares: int, D: int, X: int):
+    def __init__(self, tiling: TileConfig, T: int, H: int, shares: int, Z: int, X: int):
         t, last = tiling.q_block, T // tiling.q_block - 1
         own = _own(X)
         self.query = pl.BlockSpec((None, t, None, H), lambda r, b, n: (b, last - r, n, 0))
@@ -222,7 +224,7 @@ class _Specs:
         self.row = pl.BlockSpec((None, None, t), lambda r, b, n: (b, n, last - r))
         self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
         self.highest = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, own(n), last - r))
-        self.bias = pl.BlockSpec((None, D), lambda r, b, n: (n, 0))
+        self.bias = pl.BlockSpec((None, Z), lambda r, b, n: (n, 0))
         self.sink = pl.BlockSpec((None, 1), lambda r, b, n: (n, 0))
 
 
@@ -231,7 +233,7 @@ def _own(X: int):
     return (lambda n: n) if X > 1 else (lambda n: 0)
 
 
-def _call(kernel, grid, tiling: Tiling, in_specs, outs):
+def _call(kernel, grid, tiling: TileConfig, in_specs, outs):
     """Returns the kernel as a function of arrays; emulated where programs are made for a CPU."""
 
     def made(interpret):
@@ -248,25 +250,25 @@ def _call(kernel, grid, tiling: Tiling, in_specs, outs):
 
 
 def _backward(how, residuals, d_out_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, bias_ND, sink_N, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
+    q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
-    pull_BNT = (
+    delta_BNT = (
         (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     )
 
     tiling, block = how.tiles.of_queries, how.tiles.forward.q_block
     t = tiling.q_block
-    specs = _Specs(tiling, T, H, N // K, bias_ND.shape[1], low_BXT.shape[1])
+    specs = _BlockSpecs(tiling, T, H, N // K, bias_NZ.shape[1], low_BXT.shape[1])
     begin_BNI = _coarser(start_BNI, block, t, T)
     d_q_BTNH, d_slope_BNT = _call(
-        functools.partial(query_kernel, how.scale),
+        functools.partial(dq_kernel, how.scale),
         (T // t, B, N),
         tiling,
         [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
         [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, begin_BNI, _highest(low_BXT, t), bias_ND / how.scale)  # fmt: skip
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT, begin_BNI, _highest(low_BXT, t), bias_NZ / how.scale)  # fmt: skip
 
     tiling = how.tiles.of_keys
     t, s = tiling[:2]
@@ -281,25 +283,25 @@ def _backward(how, residuals, d_out_BTNH):
     low = pl.BlockSpec((None, None, T), lambda j, b, n: (b, own(n), 0))
     of_block = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, n, j))
     free = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, own(n), j))
-    bias = pl.BlockSpec((None, bias_ND.shape[1]), lambda j, b, n: (n, 0))
+    bias = pl.BlockSpec((None, bias_NZ.shape[1]), lambda j, b, n: (n, 0))
     of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
     d_k_BTNH, d_v_BTNH = _call(
-        functools.partial(key_kernel, how.scale),
+        functools.partial(dkv_kernel, how.scale),
         (J, B, N),
         tiling,
         [queries, key, key, queries, rows, rows, low, free, of_block, bias],
         [(mine, of_keys), (mine, of_keys)],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, pull_BNT, low_BXT, free_BXJ, end_BNJ, bias_ND / how.scale)  # fmt: skip
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT, free_BXJ, end_BNJ, bias_NZ / how.scale)  # fmt: skip
     d_k_BTKH, d_v_BTKH = (
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )
-    d_bias_ND = d_slope_BNT.sum((0, 2))[:, None] if bias_ND.shape[1] == 1 else None
+    d_bias_NZ = d_slope_BNT.sum((0, 2))[:, None] if bias_NZ.shape[1] == 1 else None
     d_sink_N = None
     if sink_N is not None:
         # A weight is at most one; padding, whose lse is no sum, has a pull of zero.
         weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse_BNT, 0.0))
-        d_sink_N = -(weight_BNT * pull_BNT).sum((0, 2))
-    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_ND, d_sink_N, None, None
+        d_sink_N = -(weight_BNT * delta_BNT).sum((0, 2))
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_NZ, d_sink_N, None, None
 
 
 def _coarser(start_BNI, block, other, length):

@@ -16,12 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 LOG2E = math.log2(math.e)
-NARROWEST = 16  # columns of a tensor core's product
+MIN_COLUMNS = 16  # columns of a tensor core's product
 # A power of two, so that a multiple of it less the same multiple is nothing, whether or not it is rounded between.
-NEVER = -(2.0**100)
+MASK_VALUE = -(2.0**100)
 
 
-class Tiling(NamedTuple):
+class TileConfig(NamedTuple):
     """Queries and keys of a tile, and how a program of it is laid on a GPU."""
 
     q_block: int
@@ -30,21 +30,21 @@ class Tiling(NamedTuple):
     stages: int
 
 
-class Tilings(NamedTuple):
+class TileConfigs(NamedTuple):
     """Of the program that computes the result, of the one for the gradient of queries and of that for keys."""
 
-    forward: Tiling
-    of_queries: Tiling
-    of_keys: Tiling
+    forward: TileConfig
+    of_queries: TileConfig
+    of_keys: TileConfig
 
 
 # Measured on an H100 at 4,096 and 16,384 tokens, with heads of 64, 96 and 128.
-_NARROW = Tilings(Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2))
-_MIDDLE = Tilings(Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 3), Tiling(64, 64, 4, 2))
-_WIDE = Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 3), Tiling(64, 128, 8, 2))
+_NARROW = TileConfigs(TileConfig(128, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 2))
+_MIDDLE = TileConfigs(TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 2))
+_WIDE = TileConfigs(TileConfig(128, 64, 8, 3), TileConfig(128, 64, 8, 3), TileConfig(64, 128, 8, 2))
 
 
-def tilings(columns: int) -> Tilings:
+def tile_configs(columns: int) -> TileConfigs:
     """Returns the tiles for heads of so many columns."""
     return _NARROW if columns <= 64 else _MIDDLE if columns < 128 else _WIDE
 
@@ -74,7 +74,7 @@ class Arithmetic(NamedTuple):
         return result
 
 
-def parts(width: int) -> tuple[slice, ...]:
+def power_of_two_parts(width: int) -> tuple[slice, ...]:
     """Returns the columns of a head in powers of two, which is what Triton's arrays come in, from the widest on.
 
     A product over the columns is the sum of those over the parts: heads of 96 are worked on as 64 and 32, where
@@ -83,8 +83,8 @@ def parts(width: int) -> tuple[slice, ...]:
     Raises:
       ValueError: a width that is no multiple of what a tensor core multiplies.
     """
-    if width % NARROWEST:
-        raise ValueError(f"heads of {width} columns, not a multiple of {NARROWEST}")
+    if width % MIN_COLUMNS:
+        raise ValueError(f"heads of {width} columns, not a multiple of {MIN_COLUMNS}")
     first, found = 0, []
     for power in reversed(range(width.bit_length())):
         if width & 2**power:
@@ -95,7 +95,9 @@ def parts(width: int) -> tuple[slice, ...]:
 
 def _rows(ref, rows=slice(None)):
     """Returns rows of a block, in parts."""
-    return tuple(ref[rows, pl.ds(x.start, x.stop - x.start)] for x in parts(ref.shape[-1]))
+    return tuple(
+        ref[rows, pl.ds(x.start, x.stop - x.start)] for x in power_of_two_parts(ref.shape[-1])
+    )
 
 
 def _logits(a, b):
@@ -114,7 +116,7 @@ def _blank(rows, length):
 
 
 def _write(ref, rows):
-    for columns, x in zip(parts(ref.shape[-1]), rows, strict=True):
+    for columns, x in zip(power_of_two_parts(ref.shape[-1]), rows, strict=True):
         ref[:, pl.ds(columns.start, x.shape[1])] = x.astype(ref.dtype)
 
 
@@ -133,7 +135,7 @@ def _biased(do, content, bias_ref, row, col):
     return content + triton.load(bias_ref.at[jnp.maximum(row - col, 0)])
 
 
-def _blocks(tiling: Tiling, i, start_ref, highest_ref):
+def _blocks(tiling: TileConfig, i, start_ref, highest_ref):
     """Returns bounds of key blocks: those before the second hold a key out of sight, and so do those from the third on."""
     t, s = tiling.q_block, tiling.k_block
     first, diagonal = start_ref[0] // s, i * t // s
@@ -165,7 +167,7 @@ def forward_kernel(
         col_s = j * s + jnp.arange(s)
         logits_ts = _biased(do, _logits(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
         if masked:
-            logits_ts = jnp.where(_seen(low_t, row_t, col_s), logits_ts, NEVER)
+            logits_ts = jnp.where(_seen(low_t, row_t, col_s), logits_ts, MASK_VALUE)
         new_t = jnp.maximum(top_t, logits_ts.max(-1))
         weight_ts = do.exp2(do.times_plus(logits_ts, scale2, (-scale2 * new_t)[:, None]))
         fade_t = do.exp2((top_t - new_t) * scale2)
@@ -174,7 +176,7 @@ def forward_kernel(
 
     # A sink is met before all keys, with a value of zero; where there is none, it stands at NEVER.
     sink_t = jnp.full((t,), sink_ref[0])
-    blank = _blank(q_tH, t), sink_t, jnp.where(sink_t > NEVER / 2, 1.0, 0.0)
+    blank = _blank(q_tH, t), sink_t, jnp.where(sink_t > MASK_VALUE / 2, 1.0, 0.0)
     acc_tH, top_t, sum_t = _in_turn(_blocks(tiling, i, start_ref, highest_ref), body, blank)
     # What a row collects before it sees a key fades to nothing once it does; padding sees none.
     sees_t = low_t <= row_t
@@ -183,15 +185,15 @@ def forward_kernel(
     lse_ref[...] = jnp.where(sees_t, top_t * scale2 + jnp.log2(sum_t), 0.0)
 
 
-def query_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, start_ref, highest_ref, bias_ref,
+def dq_kernel(
+    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, low_ref, start_ref, highest_ref, bias_ref,
     d_q_ref, d_slope_ref,
 ):  # fmt: skip
     """Writes d_q_tH of one block of queries, and each row's share of the slope's gradient."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
-    q_tH, d_out_tH, lse_t, pull_t = _rows(q_ref), _rows(d_out_ref), lse_ref[...], pull_ref[...]
+    q_tH, d_out_tH, lse_t, delta_t = _rows(q_ref), _rows(d_out_ref), lse_ref[...], delta_ref[...]
 
     def body(masked, j, carry):
         d_q_tH, d_slope_t = carry
@@ -199,7 +201,7 @@ def query_kernel(
         col_s = j * s + jnp.arange(s)
         logits_ts = _biased(do, _logits(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
         weight_ts = do.exp2(do.times_plus(logits_ts, scale2, -lse_t[:, None]))
-        d_logits_ts = weight_ts * (_logits(d_out_tH, v_sH) - pull_t[:, None])
+        d_logits_ts = weight_ts * (_logits(d_out_tH, v_sH) - delta_t[:, None])
         if masked:  # last, as a NaN times zero is a NaN
             d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
         away_ts = _away(row_t[:, None], col_s[None, :])
@@ -211,8 +213,8 @@ def query_kernel(
     d_slope_ref[...] = d_slope_t
 
 
-def key_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, pull_ref, low_ref, free_ref, end_ref, bias_ref,
+def dkv_kernel(
+    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, low_ref, free_ref, end_ref, bias_ref,
     d_k_ref, d_v_ref,
 ):  # fmt: skip
     """Writes d_k_sH and d_v_sH of one block of keys, for one query head."""
@@ -232,7 +234,7 @@ def key_kernel(
             seen_st = _seen(low_ref[rows], row_t, col_s).T
             weight_st = jnp.where(seen_st, weight_st, 0.0)
         d_v_sH = _mixed(d_v_sH, weight_st, d_out_tH)
-        d_logits_st = weight_st * (_logits(v_sH, d_out_tH) - pull_ref[rows][None, :])
+        d_logits_st = weight_st * (_logits(v_sH, d_out_tH) - delta_ref[rows][None, :])
         if masked:  # again, as a NaN times zero is a NaN
             d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
         return _mixed(d_k_sH, d_logits_st, q_tH), d_v_sH

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention.blockwise.cutoff import bias_by_distance, log_tail
-from posenc_jax.attention.kernels.bias_folding import documents, fold
-from posenc_jax.attention.kernels.flash import Tail, flash_attention
-from posenc_jax.attention.kernels.remat_names import NAME
-from posenc_jax.attention.mask import as_array, windows_of
+from posenc_jax.attention.blockwise.cutoff import bias_by_distance, log_tail_mass
+from posenc_jax.attention.kernels.bias_folding import document_ordinals, fold_bias
+from posenc_jax.attention.kernels.flash import BiasTable, flash_attention
+from posenc_jax.attention.kernels.remat_names import ATTENTION_NAME
+from posenc_jax.attention.mask import head_windows, window_array
 from posenc_jax.attention.sharding import per_shard
 from posenc_jax.encodings.base import Params, Rotation, Temperature
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -29,7 +29,7 @@ _CUDNN_MULTIPLE, _LANES = 8, 128
 _SPLASH_BLOCK = 512
 
 
-def refusal(
+def unsupported_reason(
     kernel: str,
     layer: PlacedLayer,
     *,
@@ -52,7 +52,7 @@ def refusal(
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
     if kernel != "flash" and len(set(layer.window_N)) > 1:
         return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
-    if tempered_by_key(layer):
+    if temperature_depends_on_key(layer):
         return "its temperature depends on the key"
     if not causal or not aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
@@ -62,8 +62,12 @@ def refusal(
         return f"it computes in bfloat16, not {dtype}"
     if kernel != "flash" and sink:
         return "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set model.sink_logit to False"
-    columns = layer.widens * head_dim
-    wide = f"head dim {head_dim}" if layer.widens == 1 else f"{columns} columns of turned queries"
+    columns = layer.columns_per_dim * head_dim
+    wide = (
+        f"head dim {head_dim}"
+        if layer.columns_per_dim == 1
+        else f"{columns} columns of turned queries"
+    )
     if kernel == "flash" and columns > _FLASH_WIDEST:
         return f"{wide} exceeds {_FLASH_WIDEST}"
     if kernel == "cudnn" and columns + _CUDNN_MULTIPLE > _CUDNN_WIDEST:
@@ -71,7 +75,7 @@ def refusal(
     return None
 
 
-def fused_attention(
+def vendor_attention(
     kernel: str,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -93,20 +97,22 @@ def fused_attention(
       ValueError: for cuDNN before Hopper, a head dim above 120.
     """
 
-    window_N = windows_of(layer, window)
+    window_N = head_windows(layer, window)
 
-    def local(floats, places, first_head):
-        q_BTNH, k_BTKH, v_BTKH, (params, sink_N), *_ = floats
+    def local(operands, positions, first_head):
+        q_BTNH, k_BTKH, v_BTKH, (params, sink_N), *_ = operands
         bias = layer.linear_slope_N(params)
         if bias is None:
             length = q_BTNH.shape[1]
-            bias = Tail(bias_by_distance(layer, params, length), log_tail(layer, params, length))
+            bias = BiasTable(
+                bias_by_distance(layer, params, length), log_tail_mass(layer, params, length)
+            )
         here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
         bias, sink_N = jax.tree.map(here, (bias, sink_N))
-        window = window_N[0] if len(set(window_N)) == 1 else here(as_array(window_N))
+        window = window_N[0] if len(set(window_N)) == 1 else here(window_array(window_N))
         run = {"cudnn": _cudnn, "splash": _splash}.get(kernel, functools.partial(flash_attention, sink_N=sink_N))  # fmt: skip
-        out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, places[0], window)
-        seen_BT11 = (places[0] != 0)[:, :, None, None]
+        out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, positions[0], window)
+        seen_BT11 = (positions[0] != 0)[:, :, None, None]
         return jnp.where(seen_BT11, out_BTNH, 0).astype(v_BTKH.dtype)
 
     return per_shard(local, (q_BTNH, k_BTKH, v_BTKH, learned, None, None), (seg_BT,))
@@ -114,7 +120,9 @@ def fused_attention(
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
     H = v_BTKH.shape[-1]
-    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, documents(seg_BT), H)
+    q_BTNX, k_BTKX = fold_bias(
+        q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, document_ordinals(seg_BT), H
+    )
     X = q_BTNX.shape[-1]
     v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # it wants one head dim for all
     out_BTNX = jax.nn.dot_product_attention(
@@ -126,7 +134,7 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
 
 def _splash(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
     T = q_BTNH.shape[1]
-    q_BTNX, k_BTKX = fold(q_BTNH, k_BTKH, slope_N, _LANES, None, v_BTKH.shape[-1])
+    q_BTNX, k_BTKX = fold_bias(q_BTNH, k_BTKH, slope_N, _LANES, None, v_BTKH.shape[-1])
     v_BTKH = v_BTKH.astype(q_BTNX.dtype)
     short = -T % _LANES
     q, k, v = (
@@ -158,7 +166,7 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
     )  # fmt: skip
     kernel = splash.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret,
-        residual_checkpoint_name=NAME,
+        residual_checkpoint_name=ATTENTION_NAME,
     )  # fmt: skip
 
     def run(q_BNTX, k_BKTX, v_BKTH, seg_BT):
@@ -191,7 +199,7 @@ def _by_distance(layer: PlacedLayer) -> bool:
 
 
 @functools.cache
-def tempered_by_key(layer: PlacedLayer) -> bool:
+def temperature_depends_on_key(layer: PlacedLayer) -> bool:
     """Whether a temperature of the layer depends on the key, so that it cannot go with the queries."""
     probe = jnp.zeros((1, 2), jnp.int32)
     tau = jax.eval_shape(

@@ -16,11 +16,11 @@ import numpy as np
 from jax import lax
 
 from posenc_jax.attention.blockwise import cutoff
-from posenc_jax.attention.blockwise.tiles import Floats, Places, Plan
+from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenPositions
 from posenc_jax.attention.sharding import Ring
 
 
-class Told(NamedTuple):
+class KeyRanges(NamedTuple):
     """What devices tell of their keys, padding left out."""
 
     seg_low_BR: jax.Array
@@ -32,52 +32,67 @@ class Told(NamedTuple):
     ordered_BR: jax.Array
 
 
-class Horizon:
-    """What this device knows of the keys of all devices; `needed` says how far its rows must look."""
+class EarlyStop:
+    """What this device knows of the keys of all devices; `hops_needed` says how far its rows must look."""
 
-    def __init__(self, plan: Plan, ring: Ring, floats: Floats, places: Places, told: Told, tail):
-        self.plan, self.ring, self.floats, self.places = plan, ring, floats, places
-        self.told, self.tail = told, tail
+    def __init__(
+        self,
+        config: BlockwiseConfig,
+        ring: Ring,
+        operands: Operands,
+        positions: TokenPositions,
+        ranges: KeyRanges,
+        tail,
+    ):
+        self.config, self.ring, self.operands, self.positions = config, ring, operands, positions
+        self.ranges, self.tail = ranges, tail
 
     @classmethod
-    def seen_from_here(
-        cls, plan: Plan, ring: Ring, floats: Floats, places: Places, proven: tuple | None
-    ) -> "Horizon":
+    def gather_ranges(
+        cls,
+        config: BlockwiseConfig,
+        ring: Ring,
+        operands: Operands,
+        positions: TokenPositions,
+        tail_table: tuple | None,
+    ) -> "EarlyStop":
         """Returns what this device knows once all have told each other (collective)."""
-        told, tail = _told(places.k_pos_BS, places.k_seg_BS), None
+        ranges, tail = _key_ranges(positions.k_pos_BS, positions.k_seg_BS), None
 
         def gathered(x, dim):
             return lax.all_gather(x, ring.axis, axis=dim, tiled=True)
 
-        if proven is not None:  # of the keys of a whole device: what stands before its end
-            own = cutoff.tails(
-                *proven, plan.longest, floats.k_BKSH, floats.k_clock_BSN, *places[:4],
-                floats.k_BKSH.shape[2],
+        if tail_table is not None:  # of the keys of a whole device: what stands before its end
+            own = cutoff.tail_bounds(
+                *tail_table, config.longest, operands.k_BKSH, operands.k_cum_log_forget_BSN, *positions[:4],
+                operands.k_BKSH.shape[2],
             )  # fmt: skip
-            tail = cutoff.Tails(
+            tail = cutoff.TailBounds(
                 own.table_NE,
                 gathered(own.norm_BKJ[:, :, 1:], 2),
                 gathered(own.seg_BJ[:, 1:], 1),
                 gathered(own.pos_BJ[:, 1:], 1),
-                None if own.clock_BJN is None else gathered(own.clock_BJN[:, 1:], 1),
+                None
+                if own.cum_log_forget_BJN is None
+                else gathered(own.cum_log_forget_BJN[:, 1:], 1),
                 gathered(own.sure_J[1:], 0),
             )
-        told = Told(*(gathered(x_B[:, None], 1) for x_B in told))
+        ranges = KeyRanges(*(gathered(x_B[:, None], 1) for x_B in ranges))
         if tail is not None and tail.table_NE is not None:
             # The proof's table must reach from any query here to any key there.
-            live = places.q_seg_BT != 0
-            furthest = jnp.where(live, places.q_pos_BT, np.iinfo(np.int32).min).max()
-            nearest_R = jnp.minimum(told.pos_low_BR.min(0), furthest)
-            tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < plan.longest))
-        return cls(plan, ring, floats, places, told, tail)
+            live = positions.q_seg_BT != 0
+            furthest = jnp.where(live, positions.q_pos_BT, np.iinfo(np.int32).min).max()
+            nearest_R = jnp.minimum(ranges.pos_low_BR.min(0), furthest)
+            tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.longest))
+        return cls(config, ring, operands, positions, ranges, tail)
 
     def norm_BKR(self, kv_heads: int) -> jax.Array:
         """Returns the largest key norm on every device; zeros where nothing is proven with it."""
         if self.tail is None:
-            return jnp.zeros((self.told.ordered_BR.shape[0], kv_heads, self.ring.size))
+            return jnp.zeros((self.ranges.ordered_BR.shape[0], kv_heads, self.ring.size))
         return self.tail.norm_BKJ
 
-    def needed(
+    def hops_needed(
         self,
         first_head: jax.Array,
         q_BNTH: jax.Array,
@@ -92,7 +107,7 @@ class Horizon:
           lse_BNT: ln of the softmax sums over what was met so far.
         """
         here, size = lax.axis_index(self.ring.axis), self.ring.size
-        q_norm_BNT = jnp.sqrt((q_BNTH.astype(jnp.float32) ** 2).sum(-1)) / self.floats.root_H
+        q_norm_BNT = jnp.sqrt((q_BNTH.astype(jnp.float32) ** 2).sum(-1)) / self.operands.root_H
 
         def further(r, most):
             hops = (here - r) % size
@@ -103,55 +118,57 @@ class Horizon:
         return lax.pmax(most, self.ring.everywhere)
 
     def _needs(self, r, first_head, q_norm_BNT, norm_BKR, lse_BNT):
-        places, tail = self.places, self.tail
+        positions, tail = self.positions, self.tail
         sees_BNT = self._sees(r, first_head, q_norm_BNT.shape[1])
         if tail is None:
             return sees_BNT.any()
         kv_N = jnp.arange(q_norm_BNT.shape[1]) // (q_norm_BNT.shape[1] // norm_BKR.shape[1])
         own = tail._replace(norm_BKJ=norm_BKR)
-        clock_BNT = self.floats.q_clock_BTN
-        if clock_BNT is not None:
+        cum_log_forget_BNT = self.operands.q_cum_log_forget_BTN
+        if cum_log_forget_BNT is not None:
             heads = q_norm_BNT.shape[1]
-            clock_BNT = lax.dynamic_slice_in_dim(clock_BNT, first_head, heads, 2).swapaxes(1, 2)
+            cum_log_forget_BNT = lax.dynamic_slice_in_dim(
+                cum_log_forget_BNT, first_head, heads, 2
+            ).swapaxes(1, 2)
 
-        def of_row(b, q_norm_NT, pos_T, seg_T, clock_NT, lse_NT):
-            return cutoff.may_matter(
-                own, b, first_head, kv_N, r, q_norm_NT, pos_T, seg_T, clock_NT, lse_NT,
-                self.floats.k_BKSH.shape[2], self.plan.epsilon,
+        def of_row(b, q_norm_NT, pos_T, seg_T, cum_log_forget_NT, lse_NT):
+            return cutoff.exceeds_epsilon(
+                own, b, first_head, kv_N, r, q_norm_NT, pos_T, seg_T, cum_log_forget_NT, lse_NT,
+                self.operands.k_BKSH.shape[2], self.config.epsilon,
             )  # fmt: skip
 
-        rows = (q_norm_BNT, places.q_pos_BT, places.q_seg_BT, clock_BNT, lse_BNT)
+        rows = (q_norm_BNT, positions.q_pos_BT, positions.q_seg_BT, cum_log_forget_BNT, lse_BNT)
         matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), *rows)
         return (matters_BNT & sees_BNT).any()
 
     def _sees(self, r, first_head, heads):
         """Whether a row of each head may see a key of device r; False only where it is certain to see none."""
-        told = Told(*(x_BR[:, r][:, None] for x_BR in self.told))
-        pos_BT, seg_BT = self.places.q_pos_BT, self.places.q_seg_BT
-        near_BT = (told.seg_low_BR <= seg_BT) & (seg_BT <= told.seg_high_BR) & (seg_BT != 0)
+        ranges = KeyRanges(*(x_BR[:, r][:, None] for x_BR in self.ranges))
+        pos_BT, seg_BT = self.positions.q_pos_BT, self.positions.q_seg_BT
+        near_BT = (ranges.seg_low_BR <= seg_BT) & (seg_BT <= ranges.seg_high_BR) & (seg_BT != 0)
         exact_BT = jnp.ones_like(near_BT)  # what the order of keys adds to ranges
-        if self.plan.causal:
-            near_BT &= told.pos_low_BR <= pos_BT
-            exact_BT &= (told.seg_low_BR < seg_BT) | (told.first_pos_BR <= pos_BT)
-        window = self.plan.window_of(first_head, heads)
+        if self.config.causal:
+            near_BT &= ranges.pos_low_BR <= pos_BT
+            exact_BT &= (ranges.seg_low_BR < seg_BT) | (ranges.first_pos_BR <= pos_BT)
+        window = self.config.window_of(first_head, heads)
         if window is None:
-            return (near_BT & (exact_BT | ~told.ordered_BR))[:, None]
+            return (near_BT & (exact_BT | ~ranges.ordered_BR))[:, None]
         window_1N1 = jnp.reshape(jnp.asarray(window), (1, -1, 1))
-        past_BT = jnp.maximum(pos_BT - told.pos_high_BR, told.pos_low_BR - pos_BT)
+        past_BT = jnp.maximum(pos_BT - ranges.pos_high_BR, ranges.pos_low_BR - pos_BT)
         near_BNT = near_BT[:, None] & (past_BT[:, None] < window_1N1)
-        latest_BNT = (pos_BT - told.last_pos_BR)[:, None] < window_1N1
-        exact_BNT = exact_BT[:, None] & ((told.seg_high_BR > seg_BT)[:, None] | latest_BNT)
-        return near_BNT & (exact_BNT | ~told.ordered_BR[:, None])
+        latest_BNT = (pos_BT - ranges.last_pos_BR)[:, None] < window_1N1
+        exact_BNT = exact_BT[:, None] & ((ranges.seg_high_BR > seg_BT)[:, None] | latest_BNT)
+        return near_BNT & (exact_BNT | ~ranges.ordered_BR[:, None])
 
 
-def _told(pos_BS: jax.Array, seg_BS: jax.Array) -> Told:
+def _key_ranges(pos_BS: jax.Array, seg_BS: jax.Array) -> KeyRanges:
     least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
     live_BS = seg_BS != 0
-    before_BS, ordered_BS = cutoff.order(pos_BS, seg_BS)
+    before_BS, ordered_BS = cutoff.key_order(pos_BS, seg_BS)
     ends_B2 = jnp.stack([live_BS.argmax(1), jnp.maximum(before_BS[:, -1], 0)], axis=1)
     ends_B2 = jnp.take_along_axis(pos_BS, ends_B2, axis=1)
     (seg_low_B, seg_high_B), (pos_low_B, pos_high_B) = (
         (jnp.where(live_BS, x_BS, most).min(1), jnp.where(live_BS, x_BS, least).max(1))
         for x_BS in (seg_BS, pos_BS)
     )
-    return Told(seg_low_B, seg_high_B, pos_low_B, pos_high_B, *ends_B2.T, ordered_BS.all(1))
+    return KeyRanges(seg_low_B, seg_high_B, pos_low_B, pos_high_B, *ends_B2.T, ordered_BS.all(1))
