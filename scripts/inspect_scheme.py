@@ -12,7 +12,9 @@ from absl import flags
 
 from posenc_jax import cli
 
-_SCHEME = flags.DEFINE_string("scheme", None, "A line of the scheme language", required=True)
+_SCHEME = flags.DEFINE_string(
+    "scheme", None, "A line of the scheme language, or the name of one", required=True
+)
 _LAYERS = flags.DEFINE_integer(
     "num_layers", 0, "Layers; 0: one period of the scheme", lower_bound=0
 )
@@ -39,6 +41,7 @@ def main() -> None:
         initial_parameters,
         scheme_warnings,
     )
+    from posenc_jax.encodings.scheme_presets import line_of
 
     scheme = parse(_SCHEME.value)
     placed = scheme.place(
@@ -87,7 +90,7 @@ def main() -> None:
             f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x = 0"
         )
 
-    print(f"{_SCHEME.value}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
+    print(f"{line_of(_SCHEME.value)}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
     print(_table(heads, margins, window_N))
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
@@ -98,7 +101,7 @@ def main() -> None:
         out = Path(_OUT.value)
         out.mkdir(parents=True, exist_ok=True)
         record = {
-            "scheme": _SCHEME.value,
+            "scheme": line_of(_SCHEME.value),
             "train_length": _TRAIN.value,
             "length": _LENGTH.value,
             "content_bound": _BOUND.value,

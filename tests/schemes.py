@@ -17,7 +17,7 @@ HYBRIDS = (
     "rope+forget(start=match)|nope~scale_invariant",
     "mixed|axial+alibi2d",
     "rope+linear,rope+annealed~yarn_temperature",
-    "rope+window(size=5)|forget+window(size=12)~logn",
+    "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
@@ -46,7 +46,7 @@ FEW = (
     "linear",
     "rope+forget(start=match)|nope~scale_invariant",
     "rope+alibi,nope~logn",
-    "rope+window(size=5)|forget+window(size=12)~logn",
+    "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))

@@ -107,7 +107,7 @@ def test_content_that_nothing_bounds_keeps_everything_and_so_does_epsilon_zero()
         "rope+window(size=16)|nope~logn",
         *(
             pytest.param(f"{part}+window(size=16)", marks=pytest.mark.thorough)
-            for part in ("t5", "mixed")
+            for part in ("t5", "mixed", "pope")
         ),
     ],
 )
@@ -131,6 +131,11 @@ def test_what_the_smaller_window_hides_is_evicted_and_a_bound_may_hide_more():
     assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
     config, params = model("window(size=16)|window(size=30)", num_kv_heads=1)
     assert required_slots(config, params, TOKENS, CALL) == ((30 + CALL - 1,),) * 2
+    for line in (
+        "pope+window(size=16)",
+        "window(size=16)~adaptive_ssmax",
+    ):  # nothing bounds their logits
+        assert required_slots(*model(line), TOKENS, CALL) == ((16 + CALL - 1,),) * 2
     config, params = model("rope+forget+window(size=16)")
     assert required_slots(config, params, TOKENS, CALL) == ((TOKENS,),) * 2
     steep, _ = required_slots(*model(f"{STEEP}+window(size=200)"), TOKENS, CALL)

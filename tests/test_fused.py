@@ -26,7 +26,7 @@ for b, t in np.ndindex(2, T - 1):
 
 
 def layer_of(line, heads=N, head_dim=H):
-    shape = {"num_layers": 1, "num_heads": heads, "head_dim": head_dim, "model_dim": heads * head_dim}  # fmt: skip
+    shape = {"num_layers": 2, "num_heads": heads, "head_dim": head_dim, "model_dim": heads * head_dim}  # fmt: skip
     return parse(line).place(train_length=64, **shape).layers[0]
 
 
@@ -195,7 +195,14 @@ def test_the_device_decides_what_is_taken_by_itself():
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
     reason = vendor.unsupported_reason(
-        "splash", layer, causal=True, aligned=True, sink=False, consecutive=True, **WHERE
+        "splash",
+        layer,
+        causal=True,
+        aligned=True,
+        sink=False,
+        consecutive=True,
+        window=None,
+        **WHERE,
     )
     linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.context) is not None for i, g in enumerate(layer.groups))  # fmt: skip
     assert (reason is None) == (linear and layer.form is None and "scale_invariant" not in line)

@@ -36,7 +36,7 @@ FAR = np.array([[0, 1, 2, 3, 100, 1000, 4095, 4096, 65_535, 65_536, 131_000, 131
 
 
 def layer_of(line, train_length=64):
-    place = {"num_layers": 1, "num_heads": N, "head_dim": H, "model_dim": N * H}
+    place = {"num_layers": 2, "num_heads": N, "head_dim": H, "model_dim": N * H}
     return parse(line).place(train_length=train_length, **place).layers[0]
 
 
@@ -74,28 +74,29 @@ def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
         np.testing.assert_allclose(np.asarray(mine), theirs, rtol=0, atol=atol)
 
 
-def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highest"):
-    """The result and the gradients of q, k, v, the gate and what is learned; packed rows."""
+def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highest", sink=False):
+    """The result and the gradients of q, k, v, the gate, what is learned and the sinks, if any; packed rows."""
     layer = layer_of(line)
     *arrays, aim = tensors(rows, length, dtype)
     seg = np.repeat([[1, 2, 0]], [length // 2 - 3, length // 2, 3], axis=1).astype(np.int32)
     pos = np.concatenate([np.arange(n) for n in (length // 2 - 3, length // 2, 3)])[None]
     seg, pos = (jnp.asarray(np.tile(x, (rows, 1)).astype(np.int32)) for x in (seg, pos))
 
-    def total(q, k, v, ticks, params):
+    def total(q, k, v, ticks, params, sink_N):
         clock = cumulative_log_forget(ticks, seg) if layer.gated else None
         where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
         out = attend(
             q, k, v, layer, params, **where, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, aligned=True,
             x_BTD=schemes.projected_from(layer, pos.shape),
-            implementation=implementation,
+            sink_N=sink_N, implementation=implementation,
         )  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out
 
-    step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3, 4), has_aux=True))
+    step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3, 4, 5), has_aux=True))
+    sink_N = jnp.linspace(-1.0, 3.0, N) if sink else None
     with jax.default_matmul_precision(precision):
-        (_, out), grads = step(*arrays, layer.init(jax.random.key(1)))
-        (_, again), grads_again = step(*arrays, layer.init(jax.random.key(1)))
+        (_, out), grads = step(*arrays, layer.init(jax.random.key(1)), sink_N)
+        (_, again), grads_again = step(*arrays, layer.init(jax.random.key(1)), sink_N)
     jax.tree.map(np.testing.assert_array_equal, (out, grads), (again, grads_again))
     return [np.asarray(x, np.float32) for x in jax.tree.leaves((out, grads))]
 
@@ -123,6 +124,23 @@ def test_blockwise_is_the_definition_and_repeats_itself(line):
 def test_kernels_are_the_definition_and_repeat_themselves(kernel, line, length):
     got = outcome(line, kernel, jnp.bfloat16, length=length)
     assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length), 0.03)
+
+
+WINDOWED = "rope+window(size=70)|alibi+window(size=7)|window(size=500)|nope~logn(clip=false)"
+OURS = {
+    "a window for each head": (WINDOWED, False),
+    "a sink": ("3*(rope+alibi)|1*nope~logn", True),
+    "twice the columns": ("pope", False),
+    "twice the columns and any bias of distance": ("pope(start=uniform)+log|alibi", False),
+    "all of them": ("pope+alibi+window(size=70)|pope+window(size=7)|rope+alibi|nope", True),
+}
+
+
+@pytest.mark.parametrize("length", [200, 1024])
+@pytest.mark.parametrize(("line", "sink"), OURS.values(), ids=OURS)
+def test_our_kernel_has_windows_of_heads_sinks_and_wider_queries_as_the_definition_has(line, sink, length):  # fmt: skip
+    got = outcome(line, "flash", jnp.bfloat16, length=length, sink=sink)
+    assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length, sink=sink), 0.03)
 
 
 @pytest.mark.parametrize("width", [16, 80, 96, 112, 128])

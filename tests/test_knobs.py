@@ -137,7 +137,7 @@ def test_every_setting_of_the_optimizer_changes_the_update(knob):
 
 DATA = {
     "retrieval_share": 0.9, "passkey_share": 0.9, "answer_weight": 2.0, "min_pairs": 3, "max_pairs": 2,
-    "retrieval_mix": "mqar", "offset_share": 0.3, "pairs_warmup": 0.9, "pair_askings": 2, "length_warmup": (8, 2, 1),
+    "retrieval_mix": "mqar", "offset_share": 0.3, "pairs_warmup": 0.9, "pair_askings": 2, "length_warmup": (2, 1),
     "random_positions": 8,
 }  # fmt: skip
 ELSEWHERE = {

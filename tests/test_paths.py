@@ -70,7 +70,7 @@ def small_and_emulated(monkeypatch, request):
 
 
 def layer_of(line):
-    place = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=32)  # fmt: skip
+    place = parse(line).place(num_layers=2, num_heads=N, head_dim=H, model_dim=N * H, train_length=32)  # fmt: skip
     return place.layers[0]
 
 
@@ -116,7 +116,7 @@ def served(layer, path):
 # as each compiles its own gradients.
 QUICK = {
     "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant", "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant"),
-    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "pope", "rope+window(size=5)|forget+window(size=12)~logn"),
+    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "pope", "rope+window(size=5)|forget+window(size=12)~logn(clip=false)"),
     "blockwise, bfloat16": ("rope+alibi",),
     "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log", "pope"),
     "flash, bfloat16": ("rope+alibi",),

@@ -1,5 +1,6 @@
 """Lines with a name: each is what its name says, stands in the documentation, and trains."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import oracles
 import pytest
 import runs
 
+from configs import smoke
 from configs.studies import cpu
-from posenc_jax.encodings import HeadContext, parse, unparse
+from posenc_jax.encodings import REGISTRY, Alibi, HeadContext, parse, register, unparse
 from posenc_jax.encodings.scheme_presets import PRESETS, coupled, flat_in_last_layer
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.study.grid import Arm, Study
+from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
 
@@ -34,6 +38,38 @@ def test_the_documentation_has_every_line_as_it_is():
     both = sorted(arms.keys() & PRESETS.keys())
     assert len(both) > 3
     assert [parse(arms[name]) for name in both] == [parse(PRESETS[name]) for name in both]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_name_is_understood_wherever_a_line_is(name):
+    assert unparse(parse(name)) == unparse(parse(f" {name} ")) == PRESETS[name]
+    assert name not in {*REGISTRY, "nope"}
+    layers = {"num_layers": max(2, len(parse(name).layers))}
+    config = runs.config("unused", name, model=layers)
+    assert (config.model.scheme, config.arm) == (PRESETS[name], name)
+    assert config == from_sections(json.loads(config.to_json()))
+    assert runs.config("unused", name, model=layers, train={"arm": "mine"}).arm == "mine"
+    study = Study(tier="smoke", arms=(Arm("own", name), Arm("rope", "rope")), seeds=(0,))
+    base = smoke.get_config()
+    base.model.num_layers = 4
+    filled = from_sections(study.fill("own-s0", base).to_dict())
+    assert (filled.model.scheme, filled.arm) == (PRESETS[name], "own")
+
+
+def test_a_name_that_is_nearly_one_gets_a_hint_and_none_stands_inside_a_line():
+    for text, words in (
+        ("stepe", "unknown encoding 'stepe'; did you mean 'steep'"),
+        ("rnope-swa", "did you mean 'rnope-swa-"),
+        ("xyzzyq", r"known: adaptive_ssmax, alibi, .*coupled-rotated, .*steep, "),
+        ("rope+steep", r"character 6: 'steep' is the name of a whole line and no part of one: 3\*\(rope"),
+        ("steep,nope", "'steep' is the name of a whole line"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            parse(text)
+    with pytest.raises(ValueError, match=r"unknown encoding 'stepe'(?!.*'steep')"):
+        parse("rope+stepe")
+    with pytest.raises(ValueError, match=r"'steep' is the name of a line: .*; take another for the encoding"):  # fmt: skip
+        register("steep", Alibi)
 
 
 @pytest.mark.parametrize(("name", "nats"), [("coupled", 4), ("steep", 16), ("steep-10", 40), ("steep-20", 80), ("steep-10-unrotated", 40)])  # fmt: skip
@@ -73,7 +109,8 @@ def test_a_quarter_of_the_spectrum_is_its_fastest_quarter():
 
 def stepped(name):
     """Parameters before and after three steps of training under a preset."""
-    config = runs.config("unused", scheme=PRESETS[name], train={"steps": 4})
+    layers = {"num_layers": max(2, len(parse(PRESETS[name]).layers))}
+    config = runs.config("unused", scheme=PRESETS[name], model=layers, train={"steps": 4})
     tokens = np.random.default_rng(0).integers(0, 256, (1, 4, 17), dtype=np.int32)
     ones = np.ones((1, 4, 16), np.int32)
     mesh = make_mesh(1, 1)
@@ -89,7 +126,7 @@ def stepped(name):
         return before, jax.device_get(state["params"])
 
 
-THOROUGH = ("fox", "rope-fox", "coupled-fox", "nape-adaptive", "pope", "three-terms")
+THOROUGH = ("fox", "rope-fox", "coupled-fox", "nape-adaptive", "pope-match", "three-terms")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough if n in THOROUGH else pytest.mark.slow) for n in PRESETS])  # fmt: skip

@@ -34,7 +34,7 @@ LINEAR = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is 
 
 def placed(line, num_heads=N, train_length=L):
     scheme = parse(line).place(
-        num_layers=1, num_heads=num_heads, head_dim=H, model_dim=32, train_length=train_length
+        num_layers=2, num_heads=num_heads, head_dim=H, model_dim=32, train_length=train_length
     )
     return scheme.layers[0]
 

@@ -71,6 +71,16 @@ def test_a_draw_is_a_function_of_seed_and_row():
         RandomPositions(L - 1, 0)(7, packed(L))
 
 
+def test_positions_that_int32_does_not_hold_are_refused():
+    far = RandomPositions(2**31 - 1, 0)(7, packed(L))["positions_T"]
+    assert (np.diff(far) > 0).all()
+    assert far.min() >= 0
+    assert far.max() > 2**30
+    for span in (2**31, 2**40, 0):
+        with pytest.raises(ValueError, match=f"1 to 2,147,483,647 of them .int32., not from {span:,}$"):  # fmt: skip
+            RandomPositions(span, 0)
+
+
 def batches_of(data_dir, k, steps=(0, 6), process=(0, 1), **data):
     config = runs.config(data_dir, "rope", data={"random_positions": k, "retrieval_share": 0.5} | data)  # fmt: skip
     feed = training_batches(config, open_inputs(config), first_step=steps[0], process_index=process[0], process_count=process[1])  # fmt: skip
@@ -271,6 +281,26 @@ def test_kernels_that_count_in_slots_serve_what_reads_no_distance_and_refuse_the
             choose_implementation(biased, 4096, 4096, kernel, consecutive=False, **where)
 
 
+def test_kernels_that_count_in_slots_refuse_the_models_window_and_auto_goes_by_blocks():
+    where, (flat,) = {"head_dim": 64, "dtype": "bfloat16", "device": "gpu"}, placed("rope")
+    assert choose_implementation(flat, 4096, 4096, "flash", window=16, **where).name == "flash"
+    path = choose_implementation(flat, 4096, 4096, "auto", consecutive=False, window=16, **where)
+    assert path.name == "blockwise"
+    assert "positions are random" in path.why
+    for kernel in ("flash", "cudnn", "splash"):
+        with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
+            choose_implementation(flat, 4096, 4096, kernel, consecutive=False, window=16, **where)
+    q, k, v, ticks = tensors(L)
+    with pytest.raises(ValueError, match="'flash' cannot serve this layer: it counts distances in slots"):  # fmt: skip
+        attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation="flash")
+    with pytest.raises(ValueError, match="positions are random"):
+        dataclasses.replace(MODEL, scheme="rope", attention="flash", window=16)
+    dense, tiled = (attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation=how) for how in ("dense", "blockwise"))  # fmt: skip
+    np.testing.assert_allclose(tiled, dense, atol=2e-6)
+    free = attended(flat, {}, q, k, v, ticks, DRAWN, SEG, implementation="dense")
+    assert np.abs(free - dense).max() > 1e-2  # 16 positions are fewer than 16 slots
+
+
 @pytest.mark.parametrize(
     ("scheme", "changes", "message"),
     [
@@ -278,6 +308,7 @@ def test_kernels_that_count_in_slots_serve_what_reads_no_distance_and_refuse_the
         ("learned(size=64)", {"data": {"random_positions": 8}}, r"random_positions=8 draws from 256 positions, and 'learned\(size=64\)' has 64"),
         ("axial", {"data": {"random_positions": 2}}, "random_positions=2: 'axial' reads positions as places in a grid"),
         ("rope+alibi", {"data": {"random_positions": 8}, "model": {"attention": "flash"}}, "positions are random"),
+        ("rope", {"data": {"random_positions": 2**20}, "train": {"length": 2048}}, "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 positions, and int32 holds 2,147,483,647"),
     ],
 )  # fmt: skip
 def test_what_cannot_read_random_positions_is_refused_at_the_door(scheme, changes, message):

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def placed(line, train_length=1024, heads=8):
-    return parse(line).place(num_layers=1, num_heads=heads, head_dim=16, model_dim=32, train_length=train_length)  # fmt: skip
+    scheme = parse(line)
+    return scheme.place(num_layers=len(scheme.layers), num_heads=heads, head_dim=16, model_dim=32, train_length=train_length)  # fmt: skip
 
 
 def heads_of(line, length, margins=(10.0,), **where):
@@ -95,7 +96,7 @@ def test_every_registered_scheme_can_be_inspected(line):
     scheme = placed(line, train_length=32, heads=4)
     params = analysis.initial_parameters(scheme, jax.random.key(0))
     heads = analysis.analyze_heads(scheme, params, 100, (10.0,))
-    assert len(heads) == 4
+    assert len(heads) == 4 * len(scheme.layers)
     assert all(isinstance(text, str) for text in analysis.scheme_warnings(heads, 100, 32))
 
 

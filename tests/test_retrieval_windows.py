@@ -5,7 +5,8 @@ import pytest
 import runs
 from test_retrieval_tasks import FILLER, TOKENIZER
 
-from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
+from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows, stages
+from posenc_jax.tasks.task_registry import find
 from posenc_jax.training.config_sections import DataSection
 from posenc_jax.training.inputs import open_inputs, retrieval_tasks, training_batches
 
@@ -132,10 +133,69 @@ def test_documents_grow_by_thirds_of_the_training_and_end_as_they_always_were():
             for document in documents_of(grown[index])
         ]
         longest.append(max(lengths))
-        assert max(lengths) <= max(256 // divisor, 34)  # 34: the shortest with eight pairs
+        assert max(lengths) <= 256 // divisor
     assert longest[0] < longest[1] < longest[2]
     assert all(same(grown[index], plain[index]) for index in range(60, 100))
     assert not any(same(grown[index], plain[index]) for index in range(60))
+
+
+RECIPE = (
+    ("passkey", 1.0),
+    ("needles_4", 1.0),
+    ("mqar", 3.0),
+)  # 22, 17 and 14 tokens for 2 pairs asked twice
+
+
+def test_an_eighth_of_128_tokens_holds_two_pairs_asked_twice_and_nothing_else():
+    grows = {"askings": 2, "windows": 90, "divisors": (8, 2, 1)}
+    mixed = {"length": 128, "tasks": RECIPE}
+    found = stages(RECIPE, FILLER, Curriculum((2, 8), **grows), 128)
+    assert [(stage.longest, stage.most_pairs) for stage in found] == [(16, 2), (64, 8), (128, 8)]
+    assert [stage.tasks for stage in found] == [RECIPE[2:], RECIPE, RECIPE]
+    plain, grown = windows_of(**mixed, askings=2), windows_of(**mixed, **grows)
+    for index in range(30):
+        for document in documents_of(grown[index]):
+            assert 14 <= len(document["tokens_T"]) <= 16
+            assert np.count_nonzero(document["weights_T"]) == 4
+    lengths = [len(d["tokens_T"]) for i in range(30, 60) for d in documents_of(grown[i])]
+    assert 16 < max(lengths) <= 64
+    assert all(same(grown[index], plain[index]) for index in range(60, 100))
+
+
+def test_pairs_are_capped_by_the_longest_document_and_not_by_the_warm_up_alone():
+    grows = Curriculum((2, 16), askings=2, windows=90, pairs_warmup=0.5, divisors=(8, 2, 1))
+    for length in (128, 200, 512):
+        for stage in stages((("mqar", 1.0),), FILLER, grows, length)[:2]:
+            fits = [n for n in range(2, 17) if 2 + 2 * n + 4 * n <= stage.longest]
+            assert stage.most_pairs == max(fits)
+
+
+def test_a_task_that_a_part_is_too_short_for_leaves_its_share_to_the_others_in_proportion():
+    tasks = (("passkey", 0.5), ("needles_4", 0.1), ("mqar", 0.4), ("needles_16", 0.3))
+    first, last = stages(tasks, FILLER, Curriculum((2, 8), windows=9, divisors=(8, 1)), 160)
+    assert [find(name).shortest(FILLER) for name, _ in tasks] == [22, 17, 34, 53]
+    assert first.tasks == tasks[1:3]
+    np.testing.assert_allclose(first.shares, [0.2, 0.8])
+    assert last.tasks == tasks
+    drawn = windows_of(length=160, tasks=tasks, windows=2000, divisors=(8, 1))
+    counts = [np.count_nonzero(documents_of(drawn[i])[0]["weights_T"]) for i in range(900)]
+    assert np.mean(np.array(counts) == 1) == pytest.approx(
+        0.2, abs=0.06
+    )  # four standard deviations
+
+
+def test_a_part_that_nothing_fits_into_is_refused_with_the_numbers():
+    message = (
+        r"part 1 of 3 has documents of at most 8 tokens \(64 / 8\), and its shortest task, mqar with "
+        r"2 pairs, each asked 2 times, needs 14; take a smaller divisor than 8"
+    )
+    grows = {"askings": 2, "divisors": (8, 2, 1)}
+    with pytest.raises(ValueError, match=message):
+        windows_of(length=64, tasks=RECIPE, windows=90, **grows)
+    unasked = (("passkey", 1.0), ("mqar", 0.0))  # a task without a share fills no part
+    with pytest.raises(ValueError, match=r"at most 16 tokens .64 / 4., .* passkey, needs 22"):
+        windows_of(length=64, tasks=unasked, windows=90, divisors=(4, 1))
+    windows_of(length=64, tasks=RECIPE, windows=0, **grows)  # at its end there is no short part
 
 
 def test_pairs_grow_from_the_fewest_to_the_most():
@@ -172,6 +232,8 @@ def test_a_run_that_goes_on_from_another_one_begins_where_the_curriculum_ends():
         ({"pair_askings": 2, "max_pairs": 8}, "mqar with 8 pairs, each asked 2 times needs a length of at least 50"),
         ({"retrieval_share": 0.0, "length_warmup": (2, 1)}, "length_warmup=.* is of retrieval documents: set config.data.retrieval_share"),
         ({"retrieval_mix": "passkey,mqar_8", "pairs_warmup": 0.5}, "pairs_warmup=0.5 is of mqar documents: name mqar"),
+        ({"length_warmup": (8, 1)}, "part 1 of 2 has documents of at most 4 tokens .32 / 8., .* mqar with 2 pairs, needs 10"),
+        ({"pairs_warmup": 0.5, "min_pairs": 3}, "pairs_warmup=0.5 has nothing to grow: config.data.min_pairs and max_pairs are both 3"),
         ({"retrieval_mix": "passkey", "pair_askings": 2}, "pair_askings=2 is of recall documents: name mqar"),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from posenc_jax.encodings import (
     parse,
     unparse,
 )
+from posenc_jax.encodings.scheme_presets import PRESETS
 
 LINES = [
     "nope",
@@ -118,6 +119,14 @@ def test_layers_cycle_through_the_pattern():
     placed = parse("2*rope,nope").place(**SHAPE | {"num_layers": 5})
     turns = [layer.groups[0].heads.rotation is not None for layer in placed.layers]
     assert turns == [True, True, False, True, True]
+
+
+def test_a_scheme_of_more_layers_than_the_model_is_refused_with_both_numbers():
+    message = r"^the scheme has 4 layers and the model 2: give the model at least 4 \(num_layers\), or the scheme fewer$"  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        parse(PRESETS["rnope-swa-4"]).place(**SHAPE)
+    layers = parse(PRESETS["rnope-swa-4"]).place(**SHAPE | {"num_layers": 4}).layers
+    assert [layer.window_N[0] for layer in layers] == [8, 8, 8, None]
 
 
 def test_alibi_on_part_of_the_heads_uses_the_slopes_of_that_many_heads():

@@ -41,11 +41,11 @@ def attended(layer, params, q, k, v, x, **how):
     return attend(q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, x_BTD=x, **how)  # fmt: skip
 
 
-def by_loop(tau, slopes, q, k, v):
+def by_loop(tau, slopes, q, k, v, window=10**6):
     return oracles.attention(
         *(np.asarray(z[0], np.float64) for z in (q, k, v)),
         bias=lambda n, i, j: -slopes[n] * abs(int(POS[i]) - int(POS[j])),
-        visible=lambda i, j: SEG[i] == SEG[j] and POS[j] <= POS[i],
+        visible=lambda i, j: SEG[i] == SEG[j] and 0 <= POS[i] - POS[j] < window,
         tau=tau,
     )
 
@@ -55,19 +55,20 @@ CASES = {"alibi(slopes=harmonic)|nope~ssmax": (NAPE, 2), "alibi(slopes=harmonic)
          "nope~ssmax": ([0.0] * 4, 0), "nope~adaptive_ssmax": ([0.0] * 4, 0)}  # fmt: skip
 
 
-def tau_of(line, params, x):
-    """tau(head, query) in float64; a document's keys are counted from its own first one."""
-    _, first = CASES[line]
+def tau_of(line, params, x, first=None, window=10**6):
+    """tau(head, query) in float64; a document's keys are counted from its own first one, in a head's window."""
+    first = CASES[line][1] if first is None else first
     own = {k: np.asarray(v, np.float64) for k, v in next(iter(params.values())).items()}
 
     def tau(n, i):
         n -= first
         if n < 0:
             return 1.0
+        keys = min(POS[i] + 1, window)
         if "s_N" in own:
-            return oracles.ssmax(own["s_N"][n], POS[i] + 1)
+            return oracles.ssmax(own["s_N"][n], keys)
         pairs = [(own[f"{name}_DN"][:, n], own[f"{name}_bias_N"][n]) for name in ("beta", "gamma")]
-        return oracles.adaptive_scale(np.asarray(x[0, i], np.float64), *pairs, POS[i] + 1)
+        return oracles.adaptive_scale(np.asarray(x[0, i], np.float64), *pairs, keys)
 
     return tau
 
@@ -92,6 +93,20 @@ def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
     ours = sum(float((np.asarray(g, np.float64) * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))  # fmt: skip
     assert ours == pytest.approx(slope, rel=1e-4, abs=1e-5)
     assert abs(slope) > 1e-2
+
+
+@pytest.mark.parametrize("how", ["dense", "blockwise"])
+@pytest.mark.parametrize("part", ["ssmax", "adaptive_ssmax", "logn(clip=false)"])
+def test_a_temperature_counts_the_keys_in_its_heads_window_and_not_in_the_models(part, how):
+    layer = layer_of(f"window(size=3)~{part}")
+    params, (q, k, v, x) = trained(layer), floats()
+    fixed = {"0.temperature": {"s_N": np.full(4, 1 / math.log(64))}}
+    flat = layer_of(f"nope~{part}")
+    for under, own, of_all in ((layer, 3, None), (flat, 10**6, 3), (layer, 3, 5)):
+        got = attended(under, params, q, k, v, x, implementation=how, window=of_all)
+        seen = min(own, of_all or own)
+        tau = tau_of(part, params or fixed, x, first=0, window=own)
+        np.testing.assert_allclose(got[0], by_loop(tau, [0.0] * 4, q, k, v, seen), atol=3e-6)
 
 
 def test_ssmax_starts_at_a_mean_temperature_of_one():
@@ -141,7 +156,7 @@ def test_a_temperature_without_a_bound_evicts_nothing():
     assert required_slots(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
 
 
-@pytest.mark.parametrize("line", ["rope~ssmax", "rope~adaptive_ssmax"])
+@pytest.mark.parametrize("line", ["rope~ssmax", "rope~adaptive_ssmax", "window(size=9)~ssmax", "window(size=9)~adaptive_ssmax"])  # fmt: skip
 def test_a_shift_is_exact_where_keys_in_sight_are_counted_and_not_where_they_are_not(line):
     config, params = model(line)
     rows = np.random.default_rng(0).integers(0, 37, (2, 24))

@@ -7,7 +7,8 @@ Takes:    not measured; tuning is 24 runs, and 12 arms of 3 seeds count
 R+ of the verdict is the better on dev of RoPE read by YaRN at 4L and of RoPE fine-tuned so; the same 1,000 steps at 4L go to
 ALiBi and to the hybrid. DroPE's parent takes 85 % of the steps and DroPE the rest (configs/drope.py has the recipe and its
 source): with qk-norm the rate is warmed up again to the peak of the parent. Every arm learns recall by the same
-curriculum: documents of up to L/8, L/2 and L by thirds, pairs from 2 to 16 over the first half, each asked twice.
+curriculum: documents of up to L/8, L/2 and L by thirds, pairs from 2 to 16 over the first half, each asked twice. The
+first third, of 16 tokens, holds mqar of two pairs alone (14 tokens): the other tasks and more pairs do not fit.
 """
 
 from ml_collections import ConfigDict

@@ -53,6 +53,7 @@ def choose_implementation(
     sequence: int = 1,
     sink: bool = False,
     consecutive: bool = True,
+    window: int | None = None,
 ) -> ImplementationChoice:
     """Returns the path that `attend` takes for a layer, and why.
 
@@ -62,6 +63,7 @@ def choose_implementation(
       device: "cpu", "gpu" or "tpu"; none: what programs are traced for.
       sequence: devices that the tokens of a row lie on. sink: heads have a sink logit.
       consecutive: positions of a document rise by one, so that slots are as far apart as positions.
+      window: as for `attend`.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
@@ -73,7 +75,7 @@ def choose_implementation(
     if sequence > 1:
         return _around_a_ring(layer, implementation, sequence, in_order=causal and aligned)
     where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink,
-             "consecutive": consecutive}  # fmt: skip
+             "consecutive": consecutive, "window": window}  # fmt: skip
     if implementation in KERNELS:
         reason = unsupported_reason(implementation, layer, **where)
         if reason:
@@ -211,6 +213,7 @@ def _attend(
         dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
         sink=sink_N is not None,
         consecutive=q_count_BT is None,
+        window=window,
     )  # fmt: skip
     num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % num_kv_heads:

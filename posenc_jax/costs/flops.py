@@ -140,7 +140,7 @@ def _kernel(
     """Returns the operations of both passes, and whether the kernel says what it must keep."""
     path = choose_implementation(
         layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
-        sequence=sequence, sink=c.sink_logit, consecutive=c.consecutive,
+        sequence=sequence, sink=c.sink_logit, consecutive=c.consecutive, window=c.window,
     ).name  # fmt: skip
     N, H = c.num_heads, c.head_dim
     columns = layer.columns_per_dim * H

@@ -6,6 +6,7 @@ import numpy as np
 
 from posenc_jax.data.packing import Example
 
+FURTHEST = 2**31 - 1  # positions are int32, and so is one more than the last of them
 _STREAM = 0x706F736974696F6E  # "position": sets these draws apart from all others of the same seed
 
 
@@ -14,11 +15,17 @@ class RandomPositions:
     """Draws the positions of an example's documents anew; a function of (seed, row) alone.
 
     Attributes:
-      span: positions are drawn from [0, span). seed: of the run.
+      span: positions are drawn from [0, span); ValueError where int32 does not hold them. seed: of the run.
     """
 
     span: int
     seed: int
+
+    def __post_init__(self):
+        if not 1 <= self.span <= FURTHEST:
+            raise ValueError(
+                f"random positions are drawn from 1 to {FURTHEST:,} of them (int32), not from {self.span:,}"
+            )
 
     def __call__(self, row: int, example: Example) -> Example:
         """Returns the example at the positions of that row of the run.

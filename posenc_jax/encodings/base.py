@@ -114,7 +114,7 @@ class Rotation(Part):
     def amplitude(self, context: HeadContext) -> float:
         """Returns the largest factor by which `rotate` lengthens a vector, at any position.
 
-        1.0 for a pure rotation. By default infinite: nothing is known, and a cache then evicts nothing.
+        1.0 for a pure rotation. By default infinite: nothing is known, and a cache then keeps all that is in sight.
         """
         return math.inf
 
@@ -175,7 +175,11 @@ class GatedBias(Bias):
 
 
 class Temperature(Part):
-    """The tau of the equation: multiplies the content logit, never the bias."""
+    """The tau of the equation: multiplies the content logit, never the bias.
+
+    One that is not `relative` follows the number n of keys in sight. It is given n - 1 as the query's position, which
+    a window of its heads bounds (`posenc_jax.encodings.layer.place_in_sight`).
+    """
 
     relative: ClassVar[bool] = False
 

@@ -17,7 +17,7 @@ Examples: ``rope+alibi`` (both on every head), ``rope|alibi`` (half the heads ea
 ``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer flat),
 ``alibi&log(c=2.0)``, ``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
 ``rope+linear`` (linear attention: a form, not a bias), ``3*(rope+window(size=L/8)),nope~logn`` (three layers that see
-an eighth of the training length L, then one that sees everything). An absolute part belongs to the whole scheme wherever it stands.
+an eighth of the training length L, then one that sees everything), ``steep`` (a line's name, see `presets`). An absolute part belongs to the whole scheme wherever it stands.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.registry import REGISTRY, registered_name
 from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
 from posenc_jax.encodings.scheme import HeadGroup, Layer, Scheme
+from posenc_jax.encodings.scheme_presets import PRESETS, line_of
 from posenc_jax.encodings.window import Window
 
 _TOKEN = re.compile(
@@ -45,8 +46,8 @@ _KINDS = {
 
 
 def parse(text: str) -> Scheme:
-    """Returns the scheme that `text` describes; ValueError points at the first mistake."""
-    return _Parser(text).scheme()
+    """Returns the scheme that `text` describes or names (`presets`); ValueError points at the first mistake."""
+    return _Parser(line_of(text)).scheme()
 
 
 def near_names(name: str, known: list[str]) -> str:
@@ -241,7 +242,10 @@ class _Parser:
         if kind != "name":
             raise self.fail(f"expected an encoding, found {name!r}")
         if name not in table:
+            if name in PRESETS:
+                raise self.fail(f"{name!r} is the name of a whole line and no part of one: {PRESETS[name]}", token)  # fmt: skip
             known = [*table, "nope"] if table is REGISTRY else list(table)
+            known += PRESETS if name == self.text.strip() else ()
             what = "encoding" if table is REGISTRY else "stretch"
             raise self.fail(f"unknown {what} {name!r}{near_names(name, known)}", token)
         self.at += 1

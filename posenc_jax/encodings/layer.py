@@ -224,7 +224,9 @@ class PlacedLayer:
             tau_BNTS = (
                 jnp.ones_like(q_pos_BT, jnp.float32)[:, None, :, None]
                 if part is None
-                else part.temperature(learned, q_pos_BT, k_pos_BS, group.context)
+                else part.temperature(
+                    learned, place_in_sight(group, q_pos_BT), k_pos_BS, group.context
+                )
             )
             pieces.append((tau_BNTS, group.context.heads))
         S = max(tau_BNTS.shape[-1] for tau_BNTS, _ in pieces)
@@ -253,7 +255,8 @@ class PlacedLayer:
             part, heads = group.heads.temperature, group.heads
             if isinstance(part, TokenTemperature):
                 learned = params.get(f"{g}.temperature", {})
-                decided[g] = part.of_tokens(learned, x_BTD, pos_BT, group.context)
+                seen_BT = place_in_sight(group, pos_BT)
+                decided[g] = part.of_tokens(learned, x_BTD, seen_BT, group.context)
                 heads = dataclasses.replace(heads, temperature=None)
             groups.append(dataclasses.replace(group, heads=heads))
         one_BT1 = jnp.ones_like(next(iter(decided.values()))[:, :, :1])
@@ -264,6 +267,18 @@ class PlacedLayer:
         tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]
         q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
         return q_BTNH, PlacedLayer(tuple(groups))
+
+
+def place_in_sight(group: PlacedHeadGroup, pos_BT: jax.Array) -> jax.Array:
+    """Returns the positions that the temperature of a head group reads.
+
+    One that counts keys reads the place among the keys in sight, n - 1 for n of them: the position, or w - 1 where
+    it is past a window of w. A model's own window is a mask of the evaluation, under which all count.
+    """
+    heads = group.heads
+    if heads.window is None or heads.temperature.relative:
+        return pos_BT
+    return jnp.minimum(pos_BT, heads.window.tokens(group.context) - 1)
 
 
 def _with_columns(x_BTNH: jax.Array, columns: int) -> jax.Array:

@@ -21,6 +21,7 @@ from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed
 from posenc_jax.encodings.pope import Pope
 from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos
+from posenc_jax.encodings.scheme_presets import PRESETS
 from posenc_jax.encodings.temperature import (
     AdaptiveSSMax,
     LogN,
@@ -63,7 +64,11 @@ REGISTRY: dict[str, type[Part]] = {
 
 
 def register(name: str, part: type[Part]) -> None:
-    """Adds a part from outside this package; ValueError when the name is taken by another part."""
+    """Adds a part from outside this package; ValueError when the name is taken by another part or by a line."""
+    if name in PRESETS:
+        raise ValueError(
+            f"{name!r} is the name of a line: {PRESETS[name]}; take another for the encoding"
+        )
     if REGISTRY.setdefault(name, part) is not part or name == "nope":
         raise ValueError(f"encoding {name!r} is already registered")
 

@@ -14,7 +14,7 @@ class Scheme:
     """A positional encoding as one frozen, hashable value.
 
     Attributes:
-      layers: the head groups of each layer, cycled over the layers of the model.
+      layers: the head groups of each layer, cycled over the layers of the model; a model has at least as many.
       absolute: what is added to the token embedding, if anything.
     """
 
@@ -29,6 +29,11 @@ class Scheme:
         self, *, num_layers: int, num_heads: int, head_dim: int, model_dim: int, train_length: int
     ) -> "PlacedScheme":
         """Puts the scheme into a model of this shape; ValueError names what does not fit."""
+        if num_layers < len(self.layers):
+            raise ValueError(
+                f"the scheme has {len(self.layers)} layers and the model {num_layers}: give the model at least "
+                f"{len(self.layers)} (num_layers), or the scheme fewer"
+            )
         whole = HeadContext(num_heads, num_heads, head_dim, model_dim, train_length)
         layers = tuple(_place_layer(self.layers[i % len(self.layers)], whole) for i in range(num_layers))  # fmt: skip
         placed = PlacedScheme(layers, self.absolute, whole)

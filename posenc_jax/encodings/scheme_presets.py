@@ -1,4 +1,7 @@
-"""Lines of the scheme language that have a name: the question's arms and the rivals that the literature has."""
+"""Lines of the scheme language that have a name: the question's arms and the rivals that the literature has.
+
+`parse` takes a name for its line, alone and not inside another line. No encoding has the name of a preset.
+"""
 
 FLAT = "nope~logn"  # a head that neither rotates nor decays
 _ROPE = "rope(base=match)"
@@ -50,7 +53,7 @@ PRESETS: dict[str, str] = {
     "no-log-n": coupled(flat="nope"),
     "nape": "alibi(slopes=harmonic)|nope~ssmax",
     "nape-adaptive": "alibi(slopes=harmonic)|nope~adaptive_ssmax",
-    "pope": "pope(base=match)",
+    "pope-match": "pope(base=match)",
     "prope-quarter": "prope(kept=0.25,base=match)",
     "fox": "forget",
     "rope-fox": f"{_ROPE}+forget",
@@ -61,3 +64,8 @@ PRESETS: dict[str, str] = {
     "rnope-swa-4-wide": rnope_swa(4, "L/4"),
     "three-terms": "alibi(slopes=match)&log&power(slopes=match)",
 }
+
+
+def line_of(text: str) -> str:
+    """Returns the line that `text` is the name of, or `text` where it is none."""
+    return PRESETS.get(text.strip(), text)

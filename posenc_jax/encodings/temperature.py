@@ -20,7 +20,7 @@ from posenc_jax.encodings.rope_scaling import yarn_mscale
 
 
 def log_n(pos_BT: jax.Array, length: int) -> jax.Array:
-    """Returns tau_BT = ln(n) / ln(length), n = pos + 1 keys in sight, float32.
+    """Returns tau_BT = ln(n) / ln(length), n = pos + 1 keys in sight (in a window, all of it at most), float32.
 
     Keeps the sharpness of attention as the number of keys grows: the entropy of a softmax over n
     keys grows as ln n unless logits grow alike. Source: Chiang and Cholak 2022, sec. 5.3.
@@ -56,8 +56,8 @@ class SSMax(Temperature):
     """Scalable-softmax: tau = s ln n, n = pos + 1 keys in sight, s learned per head (Nakanishi 2025, eq. 2).
 
     s starts at one over the mean of ln n within the training length, at which the mean temperature is 1
-    (0.168 at L = 1,024). It is not bounded: a head may learn to be cold. The first token has one key and
-    tau = 0.
+    (0.168 at L = 1,024), a window of the head not counted. It is not bounded: a head may learn to be cold. The
+    first token has one key and tau = 0.
     """
 
     learns: ClassVar[bool] = True

@@ -11,6 +11,7 @@ from posenc_jax.attention.attention_statistics import last_logits
 from posenc_jax.encodings import GatedBias, PlacedLayer, PlacedScheme
 from posenc_jax.encodings.analysis import bias_of_distance
 from posenc_jax.encodings.base import Params, Temperature, TokenTemperature
+from posenc_jax.encodings.layer import PlacedHeadGroup, place_in_sight
 from posenc_jax.evaluation import head_statistics
 from posenc_jax.evaluation.capture import capture_qk, over_batches
 from posenc_jax.evaluation.context import SEED
@@ -124,25 +125,31 @@ def depends_on_key_count(placed: PlacedScheme) -> bool:
 class _InSight(Temperature):
     """A temperature of the row as it stood before it was moved by `shift`: as many keys in sight."""
 
-    of: Temperature
+    relative = True  # the window is counted here, after the shift
+    of: PlacedHeadGroup
     shift: int
 
     def init(self, key, context):
-        return self.of.init(key, context)
+        return self.of.heads.temperature.init(key, context)
 
     def temperature(self, params, q_pos_BT, k_pos_BS, context):
-        return self.of.temperature(params, q_pos_BT - self.shift, k_pos_BS - self.shift, context)
+        seen_BT = place_in_sight(self.of, q_pos_BT - self.shift)
+        return self.of.heads.temperature.temperature(
+            params, seen_BT, k_pos_BS - self.shift, context
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _TokenInSight(TokenTemperature):
     """The same of a temperature that tokens decide."""
 
-    of: TokenTemperature
+    relative = True
+    of: PlacedHeadGroup
     shift: int
 
     def of_tokens(self, params, x_BTD, pos_BT, context):
-        return self.of.of_tokens(params, x_BTD, pos_BT - self.shift, context)
+        seen_BT = place_in_sight(self.of, pos_BT - self.shift)
+        return self.of.heads.temperature.of_tokens(params, x_BTD, seen_BT, context)
 
 
 def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
@@ -153,7 +160,7 @@ def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
         if heads.temperature is None or heads.temperature.relative:
             return group
         kind = _TokenInSight if isinstance(heads.temperature, TokenTemperature) else _InSight
-        rest = dataclasses.replace(heads, temperature=kind(heads.temperature, shift))
+        rest = dataclasses.replace(heads, temperature=kind(group, shift))
         return dataclasses.replace(group, heads=rest)
 
     return dataclasses.replace(layer, groups=tuple(rested(group) for group in layer.groups))

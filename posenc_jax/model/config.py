@@ -103,6 +103,7 @@ class ModelConfig:
             choose_implementation(
                 layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
                 device=device, sequence=sequence, sink=self.sink_logit, consecutive=self.consecutive,
+                window=self.window,
             )
             for layer in self.placed.layers
         )  # fmt: skip

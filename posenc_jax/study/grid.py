@@ -18,7 +18,7 @@ class Arm:
     """One thing that is compared.
 
     Attributes:
-      name: of folders, tables and pictures. scheme: a line of the scheme language.
+      name: of folders, tables and pictures. scheme: a line of the scheme language, or the name of one.
       overrides: settings by "section.key" that differ from the study's base, such as a head count.
       length: its own training length in tokens, 0 for the study's. The batch shrinks alike, so that
         a step has equally many tokens (the oracle that was trained at 4L).

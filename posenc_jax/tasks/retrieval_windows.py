@@ -1,6 +1,7 @@
 """Training windows of packed retrieval documents."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from posenc_jax.data.tokenizers import Tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import key_of
 from posenc_jax.tasks.passkey_mqar import check_pairs
-from posenc_jax.tasks.task_registry import find
+from posenc_jax.tasks.task_registry import Task, find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +43,74 @@ class Curriculum:
         """Returns the share of the training that is done at a window, below 1 up to its end."""
         return index / self.windows if self.windows else 1.0
 
+    def part(self, progress: float) -> int:
+        """Returns the part, of as many as there are divisors, that a share of the training lies in; from 0 on."""
+        return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
+
     def most_pairs(self, progress: float) -> int:
-        """Returns the most pairs of a document at that share of the training."""
+        """Returns the most pairs of an mqar document at that share of the training, where all of them fit."""
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
         return low + int(min(grown, 1.0) * (high - low))
 
-    def longest(self, progress: float, length: int) -> int:
-        """Returns the tokens of the longest document at that share of the training."""
-        part = min(int(progress * len(self.divisors)), len(self.divisors) - 1)
-        return length // self.divisors[part]
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one part of the training draws its documents from.
+
+    Attributes:
+      longest: tokens of its longest document. tasks: (name, share) of those that fit into so many.
+      most_pairs: most pairs of an mqar document that do, whatever the training has grown to.
+    """
+
+    longest: int
+    tasks: tuple[tuple[str, float], ...]
+    most_pairs: int
+
+    @functools.cached_property
+    def shares(self) -> np.ndarray:
+        """The shares of the tasks; they sum to 1."""
+        shares = np.array([share for _, share in self.tasks], float)
+        return shares / shares.sum()
+
+    @functools.cached_property
+    def edges(self) -> np.ndarray:
+        """Where the interval [0, 1) is cut, so that each task has its share of it."""
+        return np.cumsum(self.shares)[:-1]
+
+
+def stages(
+    tasks: Sequence[tuple[str, float]], filler: Filler, curriculum: Curriculum, length: int
+) -> tuple[Stage, ...]:
+    """Returns the stage of every part of the training, in windows of `length` tokens.
+
+    The longest document of a part is L by its divisor, to the token: a task that is not so short is left out
+    and its share goes to the others, in proportion; mqar has as many pairs as fit.
+
+    Raises:
+      ValueError: a part that no task fits into. It names the part and what the shortest task needs.
+    """
+    low, high = curriculum.pairs
+    found = []
+    for number, divisor in enumerate(curriculum.divisors, 1):
+        longest = length // divisor
+        least = {name: _fewest(name, curriculum).shortest(filler) for name, share in tasks if share}
+        if min(least.values()) > longest:
+            first = min(least, key=least.get)
+            shortest = _fewest(first, curriculum)
+            raise ValueError(
+                f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of at most {longest} "
+                f"tokens ({length} / {divisor}), and its shortest task, {shortest.wording or shortest.name}, "
+                f"needs {least[first]}; take a smaller divisor than {divisor}, or a longer context"
+            )
+        fitting = tuple((name, share) for name, share in tasks if least.get(name, 0) <= longest)
+        pairs = [n for n in range(low, high + 1) if find("mqar", n, curriculum.askings).shortest(filler) <= longest]  # fmt: skip
+        found.append(Stage(longest, fitting, max(pairs, default=low)))
+    return tuple(found)
+
+
+def _fewest(name: str, curriculum: Curriculum) -> Task:
+    return find(name, curriculum.pairs[0], curriculum.askings)
 
 
 class RetrievalWindows:
@@ -59,9 +118,9 @@ class RetrievalWindows:
 
     tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having 1.
     Documents are uniform in [longest/4, longest] tokens, longest being `length` unless the curriculum says
-    otherwise, and never shorter than their task allows;
+    otherwise (`stages`), and never shorter than their task allows;
     the last of a window takes what is left, and what no document fits into is padding. Raises ValueError
-    if a task does not fit into the length.
+    if a task does not fit into the length, or none into a part of the training.
     """
 
     def __init__(
@@ -85,8 +144,9 @@ class RetrievalWindows:
             raise ValueError(
                 f"retrieval tasks need shares that are at least 0 and not all 0: {tasks}"
             )
-        self._names = [task for task, _ in tasks]
-        self._edges = np.cumsum(shares / shares.sum())[:-1]
+        if not curriculum.windows:  # everything stands at its end: no other part is read
+            curriculum = dataclasses.replace(curriculum, divisors=curriculum.divisors[-1:])
+        self._stages = stages(tasks, filler, curriculum, length)
         self._filler, self._pad, self._answer_weight = filler, tokenizer.pad, answer_weight
         self._length, self._curriculum, self._split = length, curriculum, split
         self._key = key_of("windows", split, seed)
@@ -106,16 +166,17 @@ class RetrievalWindows:
         self, generator: np.random.Generator, left: int, progress: float
     ) -> Document | None:
         which, how_many, how_long = generator.random(3)
-        name = self._names[np.searchsorted(self._edges, which, side="right")]
         grows, low = self._curriculum, self._curriculum.pairs[0]
+        stage = self._stages[grows.part(progress)]
+        name, _ = stage.tasks[np.searchsorted(stage.edges, which, side="right")]
         # Drawn for every task, so that a change of the mixture leaves the other documents alone.
-        pairs = low + int(how_many * (grows.most_pairs(progress) - low + 1))
+        most = min(grows.most_pairs(progress), stage.most_pairs)
+        pairs = low + int(how_many * (most - low + 1))
         task = find(name, pairs, grows.askings)
         shortest = task.shortest(self._filler)
         if shortest > left:
             return None
-        longest = grows.longest(progress, self._length)
-        least = max(shortest, longest // 4)
-        length = min(left, least + int(how_long * max(longest - least + 1, 1)))
+        least = max(shortest, stage.longest // 4)
+        length = min(left, least + int(how_long * max(stage.longest - least + 1, 1)))
         instance = task.make(self._filler, generator, self._split, length, None)
         return instance.document(self._answer_weight)

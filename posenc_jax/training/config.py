@@ -9,6 +9,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
+from posenc_jax.data.random_positions import FURTHEST
+from posenc_jax.encodings.scheme_presets import line_of
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.layer_stack import REMAT, period
 from posenc_jax.training.config_sections import (
@@ -71,7 +73,10 @@ class RunConfig:
 
 
 def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
-    """Returns a RunConfig from nested mappings; ValueError names an unknown key or a wrong type."""
+    """Returns a RunConfig from nested mappings; ValueError names an unknown key or a wrong type.
+
+    A scheme's name (`encodings.scheme_presets`) is stored as the line that it stands for, and names the arm if nothing else does.
+    """
     _known("config", sections, RunConfig)
     built = {}
     for field in dataclasses.fields(RunConfig):
@@ -83,6 +88,10 @@ def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
         built[field.name] = field.type(
             **{k: _typed(f"config.{field.name}.{k}", v, hints[k]) for k, v in values.items()}
         )
+    model, train = built["model"], built["train"]
+    if (line := line_of(model.scheme)) != model.scheme:
+        built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())
+        built["model"] = dataclasses.replace(model, scheme=line)
     return RunConfig(**built)
 
 
@@ -242,6 +251,11 @@ def _check_lengths(c: RunConfig) -> None:
 def _check_random_positions(c: RunConfig, longest: int | None) -> None:
     k, placed = c.data.random_positions, c.model_config(vocab_size=1).placed
     asked = f"config.data.random_positions={k}"
+    if k * c.train.length > FURTHEST:
+        raise ValueError(
+            f"{asked} at config.train.length={c.train.length} draws from {k * c.train.length:,} positions, and int32 "
+            f"holds {FURTHEST:,}; make it smaller"
+        )
     if k and longest is not None and longest < k * c.train.length:
         raise ValueError(
             f"{asked} draws from {k * c.train.length} positions, and {c.model.scheme!r} has {longest}; make it smaller"

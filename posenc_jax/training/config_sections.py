@@ -7,6 +7,8 @@ import dataclasses
 class ModelSection:
     """Shape of the decoder; see `posenc_jax.model.config.ModelConfig`. 0 takes the usual value.
 
+    scheme: a line of the scheme language, or the name of one.
+
     num_kv_heads: 0 = num_heads. head_dim: 0 = model_dim / num_heads. mlp_dim: 0 = 8/3 of model_dim
     for swiglu and 4 times it for gelu, rounded up to a multiple of 16.
     """
@@ -51,7 +53,7 @@ class DataSection:
         max_pairs; 0: they are max_pairs from the beginning.
       pair_askings: times that a recall document in training asks each pair, in rounds of an order of their own.
       length_warmup: the longest retrieval document is L divided by these, one after another in equal parts of the
-        training: 8,2,1 for L/8, L/2 and L by thirds.
+        training: 8,2,1 for L/8, L/2 and L by thirds. mqar has as many pairs as fit, and what does not fit is left out.
       random_positions: k: training reads a document's tokens at positions that are drawn from [0, k L), in rising
         order (`posenc_jax.data.random_positions`); evaluation reads plain ones. 0: plain ones in training too.
       threads: reading threads; they never change the order.

@@ -78,6 +78,11 @@ def _check_curriculum(data: DataSection) -> None:
     ):  # fmt: skip
         if getattr(data, name) != getattr(idle, name) and not there:
             raise ValueError(f"config.data.{name}={getattr(data, name)} is of {what}, or leave it at {getattr(idle, name)}")  # fmt: skip
+    if data.pairs_warmup and data.min_pairs == data.max_pairs:
+        raise ValueError(
+            f"config.data.pairs_warmup={data.pairs_warmup} has nothing to grow: config.data.min_pairs and max_pairs "
+            f"are both {data.min_pairs}; set them apart, or leave it at {idle.pairs_warmup}"
+        )
 
 
 def training_batches(

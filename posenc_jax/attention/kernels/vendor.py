@@ -39,10 +39,11 @@ def unsupported_reason(
     aligned: bool,
     sink: bool,
     consecutive: bool,
+    window: int | None,
 ) -> str | None:
     """Returns why a kernel of `KERNELS` cannot serve a layer, in words; None when it can.
 
-    The device is not asked: a program may be compiled for one that is not here.
+    The device is not asked: a program may be compiled for one that is not here. window: the model's own.
     """
     if layer.form is not None:
         return "linear attention has no softmax"
@@ -56,7 +57,7 @@ def unsupported_reason(
         return "its temperature depends on the key"
     if not causal or not aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
-    if not consecutive and _reads_distances(layer):
+    if not consecutive and (window is not None or _reads_distances(layer)):
         return "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or 'auto'"
     if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
         return f"it computes in bfloat16, not {dtype}"
