@@ -1,13 +1,13 @@
 """Trains one decoder: python train.py --config=configs/lm.py:rope+alibi --workdir=runs/x.
 
-Running the same command again goes on from the last checkpoint. Exit codes: 0 done, 2 wrong input,
-75 stopped and resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged or another
-process was lost, 130 ended by a second Ctrl-C without waiting for a checkpoint.
+The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 wrong input, 75 stopped and
+resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged or another process was
+lost, 130 ended by a second Ctrl-C without a checkpoint.
 
-Several seeds in one program, each in a folder of its own: --workdir=runs/x-s{seed} --seeds=0,1,2.
+Several seeds in one program, each with its own folder: --workdir=runs/x-s{seed} --seeds=0,1,2.
 
-Several processes are one run: Slurm, OpenMPI, TPU pods and GKE are seen without a flag (docs/cluster.md);
-elsewhere every process gets --coordinator=HOST:PORT --processes=N --process=I.
+Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag (docs/cluster.md); elsewhere
+each process gets --coordinator=HOST:PORT --processes=N --process=I.
 """
 
 import os
@@ -42,7 +42,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
-    """Flags to config to one call."""
+    """Trains the run of the flags; returns the exit code."""
     from posenc_jax.checkpoints.manager import SaveFailed
     from posenc_jax.training.config import from_sections
     from posenc_jax.training.hosts import connect, exit_together
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def _workdirs() -> dict[int, Path]:
-    """The folder of every seed asked for."""
+    """Returns the folder of each seed."""
     seeds, pattern = _SEEDS.value, _WORKDIR.value
     if not seeds or not all(s.isdigit() for s in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds must be whole numbers, each once, not {','.join(seeds)!r}")

@@ -1,16 +1,16 @@
-"""DroPE: a run trained with a rotation goes on without it, at the same length (Gelberg et al. 2025, arXiv 2512.12167).
+"""DroPE: continues a run without its rotation, at the same length (Gelberg et al. 2025, arXiv 2512.12167).
 
 Command:  python train.py --config=configs/lm.py:rope --config.train.steps=1020 --workdir=runs/x
           python train.py --config=configs/drope.py:runs/x --workdir=runs/x-drope
 Reaches:  not measured
 Takes:    15/85 of the steps of the run in the folder: a fifth of a minute of one core
 
-The run in the folder has taken 85 % of all steps; these are the other 15 %. Its biases and temperatures stay, and only its
-rotations go: what `nope~logn` would be for everyone it is here. Moments begin at zero and the rate is
-warmed up again, in 2 % of these steps, and decays by a cosine. Its peak is that of the run itself where queries and keys
-are normed, and a third of it where they are not: so do the authors' two configurations of Llama 2 7B,
-llama2_7b_drope_qk_norm.yaml (3e-4, the peak of its pretraining) and llama2_7b_drope.yaml (1e-4), with 100 of 15,000 and
-of 5,000 steps of warm-up. Read from their repository, SakanaAI/DroPE; its weight decay of 0 is not taken over.
+The run in the folder has taken 85 % of all steps; this configuration takes the other 15 %. Rotations are
+removed; biases and temperatures are kept. Moments begin at zero; the rate is warmed up again in 2 % of these
+steps and decays by a cosine. Its peak is that of the run under qk-norm, and a third of it otherwise, as in the
+authors' configurations of Llama 2 7B: llama2_7b_drope_qk_norm.yaml (3e-4, the peak of pretraining) and
+llama2_7b_drope.yaml (1e-4), with 100 of 15,000 and of 5,000 steps of warm-up (repository SakanaAI/DroPE). Their
+weight decay of 0 is not used.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ WARMUP = 0.02  # of these steps
 
 
 def get_config(folder: str = "") -> ConfigDict:
-    """Returns the configuration that goes on from the run in a folder, e.g. "runs/x"."""
+    """Returns the configuration that continues the run in a folder, e.g. "runs/x"."""
     path = Path(folder) / "config.json"
     if not folder:
         raise ValueError("configs/drope.py needs the folder of a run, e.g. configs/drope.py:runs/x")
@@ -55,7 +55,7 @@ def get_config(folder: str = "") -> ConfigDict:
 
 
 def dropped(scheme: Scheme) -> Scheme:
-    """Returns the scheme without its rotations; ValueError where it has none."""
+    """Returns the scheme without its rotations; ValueError if it has none."""
     layers = tuple(
         tuple(dataclasses.replace(heads, rotation=None) for heads in layer)
         for layer in scheme.layers

@@ -1,14 +1,14 @@
-"""Fine-tuning of a trained run at four times its length, its encoding stretched as a zero-shot reading would be.
+"""Fine-tuning of a trained run at four times its length, with its encoding stretched as in a zero-shot evaluation.
 
 Command:  python train.py --config=configs/finetune.py:yarn,runs/x --workdir=runs/x-yarn
-          also pi, ntk, llama3, dynamic; slopes (ALiBi's m L / L', rotations as they are); none, the control;
-          yarn:8 for eight times
-Reaches:  not measured; `source` in run.json holds the dev loss of the zero-shot reading, metrics.jsonl those after
-Takes:    1,000 steps of as many tokens as the run's own: a minute of one core
+          also pi, ntk, llama3, dynamic; slopes (m L / L' of ALiBi, rotations unchanged); none, the control;
+          yarn:8 for eight times the length
+Reaches:  not measured; run.json has the zero-shot dev loss (`source`), metrics.jsonl the later ones
+Takes:    1,000 steps with as many tokens as those of the run: a minute of one core
 
-Model, data and optimizer are those of the run in the given folder. The peak learning rate is a tenth of its
-own after 20 steps of warm-up (Chen et al. 2023, sec. 3.1, and Peng et al. 2023, sec. 4.1, begin as short and as
-low). A smaller batch keeps the tokens of a step.
+Model, data and optimizer are those of the run in the given folder. The peak learning rate is a tenth of that of
+the run, after 20 steps of warm-up (as in Chen et al. 2023, sec. 3.1, and Peng et al. 2023, sec. 4.1). The batch
+is smaller, so that a step has the same number of tokens.
 """
 
 import dataclasses

@@ -1,12 +1,12 @@
-"""Paper scale: the ALiBi paper's 1.3B decoder and a 7B, planned ahead and ready to launch; neither was trained here.
+"""Paper scale: the 1.3B decoder of the ALiBi paper and a 7B decoder, planned but not trained here.
 
 Plan:     python scripts/plan.py --config=configs/large.py:1.3b,rope+alibi --mesh=fsdp:16 --chips=v5e
 Command:  python train.py --config=configs/large.py:1.3b,rope+alibi --workdir=runs/large
-          on every host of the job, with --config.train.fsdp_devices=16 and so on for the mesh
+          on every host of the job, with --config.train.fsdp_devices=16 and the like for the mesh
 Reads:    BOOKS, a folder of UTF-8 text files split by file (the environment variable POSENC_JAX_BOOKS
           names another one), and TOKENIZER, a SentencePiece model of 50,300 pieces
           (POSENC_JAX_TOKENIZER), which has 50,304 ids with our four
-Takes:    results/plan/ has memory and the least time of a step
+Takes:    results/plan/ has memory and a lower bound of the time of a step
 
 1.3b is the decoder of Press et al. 2022, sec. 4.2 (25 layers, D 2048, 16 heads, F 8192) with our norms
 and GELU; 7b has the shape of LLaMA 7B (Touvron et al. 2023, table 2).
@@ -28,7 +28,7 @@ SIZES = {
 
 
 def get_config(size_and_scheme: str = "1.3b") -> ConfigDict:
-    """Returns the configuration of a size and a scheme, e.g. "7b,alibi"; rope+alibi where none is named."""
+    """Returns the configuration of a size and a scheme, e.g. "7b,alibi"; by default rope+alibi."""
     size, _, scheme = size_and_scheme.partition(",")
     if size not in SIZES:
         raise ValueError(f"configs/large.py has the sizes {', '.join(SIZES)}, not {size!r}")

@@ -1,7 +1,7 @@
-"""A small language model with retrieval documents mixed in, at the size of two cores.
+"""A small language model on text and retrieval documents, for two CPU cores.
 
 Command:  python train.py --config=configs/lm.py:rope+alibi --workdir=runs/x
-Reaches:  what five schemes reach, two seeds each, is the table of results/quickstart
+Reaches:  results/quickstart has a table of five schemes with two seeds each
 Takes:    about a minute on one core
 """
 
@@ -13,7 +13,7 @@ from posenc_jax.training.config import RunConfig
 
 
 def get_config(scheme: str = "rope+alibi") -> ConfigDict:
-    """Returns the configuration for one scheme (any line of the scheme language)."""
+    """Returns the configuration for one scheme (in the scheme language)."""
     config = ConfigDict(dataclasses.asdict(RunConfig()))
     config.model.update(
         scheme=scheme, model_dim=64, num_heads=4, head_dim=32, mlp_dim=128, embedding_scale=8.0
@@ -30,5 +30,5 @@ def get_config(scheme: str = "rope+alibi") -> ConfigDict:
     config.data.update(
         retrieval_share=0.75, passkey_share=0.25, answer_weight=3.0, min_pairs=2, max_pairs=8
     )
-    config.evaluation.batch_tokens = 1088  # two of the longest rows: larger ones page-fault on CPU
+    config.evaluation.batch_tokens = 1088  # two of the longest rows; more cause page faults on CPU
     return config

@@ -1,7 +1,7 @@
-"""Wiring check: a tiny decoder for a few steps, no claim about learning.
+"""Smoke test: a tiny decoder for a few steps, without a claim about learning.
 
 Command:  python train.py --config=configs/smoke.py:rope+alibi --workdir=runs/smoke
-Reaches:  a loss that has begun to fall
+Reaches:  a loss that begins to fall
 Takes:    about 20 seconds on two cores, most of it compiling
 """
 

@@ -1,11 +1,11 @@
-"""The door of every entry point: flags in, one line and exit code 2 for anything wrong with them."""
+"""Entry points: flag parsing, and errors of the user as one line and exit code 2."""
 
 import ctypes
 import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
@@ -15,14 +15,21 @@ from posenc_jax.results.schema import WRONG_INPUT
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs `main()` after the flags are parsed; exits with what it returns.
 
-    Wrong flags, and any ValueError from the work itself, become one line on stderr and exit code 2.
+    Wrong flags, and any ValueError of `main`, become one line on stderr and exit code 2.
     """
     _follow_parent()
     app.run(lambda _: sys.exit(_guarded(main)), flags_parser=_parse)
 
 
+def whole_numbers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
+    """Returns the values of a list flag as numbers; ValueError unless they are whole and not negative."""
+    if not values or not all(value.isdigit() for value in values):
+        raise ValueError(f"--{flag} must be whole numbers, not {','.join(values)!r}")
+    return tuple(map(int, values))
+
+
 def _follow_parent() -> None:
-    """On Linux, asks for SIGTERM when the study that started this process is killed outright."""
+    """On Linux, requests SIGTERM for this process when the study that started it is killed."""
     parent = os.environ.get("POSENC_JAX_STUDY")
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -34,7 +41,7 @@ def _parse(argv: list[str]) -> list[str]:
     def parsed() -> list[str]:
         rest = flags.FLAGS(argv)
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # the libraries narrate every save otherwise
+            logging.set_verbosity(logging.WARNING)  # libraries log every save
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}; settings are given as --name=value")
         return rest
@@ -47,39 +54,40 @@ def _guarded(work: Callable):
         return work()
     except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         if not (
-            isinstance(error, flags.Error | ValueError) or _of_a_path(error) or _from_config(error)
+            isinstance(error, flags.Error | ValueError) or _of_path(error) or _of_config(error)
         ):
             raise
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        name = str(said).strip("\"'")
-        if name.isidentifier():  # all that ml_collections says of a setting unlike any other
-            said = f"{name} is not a setting of the configuration"
-        print(f"{sys.argv[0]}: {_line(str(said))}", file=sys.stderr)
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        name = str(message).strip("\"'")
+        if name.isidentifier():  # the whole message of ml_collections for an unknown setting
+            message = f"{name} is not a setting of the configuration"
+        print(f"{sys.argv[0]}: {_one_line(str(message))}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
 
 
-def _line(said: str) -> str:
-    """One line; of a config file that refuses its argument, ml_collections prints the whole traceback."""
-    before, traceback, after = said.partition("Error whilst parsing config file:")
+def _one_line(message: str) -> str:
+    """Returns the message on one line, without the traceback of a config file that ml_collections adds."""
+    before, traceback, after = message.partition("Error whilst parsing config file:")
     if traceback:
-        said = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")
-    return " ".join(said.split())
+        message = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return " ".join(message.split())
 
 
-def _of_a_path(error: BaseException) -> bool:
-    """Whether the error says that a path given by the user is not there, or that nothing can be written there."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or isinstance(
-        error,
-        FileNotFoundError
-        | NotADirectoryError
-        | FileExistsError
-        | IsADirectoryError
-        | PermissionError,
+def _of_path(error: BaseException) -> bool:
+    """Whether a path of the user does not exist, is of the wrong kind, or cannot be written."""
+    kinds = (
+        FileNotFoundError,
+        NotADirectoryError,
+        FileExistsError,
+        IsADirectoryError,
+        PermissionError,
     )
+    full_or_read_only = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error, kinds) or getattr(error, "errno", None) in full_or_read_only
 
 
-def _from_config(error: BaseException) -> bool:
-    """Whether the error rose while a config file or an override of it was read."""
+def _of_config(error: BaseException) -> bool:
+    """Whether the error was raised while ml_collections read a config file or an override."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_globals.get("__name__", "").startswith("ml_collections"):

@@ -1,20 +1,19 @@
-"""What things cost: python scripts/bench.py encodings --out=looks/costs.
+"""Runs a bench: python scripts/bench.py encodings --out=looks/costs.
 
     encodings   a training step, a forward pass, memory and parameters of every encoding, against nope
     rotation    RoPE by integer range reduction, against the plain float32 product and a table
-    attention   attention under ALiBi, ours beside jax.nn and, where installed, PyTorch (extra: peers)
-    step        a training step beside its twin in PyTorch, transformers and x-transformers (extra: peers)
+    attention   attention under ALiBi, ours beside jax.nn and, if installed, PyTorch (extra: peers)
+    step        a training step beside PyTorch, transformers and x-transformers (extra: peers)
     evaluation  scoring per token, and its memory, from the training length to 256 times that
-    loop        whole training runs: what checkpoints cost, and waiting for data
+    loop        whole training runs: the cost of checkpoints and of waiting for data
 
-Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in bursts
-of runs. Prints a table; with
---out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. A bench reads the flags
-that its function in posenc_jax/bench/ has arguments for; another one is an error. Exit code 2 for
-wrong input.
+Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in bursts of
+runs. Prints a table; with --out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. The
+flags of a bench are the fields of its settings in posenc_jax/bench/; another flag is an error. Exit code 2
+for wrong input.
 """
 
-import inspect
+import dataclasses
 import os
 import shlex
 import sys
@@ -35,10 +34,10 @@ _READ = {
     "candidates": flags.DEFINE_string("candidates", None, "Names of the table with ';' between; none: all"),
     "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
     "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
-    "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch twin through torch.compile"),
+    "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch reference under torch.compile"),
     "layers": flags.DEFINE_integer("layers", None, "Layers of the model", lower_bound=1),
     "model_dim": flags.DEFINE_integer("model_dim", None, "Width of the model, heads of 64", lower_bound=64),
-    "devices": flags.DEFINE_integer("devices", None, "Over which another row of our step splits the batch", lower_bound=1),
+    "devices": flags.DEFINE_integer("devices", None, "Devices over which a further row of our step splits the batch", lower_bound=1),
     "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
     "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
     "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
@@ -48,11 +47,11 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 
 def main(name: str | None) -> None:
-    """A bench and flags to one measurement."""
+    """Runs one bench with the settings of the flags."""
     if name in ("attention", "step"):
-        # JAX takes three quarters of a GPU at its start, and PyTorch in the same process needs room.
+        # JAX would reserve three quarters of the GPU memory, which PyTorch in the same process needs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sys.path.append(str(Path(__file__).parent.parent))  # configs/ is beside the package, not in it
+    sys.path.append(str(Path(__file__).parent.parent))  # configs/ lies beside the package
     from posenc_jax.bench import (
         attention_cost,
         encoding_cost,
@@ -63,42 +62,38 @@ def main(name: str | None) -> None:
     )
 
     benches = {
-        "encodings": encoding_cost.measure,
-        "rotation": rotation_cost.measure,
-        "attention": attention_cost.measure,
-        "step": step_cost.measure,
-        "evaluation": evaluation_cost.measure,
-        "loop": loop_cost.measure,
+        "encodings": (encoding_cost.measure, encoding_cost.EncodingSettings),
+        "rotation": (rotation_cost.measure, rotation_cost.RotationSettings),
+        "attention": (attention_cost.measure, attention_cost.AttentionBenchSettings),
+        "step": (step_cost.measure, step_cost.StepSettings),
+        "evaluation": (evaluation_cost.measure, evaluation_cost.EvaluationSettings),
+        "loop": (loop_cost.measure, loop_cost.LoopSettings),
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")
-    given = _given(name, inspect.signature(benches[name]).parameters)
+    measure, settings = benches[name]
+    given = _given(name, [field.name for field in dataclasses.fields(settings)])
     out = Path(_OUT.value) if _OUT.value else None
     if out:
         _refuse_unwritable(out)
-    result = benches[name](**given)
+    result = measure(settings(**given))
     print(result.table)
     if out:
         for path in _written(result, out):
             print(path)
 
 
-def _given(name: str, parameters) -> dict:
-    """Returns the flags that were given, by argument; the others keep the bench's own defaults."""
+def _given(name: str, fields: list[str]) -> dict:
+    """Returns the flags that were given, by field; other fields keep their defaults."""
     given = {flag: holder.value for flag, holder in _READ.items() if holder.value is not None}
     for flag in given:
-        if flag not in parameters:
-            raise ValueError(f"--{flag} is not read by {name}, which reads {', '.join(parameters)}")
+        if flag not in fields:
+            raise ValueError(f"--{flag} is not read by {name}, which reads {', '.join(fields)}")
     for flag in ("schemes", "candidates"):
         if flag in given:
             given[flag] = tuple(s.strip() for s in given[flag].split(";") if s.strip())
     if "lengths" in given:
-        try:
-            given["lengths"] = tuple(int(n) for n in given["lengths"])
-        except ValueError:
-            raise ValueError(
-                f"--lengths must be whole numbers, not {','.join(given['lengths'])!r}"
-            ) from None
+        given["lengths"] = cli.whole_numbers("lengths", given["lengths"])
     return given
 
 
@@ -128,7 +123,7 @@ def _written(result, out: Path):
 
 
 def _picture(result):
-    """Returns the panels of an outcome side by side, one line of marks per label."""
+    """Returns the panels of a result side by side, one line of marks per label."""
     from posenc_jax.report import style
 
     shown = [marks for panel in result.panels for marks in panel.series.values()]
@@ -141,13 +136,13 @@ def _picture(result):
         for axes, panel in zip(grid, result.panels, strict=True):
             for index, (name, marks) in enumerate(panel.series.items()):
                 names, low, middle, high = zip(*marks, strict=True)
-                apart = min(0.3, 0.8 / len(panel.series))
-                shift = apart * (index - (len(panel.series) - 1) / 2)
-                place = [labels.index(label) + shift for label in names]
+                spacing = min(0.3, 0.8 / len(panel.series))
+                shift = spacing * (index - (len(panel.series) - 1) / 2)
+                y = [labels.index(label) + shift for label in names]
                 looks = style.line_style(index)
-                axes.hlines(place, low, high, color=looks["color"], linewidth=1.6)
+                axes.hlines(y, low, high, color=looks["color"], linewidth=1.6)
                 axes.plot(
-                    middle, place, label=name,
+                    middle, y, label=name,
                     linestyle="none", color=looks["color"], marker=looks["marker"],
                 )  # fmt: skip
             axes.axvline(1, color=style.MUTED, linewidth=0.8)
@@ -163,12 +158,7 @@ def _picture(result):
         return figure
 
     return style.Picture(
-        result.name,
-        result.title,
-        result.caption,
-        tuple(result.rows[0]),
-        result.rows,
-        draw,
+        result.name, result.title, result.caption, tuple(result.rows[0]), result.rows, draw
     )
 
 

@@ -4,11 +4,11 @@ Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed),
 everything, or with --suite=E3,R2,copy some, on held-out text of dev, and writes evaluation_dev/rows.jsonl
 in the run's folder. --split=test is for what is read once, by a plan that was made before; its rows lie
 in evaluation/. Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
-trained at 4 L: --workdir=runs/rope-4L --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. With
---stretch the trained scheme is read further, by one rule for its rotations and biases (see
-posenc_jax/encodings/length_extension.py), as an arm of its own under <workdir>/stretched/. All results rest on the last
-checkpoint; --checkpoint=best reads the one of the lowest dev loss (config.train.dev_every), --checkpoint=400
-that of a step, each into a folder of its own. On CPU rows are spread over the cores that the process may
+trained at 4 L: --workdir=runs/rope-4L --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. --stretch
+evaluates the trained scheme under a length extension of its rotations and biases (see
+posenc_jax/encodings/length_extension.py), as another arm under <workdir>/stretched/. Results use the last
+checkpoint; --checkpoint=best takes that of the lowest dev loss (config.train.dev_every), --checkpoint=400
+that of a step, each with its own folder. On CPU rows are spread over the cores that the process may
 use. Exit code 2 for wrong input.
 """
 
@@ -32,7 +32,7 @@ _WRITE_KEY_TARGETS = flags.DEFINE_string(
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,
-    "Read the scheme further: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4",
+    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string(
@@ -41,7 +41,7 @@ _SPLIT = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Flags to one call."""
+    """Evaluates the run of the flags."""
     from posenc_jax.evaluation.cpu_devices import use_all_cores
     from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
     from posenc_jax.results.row_file import headline
@@ -58,9 +58,7 @@ def main() -> None:
 
     lengths = _LENGTHS.value
     if lengths is not None:
-        if not lengths or not all(n.isdigit() for n in lengths):
-            raise ValueError(f"--lengths must be whole numbers, not {','.join(lengths)!r}")
-        lengths = tuple(int(n) for n in lengths)
+        lengths = cli.whole_numbers("lengths", lengths)
     path = evaluate(
         Path(_WORKDIR.value),
         multiples=lengths,

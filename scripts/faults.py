@@ -1,9 +1,9 @@
 """The fault table: python scripts/faults.py --trials=10 --only=kill,flip --out=faults.jsonl.
 
-Puts faults into small runs and says what came of each: whether the result still equals that of the
-undisturbed run bit for bit, whether anything went unseen, how many steps were taken again. Exit code 1 when
-anything did not hold. --trials counts trials of each fault; --cheap those that need no process of their own.
---table=a.jsonl,b.jsonl.gz prints the table of rows that were written before.
+Injects faults into small runs and reports for each: whether the result equals that of the undisturbed run
+bit for bit, whether the fault was detected, and how many steps were taken again. Exit code 1 if any trial
+failed. --trials: trials of each fault; --cheap: trials of faults that need no process of their own.
+--table=a.jsonl,b.jsonl.gz prints the table of stored rows.
 """
 
 import dataclasses
@@ -23,14 +23,12 @@ _CHEAP = flags.DEFINE_integer(
 )
 _ONLY = flags.DEFINE_list("only", None, "Names of faults; default: all")
 _OUT = flags.DEFINE_string("out", None, "A row for every trial, appended as JSONL")
-_TABLE = flags.DEFINE_list(
-    "table", None, "Files of --out, .gz or not: puts in nothing, prints their table"
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of moments, files and bits")
+_TABLE = flags.DEFINE_list("table", None, "Files of --out, .gz or not: only prints their table")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments, files and bits")
 
 
 def main() -> int:
-    """Flags to one call, and the table."""
+    """Runs the faults of the flags and prints their table."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from faults.small_run import SmallRun
     from faults.suite import CHEAP, FAULTS, chosen

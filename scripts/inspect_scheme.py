@@ -1,7 +1,7 @@
-"""What a scheme can see before training: python scripts/inspect_scheme.py --scheme=rope+alibi --train_length=1024 --length=16384 --out=looks/x.
+"""Analyses a scheme before training: python scripts/inspect_scheme.py --scheme=rope+alibi --train_length=1024 --length=16384 --out=looks/x.
 
-Prints a table and warnings in words; with --out also writes reach.json and pictures with the tables
-they were drawn from. Exit code 2 for wrong input.
+Prints a table of heads and warnings; with --out also writes reach.json and figures (PNG and CSV). Exit code
+2 for wrong input.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from absl import flags
 from posenc_jax import cli
 
 _SCHEME = flags.DEFINE_string(
-    "scheme", None, "A line of the scheme language, or the name of one", required=True
+    "scheme", None, "Scheme, in the scheme language, or a preset", required=True
 )
 _LAYERS = flags.DEFINE_integer(
     "num_layers", 0, "Layers; 0: one period of the scheme", lower_bound=0
@@ -21,7 +21,7 @@ _LAYERS = flags.DEFINE_integer(
 _HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads", lower_bound=1)
 _HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Dims per head", lower_bound=1)
 _TRAIN = flags.DEFINE_integer("train_length", 1024, "L, tokens", lower_bound=2)
-_LENGTH = flags.DEFINE_integer("length", 16384, "Keys in sight, tokens", lower_bound=2)
+_LENGTH = flags.DEFINE_integer("length", 16384, "Number of keys, tokens", lower_bound=2)
 _MARGINS = flags.DEFINE_list("margins", ["10", "20", "30"], "Content margins, nats")
 _BOUND = flags.DEFINE_float(
     "bound", 8.0, "Largest |content logit|, for the windows of attention", lower_bound=0.0
@@ -30,7 +30,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder for reach.json and the pictures"
 
 
 def main() -> None:
-    """Flags to one look."""
+    """Prints the analysis of a scheme."""
     import jax
 
     from posenc_jax.attention.blockwise.cutoff import cutoff_windows
@@ -71,22 +71,22 @@ def main() -> None:
     errors = {
         w: angle_errors(w, _LENGTH.value) for w in {h.wavelengths for h in heads if h.wavelengths}
     }
-    said = scheme_warnings(heads, _LENGTH.value, _TRAIN.value)
+    warnings = scheme_warnings(heads, _LENGTH.value, _TRAIN.value)
     if any(params) or (placed.absolute is not None and placed.absolute.learns):
-        said.append("learned parts are shown at their initial values")
+        warnings.append("learned parts are shown at their initial values")
     grids = {n for layer in placed.layers for g in layer.groups for p in g.heads.parts() if (n := p.columns(g.context))}  # fmt: skip
     for columns in sorted(grids):
-        said.append(
+        warnings.append(
             f"positions are read on a grid of {columns} columns; distances in this table run in raster order"
         )
     gated = sum(layer.gated for layer in placed.layers)
     if gated:
-        said.append(
+        warnings.append(
             f"tokens decide a bias in {gated} layers: it is shown for tokens at rest, x = 0"
         )
     tempered = sum(layer.tempered_by_tokens for layer in placed.layers)
     if tempered:
-        said.append(
+        warnings.append(
             f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x = 0"
         )
 
@@ -95,7 +95,7 @@ def main() -> None:
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
         print(f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} to {max(waves):,.0f} tokens): {shown} rad")  # fmt: skip
-    for line in said:
+    for line in warnings:
         print(f"! {line}")
     if _OUT.value:
         out = Path(_OUT.value)
@@ -109,7 +109,7 @@ def main() -> None:
                 dataclasses.asdict(h) | {"window": w} for h, w in zip(heads, window_N, strict=True)
             ],
             "angle_errors": [{"wavelengths": list(w), **e} for w, e in errors.items()],
-            "warnings": said,
+            "warnings": warnings,
         }
         (out / "reach.json").write_text(json.dumps(record, indent=2) + "\n")
         for path in _pictures(placed, params, heads, out):
@@ -137,7 +137,7 @@ def _tokens(horizon: int | None) -> str:
 
 
 def _pictures(placed, params, heads, out: Path):
-    """Writes the pictures of each kind of layer and yields their paths."""
+    """Writes the figures of each distinct layer and yields their paths."""
     import jax
     import numpy as np
 
@@ -168,10 +168,11 @@ def _pictures(placed, params, heads, out: Path):
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:
         number = placed.layers.index(layer)
-        mine = [h for h in heads if h.layer == number]
-        waves = list(dict.fromkeys(h.wavelengths for h in mine if h.wavelengths))
+        of_layer = [h for h in heads if h.layer == number]
+        waves = list(dict.fromkeys(h.wavelengths for h in of_layer if h.wavelengths))
         rotations = {
-            f"heads {', '.join(str(h.head) for h in mine if h.wavelengths == w)}": w for w in waves
+            f"heads {', '.join(str(h.head) for h in of_layer if h.wavelengths == w)}": w
+            for w in waves
         }
         curves = {
             name: (rotary_kernel(w, distance_S), decay_bound(w, distance_S))
@@ -194,7 +195,9 @@ def _pictures(placed, params, heads, out: Path):
         ]
         if layer.form is None:
             pictures.append(
-                inspection_figures.horizon_picture([h.horizon for h in mine], length, train_length)
+                inspection_figures.horizon_picture(
+                    [h.horizon for h in of_layer], length, train_length
+                )
             )
         on_grid = [p.columns(g.context) for g in layer.groups for p in g.heads.parts()]
         for columns in dict.fromkeys(n for n in on_grid if n is not None):
@@ -206,7 +209,7 @@ def _pictures(placed, params, heads, out: Path):
 
 
 def _written(picture, out: Path, before: str = ""):
-    """Writes a picture and its table, if there is anything to draw, and yields its path."""
+    """Writes a figure and its CSV, if there is anything to draw, and yields its path."""
     if picture.draw is not None:
         (out / f"{before}{picture.name}.csv").write_text(picture.csv())
         (out / f"{before}{picture.name}.png").write_bytes(picture.png())

@@ -1,8 +1,8 @@
-"""What training will cost on chips that are not here: python scripts/plan.py --config=configs/large.py:1.3b --mesh=data:4,model:4 --chips=v5e.
+"""Plans training on other chips: python scripts/plan.py --config=configs/large.py:1.3b --mesh=data:4,model:4 --chips=v5e.
 
-Compiles the training step for them (extra: plan) and prints memory per device, FLOPs, memory traffic,
-collectives, and the least time a step can take. Where a chip's compiler is not installed, the CPU's own
-estimate stands in and says so. --out appends a row per chip. Exit code 2 for wrong input.
+Compiles the training step for the chips (extra: plan) and prints memory per device, FLOPs, memory traffic,
+collectives, and a lower bound of the time of a step. If the compiler of a chip is not installed, the estimate
+is that of the CPU compiler and is marked. --out appends a row per chip. Exit code 2 for wrong input.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-# Nothing runs here: a chip that is here is left alone, and no cloud is asked for one. Before JAX is imported.
+# Nothing runs: local chips stay free, and no cloud is queried. This must precede the import of JAX.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
@@ -40,7 +40,7 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    """Flags to one row per chip."""
+    """Makes one row per chip."""
     import jax
 
     from posenc_jax.bench.plan import (
@@ -56,7 +56,7 @@ def main() -> None:
 
     shape = mesh_shape(_MESH.value)
     chips = [find_hardware(name.strip()) for name in _CHIPS.value]
-    if any(chip.missing for chip in chips):  # before anything asks JAX for its devices
+    if any(chip.missing for chip in chips):  # before JAX makes its devices
         jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
     config = with_mesh(from_sections(_CONFIG.value.to_dict()), shape)
     vocab_size = _VOCAB.value or planned_vocabulary(config)
@@ -66,11 +66,11 @@ def main() -> None:
         row = plan_step(config, vocab_size, compile_target(chip, shape, _TOPOLOGY.value))
         print(summary(row))
         if _OUT.value:
-            _append(row | _origin(config), Path(_OUT.value))
+            _append(row | _provenance(config), Path(_OUT.value))
 
 
 def _append(row: dict, out: Path) -> None:
-    """Appends a row, says how it compares with the one before on the same chips, and rewrites the table."""
+    """Appends a row, prints a comparison with the last row of the same chips, and rewrites the table."""
     from posenc_jax.bench.plan_table import comparison, table
 
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -82,7 +82,7 @@ def _append(row: dict, out: Path) -> None:
     out.with_suffix(".md").write_text(table([*rows, row]))
 
 
-def _origin(config) -> dict:
+def _provenance(config) -> dict:
     from posenc_jax.training.workdir import provenance
 
     compilers = {}

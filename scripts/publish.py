@@ -1,13 +1,13 @@
 """Publishes a study: python scripts/publish.py --workdir=studies/x --out=results/x
 
-Writes what others need to redraw and rejudge it without its runs and checkpoints: rows, training logs,
-arrays per instance, the record of every run, the learning-rate search, the plan, and the list of texts with
-their SHA-256; prints the size of each file. Then, from the published folder alone:
+Writes everything that report and verdict need, without runs and checkpoints: rows, training logs, arrays per
+instance, the record of every run, the learning-rate search, the plan, and the list of texts with their
+SHA-256. Prints the size of each file. Afterwards the published folder is enough for:
 
     python scripts/verdict.py --results=results/x
     python scripts/report.py --results=results/x
 
-The corpus must lie where the runs read it. A folder of another study is not overwritten. Seconds.
+The corpus must be where the runs read it. A folder of another study is not overwritten. Takes seconds.
 Exit code 2 for wrong input.
 """
 
@@ -23,7 +23,7 @@ _SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are
 
 
 def main() -> None:
-    """Flags to one call."""
+    """Publishes the study of the flags."""
     from posenc_jax.data.text_digests import list_texts
     from posenc_jax.results.load import load_unmigrated, splits
     from posenc_jax.results.publish import corpus_fingerprint, publish
@@ -36,7 +36,7 @@ def main() -> None:
     if corpus.fingerprint != corpus_fingerprint(data):
         raise ValueError(
             f"the runs below {workdir} read a corpus {corpus_fingerprint(data)[:12]}, here it is "
-            f"{corpus.fingerprint[:12]}: publish where their texts lie"
+            f"{corpus.fingerprint[:12]}: publish on a machine that has their texts"
         )
     others = [split for split in splits(workdir) if split != data.split]
     beside = load_unmigrated(workdir, others[0]) if others else None

@@ -1,8 +1,8 @@
-"""Draws a study or a single run: python scripts/report.py --workdir=studies/quickstart
+"""Writes the report of a study or a run: python scripts/report.py --workdir=studies/quickstart
 
 `--results=results/screening` reads a published folder instead of run folders. Writes report.html (one
-self-contained page) and figures/ (PNG, and the CSV each was drawn from) beside what was read, or into
---out; the last line printed is the page's path. Seconds. Exit code 2 for wrong input.
+self-contained page) and figures/ (PNG and CSV) into the same folder, or into --out; the last line printed is
+the path of the page. Takes seconds. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run")
 _RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
-_OUT = flags.DEFINE_string("out", None, "Folder of the page; default: what is read")
+_OUT = flags.DEFINE_string("out", None, "Folder of the page; default: the folder that is read")
 _SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are read; default: the study's own")  # fmt: skip
 
 
 def main() -> None:
-    """Flags to one call."""
+    """Writes the report of the flags."""
     from posenc_jax.report import write_report
     from posenc_jax.results.load import chosen_folder, load
 

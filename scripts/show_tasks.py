@@ -1,7 +1,7 @@
-"""Prints retrieval instances to read: python scripts/show_tasks.py --task=needles_4 --length=200.
+"""Prints retrieval instances as text: python scripts/show_tasks.py --task=needles_4 --length=200.
 
-Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; an answer stands in [[ ]] and its
-source in the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
+Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; answers are in [[ ]], their sources in
+the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
 """
 
 from absl import flags
@@ -14,14 +14,14 @@ _SPLIT = flags.DEFINE_string("split", "dev", "train, dev or test")
 _INDEX = flags.DEFINE_integer("index", 0, "The first instance shown", lower_bound=0)
 _COUNT = flags.DEFINE_integer("count", 1, "Instances of each task", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the instances")
-_CORPUS = flags.DEFINE_string("corpus", "python_stdlib", "Text that needles lie in")
+_CORPUS = flags.DEFINE_string("corpus", "python_stdlib", "Corpus of the text around the needles")
 _FOLDER = flags.DEFINE_string("folder", None, "Folder of text, for --corpus=text_folder")
-_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where prepared corpora are kept")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Folder of prepared corpora")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "bytes", "bytes, or a SentencePiece model")
 
 
 def main() -> None:
-    """Flags to one instance after another."""
+    """Prints the instances of the flags."""
     from posenc_jax.data.corpora import open_corpus
     from posenc_jax.data.token_stream import open_stream
     from posenc_jax.data.tokenizers import open_tokenizer

@@ -1,13 +1,13 @@
-"""Runs a study file end to end: python scripts/study.py --study=configs/studies/quickstart.py --workdir=studies/quickstart.
+"""Runs a study: python scripts/study.py --study=configs/studies/quickstart.py --workdir=studies/quickstart.
 
-Trains and evaluates every run of the study, several at a time: first the runs that choose the learning
-rates, where the file tunes any, then those that count. Their rows are of dev, unless the file says
-split="test". Ends in rows.jsonl, the verdict where the file names what is to be decided, and report.html. Running it again goes on where it stopped, whatever stopped it.
+Trains and evaluates every run, several at a time: first the learning-rate search, if the study has one, then
+the runs that count. Rows are of dev unless the study has split="test". Then it writes rows.jsonl, the verdict
+if the study names hybrids, and report.html. The same command resumes a stopped study.
 
---launch=slurm writes and submits the same as array jobs, one task a run; without Slurm it prints them.
---run=NAME carries out one run of the study; --collect writes rows, verdict and report from what is there.
+--launch=slurm submits the study as array jobs, one task a run; without Slurm it prints them.
+--run=NAME runs one run of the study; --collect writes rows, verdict and report from the runs that exist.
 
-Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped and resumable.
+Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped, can be resumed.
 """
 
 import importlib.util
@@ -27,28 +27,33 @@ _STUDY = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study", required=True)
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core on CPU, one on accelerators, as many as Slurm starts", lower_bound=0)  # fmt: skip
-_LAUNCH = flags.DEFINE_enum("launch", "local", ["local", "slurm"], "Where the runs are carried out")
+_LAUNCH = flags.DEFINE_enum("launch", "local", ["local", "slurm"], "Where the runs are started")
 _RUN = flags.DEFINE_string("run", None, "One run by its name, e.g. rope-s0 or rope-s90-lr0.01")
-_COLLECT = flags.DEFINE_bool("collect", False, "Only rows, verdict and report, of what is there")
-_PARTITION = flags.DEFINE_string("partition", "", "Slurm: partition")
-_ACCOUNT = flags.DEFINE_string("account", "", "Slurm: account")
-_TIME = flags.DEFINE_string("time", "", "Slurm: time limit of a run, e.g. 4:00:00")
-_GPUS = flags.DEFINE_integer("gpus", 0, "Slurm: GPUs of a run", lower_bound=0)
-_CPUS = flags.DEFINE_integer("cpus", 0, "Slurm: CPU cores of a run", lower_bound=0)
-_MEMORY = flags.DEFINE_string("memory", "", "Slurm: memory of a run, e.g. 32G")
-_VENV = flags.DEFINE_string("venv", "", "Slurm: virtual environment that the tasks activate")
-_CONTAINER = flags.DEFINE_string("container", "", "Slurm: container image of the tasks (pyxis)")
+_COLLECT = flags.DEFINE_bool(
+    "collect", False, "Only write rows, verdict and report, from the runs that exist"
+)
+_SLURM = {
+    "partition": flags.DEFINE_string("partition", "", "Slurm: partition"),
+    "account": flags.DEFINE_string("account", "", "Slurm: account"),
+    "time": flags.DEFINE_string("time", "", "Slurm: time limit of a run, e.g. 4:00:00"),
+    "gpus": flags.DEFINE_integer("gpus", 0, "Slurm: GPUs of a run", lower_bound=0),
+    "cpus": flags.DEFINE_integer("cpus", 0, "Slurm: CPU cores of a run", lower_bound=0),
+    "memory": flags.DEFINE_string("memory", "", "Slurm: memory of a run, e.g. 32G"),
+    "venv": flags.DEFINE_string("venv", "", "Slurm: virtual environment that the tasks activate"),
+    "container": flags.DEFINE_string(
+        "container", "", "Slurm: container image of the tasks (pyxis)"
+    ),
+}
 _ROOT = Path(__file__).resolve().parent.parent
-_SLURM = ("partition", "account", "time", "gpus", "cpus", "memory", "venv", "container")
 
 
 def main() -> int:
-    """Study file to runs to rows, verdict and report."""
+    """Runs a study, one of its runs, or its last step."""
     from posenc_jax.study.runner import study_runner
     from posenc_jax.training.workdir import lock_workdir
 
     module, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
-    given = [f"--{name}" for name in _SLURM if flags.FLAGS[name].present]
+    given = [f"--{name}" for name, flag in _SLURM.items() if flag.present]
     if given and _LAUNCH.value != "slurm":
         raise ValueError(f"{', '.join(given)} belong to --launch=slurm")
     if sum((_LAUNCH.value == "slurm", _RUN.value is not None, _COLLECT.value)) > 1:
@@ -61,37 +66,37 @@ def main() -> int:
         return _slurm(plan)
     try:
         if _RUN.value is not None:
-            return _one(plan)
+            return _run_one(plan)
         with lock_workdir(workdir):
             plan.begin()
-            return _end(plan, []) if _COLLECT.value else _everything(plan)
+            return _collect(plan, []) if _COLLECT.value else _run_study(plan)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
         return STOPPED
 
 
-def _everything(plan) -> int:
+def _run_study(plan) -> int:
     study = plan.study
     print(_about_split(study))
     for name, reason in study.skipped().items():
         print(f"{name} is left out: {reason}")
-    failed, stopped = _carry_out(plan, plan.runs(study.tuning_grid()), "tuning runs")
+    failed, stopped = _run_all(plan, plan.runs(study.tuning_grid()), "tuning runs")
     if stopped:
         return _stopped(stopped)
-    rates, said = plan.rates()
+    rates, remarks = plan.rates()
     plan.write_tuning()
-    for line in said:
+    for line in remarks:
         print(line)
     for wave in study.waves(study.grid(rates)):
         for what, runs in (("programs of several seeds", plan.programs), ("runs", plan.runs)):
-            lost, stopped = _carry_out(plan, runs(wave), what)
+            lost, stopped = _run_all(plan, runs(wave), what)
             if stopped:
                 return _stopped(stopped)
             failed = (*failed, *lost)
-    return _end(plan, failed)
+    return _collect(plan, failed)
 
 
-def _carry_out(plan, runs, what: str):
+def _run_all(plan, runs, what: str):
     from posenc_jax.study.local_executor import run_all, usable_cores
 
     if not runs:
@@ -104,8 +109,8 @@ def _carry_out(plan, runs, what: str):
     return outcome.failed, outcome.stopped
 
 
-def _one(plan) -> int:
-    """Carries out one run with all of this process's cores and devices, as a task of an array does."""
+def _run_one(plan) -> int:
+    """Runs one run on all cores and devices of this process, as a task of an array does."""
     from posenc_jax.study.local_executor import run_all
 
     study = plan.study
@@ -113,18 +118,18 @@ def _one(plan) -> int:
     if _RUN.value not in groups:
         planned = _groups(study, {arm.name: None for arm in study.arms})
         if _RUN.value not in planned:
-            study.cell(_RUN.value)  # raises, in words, for a name that is none
+            study.cell(_RUN.value)  # raises for an unknown name
             raise ValueError(f"--run={_RUN.value} is not the name of a run: {', '.join([*groups, *planned][:6])} ...")  # fmt: skip
         groups = _groups(study, plan.rates()[0])
         if _RUN.value not in groups:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return FAILED
     codes = []
-    for planned in (
+    for commands_of in (
         plan.programs,
         plan.runs,
-    ):  # what is evaluated is known once programs have ended
-        if not (runs := planned(groups[_RUN.value])):
+    ):  # the second depends on what the first has trained
+        if not (runs := commands_of(groups[_RUN.value])):
             continue
         outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
@@ -134,14 +139,14 @@ def _one(plan) -> int:
 
 
 def _groups(study, rates) -> dict:
-    """The runs that count by the name of what one task carries out: a run, or an arm's seeds together."""
+    """Returns the runs that count by the name of a task: one run, or all seeds of an arm."""
     from posenc_jax.study.grid import group_name
 
     return {group_name(group): group for group in study.groups(study.grid(rates))}
 
 
-def _end(plan, failed) -> int:
-    """Rows, verdict and report of what is there; names what is not."""
+def _collect(plan, failed) -> int:
+    """Writes rows, verdict and report from the runs that exist; names the others."""
     from posenc_jax.report.page import write_report
     from posenc_jax.results.load import load
 
@@ -154,27 +159,26 @@ def _end(plan, failed) -> int:
         return FAILED if failed else DONE
     _verdict(plan)
     print(write_report(load(plan.workdir, plan.study.split), plan.workdir))
-    lacking = [name for name in plan.study.slots() if name not in {c.name for c in cells}]
-    lacking += [c.name for c in cells if not (plan.evaluation(c) / "evaluation.json").exists()]  # fmt: skip
-    named = list(dict.fromkeys([*failed, *lacking]))
+    missing = [name for name in plan.study.slots() if name not in {c.name for c in cells}]
+    missing += [c.name for c in cells if not (plan.evaluation(c) / "evaluation.json").exists()]  # fmt: skip
+    named = list(dict.fromkeys([*failed, *missing]))
     if named:
         print(f"{len(named)} runs failed or have not ended: {', '.join(named)}", file=sys.stderr)
     return FAILED if named else DONE
 
 
 def _verdict(plan) -> None:
-    """Calls scripts/verdict.py, the face of posenc_jax.study.decision, where there is something to decide."""
-    script = _ROOT / "scripts" / "verdict.py"
-    if not plan.study.roles.get("hybrids") or not script.exists():
+    """Calls scripts/verdict.py if the study has hybrids."""
+    if not plan.study.roles.get("hybrids"):
         return
-    command = [sys.executable, script, f"--workdir={plan.workdir}"]
+    command = [sys.executable, _ROOT / "scripts" / "verdict.py", f"--workdir={plan.workdir}"]
     command += [f"--prereg={plan.study.prereg}"] if plan.study.prereg else []
-    said = subprocess.run(command, capture_output=True, text=True)
-    print((said.stdout if said.returncode == 0 else f"no verdict: {said.stderr}").strip())
+    done = subprocess.run(command, capture_output=True, text=True)
+    print((done.stdout if done.returncode == 0 else f"no verdict: {done.stderr}").strip())
 
 
 def _about_split(study) -> str:
-    """Which text the rows of the runs that count are measured on, and by what right."""
+    """Returns a line about the split of the rows of the runs that count."""
     if study.split == "dev":
         return "rows are of dev: exploration"
     return f"rows are of test, {f'by the plan {study.prereg}' if study.prereg else study.record()['deviations'][0]}"
@@ -184,15 +188,11 @@ def _slurm(plan) -> int:
     from posenc_jax.study import slurm
 
     study = plan.study
-    resources = slurm.Resources(
-        **{name: flags.FLAGS[name].value for name in _SLURM}, at_once=_WORKERS.value
-    )
-    me = (
-        "python",
-        "scripts/study.py",
-        f"--study={Path(_STUDY.value).resolve()}",
-        f"--workdir={plan.workdir.resolve()}",
-    )
+    options = {name: flag.value for name, flag in _SLURM.items()}
+    resources = slurm.Resources(**options, at_once=_WORKERS.value)
+    command = (
+        "python", "scripts/study.py", f"--study={Path(_STUDY.value).resolve()}", f"--workdir={plan.workdir.resolve()}"
+    )  # fmt: skip
     name = plan.workdir.resolve().name
     stages, after = [], ""
     groups = _groups(study, {arm.name: None for arm in study.arms})
@@ -203,15 +203,15 @@ def _slurm(plan) -> int:
         ("finetuning", tuned),
     ):
         if runs:
-            tasks = tuple((*me, f"--run={run}") for run in runs)
+            tasks = tuple((*command, f"--run={run}") for run in runs)
             stages.append(slurm.Stage(f"{name}-{what}", tasks, after))
             after = stages[-1].name
-    stages.append(slurm.Stage(f"{name}-report", ((*me, "--collect"),), after, gpus=False))
+    stages.append(slurm.Stage(f"{name}-report", ((*command, "--collect"),), after, gpus=False))
     folder = plan.workdir.resolve() / "slurm"
     if not slurm.available():
         for stage in stages:
-            command = slurm.submission(stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages})  # fmt: skip
-            print(f"# {shlex.join(command)}")
+            submission = slurm.submission(stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages})  # fmt: skip
+            print(f"# {shlex.join(submission)}")
             print(slurm.script(stage, resources, root=_ROOT, folder=folder))
             print("\n".join(f"#   {shlex.join(task)}" for task in stage.tasks), end="\n\n")
         print("# no sbatch on the PATH: nothing was written or submitted")
@@ -238,7 +238,7 @@ def _load(path: str):
     spec.loader.exec_module(module)
     missing = [n for n in ("STUDY", "get_config") if not hasattr(module, n)]
     if missing:
-        raise ValueError(f"--study={path} is no study file: it lacks {', '.join(missing)}")
+        raise ValueError(f"--study={path} is no study file: it has no {', '.join(missing)}")
     return module
 
 

@@ -1,15 +1,15 @@
 """Decides a study by both versions of the rule: python scripts/verdict.py --workdir=studies/x
 
-Prints the verdict on each hybrid, rule 2 beside rule 1, with every clause in words, and writes verdict.json
-and verdict.txt beside the study, which the report shows. `--results=results/screening` reads a published folder
-instead of run folders. Arms and seeds are those of study.json unless flags name others. A verdict is
-exploratory unless a plan was frozen before the runs began:
+Prints the verdict on each hybrid by rule 2 and rule 1, with every clause in words, and writes verdict.json
+and verdict.txt into the folder of the study, where the report reads them. `--results=results/screening` reads
+a published folder instead of run folders. Arms and seeds are those of study.json unless flags are given. A
+verdict is exploratory unless a plan was frozen before the runs began:
 
     python scripts/verdict.py --workdir=studies/x --freeze --hybrid=coupled --alibi=alibi-match --alibi=alibi --stretched="rope yarn:4" --seeds=100-111
     # train and evaluate seeds 100 to 111
     python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json --pilot=studies/pilot --lookup=studies/lookup
 
-Seconds, with instances of every run up to a minute. Exit codes: 0 whatever the verdict, 2 wrong input.
+Takes seconds, or up to a minute with arrays of instances. Exit codes: 0 for every verdict, 2 wrong input.
 """
 
 import json
@@ -48,7 +48,7 @@ _PLANNED = ("hybrid", "rope", "alibi", "stretched", "oracle", "seeds", "pilot_se
 
 
 def main() -> None:
-    """Flags to one call."""
+    """Judges a study, or freezes a plan."""
     from posenc_jax.results.files import replace_text
     from posenc_jax.results.load import chosen_folder, load
     from posenc_jax.study import preregistration
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _on_dev(load, folder: Path):
-    """The same study on dev, None where no run was evaluated on it."""
+    """Returns the same study on dev, or None if no run was evaluated on dev."""
     try:
         return load(folder, "dev")
     except ValueError as error:
@@ -97,11 +97,11 @@ def _on_dev(load, folder: Path):
 
 
 def _plan(make, record, split: str):
-    """The plan of the flags; what they leave out is that of study.json."""
+    """Returns the plan of the flags; the default of a flag is in study.json."""
     record = {"roles": {}, "seeds": ()} | record
 
     def role(flag, name: str, default):
-        return flag.value or ({name: default} | record["roles"])[name]
+        return flag.value or record["roles"].get(name, default)
 
     hybrids, ablations = role(_HYBRID, "hybrids", []), {}
     alibi = _several(role(_ALIBI, "alibi", "alibi"))
@@ -135,17 +135,17 @@ def _several(arms) -> tuple[str, ...]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    found = []
+    seeds = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
             raise ValueError(f"seeds {text!r} must look like 0-4 or 100,101,103")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(found)
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(seeds)
 
 
 def _refuse_begun(workdir: Path, plan) -> None:
-    """Raises ValueError if a run of the plan exists already: it could not be confirmed later."""
+    """Raises ValueError if a run of the plan exists: it cannot confirm a plan that is frozen later."""
     from posenc_jax.results.files import read_json
     from posenc_jax.results.stored_run import checked_record
 

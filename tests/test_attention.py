@@ -9,7 +9,16 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose_implementation, dense_attention, visible
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    OptionalInputs,
+    TokenSide,
+    attend,
+    choose_implementation,
+    dense_attention,
+    visible,
+)
 from posenc_jax.encodings import cumulative_log_forget, parse
 
 N, H, L = 4, 16, 64
@@ -34,11 +43,7 @@ def run(line, q, k, v, pos, seg=None, layer=0):
     if place.gated:
         x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
         clock = jax.jit(cumulative_log_forget)(place.log_forget(params, x), seg)
-    return attend(
-        q, k, v, place, params,
-        q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock,
-        x_BTD=schemes.projected_from(place, pos.shape),
-    )  # fmt: skip
+    return attend(q, k, v, place, params, TokenSide(pos, seg, clock), optional=OptionalInputs(x_BTD=schemes.projected_from(place, pos.shape)))  # fmt: skip
 
 
 def test_dense_attention_equals_the_float64_loop_under_a_coupled_split():
@@ -67,8 +72,10 @@ def test_mask_equals_a_hand_written_matrix():
     want = np.array(
         [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
     )
-    np.testing.assert_array_equal(visible(pos, pos, seg, seg, causal=True)[0], want)
-    both = visible(pos, pos, seg, seg, causal=False)[0]
+    np.testing.assert_array_equal(
+        visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=True)[0], want
+    )
+    both = visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=False)[0]
     np.testing.assert_array_equal(both, (np.array(seg) == np.array(seg).T) & (np.array(seg) != 0))
 
 
@@ -161,10 +168,7 @@ def test_wrong_heads_and_kernels_are_refused():
     place = placed("rope").layers[0]
     ones = jnp.ones_like(pos)
     with pytest.raises(ValueError, match="attention must be one of"):
-        attend(
-            *tensors(1, 4), place, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones,
-            implementation="flashy",
-        )  # fmt: skip
+        attend(*tensors(1, 4), place, {}, TokenSide(pos, ones), settings=AttentionSettings(implementation="flashy"))  # fmt: skip
 
 
 def test_attend_takes_the_path_it_says_and_all_paths_agree():
@@ -174,16 +178,20 @@ def test_attend_takes_the_path_it_says_and_all_paths_agree():
     layer = placed("rope+alibi|nope~logn").layers[0]
 
     def over(how, window=None):
-        return attend(
-            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones, window=window,
-            implementation=how,
-        )  # fmt: skip
+        return attend(q, k, v, layer, {}, TokenSide(pos, ones), settings=AttentionSettings(window=window, implementation=how))  # fmt: skip
 
     np.testing.assert_allclose(over("dense"), over("blockwise"), atol=2e-6)
     np.testing.assert_array_equal(over("auto"), over("dense"))
-    assert choose_implementation(layer, 40, 40, "auto", head_dim=8, dtype="float32").name == "dense"
     assert (
-        choose_implementation(layer, 1, 10**6, "auto", head_dim=8, dtype="float32").name
+        choose_implementation(
+            layer, 40, 40, "auto", KernelConditions(head_dim=8, dtype="float32")
+        ).name
+        == "dense"
+    )
+    assert (
+        choose_implementation(
+            layer, 1, 10**6, "auto", KernelConditions(head_dim=8, dtype="float32")
+        ).name
         == "blockwise"
     )
     np.testing.assert_allclose(over("dense", window=9), over("blockwise", window=9), atol=2e-6)

@@ -166,7 +166,9 @@ def test_the_cost_table_has_one_line_for_each_scheme_and_one_for_nope(monkeypatc
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
     monkeypatch.setattr(encoding_cost, "SHAPE", shape)
     outcome = encoding_cost.measure(
-        schemes=("slopes", "slopes", "nope"), train_length=8, batch=1, rounds=2
+        encoding_cost.EncodingSettings(
+            schemes=("slopes", "slopes", "nope"), train_length=8, batch=1, rounds=2
+        )
     )
     lines = outcome.table.splitlines()
     assert sorted(line.split()[0] for line in lines[1:]) == ["nope", "slopes"]
@@ -184,7 +186,7 @@ def test_what_ours_is_compared_with_turns_as_rope_does():
     pos = np.array([[5, 0, 31]])
     freq_h = 10_000.0 ** (-np.arange(0, 8, 2) / 8)
     tables = [jnp.asarray(x) for x in rotation_cost.tables(freq_h, np.arange(32))]
-    for name, turn in rotation_cost.turns(freq_h).items():
+    for name, turn in rotation_cost.rotations_by_name(freq_h).items():
         got = turn(jnp.asarray(x), jnp.asarray(pos), *tables)
         for t, n in np.ndindex(3, 2):
             want = oracles.rope_vector(x[0, t, n], pos[0, t])
@@ -230,7 +232,9 @@ def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, for
 
 def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
     outcome = attention_cost.measure(
-        lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=2
+        attention_cost.AttentionBenchSettings(
+            lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=2
+        )
     )
     names = {row["implementation"] for row in outcome.rows}
     assert {"ours", "ours, nothing cut", "ours, dense", "jax.nn, dense ALiBi"} <= names
@@ -244,17 +248,17 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
     if importlib.util.find_spec("torch") is None:
         assert any("torch" in line for line in outcome.settings["skipped"])
     with pytest.raises(ValueError, match="directions must be some of"):
-        attention_cost.measure(directions=("sideways",))
+        attention_cost.measure(attention_cost.AttentionBenchSettings(directions=("sideways",)))
     with pytest.raises(ValueError, match="dtype must be one of"):
-        attention_cost.measure(dtype="float16")
+        attention_cost.measure(attention_cost.AttentionBenchSettings(dtype="float16"))
 
 
 def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
     monkeypatch.setattr(attention_cost, "WINDOW", 5)
-    outcome = attention_cost.measure(
+    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
         lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=1,
         candidates=("ours, window", "jax.nn, window", "ours"),
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
     for name in ("ours, window", "jax.nn, window"):
         assert rows[name]["difference_to"] == "ours, dense, window"
@@ -265,9 +269,9 @@ def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definit
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
     monkeypatch.setattr(attention_cost, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)
-    outcome = attention_cost.measure(
+    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
         lengths=(32,), batch=2, directions=("forward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
     assert {row["baseline"] for row in outcome.rows} == {"ours, folded into splash"}
     assert rows["ours, folded into splash"]["ratio"] == 1
@@ -276,7 +280,9 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
     assert "relative to ours, folded into splash in the same round" in outcome.caption
     assert {row["batch"] for row in outcome.rows} == {2}
     assert all(row["planned_mb"] >= 2 * 32 * 2 * 8 * 2 / 1e6 for row in outcome.rows)
-    tensors = attention_cost._tensors(2, 32, 2, 8, True, "bfloat16", 0)
+    tensors = attention_cost._tensors(
+        attention_cost.AttentionBenchSettings(batch=2, heads=2, head_dim=8, dtype="bfloat16"), 32
+    )
     run = attention_cost._ours(tensors, True, True)["ours"]()
     assert [x.shape for x in run()] == [(2, 32, 2, 8)] * 4
 
@@ -284,9 +290,9 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
 @pytest.mark.thorough
 def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where nothing of cuDNN compiles
-    outcome = attention_cost.measure(
+    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
     skipped = "\n".join(outcome.settings["skipped"])
     for name in ("ours, folded into cudnn", "jax.nn, cuDNN, no bias", "jax.nn, cuDNN, dense ALiBi"):
@@ -305,14 +311,20 @@ def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatc
 
 def test_the_attention_bench_measures_the_candidates_that_are_named():
     how = {"lengths": (40,), "directions": ("forward",), "heads": 3, "head_dim": 24, "rounds": 1}
-    outcome = attention_cost.measure(**how, candidates=("ours, nothing cut", "jax.nn, no bias"))
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(
+            **how, candidates=("ours, nothing cut", "jax.nn, no bias")
+        )
+    )
     assert [row["implementation"] for row in outcome.rows] == ["ours, nothing cut", "jax.nn, no bias"]  # fmt: skip
     assert {row["baseline"] for row in outcome.rows} == {"ours, nothing cut"}
     assert {(row["heads"], row["head_dim"]) for row in outcome.rows} == {(3, 24)}
     assert outcome.rows[0]["difference_to"] == "ours, dense"  # which was not timed
     assert 0 < outcome.rows[0]["difference"] < 1e-5
     with pytest.raises(ValueError, match=r"no candidate 'ours, flesh' here; there are .*ours, no"):
-        attention_cost.measure(**how, candidates=("ours, flesh",))
+        attention_cost.measure(
+            attention_cost.AttentionBenchSettings(**how, candidates=("ours, flesh",))
+        )
 
 
 def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_are_not(monkeypatch):
@@ -320,18 +332,22 @@ def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_a
     monkeypatch.setattr(pytorch, "installed", lambda: False)
     how = {"directions": ("forward",), "heads": 2, "head_dim": 8, "rounds": 1}
     named = "ours, dense", "jax.nn, no bias"
-    outcome = attention_cost.measure(**how, lengths=(32, 48), candidates=named)
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(**how, lengths=(32, 48), candidates=named)
+    )
     assert [(row["implementation"], row["length"]) for row in outcome.rows] == [(name, 32) for name in named]  # fmt: skip
     why = "forward, 48 tokens: all its logits are too many"
     assert outcome.settings["skipped"] == [f"{name}, {why}" for name in sorted(named)]
     with pytest.raises(ValueError, match=f"nothing to time: jax.nn, no bias, {why}"):
-        attention_cost.measure(**how, lengths=(48,), candidates=named[1:])
+        attention_cost.measure(
+            attention_cost.AttentionBenchSettings(**how, lengths=(48,), candidates=named[1:])
+        )
 
 
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
-    outcome = attention_cost.measure(
+    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {row["implementation"]: row for row in outcome.rows}
     assert {"ours", "jax.nn, dense ALiBi"} <= set(rows)
     for row in rows.values():
@@ -341,10 +357,10 @@ def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
 
 def test_a_candidate_is_left_out_once_it_would_take_too_long():
     pace = Pace(patience=60)
-    pace.saw("dense", 1024, 4.0)
+    pace.record("dense", 1024, 4.0)
     assert pace.left_out(2048, ["dense", "new"]) == {}
     assert "about 64 s" in pace.left_out(4096, ["dense"])["dense"]  # quadratic until it is known
-    pace.saw("dense", 2048, 8.0)  # linear, as it turns out
+    pace.record("dense", 2048, 8.0)  # linear, as it turns out
     assert pace.left_out(4096, ["dense"]) == {}
     assert "about 64 s" in pace.left_out(16_384, ["dense"])["dense"]
 
@@ -406,9 +422,9 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
     monkeypatch,
 ):
     monkeypatch.setattr(step_cost, "HEAD_DIM", 8)
-    outcome = step_cost.measure(
+    outcome = step_cost.measure(step_cost.StepSettings(
         schemes=("rope+alibi",), train_length=16, batch=2, layers=1, model_dim=16, rounds=2, compiled=False
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert {("ours", "nope"), ("ours", "rope+alibi")} <= set(rows)
     assert rows["ours", "nope"]["ratio"] == 1
@@ -422,21 +438,21 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
     else:
         assert rows["PyTorch twin", "rope+alibi"]["difference"] < 1e-6
     with pytest.raises(ValueError, match="model_dim must be a multiple of 8"):
-        step_cost.measure(model_dim=20)
+        step_cost.measure(step_cost.StepSettings(model_dim=20))
     with pytest.raises(
         ValueError, match="3 devices: there are 8, and they must divide a batch of 4"
     ):
-        step_cost.measure(batch=4, devices=3)
+        step_cost.measure(step_cost.StepSettings(batch=4, devices=3))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the peers' own imports
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
     pytest.importorskip("torch")
-    outcome = step_cost.measure(
+    outcome = step_cost.measure(step_cost.StepSettings(
         schemes=("alibi",), train_length=16, batch=2, layers=1, model_dim=64, rounds=1,
         compiled=False, dtype="bfloat16",
-    )  # fmt: skip
+    ))  # fmt: skip
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert 0 < rows["PyTorch twin", "alibi"]["difference"] < 1e-2
     assert "bfloat16" in outcome.caption
@@ -478,7 +494,9 @@ def test_scoring_is_timed_per_token_at_every_length(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
     monkeypatch.setattr(evaluation_cost, "SHAPE", shape)
     outcome = evaluation_cost.measure(
-        schemes=("alibi",), train_length=8, lengths=(16, 32), rounds=2
+        evaluation_cost.EvaluationSettings(
+            schemes=("alibi",), train_length=8, lengths=(16, 32), rounds=2
+        )
     )
     assert [(row["length"], row["direction"]) for row in outcome.rows] == [
         (8, evaluation_cost.TRAINING), (8, "scoring"), (16, "scoring"), (32, "scoring"),
@@ -486,4 +504,8 @@ def test_scoring_is_timed_per_token_at_every_length(monkeypatch):
     assert {row["tokens"] for row in outcome.rows} == {32}
     assert outcome.rows[1]["ratio"] == 1
     with pytest.raises(ValueError, match="multiples of train_length=8"):
-        evaluation_cost.measure(schemes=("alibi",), train_length=8, lengths=(12,), rounds=1)
+        evaluation_cost.measure(
+            evaluation_cost.EvaluationSettings(
+                schemes=("alibi",), train_length=8, lengths=(12,), rounds=1
+            )
+        )

@@ -22,7 +22,7 @@ def test_runs_that_save_are_compared_with_one_that_never_does(tmp_path, data_dir
     run = loop_cost._run
     monkeypatch.setattr(loop_cost, "_config", short)
     monkeypatch.setattr(loop_cost, "_run", kept)
-    outcome = loop_cost.measure(saves=2, rounds=1)
+    outcome = loop_cost.measure(loop_cost.LoopSettings(saves=2, rounds=1))
     assert [row["implementation"] for row in outcome.rows] == [
         loop_cost.NEVER,
         loop_cost.ASIDE,
@@ -55,4 +55,4 @@ def test_the_time_of_a_run_is_that_of_its_rows(tmp_path, data_dir):
 
 def test_no_round_and_no_save_are_refused():
     with pytest.raises(ValueError, match="a save and a round"):
-        loop_cost.measure(saves=0)
+        loop_cost.measure(loop_cost.LoopSettings(saves=0))

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import dense_attention, visible
+from posenc_jax.attention import BlockwiseSettings, TokenSide, dense_attention, visible
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, cutoff_windows
 from posenc_jax.encodings import parse
@@ -66,7 +66,7 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
     def dense(*arrays):
         q, k, v, clocks, tau = prepared(*arrays)
         k, v = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
-        mask = visible(pos, k_pos, seg, k_seg, causal=causal)
+        mask = visible(TokenSide(pos, seg), TokenSide(k_pos, k_seg), causal=causal)
         if window is not None:
             mask &= jnp.abs(pos[:, :, None] - k_pos[:, None]) < window
         return dense_attention(q, k, v, layer.bias(arrays[-1], pos, k_pos, *clocks), mask, tau)
@@ -75,8 +75,8 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
         q, k, v, clocks, _ = prepared(*arrays)
         return blockwise_attention(
             q, k, v, layer, arrays[-1],
-            q_pos_BT=pos, k_pos_BS=k_pos, q_seg_BT=seg, k_seg_BS=k_seg,
-            q_cum_log_forget_BTN=clocks[0], k_cum_log_forget_BSN=clocks[1], causal=causal, window=window, **settings,
+            TokenSide(pos, seg, clocks[0]), TokenSide(k_pos, k_seg, clocks[1]),
+            BlockwiseSettings(causal, window, **settings),
         )  # fmt: skip
 
     return dense, blockwise

@@ -170,7 +170,7 @@ def test_a_ring_refuses_a_call_longer_than_it_was_made_for():
     config, params = model(STEEP)
     cache = empty_cache(config, 1, TOKENS, required_slots(config, params, TOKENS, CALL), CALL)
     part = tokens_of(CALL + 1)
-    with pytest.raises(ValueError, match="9 tokens at once; this cache takes 8"):
+    with pytest.raises(ValueError, match="9 tokens in one call; this cache takes at most 8"):
         Decoder(config).apply(
             {"params": params}, part, jnp.arange(CALL + 1)[None], jnp.ones_like(part), cache
         )

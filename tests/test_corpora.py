@@ -226,7 +226,7 @@ def test_the_loser_of_a_race_reads_the_winners_corpus(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal
-from posenc_jax.data import files, tokens
+from posenc_jax.data import document_files, tokenizers
 def killed_at_the_third(function, calls=[]):
     def counted(*arguments):
         calls.append(1)
@@ -238,7 +238,9 @@ WHERE = killed_at_the_third(WHERE)
 """
 
 
-@pytest.mark.parametrize("where", ["files.TextFile.read", "tokens.ByteTokenizer.encode"])
+@pytest.mark.parametrize(
+    "where", ["document_files.TextFile.read", "tokenizers.ByteTokenizer.encode"]
+)
 def test_a_kill_while_preparing_is_harmless(tmp_path, where):
     folder = write_files(tmp_path / "f", {f"{i}.txt": f"{i} " * 1000 for i in range(40)})
     command = [

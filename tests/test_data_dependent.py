@@ -9,7 +9,7 @@ import oracles
 import pytest
 import runs
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.attention.linear import CHUNK
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import (
@@ -81,15 +81,15 @@ def test_published_gates_start_at_one_half():
 def test_a_gated_scheme_without_clocks_is_refused_and_not_attended_at_rest():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q = jnp.ones((1, 3, 4, 16))
-    with pytest.raises(ValueError, match="pass q_cum_log_forget_BTN and k_cum_log_forget_BSN"):
-        attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos)  # fmt: skip
+    with pytest.raises(ValueError, match="give queries and keys their cum_log_forget_BTN"):
+        attend(q, q, q, layer, layer.init(jax.random.key(0)), TokenSide(pos, pos))  # fmt: skip
 
 
 def test_a_gated_scheme_that_reads_both_ways_is_refused():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q, clock = jnp.ones((1, 3, 4, 16)), jnp.zeros((1, 3, 4))
     with pytest.raises(ValueError, match="needs causal=True"):
-        attend(q, q, q, layer, layer.init(jax.random.key(0)), q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos, k_seg_BS=pos, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, causal=False)  # fmt: skip
+        attend(q, q, q, layer, layer.init(jax.random.key(0)), TokenSide(pos, pos, clock), settings=AttentionSettings(causal=False))  # fmt: skip
 
 
 def model(line):
@@ -127,10 +127,7 @@ def test_linear_attention_equals_roformers_equation_19(line):
     )  # fmt: skip
     at, seg = jnp.asarray(pos)[None], jnp.asarray(SEG)[None]
     for aligned in (False, True):
-        got = attend(
-            *(jnp.asarray(x, jnp.float32)[None] for x in (q, k, v)), layer, {},
-            q_pos_BT=at, k_pos_BS=at, q_seg_BT=seg, k_seg_BS=seg, aligned=aligned,
-        )  # fmt: skip
+        got = attend(*(jnp.asarray(x, jnp.float32)[None] for x in (q, k, v)), layer, {}, TokenSide(at, seg), settings=AttentionSettings(aligned=aligned))  # fmt: skip
         np.testing.assert_allclose(got[0], want, atol=3e-5)
 
 
@@ -142,7 +139,7 @@ def test_linear_attention_in_order_carries_its_state_over_chunks_and_never_over_
     at, of = (jnp.asarray(np.stack([x, np.arange(T) if x is pos else np.ones(T, int)])) for x in (pos, seg))  # fmt: skip
 
     def run(tensors, aligned):
-        return attend(*tensors, layer, {}, q_pos_BT=at, k_pos_BS=at, q_seg_BT=of, k_seg_BS=of, aligned=aligned)  # fmt: skip
+        return attend(*tensors, layer, {}, TokenSide(at, of), settings=AttentionSettings(aligned=aligned))  # fmt: skip
 
     np.testing.assert_allclose(run(tensors, True), run(tensors, False), atol=3e-5)
     a, b = (jax.grad(lambda t, how=how: jnp.sin(run(t, how)).sum())(tensors) for how in (True, False))  # fmt: skip
@@ -182,12 +179,12 @@ def test_scale_invariant_temperature_and_bias_equal_the_paper_and_its_two_proper
 def test_yarn_temperature_is_what_the_stretch_does_to_fully_rotated_content():
     q, k, v = (jax.random.normal(jax.random.key(s), (1, 7, 4, 16)) for s in range(3))
     pos, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
-    where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": ones, "k_seg_BS": ones}
-    stretched = attend(q, k, v, placed("rope(stretch=yarn(factor=16.0))").layers[0], {}, **where)
+    tokens = TokenSide(pos, ones)
+    stretched = attend(q, k, v, placed("rope(stretch=yarn(factor=16.0))").layers[0], {}, tokens)
     angle = angles(pos, Rope(stretch=Yarn(factor=16.0)).frequencies(PLACE))
     turned = [rotate(x, angle, "half", 1.0) for x in (q, k)]
     plain, hot = (
-        attend(*turned, v, placed(line).layers[0], {}, **where)
+        attend(*turned, v, placed(line).layers[0], {}, tokens)
         for line in ("nope", "nope~yarn_temperature(factor=16.0)")
     )
     np.testing.assert_allclose(stretched, hot, atol=2e-6)

@@ -183,7 +183,7 @@ def test_sampling_keeps_to_top_k_and_to_the_nucleus():
 
 def test_a_learned_table_refuses_to_generate_past_its_end():
     config, params, _ = model("learned")
-    with pytest.raises(ValueError, match="70 positions asked for"):
+    with pytest.raises(ValueError, match="70 positions are needed"):
         generate(
             params, config, [np.arange(10)], new_tokens=60, pad=0, sampling=Sampling(),
             key=jax.random.key(0),
@@ -209,7 +209,7 @@ def test_a_gate_has_the_gradient_of_its_definition():
 def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():
     config, params, _ = model("rope+alibi")
     forced = dataclasses.replace(config, attention="flash", dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"'flash' reads whole rows.*attention='auto'"):
+    with pytest.raises(ValueError, match=r"'flash' cannot use a cache.*attention='auto'"):
         generate(
             params, forced, [np.arange(4)], new_tokens=2, pad=0, sampling=Sampling(),
             key=jax.random.key(0),
@@ -266,7 +266,7 @@ def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
     got, _ = jax.jit(rival.apply)({"params": params}, tokens, pos, seg)
     assert_same(got, apply(params, tokens, pos, seg)[0])
     assert config.attention_paths(20) == ["dense (20 x 20 logits are few)"]
-    assert rival.config.attention_paths(20) == ["blockwise (asked for)"]
+    assert rival.config.attention_paths(20) == ["blockwise (requested)"]
     assert config.attention_paths(4096)[0].startswith("blockwise (4096 x 4096 logits are many")
 
 

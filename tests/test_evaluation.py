@@ -14,7 +14,7 @@ import runs
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.evaluation import evaluate, extrapolation, perplexity, retrieval
-from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.context import EvaluationContext, Multiples
 from posenc_jax.evaluation.scorer import Scorer, Scores
 from posenc_jax.results.row_file import RowFile, headline
 from posenc_jax.results.schema import DEFINITIONS, Row
@@ -278,9 +278,8 @@ def test_the_headline_names_the_loss_within_l_and_past_it(tmp_path):
 
 def test_a_value_that_is_not_finite_is_no_value_and_says_so():
     config = runs.config("unused", "rope")
-    work = EvaluationContext(
-        Path("x/evaluation"), config, None, None, None, None, (1,), "dev", 1, 1
-    )
+    lengths = Multiples((1,), (1,), 1)
+    work = EvaluationContext(Path("x/evaluation"), config, None, "dev", None, lengths, None)
     for value in (math.nan, np.float32("inf"), -math.inf):
         found = work.row("E", "bpb_ctx", 32, "all", value, np.int64(3))
         assert (found.value, found.skipped) == (None, f"not finite ({value})")

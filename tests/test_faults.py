@@ -152,7 +152,7 @@ def test_a_table_counts_trials_and_says_what_did_not_hold():
         "| disk full | 0 | - | - | - | - | - | - | skipped: no mount |",
     ]
     assert failed(rows) == [rows[1], rows[3], rows[6]]
-    with pytest.raises(ValueError, match="--only=flp is no fault; did you mean flip"):
+    with pytest.raises(ValueError, match="--only=flp is no fault; did you mean 'flip"):
         chosen(["flp"])
 
 

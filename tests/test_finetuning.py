@@ -18,7 +18,7 @@ from configs import drope, finetune, smoke
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.evaluation import evaluate
-from posenc_jax.evaluation.load_run import extended_config, load_run
+from posenc_jax.evaluation.load_run import extended_model, extended_scheme, load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
 from posenc_jax.training.config import read
@@ -253,21 +253,21 @@ def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_len
 
 
 def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_dir, source):
-    def frequencies(config):
-        layer = config.model_config(260).placed.layers[0]
+    def frequencies(model):
+        layer = model.placed.layers[0]
         return layer.groups[0].heads.rotation.frequencies(layer.groups[0].context)
 
     slopes = tuning(data_dir, source, "slopes:4")
     assert slopes.model.scheme == "rope+alibi(factor=4.0)"
-    assert extended_config(slopes, "slopes:2", 256).model.scheme == "rope+alibi(factor=8.0)"
-    at_its_length = extended_config(slopes, "dynamic:1", 4 * L)
-    assert at_its_length.model_config(260).placed.layers[0].groups[0].heads.bias.factor == 4.0
-    np.testing.assert_allclose(frequencies(at_its_length), frequencies(slopes))
-    twice = frequencies(extended_config(slopes, "dynamic:1", 8 * L))
+    assert unparse(extended_scheme(slopes, "slopes:2", 256)) == "rope+alibi(factor=8.0)"
+    at_its_length = extended_model(slopes, "dynamic:1", 4 * L, 260)
+    assert at_its_length.placed.layers[0].groups[0].heads.bias.factor == 4.0
+    np.testing.assert_allclose(frequencies(at_its_length), frequencies(slopes.architecture))
+    twice = frequencies(extended_model(slopes, "dynamic:1", 8 * L, 260))
     base = oracles.ntk_base(10_000.0, 2.0, 8)
     np.testing.assert_allclose(twice, [oracles.rope_frequency(i, 8, base) for i in range(4)])
-    np.testing.assert_allclose(frequencies(extended_config(slopes, "yarn:2", 8 * L)), oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0))  # fmt: skip
-    np.testing.assert_allclose(frequencies(extended_config(slopes, "llama3:2", 8 * L)), oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L))  # fmt: skip
+    np.testing.assert_allclose(frequencies(extended_model(slopes, "yarn:2", 8 * L, 260)), oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0))  # fmt: skip
+    np.testing.assert_allclose(frequencies(extended_model(slopes, "llama3:2", 8 * L, 260)), oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L))  # fmt: skip
 
 
 @pytest.mark.parametrize(

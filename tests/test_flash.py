@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.attention import dense_attention, visible
+from posenc_jax.attention import TokenSide, dense_attention, visible
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, bias_by_distance, log_tail_mass
 from posenc_jax.attention.kernels import flash
 from posenc_jax.attention.kernels.flash import (
@@ -102,7 +102,9 @@ def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
         pos = jnp.arange(150, dtype=jnp.int32)[None]
         bias = -slopes[None, :, None, None] * (pos[:, None, :, None] - pos[:, None, None, :])
         k, v = (jnp.repeat(x, N // K, axis=2) for x in (k, v))
-        out = dense_attention(q, k, v, bias, visible(pos, pos, seg, seg, causal=True))
+        out = dense_attention(
+            q, k, v, bias, visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=True)
+        )
         return (out * aim).sum(), out
 
     mine, theirs = (jax.grad(f, (0, 1, 2, 3), has_aux=True)(q, k, v, slopes) for f in (flash, definition))  # fmt: skip

@@ -1,5 +1,6 @@
 """Kernels of devices: ours and splash emulated, cuDNN's arithmetic by XLA, all compiled for absent chips."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,7 +9,13 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose_implementation
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    TokenSide,
+    attend,
+    choose_implementation,
+)
 from posenc_jax.attention.kernels import vendor
 from posenc_jax.attention.kernels.bias_folding import document_ordinals
 from posenc_jax.bench.plan import DEVICES
@@ -43,10 +50,7 @@ def results(line, implementation, dtype, window=None, seg=SEG, pos=POS):
     params = layer.init(jax.random.key(1))
 
     def out(q, k, v, params):
-        got = attend(
-            q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-            window=window, aligned=True, implementation=implementation,
-        )  # fmt: skip
+        got = attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(window=window, aligned=True, implementation=implementation))  # fmt: skip
         return (got.astype(jnp.float32) * aim).sum(), got
 
     (_, got), grads = jax.jit(jax.value_and_grad(out, (0, 1, 2, 3), has_aux=True))(q, k, v, params)
@@ -78,10 +82,7 @@ def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):
 
     def out(k, v):
         loud = jnp.where(jnp.asarray(seg)[..., None, None] == 1, 30 * q[:1, :, :K], k[:1])
-        return attend(
-            q[:1], loud, v[:1], layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-            aligned=True, implementation="cudnn",
-        )[:, T // 2 :]  # fmt: skip
+        return attend(q[:1], loud, v[:1], layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation="cudnn"))[:, T // 2 :]  # fmt: skip
 
     moved = jax.grad(lambda v: out(k, v).astype(jnp.float32).sum())(v)
     assert np.abs(np.asarray(moved[0, : T // 2], np.float32)).max() == 0
@@ -99,10 +100,7 @@ def test_on_a_mesh_every_head_has_the_slope_of_its_place(line, emulated):
     params = layer.init(jax.random.key(1))
 
     def out(q, k, v, implementation):
-        return attend(
-            q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
-            aligned=True, implementation=implementation,
-        )  # fmt: skip
+        return attend(q, k, v, layer, params, TokenSide(POS, SEG), settings=AttentionSettings(aligned=True, implementation=implementation))  # fmt: skip
 
     want = np.asarray(out(q, k, v, "dense"), np.float32)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)  # fmt: skip
@@ -113,7 +111,7 @@ def test_on_a_mesh_every_head_has_the_slope_of_its_place(line, emulated):
     assert_near([np.asarray(got, np.float32)], [want], 0.03)
 
 
-WHERE = {"head_dim": 64, "dtype": "bfloat16"}
+WHERE = KernelConditions(head_dim=64, dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -132,8 +130,10 @@ WHERE = {"head_dim": 64, "dtype": "bfloat16"}
 def test_a_kernel_that_cannot_serve_says_why(line, changes, reason):
     layer = layer_of(line)
     with pytest.raises(ValueError, match=f"'cudnn' cannot serve this layer.*{reason}"):
-        choose_implementation(layer, 1024, 1024, "cudnn", **WHERE | changes)
-    path = choose_implementation(layer, 1024, 1024, "auto", device="gpu", **WHERE | changes)
+        choose_implementation(layer, 1024, 1024, "cudnn", dataclasses.replace(WHERE, **changes))
+    path = choose_implementation(
+        layer, 1024, 1024, "auto", dataclasses.replace(WHERE, **changes), device="gpu"
+    )
     served = {"log": "flash"}.get(line, "blockwise")  # by a table
     assert path.name == ("linear" if layer.form else served)
     assert layer.form or line == "log" or re.search(f"not cudnn: .*{reason}", path.why)
@@ -157,53 +157,51 @@ def test_a_kernel_that_cannot_serve_says_why(line, changes, reason):
 )  # fmt: skip
 def test_our_kernel_says_why_it_cannot_serve(line, changes, reason):
     with pytest.raises(ValueError, match=f"'flash' cannot serve this layer.*{reason}"):
-        choose_implementation(layer_of(line), 1024, 1024, "flash", **WHERE | changes)
+        choose_implementation(
+            layer_of(line), 1024, 1024, "flash", dataclasses.replace(WHERE, **changes)
+        )
 
 
 def test_few_logits_are_dense_on_a_gpu_where_no_kernel_serves():
-    path = choose_implementation(layer_of("t5"), 512, 512, "auto", device="gpu", **WHERE)
+    path = choose_implementation(layer_of("t5"), 512, 512, "auto", WHERE, device="gpu")
     assert path.name == "dense"
     assert "not flash" in path.why
     assert "not cudnn" in path.why
     assert (
-        choose_implementation(layer_of("t5"), 520, 520, "auto", device="gpu", **WHERE).name
+        choose_implementation(layer_of("t5"), 520, 520, "auto", WHERE, device="gpu").name
         == "blockwise"
     )
     assert (
-        choose_implementation(layer_of("t5"), 512, 512, "auto", device="cpu", **WHERE).name
+        choose_implementation(layer_of("t5"), 512, 512, "auto", WHERE, device="cpu").name
         == "blockwise"
     )
 
 
 def test_the_device_decides_what_is_taken_by_itself():
     layer = layer_of("rope+alibi|nope~logn")
-    taken = {d: choose_implementation(layer, 1024, 1024, "auto", device=d, **WHERE).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
+    taken = {d: choose_implementation(layer, 1024, 1024, "auto", WHERE, device=d).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
     assert taken == {"cpu": "blockwise", "gpu": "flash", "tpu": "splash"}
     assert (
         choose_implementation(
-            layer, 1024, 1024, "auto", device="gpu", head_dim=192, dtype="bfloat16"
+            layer,
+            1024,
+            1024,
+            "auto",
+            KernelConditions(head_dim=192, dtype="bfloat16"),
+            device="gpu",
         ).name
         == "cudnn"
     )
-    learned = choose_implementation(layer_of("slopes"), 1024, 1024, "auto", device="tpu", **WHERE)
+    learned = choose_implementation(layer_of("slopes"), 1024, 1024, "auto", WHERE, device="tpu")
     assert learned.name == "blockwise"
     assert "slopes are learned" in learned.why
-    assert choose_implementation(layer_of("slopes"), 1024, 1024, "splash", **WHERE).name == "splash"
+    assert choose_implementation(layer_of("slopes"), 1024, 1024, "splash", WHERE).name == "splash"
 
 
 @pytest.mark.parametrize("line", schemes.ALL)
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
-    reason = vendor.unsupported_reason(
-        "splash",
-        layer,
-        causal=True,
-        aligned=True,
-        sink=False,
-        consecutive=True,
-        window=None,
-        **WHERE,
-    )
+    reason = vendor.unsupported_reason("splash", layer, WHERE)
     linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.context) is not None for i, g in enumerate(layer.groups))  # fmt: skip
     assert (reason is None) == (linear and layer.form is None and "scale_invariant" not in line)
 
@@ -218,10 +216,7 @@ def compiled(chip, topology, axes, implementation, length):
 
     def grads(q, k, v, pos, seg):
         def total(q, k, v):
-            got = attend(
-                q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-                aligned=True, implementation=implementation,
-            )  # fmt: skip
+            got = attend(q, k, v, layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation=implementation))  # fmt: skip
             return got.astype(jnp.float32).sum()
 
         return jax.grad(total, (0, 1, 2))(q, k, v)

@@ -20,7 +20,16 @@ import pytest
 import runs
 import schemes
 
-from posenc_jax.attention import attend, choose_implementation, dense_attention, visible
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    OptionalInputs,
+    TokenSide,
+    attend,
+    choose_implementation,
+    dense_attention,
+    visible,
+)
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.encodings import cumulative_log_forget, parse
@@ -84,11 +93,10 @@ def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highe
 
     def total(q, k, v, ticks, params, sink_N):
         clock = cumulative_log_forget(ticks, seg) if layer.gated else None
-        where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
         out = attend(
-            q, k, v, layer, params, **where, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, aligned=True,
-            x_BTD=schemes.projected_from(layer, pos.shape),
-            sink_N=sink_N, implementation=implementation,
+            q, k, v, layer, params, TokenSide(pos, seg, clock),
+            settings=AttentionSettings(aligned=True, implementation=implementation),
+            optional=OptionalInputs(schemes.projected_from(layer, pos.shape), sink_N=sink_N),
         )  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out
 
@@ -157,7 +165,9 @@ def test_our_kernel_serves_heads_of_any_width(width):
     def definition(q, k, v, slopes):
         bias = -slopes[None, :, None, None] * (pos[:, None, :, None] - pos[:, None, None, :])
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-        return dense_attention(q, k, v, bias, visible(pos, pos, seg, seg, causal=True))
+        return dense_attention(
+            q, k, v, bias, visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=True)
+        )
 
     def outcome(attention):
         def total(*args):
@@ -178,13 +188,13 @@ def test_far_into_a_long_row_kernels_and_blocks_agree(kernel, length):
     q, k, v, _, _ = tensors(1, length, jnp.bfloat16)
     pos = jnp.arange(length, dtype=jnp.int32)[None]
     seg = jnp.ones_like(pos)
-    where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
+    tokens, settings = TokenSide(pos, seg), AttentionSettings(aligned=True, implementation=kernel)
 
     @jax.jit
     def both(q, k, v):
-        fused = attend(q, k, v, layer, {}, **where, aligned=True, implementation=kernel)
+        fused = attend(q, k, v, layer, {}, tokens, settings=settings)
         turned = (layer.rotate({}, x, pos, side).astype(jnp.float32) for x, side in ((q, "query"), (k, "key")))  # fmt: skip
-        exact = blockwise_attention(*turned, v.astype(jnp.float32), layer, {}, **where)
+        exact = blockwise_attention(*turned, v.astype(jnp.float32), layer, {}, tokens, tokens)
         return fused.astype(jnp.float32), exact
 
     with jax.default_matmul_precision("highest"):
@@ -203,14 +213,13 @@ def test_the_program_of_a_kernel_holds_nothing_quadratic_and_calls_it(kernel, ca
     seg = jnp.ones_like(pos)
 
     def total(q, k, v):
-        out = attend(
-            q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, aligned=True,
-            implementation=kernel,
-        )  # fmt: skip
+        out = attend(q, k, v, layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation=kernel))  # fmt: skip
         return out.astype(jnp.float32).sum()
 
     assert (
-        choose_implementation(layer, length, length, "auto", head_dim=H, dtype="bfloat16").name
+        choose_implementation(
+            layer, length, length, "auto", KernelConditions(head_dim=H, dtype="bfloat16")
+        ).name
         == "flash"
     )
     text = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, v).compile().as_text()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import TokenSide, attend
 from posenc_jax.encodings import (
     HeadContext,
     Prope,
@@ -212,7 +212,7 @@ def attended(line, q_BTNH, k_BSKH, v_BSKH):
     """What `attend` makes of torch's projections under one of our schemes, heads side by side."""
     layer = parse(line).place(num_layers=1, num_heads=HEADS, head_dim=HEAD, model_dim=HEADS * HEAD, train_length=T).layers[0]  # fmt: skip
     q, k, v = (jnp.asarray(x.detach().numpy()) for x in (q_BTNH, k_BSKH, v_BSKH))
-    out = attend(q, k, v, layer, {}, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG)
+    out = attend(q, k, v, layer, {}, TokenSide(POS, SEG))
     return np.asarray(out).reshape(1, T, -1)
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import (
     Alibi,
     Forget,
@@ -220,9 +220,10 @@ def test_forgetting_attention_is_flash_linear_attentions_with_grouped_keys(keys)
     ticks = layer.log_forget(params, x)
     clock = cumulative_log_forget(ticks, SEG)
     want = naive.naive_forgetting_attn(*map(torch.tensor, (q, k, v)), torch.tensor(np.asarray(ticks)))  # fmt: skip
-    same = {"q_pos_BT": POS, "k_pos_BS": POS, "q_seg_BT": SEG, "k_seg_BS": SEG}
-    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, **same, q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock)  # fmt: skip
-    assert differ(ours, attend(*map(jnp.asarray, (q, k, v)), layer_of("nope"), {}, **same))
+    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, TokenSide(POS, SEG, clock))  # fmt: skip
+    assert differ(
+        ours, attend(*map(jnp.asarray, (q, k, v)), layer_of("nope"), {}, TokenSide(POS, SEG))
+    )
     close(ours, want)
 
 
@@ -233,7 +234,7 @@ def test_linear_attention_without_a_rotation_is_flash_linear_attentions_recurren
     features = [torch.nn.functional.elu(torch.tensor(x)) + 1 for x in (q, k)]
     want, _ = naive.naive_recurrent_linear_attn(*features, torch.tensor(v), normalize=True)
     pos, seg = jnp.arange(length)[None], jnp.ones((1, length), int)
-    ours = attend(*map(jnp.asarray, (q, k, v)), layer_of("linear"), {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, aligned=aligned)  # fmt: skip
+    ours = attend(*map(jnp.asarray, (q, k, v)), layer_of("linear"), {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=aligned))  # fmt: skip
     close(ours, want)
 
 

@@ -18,7 +18,7 @@ from test_retrieval_tasks import FILLER, TOKENIZER
 
 from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
 from posenc_jax.evaluation import scorer as scoring
-from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.context import EvaluatedModel, EvaluationContext, Multiples
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -101,7 +101,7 @@ def every_bpb(scorer, rows):
     pairs = {f"E1/{k}": perplexity.disjoint_segments(scorer, rows, L, k) for k in (1, 2, 4, 8)}
     pairs |= {f"E2/{k}": perplexity.sliding_windows(scorer, rows, L, k, L // 4) for k in (1, 2, 4, 8)}  # fmt: skip
     pairs |= {f"E3/{c}": perplexity.fixed_targets(scorer, rows, L, c) for c in (2, 4, 16, 128)}
-    pairs["E8"] = perplexity.windowed_targets(scorer, rows, L, 64)
+    pairs["E8"] = perplexity.fixed_targets(scorer, rows, L, 64, window=L)
     return {name: perplexity.bits_per_byte(*pair, BYTES) for name, pair in pairs.items()}
 
 
@@ -136,7 +136,9 @@ def test_a_dependency_is_found_at_its_distance_by_contexts_and_by_the_window(bac
         # Target t of L/2 has context + t tokens before it and needs `back` of them.
         seeing = np.mean([context + t >= back for t in range(L // 2)])
         assert value == pytest.approx(seeing * known + (1 - seeing) * blind, abs=1e-4)
-    windowed = perplexity.bits_per_byte(*perplexity.windowed_targets(scorer, rows, L, 64), BYTES)
+    windowed = perplexity.bits_per_byte(
+        *perplexity.fixed_targets(scorer, rows, L, 64, window=L), BYTES
+    )
     assert windowed == pytest.approx(known if back <= L else blind, abs=1e-4)
 
 
@@ -160,10 +162,11 @@ def measured(folder, model, document, measures, multiples=(1, 4)):
     )
     (folder / "x/evaluation_dev/arrays").mkdir(parents=True)
     rows = RowFile(folder / "x/evaluation_dev/rows.jsonl", {"E": "stamp"})
+    evaluated = EvaluatedModel({8 * L: config.model_config(V)}, {}, scorer_of(model))
+    lengths = Multiples(multiples, (*multiples, 8), max(multiples))
     work = EvaluationContext(
-        folder / "x/evaluation_dev", config, inputs, config.model_config(V), None, scorer_of(model),
-        multiples, "dev", 8, max(multiples), rows,
-    )  # fmt: skip
+        folder / "x/evaluation_dev", config, inputs, "dev", evaluated, lengths, rows
+    )
     for item, measure in extrapolation.extrapolation_items(work, frozenset(measures)).items():
         rows.add(item, measure())
     return rows
@@ -502,7 +505,7 @@ def test_rows_over_eight_devices_score_as_on_one():
     eight = scorer.score(rows)
     np.testing.assert_allclose(eight.nll_RT, one.nll_RT, atol=1e-5)
     np.testing.assert_array_equal(eight.rank_RT, one.rank_RT)
-    batch = scorer._placed(np.zeros((8, 32), np.int32))[0]
+    batch = scorer._on_devices(np.zeros((8, 32), np.int32))[0]
     assert len({shard.device for shard in batch.addressable_shards}) == 8
 
 

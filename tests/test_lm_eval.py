@@ -271,7 +271,9 @@ def test_what_the_scheme_cannot_read_is_refused_by_name(short):
     with pytest.raises(ValueError, match="window=33 must be at least 1 and at most the 32"):
         RunModel(short, window=33)
     with pytest.raises(ValueError, match=r"--lengths=2 asks for 80 positions"):
-        harness.run_harness(short, tasks=("posenc_copy",), **ASK | {"multiples": (1, 2)})
+        harness.run_harness(
+            short, harness.HarnessRequest(tasks=("posenc_copy",), **ASK | {"multiples": (1, 2)})
+        )
 
 
 def test_a_continuation_begins_with_the_token_that_holds_its_first_byte(tmp_path):
@@ -307,7 +309,7 @@ def test_ids_shown_as_text_come_back(tmp_path, name):
 def measured(workdir):
     """The harness on some of our tasks, by the one call that the script makes."""
     tasks = ("posenc_flipflop", "posenc_mqar", "posenc_passkey@64", "posenc_mqar@64@L-2L")
-    folder = harness.run_harness(workdir, tasks=tasks, **ASK | {"multiples": (1, 2, 4), "samples": True})  # fmt: skip
+    folder = harness.run_harness(workdir, harness.HarnessRequest(tasks=tasks, **ASK | {"multiples": (1, 2, 4), "samples": True}))  # fmt: skip
     return folder, {
         (row["metric"], row["length"], row["bucket"]): row
         for row in runs.rows(folder / "rows.jsonl")
@@ -436,7 +438,7 @@ def test_the_group_lists_every_scored_task_and_says_what_is_too_short(model):
 )
 def test_a_task_that_there_is_not_is_named_with_its_neighbour(workdir, name, message):
     with pytest.raises(ValueError, match=message):
-        harness.run_harness(workdir, tasks=(name,), **ASK)
+        harness.run_harness(workdir, harness.HarnessRequest(tasks=(name,), **ASK))
 
 
 def test_shots_and_chats_around_ids_are_refused(model):
@@ -491,7 +493,9 @@ def own_tasks(tmp_path_factory, workdir):
         )  # fmt: skip
     out = folder / "out"
     asked = ASK | {"include_path": str(folder), "out": out}
-    harness.run_harness(workdir, tasks=("sums", "said", str(folder / "lines.yaml")), **asked)
+    harness.run_harness(
+        workdir, harness.HarnessRequest(tasks=("sums", "said", str(folder / "lines.yaml")), **asked)
+    )
     return docs, {row["metric"]: row for row in runs.rows(out / "rows.jsonl")}
 
 
@@ -511,11 +515,11 @@ def test_a_task_of_ones_own_in_yaml_runs_offline(own_tasks, model):
 
 def test_a_stretched_reading_is_an_arm_of_its_own(workdir):
     ask = ASK | {"multiples": (4,), "stretch": "yarn:4"}
-    folder = harness.run_harness(workdir, tasks=("posenc_flipflop",), **ask)
+    folder = harness.run_harness(workdir, harness.HarnessRequest(tasks=("posenc_flipflop",), **ask))
     assert folder == workdir / "stretched" / "yarn_4" / "lm_eval"
     rows = runs.rows(folder / "rows.jsonl")
     assert {row["arm"] for row in rows} == {"rope+alibi yarn:4"}
-    plain = harness.run_harness(workdir, tasks=("posenc_flipflop",), **ASK | {"multiples": (4,), "out": folder / "plain"})  # fmt: skip
+    plain = harness.run_harness(workdir, harness.HarnessRequest(tasks=("posenc_flipflop",), **ASK | {"multiples": (4,), "out": folder / "plain"}))  # fmt: skip
     nll = [
         next(r["value"] for r in runs.rows(f / "rows.jsonl") if r["metric"] == "flipflop_nll")
         for f in (folder, plain)

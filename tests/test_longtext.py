@@ -17,7 +17,7 @@ from posenc_jax.data.document_files import TextFile
 from posenc_jax.data.tokenizers import ByteTokenizer
 from posenc_jax.evaluation import classification, evaluate
 from posenc_jax.evaluation.classification import Classifier, ClassScores
-from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.context import EvaluationContext, Multiples
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks import longtext
 from posenc_jax.tasks.longtext import PACKAGES, ClassWindows, LabelledCorpus, LabelTokenizer
@@ -191,9 +191,8 @@ def rows_of(corpus, logits, tmp_path, multiples=(1, 2, 4, 8), fits=(1, 2, 4, 8))
     (tmp_path / "arrays").mkdir(exist_ok=True)
     trained = types.SimpleNamespace(seed=0, tier="smoke", length=L)
     config = types.SimpleNamespace(arm="x", train=trained, placed_length=L)
-    work = EvaluationContext(
-        tmp_path, config, None, None, None, None, fits, "test", max(multiples), max(fits)
-    )
+    lengths = Multiples(fits, multiples, max(fits))
+    work = EvaluationContext(tmp_path, config, None, "test", None, lengths, None)
     tokenizer = LabelTokenizer(ByteTokenizer(), corpus.labels)
     reader = Reader(logits)
     scores = ClassScores(work, reader, corpus, tokenizer, multiples)

@@ -13,7 +13,17 @@ import oracles
 import pytest
 import runs
 
-from posenc_jax.attention import ShiftWeights, attend, choose_implementation, ring_hops, token_shift
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    OptionalInputs,
+    ShiftWeights,
+    TokenSide,
+    attend,
+    choose_implementation,
+    ring_hops,
+    token_shift,
+)
 from posenc_jax.costs.flops import hardware_flops, model_flops
 from posenc_jax.encodings import cumulative_log_forget, parse
 from posenc_jax.model.cache import empty_cache, required_slots
@@ -301,15 +311,12 @@ def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
 
     @functools.partial(jax.jit, static_argnames="implementation")
     def run(q, k, v, params, sink, clock, pos, seg, aim, implementation):
-        clocks = dict.fromkeys(
-            ("q_cum_log_forget_BTN", "k_cum_log_forget_BSN"), clock if layer.gated else None
-        )
+        tokens = TokenSide(pos, seg, clock if layer.gated else None)
+        settings = AttentionSettings(implementation=implementation)
 
         def attended(q, k, v, params, sink):
-            return attend(
-                q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-                sink_N=sink, implementation=implementation, **clocks,
-            )  # fmt: skip
+            optional = OptionalInputs(sink_N=sink)
+            return attend(q, k, v, layer, params, tokens, settings=settings, optional=optional)
 
         out, vjp = jax.vjp(attended, q, k, v, params, sink)
         return out, vjp(aim)
@@ -343,8 +350,8 @@ def test_a_ring_stops_no_later_for_a_sink_that_takes_all():
 
         @jax.jit
         def hops(sink, q, k, v, pos, seg):
-            where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
-            return ring_hops(q, k, v, layer, {}, sink_N=sink, **where)
+            tokens = TokenSide(pos, seg)
+            return ring_hops(q, k, v, layer, {}, tokens, tokens, sink_N=sink)
 
         quiet, loud = (np.asarray(hops(jnp.full((N,), x), *tensors)) for x in (-50.0, 60.0))
     assert (loud <= quiet).all()
@@ -411,13 +418,14 @@ def test_what_cannot_serve_a_sink_refuses_in_words(changes, message):
 
 def test_auto_takes_no_kernel_that_knows_no_sink():
     layer = dataclasses.replace(BASE, scheme="alibi").placed.layers[0]
-    where = {"head_dim": 192, "dtype": "bfloat16", "implementation": "auto"}
+    wide = KernelConditions(head_dim=192, dtype="bfloat16")
     for device, kernel in (("gpu", "cudnn"), ("tpu", "splash")):
-        ask = functools.partial(choose_implementation, layer, 4096, 4096, device=device, **where)
-        assert ask().name == kernel
-        assert ask(sink=True).name == "blockwise"
-        assert f"not {kernel}: its softmax knows no sink logit" in ask(sink=True).why
-    assert choose_implementation(layer, 4096, 4096, "auto", device="gpu", head_dim=64, dtype="bfloat16", sink=True).name == "flash"  # fmt: skip
+        ask = functools.partial(choose_implementation, layer, 4096, 4096, "auto", device=device)
+        assert ask(wide).name == kernel
+        path = ask(dataclasses.replace(wide, sink=True))
+        assert path.name == "blockwise"
+        assert f"not {kernel}: its softmax knows no sink logit" in path.why
+    assert choose_implementation(layer, 4096, 4096, "auto", KernelConditions(head_dim=64, dtype="bfloat16", sink=True), device="gpu").name == "flash"  # fmt: skip
 
 
 def test_linear_attention_takes_gate_and_shift():
@@ -433,7 +441,7 @@ def test_linear_attention_takes_gate_and_shift():
 
 def test_an_encoder_of_images_has_no_token_shift():
     flat = dataclasses.replace(BASE, tied_head=False, token_shift=True)
-    with pytest.raises(ValueError, match="a patch has no token before it"):
+    with pytest.raises(ValueError, match="patches have no previous token"):
         VisionConfig(flat, patch_size=2, channels=1)
     VisionConfig(dataclasses.replace(flat, token_shift=False, output_gate=True, sink_logit=True), 2, 1)  # fmt: skip
 
@@ -443,7 +451,7 @@ def test_a_sink_of_another_shape_is_refused():
     q, k, v = jnp.zeros((3, 1, 4, 4, 8))
     pos = jnp.arange(4)[None]
     with pytest.raises(ValueError, match=r"one logit per query head, 4; its shape is \(1,\)"):
-        attend(q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=pos + 1, k_seg_BS=pos + 1, sink_N=jnp.zeros(1))  # fmt: skip
+        attend(q, k, v, layer, {}, TokenSide(pos, pos + 1), optional=OptionalInputs(sink_N=jnp.zeros(1)))  # fmt: skip
 
 
 def test_the_gate_is_in_the_operations_of_a_step_and_the_rest_costs_none():

@@ -174,7 +174,7 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
     ("seeds", "says"),
     [
         ([plain([1.0, 2.0])], "at least 2 seeds"),
-        ([plain([1.0, np.nan])] * 2, "without a finite total"),
+        ([plain([1.0, np.nan])] * 2, "with a finite total"),
         ([(bootstrap.Stratum(np.ones(2), np.r_[1.0, 0.0]),)] * 2, "weight above 0"),
     ],
 )

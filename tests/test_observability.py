@@ -99,16 +99,16 @@ def test_a_stall_is_written_down_once_with_the_stacks_of_all_threads(tmp_path, c
     stuck.start()
     dog = Watchdog(tmp_path / "stalls.log", 60.0, "process 0 of 1", clock)
     clock.now = 60.0 * FIRST - 1
-    assert not dog.look()  # the first step is compiled
+    assert not dog.check()  # the first step is compiled
     dog.finished(1)
     clock.now += 59.0
-    assert not dog.look()
+    assert not dog.check()
     clock.now += 1.0
-    assert dog.look()
-    assert not dog.look()
+    assert dog.check()
+    assert not dog.check()
     dog.finished(2)
     clock.now += 61.0
-    assert dog.look()
+    assert dog.check()
     never.set()
     said = (tmp_path / "stalls.log").read_text()
     assert said.count("process 0 of 1: step") == 2

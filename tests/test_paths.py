@@ -12,8 +12,15 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose_implementation
-from posenc_jax.attention.blockwise.api import blockwise_attention
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    OptionalInputs,
+    TokenSide,
+    attend,
+    choose_implementation,
+)
+from posenc_jax.attention.blockwise.api import BlockwiseSettings
 from posenc_jax.encodings import cumulative_log_forget, parse
 
 T, N, K, H = 72, 4, 2, 16
@@ -52,9 +59,9 @@ def small_and_emulated(monkeypatch, request):
     """Tiles smaller than a row, and cuDNN's call answered by XLA: the same function and arguments."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params["name"]
     lanes = PATHS[name].lanes if name else None
-    tiled = functools.partial(blockwise_attention, blocks=(16, 24), lanes=lanes)
+    tiled = functools.partial(BlockwiseSettings, blocks=(16, 24), lanes=lanes)
     module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
-    monkeypatch.setattr(module, "blockwise_attention", tiled)
+    monkeypatch.setattr(module, "BlockwiseSettings", tiled)
     real = jax.nn.dot_product_attention
 
     def by_xla(*arguments, implementation, **settings):
@@ -80,12 +87,7 @@ def step_of(layer, implementation, window):
     def loss(arrays, aim):
         q, k, v, ticks, params, *sink = arrays
         clock = cumulative_log_forget(ticks, SEG) if layer.gated else None
-        out = attend(
-            q, k, v, layer, params, q_pos_BT=POS, k_pos_BS=POS, q_seg_BT=SEG, k_seg_BS=SEG,
-            q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, sink_N=sink[0] if sink else None, aligned=True, window=window,
-            x_BTD=schemes.projected_from(layer, POS.shape),
-            implementation=implementation,
-        )  # fmt: skip
+        out = attend(q, k, v, layer, params, TokenSide(POS, SEG, clock), settings=AttentionSettings(aligned=True, window=window, implementation=implementation), optional=OptionalInputs(sink_N=sink[0] if sink else None, x_BTD=schemes.projected_from(layer, POS.shape)))  # fmt: skip
         return (out.astype(jnp.float32) * aim).sum(), out
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -103,7 +105,12 @@ def served(layer, path):
     """Whether the path takes this scheme; a refusal has to be in words."""
     try:
         found = choose_implementation(
-            layer, T, T, path.implementation, head_dim=H, dtype=path.dtype, device="cpu"
+            layer,
+            T,
+            T,
+            path.implementation,
+            KernelConditions(head_dim=H, dtype=path.dtype),
+            device="cpu",
         )
     except ValueError as error:
         if not re.search("cannot serve this layer: |linear attention takes", str(error)):
@@ -241,10 +248,7 @@ def test_the_definition_with_a_sink_is_a_float64_loop_and_so_is_its_gradient():
     pos, seg = jnp.arange(14)[None], jnp.ones((1, 14), jnp.int32)
 
     def ours(sinks):
-        return attend(
-            q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, sink_N=sinks,
-            implementation="dense",
-        )  # fmt: skip
+        return attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(implementation="dense"), optional=OptionalInputs(sink_N=sinks))  # fmt: skip
 
     np.testing.assert_allclose(ours(sinks)[0], by_hand(SINKS.astype(np.float64)), atol=2e-6)
     slope_N = jax.grad(lambda s: (ours(s) * aim).sum())(sinks)

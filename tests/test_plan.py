@@ -379,9 +379,9 @@ def batch_of_ones(config, mesh):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("dta:4", "no axis 'dta'; did you mean data"),
+        ("dta:4", "no axis 'dta'; did you mean 'data"),
         ("rows:4", "no axis 'rows'; known: data"),
-        ("data:4,data:2", "data stands there twice"),
+        ("data:4,data:2", "data is given twice"),
         ("data:0", "data needs a number of devices"),
         ("data", "data needs a number of devices"),
         ("", "no axis ''"),
@@ -421,7 +421,7 @@ def test_a_sequence_axis_is_planned(tmp_path):
 
 def test_chips_are_known_by_name_and_near_ones_offered():
     assert find_hardware("v5e").flops == 197e12
-    with pytest.raises(ValueError, match="did you mean h100"):
+    with pytest.raises(ValueError, match="did you mean 'h100"):
         find_hardware("H1000")
     with pytest.raises(ValueError, match="known: h100, h200"):
         find_hardware("abacus")

@@ -9,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import HeadContext, parse
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed, mixed_angles
 
@@ -89,7 +89,7 @@ def test_attention_over_a_grid_depends_on_row_and_column_offsets_alone(line):
 
     def run(down, across):
         pos = jnp.asarray((rows + down) * 16 + columns + across)[None]
-        return attend(q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=ones, k_seg_BS=ones, causal=False)  # fmt: skip
+        return attend(q, k, v, layer, params, TokenSide(pos, ones), settings=AttentionSettings(causal=False))  # fmt: skip
 
     np.testing.assert_allclose(run(0, 0), run(7, 5), atol=2e-5)
     assert np.abs(run(0, 0) - run(0, 10)).max() > 1e-3  # the last column wraps around

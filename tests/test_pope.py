@@ -10,7 +10,14 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import attend, choose_implementation
+from posenc_jax.attention import (
+    AttentionSettings,
+    BlockwiseSettings,
+    KernelConditions,
+    TokenSide,
+    attend,
+    choose_implementation,
+)
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.costs.flops import model_flops
@@ -38,7 +45,7 @@ def tensors(K=N, T=12):
 
 def attended(layer, params, q, k, v, **how):
     pos, seg = jnp.asarray(POS)[None], jnp.asarray(SEG)[None]
-    return attend(q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, **how)  # fmt: skip
+    return attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(**how))
 
 
 def by_loop(delta_NH, slopes, q, k, v, plain=()):
@@ -164,11 +171,11 @@ def test_every_dim_has_a_wavelength_of_its_own_also_under_a_stretch():
 
 def test_kernels_that_cannot_hold_its_columns_refuse_in_words():
     layer = layer_of("pope")
-    ask = functools.partial(choose_implementation, layer, 1024, 1024, dtype="bfloat16")
-    assert ask("auto", head_dim=64, device="gpu").name == "flash"
+    ask = functools.partial(choose_implementation, layer, 1024, 1024)
+    assert ask("auto", KernelConditions(64, "bfloat16"), device="gpu").name == "flash"
     for kernel, head_dim in (("flash", 96), ("cudnn", 128)):
         with pytest.raises(ValueError, match=f"{2 * head_dim} columns of turned queries .*exceed") as caught:  # fmt: skip
-            ask(kernel, head_dim=head_dim)
+            ask(kernel, KernelConditions(head_dim, "bfloat16"))
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="linear attention turns features in place"):
         layer_of("pope+linear")
@@ -193,11 +200,11 @@ def test_a_steep_bias_ends_the_work_early_and_nothing_is_missed():
     params, (q, k, v) = layer.init(jax.random.key(5)), tensors(T=T)
     k = k.at[:, 40:60].mul(60.0)
     pos, ones = jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
-    where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": ones, "k_seg_BS": ones}
+    tokens = TokenSide(pos, ones)
     turned = [layer.rotate(params, x, pos, side) for x, side in ((q, "query"), (k, "key"))]
     cut, whole = (
-        blockwise_attention(*turned, v, layer, params, **where, blocks=(64, 32), epsilon=e)
-        for e in (2.0**-24, 0.0)
+        blockwise_attention(*turned, v, layer, params, tokens, tokens, settings)
+        for settings in (BlockwiseSettings(blocks=(64, 32), epsilon=e) for e in (2.0**-24, 0.0))
     )
     np.testing.assert_allclose(cut, whole, atol=2e-6)
     assert cutoff_windows(layer, params, 8.0, T).max() < T

@@ -68,7 +68,7 @@ def test_a_name_that_is_nearly_one_gets_a_hint_and_none_stands_inside_a_line():
             parse(text)
     with pytest.raises(ValueError, match=r"unknown encoding 'stepe'(?!.*'steep')"):
         parse("rope+stepe")
-    with pytest.raises(ValueError, match=r"'steep' is the name of a line: .*; take another for the encoding"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"'steep' is the name of a preset: .*; choose another name"):  # fmt: skip
         register("steep", Alibi)
 
 

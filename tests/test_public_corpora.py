@@ -128,9 +128,9 @@ def test_a_failed_download_is_one_line_with_its_reason(tmp_path, monkeypatch):
 
 
 def test_unknown_sets_are_answered_with_near_names(tmp_path):
-    with pytest.raises(ValueError, match=r"no TFDS set; near names: .*python_stdlib"):
+    with pytest.raises(ValueError, match=r"no TFDS set; did you mean .*python_stdlib"):
         open_corpus("python_stlib", str(tmp_path))
-    with pytest.raises(ValueError, match=r"near names: .*tiny_shakespeare"):
+    with pytest.raises(ValueError, match=r"did you mean .*tiny_shakespeare"):
         open_corpus("tiny_shakespear", str(tmp_path))
     for name in ("zzzzzzzz", "../../etc", "", "a b"):
         with pytest.raises(ValueError, match=r"data\.corpus=.* is no corpus of ours"):

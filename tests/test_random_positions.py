@@ -12,7 +12,13 @@ import pytest
 import runs
 import schemes
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    OptionalInputs,
+    TokenSide,
+    attend,
+)
 from posenc_jax.attention.attend import choose_implementation
 from posenc_jax.data.packing import Document, pack
 from posenc_jax.data.random_positions import RandomPositions
@@ -128,12 +134,11 @@ X_BTD = jax.random.normal(jax.random.key(8), (1, 256, 32))
 
 def attended(layer, params, q, k, v, ticks, pos, seg, **settings):
     clock = cumulative_log_forget(ticks, seg) if layer.gated else None
-    settings = {"q_count_BT": visible_key_counts(seg), "aligned": True} | settings
-    settings = {"x_BTD": X_BTD[:, : q.shape[1]]} | settings
-    return attend(
-        q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-        q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, **settings,
-    )  # fmt: skip
+    count = settings.pop("count_BT", visible_key_counts(seg))
+    settings = AttentionSettings(**{"aligned": True} | settings)
+    optional = OptionalInputs(X_BTD[:, : q.shape[1]], count)
+    tokens = TokenSide(pos, seg, clock)
+    return attend(q, k, v, layer, params, tokens, settings=settings, optional=optional)
 
 
 def test_it_is_the_float64_loop_with_positions_for_distances_and_tokens_for_keys_in_sight():
@@ -165,7 +170,7 @@ NEEDS_NO_DISTANCE = [
 def test_a_scheme_without_distances_gives_the_same_numbers_at_any_rising_positions(line):
     (layer,) = placed(line)
     params, arrays = layer.init(jax.random.key(1)), tensors(L)
-    plain = attended(layer, params, *arrays, PLAIN, SEG, q_count_BT=None)
+    plain = attended(layer, params, *arrays, PLAIN, SEG, count_BT=None)
     drawn = attended(layer, params, *arrays, DRAWN, SEG)
     np.testing.assert_allclose(drawn[:, :14], plain[:, :14], atol=1e-6)
 
@@ -266,30 +271,32 @@ def test_rows_and_tokens_split_over_devices_change_nothing(mesh):
 
 
 def test_kernels_that_count_in_slots_serve_what_reads_no_distance_and_refuse_the_rest():
-    where = {"head_dim": 64, "dtype": "bfloat16", "device": "gpu"}
+    slots = KernelConditions(head_dim=64, dtype="bfloat16")
+    choose = functools.partial(choose_implementation, device="gpu")
+    random = dataclasses.replace(slots, consecutive=False)
     flat, biased = placed("rope")[0], placed("rope+alibi")[0]
     for layer in (flat, biased):
-        assert choose_implementation(layer, 4096, 4096, "auto", **where).name == "flash"
-    assert (
-        choose_implementation(flat, 4096, 4096, "auto", consecutive=False, **where).name == "flash"
-    )
-    path = choose_implementation(biased, 4096, 4096, "auto", consecutive=False, **where)
+        assert choose(layer, 4096, 4096, "auto", slots).name == "flash"
+    assert choose(flat, 4096, 4096, "auto", random).name == "flash"
+    path = choose(biased, 4096, 4096, "auto", random)
     assert path.name == "blockwise"
     assert "positions are random" in path.why
     for kernel in ("flash", "cudnn", "splash"):
         with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
-            choose_implementation(biased, 4096, 4096, kernel, consecutive=False, **where)
+            choose(biased, 4096, 4096, kernel, random)
 
 
 def test_kernels_that_count_in_slots_refuse_the_models_window_and_auto_goes_by_blocks():
-    where, (flat,) = {"head_dim": 64, "dtype": "bfloat16", "device": "gpu"}, placed("rope")
-    assert choose_implementation(flat, 4096, 4096, "flash", window=16, **where).name == "flash"
-    path = choose_implementation(flat, 4096, 4096, "auto", consecutive=False, window=16, **where)
+    slots, (flat,) = KernelConditions(64, "bfloat16", window=16), placed("rope")
+    choose = functools.partial(choose_implementation, device="gpu")
+    random = dataclasses.replace(slots, consecutive=False)
+    assert choose(flat, 4096, 4096, "flash", slots).name == "flash"
+    path = choose(flat, 4096, 4096, "auto", random)
     assert path.name == "blockwise"
     assert "positions are random" in path.why
     for kernel in ("flash", "cudnn", "splash"):
         with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
-            choose_implementation(flat, 4096, 4096, kernel, consecutive=False, window=16, **where)
+            choose(flat, 4096, 4096, kernel, random)
     q, k, v, ticks = tensors(L)
     with pytest.raises(ValueError, match="'flash' cannot serve this layer: it counts distances in slots"):  # fmt: skip
         attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation="flash")
@@ -306,7 +313,7 @@ def test_kernels_that_count_in_slots_refuse_the_models_window_and_auto_goes_by_b
     [
         ("rope", {"data": {"random_positions": -1}}, r"config.data.random_positions must lie in \[0, "),
         ("learned(size=64)", {"data": {"random_positions": 8}}, r"random_positions=8 draws from 256 positions, and 'learned\(size=64\)' has 64"),
-        ("axial", {"data": {"random_positions": 2}}, "random_positions=2: 'axial' reads positions as places in a grid"),
+        ("axial", {"data": {"random_positions": 2}}, "random_positions=2: 'axial' takes positions as cells of a grid"),
         ("rope+alibi", {"data": {"random_positions": 8}, "model": {"attention": "flash"}}, "positions are random"),
         ("rope", {"data": {"random_positions": 2**20}, "train": {"length": 2048}}, "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 positions, and int32 holds 2,147,483,647"),
     ],

@@ -236,7 +236,7 @@ def test_too_short_a_length_names_the_minimum():
 
 
 def test_wrong_names_are_answered_with_the_right_ones():
-    with pytest.raises(ValueError, match="no retrieval task 'paskey'; near name: passkey"):
+    with pytest.raises(ValueError, match="no retrieval task 'paskey'; did you mean 'passkey"):
         find("paskey")
     with pytest.raises(ValueError, match="split 'valid' is not one of train, dev, test"):
         mqar(TOKENIZER, FILLER, split="valid", seed=0, index=0, length=64, pairs=2)

@@ -92,7 +92,7 @@ def test_tasks_that_do_not_fit_or_have_no_share_are_refused():
         windows_of(length=33)
     with pytest.raises(ValueError, match="shares that are at least 0 and not all 0"):
         windows_of(tasks=(("passkey", 0.0),))
-    with pytest.raises(ValueError, match="no retrieval task 'mqra'; near name: mqar"):
+    with pytest.raises(ValueError, match="no retrieval task 'mqra'; did you mean 'mqar"):
         windows_of(tasks=(("mqra", 1.0),))
 
 
@@ -110,7 +110,7 @@ def test_a_mixture_names_its_tasks_and_shares_and_the_default_is_recall_and_pass
     mix = DataSection(retrieval_mix="passkey, needles_4:2,latest_first")
     assert retrieval_tasks(mix) == (("passkey", 1.0), ("needles_4", 2.0), ("latest_first", 1.0))
     for wrong, message in (
-        ("mqra", "near name: mqar"),
+        ("mqra", "did you mean 'mqar"),
         ("mqar:x", "could not convert"),
         ("mqar:0", "the share of mqar must lie in"),
         ("passkey_sentences", "leave passkey_sentences out"),

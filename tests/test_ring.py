@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, choose_implementation, cumulative_log_forget, ring_hops
+from posenc_jax.attention import (
+    AttentionSettings,
+    BlockwiseSettings,
+    KernelConditions,
+    OptionalInputs,
+    TokenSide,
+    attend,
+    choose_implementation,
+    cumulative_log_forget,
+    ring_hops,
+)
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.encodings import cumulative_log_forget as running_clock_of_one_device
 from posenc_jax.encodings import parse
@@ -64,21 +74,18 @@ def tensors(layer, T, B=2, kv_heads=K, size=1.0):
     return q * size, k * size, v, ticks, layer.init(keys[4])
 
 
-def arguments(layer, ticks, pos, seg):
-    clock = cumulative_log_forget(ticks, seg) if layer.gated else None
-    return {
-        "q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg,
-        "q_cum_log_forget_BTN": clock, "k_cum_log_forget_BSN": clock,
-    }  # fmt: skip
+def tokens_of(layer, ticks, pos, seg):
+    return TokenSide(pos, seg, cumulative_log_forget(ticks, seg) if layer.gated else None)
 
 
 @functools.cache
 def forward_and_gradients(layer, implementation, **settings):
     def run(pull, *arrays):
         def attended(q, k, v, ticks, params):
-            where = arguments(layer, ticks, *arrays[5:])
-            x = schemes.projected_from(layer, arrays[5].shape)
-            return attend(q, k, v, layer, params, implementation=implementation, x_BTD=x, **where, **settings)  # fmt: skip
+            tokens = tokens_of(layer, ticks, *arrays[5:])
+            optional = OptionalInputs(schemes.projected_from(layer, arrays[5].shape))
+            how = AttentionSettings(implementation=implementation, **settings)
+            return attend(q, k, v, layer, params, tokens, settings=how, optional=optional)
 
         out, vjp = jax.vjp(attended, *arrays[:5])
         return out, vjp(pull)
@@ -111,8 +118,8 @@ def assert_same(want, got):
 @functools.cache
 def counter(layer, window):
     def count(q, k, v, ticks, params, pos, seg):
-        where = arguments(layer, ticks, pos, seg)
-        return ring_hops(q, k, v, layer, params, **where, window=window)
+        tokens, settings = tokens_of(layer, ticks, pos, seg), BlockwiseSettings(window=window)
+        return ring_hops(q, k, v, layer, params, tokens, tokens, settings)
 
     return jax.jit(count)
 
@@ -324,5 +331,10 @@ def test_a_clock_runs_on_over_devices():
 def test_what_cannot_go_around_is_refused(line, implementation, words):
     with pytest.raises(ValueError, match=f"lie on 4 devices.*{words}"):
         choose_implementation(
-            placed(line), 64, 64, implementation, head_dim=H, dtype="float32", sequence=4
+            placed(line),
+            64,
+            64,
+            implementation,
+            KernelConditions(head_dim=H, dtype="float32"),
+            sequence=4,
         )

@@ -123,12 +123,12 @@ def test_factors_that_grow_over_several_readings_are_refused_in_the_end():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("rope(dim=6,fraction=0.5)", "rope: dim=6 and fraction=0.5 say the same thing twice"),
+        ("rope(dim=6,fraction=0.5)", "rope: dim=6 and fraction=0.5 both set the number of dims"),
         ("rope(dim=7)", "rope: dim must be an even number up to head dim 16, not 7"),
         ("rope(dim=18)", "rope: dim must be an even number up to head dim 16, not 18"),
         ("rope(dim=-2)", "rope: dim must be an even number up to head dim 16, not -2"),
         ("rope(base=1.0,stretch=yarn)", "yarn: needs a base above 1, not 1"),
-        ("rope(stretch=yarn(attention_factor=1.2,mscale=0.7))", "yarn: attention_factor takes the place of mscale"),
+        ("rope(stretch=yarn(attention_factor=1.2,mscale=0.7))", "yarn: attention_factor replaces mscale"),
         ("rope(stretch=yarn(attention_factor=-1.0))", "yarn: attention_factor must be a positive number"),
         ("rope(stretch=longrope(original=1))", "longrope: the original length must be at least 2 tokens, not 1"),
         ("rope(stretch=dynamic(length=-5))", "dynamic.*: length must be a positive number, not -5"),

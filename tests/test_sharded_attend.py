@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import schemes
 
-from posenc_jax.attention import attend, cumulative_log_forget
+from posenc_jax.attention import (
+    AttentionSettings,
+    OptionalInputs,
+    TokenSide,
+    attend,
+    cumulative_log_forget,
+)
 from posenc_jax.attention.sharding import drop_unit_axes, shard_keys_like_queries
 from posenc_jax.encodings import parse
 
@@ -48,11 +54,9 @@ def forward_and_gradients(layer, settings):
 
         def attended(q, k, v, ticks, params):
             clock = cumulative_log_forget(ticks, seg) if layer.gated else None
-            return attend(
-                q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-                q_cum_log_forget_BTN=clock, k_cum_log_forget_BSN=clock, **dict(settings),
-                x_BTD=schemes.projected_from(layer, pos.shape),
-            )  # fmt: skip
+            optional = OptionalInputs(schemes.projected_from(layer, pos.shape))
+            how = AttentionSettings(**dict(settings))
+            return attend(q, k, v, layer, params, TokenSide(pos, seg, clock), settings=how, optional=optional)  # fmt: skip
 
         out, vjp = jax.vjp(attended, *floats)
         return out, vjp(jnp.cos(out))
@@ -174,8 +178,8 @@ def test_no_device_holds_the_keys_of_all_heads():
     mesh, layer = mesh_of(2, 1, 4), placed("rope|nope")
     with jax.set_mesh(mesh):
         (*tensors, _, params), (pos, seg) = laid_out(mesh, *arrays(layer, 1))
-        where = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
-        run = jax.jit(lambda *x: attend(*x, layer, params, implementation="dense", **where))
+        dense = AttentionSettings(implementation="dense")
+        run = jax.jit(lambda *x: attend(*x, layer, params, TokenSide(pos, seg), settings=dense))
         text = run.lower(*tensors).compile().as_text()
     assert set(re.findall(rf"f32\[1,{T},(\d+),{H}\]", text)) == {"1"}
     assert not re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute)\(", text)

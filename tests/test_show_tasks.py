@@ -40,7 +40,10 @@ def test_every_task_is_printed_and_a_wrong_name_is_one_line(data_dir):
     assert run.returncode == 0, run.stderr
     for name in ("R1 passkey", "R2 needles_16", "R7 phonebook", "R10 synonym"):
         assert name in run.stdout
-    for flag, message in (("--task=copi", "near name: copy"), ("--split=valid", "split 'valid'")):
+    for flag, message in (
+        ("--task=copi", "did you mean 'copy"),
+        ("--split=valid", "split 'valid'"),
+    ):
         wrong = show(flag, f"--data_dir={data_dir}")
         assert wrong.returncode == 2
         assert len(wrong.stderr.strip().splitlines()) == 1

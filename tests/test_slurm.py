@@ -13,7 +13,7 @@ import toy_study
 
 from posenc_jax.study import slurm
 
-STAGE = slurm.Stage("x-runs", (("echo", "one"), ("echo", "two words")), "x-tuning")
+STAGE = slurm.SlurmStage("x-runs", (("echo", "one"), ("echo", "two words")), "x-tuning")
 
 
 def text(stage=STAGE, folder=pathlib.Path("/study/slurm"), **resources):
@@ -67,7 +67,7 @@ def test_one_task_a_run_is_requeued_and_told_in_time():
 
 def test_what_is_not_asked_for_is_left_to_the_cluster():
     assert not [w for w in ("partition", "time=", "gpus", "account", "mem=") if f"--{w}" in text()]
-    report = slurm.Stage("x-report", (("true",),), "x-runs", gpus=False)
+    report = slurm.SlurmStage("x-report", (("true",),), "x-runs", gpus=False)
     assert "--gpus" not in text(report, gpus=1)
     assert "--gpus-per-task=1" in text(gpus=1)
 
@@ -103,7 +103,7 @@ def test_a_path_that_sbatch_cannot_read_is_refused():
 
 def task(tmp_path, *command, number=1):
     """Starts a task of a stage as Slurm would."""
-    stage = slurm.Stage("x-runs", (command, command))
+    stage = slurm.SlurmStage("x-runs", (command, command))
     (path,) = slurm.write([stage], slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
     numbers = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
     return subprocess.Popen(["bash", path], env={**os.environ, **numbers}, stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -227,7 +227,7 @@ def test_a_study_is_submitted_with_each_stage_behind_the_last(cluster, tmp_path)
 
 def test_a_stage_that_is_refused_takes_the_others_back(cluster, tmp_path):
     stand_in(tmp_path / "bin", "sbatch", f'echo "sbatch $*" >>{cluster}; [[ $* != *runs* ]] && echo 5')  # fmt: skip
-    stages = [slurm.Stage("x-tuning", (("true",),)), STAGE]
+    stages = [slurm.SlurmStage("x-tuning", (("true",),)), STAGE]
     paths = slurm.write(stages, slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
     with pytest.raises(ValueError, match="sbatch refused"):
         slurm.submit(stages, paths)

@@ -270,7 +270,7 @@ def test_every_task_can_be_trained_on(name):
 
 
 def test_a_name_that_is_not_there_names_the_nearest():
-    with pytest.raises(ValueError, match="no retrieval task 'needles_5'; near name: needles_"):
+    with pytest.raises(ValueError, match="no retrieval task 'needles_5'; did you mean 'needles_"):
         find("needles_5")
 
 

@@ -10,7 +10,7 @@ import oracles
 import pytest
 from test_data_dependent import model
 
-from posenc_jax.attention import attend
+from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend
 from posenc_jax.encodings import HeadContext, parse, unparse
 from posenc_jax.encodings.temperature import AdaptiveSSMax, LogN, SSMax
 from posenc_jax.evaluation.properties import shift_errors
@@ -38,7 +38,7 @@ def floats(seed=0):
 
 def attended(layer, params, q, k, v, x, **how):
     pos, seg = jnp.asarray(POS)[None], jnp.asarray(SEG)[None]
-    return attend(q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, x_BTD=x, **how)  # fmt: skip
+    return attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(**how), optional=OptionalInputs(x))  # fmt: skip
 
 
 def by_loop(tau, slopes, q, k, v, window=10**6):

@@ -21,7 +21,6 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
 from posenc_jax.training.loop import Diverged, Preempted, check_mesh, train
 from posenc_jax.training.loss import token_losses
-from posenc_jax.training.setting_bounds import BOUNDS
 from posenc_jax.training.sharding import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
@@ -329,8 +328,8 @@ def test_a_parameter_without_a_row_in_the_layout_raises():
 
 
 BAD = [
-    ({"train": {"stpes": 3}}, "config.train.stpes is not a setting; did you mean steps"),
-    ({"trian": {}}, "config.trian is not a setting; did you mean train"),
+    ({"train": {"stpes": 3}}, "config.train.stpes is not a setting; did you mean 'steps"),
+    ({"trian": {}}, "config.trian is not a setting; did you mean 'train"),
     ({"train": {"steps": "3"}}, "config.train.steps must be int, not '3'"),
     ({"train": {"steps": 2.5}}, "config.train.steps must be int"),
     ({"model": {"qk_norm": 1}}, "config.model.qk_norm must be bool"),
@@ -372,6 +371,16 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(sections, message)
 def numbers(section):
     """Names of the numeric settings of a section, tuples of numbers among them."""
     return {f.name for f in dataclasses.fields(section) if f.type in (int, float, tuple[int, ...])}
+
+
+BOUNDS = {
+    section.name: {
+        f.name: f.metadata["bounds"]
+        for f in dataclasses.fields(section.type)
+        if "bounds" in f.metadata
+    }
+    for section in dataclasses.fields(RunConfig)
+}
 
 
 def test_every_number_has_a_range_and_what_lies_outside_is_refused_in_one_line():

@@ -11,7 +11,7 @@ import oracles
 import pytest
 import schemes
 
-from posenc_jax.encodings import REGISTRY, Absolute, sinusoid
+from posenc_jax.encodings import REGISTRY, Absolute, sinusoid, unparse
 from posenc_jax.encodings.planar import raster
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.vision import Encoder, VisionConfig, patches, read_at
@@ -268,7 +268,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
 def test_every_scheme_reads_images_or_says_why_it_cannot(line):
     model = dataclasses.replace(BASE.model, scheme=line, num_layers=2)
     if any(layer.gated for layer in model.placed.layers):
-        with pytest.raises(ValueError, match="an encoder reads both ways"):
+        with pytest.raises(ValueError, match="an image encoder is not causal"):
             VisionConfig(model, 2, 3)
         return
     config = VisionConfig(model, 2, 3)
@@ -279,7 +279,7 @@ def test_every_scheme_reads_images_or_says_why_it_cannot(line):
 
 def test_a_larger_grid_is_written_into_the_parts_that_know_one_and_nowhere_else():
     wide = read_at(configured("mixed|axial(base=50.0)+alibi2d,nope|fire(width=8)"), (12, 20))
-    assert wide.model.scheme == (
+    assert unparse(wide.model.scheme) == (
         "mixed(width=10)|axial(width=10,base=50.0)+alibi2d(width=10),nope|fire(width=8)"
     )
     assert wide.width == 10
@@ -313,7 +313,7 @@ def test_a_planar_part_from_outside_is_read_at_another_size_too(monkeypatch):
     monkeypatch.setitem(REGISTRY, "sinusoidal2d", Sinusoidal2d)
     config, grid = configured("sinusoidal2d"), content(3, 3)
     larger = read_at(config, (8, 18))
-    assert larger.model.scheme == "sinusoidal2d(width=9)"
+    assert unparse(larger.model.scheme) == "sinusoidal2d(width=9)"
     params = strong(config)
     here = reader(config)(params, *placed(grid, SIDE, SIDE, 1, 2))
     there = reader(larger)(params, *placed(grid, 4, 9, 1, 2))
@@ -327,7 +327,7 @@ def test_a_planar_part_from_outside_is_read_at_another_size_too(monkeypatch):
         ({"channels": -1}, "vision.channels must be positive"),
         ({"tied_head": True}, "tied_head must be False"),
         ({"line": "axial(width=6)|alibi2d(width=8)"}, "grids of 6 and 8 columns"),
-        ({"line": "rope+forget"}, "an encoder reads both ways"),
+        ({"line": "rope+forget"}, "an image encoder is not causal"),
         ({"line": "axial", "head_dim": 6}, "divisible by 4"),
     ],
 )

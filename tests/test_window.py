@@ -10,8 +10,14 @@ import numpy as np
 import oracles
 import pytest
 
-from posenc_jax.attention import attend, choose_implementation
-from posenc_jax.attention.blockwise.api import blockwise_attention, head_groups
+from posenc_jax.attention import (
+    AttentionSettings,
+    KernelConditions,
+    TokenSide,
+    attend,
+    choose_implementation,
+)
+from posenc_jax.attention.blockwise.api import BlockwiseSettings, head_groups
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.attention.blockwise.forward import blockwise_forward, tail_mass_table
 from posenc_jax.attention.blockwise.tiles import visible_blocks
@@ -51,20 +57,16 @@ def tensors(B=2, tokens=T):
 def small_tiles(monkeypatch):
     """Blockwise attention in blocks that no window is a multiple of."""
     module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
-    tiled = functools.partial(blockwise_attention, blocks=(16, 8))
-    monkeypatch.setattr(module, "blockwise_attention", tiled)
+    tiled = functools.partial(BlockwiseSettings, blocks=(16, 8))
+    monkeypatch.setattr(module, "BlockwiseSettings", tiled)
 
 
 def attended(layer, pos, seg, implementation, window=None, causal=True):
     """Attention as a jitted function of q, k, v."""
     params = layer.init(jax.random.key(7))
-    places = {"q_pos_BT": pos, "k_pos_BS": pos, "q_seg_BT": seg, "k_seg_BS": seg}
-    return jax.jit(
-        lambda q, k, v: attend(
-            q, k, v, layer, params, **jax.tree.map(jnp.asarray, places), window=window, causal=causal,
-            aligned=implementation == "flash", implementation=implementation,
-        )
-    )  # fmt: skip
+    tokens = jax.tree.map(jnp.asarray, TokenSide(pos, seg))
+    settings = AttentionSettings(causal, window, implementation == "flash", implementation)
+    return jax.jit(lambda q, k, v: attend(q, k, v, layer, params, tokens, settings=settings))
 
 
 def by_loop(q, k, v):
@@ -116,10 +118,7 @@ def test_biases_that_are_learned_or_decided_by_tokens_take_a_window(line, small_
 
     def outcome(implementation):
         def run(q, k, v, clock, params):
-            return attend(
-                q, k, v, layer, params, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, q_cum_log_forget_BTN=clock,
-                k_cum_log_forget_BSN=clock, implementation=implementation,
-            )  # fmt: skip
+            return attend(q, k, v, layer, params, TokenSide(pos, seg, clock), settings=AttentionSettings(implementation=implementation))  # fmt: skip
 
         out, pull = jax.vjp(jax.jit(run), q, k, v, clock, params)
         return out, pull(aim)
@@ -181,8 +180,8 @@ def blocks_read(line, length, window=None):
     seg = jnp.ones_like(pos)
     read = []
     for plan, floats, places, _ in head_groups(
-        (q, k, v, ({}, None), None, None), (pos, seg, pos, seg), jnp.int32(0), layer=layer, window=window,
-        blocks=(32, 32), lanes=None, causal=True, epsilon=0.0,
+        (q, k, v, ({}, None), None, None), (pos, seg, pos, seg), jnp.int32(0), layer,
+        BlockwiseSettings(window=window, epsilon=0.0, blocks=(32, 32)),
     ):  # fmt: skip
         _, stop_BNI = jax.jit(
             functools.partial(blockwise_forward, plan, tail_table=tail_mass_table(plan, {}))
@@ -276,12 +275,15 @@ def test_a_window_that_cannot_be_is_refused_in_one_line(line, words):
 @pytest.mark.parametrize("kernel", ["cudnn", "splash"])
 def test_vendor_kernels_serve_one_window_for_all_heads_and_say_so(kernel):
     how = {"head_dim": H, "dtype": "bfloat16"}
-    assert choose_implementation(placed("rope+window"), T, T, kernel, **how).name == kernel
+    assert (
+        choose_implementation(placed("rope+window"), T, T, kernel, KernelConditions(**how)).name
+        == kernel
+    )
     with pytest.raises(ValueError, match=r"windows of their own.*take 'auto' or 'blockwise'"):
-        choose_implementation(placed("rope+window|nope"), T, T, kernel, **how)
+        choose_implementation(placed("rope+window|nope"), T, T, kernel, KernelConditions(**how))
     assert (
         choose_implementation(
-            placed("rope+window|nope"), 9999, 9999, "auto", device="gpu", **how
+            placed("rope+window|nope"), 9999, 9999, "auto", KernelConditions(**how), device="gpu"
         ).name
         == "flash"
     )

@@ -1,13 +1,13 @@
-"""The hybrids and their parents on two cores, with text: the qualitative picture, tuned, three seeds.
+"""Study of the hybrids and their parents on two CPU cores: tuned learning rates, three seeds.
 
 Command:  python scripts/study.py --study=configs/studies/cpu.py --workdir=studies/cpu
 Reaches:  the table of results/cpu
-Takes:    about 70 minutes on two cores of their own: 44 tuning runs and 33 runs with their rows
+Takes:    about 70 minutes on two idle cores: 44 tuning runs, and 33 runs with their rows
 
-The mixture is 35 % text, 60 % retrieval documents and 5 % offset lookup (P3): the 15 % of retrieval documents of EVALUATION.md, sec. 2,
-are few in so short a schedule. The heads that neither rotate nor decay are one of four
-here, two of four in the quickstart. The factorial of rotation x bias takes the six arms that name their
-factors; log-n goes with its level "on 3 of 4 heads".
+The mixture is 35 % text, 60 % retrieval documents and 5 % offset lookup (P3). The usual 15 % of retrieval
+documents is too few for so short a schedule. One of four heads neither rotates nor decays; in the quickstart
+two of four. The factorial of rotation x bias has the six arms with factors; its level "on 3 of 4 heads" also
+has log-n.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ STUDY = Study(
 
 
 def base() -> ConfigDict:
-    """Returns what all runs of the study share."""
+    """Returns the configuration that all runs of the study share."""
     config = lm.get_config()
     config.train.update(length=128, batch_size=8, steps=3000, save_every=1000)
     config.data.update(

@@ -1,20 +1,20 @@
-"""The decision rule at small scale: 20M parameters, books, eight seeds; one GPU a run, or a Slurm array.
+"""Study for the decision rule at small scale: 20M parameters, books, eight seeds, one GPU a run.
 
 Command:  python scripts/study.py --study=configs/studies/gpu.py --workdir=studies/gpu
           and on a cluster  --launch=slurm --partition=... --gpus=1 --time=4:00:00 --venv=.venv
 Reads:    BOOKS, a folder of UTF-8 text files split by file (200 MB to 1 GB; each at least 8 L + L/2
-          bytes long); the environment variable POSENC_JAX_BOOKS names another one
+          bytes long); the environment variable POSENC_JAX_BOOKS overrides it
 Takes:    not measured. 12 arms x (4 rates at 1,000 steps + 8 seeds at 6,000) are 624,000 steps of 65,536
           bytes; at 6 N FLOPs a byte, N = 19.5 M, that is 4.8e18 FLOPs: 13 hours of one GPU that
-          sustains 100 TFLOP/s, and as much less as the cluster runs tasks at a time
+          sustains 100 TFLOP/s, divided by the number of tasks at a time
 
-Of the training windows 85 % are text, 13 % retrieval documents and 2 % offset lookup (P3), which no model
-answers without having been trained on it.
+Of the training windows 85 % are text, 13 % retrieval documents and 2 % offset lookup (P3), which a model
+must be trained on to answer.
 
-The seeds are those of exploration, 0 to 7. A confirmation takes its seeds (100 to 107), at most three
-hybrids and the frozen plan: copy this file, name them, freeze, run. The oracle of the literature, RoPE
-trained at 4L with equal tokens, lies in other_lengths/ and in rows.jsonl under its own training length:
-its distances and targets are in units of its own L, so the page does not set it beside the others.
+Seeds 0 to 7 are for exploration. For a confirmation, copy this file, set its seeds (100 to 107), at most
+three hybrids and the frozen plan, and run it. The oracle of the literature, RoPE trained at 4L with equal
+tokens, is in other_lengths/ and in rows.jsonl under its own training length. Its distances and targets are in
+units of its own L, so the report does not compare it with the others.
 """
 
 import os

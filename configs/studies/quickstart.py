@@ -1,10 +1,10 @@
-"""Five encodings, same data, same budget: where perplexity breaks and how far each retrieves.
+"""Quickstart study: perplexity beyond L and retrieval distance of five encodings, with equal data and budget.
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    14 min 12 s on two slow cores, installation included; how slow they were is in results/quickstart
+Takes:    14 min 12 s on two slow cores (see results/quickstart), with installation
 
-Every arm has the learning rate that is best for it within L, of the four of configs/studies/quickstart_rates.py.
+Every arm has its best learning rate within L of the four in configs/studies/quickstart_rates.py.
 """
 
 from ml_collections import ConfigDict
@@ -18,10 +18,7 @@ STUDY = Study(
         Arm(
             "nope",
             "nope",
-            overrides={
-                "optimizer.learning_rate": 0.00316,
-                "optimizer.muon_learning_rate": 0.00632,
-            },
+            overrides={"optimizer.learning_rate": 0.00316, "optimizer.muon_learning_rate": 0.00632},
         ),
         Arm("rope", "rope"),
         Arm("alibi", "alibi(slopes=match)"),

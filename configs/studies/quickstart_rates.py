@@ -1,8 +1,8 @@
-"""The learning rate of every arm of the quickstart, chosen by dev loss within L: tuning runs alone.
+"""Learning-rate search for the arms of the quickstart, by dev loss within L; it has tuning runs only.
 
 Command:  python scripts/study.py --study=configs/studies/quickstart_rates.py --workdir=studies/quickstart_rates
-Reaches:  the curves of results/quickstart: 0.01 for all arms but nope, whose best is the lowest of the four
-Takes:    24 minutes on the same cores beside other work: 20 runs of the quickstart and their loss on dev
+Reaches:  the curves of results/quickstart: 0.01 for all arms except nope, whose best rate is the lowest
+Takes:    24 minutes on the same cores, with other load: 20 runs of the quickstart and their loss on dev
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ STUDY = Study(
     seeds=quickstart.STUDY.seeds,
     tuning=Tuning(rates=(0.00316, 0.01, 0.0316, 0.1), seed=90),
     tuning_suite="E3",
-    skip=lambda cell: None if cell.tuning else "the rates alone are asked for here",
+    skip=lambda cell: None if cell.tuning else "this study only tunes",
 )
 
 

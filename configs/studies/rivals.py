@@ -1,14 +1,15 @@
-"""Rivals that are recipes, on two cores: random positions, DroPE, RoPE trained or fine-tuned at 4L, and the curriculum for all.
+"""Study of training recipes on two CPU cores: random positions, DroPE, RoPE trained or fine-tuned at 4L.
 
 Command:  python scripts/study.py --study=configs/studies/rivals.py --workdir=studies/rivals
 Reaches:  not measured
-Takes:    not measured; tuning is 24 runs, and 12 arms of 3 seeds count
+Takes:    not measured; 24 tuning runs, and 12 arms with 3 seeds each
 
-R+ of the verdict is the better on dev of RoPE read by YaRN at 4L and of RoPE fine-tuned so; the same 1,000 steps at 4L go to
-ALiBi and to the hybrid. DroPE's parent takes 85 % of the steps and DroPE the rest (configs/drope.py has the recipe and its
-source): with qk-norm the rate is warmed up again to the peak of the parent. Every arm learns recall by the same
-curriculum: documents of up to L/8, L/2 and L by thirds, pairs from 2 to 16 over the first half, each asked twice. The
-first third, of 16 tokens, holds mqar of two pairs alone (14 tokens): the other tasks and more pairs do not fit.
+R+ of the verdict is RoPE evaluated with YaRN at 4L or RoPE fine-tuned with YaRN at 4L, whichever is better on
+dev. ALiBi and the hybrid are fine-tuned in the same way, for 1,000 steps at 4L. The parent of DroPE takes 85 %
+of the steps and DroPE the rest (configs/drope.py has the recipe and its source); with qk-norm the rate is
+warmed up again to the peak of the parent. Every arm has the same curriculum of recall: documents of up to L/8,
+L/2 and L by thirds; pairs grow from 2 to 16 over the first half, and each is asked twice. The
+first third has documents of 16 tokens: mqar of two pairs (14 tokens) alone fits.
 """
 
 from ml_collections import ConfigDict
@@ -19,13 +20,13 @@ from posenc_jax.encodings import extend_length, parse, unparse
 from posenc_jax.study.grid import Arm, Study, Tuning
 
 LENGTH, STEPS = 128, 3000
-LAST = round(drope.SHARE * STEPS)  # of DroPE's steps
+LAST = round(drope.SHARE * STEPS)  # steps of DroPE
 FEW = {"train.steps": 1000, "optimizer.warmup_steps": 20}
 ARMS = {arm.name: arm for arm in cpu.STUDY.arms}
 
 
 def _tuned(arm: Arm) -> Arm:
-    """The arm after the common fine-tuning at 4L, stretched as YaRN and ALiBi's m L/L' would read it."""
+    """Returns the arm fine-tuned at 4L, stretched by YaRN and the m L/L' of ALiBi."""
     scheme = extend_length(
         parse(arm.scheme), "yarn:4", length=4 * LENGTH, train_length=LENGTH, placed_length=LENGTH
     )

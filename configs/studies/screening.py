@@ -1,25 +1,26 @@
-"""The screening half of the gpu tier: six arms, 2.4M parameters, books, four seeds in one program.
+"""Screening study on a GPU: six arms, 2.4M parameters, books, four seeds in one program.
 
 Command:  POSENC_JAX_BOOKS=data/books python scripts/study.py --study=configs/studies/screening.py --workdir=studies/screening --workers=14
 Reads:    POSENC_JAX_BOOKS, a folder of UTF-8 text files, one book each, in train/ and validation/, which is halved
           into dev and test by file. Written for 51 books to train on, 4 of dev and 3 of test (fingerprint 2d4a43fa2a73e64e)
 Reaches:  the table of results/screening
-Takes:    of an H100 with 16 cores, programs and evaluations side by side (--workers=14), 262 s of training (`wall_seconds` in
-          results/screening/runs.json) and the evaluation after it. A step of an arm's four seeds is 32,768 tokens and 0.56 TFLOP, 9.4 PFLOP in all. Another number of steps: POSENC_JAX_STEPS
+Takes:    on an H100 with 16 cores, all programs at a time (--workers=14), 262 s of training (`wall_seconds` in
+          results/screening/runs.json) and then the evaluation. A step of the four seeds of an arm is 32,768 tokens
+          and 0.56 TFLOP; all are 9.4 PFLOP. POSENC_JAX_STEPS sets another number of steps
 
-The arms are the four corners of rotation {none, full} x bias {none, linear}, whose interaction is the question, and the
-split that retrieved farthest in the cpu study, `coupled`, beside its control that does not rotate. That control
-names no level here: the factorial would lack the sixth cell and leave the interaction out. `logtail` and `capped` are
-left out, which did not hold beyond L there.
+The arms are the four cells of rotation {none, full} x bias {none, linear}, whose interaction is the question,
+and `coupled`, which retrieved farthest in the cpu study, with its control without rotation. The control has no
+factors here: with it a sixth cell would be missing, and the fit would leave the interaction out. `logtail` and
+`capped` are left out, since they failed beyond L in the cpu study.
 
-Half of the windows is text, 45 % retrieval documents, half of them recall of up to 16 pairs, and 5 % offset lookup
-(P3). At the 13 % of configs/studies/gpu.py these steps would hold 11,600 windows of retrieval; the cpu study had 14,400, and
-in it no run of those that counted learnt to recall. Here they are 40,300, of twice the length.
+50 % of the windows are text, 45 % retrieval documents (half of these recall of up to 16 pairs) and 5 % offset
+lookup (P3). The 13 % of configs/studies/gpu.py would be 11,600 windows of retrieval. The cpu study had 14,400,
+and no run that counted learnt recall. This study has 40,300, of twice the length.
 
-Deviations from EVALUATION.md, sec. 8 and 9: no learning rate is tuned, every arm takes the 0.01 that eight arms of the cpu
-study chose (`nope` chose 0.00316 there, `coupled` 0.0316); four seeds; that mixture. Attention is dense, by name:
-65,536 logits of a training window are few for any other, with seeds in one program or alone, and rows of up
-to 2,176 tokens are scored by the same definition.
+Deviations from the protocol: no learning rate is tuned (every arm takes 0.01, the choice of eight arms of the
+cpu study; `nope` chose 0.00316 there, `coupled` 0.0316), four seeds, and this mixture. Attention is dense: 65,536
+logits of a training window are too few to gain from another path, and rows of up to 2,176 tokens are scored by
+the same definition.
 """
 
 import dataclasses

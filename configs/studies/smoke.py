@@ -1,4 +1,4 @@
-"""The quickstart's path at toy size: wiring, no claim about learning.
+"""Smoke study: the path of the quickstart at toy size, without a claim about learning.
 
 Command:  bash scripts/quickstart.sh smoke
 Takes:    about a minute on two cores after installation

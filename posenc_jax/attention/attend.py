@@ -1,15 +1,22 @@
-"""One entry to attention: turns q and k to their positions, builds bias and mask, picks a kernel."""
+"""The entry point of attention: rotates q and k, builds bias and mask, chooses a kernel."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention.blockwise.api import blockwise_attention
+from posenc_jax.attention.arguments import (
+    CAUSAL,
+    NO_OPTIONAL_INPUTS,
+    AttentionSettings,
+    OptionalInputs,
+    TokenSide,
+)
+from posenc_jax.attention.blockwise.api import BlockwiseSettings, blockwise_attention
 from posenc_jax.attention.dense import dense_attention
 from posenc_jax.attention.kernels.vendor import (
     KERNELS,
-    temperature_depends_on_key,
+    KernelConditions,
     unsupported_reason,
     vendor_attention,
 )
@@ -19,10 +26,11 @@ from posenc_jax.attention.ring.api import ring_attention
 from posenc_jax.attention.sharding import drop_unit_axes, find_ring, shard_keys_like_queries
 from posenc_jax.encodings.backend import current_backend
 from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.layer import temperature_depends_on_key
 from posenc_jax.encodings.scheme import PlacedLayer
 
 IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
-# Logits of one head and row up to which dense is as fast, and its memory small; blocks are slower on a GPU.
+# Logits of one head and row up to which dense attention is as fast and its memory is small.
 DENSE_LOGITS, DENSE_LOGITS_ON_GPU = 384 * 384, 512 * 512
 _FOLDED = "the vendor's kernel, a linear bias folded in"
 _HOW = {
@@ -33,7 +41,7 @@ _HOW = {
 
 
 class ImplementationChoice(NamedTuple):
-    """The way attention takes, and why, in words."""
+    """The implementation of attention that is used, and the reason in words."""
 
     name: str
     why: str
@@ -44,57 +52,52 @@ def choose_implementation(
     queries: int,
     keys: int,
     implementation: str,
+    conditions: KernelConditions,
     *,
-    head_dim: int,
-    dtype: str,
-    causal: bool = True,
-    aligned: bool = True,
     device: str | None = None,
     sequence: int = 1,
-    sink: bool = False,
-    consecutive: bool = True,
-    window: int | None = None,
 ) -> ImplementationChoice:
-    """Returns the path that `attend` takes for a layer, and why.
+    """Returns the implementation that `attend` uses for a layer, and the reason.
 
     Args:
-      layer: the scheme of the layer. queries, keys: T and S. head_dim: H. dtype: of queries.
-      implementation, causal, aligned: as for `attend`.
-      device: "cpu", "gpu" or "tpu"; none: what programs are traced for.
-      sequence: devices that the tokens of a row lie on. sink: heads have a sink logit.
-      consecutive: positions of a document rise by one, so that slots are as far apart as positions.
-      window: as for `attend`.
+      layer: the scheme of the layer. queries, keys: T and S. implementation: as in
+        `AttentionSettings`.
+      conditions: the properties of the call that kernels depend on.
+      device: "cpu", "gpu" or "tpu"; None: the device that programs are traced for.
+      sequence: number of devices that hold the tokens of a row.
 
     Raises:
       ValueError: an unknown implementation, or one that cannot serve this layer.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
-    if sink and layer.form is not None:
-        raise ValueError("linear attention has no softmax, and a sink no sum to stand in: set model.sink_logit to False")  # fmt: skip
+    if conditions.sink and layer.form is not None:
+        raise ValueError("linear attention has no softmax, so it takes no sink logit: set model.sink_logit to False")  # fmt: skip
     if sequence > 1:
-        return _around_a_ring(layer, implementation, sequence, in_order=causal and aligned)
-    where = {"head_dim": head_dim, "dtype": dtype, "causal": causal, "aligned": aligned, "sink": sink,
-             "consecutive": consecutive, "window": window}  # fmt: skip
+        return _ring_choice(
+            layer, implementation, sequence, in_order=conditions.causal and conditions.aligned
+        )
     if implementation in KERNELS:
-        reason = unsupported_reason(implementation, layer, **where)
+        reason = unsupported_reason(implementation, layer, conditions)
         if reason:
             raise ValueError(f"attention {implementation!r} cannot serve this layer: {reason}")
-        return ImplementationChoice(implementation, "asked for")
+        return ImplementationChoice(implementation, "requested")
     if layer.form is not None:
         if implementation == "blockwise":
             raise ValueError("attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'")  # fmt: skip
         if implementation == "dense":
-            return ImplementationChoice("linear, dense", "asked for")
+            return ImplementationChoice("linear, dense", "requested")
         return ImplementationChoice("linear", "the scheme's form of attention")
     if implementation != "auto":
-        return ImplementationChoice(implementation, "asked for")
+        return ImplementationChoice(implementation, "requested")
     if queries * keys <= DENSE_LOGITS:
         return ImplementationChoice("dense", f"{queries} x {keys} logits are few")
     many = f"{queries} x {keys} logits are many: memory linear in length, and a bias that falls ends the work early"  # fmt: skip
     device, reasons = device or current_backend(), []
     for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
-        reason = unsupported_reason(kernel, layer, **where) or _not_by_itself(kernel, layer, dtype)
+        reason = unsupported_reason(kernel, layer, conditions) or _not_by_itself(
+            kernel, layer, conditions.dtype
+        )
         if reason is None:
             return ImplementationChoice(kernel, f"{device}: {_HOW[kernel]}")
         reasons.append(f"not {kernel}: {reason}")
@@ -105,7 +108,7 @@ def choose_implementation(
     return ImplementationChoice("blockwise", "; ".join([many, *reasons]))
 
 
-def _around_a_ring(
+def _ring_choice(
     layer: PlacedLayer, implementation: str, sequence: int, in_order: bool
 ) -> ImplementationChoice:
     split = f"tokens of a row lie on {sequence} devices"
@@ -121,7 +124,7 @@ def _around_a_ring(
 
 
 def _not_by_itself(kernel: str, layer: PlacedLayer, dtype: str) -> str | None:
-    """Returns why a kernel that could serve is taken only when it is asked for, or None."""
+    """Returns why a kernel that could serve is used only on request, or None."""
     if dtype != "bfloat16":
         return f"it would round the factors of {dtype} products"
     if kernel != "flash" and any(
@@ -137,65 +140,33 @@ def attend(
     v_BSKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
-    *,
-    q_pos_BT: jax.Array,
-    k_pos_BS: jax.Array,
-    q_seg_BT: jax.Array,
-    k_seg_BS: jax.Array,
-    q_cum_log_forget_BTN: jax.Array | None = None,
-    k_cum_log_forget_BSN: jax.Array | None = None,
-    x_BTD: jax.Array | None = None,
-    sink_N: jax.Array | None = None,
-    q_count_BT: jax.Array | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    aligned: bool = False,
-    implementation: str = "auto",
+    queries: TokenSide,
+    keys: TokenSide | None = None,
+    settings: AttentionSettings = CAUSAL,
+    optional: OptionalInputs = NO_OPTIONAL_INPUTS,
 ) -> jax.Array:
     """Returns out_BTNH: attention under a positional scheme.
 
+    If T and S are split over one explicit axis of the mesh, keys are passed around a ring
+    (`posenc_jax.attention.ring.api`); linear attention exchanges sums instead of keys.
+
     Args:
-      q_BTNH: queries as projected (not rotated). Where T and S are split over one explicit axis of the mesh,
-        keys go around a ring (`posenc_jax.attention.ring.api`); of linear attention, sums are told instead.
-      k_BSKH: keys as projected; N must be a multiple of K. Where the queries' heads are split over more devices
-        than K divides over, each device gets copies of those that its queries read.
+      q_BTNH: queries as projected, not rotated.
+      k_BSKH: keys as projected; N must be a multiple of K. If the query heads are split over more
+        devices than K divides over, each device gets copies of the keys that its queries read.
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.
-      params: what `layer.init(key)` returned.
-      q_pos_BT, k_pos_BS: positions inside the document, integer.
-      q_seg_BT, k_seg_BS: document of each token inside the row; 0 is padding.
-      q_cum_log_forget_BTN, k_cum_log_forget_BSN: for a scheme whose bias the tokens decide (`layer.gated`): running sums
-        of `layer.log_forget` (`encodings.cumulative_log_forget`).
-      x_BTD: what the queries were projected from, for a scheme whose temperature the tokens decide
-        (`layer.tempered_by_tokens`).
-      sink_N: float32, a logit beside those of a head's keys, of a key that everybody sees and whose value is zero:
-        a row's weights add up to less than one (gpt-oss; Xiao et al. 2023, StreamingLLM, sec. 3.3).
-      q_count_BT: keys in sight of each query, where positions do not rise by one (random positions); a temperature
-        that follows that number reads it. None: one more than the position.
-      causal: keys after the query's position are out of sight.
-      window: keys at that distance or further are out of sight, in both directions, of all heads; where the scheme
-        gives heads a window of their own the smaller of both counts.
-      aligned: queries and keys are the same tokens in the same slots, those of a document in consecutive
-        ones with positions that rise, by one where there is no q_count_BT; linear attention then takes time
-        linear in T, and vendor kernels can serve.
-      implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our kernel for
-        NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a linear bias folded in, bfloat16), or
-        "auto"; see `choose_implementation`. All give the same numbers up to rounding.
+      params: the learned parameters, from `layer.init(key)`.
+      queries, keys: the tokens of both sides. keys=None: the same tokens.
 
     Raises:
-      ValueError: unknown implementation or one that cannot serve, K does not divide N, a gated scheme
-        without clocks or without causality, or a temperature of tokens without x_BTD.
+      ValueError: an unknown implementation or one that cannot serve the layer, arrays that do not
+        fit together, a forget gate without `cum_log_forget_BTN` or without causality, a token
+        temperature without `x_BTD`.
     """
-    arrays = {
-        "q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH, "params": params,
-        "q_pos_BT": q_pos_BT, "k_pos_BS": k_pos_BS, "q_seg_BT": q_seg_BT, "k_seg_BS": k_seg_BS,
-        "q_cum_log_forget_BTN": q_cum_log_forget_BTN, "k_cum_log_forget_BSN": k_cum_log_forget_BSN, "q_count_BT": q_count_BT, "x_BTD": x_BTD,
-        "sink_N": sink_N,
-    }  # fmt: skip
-    out_BTNH = _attend(
-        **drop_unit_axes(arrays), layer=layer, causal=causal, window=window, aligned=aligned,
-        implementation=implementation,
-    )  # fmt: skip
+    arrays = (q_BTNH, k_BSKH, v_BSKH, params, queries, keys or queries, optional)
+    *tensors, params, queries, keys, optional = drop_unit_axes(arrays)
+    out_BTNH = _attend(*tensors, layer, params, queries, keys, settings, optional)
     layout = jax.typeof(q_BTNH).sharding.spec
     if jax.typeof(out_BTNH).sharding.spec == layout:
         return out_BTNH
@@ -203,110 +174,116 @@ def attend(
 
 
 def _attend(
-    *, q_BTNH, k_BSKH, v_BSKH, params, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_cum_log_forget_BTN,
-    k_cum_log_forget_BSN, q_count_BT, x_BTD, sink_N, layer: PlacedLayer, causal, window, aligned, implementation,
+    q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, queries: TokenSide, keys: TokenSide, settings, optional
 ) -> jax.Array:  # fmt: skip
-    """Returns `attend` of arrays that no axis of one device lays out."""
+    """Returns `attend` of arrays whose shardings name no mesh axis of one device."""
     ring = find_ring(q_BTNH)
-    path = choose_implementation(
-        layer, q_BTNH.shape[1], k_BSKH.shape[1], implementation, head_dim=q_BTNH.shape[3],
-        dtype=q_BTNH.dtype.name, causal=causal, aligned=aligned, sequence=ring.size if ring else 1,
-        sink=sink_N is not None,
-        consecutive=q_count_BT is None,
-        window=window,
+    conditions = KernelConditions(
+        q_BTNH.shape[3], q_BTNH.dtype.name, settings.causal, settings.aligned,
+        sink=optional.sink_N is not None, consecutive=optional.count_BT is None, window=settings.window,
     )  # fmt: skip
-    num_heads, num_kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
-    if num_heads % num_kv_heads:
-        raise ValueError(
-            f"{num_heads} query heads do not divide over {num_kv_heads} key/value heads"
-        )
-    if num_heads != layer.num_heads:
-        raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {num_heads}")
-    if sink_N is not None and sink_N.shape != (num_heads,):
-        raise ValueError(f"sink_N holds one logit per query head, {num_heads}; its shape is {sink_N.shape}")  # fmt: skip
+    path = choose_implementation(
+        layer, q_BTNH.shape[1], k_BSKH.shape[1], settings.implementation, conditions, sequence=ring.size if ring else 1
+    )  # fmt: skip
+    _check_inputs(q_BTNH, k_BSKH, layer, queries, keys, settings, optional)
 
-    if layer.gated and not causal:
-        raise ValueError(
-            "a bias that the tokens decide fades what came before: it needs causal=True"
-        )
-    if layer.gated and (q_cum_log_forget_BTN is None or k_cum_log_forget_BSN is None):
-        raise ValueError(
-            "tokens decide a bias of this scheme: pass q_cum_log_forget_BTN and k_cum_log_forget_BSN, running sums of layer.ticks"
-        )
-
-    if layer.tempered_by_tokens and x_BTD is None:
-        raise ValueError(
-            "tokens decide a temperature of this scheme: pass x_BTD, what the queries were projected from"
-        )
-
-    last_BT = q_pos_BT if q_count_BT is None else q_count_BT - 1  # what counts keys reads
-    q_BTNH, layer = layer.tempered(params, q_BTNH, x_BTD, last_BT)
+    # The position of the last visible key, for temperatures that depend on the number of visible
+    # keys.
+    last_BT = queries.pos_BT if optional.count_BT is None else optional.count_BT - 1
+    q_BTNH, layer = layer.tempered(params, q_BTNH, optional.x_BTD, last_BT)
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
-    num_kv_heads = k_BSKH.shape[2]
     if layer.form is not None:
-        v_BSNH = _per_query_head(v_BSKH, num_heads)
-        q_BTNH = layer.form.features(q_BTNH)
-        k_BSNH = _per_query_head(layer.form.features(k_BSKH), num_heads)
-        turned_q = layer.rotate(params, q_BTNH, q_pos_BT, "query")
-        turned_k = layer.rotate(params, k_BSNH, k_pos_BS, "key")
-        tensors = (q_BTNH, k_BSNH, turned_q, turned_k, v_BSNH)
-        in_order = aligned and causal and window is None
+        in_order = settings.aligned and settings.causal and settings.window is None
         if ring is not None and not in_order:
             raise ValueError(f"linear attention has no window where the tokens of a row lie on {ring.size} devices")  # fmt: skip
+        tensors = _linear_tensors(
+            q_BTNH, k_BSKH, v_BSKH, layer, params, queries.pos_BT, keys.pos_BT
+        )
         if in_order and path.name == "linear":
-            return causal_linear_attention(*tensors, q_pos_BT, q_seg_BT)
-        return linear_attention(
-            *tensors, visible(q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, causal=causal, window=window)
-        )
+            return causal_linear_attention(*tensors, queries)
+        mask_BTS = visible(queries, keys, causal=settings.causal, window=settings.window)
+        return linear_attention(*tensors, mask_BTS)
 
-    by_key = temperature_depends_on_key(layer)
-    if by_key and q_count_BT is not None and _counts_keys(layer):
+    num_heads, by_key = q_BTNH.shape[2], temperature_depends_on_key(layer)
+    if by_key and optional.count_BT is not None and _counts_keys(layer):
         raise ValueError(
-            "random positions: a temperature of the keys in sight cannot stand in one layer with a temperature of the "
-            "distance; put them on layers of their own, with ','"
+            "random positions: one layer cannot have both a temperature that depends on the number of visible keys "
+            "and one that depends on the distance; put them on separate layers, with ','"
         )
-    if not by_key:  # a temperature of the query alone goes with the queries
-        tau_BNT1 = layer.temperature(params, last_BT, k_pos_BS)
+    if not by_key:
+        tau_BNT1 = layer.temperature(params, last_BT, keys.pos_BT)
         if tau_BNT1 is not None:
             tau_BTN1 = tau_BNT1.swapaxes(1, 2)
             q_BTNH = (q_BTNH.astype(jnp.float32) * tau_BTN1).astype(q_BTNH.dtype)
-    q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
-    if not layer.shares_keys(
-        num_kv_heads
-    ):  # a key/value head serves queries that rotate differently
+    q_BTNH = layer.rotate(params, q_BTNH, queries.pos_BT, "query")
+    if not layer.shares_keys(k_BSKH.shape[2]):  # query heads of one key head rotate differently
         k_BSKH, v_BSKH = (_per_query_head(x, num_heads) for x in (k_BSKH, v_BSKH))
-    k_BSKH = layer.rotate(params, k_BSKH, k_pos_BS, "key")
+    k_BSKH = layer.rotate(params, k_BSKH, keys.pos_BT, "key")
     if path.name == "blockwise":
         attention = blockwise_attention if ring is None else ring_attention
+        blockwise = BlockwiseSettings(settings.causal, settings.window)
         return attention(
-            q_BTNH, k_BSKH, v_BSKH, layer, params,
-            q_pos_BT=q_pos_BT, k_pos_BS=k_pos_BS, q_seg_BT=q_seg_BT, k_seg_BS=k_seg_BS,
-            q_cum_log_forget_BTN=q_cum_log_forget_BTN, k_cum_log_forget_BSN=k_cum_log_forget_BSN, sink_N=sink_N, causal=causal, window=window,
-        )  # fmt: skip
-    if path.name in KERNELS:
-        return vendor_attention(
-            path.name, q_BTNH, k_BSKH, v_BSKH, layer, (params, sink_N), q_seg_BT, window
+            q_BTNH, k_BSKH, v_BSKH, layer, params, queries, keys, blockwise, optional.sink_N
         )
+    if path.name in KERNELS:
+        learned = (params, optional.sink_N)
+        return vendor_attention(
+            path.name, q_BTNH, k_BSKH, v_BSKH, layer, learned, queries.seg_BT, settings.window
+        )
+    log_forget = (queries.cum_log_forget_BTN, keys.cum_log_forget_BTN)
     return dense_attention(
         q_BTNH,
         _per_query_head(k_BSKH, num_heads),
         _per_query_head(v_BSKH, num_heads),
-        layer.bias(params, q_pos_BT, k_pos_BS, q_cum_log_forget_BTN, k_cum_log_forget_BSN),
+        layer.bias(params, queries.pos_BT, keys.pos_BT, *log_forget),
         visible_by_head(
-            q_pos_BT,
-            k_pos_BS,
-            q_seg_BT,
-            k_seg_BS,
-            causal=causal,
-            window_N=head_windows(layer, window),
+            queries, keys, causal=settings.causal, window_N=head_windows(layer, settings.window)
         ),
-        layer.temperature(params, q_pos_BT, k_pos_BS) if by_key else None,
-        sink_N,
+        layer.temperature(params, queries.pos_BT, keys.pos_BT) if by_key else None,
+        optional.sink_N,
     )
 
 
+def _check_inputs(
+    q_BTNH, k_BSKH, layer: PlacedLayer, queries: TokenSide, keys: TokenSide, settings, optional
+) -> None:
+    """Raises ValueError for arrays that do not fit together or are missing."""
+    (_, T, N, _), (_, S, K, _) = q_BTNH.shape, k_BSKH.shape
+    if N % K:
+        raise ValueError(f"{N} query heads do not divide over {K} key/value heads")
+    if layer.num_heads != N:
+        raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {N}")
+    if (queries.pos_BT.shape[1], keys.pos_BT.shape[1]) != (T, S):
+        raise ValueError(
+            f"{T} queries and {S} keys have {queries.pos_BT.shape[1]} and {keys.pos_BT.shape[1]} positions"
+        )
+    if optional.sink_N is not None and optional.sink_N.shape != (N,):
+        raise ValueError(f"sink_N holds one logit per query head, {N}; its shape is {optional.sink_N.shape}")  # fmt: skip
+    if layer.gated and not settings.causal:
+        raise ValueError("a forget gate weakens earlier tokens: it needs causal=True")
+    if layer.gated and (queries.cum_log_forget_BTN is None or keys.cum_log_forget_BTN is None):
+        raise ValueError(
+            "this scheme has a forget gate: give queries and keys their cum_log_forget_BTN, "
+            "cumulative_log_forget(layer.log_forget(params, x_BTD), seg_BT)"
+        )
+    if layer.tempered_by_tokens and optional.x_BTD is None:
+        raise ValueError(
+            "a temperature of this scheme depends on the tokens: pass x_BTD, from which the queries were projected"
+        )
+
+
+def _linear_tensors(q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, q_pos_BT, k_pos_BS):
+    """Returns features of q and k, their rotated features, and values, per query head."""
+    num_heads = q_BTNH.shape[2]
+    q_BTNH = layer.form.features(q_BTNH)
+    k_BSNH = _per_query_head(layer.form.features(k_BSKH), num_heads)
+    rotated_q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
+    rotated_k_BSNH = layer.rotate(params, k_BSNH, k_pos_BS, "key")
+    return q_BTNH, k_BSNH, rotated_q_BTNH, rotated_k_BSNH, _per_query_head(v_BSKH, num_heads)
+
+
 def _counts_keys(layer: PlacedLayer) -> bool:
-    """Whether a temperature of the layer follows the number of keys in sight."""
+    """Whether a temperature of the layer depends on the number of visible keys."""
     parts = [group.heads.temperature for group in layer.groups]
     return any(part is not None and not part.relative for part in parts)
 

@@ -1,9 +1,10 @@
-"""What heads do with their keys, summed up block by block of queries: memory linear in length.
+"""Attention statistics of heads: weights by distance, entropy, needles.
 
-Everything here reads causal attention inside one document, whose tokens stand in the order of their
-positions without a gap, as probes read it. Weights are those under the windows of heads; logits are of all pairs. A block of R queries meets all S keys, is reduced, and is
-gone: no T x S array ever exists. Sums over pairs of equal distance come from a skew: rows of width W,
-laid end to end and cut again at W + 1, put equal distances into equal columns.
+All functions take causal attention inside one document without padding, with consecutive positions,
+as probes use it. Weights obey the windows of heads; logits cover all pairs. Blocks of R queries are
+reduced over all S keys one after another, so no T x S array exists. Sums over pairs of equal
+distance use a skew: rows of width W, flattened and reshaped to width W + 1, have equal distances in
+equal columns.
 """
 
 import math
@@ -19,11 +20,11 @@ from posenc_jax.encodings.analysis import SMALLEST_POSITIVE
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-BLOCK = 32  # queries at a time
+BLOCK = 32  # queries per block
 
 
 class PositionedQK(NamedTuple):
-    """Queries and keys at their positions, float32, one key per query head; clocks of a gated bias."""
+    """Rotated queries and keys, float32, one key per query head."""
 
     q_BTNH: jax.Array
     k_BTNH: jax.Array
@@ -32,16 +33,19 @@ class PositionedQK(NamedTuple):
 
 
 class AttentionStatistics(NamedTuple):
-    """Reductions of one layer, per sequence. Z = T distances, 0 first; Q the queries that were read.
+    """Statistics of one layer, per sequence. Z = T distances, 0 first; Q measured queries.
 
     Attributes:
-      weight_BNZ: summed attention weight at each distance; what it lacks of one per query is a sink's.
-      content_BNZ: summed content logit (temperature and 1/sqrt(H) in it, bias not).
-      mean_BNZ, spread_BNZ: mean of the whole logit at each distance, and the sum of squares about it.
-      entropy_BNQ: of a query's weights, a sink's among them, nats. sink_BNQ: weight on the document's first token.
-      blind_BNQ: dtype -> share of keys in sight whose weight, relative to the largest (a sink's, too), is 0 there.
-      q_power_BNH, k_power_BNH: mean square of every dim before the rotation; of dims that turn into several
-        columns, their sum.
+      weight_BNZ: summed attention weight at each distance; with a sink, less than one per query in
+        all.
+      content_BNZ: summed content logit, with temperature and 1/sqrt(H), without bias.
+      mean_BNZ, spread_BNZ: mean logit at each distance, and the sum of squared deviations from it.
+      entropy_BNQ: entropy of a query's weights, including the sink, nats. sink_BNQ: weight of the
+        first token.
+      blind_BNQ: dtype -> share of visible keys whose weight, relative to the largest (sink
+        included), is 0 in it.
+      q_power_BNH, k_power_BNH: mean square of every dim before the rotation; for rotations with
+        several columns per dim, the sum over those columns.
     """
 
     weight_BNZ: jax.Array
@@ -56,13 +60,14 @@ class AttentionStatistics(NamedTuple):
 
 
 class NeedleStatistics(NamedTuple):
-    """What chosen queries make of one chosen key each; A pairs a sequence.
+    """Statistics of A pairs of a query and a key (the needle) per sequence.
 
     Attributes:
-      weight_BNA: attention weight on the key, beside a sink. margin_BNA: its content logit less the log of the mean
-        exponential of all other keys' at the query or before, nats; no sink is among them. reach_BNA: the largest
-        distance at which a key of that margin, among keys alike, keeps weight 1/2 under the query's own bias; -1 for
-        none.
+      weight_BNA: attention weight on the needle; the sink takes its part.
+      margin_BNA: content logit of the needle minus the log of the mean exponential of the other
+        keys' content logits up to the query, nats; without the sink.
+      reach_BNA: the largest distance at which a key with this margin, among equal other keys, keeps
+        weight 1/2 under the bias of the query; -1 if there is none.
     """
 
     weight_BNA: jax.Array
@@ -78,7 +83,7 @@ def positioned_qk(
     pos_BT: jax.Array,
     cum_log_forget_BTN: jax.Array | None,
 ) -> PositionedQK:
-    """Returns queries and keys as the logits of `layer` multiply them; arguments as for `attend`."""
+    """Returns rotated queries and keys (or features); arguments as for `attend`."""
     q_BTNH, k_BTKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BTKH))
     if layer.form is not None:
         q_BTNH, k_BTKH = layer.form.features(q_BTNH), layer.form.features(k_BTKH)
@@ -92,10 +97,10 @@ def positioned_qk(
 def logit_rows(
     one: PositionedQK, layer: PlacedLayer, params: Params, rows_R: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (content_NRS, bias_NRS), float32, of some queries of one sequence with all its keys.
+    """Returns (content_NRS, bias_NRS), float32, for R queries of one sequence and all its keys.
 
-    The logit is their sum. In linear attention, which has no logits, content is the product of turned
-    features, unscaled, and the bias 0.
+    The logit is their sum. Linear attention has no logits; content is then the product of the
+    rotated features, unscaled, and the bias is 0.
 
     Args:
       one: one sequence of a `PositionedQK` (no B). rows_R: indices of the queries.
@@ -109,10 +114,10 @@ def logit_rows(
     tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
     if tau_1NRS is not None:
         content_NRS = content_NRS * tau_1NRS[0]
-    cum_log_forgets = (None, None)
+    log_forget = (None, None)
     if one.cum_log_forget_BTN is not None:
-        cum_log_forgets = one.cum_log_forget_BTN[rows_R][None], one.cum_log_forget_BTN[None]
-    bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *cum_log_forgets)
+        log_forget = one.cum_log_forget_BTN[rows_R][None], one.cum_log_forget_BTN[None]
+    bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *log_forget)
     return content_NRS, jnp.zeros_like(content_NRS) if bias_1NRS is None else bias_1NRS[0]
 
 
@@ -127,21 +132,21 @@ def attention_statistics(
     sink_N: jax.Array | None,
     first: int,
 ) -> AttentionStatistics:
-    """Returns the reductions of a layer over its queries from index `first` on.
+    """Returns the statistics of a layer over its queries from index `first` on.
 
-    Arguments as `attend` gets them; all tokens of a row belong to one document.
+    Arguments as for `attend`; all tokens of a row belong to one document.
 
     Raises:
       ValueError: linear attention, whose weights are not those of a softmax.
     """
     if layer.form is not None:
         raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
-    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
-    sums = lax.map(lambda one: _row_statistics(one, layer, params, sink_N, first), all_turned)
-    # What content is turned, not content itself; sums over a rotary pair are the same.
+    positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
+    sums = lax.map(lambda one: _row_statistics(one, layer, params, sink_N, first), positioned)
+    # The power of the vectors that are rotated; a rotation keeps the sum over each of its pairs.
     if layer.columns_per_dim > 1:
         H = q_BTNH.shape[-1]
-        wide = (x.reshape(*x.shape[:-1], -1, H) for x in all_turned[:2])
+        wide = (x.reshape(*x.shape[:-1], -1, H) for x in positioned[:2])
         power = [(x**2).sum(-2).mean(1) for x in wide]
         return AttentionStatistics(*sums, *power)
     power = [(x.astype(jnp.float32) ** 2).mean(1) for x in (q_BTNH, k_BTKH)]
@@ -173,9 +178,10 @@ def _row_statistics(
         count_1c = seen_1Rc.sum(1)
         logit_NRc = _skewed(jnp.where(seen_1RS, logit_NRS, 0.0))
         mean_Nc = logit_NRc.sum(1) / jnp.maximum(count_1c, 1)
-        apart_Nc = (seen_1Rc * (logit_NRc - mean_Nc[:, None]) ** 2).sum(1)
-        here_Z, here_NZ, apart_NZ = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, apart_Nc))  # fmt: skip
-        # Chan et al. 1979: joining means and squares keeps what a sum of squares would round away.
+        squares_Nc = (seen_1Rc * (logit_NRc - mean_Nc[:, None]) ** 2).sum(1)
+        here_Z, here_NZ, squares_NZ = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, squares_Nc))  # fmt: skip
+        # Chan et al. 1979: merging means and squared deviations avoids the rounding error of a sum
+        # of squares.
         both_Z = count_Z + here_Z
         share_Z = here_Z / jnp.maximum(both_Z, 1)
         gap_NZ = here_NZ - mean_NZ
@@ -184,7 +190,7 @@ def _row_statistics(
             content_NZ + summed(jnp.where(seen_1RS, content_NRS, 0.0)),
             both_Z,
             mean_NZ + gap_NZ * share_Z,
-            spread_NZ + apart_NZ + gap_NZ**2 * count_Z * share_Z,
+            spread_NZ + squares_NZ + gap_NZ**2 * count_Z * share_Z,
         )
         return carry, (entropy_NR, weight_NRS[:, :, 0], blind)
 
@@ -192,14 +198,14 @@ def _row_statistics(
     empty = (zero_NZ, zero_NZ, jnp.zeros((1, S)), zero_NZ, zero_NZ)
     (weight_NZ, content_NZ, _, mean_NZ, spread_NZ), rows = lax.scan(step, empty, starts)
 
-    def joined(x_INR):  # blocks to queries, the padding of the last cut off
+    def joined(x_INR):  # from blocks to queries, without the padding of the last block
         return x_INR.swapaxes(0, 1).reshape(N, -1)[:, : S - first]
 
     return (weight_NZ, content_NZ, mean_NZ, spread_NZ, *jax.tree.map(joined, rows))
 
 
 def _earlier(rows_R: jax.Array, S: int) -> jax.Array:
-    """Returns seen_1RS: keys at a query's index or before."""
+    """Returns seen_1RS: keys at the query's index or before."""
     return (jnp.arange(S)[None] <= rows_R[:, None])[None]
 
 
@@ -210,7 +216,7 @@ def _inside(layer: PlacedLayer, rows_R: jax.Array, S: int) -> jax.Array:
 
 
 def _softmax(logit_NRS, seen_NRS, sink_N):
-    """Returns weights, entropy in nats, and by dtype the share of keys in sight with weight 0; a sink counts in all."""
+    """Returns weights, entropy in nats, and per dtype the share of visible keys of weight 0."""
     logit_NRS = jnp.where(seen_NRS, logit_NRS, MASK_VALUE)
     top_NR = logit_NRS.max(-1)
     if sink_N is not None:
@@ -235,14 +241,14 @@ def _softmax(logit_NRS, seen_NRS, sink_N):
 
 
 def _skewed(x_NRS: jax.Array) -> jax.Array:
-    """Returns x_NRc, c = S + R + 1 columns: all pairs of one distance in one column, others 0."""
+    """Returns x_NRc, c = S + R + 1: pairs of equal distance are in one column."""
     N, R, S = x_NRS.shape
-    wide = jnp.pad(x_NRS, ((0, 0), (0, 0), (0, R)))  # behind it: room for what wraps around
+    wide = jnp.pad(x_NRS, ((0, 0), (0, 0), (0, R)))  # room for the entries that wrap around
     return jnp.pad(wide.reshape(N, -1), ((0, 0), (0, R))).reshape(N, R, S + R + 1)
 
 
 def _to_distance(x_Nc: jax.Array, start, R: int, S: int) -> jax.Array:
-    """Returns x_NZ from columns: key s and query start + r stand in column s - r, d = start - column."""
+    """Returns x_NZ: key s and query start + r are in column s - r, and d = start - column."""
     return jnp.take(x_Nc, (start - jnp.arange(S)) % (S + R + 1), axis=-1)
 
 
@@ -258,7 +264,7 @@ def needle_statistics(
     query_BA: jax.Array,
     key_BA: jax.Array,
 ) -> NeedleStatistics:
-    """Returns what query `query_BA` makes of key `key_BA`, both indices into T; see `NeedleStatistics`.
+    """Returns the statistics of queries `query_BA` and needles `key_BA`, both indices into T.
 
     Raises:
       ValueError: linear attention.
@@ -278,15 +284,15 @@ def needle_statistics(
         others_NAS = jnp.where(seen_1AS & ~needle_1AS, content_NAS, MASK_VALUE)
         margin_NA = content_NA - (jax.nn.logsumexp(others_NAS, -1) - jnp.log(query_A)[None])
 
-        # Of keys alike, beside no sink; one of share 0 is never kept.
+        # Weights among equal keys, without the sink; a key of weight 0 is never kept.
         share_NAS, _, _ = _softmax(bias_NAS, seen_NAS, None)
         kept_NAS = seen_NAS & (margin_NA[..., None] + jnp.log(share_NAS) >= jnp.log1p(-share_NAS))
-        apart_1AS = (query_A[:, None] - jnp.arange(S)[None])[None]
-        reach_NA = jnp.where(kept_NAS, apart_1AS, -1).max(-1)
+        distance_1AS = (query_A[:, None] - jnp.arange(S)[None])[None]
+        reach_NA = jnp.where(kept_NAS, distance_1AS, -1).max(-1)
         return jnp.where(needle_1AS, weight_NAS, 0.0).sum(-1), margin_NA, reach_NA
 
-    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
-    return NeedleStatistics(*lax.map(one_sequence, (all_turned, query_BA, key_BA)))
+    positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
+    return NeedleStatistics(*lax.map(one_sequence, (positioned, query_BA, key_BA)))
 
 
 def last_logits(
@@ -299,8 +305,8 @@ def last_logits(
     cum_log_forget_BTN: jax.Array | None,
     rows: int,
 ) -> jax.Array:
-    """Returns logit_BNRS of the last `rows` queries with all keys, for any form; see `logit_rows`."""
+    """Returns logit_BNRS of the last `rows` queries and all keys; see `logit_rows`."""
     T = q_BTNH.shape[1]
-    all_turned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
+    positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
     rows_R = jnp.arange(T - rows, T)
-    return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R)), all_turned)
+    return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R)), positioned)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-MASK_VALUE = -1e30  # finite: a row that sees nothing must give zeros, not NaN
+MASK_VALUE = -1e30  # finite, so that a blind row gives zeros and not NaN
 
 
 def dense_attention(
@@ -17,16 +17,18 @@ def dense_attention(
     tau_BNTS: jax.Array | None = None,
     sink_N: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns softmax(tau q k / sqrt(H) + bias) v per head; rows that see nothing are zero.
+    """Returns softmax(tau q k / sqrt(H) + bias) v per head; blind rows are zero.
 
     Args:
-      q_BTNH: queries, rotated, in as many columns as the rotation gives them.
-      k_BSNH: keys, rotated, one per query head.
+      q_BTNH: rotated queries.
+      k_BSNH: rotated keys, one per query head.
       v_BSNH: values, one per query head; the result has their dtype, and H is their head dim.
       bias_BNTS: float32, or None; added after the 1/sqrt(H) scale, itself unscaled.
-      mask: True where a query may read a key; mask_BTS, or mask_BNTS where heads have windows of their own.
+      mask: True where a query sees a key; mask_BTS, or mask_BNTS where heads have different
+        windows.
       tau_BNTS: float32 or None; multiplies the content logit alone.
-      sink_N: float32 or None; a logit beside those of the keys, whose value is zero.
+      sink_N: float32 or None; a logit per head of a key that every query sees and whose value is
+        zero.
     """
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
     logits_BNTS = logits_BNTS / math.sqrt(v_BSNH.shape[-1])
@@ -42,7 +44,7 @@ def dense_attention(
     top_BNT1 = jax.lax.stop_gradient(top_BNT1)
     weight_BNTS = jnp.exp(logits_BNTS - top_BNT1)
     out_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weight_BNTS, v_BSNH.astype(jnp.float32))
-    # Dividing the sum instead of every weight saves a pass over T x S.
+    # The sum is divided instead of every weight, which saves a pass over T x S.
     sum_BNT1 = weight_BNTS.sum(-1, keepdims=True)
     if sink_N is not None:
         sum_BNT1 = sum_BNT1 + jnp.exp(sink_N[None, :, None, None] - top_BNT1)

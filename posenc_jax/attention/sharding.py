@@ -1,4 +1,4 @@
-"""Attention on a mesh: every device serves its own rows, heads and, around a ring, its own queries."""
+"""Attention on a mesh: each device computes its own rows, heads and ring queries."""
 
 import math
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from posenc_jax.encodings import forget_gate
 
 
 class Ring(NamedTuple):
-    """The devices that the tokens of a row lie on, in order.
+    """The devices that hold the tokens of a row, in order.
 
     Attributes:
-      axis: of the mesh. size: devices along it. everywhere: all axes of the mesh.
+      axis: the mesh axis. size: number of devices along it. everywhere: all axes of the mesh.
     """
 
     axis: str
@@ -24,10 +24,10 @@ class Ring(NamedTuple):
 
 
 def find_ring(x_BTx: jax.Array) -> Ring | None:
-    """Returns the ring that dim 1 of an array is split over; None where it is whole.
+    """Returns the ring over which dim 1 of an array is split; None if it is not split.
 
     Raises:
-      ValueError: split over more than one axis of the mesh.
+      ValueError: dim 1 is split over more than one axis of the mesh.
     """
     axis = (*jax.typeof(x_BTx).sharding.spec, None, None)[1]
     if axis is None:
@@ -39,10 +39,10 @@ def find_ring(x_BTx: jax.Array) -> Ring | None:
 
 
 def drop_unit_axes(tree):
-    """Returns arrays laid out by the axes of the mesh that have several devices, and by no other.
+    """Returns the arrays with shardings that name only mesh axes of several devices; no data move.
 
-    An axis of one device splits nothing, yet it is in an array's type, where the queries' and the keys' length
-    may not both carry it. Data stay where they are.
+    An axis of one device splits nothing, but it is part of an array's type, and an axis may not
+    name the length of both queries and keys.
     """
 
     def renamed(x):
@@ -59,10 +59,11 @@ def drop_unit_axes(tree):
 def shard_keys_like_queries(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns keys and values split over devices as the heads of the queries are.
+    """Returns keys and values whose heads are split over devices like the heads of the queries.
 
-    Where K does not divide over them (multi-query attention), heads are repeated first, as few times as will
-    do: every device then has those that its own queries read. N is a multiple of K.
+    If K does not divide over the devices (multi-query attention), key heads are first repeated the
+    smallest sufficient number of times, so that each device holds the key heads of its own queries.
+    N is a multiple of K.
     """
     heads = jax.typeof(q_BTNH).sharding.spec[2]
     times = math.lcm(k_BSKH.shape[2], _devices(heads)) // k_BSKH.shape[2]
@@ -94,20 +95,24 @@ def per_shard(
     ring: Ring | None = None,
     out: str = "BTNH",
 ) -> jax.Array:
-    """Returns local(operands, positions, first_head), run on each device's part of the batch, the heads and a ring.
+    """Returns local(operands, positions, first_head), run on each device's part of batch, heads and
+    ring.
 
-    The layout is that of the queries, in the mesh's explicit axes: dim 0 and dim 2 may be split, dim 1 with
-    a `ring` alone. Rows and heads are independent, so nothing is communicated here but the sum of the
-    gradients of learned parameters. Keys and values are repeated first where their heads do not divide over the
-    devices (`shard_keys_like_queries`).
+    The sharding of the queries decides: dims 0 and 2 may be split over explicit axes of the mesh,
+      dim 1 only with a
+    `ring`. Rows and heads are independent, so the only communication here is the sum of the
+    gradients of learned parameters. Key and value heads are repeated first where needed
+    (`shard_keys_like_queries`).
 
     Args:
-      local: called with whole arrays, and 0, where nothing is split.
-      operands: q_BTNH, k_BSKH, v_BSKH, params, q_cum_log_forget_BTN, k_cum_log_forget_BSN. positions: arrays of dims B, _.
-      ring: from `find_ring` the queries, for a `local` that passes keys on.
-      out: dims of the result as they are named in "BTNH".
+      local: if nothing is split, it is called with the whole arrays and first_head=0.
+      operands: q_BTNH, k_BSKH, v_BSKH, learned parameters, and the cumulative log-forget of both
+        sides or None.
+      positions: arrays of dims B and T or S.
+      ring: from `find_ring(q_BTNH)`, for a `local` that passes keys around.
+      out: dims of the result, some of "BTNH".
     """
-    q_BTNH, k_BSKH, v_BSKH, params, *cum_log_forgets = operands
+    q_BTNH, k_BSKH, v_BSKH, params, *log_forget = operands
     rows, length, heads, dim = jax.typeof(q_BTNH).sharding.spec
     if rows is None and heads is None and length is None and dim is None:
         return local(operands, positions, jnp.int32(0))
@@ -116,13 +121,13 @@ def per_shard(
     names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
     split = jax.P(rows, length, heads, None)
-    cum_log_forget = jax.P(rows, length, None)
+    by_token = jax.P(rows, length, None)
     layout = (
-        (split, split, split, jax.P(), cum_log_forget, cum_log_forget),
+        (split, split, split, jax.P(), by_token, by_token),
         tuple(jax.P(rows, length) for _ in positions),
     )
     result = jax.P(*(split["BTNH".index(dim)] for dim in out))
-    arrays = ((q_BTNH, k_BSKH, v_BSKH, params, *cum_log_forgets), positions)
+    arrays = ((q_BTNH, k_BSKH, v_BSKH, params, *log_forget), positions)
 
     def on_device(operands, positions):
         first = lax.axis_index(names) * (num_heads // shards) if names else 0
@@ -132,15 +137,17 @@ def per_shard(
         lambda spec, x: jax.tree.map(lambda y: jax.sharding.reshard(y, spec), x),
         layout, arrays, is_leaf=lambda x: isinstance(x, jax.P),
     )  # fmt: skip
-    # The loops carry whole buffers that start as zeros, the same on all devices: types cannot tell.
+    # check_vma=False: loop carries start as zeros, whose type says that they are equal on all
+    # devices.
     return jax.shard_map(on_device, in_specs=layout, out_specs=result, check_vma=False)(*arrays)
 
 
 def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
-    """Returns `encodings.cumulative_log_forget`, of rows that may be split over batch, heads and a ring.
+    """Returns `encodings.cumulative_log_forget` of rows that may be split over batch, heads and a
+    ring.
 
-    A device counts its own tokens; what the ones before it have counted of the document that is open where
-    they meet is one number a head, which all tell each other.
+    Each device sums over its own tokens. For the document that continues from the device before, it
+    adds that sum, one number per head, which all devices exchange.
     """
     ring = find_ring(log_forget_BTN)
     if ring is None:
@@ -150,7 +157,7 @@ def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.A
     def on_device(log_forget_BTN, seg_BT):
         cum_log_forget_BTN = forget_gate.cumulative_log_forget(log_forget_BTN, seg_BT)
         opens_BT = jnp.cumsum(seg_BT != jnp.roll(seg_BT, 1, axis=1), axis=1)
-        goes_on_BT = opens_BT == opens_BT[:, :1]  # of the document that the device begins in
+        goes_on_BT = opens_BT == opens_BT[:, :1]  # tokens of the first document on the device
         ends = (cum_log_forget_BTN[:, -1], seg_BT[:, 0], seg_BT[:, -1], goes_on_BT[:, -1])
         last_RBN, first_seg_RB, last_seg_RB, through_RB = lax.all_gather(ends, ring.axis)
         follows_RB = first_seg_RB == jnp.roll(last_seg_RB, 1, axis=0)

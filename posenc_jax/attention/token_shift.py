@@ -1,4 +1,4 @@
-"""Token shift: each token's keys and values mixed with those of the token before it (Xu et al. 2024, arXiv 2411.19574)."""
+"""Token shift: mixes keys and values with those of the previous token (Xu et al. 2024)."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from posenc_jax.attention.sharding import Ring, find_ring
 
 
 class LastToken(NamedTuple):
-    """The last token that a cache has read: keys and values before the shift, and its segment (0: no token)."""
+    """The last token in a cache, before the shift; segment 0: no token."""
 
     k_B1KH: jax.Array
     v_B1KH: jax.Array
@@ -18,7 +18,7 @@ class LastToken(NamedTuple):
 
 
 class ShiftWeights(NamedTuple):
-    """What a token's keys and values, and those of the token before it, are multiplied by in each head."""
+    """The factors of the current and the previous token in each key/value head."""
 
     key_now_K: jax.Array
     key_before_K: jax.Array
@@ -35,20 +35,22 @@ def token_shift(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns now k_t + before k_(t-1) and the same of v, in their dtypes (Xu et al. 2024, eq. 5).
 
-    The token before is the one in the slot before, if it is of the same document; the first token of a document,
-    and padding, have none, which counts as zeros. Batch, tokens and heads may be split over explicit axes of the
-    mesh: a device gets the last token of its neighbour.
+    The previous token is the one in the slot before, if it belongs to the same document. For the
+    first token of a document and for padding, k_(t-1) and v_(t-1) are zero. Batch, tokens and heads
+    may be split over explicit axes of
+    the mesh: a device receives the last token of its neighbour.
 
     Args:
       k_BTKH, v_BTKH: keys and values as projected. seg_BT: documents; 0 is padding.
-      last: the token before the first slot, of a cache, whose tokens are not split; None: there is none.
+      last: the token before the first slot, from a cache, whose tokens are not split; None: no such
+        token.
     """
     tokens, ring = (k_BTKH, v_BTKH, seg_BT), find_ring(k_BTKH)
     if ring is not None:
-        before = _a_slot_later_around(ring, tokens)
+        before = _shift_right_on_ring(ring, tokens)
     else:
         last = last or tuple(jnp.zeros_like(x[:, :1]) for x in tokens)
-        before = _a_slot_later(tokens, last)
+        before = _shift_right(tokens, last)
     k_before_BTKH, v_before_BTKH, seg_before_BT = before
     follows_BT11 = ((seg_BT == seg_before_BT) & (seg_BT != 0))[..., None, None]
 
@@ -64,21 +66,21 @@ def token_shift(
     )
 
 
-def _a_slot_later(tokens: tuple, last: tuple) -> tuple:
-    """Returns arrays [B, T, ...] whose slot t holds what slot t - 1 held, and slot 0 what is in `last`."""
+def _shift_right(tokens: tuple, last: tuple) -> tuple:
+    """Returns arrays [B, T, ...] shifted by one slot to the right, with `last` in slot 0."""
     return tuple(
         jnp.concatenate([end_B1x.astype(x_BTx.dtype), x_BTx[:, :-1]], axis=1)
         for x_BTx, end_B1x in zip(tokens, last, strict=True)
     )
 
 
-def _a_slot_later_around(ring: Ring, tokens: tuple) -> tuple:
-    """`_a_slot_later` of arrays whose slots are split over a ring; nothing stands before the first one."""
+def _shift_right_on_ring(ring: Ring, tokens: tuple) -> tuple:
+    """`_shift_right` of arrays that are split over a ring; zeros before the first slot."""
     layout = tuple(jax.typeof(x).sharding.spec for x in tokens)
 
     def on_device(*tokens):
         to = [(r, r + 1) for r in range(ring.size - 1)]  # the first device receives zeros
         last = (lax.ppermute(x_BTx[:, -1:], ring.axis, to) for x_BTx in tokens)
-        return _a_slot_later(tokens, tuple(last))
+        return _shift_right(tokens, tuple(last))
 
     return jax.shard_map(on_device, in_specs=layout, out_specs=layout, check_vma=False)(*tokens)

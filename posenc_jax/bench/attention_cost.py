@@ -1,5 +1,6 @@
-"""What attention under ALiBi or a window costs: ours, cut and uncut, beside other people's kernels."""
+"""Bench of attention under ALiBi or a window: ours, with and without cut-off, beside peer kernels."""
 
+import dataclasses
 import functools
 import sys
 import time
@@ -10,13 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.attention import attend, blockwise_attention, dense_attention, visible
+from posenc_jax.attention import (
+    AttentionSettings,
+    BlockwiseSettings,
+    TokenSide,
+    attend,
+    blockwise_attention,
+    dense_attention,
+    visible,
+)
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON
 from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.peak_memory import Compiled, peak
-from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, ms, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, mark, ms, with_quartiles
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import alibi_slopes, parse
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -25,76 +34,85 @@ from posenc_jax.model.config import DTYPES
 BASELINE = "ours"
 DENSE = "ours, dense"
 FLASH = "ours, flash"  # the baseline where it runs
-FOLDED = "ours, folded into "  # and the kernel; the baseline where there is one and no other
-WINDOW = 512  # tokens that a query sees where a candidate has a window, and no bias
-WINDOWED = ", window"  # ends the names of those
-DENSE_LIMIT = 2**28  # logits of all rows and heads; above it a dense array of them is not tried
-LONG = 2.0  # seconds; a candidate that takes longer has warmed up by its first runs
+FOLDED = "ours, folded into "  # followed by the kernel; the baseline without FLASH
+WINDOW = 512  # tokens that a query sees under a window
+WINDOWED = ", window"  # suffix of candidates with a window
+DENSE_LIMIT = 2**28  # largest number of logits that a dense array may have
+LONG = 2.0  # seconds of a run from which no warm-up is needed
 DIRECTIONS = {"forward": False, "forward+backward": True}
 
 
-def measure(
-    *,
-    lengths: Sequence[int] = (512, 1024, 4096),
-    batch: int = 1,
-    directions: Sequence[str] = tuple(DIRECTIONS),
-    heads: int = 8,
-    head_dim: int = 64,
-    qk_norm: bool = True,
-    dtype: str = "float32",
-    rounds: int = 7,
-    patience: int = 60,
-    candidates: Sequence[str] = (),
-    seed: int = 0,
-) -> BenchResult:
-    """Returns time and memory of every candidate that survives each length, relative to ours.
+@dataclasses.dataclass(frozen=True)
+class AttentionBenchSettings:
+    """Settings of the attention bench.
 
-    Causal, ALiBi with the standard slopes where a candidate has a bias; those whose names end in ", window" have none
-    and see the last `WINDOW` tokens. In bfloat16 our kernel joins on
-    a GPU, on a GPU or TPU the vendor's with the bias folded in, and so do the peers that want bfloat16; ratios are to the
-    first of these there is, else to the blockwise path ("baseline" in a row). Parity comes first: the largest
-    difference of a candidate's result to the dense definition (where that is too large, to the blockwise
-    path: "difference_to"); candidates with neither bias nor window do other work and have none. Peak memory is what the system counts, on
-    an accelerator what the compiler planned or PyTorch allocated ("peak_source"). A candidate that cannot
-    be compiled or run is listed with its reason.
-
-    Args:
-      lengths: T, taken in ascending order. batch: B. directions: of `DIRECTIONS`. qk_norm: queries and keys of
-        RMS 1, as a decoder with qk-norm has them; otherwise plain Gaussian ones. dtype: of `DTYPES`.
-      patience: seconds; a candidate that would take longer for one run, at the rate at which it has
-        grown so far (at first: with the square of the length), is left out and listed.
-      candidates: names of those to time, as the table prints them; none: all. Ratios are to the first of
-        the table where the usual baseline is not among them; parity is of the same results, named or not.
+    Attributes:
+      lengths: T, measured in ascending order. batch: B. directions: of `DIRECTIONS`. heads, head_dim: N, H.
+      qk_norm: queries and keys have RMS 1, as under qk-norm; otherwise they are Gaussian. dtype: of `DTYPES`.
+      patience: seconds; a candidate whose next run is expected to take longer is left out and listed. The
+        expectation extrapolates its growth with length, at first the square of the length.
+      candidates: names of the table to measure; none: all. Ratios are to the first of them in the table if
+        the usual baseline is not among them.
 
     Raises:
-      ValueError: an unknown direction, dtype or candidate, a length below 8, or nothing that can be timed.
+      ValueError: an unknown direction or dtype, or a length below 8.
     """
-    unknown = set(directions) - set(DIRECTIONS)
-    if unknown or not directions:
-        raise ValueError(
-            f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}"
-        )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if not lengths or min(lengths) < 8:
-        raise ValueError(f"lengths must be 8 tokens or more, not {tuple(lengths)}")
-    rows, skipped, pace = [], [], {direction: Pace(patience) for direction in directions}
-    for length in sorted(lengths):
-        tensors = _tensors(batch, length, heads, head_dim, qk_norm, dtype, seed)
-        for direction in directions:
-            dense = batch * heads * length**2 <= DENSE_LIMIT
+
+    lengths: Sequence[int] = (512, 1024, 4096)
+    batch: int = 1
+    directions: Sequence[str] = tuple(DIRECTIONS)
+    heads: int = 8
+    head_dim: int = 64
+    qk_norm: bool = True
+    dtype: str = "float32"
+    rounds: int = 7
+    patience: int = 60
+    candidates: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = set(self.directions) - set(DIRECTIONS)
+        if unknown or not self.directions:
+            raise ValueError(f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}")  # fmt: skip
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if not self.lengths or min(self.lengths) < 8:
+            raise ValueError(f"lengths must be 8 tokens or more, not {tuple(self.lengths)}")
+
+
+def measure(settings: AttentionBenchSettings) -> BenchResult:
+    """Returns time and memory of every candidate at every length, relative to our fastest path.
+
+    Attention is causal. Candidates have ALiBi with the standard slopes, no bias, or a window of the last
+    `WINDOW` tokens without a bias (", window"). In bfloat16 our kernel joins on a GPU, the vendor kernel
+    with the folded bias on a GPU or TPU, and peers that need bfloat16. The baseline of the ratios is the
+    first of these, else the blockwise path. Parity is the largest difference of a result to the dense
+    definition, or to the blockwise path where that is too large ("difference_to"); a candidate with neither
+    bias nor window computes something else and has none. Peak memory is counted by the system, on an
+    accelerator planned by the compiler or counted by PyTorch ("peak_source"). A candidate that fails is
+    listed with its reason.
+
+    Raises:
+      ValueError: an unknown candidate, or nothing that can be timed.
+    """
+    s = settings
+    rows, skipped, pace = [], [], {direction: Pace(s.patience) for direction in s.directions}
+    for length in sorted(s.lengths):
+        tensors = _tensors(s, length)
+        for direction in s.directions:
+            dense = s.batch * s.heads * length**2 <= DENSE_LIMIT
             makers = _ours(tensors, DIRECTIONS[direction], dense)
             baseline = next((name for name in makers if name.startswith((FLASH, FOLDED))), BASELINE)
             theirs, missing = peers.attention(tensors, DIRECTIONS[direction], dense, WINDOW)
             if not dense:
                 missing |= dict.fromkeys((DENSE, DENSE + WINDOWED), "all its logits are too many")
             definitions = _definitions(makers)
-            makers, missing = _chosen(candidates, makers | theirs, missing)
+            makers, missing = _chosen(s.candidates, makers | theirs, missing)
             baseline = baseline if baseline in makers else next(iter(makers), BASELINE)
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
-            held = peers.bias_bytes(heads, length, tensors[0].dtype.itemsize)
-            runs, looks = _looked_at(definitions | makers, missing, held)
+            input_bytes = peers.bias_bytes(s.heads, length, tensors[0].dtype.itemsize)
+            runs, measured = _first_runs(definitions | makers, missing, input_bytes)
             runs = {name: run for name, run in runs.items() if name in makers}
             skipped += [
                 f"{name}, {direction}, {length:,} tokens: {why}" for name, why in missing.items()
@@ -102,44 +120,41 @@ def measure(
             if not runs:
                 continue
             baseline = next(name for name in (baseline, BASELINE, *runs) if name in runs)
-            slow = any(looks[name]["seconds"] > LONG for name in runs)
-            seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0 if slow else WARM_UPS)
+            slow = any(measured[name]["seconds"] > LONG for name in runs)
+            seconds = interleaved(
+                runs, rounds=s.rounds, seed=s.seed, warm_ups=0 if slow else WARM_UPS
+            )
             for name, seconds_R in seconds.items():
-                pace[direction].saw(name, length, float(np.median(seconds_R)))
+                pace[direction].record(name, length, float(np.median(seconds_R)))
                 rows.append({
-                    "bench": "attention", "implementation": name, "length": length, "batch": batch,
-                    "direction": direction, "heads": heads, "head_dim": head_dim, "dtype": dtype,
-                    "rounds": rounds, "baseline": baseline,
+                    "bench": "attention", "implementation": name, "length": length, "batch": s.batch,
+                    "direction": direction, "heads": s.heads, "head_dim": s.head_dim, "dtype": s.dtype,
+                    "rounds": s.rounds, "baseline": baseline,
                     **spread(seconds_R, seconds[baseline]),
-                    **{key: value for key, value in looks[name].items() if key != "seconds"},
-                    "planned_mb": _planned(runs[name]),
+                    **{key: value for key, value in measured[name].items() if key != "seconds"},
+                    "planned_mb": runs[name].planned_bytes / 1e6 if isinstance(runs[name], Compiled) else None,
                 })  # fmt: skip
-            del runs  # a GPU has the room of one length
+            del runs  # two lengths may not fit into GPU memory
             pytorch.release_memory()
     if not rows:
         raise ValueError(f"nothing to time: {'; '.join(skipped)}")
-    settings = {
-        "lengths": list(lengths), "batch": batch, "directions": list(directions), "heads": heads,
-        "head_dim": head_dim, "qk_norm": qk_norm, "dtype": dtype, "rounds": rounds,
-        "patience": patience, "candidates": list(candidates), "seed": seed,
-        "skipped": sorted(set(skipped)), "peers": peers.versions(),
-    }  # fmt: skip
+    skipped = sorted(set(skipped))
     return BenchResult(
         name="attention",
         title="Attention under ALiBi, and under a window",
-        caption=f"Batch {batch}, {heads} heads of {head_dim}, {dtype}, causal, windows of {WINDOW}; time relative to {_baselines(rows)} in "
+        caption=f"Batch {s.batch}, {s.heads} heads of {s.head_dim}, {s.dtype}, causal, windows of {WINDOW}; time relative to {_baselines(rows)} in "
         f"the same round; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
-        settings=settings,
+        settings=dataclasses.asdict(s) | {"skipped": skipped, "peers": peers.versions()},
         rows=tuple(rows),
-        table=_table(rows, settings["skipped"]),
+        table=_table(rows, skipped),
         panels=tuple(
-            _panel(rows, d) for d in directions if d in {row["direction"] for row in rows}
+            _panel(rows, d) for d in s.directions if d in {row["direction"] for row in rows}
         ),
     )
 
 
 def _definitions(makers: peers.Makers) -> peers.Makers:
-    """Returns what results are compared with: the first with a bias, and the first with a window."""
+    """Returns the two references for parity: the first candidate with a bias, and the first with a window."""
     ours = [
         next(n for n in makers if n.endswith(WINDOWED) == windowed) for windowed in (False, True)
     ]
@@ -157,13 +172,12 @@ def _chosen(candidates: Sequence[str], makers: peers.Makers, missing: dict) -> t
     return tuple({n: x for n, x in those.items() if n in candidates} for those in (makers, missing))
 
 
-def _tensors(
-    batch: int, length: int, heads: int, head_dim: int, qk_norm: bool, dtype: str, seed: int
-):
-    q, k, v = jax.random.normal(jax.random.key(seed), (3, batch, length, heads, head_dim))
-    if qk_norm:
+def _tensors(s: AttentionBenchSettings, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    shape = (3, s.batch, length, s.heads, s.head_dim)
+    q, k, v = jax.random.normal(jax.random.key(s.seed), shape)
+    if s.qk_norm:
         q, k = (x / jnp.sqrt((x * x).mean(-1, keepdims=True)) for x in (q, k))
-    return tuple(x.astype(dtype) for x in (q, k, v))
+    return tuple(x.astype(s.dtype) for x in (q, k, v))
 
 
 def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
@@ -178,26 +192,23 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
     def blockwise(layer, epsilon):
         def attention(q, k, v, pos, seg):
-            how = {} if epsilon is None else {"epsilon": epsilon}
-            return blockwise_attention(
-                q, k, v, layer, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg, **how
-            )
+            tokens, settings = TokenSide(pos, seg), BlockwiseSettings(epsilon=epsilon)
+            return blockwise_attention(q, k, v, layer, {}, tokens, tokens, settings)
 
         return attention
 
     def definition(layer: PlacedLayer):
         def attention(q, k, v, pos, seg):
-            mask = visible(pos, pos, seg, seg, causal=True, window=layer.window_N[0])
+            tokens = TokenSide(pos, seg)
+            mask = visible(tokens, tokens, causal=True, window=layer.window_N[0])
             return dense_attention(q, k, v, layer.bias({}, pos, pos), mask)
 
         return attention
 
     def folded(kernel):
         def attention(q, k, v, pos, seg):
-            return attend(
-                q, k, v, alibi, {}, q_pos_BT=pos, k_pos_BS=pos, q_seg_BT=seg, k_seg_BS=seg,
-                aligned=True, implementation=kernel,
-            )  # fmt: skip
+            settings = AttentionSettings(aligned=True, implementation=kernel)
+            return attend(q, k, v, alibi, {}, TokenSide(pos, seg), settings=settings)
 
         return attention
 
@@ -211,10 +222,10 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
     runs = {DENSE: definition(alibi), DENSE + WINDOWED: definition(windowed)} if dense else {}
     runs |= {
-        BASELINE: blockwise(alibi, None),
+        BASELINE: blockwise(alibi, EXACT_EPSILON),
         "ours, nothing cut": blockwise(alibi, 0.0),
         "ours, no bias": blockwise(nope, 0.0),
-        BASELINE + WINDOWED: blockwise(windowed, None),
+        BASELINE + WINDOWED: blockwise(windowed, EXACT_EPSILON),
     }
     for kernel, device in KERNELS.items():
         if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
@@ -234,7 +245,7 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
 
 def _with_gradients(attention: Callable, backward: bool) -> Callable:
-    """Returns a function of the arrays: the result, and with `backward` also the three gradients."""
+    """Returns a function that gives the result, and with `backward` also the gradients of q, k and v."""
 
     def run(q, k, v, *rest):
         if not backward:
@@ -245,52 +256,46 @@ def _with_gradients(attention: Callable, backward: bool) -> Callable:
     return run
 
 
-def _planned(run: Callable) -> float | None:
-    return run.planned_bytes / 1e6 if isinstance(run, Compiled) else None
+def _first_runs(
+    makers: peers.Makers, missing: dict, input_bytes: dict[str, int]
+) -> tuple[dict, dict]:
+    """Returns (runs, measurements) of the candidates; one that fails is moved to `missing`.
 
-
-def _result(run: Callable) -> np.ndarray:
-    return np.asarray(run()[0], np.float32)
-
-
-def _looked_at(makers: peers.Makers, missing: dict, held: dict[str, int]) -> tuple[dict, dict]:
-    """Returns (runs, looks) of the candidates that are not missing; one that fails goes to `missing`.
-
-    The first one with a bias, and the first with a window, is what the others' results are compared with.
+    Results are compared with those of the first candidate with a bias, or the first with a window.
 
     Args:
-      held: bytes beside q, k and v that a candidate was given, by name.
+      input_bytes: of the inputs of a candidate beside q, k and v, by name.
     """
-    runs, looks, wanted = {}, {}, {}
+    runs, measured, references = {}, {}, {}
     for name in [name for name in makers if name not in missing]:
         try:
             run = makers[name]()
-            got = _result(run)  # what must be compiled is compiled here
+            got = np.asarray(run()[0], np.float32)  # the first run compiles
             start = time.perf_counter()
             taken, source = peak(run)
             seconds = time.perf_counter() - start
-        except Exception as error:  # a compiler or a device's memory: a missing row, not our end
+        except Exception as error:  # a compiler or memory: the row is missing
             missing[name] = failure(error)
-            if name.startswith(BASELINE):  # ours to mend, so all of it
+            if name.startswith(BASELINE):  # our own fault: show all of it
                 traceback.print_exc()
             continue
         finally:
             pytorch.release_memory()
-        if taken is not None:  # made before, and held all the time
-            taken += held.get(name, 0)
+        if taken is not None:  # inputs that exist before the run
+            taken += input_bytes.get(name, 0)
         free = "no bias" in name
         reference, want = (
-            (None, got) if free else wanted.setdefault(name.endswith(WINDOWED), (name, got))
+            (None, got) if free else references.setdefault(name.endswith(WINDOWED), (name, got))
         )
         runs[name] = run
-        looks[name] = {
+        measured[name] = {
             "difference": None if free else float(np.abs(got - want).max()),
             "difference_to": reference,
             "peak_mb": None if taken is None else taken / 1e6,
             "peak_source": source,
             "seconds": seconds,
         }
-    return runs, looks
+    return runs, measured
 
 
 def _table(rows: list[dict], skipped: list[str]) -> str:
@@ -314,6 +319,7 @@ def _panel(rows: list[dict], direction: str) -> Panel:
     series: dict[str, list] = {}
     for row in rows:
         if row["direction"] == direction:
-            mark = (row["implementation"], row["ratio_q1"], row["ratio"], row["ratio_q3"])
-            series.setdefault(f"{row['length']:,} tokens", []).append(mark)
+            series.setdefault(f"{row['length']:,} tokens", []).append(
+                mark(row["implementation"], row)
+            )
     return Panel(f"{direction}: time relative to {_baselines(rows)}", series)

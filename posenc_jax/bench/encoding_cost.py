@@ -1,4 +1,4 @@
-"""The cost table: what every encoding adds to a training step, a forward pass, memory and parameters."""
+"""Bench of encodings: cost of a training step, a forward pass, memory and parameters, relative to nope."""
 
 import dataclasses
 import sys
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import REGISTRY, Temperature
 from posenc_jax.model.decoder import Decoder
@@ -43,27 +43,32 @@ def all_schemes() -> tuple[str, ...]:
     return (*alone, *HYBRIDS)
 
 
-def measure(
-    *,
-    schemes: tuple[str, ...] = (),
-    train_length: int = 512,
-    batch: int = 4,
-    rounds: int = 9,
-    seed: int = 0,
-) -> BenchResult:
-    """Returns the cost of `schemes` (none given: all) relative to nope, on the first device.
+@dataclasses.dataclass(frozen=True)
+class EncodingSettings:
+    """Settings of the encoding bench; schemes: in the scheme language, none: all of them."""
 
-    Times are those of the training step that training runs (forward, backward, optimizer), and of the
-    forward pass alone, in a decoder of 2 layers. Schemes are taken a few at a time with nope among
-    them; memory is what the compiler sets aside for temporaries.
+    schemes: tuple[str, ...] = ()
+    train_length: int = 512
+    batch: int = 4
+    rounds: int = 9
+    seed: int = 0
+
+
+def measure(settings: EncodingSettings) -> BenchResult:
+    """Returns the cost of schemes relative to nope, on the first device.
+
+    Timed are the training step (forward, backward, optimizer) and the forward pass of a decoder of 2 layers,
+    a few schemes at a time together with nope. Memory is that of temporaries, as the compiler plans it.
 
     Raises:
       ValueError: a scheme, length or batch that a decoder does not take, before anything compiles.
     """
-    schemes = tuple(s for s in dict.fromkeys(schemes or all_schemes()) if s != BASELINE)
+    train_length, batch = settings.train_length, settings.batch
+    rounds, seed = settings.rounds, settings.seed
+    schemes = tuple(s for s in dict.fromkeys(settings.schemes or all_schemes()) if s != BASELINE)
     configs = [_run_config(scheme, train_length, batch) for scheme in schemes]
     mesh = make_mesh(1, 1)
-    for config in configs:  # traces every scheme: one that cannot run says so now, not in an hour
+    for config in configs:  # traces every scheme first, so that an error comes at once
         with jax.set_mesh(mesh):
             state_builder(config, Decoder(config.model_config(VOCABULARY)), mesh)
     nope = _compiled(BASELINE, train_length, batch, seed, mesh)
@@ -71,17 +76,17 @@ def measure(
     for first in range(0, len(schemes), GROUP):
         group = schemes[first : first + GROUP]
         print(f"{first + 1} to {first + len(group)} of {len(schemes)}: {'; '.join(group)}", file=sys.stderr, flush=True)  # fmt: skip
-        subjects = [nope, *(_compiled(s, train_length, batch, seed, mesh) for s in group)]
+        compiled = [nope, *(_compiled(s, train_length, batch, seed, mesh) for s in group)]
         for direction, taken in nope_seconds.items():
             seconds = interleaved(
-                {s.scheme: s.runs[direction] for s in subjects}, rounds=rounds, seed=seed
+                {s.scheme: s.runs[direction] for s in compiled}, rounds=rounds, seed=seed
             )
             taken.append(seconds[BASELINE])
             rows += [
                 _row(s, nope, direction, train_length, seconds[s.scheme], seconds[BASELINE])
-                for s in subjects[1:]
+                for s in compiled[1:]
             ]
-    for direction, taken in nope_seconds.items():  # the baseline's own row: all its rounds
+    for direction, taken in nope_seconds.items():  # the row of the baseline: all its rounds
         if not taken:
             taken.append(
                 interleaved({BASELINE: nope.runs[direction]}, rounds=rounds, seed=seed)[BASELINE]
@@ -105,7 +110,7 @@ def measure(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Subject:
+class _CompiledScheme:
     scheme: str
     parameters: int
     runs: dict[str, Callable]
@@ -119,32 +124,32 @@ def _run_config(scheme: str, train_length: int, batch: int) -> RunConfig:
     )
 
 
-def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _Subject:
-    """Returns one scheme's step and forward pass, compiled, each with inputs of its own."""
+def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _CompiledScheme:
+    """Returns the compiled step and forward pass of one scheme, each with its inputs."""
     config = _run_config(scheme, train_length, batch)
     model = Decoder(config.model_config(VOCABULARY))
     with jax.set_mesh(mesh):
         build, _ = state_builder(config, model, mesh)
-        held = build(jax.random.key(seed))
+        state = build(jax.random.key(seed))
         data = random_batch(train_length, batch, seed, mesh)
-        step = make_step(config, model).lower(held, data).compile()
+        step = make_step(config, model).lower(state, data).compile()
 
         @jax.jit
         def logits(params, data):
             names = ("tokens_BT", "positions_BT", "segments_BT")
             return model.apply({"params": params}, *(data[name][0] for name in names))[0]
 
-        forward = logits.lower(held["params"], data).compile()
+        forward = logits.lower(state["params"], data).compile()
 
     def train():
-        nonlocal held  # the step takes the old state's memory
-        held, _ = step(held, data)
-        return held
+        nonlocal state  # the step donates the old state
+        state, _ = step(state, data)
+        return state
 
-    return _Subject(
+    return _CompiledScheme(
         scheme,
-        sum(x.size for x in jax.tree.leaves(held["params"])),
-        {"forward+backward": train, "forward": lambda: forward(held["params"], data)},
+        sum(x.size for x in jax.tree.leaves(state["params"])),
+        {"forward+backward": train, "forward": lambda: forward(state["params"], data)},
         {
             "forward+backward": step.memory_analysis().temp_size_in_bytes,
             "forward": forward.memory_analysis().temp_size_in_bytes,
@@ -153,7 +158,7 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _S
 
 
 def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
-    """Returns random tokens as one slice [1, B, T] of what training reads."""
+    """Returns a training batch of random tokens, as one accumulation slice [1, B, T]."""
     shape = (1, batch, train_length)
     tokens = np.random.default_rng(seed).integers(VOCABULARY, size=shape, dtype=np.int32)
     arrays = {
@@ -167,18 +172,18 @@ def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, ja
     return {name: jax.device_put(jnp.asarray(x), sharding) for name, x in arrays.items()}
 
 
-def _row(subject, nope, direction, train_length, seconds_R, nope_R) -> dict:
-    temp, least = subject.temp_bytes[direction], nope.temp_bytes[direction]
+def _row(compiled, nope, direction, train_length, seconds_R, nope_R) -> dict:
+    temp, temp_nope = compiled.temp_bytes[direction], nope.temp_bytes[direction]
     return {
         "bench": "encodings",
-        "scheme": subject.scheme,
+        "scheme": compiled.scheme,
         "length": train_length,
         "direction": direction,
         **spread(seconds_R, nope_R),
         "rounds": len(seconds_R),
         "temp_mb": temp / 1e6,
-        "temp_ratio": temp / least,
-        "parameters_added": subject.parameters - nope.parameters,
+        "temp_ratio": temp / temp_nope,
+        "parameters_added": compiled.parameters - nope.parameters,
     }
 
 
@@ -200,16 +205,13 @@ def _panels(rows: list[dict]) -> tuple[Panel, ...]:
     steps = [row for row in rows if row["direction"] == "forward+backward"]
     forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
 
-    def times(row):
-        return row["scheme"], row["ratio_q1"], row["ratio"], row["ratio_q3"]
-
     memory = [(row["scheme"], *(row["temp_ratio"],) * 3) for row in steps]
     return (
         Panel(
             "time, relative to nope",
             {
-                "training step": [times(row) for row in steps],
-                "forward pass": [times(forward[row["scheme"]]) for row in steps],
+                "training step": [mark(row["scheme"], row) for row in steps],
+                "forward pass": [mark(row["scheme"], forward[row["scheme"]]) for row in steps],
             },
         ),
         Panel("temporaries of the step, relative to nope", {"memory": memory}),

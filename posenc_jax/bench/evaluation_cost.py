@@ -1,5 +1,6 @@
-"""What scoring costs per token, and in memory, as the text gets longer than training text."""
+"""Bench of scoring: time per token and peak memory, from the training length to much longer text."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from posenc_jax.bench.encoding_cost import SHAPE, VOCABULARY
 from posenc_jax.bench.peak_memory import peak_bytes
-from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
@@ -20,25 +21,29 @@ SCHEMES = ("nope", "rope", "alibi", "rope+alibi", "rope+alibi|nope~logn")
 TRAINING = "training forward pass"
 
 
-def measure(
-    *,
-    schemes: Sequence[str] = SCHEMES,
-    train_length: int = 128,
-    lengths: Sequence[int] = (128, 512, 2048, 8192, 32_768),
-    rounds: int = 5,
-    seed: int = 0,
-) -> BenchResult:
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """Settings of the scoring bench."""
+
+    schemes: Sequence[str] = SCHEMES
+    train_length: int = 128
+    lengths: Sequence[int] = (128, 512, 2048, 8192, 32_768)
+    rounds: int = 5
+    seed: int = 0
+
+
+def measure(settings: EvaluationSettings) -> BenchResult:
     """Returns time per token and peak memory of scoring at every length, relative to the training length.
 
-    Every run scores as many tokens as the longest length has, in rows of its own length, by the scorer
-    that evaluation uses, so times compare per token. Beside it, the forward pass and loss of training at
-    the training length, on the same number of tokens. Parameters are random: what a trained model's
-    queries and keys are like decides how far a bias lets it stop early.
+    Every run scores the same number of tokens, that of the longest length, in rows of its own length and by
+    the scorer of evaluation. The forward pass and loss of training, at the training length, are timed beside
+    it. Parameters are random; the norms of trained queries and keys would change the early stop of a bias.
 
     Raises:
       ValueError: a length that is no whole multiple of the training length, or a scheme that does not fit.
     """
-    lengths = sorted({train_length, *lengths})
+    train_length, rounds, seed = settings.train_length, settings.rounds, settings.seed
+    schemes, lengths = settings.schemes, sorted({train_length, *settings.lengths})
     if not all(n % train_length == 0 and lengths[-1] % n == 0 for n in lengths):
         raise ValueError(
             f"lengths must be multiples of train_length={train_length} that divide the longest, not {lengths}"
@@ -59,7 +64,7 @@ def measure(
     for name, run in runs.items():
         print(f"first run: {name[0]}, {name[1]:,} tokens, {name[2]}", file=sys.stderr, flush=True)
         run()
-        on_cpu = jax.default_backend() == "cpu"  # the system does not see a device's own memory
+        on_cpu = jax.default_backend() == "cpu"  # the system does not count memory of a device
         peaks[name] = peak_bytes(run) if on_cpu else None
     seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0)
     rows = [
@@ -72,16 +77,13 @@ def measure(
         }
         for (scheme, length, what), seconds_R in seconds.items()
     ]  # fmt: skip
-    settings = {
-        "schemes": list(schemes), "train_length": train_length, "lengths": lengths, "rounds": rounds,
-        "seed": seed, **SHAPE, "vocab_size": VOCABULARY,
-    }  # fmt: skip
+    used = dataclasses.asdict(settings) | {"lengths": lengths, **SHAPE, "vocab_size": VOCABULARY}
     return BenchResult(
         "evaluation",
         "Scoring longer text than training text",
         f"Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to scoring at {train_length} "
         f"tokens; every run scores {tokens:,} tokens. Medians of {rounds} ratios taken in the same round.",
-        settings,
+        used,
         tuple(rows),
         _table(rows),
         (Panel("time per token, relative to the training length", _series(rows)),),
@@ -98,17 +100,17 @@ def _tokens(rows: int, length: int, seed: int) -> np.ndarray:
 
 
 def _forward(config, params, tokens: int, seed: int):
-    """Returns the losses of a training batch as training computes them, without gradients."""
+    """Returns a function that computes the losses of a batch as training does, without gradients."""
     T = config.train_length
     rows_BT = _tokens(tokens // T, T + 1, seed)
-    place_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (len(rows_BT), T))
+    pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (len(rows_BT), T))
 
     @jax.jit
     def losses(params, rows_BT, pos_BT, seg_BT):
         logits_BTV, _ = Decoder(config).apply({"params": params}, rows_BT[:, :-1], pos_BT, seg_BT)
         return token_losses(logits_BTV, rows_BT[:, 1:])
 
-    return lambda: np.asarray(losses(params, rows_BT, place_BT, np.ones_like(place_BT)))
+    return lambda: np.asarray(losses(params, rows_BT, pos_BT, np.ones_like(pos_BT)))
 
 
 def _table(rows: list[dict]) -> str:
@@ -126,6 +128,5 @@ def _series(rows: list[dict]) -> dict[str, list]:
     series: dict[str, list] = {}
     for row in rows:
         name = TRAINING if row["direction"] == TRAINING else f"{row['length']:,} tokens"
-        mark = (row["scheme"], row["ratio_q1"], row["ratio"], row["ratio_q3"])
-        series.setdefault(name, []).append(mark)
+        series.setdefault(name, []).append(mark(row["scheme"], row))
     return series

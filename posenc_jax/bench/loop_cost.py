@@ -1,6 +1,7 @@
-"""What the training loop costs beside its steps: checkpoints, and waiting for data."""
+"""Bench of the training loop: cost of checkpoints, and time spent waiting for data."""
 
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
@@ -10,51 +11,54 @@ from pathlib import Path
 import numpy as np
 
 from configs import lm
-from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import spread
 from posenc_jax.training import loop
 from posenc_jax.training.config import RunConfig, from_sections
 
 NEVER, ASIDE, WAITED = "never saves", "saves while it goes on", "waits for its saves"
-SAVING, WAITING = 0.03, 0.01  # shares of the time that saving and waiting for data may take
+SAVING = 0.03  # target: the largest share of the time that saving may take
 
 
-def measure(
-    *,
-    schemes: tuple[str, ...] = ("rope+alibi",),
-    saves: int = 1,
-    rounds: int = 5,
-    seed: int = 0,
-) -> BenchResult:
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """Settings of the loop bench; saves: checkpoints of a run. seed: of the order within the rounds."""
+
+    schemes: tuple[str, ...] = ("rope+alibi",)
+    saves: int = 1
+    rounds: int = 5
+    seed: int = 0
+
+
+def measure(settings: LoopSettings) -> BenchResult:
     """Returns the time of whole training runs of configs/lm.py that save, relative to one that never does.
 
-    Every run is `train` itself, over `saves` intervals of the configuration and a few steps more, into a folder
-    of its own. What is timed is every step but the first, which is compiled, with all that happens
-    between; the shares in which the loop is blocked on saving and on the feed are those that a run writes
-    down (`training.meter`). What a save costs while the loop goes on is in the ratio alone.
-
-    Args:
-      schemes: in the scheme language. saves: of a run. seed: of the order within the rounds.
+    A run calls `train`, for `saves` save intervals and a few steps more. The time is that of all steps after
+    the first, which compiles, and of everything between them. The shares of time blocked on saving and on
+    data are logged by the run (`training.meter`). The cost of a save that runs in the background shows in
+    the ratio alone.
 
     Raises:
       ValueError: fewer saves or rounds than one, or a scheme that a decoder does not take.
     """
+    schemes, saves = settings.schemes, settings.saves
+    rounds, seed = settings.rounds, settings.seed
     if saves < 1 or rounds < 1:
         raise ValueError(f"the loop needs a save and a round, not {saves} and {rounds}")
     configs = {scheme: _config(scheme, saves) for scheme in schemes}
     names = [(kind, scheme) for scheme in schemes for kind in (NEVER, ASIDE, WAITED)]
-    found: dict[tuple, list[dict]] = {name: [] for name in names}
+    runs_of: dict[tuple, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="loop-") as folder:
         for r in range(rounds):
             for i in np.random.default_rng((seed, r)).permutation(len(names)):
                 kind, scheme = names[i]
                 print(f"round {r + 1} of {rounds}: {scheme}, {kind}", file=sys.stderr, flush=True)
                 workdir = Path(folder) / f"{r}-{i}"
-                found[names[i]].append(_run(configs[scheme], kind, workdir))
+                runs_of[names[i]].append(_run(configs[scheme], kind, workdir))
     rows = []
-    for (kind, scheme), runs in found.items():
+    for (kind, scheme), runs in runs_of.items():
         t = configs[scheme].train
-        seconds, never = (np.array([run["seconds"] for run in found[k, scheme]]) for k in (kind, NEVER))  # fmt: skip
+        seconds, never = (np.array([run["seconds"] for run in runs_of[k, scheme]]) for k in (kind, NEVER))  # fmt: skip
         rows.append({
             "bench": "loop", "implementation": kind, "scheme": scheme, "length": t.length, "direction": "training",
             "batch": t.batch_size, "steps": t.steps, "save_every": t.save_every, "rounds": rounds,
@@ -63,20 +67,17 @@ def measure(
                for name, value in _quartiles(share, [run[share] for run in runs]).items()},
         })  # fmt: skip
     t = configs[schemes[0]].train
-    settings = {
+    used = {
         "config": "configs/lm.py", "schemes": list(schemes), "saves": saves, "steps": t.steps,
         "save_every": t.save_every, "rounds": rounds, "seed": seed,
     }  # fmt: skip
-    marks = [
-        (f"{row['scheme']}: {row['implementation']}", row["ratio_q1"], row["ratio"], row["ratio_q3"])
-        for row in rows
-    ]  # fmt: skip
+    marks = [mark(f"{row['scheme']}: {row['implementation']}", row) for row in rows]
     return BenchResult(
         "loop",
         "Training with checkpoints, relative to training without",
         f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of {rounds} ratios taken in the "
         f"same round, bars from first to third quartile; the dashed line is {1 + SAVING}.",
-        settings,
+        used,
         tuple(rows),
         _table(rows),
         (Panel("time of the loop, relative to one that never saves", {"loop": marks}, 1 + SAVING),),
@@ -91,7 +92,7 @@ def _config(scheme: str, saves: int) -> RunConfig:
 
 
 def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
-    """Trains once; returns seconds of the measured steps, tokens a second and both shares of the time."""
+    """Trains once; returns the time of the measured steps, tokens a second, and both shares of the time."""
     sections = json.loads(config.to_json())
     sections["train"]["wait_for_saves"] = kind == WAITED
     saved = loop.CheckpointManager
@@ -102,9 +103,7 @@ def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
     finally:
         loop.CheckpointManager = saved
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [
-        row for row in map(json.loads, lines) if row["step"] > 1
-    ]  # the first step is in no rate
+    rows = [row for row in map(json.loads, lines) if row["step"] > 1]  # no rate has the first step
     tokens = config.train.batch_size * config.train.length
     counted = np.diff([1, *(row["step"] for row in rows)])
     seconds = tokens * counted / [row["tokens_per_second"] for row in rows]
@@ -117,7 +116,7 @@ def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
 
 
 class _Unsaved(loop.CheckpointManager):
-    """The checkpoints of a run that writes none."""
+    """A checkpoint manager that writes nothing."""
 
     def save(self, step, state, record) -> None:
         pass

@@ -1,8 +1,8 @@
-"""The memory a run takes: as the operating system counts it while it runs, and as its compiler planned it.
+"""Peak memory of a run: counted by the operating system, planned by the compiler, or counted by PyTorch.
 
-The first is one number for every candidate, whoever wrote it, in pages and with what an allocator keeps;
-the second is exact, and exists for what XLA compiles. The system does not see an accelerator's own memory:
-there `peak` takes the plan of what XLA compiles and, for PyTorch, the count of its allocator.
+The count of the system exists for every candidate; it is in pages and includes what an allocator keeps. The
+plan is exact and exists for programs of XLA. The system does not count memory of an accelerator: there
+`peak` takes the plan, or for PyTorch the count of its allocator.
 """
 
 import ctypes
@@ -19,14 +19,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
-    """Returns (bytes, source): what `run` takes beyond what was held before, its results included.
+    """Returns (bytes, source) of the peak memory of `run`, results included, beyond what was allocated before.
 
-    The source is "system" on CPU (`peak_bytes`; bytes are None where it does not tell). On an accelerator
-    it is "compiler" for a run with `planned_bytes`, the plan and not a measurement, and "torch" for
-    PyTorch on the same GPU, the most that its tensors took. Runs it once.
+    The source is "system" on CPU (`peak_bytes`; bytes may be None). On an accelerator it is "compiler" for a
+    run with `planned_bytes`, and "torch" for tensors of PyTorch on the same GPU.
 
     Args:
-      run: a function of nothing that has run before.
+      run: a function without arguments that has run before; it runs once more.
     """
     if jax.default_backend() != "cpu":
         if hasattr(run, "planned_bytes"):
@@ -38,20 +37,17 @@ def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Returns the bytes that `run` takes at its worst beyond what was held before, its results included.
-
-    Counts resident pages of this process, so a device with memory of its own is not seen; pages come in
-    thousands of bytes. None where the system does not tell (anything but Linux).
+    """Returns the peak of resident pages of this process during `run`, beyond those before; None but on Linux.
 
     Args:
-      run: a function of nothing that has run before: what compiles counts otherwise.
+      run: a function without arguments that has run before, or the memory of compiling is counted too.
     """
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(
             0
-        )  # or it would serve the run from pages that are freed but kept
-        _RESET.write_text("5")  # the high-water mark falls to what is resident now
+        )  # gives freed pages back, which the run would use uncounted
+        _RESET.write_text("5")  # resets the high-water mark to the resident pages
         before = _resident("VmHWM")
     except (OSError, AttributeError, KeyError):
         return None
@@ -62,11 +58,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 class Compiled:
-    """A function compiled for its arguments: calling it without any runs it on them.
-
-    Attributes:
-      planned_bytes: see `planned_bytes`.
-    """
+    """A function, compiled and bound to its arguments; planned_bytes: see the function of that name."""
 
     def __init__(self, function: Callable, arguments: tuple):
         self._arguments = arguments
@@ -78,10 +70,7 @@ class Compiled:
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the scratch and results that the compiler sets aside, beyond the arguments.
-
-    A result in the memory of an argument that is given away adds nothing.
-    """
+    """Returns the bytes of temporaries and results; a result in the memory of a donated argument adds none."""
     memory = program.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 

@@ -1,4 +1,4 @@
-"""Other people's attention: jax.nn, and PyTorch where it is installed (pip install -e ".[peers]")."""
+"""Peer attention for the bench: jax.nn, and PyTorch if it is installed (pip install -e ".[peers]")."""
 
 import functools
 import importlib.util
@@ -15,32 +15,29 @@ from posenc_jax.bench.peak_memory import Compiled
 from posenc_jax.encodings import alibi_slopes, parse
 
 Makers = dict[str, Callable[[], Callable]]
-HOLD_A_BIAS = (
-    "jax.nn, dense ALiBi",
-    "jax.nn, cuDNN, dense ALiBi",
-    "torch SDPA, dense ALiBi",
-)  # N T T numbers, beside q, k and v
-HOLDS_A_MASK = "torch SDPA, window"  # T T truth values
+# Candidates with a dense bias of N T T numbers, and with a mask of T T bools.
+HOLD_A_BIAS = ("jax.nn, dense ALiBi", "jax.nn, cuDNN, dense ALiBi", "torch SDPA, dense ALiBi")
+HOLDS_A_MASK = "torch SDPA, window"
 FLEX = (
     "torch FlexAttention, ALiBi",
     "torch FlexAttention, ALiBi, cut per head",
     "torch FlexAttention, window",
 )
-MASKED = 2**32  # numbers that a mask of blocks is made from; above it they do not fit
-_SHAPES = 64  # lengths, masks and directions that one compiled FlexAttention may serve
+MASKED = 2**32  # largest number of elements from which a block mask is made
+_SHAPES = 64  # largest number of variants of compiled FlexAttention (lengths, masks, directions)
 
 
 def attention(
     tensors: tuple, backward: bool, dense: bool, window: int
 ) -> tuple[Makers, dict[str, str]]:
-    """Returns (makers, missing): what makes a function of nothing, by name, and why others are not there.
+    """Returns makers of runs (functions without arguments) by name, and the reasons for missing ones.
 
-    A maker compiles, so it may take its time, and it may raise whatever its owners raise.
+    A maker compiles, and may raise any error of its library.
 
     Args:
-      tensors: q, k, v, [B, T, N, H]. backward: also the gradients. dense: whether candidates that hold
-        all B N T T logits, or N T T biases, are to be tried.
-      window: tokens that a query sees, of candidates whose names end in ", window".
+      tensors: q, k, v, [B, T, N, H]. backward: with gradients. dense: whether to include candidates that
+        store all B N T T logits or N T T biases.
+      window: tokens that a query sees in candidates whose names end in ", window".
     """
     makers, missing = _jax_nn(tensors, backward, dense, window)
     if not pytorch.installed():
@@ -51,19 +48,19 @@ def attention(
 
 
 def bias_bytes(heads: int, length: int, itemsize: int) -> dict[str, int]:
-    """Returns the bytes of the bias or the mask that a candidate holds beside q, k and v, by name."""
+    """Returns the bytes of the bias or the mask that a candidate has beside q, k and v, by name."""
     return dict.fromkeys(HOLD_A_BIAS, heads * length**2 * itemsize) | {HOLDS_A_MASK: length**2}
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of the peers that are installed."""
-    found = {}
+    installed = {}
     for name in ("jax", "torch", "flash_attn", "transformers", "x_transformers"):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _distances(length: int) -> np.ndarray:
@@ -94,13 +91,8 @@ def _jax_nn(tensors: tuple, backward: bool, dense: bool, window: int):
     if fused:
         makers["jax.nn, cuDNN, no bias"] = maker(None, "cudnn")
         makers["jax.nn, cuDNN, window"] = maker(None, "cudnn", sight)
-    names = (
-        HOLD_A_BIAS[0],
-        "jax.nn, no bias",
-        "jax.nn, window",
-        *([HOLD_A_BIAS[1]] if fused else []),
-    )
-    if not dense:  # the plain path holds all logits, bias or no bias
+    names = (HOLD_A_BIAS[0], "jax.nn, no bias", "jax.nn, window", *HOLD_A_BIAS[1 : 1 + fused])
+    if not dense:  # the XLA path stores all logits
         return makers, missing | dict.fromkeys(names, "all its logits are too many")
     bias = -alibi_slopes(N)[:, None, None] * np.maximum(_distances(T), 0)
     bias_1NTT = jnp.asarray(bias, tensors[0].dtype)[None]
@@ -110,7 +102,7 @@ def _jax_nn(tensors: tuple, backward: bool, dense: bool, window: int):
         names[2]: maker(None, "xla", sight),
     }
     if fused:
-        makers[names[3]] = maker(bias_1NTT, "cudnn")
+        makers[HOLD_A_BIAS[1]] = maker(bias_1NTT, "cudnn")
     return makers, missing
 
 
@@ -143,15 +135,15 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
         return both if backward else forward
 
     def with_bias():
-        apart = torch.tensor(_distances(T), dtype=torch.float32, device=device)
-        bias_NTT = torch.where(apart >= 0, -slope_N[:, None, None] * apart, float("-inf"))
+        distance = torch.tensor(_distances(T), dtype=torch.float32, device=device)
+        bias_NTT = torch.where(distance >= 0, -slope_N[:, None, None] * distance, float("-inf"))
         bias_1NTT = bias_NTT[None].to(kind)
         return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=bias_1NTT))
 
     def with_mask():
         slot_T = torch.arange(T, dtype=torch.int32, device=device)
-        apart = slot_T[:, None] - slot_T[None, :]
-        mask_TT = (apart >= 0) & (apart < window)
+        distance = slot_T[:, None] - slot_T[None, :]
+        mask_TT = (distance >= 0) & (distance < window)
         return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=mask_TT))
 
     makers = {"torch SDPA, no bias": lambda: run(lambda *x: scaled_dot_product_attention(*x, is_causal=True))}  # fmt: skip
@@ -187,9 +179,9 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
 def _flex_attention(
     tensors: tuple, heads: int | None, slope_N, sight: int | None, device
 ) -> Callable:
-    """Returns attention under ALiBi, unless slope_N is None; a window of `sight` tokens goes into the mask of blocks.
+    """Returns attention under ALiBi (without, if slope_N is None), with a block mask for a window of `sight` tokens.
 
-    With `heads`, each ends at the window of our cut-off.
+    With `heads`, the mask of every head ends at the window of our cut-off.
     """
     import torch
     from torch.nn.attention.flex_attention import create_block_mask
@@ -214,7 +206,7 @@ def _flex_attention(
             return (i >= j) & (i - j < window_N[h])
 
     blocks = create_block_mask(mask, None, heads, T, T, device=device)
-    pytorch.release_memory()  # the mask was made from T x T numbers
+    pytorch.release_memory()  # frees the T x T numbers behind the mask
     flex = _compiled_flex_attention()
     score = None if slope_N is None else alibi
     return lambda *x: flex(*x, score_mod=score, block_mask=blocks)
@@ -226,8 +218,8 @@ def _compiled_flex_attention() -> Callable:
     import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    # A kernel for each length is what someone who knows his length has. Past the limit PyTorch would
-    # turn to a slow path and say so in a warning; a whole graph makes that an error.
+    # One kernel per length, as a user with a fixed length would have. Beyond the limit PyTorch would warn
+    # and take a slow path; fullgraph makes that an error.
     torch._dynamo.config.cache_size_limit = _SHAPES
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 

@@ -1,13 +1,11 @@
-"""What a training step will cost on chips that are not here: compiled for them, read, and set against their peaks.
+"""Plan of a training step on other chips: compiled ahead of time, with memory, FLOPs, traffic and a roofline.
 
-The step that `train.py` would run is compiled ahead of time from shapes alone; nothing is allocated and
-nothing runs. Memory is the compiler's own. Time is a roofline: each of arithmetic, memory traffic and
-the links between chips gets the time it needs at its peak, and a step takes at least the longest of
-them. What a chip reaches of its peak is not known here: the prediction is a floor, the MFU a ceiling.
+The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is that of the
+compiler. Time is a roofline: arithmetic, memory traffic and communication each take their time at peak, and
+a step takes at least the longest of these. So the time is a lower bound, and the MFU an upper bound.
 """
 
 import dataclasses
-import difflib
 import math
 import time
 from collections.abc import Mapping
@@ -27,9 +25,10 @@ from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.model.activation_sharding import key_heads_axis
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.near_names import near_names
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.loop import check_mesh
-from posenc_jax.training.loss import in_pieces
+from posenc_jax.training.loss import is_chunked
 from posenc_jax.training.sharding import BATCH, MESH_AXES
 from posenc_jax.training.step import make_step, state_builder
 
@@ -42,20 +41,18 @@ ARRAYS = {  # of a batch
 
 
 def mesh_shape(text: str) -> dict[str, int]:
-    """Returns the size of every mesh axis from text such as "data:4,model:4"; axes left out have size 1.
+    """Returns the size of every mesh axis from text such as "data:4,model:4"; the default size is 1.
 
     Raises:
-      ValueError: an unknown axis, one given twice, or a size that is no whole number above zero.
+      ValueError: an unknown axis, a duplicate, or a size that is no positive whole number.
     """
     shape = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition(":")
         if axis not in MESH_AXES:
-            near = difflib.get_close_matches(axis, MESH_AXES, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(MESH_AXES)}"
-            raise ValueError(f"--mesh={text}: no axis {axis!r}; {hint}")
+            raise ValueError(f"--mesh={text}: no axis {axis!r}{near_names(axis, MESH_AXES)}")
         if axis in shape:
-            raise ValueError(f"--mesh={text}: {axis} stands there twice")
+            raise ValueError(f"--mesh={text}: {axis} is given twice")
         if not size.isdigit() or int(size) < 1:
             raise ValueError(f"--mesh={text}: {axis} needs a number of devices, as in {axis}:4")
         shape[axis] = int(size)
@@ -63,10 +60,10 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
-    """Returns the configuration with the mesh that is planned for.
+    """Returns the configuration with the device counts of a mesh.
 
     Raises:
-      ValueError: an axis that training cannot split over.
+      ValueError: an axis over which training cannot be split.
     """
     named = {f"{axis}_devices": n for axis, n in shape.items()}
     settings = {field.name for field in dataclasses.fields(config.train)}
@@ -78,10 +75,10 @@ def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
 
 
 def planned_vocabulary(config: RunConfig) -> int:
-    """Returns the number of ids of the tokenizer, or `VOCABULARY` where its file is not here.
+    """Returns the number of ids of the tokenizer, or `VOCABULARY` if its file is missing.
 
     Raises:
-      ValueError: a task whose ids the corpus decides.
+      ValueError: a task whose number of ids depends on the corpus.
     """
     if config.data.task != "language":
         raise ValueError(f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids of classes")  # fmt: skip
@@ -90,7 +87,7 @@ def planned_vocabulary(config: RunConfig) -> int:
 
 
 class CompileTarget(NamedTuple):
-    """What a step is compiled for: a chip and its mesh; `estimate` where the CPU compiler stands in."""
+    """A chip and its mesh; `estimate`: the CPU compiler replaces a missing one."""
 
     chip: Hardware
     topology: str
@@ -103,24 +100,24 @@ class CompileTarget(NamedTuple):
 
 
 def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | None) -> CompileTarget:
-    """Returns the mesh to compile for: of the chip, or of CPU devices where its compiler is not installed.
+    """Returns the compile target: of the chip, or of CPU devices if its compiler is not installed.
 
     Raises:
-      ValueError: a mesh that does not multiply to the topology.
+      ValueError: a mesh whose size is not that of the topology.
     """
-    wanted = math.prod(shape.values())
-    topology = topology or default_topology(chip, wanted)
+    count = math.prod(shape.values())
+    topology = topology or default_topology(chip, count)
     sides = topology.split("x")
-    there = math.prod(int(s) for s in sides) if all(s.isdigit() for s in sides) else 0
-    said = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
-    if there and there != wanted:
-        raise ValueError(f"--mesh asks for {wanted} devices ({said}); {topology} has {there}")
+    size = math.prod(int(s) for s in sides) if all(s.isdigit() for s in sides) else 0
+    words = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
+    if size and size != count:
+        raise ValueError(f"--mesh asks for {count} devices ({words}); {topology} has {size}")
     if chip.missing:
-        devices, platform = _cpu_devices(wanted), "cpu"
+        devices, platform = _cpu_devices(count), "cpu"
     else:
         devices, platform = topology_devices(chip, topology), chip.platform
-    if len(devices) != wanted:
-        raise ValueError(f"--mesh asks for {wanted} devices ({said}); {topology} of {chip.name} has {len(devices)}")  # fmt: skip
+    if len(devices) != count:
+        raise ValueError(f"--mesh asks for {count} devices ({words}); {topology} of {chip.name} has {len(devices)}")  # fmt: skip
     mesh = jax.make_mesh(
         tuple(shape.values()), tuple(shape), devices=devices,
         axis_types=(jax.sharding.AxisType.Explicit,) * len(shape),
@@ -128,69 +125,71 @@ def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | Non
     return CompileTarget(chip, topology, mesh, platform)
 
 
-def _cpu_devices(wanted: int) -> list:
-    if len(jax.devices("cpu")) < wanted:
-        raise ValueError(f"{wanted} CPU devices stand in for chips; this process has {len(jax.devices('cpu'))}")  # fmt: skip
-    return jax.devices("cpu")[:wanted]
+def _cpu_devices(count: int) -> list:
+    if len(jax.devices("cpu")) < count:
+        raise ValueError(f"{count} CPU devices stand in for chips; this process has {len(jax.devices('cpu'))}")  # fmt: skip
+    return jax.devices("cpu")[:count]
 
 
-def compiled_step(config: RunConfig, model: ModelConfig, where: CompileTarget):
-    """Returns the training step compiled for `where`, from shapes alone, and the shapes of the state.
+def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
+    """Returns the training step, compiled for a target from shapes, and the shapes of the state.
 
     Raises:
-      ValueError: a step that the compiler cannot fit into the chip's memory.
+      ValueError: a step that does not fit into the memory of the chip.
     """
     decoder = Decoder(model)
     t = config.train
-    rows = jax.NamedSharding(where.mesh, BATCH)
+    rows = jax.NamedSharding(target.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
-    device = assume_backend(DEVICES[where.platform])
-    with jax.set_mesh(where.mesh), tracing_for(where.chip), device:
-        _, state = state_builder(config, decoder, where.mesh)
-        lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(where.platform,))  # fmt: skip
+    device = assume_backend(DEVICES[target.platform])
+    with jax.set_mesh(target.mesh), tracing_for(target.chip), device:
+        _, state = state_builder(config, decoder, target.mesh)
+        lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(target.platform,))  # fmt: skip
         try:
             compiled = lowered.compile(
-                compiler_options={} if where.estimate else where.chip.options
+                compiler_options={} if target.estimate else target.chip.options
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             needs = " ".join(str(error).split())
-            raise ValueError(f"the step does not fit on {where.chip.name}: {needs[:300]}") from None
+            raise ValueError(
+                f"the step does not fit on {target.chip.name}: {needs[:300]}"
+            ) from None
         return compiled, state
 
 
-def plan_step(config: RunConfig, vocab_size: int, where: CompileTarget) -> dict:
+def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict:
     """Returns a row: memory per device, FLOPs, memory traffic, collectives, time and MFU of one step.
 
     Raises:
-      ValueError: a configuration that does not fit the mesh, or a kernel that the stand-in cannot compile.
+      ValueError: a configuration that does not fit the mesh, or a kernel that the CPU compiler cannot compile.
     """
-    if where.estimate and config.model.attention in KERNELS:
-        raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {where.chip.missing}")  # fmt: skip
-    check_mesh(config, where.mesh)
-    model, t, chip = config.model_config(vocab_size), config.train, where.chip
+    if target.estimate and config.model.attention in KERNELS:
+        raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {target.chip.missing}")  # fmt: skip
+    check_mesh(config, target.mesh)
+    model, t, chip = config.model_config(vocab_size), config.train, target.chip
     start, spent = time.monotonic(), time.process_time()
-    compiled, state = compiled_step(config, model, where)
+    compiled, state = compiled_step(config, model, target)
     seconds, spent = time.monotonic() - start, time.process_time() - spent
     program = parse_hlo(compiled.as_text())
-    devices = where.mesh.size
-    host = int(where.topology.split("x")[1]) if chip.platform == "cuda" else devices
-    spoken = collectives(program, devices, host)
+    devices = target.mesh.size
+    host = int(target.topology.split("x")[1]) if chip.platform == "cuda" else devices
+    sent = collectives(program, devices, host)
     needed = flops.model_flops(model, t.batch_size, t.length)
-    device = DEVICES[where.platform]
-    on_model = where.mesh.shape["model"]
+    device = DEVICES[target.platform]
+    on_model = target.mesh.shape["model"]
     executed = flops.hardware_flops(
         model, t.batch_size, t.length, device, sequence=t.sequence_devices,
         key_copies=1 if key_heads_axis(model.num_kv_heads, on_model) else on_model,
-        remat=t.remat, head_again=in_pieces(t.loss_chunks, on_model),
+        remat=t.remat, head_again=is_chunked(t.loss_chunks, on_model),
     )  # fmt: skip
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
-    inside = sum(c.sent for c in spoken if not c.across)
-    outside = sum(c.sent for c in spoken if c.across)
+    inside = sum(c.sent for c in sent if not c.across)
+    outside = sum(c.sent for c in sent if c.across)
     seconds_of = {
         "compute": executed.total / devices / chip.flops,
         "memory": traffic / chip.bandwidth,
@@ -199,10 +198,10 @@ def plan_step(config: RunConfig, vocab_size: int, where: CompileTarget) -> dict:
     step = max(seconds_of.values())
     return {
         "chip": chip.name,
-        "topology": where.topology,
+        "topology": target.topology,
         "devices": devices,
-        "mesh": {axis: n for axis, n in where.mesh.shape.items() if n > 1},
-        "compiler": "the CPU's, an upper bound of memory" if where.estimate else "the chip's own",
+        "mesh": {axis: n for axis, n in target.mesh.shape.items() if n > 1},
+        "compiler": "the CPU's, an upper bound of memory" if target.estimate else "the chip's own",
         "scheme": config.model.scheme,
         "attention": model.attention_paths(t.length, t.sequence_devices, device),
         "length": t.length,
@@ -219,7 +218,7 @@ def plan_step(config: RunConfig, vocab_size: int, where: CompileTarget) -> dict:
         "flops_6nd": 6.0 * parameters * tokens,
         "memory_traffic_bytes": traffic,
         "loops_counted_once": executed_instructions(program)[1],
-        "collectives": _by_kind(spoken),
+        "collectives": _by_kind(sent),
         "seconds": seconds_of | {"step": step},
         "bound_by": max(seconds_of, key=seconds_of.get),
         "tokens_per_second": tokens / step,
@@ -230,7 +229,7 @@ def plan_step(config: RunConfig, vocab_size: int, where: CompileTarget) -> dict:
 
 
 def _memory(compiled, chip: Hardware) -> dict:
-    """Returns bytes of one device; the state is updated in place, so results that alias arguments count once."""
+    """Returns the bytes of one device; results that alias arguments (the state) are counted once."""
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     peak = (
@@ -251,15 +250,15 @@ def _parts(counted: flops.Flops) -> dict:
     return dataclasses.asdict(counted) | {"total": counted.total}
 
 
-def _by_kind(spoken) -> dict:
+def _by_kind(sent) -> dict:
     kinds = {}
     for kind in COLLECTIVES:
-        found = [c for c in spoken if c.kind == kind]
-        if found:
+        of_kind = [c for c in sent if c.kind == kind]
+        if of_kind:
             kinds[kind] = {
-                "count": sum(c.times for c in found),
-                "payload_bytes": sum(c.times * c.payload for c in found),
-                "sent_bytes": sum(c.sent for c in found),
-                "sent_between_hosts_bytes": sum(c.sent for c in found if c.across),
+                "count": sum(c.times for c in of_kind),
+                "payload_bytes": sum(c.times * c.payload for c in of_kind),
+                "sent_bytes": sum(c.sent for c in of_kind),
+                "sent_between_hosts_bytes": sum(c.sent for c in of_kind if c.across),
             }
     return kinds

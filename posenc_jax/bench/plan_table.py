@@ -1,4 +1,4 @@
-"""Plans in words: the row of one, and a table of many."""
+"""Text of plans: the summary of one plan, a table of many, and a comparison of two."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,10 +7,10 @@ _PARTS = ("projections", "mlp", "attention", "head")
 
 
 def summary(row: Mapping) -> str:
-    """Returns a planned step (a row of `training.plan.plan`) as lines of text."""
+    """Returns a plan (a row of `plan_step`) as lines of text."""
     memory, seconds = row["memory"], row["seconds"]
     mesh = ", ".join(f"{axis} {n}" for axis, n in row["mesh"].items()) or "one device"
-    need, work = row["flops_needed"], row["flops_executed"]
+    needed, executed = row["flops_needed"], row["flops_executed"]
     pieces = "at once" if row["loss_chunks"] == 1 else f"in {row['loss_chunks']} pieces"
     lines = [
         f"{row['scheme']}, {row['parameters']:,} parameters, {row['vocab_size']:,} ids, {row['batch_size']} x {row['length']:,} tokens a step",
@@ -20,14 +20,14 @@ def summary(row: Mapping) -> str:
         f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
         f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
         f"results {_gib(memory['results'])}, code {_gib(memory['code'])})",
-        f"FLOPs needed     {need['total']:.3e} a step ({_shares(need)}); 6 N D = {row['flops_6nd']:.3e}",
-        f"FLOPs executed   {work['total']:.3e} ({_shares(work)})",
+        f"FLOPs needed     {needed['total']:.3e} a step ({_shares(needed)}); 6 N D = {row['flops_6nd']:.3e}",
+        f"FLOPs executed   {executed['total']:.3e} ({_shares(executed)})",
         f"memory traffic   {row['memory_traffic_bytes'] / 1e9:.1f} GB a device{_caveat(row)}",
     ]
-    for kind, said in row["collectives"].items():
-        across = said["sent_between_hosts_bytes"]
+    for kind, sent in row["collectives"].items():
+        across = sent["sent_between_hosts_bytes"]
         lines.append(
-            f"{kind:<19}{said['count']:,} a step, {said['payload_bytes'] / 1e9:.3f} GB, each device sends {said['sent_bytes'] / 1e9:.3f} GB"
+            f"{kind:<19}{sent['count']:,} a step, {sent['payload_bytes'] / 1e9:.3f} GB, each device sends {sent['sent_bytes'] / 1e9:.3f} GB"
             + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
         )
     lines += [
@@ -55,7 +55,7 @@ def _ms(seconds: float) -> str:
 
 
 def table(rows: Sequence[Mapping]) -> str:
-    """Returns plans as a Markdown table, a line each."""
+    """Returns plans as a Markdown table, one line each."""
     names = ("config", "scheme", "tokens", "batch", "chips", "mesh", "attention", "scan", "remat", "chunks", "arguments GiB",
              "temporaries GiB", "peak GiB", "of GiB", "PFLOPs needed", "executed", "compute ms", "memory ms",
              "network ms", "step >= ms", "MFU <=", "compile s", "CPU s")  # fmt: skip
@@ -77,7 +77,7 @@ def table(rows: Sequence[Mapping]) -> str:
 
 
 def comparison(row: Mapping, before: Mapping) -> str:
-    """Returns what a plan needs as a multiple of one before it, on the same chips, in a line."""
+    """Returns memory and time of a plan as multiples of an earlier plan on the same chips, in one line."""
     token = [r["seconds"]["step"] / (r["batch_size"] * r["length"]) for r in (row, before)]
     return (
         f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory x {row['memory']['peak'] / before['memory']['peak']:.3f} "

@@ -1,4 +1,4 @@
-"""PyTorch in one process with JAX: where it computes, how it is waited for, what it allocates."""
+"""PyTorch beside JAX in one process: device, precision, waiting for results, and memory."""
 
 import gc
 import importlib.util
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def installed() -> bool:
-    """Whether PyTorch is (extra: peers)."""
+    """Whether PyTorch is installed (extra: peers)."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -24,7 +24,7 @@ def device() -> str:
 
 
 def match_jax_tf32() -> None:
-    """On CUDA, gives PyTorch's float32 products the TF32 that JAX's have there by default."""
+    """On CUDA, sets float32 products of PyTorch to TF32, the default of JAX there."""
     if device() == "cuda":
         import torch
 
@@ -32,7 +32,7 @@ def match_jax_tf32() -> None:
 
 
 def release_memory() -> None:
-    """Returns to the GPU what PyTorch keeps for later and does not use: JAX needs room too."""
+    """Frees GPU memory that the allocator of PyTorch holds unused, for JAX."""
     if device() == "cuda":
         import torch
 
@@ -41,7 +41,7 @@ def release_memory() -> None:
 
 
 def peak_allocated(run: Callable[[], Any]) -> int:
-    """Returns the bytes of tensors on the GPU at the worst moment of `run`, beyond those held before."""
+    """Returns the peak bytes of tensors on the GPU during `run`, beyond those before."""
     import torch
 
     gc.collect()
@@ -55,13 +55,13 @@ def peak_allocated(run: Callable[[], Any]) -> int:
 
 
 class Pending:
-    """A tensor that reads as an array or a float, and waits when `jax.block_until_ready` asks it to."""
+    """A tensor that converts to an array or a float, and on which `jax.block_until_ready` waits."""
 
     def __init__(self, tensor):
         self._tensor = tensor
 
     def block_until_ready(self):
-        """Returns itself once a GPU has done all it was given."""
+        """Waits for the GPU and returns itself."""
         if self._tensor.is_cuda:
             import torch
 

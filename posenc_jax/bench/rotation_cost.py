@@ -1,10 +1,11 @@
-"""RoPE by integer range reduction against a plain float32 product and a table: time and error.
+"""Bench of RoPE: integer range reduction beside a plain float32 product, a table and polynomials.
 
-XLA's CPU compiler fuses cos and sin into the product with x and takes them anew for every head and for
-either half of the pair. "table" shows what a rotation costs without them; "polynomial" is a proposal: as
-`angles` has reduced its result, cos and sin may be short polynomials, and taking them anew costs little.
+XLA on CPU fuses cos and sin into the product with x, and computes them again for every head and both halves
+of a pair. "table" is a rotation without that cost. "polynomial" is a proposal: `angles` returns reduced
+angles, for which cos and sin are short polynomials that are cheap to compute again.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.bench.result import BenchResult, Panel, aligned, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import angles, inverse_frequencies, rotate
 from posenc_jax.encodings.analysis import angle_errors
@@ -26,24 +27,32 @@ DTYPES = ("float32", "bfloat16")
 DIRECTIONS = ("forward", "forward+backward")
 
 
-def measure(
-    *, lengths: tuple[int, ...] = (4096, 65536), rounds: int = 41, seed: int = 0
-) -> BenchResult:
-    """Returns the time of turning one tensor [1, T, N, 64] to its positions, four ways, and their errors.
+@dataclasses.dataclass(frozen=True)
+class RotationSettings:
+    """Settings of the rotation bench."""
 
-    "ours" is `angles` and `rotate`; "float32 product" hands pos * freq in float32 to the same `rotate`;
-    "table" gathers cos and sin that were made beforehand on the host; "polynomial" is `angles` with
-    `reduced_cos_sin`. N is 8 up to 16,384 tokens, then 2. Positions are data, as in the model. Backward
-    is the product with a given gradient of the result.
+    lengths: tuple[int, ...] = (4096, 65536)
+    rounds: int = 41
+    seed: int = 0
+
+
+def measure(settings: RotationSettings) -> BenchResult:
+    """Returns time and error of four ways to rotate a tensor [1, T, N, 64] by its positions.
+
+    "ours" is `angles` and `rotate`; "float32 product" passes pos * freq in float32 to `rotate`; "table"
+    gathers cos and sin that the host has computed; "polynomial" is `angles` with `reduced_cos_sin`. N is 8
+    up to 16,384 tokens, then 2. Positions are inputs, as in the model. Backward is the product with a given
+    gradient of the result.
 
     Raises:
       ValueError: a length that is not between 1 and 2^20.
     """
+    lengths, rounds, seed = settings.lengths, settings.rounds, settings.seed
     if not lengths or not all(0 < length <= FARTHEST for length in lengths):
         raise ValueError(f"--lengths must lie between 1 and {FARTHEST}, not {lengths}")
     freq_h = inverse_frequencies(HEAD_DIM, BASE)
     errors = _errors(freq_h)
-    ways = turns(freq_h)
+    rotations = rotations_by_name(freq_h)
     rows = []
     for length in lengths:
         heads = 8 if length <= 16_384 else 2
@@ -52,9 +61,15 @@ def measure(
             for direction in DIRECTIONS:
                 runs = {
                     name: _run(
-                        turn, direction, (1, length, heads, HEAD_DIM), dtype, cos_Lh, sin_Lh, seed
+                        rotation,
+                        direction,
+                        (1, length, heads, HEAD_DIM),
+                        dtype,
+                        cos_Lh,
+                        sin_Lh,
+                        seed,
                     )
-                    for name, turn in ways.items()
+                    for name, rotation in rotations.items()
                 }
                 seconds = interleaved(runs, rounds=rounds, seed=seed)
                 rows += [
@@ -76,7 +91,7 @@ def measure(
         "Rotation, relative to the plain float32 product",
         f"Medians of {rounds} ratios to the float32 product in the same round, bars from first to third "
         f"quartile; dashed: the target of {TARGET}. One tensor [1, T, N, {HEAD_DIM}].",
-        {"lengths": list(lengths), "rounds": rounds, "seed": seed, "head_dim": HEAD_DIM, "base": BASE},
+        dataclasses.asdict(settings) | {"head_dim": HEAD_DIM, "base": BASE},
         tuple(rows),
         _table(rows, errors),
         (_panel(rows),),
@@ -84,12 +99,12 @@ def measure(
 
 
 def float32_product(pos_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
-    """Returns angle_BTh = pos * freq in float32: what is usually done."""
+    """Returns angle_BTh = pos * freq in float32, the usual way."""
     return pos_BT.astype(jnp.float32)[..., None] * freq_h.astype(np.float32)[None, None]
 
 
-def turned(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
-    """Returns x turned by angles given as cos and sin: the half-split arithmetic of `rotate`."""
+def rotate_by(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
+    """Returns x rotated by angles given as cos and sin, half-split as in `rotate`."""
     cos_BT1h, sin_BT1h = cos_BTh[:, :, None], sin_BTh[:, :, None]
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     out = [a * cos_BT1h - b * sin_BT1h, b * cos_BT1h + a * sin_BT1h]
@@ -99,10 +114,10 @@ def turned(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Arr
 def reduced_cos_sin(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns (cos, sin) of angles in [-pi, pi], float32, by Taylor polynomials on a quarter turn.
 
-    The angle is mirrored into [-pi/2, pi/2], where the terms left out are below 6e-8.
+    The angle is reflected into [-pi/2, pi/2], where the truncated terms are below 6e-8.
     """
-    mirrored = jnp.abs(angle) > np.float32(np.pi / 2)
-    near = jnp.where(mirrored, jnp.sign(angle) * np.float32(np.pi) - angle, angle)
+    reflected = jnp.abs(angle) > np.float32(np.pi / 2)
+    near = jnp.where(reflected, jnp.sign(angle) * np.float32(np.pi) - angle, angle)
     square = near * near
 
     def series(powers: range):
@@ -112,7 +127,7 @@ def reduced_cos_sin(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
         return total
 
     cos = series(range(0, 13, 2))
-    return jnp.where(mirrored, -cos, cos), near * series(range(1, 12, 2))
+    return jnp.where(reflected, -cos, cos), near * series(range(1, 12, 2))
 
 
 def tables(freq_h: np.ndarray, pos_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,29 +136,29 @@ def tables(freq_h: np.ndarray, pos_L: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.cos(angle_Lh).astype(np.float32), np.sin(angle_Lh).astype(np.float32)
 
 
-def turns(freq_h: np.ndarray) -> dict[str, Callable]:
-    """Returns turn(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are arguments, not constants."""
+def rotations_by_name(freq_h: np.ndarray) -> dict[str, Callable]:
+    """Returns rotation(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are inputs, not constants."""
     return {
         "ours": lambda x, pos, cos, sin: rotate(x, angles(pos, freq_h), "half", 1.0),
         BASELINE: lambda x, pos, cos, sin: rotate(x, float32_product(pos, freq_h), "half", 1.0),
-        "table": lambda x, pos, cos, sin: turned(x, cos[pos], sin[pos]),
-        "polynomial": lambda x, pos, cos, sin: turned(x, *reduced_cos_sin(angles(pos, freq_h))),
+        "table": lambda x, pos, cos, sin: rotate_by(x, cos[pos], sin[pos]),
+        "polynomial": lambda x, pos, cos, sin: rotate_by(x, *reduced_cos_sin(angles(pos, freq_h))),
     }
 
 
-def _run(turn, direction, shape, dtype, cos_Lh, sin_Lh, seed) -> Callable:
-    """Returns a function of nothing that turns one tensor, and with backward also its gradient."""
+def _run(rotation, direction, shape, dtype, cos_Lh, sin_Lh, seed) -> Callable:
+    """Returns a function without arguments that rotates a tensor, and with backward takes its gradient."""
     keys = jax.random.split(jax.random.key(seed), 2)
     x, grad = (jax.random.normal(key, shape).astype(dtype) for key in keys)
     pos = jnp.arange(shape[1], dtype=jnp.int32)[None]
 
     @jax.jit
     def forward(x, grad, pos, cos, sin):
-        return turn(x, pos, cos, sin)
+        return rotation(x, pos, cos, sin)
 
     @jax.jit
     def both(x, grad, pos, cos, sin):
-        out, pull = jax.vjp(lambda x: turn(x, pos, cos, sin), x)
+        out, pull = jax.vjp(lambda x: rotation(x, pos, cos, sin), x)
         return out, pull(grad)[0]
 
     chosen = {"forward": forward, "forward+backward": both}[direction]
@@ -157,8 +172,8 @@ def _errors(freq_h: np.ndarray) -> dict[str, float]:
 
     def of(cos_Lh, sin_Lh) -> float:
         angle_Lh = np.arctan2(np.asarray(sin_Lh, np.float64), np.asarray(cos_Lh, np.float64))
-        turns_Lh = (angle_Lh - pos_L[:, None] * freq_h) / (2 * np.pi)
-        return float(2 * np.pi * np.abs(turns_Lh - np.round(turns_Lh)).max())
+        revolutions_Lh = (angle_Lh - pos_L[:, None] * freq_h) / (2 * np.pi)
+        return float(2 * np.pi * np.abs(revolutions_Lh - np.round(revolutions_Lh)).max())
 
     return {
         "ours": known["ours"],
@@ -191,6 +206,5 @@ def _panel(rows: list[dict]) -> Panel:
     for row in rows:
         if row["implementation"] != BASELINE:
             label = f"{row['length']:,} tokens, {row['heads']} heads, {row['dtype']}, {row['direction']}"  # fmt: skip
-            mark = (label, row["ratio_q1"], row["ratio"], row["ratio_q3"])
-            series.setdefault(row["implementation"], []).append(mark)
+            series.setdefault(row["implementation"], []).append(mark(label, row))
     return Panel(f"time, relative to the {BASELINE}", series, TARGET)

@@ -1,4 +1,4 @@
-"""What a training step costs under each encoding, beside the same model in plain PyTorch and other people's."""
+"""Bench of a training step under each encoding, beside the same model in PyTorch and peer decoders."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from posenc_jax.bench import pytorch
 from posenc_jax.bench.encoding_cost import VOCABULARY, random_batch
 from posenc_jax.bench.peak_memory import peak, planned_bytes
 from posenc_jax.bench.peers import versions
-from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, ms, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, mark, ms, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.cpu_devices import use_all_cores
 from posenc_jax.model.decoder import Decoder
@@ -25,118 +25,126 @@ from posenc_jax.training.step import learning_rate_schedule, make_step, state_bu
 BASELINE = ("ours", "nope")
 SCHEMES = ("nope", "rope", "alibi", "rope+alibi")
 HEAD_DIM = 64
-CHECKED = 3  # updates over which a twin's losses are compared with ours
+CHECKED = 3  # updates over which the losses of the PyTorch reference are compared with ours
 _NOT_INSTALLED = 'not installed; pip install -e ".[peers]"'
 
 
-def measure(
-    *,
-    schemes: Sequence[str] = SCHEMES,
-    train_length: int = 512,
-    batch: int = 4,
-    layers: int = 2,
-    model_dim: int = 256,
-    dtype: str = "float32",
-    rounds: int = 9,
-    compiled: bool = True,
-    devices: int | None = None,
-    seed: int = 0,
-) -> BenchResult:
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """Settings of the step bench.
+
+    Attributes:
+      schemes: in the scheme language; peers run the schemes that they know. train_length, batch: T and B.
+      layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16 ours
+        computes under `model.dtype` and PyTorch under `torch.autocast`, both with float32 weights.
+      compiled: also measure the PyTorch reference under `torch.compile`.
+      devices: number of devices for another row of ours, with the batch split over them; 1: no such row.
+        None: on CPU the largest number of cores that divides the batch, elsewhere 1.
+    """
+
+    schemes: Sequence[str] = SCHEMES
+    train_length: int = 512
+    batch: int = 4
+    layers: int = 2
+    model_dim: int = 256
+    dtype: str = "float32"
+    rounds: int = 9
+    compiled: bool = True
+    devices: int | None = None
+    seed: int = 0
+
+
+def measure(settings: StepSettings) -> BenchResult:
     """Returns time and peak memory of whole training steps: loss, gradients, clipping, AdamW.
 
-    Ours is the step that training runs. Where PyTorch is installed, its twin (posenc_jax.bench.torch_reference) starts from
-    the same weights and reads the same batch; parity is the largest relative difference of the loss over
-    the first updates. Decoders of an architecture of their own have no parity. Losses and norms stay on the
-    device while the clock runs; memory is counted as in the attention bench. A peer that cannot be compiled
-    or run is listed with its reason.
-
-    Args:
-      schemes: in the scheme language; peers join for those they know. train_length, batch: T and B.
-      layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16 ours
-        computes as `model.dtype` says and PyTorch under `torch.autocast`, both with float32 weights.
-      compiled: also the twin through `torch.compile`.
-      devices: over which another row of ours splits the batch; 1: no such row. None: on CPU a device for
-        each core as far as the batch divides, elsewhere 1. On CPU to be called before JAX has computed.
+    Ours is the step of training. The PyTorch reference (posenc_jax.bench.torch_reference), if PyTorch is
+    installed, starts from the same weights and has the same batch; parity is the largest relative difference
+    of the loss over the first updates. Peers with another architecture have no parity. Losses and norms stay
+    on the device while the time is taken; memory is counted as in the attention bench. A peer that fails is
+    listed with its reason. On CPU, call this before JAX has computed anything.
 
     Raises:
       ValueError: a scheme, length, batch, width or dtype that a decoder does not take.
     """
-    if model_dim % HEAD_DIM:
-        raise ValueError(f"model_dim must be a multiple of {HEAD_DIM}, a head, not {model_dim}")
-    devices = _devices(devices, batch)
-    schemes = tuple(dict.fromkeys((BASELINE[1], *schemes)))
+    s = settings
+    if s.model_dim % HEAD_DIM:
+        raise ValueError(f"model_dim must be a multiple of {HEAD_DIM}, a head, not {s.model_dim}")
+    devices = _devices(s.devices, s.batch)
+    schemes = tuple(dict.fromkeys((BASELINE[1], *s.schemes)))
     model = ModelSection(
-        qk_norm=False, num_layers=layers, model_dim=model_dim, num_heads=model_dim // HEAD_DIM,
-        head_dim=HEAD_DIM, dtype=dtype,
+        qk_norm=False, num_layers=s.layers, model_dim=s.model_dim, num_heads=s.model_dim // HEAD_DIM,
+        head_dim=HEAD_DIM, dtype=s.dtype,
     )  # fmt: skip
-    train = TrainSection(length=train_length, batch_size=batch, data_devices=1)
+    train = TrainSection(length=s.train_length, batch_size=s.batch, data_devices=1)
     ours = {
-        scheme: _Ours(RunConfig(model=dataclasses.replace(model, scheme=scheme), train=train), seed)
+        scheme: _Ours(
+            RunConfig(model=dataclasses.replace(model, scheme=scheme), train=train), s.seed
+        )
         for scheme in schemes
     }
-    makers = {("ours", scheme): lambda it=subject: it for scheme, subject in ours.items()}
+    makers = {("ours", scheme): lambda step=step: step for scheme, step in ours.items()}
     split = f"ours, {devices} devices"
     if devices > 1:
         over = dataclasses.replace(train, data_devices=devices)
         makers |= {
-            (split, scheme): functools.partial(_Ours, dataclasses.replace(subject.config, train=over), seed)
-            for scheme, subject in ours.items()
+            (split, scheme): functools.partial(_Ours, dataclasses.replace(step.config, train=over), s.seed)
+            for scheme, step in ours.items()
         }  # fmt: skip
-    theirs, missing = _peers(ours, compiled)
-    runs, losses, looks = _first_steps(makers | theirs, missing)
+    theirs, missing = _peers(ours, s.compiled)
+    runs, losses, peaks = _first_steps(makers | theirs, missing)
     own_weights = {name for name in runs if name[0] in ("transformers, BLOOM", "x-transformers")}
-    seconds = interleaved(runs, rounds=rounds, seed=seed)
+    seconds = interleaved(runs, rounds=s.rounds, seed=s.seed)
     rows = []
     for name, seconds_R in seconds.items():
         same = seconds["ours", name[1]]
-        # An optimizer of theirs without our schedule agrees on the first loss only.
+        # The optimizer of transformers has not our schedule: only the first loss agrees.
         checked = 1 if name[0].startswith("transformers") else CHECKED
         pairs = zip(losses[name][:checked], losses["ours", name[1]], strict=False)
-        taken, source = looks[name]
+        taken, source = peaks[name]
         rows.append({
-            "bench": "step", "implementation": name[0], "scheme": name[1], "length": train_length,
-            "direction": "step", "batch": batch, "dtype": dtype, "rounds": rounds,
+            "bench": "step", "implementation": name[0], "scheme": name[1], "length": s.train_length,
+            "direction": "step", "batch": s.batch, "dtype": s.dtype, "rounds": s.rounds,
             **spread(seconds_R, seconds[BASELINE]),
             **_ratios("same", seconds_R, same),
             **_ratios("split", seconds_R, seconds.get((split, name[1]))),
             "peak_mb": None if taken is None else taken / 1e6, "peak_source": source,
             "difference": None if name in own_weights else max(abs(a / b - 1) for a, b in pairs),
         })  # fmt: skip
-    settings = {
-        "schemes": list(schemes), "train_length": train_length, "batch": batch, "rounds": rounds,
-        "compiled": compiled, "devices": devices, "seed": seed, "num_layers": layers, "model_dim": model_dim,
-        "num_heads": model.num_heads, "head_dim": HEAD_DIM, "dtype": dtype, "vocab_size": VOCABULARY,
+    used = {
+        "schemes": list(schemes), "train_length": s.train_length, "batch": s.batch, "rounds": s.rounds,
+        "compiled": s.compiled, "devices": devices, "seed": s.seed, "num_layers": s.layers, "model_dim": s.model_dim,
+        "num_heads": model.num_heads, "head_dim": HEAD_DIM, "dtype": s.dtype, "vocab_size": VOCABULARY,
         "parameters": ours[BASELINE[1]].parameters,
         "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()], "peers": versions(),
     }  # fmt: skip
     return BenchResult(
         "step",
         "A training step, relative to ours under nope",
-        f"{layers} layers, model dim {model_dim}, {model.num_heads} heads of {HEAD_DIM}, {train_length} tokens, "
-        f"batch {batch}, {dtype}: medians of {rounds} ratios taken in the same round, bars from first to third "
+        f"{s.layers} layers, model dim {s.model_dim}, {model.num_heads} heads of {HEAD_DIM}, {s.train_length} tokens, "
+        f"batch {s.batch}, {s.dtype}: medians of {s.rounds} ratios taken in the same round, bars from first to third "
         f"quartile; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
-        settings,
+        used,
         tuple(rows),
-        _table(rows, settings["skipped"], split if devices > 1 else None),
+        _table(rows, used["skipped"], split if devices > 1 else None),
         (Panel("time of a step, relative to ours under nope", _series(rows)),),
     )
 
 
 def _devices(asked: int | None, batch: int) -> int:
-    """Returns over how many devices a batch is split: those asked for, or the most that divide it on CPU.
+    """Returns the number of devices for a batch; None: on CPU the largest that divides it, elsewhere 1.
 
     Raises:
       ValueError: a number that does not divide the batch, or more devices than there are.
     """
     if asked != 1:
         use_all_cores()
-    there = jax.device_count()
+    available = jax.device_count()
     if asked is None:
         on_cpu = jax.default_backend() == "cpu"
-        return max(n for n in range(1, there + 1) if batch % n == 0) if on_cpu else 1
-    if not 1 <= asked <= there or batch % asked:
+        return max(n for n in range(1, available + 1) if batch % n == 0) if on_cpu else 1
+    if not 1 <= asked <= available or batch % asked:
         raise ValueError(
-            f"{asked} devices: there are {there}, and they must divide a batch of {batch}"
+            f"{asked} devices: there are {available}, and they must divide a batch of {batch}"
         )
     return asked
 
@@ -144,20 +152,20 @@ def _devices(asked: int | None, batch: int) -> int:
 def _ratios(name: str, seconds_R: np.ndarray, other_R: np.ndarray | None) -> dict:
     if other_R is None:
         return {}
-    said = spread(seconds_R, other_R)
-    return {f"{name}_{k}": v for k, v in said.items() if k.startswith("ratio")}
+    ratios = spread(seconds_R, other_R)
+    return {f"{name}_{k}": v for k, v in ratios.items() if k.startswith("ratio")}
 
 
 def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
-    """Returns (runs, losses, looks) by (name, scheme); a peer that fails goes to `missing`."""
-    runs, losses, looks = {}, {}, {}
+    """Returns (runs, losses, peak memory) by (name, scheme); a peer that fails is moved to `missing`."""
+    runs, losses, peaks = {}, {}, {}
     for name, make in makers.items():
         print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
         try:
             run = make()
             first = [float(run()[0]) for _ in range(CHECKED)]
-            looks[name] = peak(run)
-        except Exception as error:  # their compiler, their version: a missing row, not our end
+            peaks[name] = peak(run)
+        except Exception as error:  # a peer: the row is missing
             if name[0].startswith("ours"):
                 raise
             missing[name] = failure(error)
@@ -165,11 +173,11 @@ def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
         finally:
             pytorch.release_memory()
         runs[name], losses[name] = run, first
-    return runs, losses, looks
+    return runs, losses, peaks
 
 
 class _Ours:
-    """Our training step: calling it trains once and returns (loss, gradient norm), on the device."""
+    """Our training step: a call trains once and returns (loss, gradient norm), on the device."""
 
     def __init__(self, config: RunConfig, seed: int):
         self.config = config
@@ -185,7 +193,7 @@ class _Ours:
         self.planned_bytes = planned_bytes(self._step)
         self.params = jax.tree.map(
             np.array, self._state["params"]
-        )  # copies: the step takes the state
+        )  # copies: the step donates the state
         self.parameters = sum(x.size for x in jax.tree.leaves(self.params))
 
     def __call__(self) -> tuple[jax.Array, jax.Array]:
@@ -194,24 +202,24 @@ class _Ours:
 
 
 def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
-    """Returns (makers, missing): what makes training steps, by (name, scheme), and why others are not there."""
+    """Returns makers of the training steps of peers, by (name, scheme), and the reasons for missing ones."""
     if not pytorch.installed():
         return {}, {("torch",): _NOT_INSTALLED}
     from posenc_jax.bench import torch_reference
 
     makers, missing = {}, {}
     for scheme in (s for s in ours if s in torch_reference.SCHEMES):
-        subject = ours[scheme]
-        config = subject.config
+        step = ours[scheme]
+        config = step.config
         schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
         rates = jax.vmap(schedule)(np.arange(config.train.steps)).tolist()
-        for name, how in {"PyTorch twin": False, "PyTorch twin, compiled": True}.items():
-            if how and not compiled:
+        for name, by_compiler in {"PyTorch twin": False, "PyTorch twin, compiled": True}.items():
+            if by_compiler and not compiled:
                 continue
             makers[name, scheme] = functools.partial(
-                torch_reference.TorchReference, subject.params, scheme, subject.shape,
-                subject.batch["tokens_BT"][0], subject.batch["targets_BT"][0],
-                dataclasses.asdict(config.optimizer), rates, config.model.dtype, how,
+                torch_reference.TorchReference, step.params, scheme, step.shape,
+                step.batch["tokens_BT"][0], step.batch["targets_BT"][0],
+                dataclasses.asdict(config.optimizer), rates, config.model.dtype, by_compiler,
             )  # fmt: skip
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "x_transformers")):
         missing["transformers, x-transformers",] = _NOT_INSTALLED
@@ -247,6 +255,4 @@ def _table(rows: list[dict], skipped: list[str], split: str | None) -> str:
 def _series(rows: list[dict]) -> dict[str, list]:
     labelled = [(f"{row['implementation']}: {row['scheme']}", row) for row in rows]
     labelled.sort(key=lambda pair: pair[1]["ratio"])
-    return {
-        "step": [(name, row["ratio_q1"], row["ratio"], row["ratio_q3"]) for name, row in labelled]
-    }
+    return {"step": [mark(name, row) for name, row in labelled]}

@@ -1,11 +1,10 @@
-"""Interleaved timing: on a shared machine only candidates of the same round can be compared.
+"""Interleaved timing: every round runs all candidates in a random order, and ratios are taken within a round.
 
-A round runs every candidate once, in an order of its own. The speed of a shared machine drifts; the ratio of
-two candidates within a round drifts far less, so a ratio is taken in every round, and the median and
+The speed of a shared machine drifts; the ratio of two candidates within a round drifts far less. Medians and
 quartiles are those of the ratios.
 
-An accelerator works while the next program is handed to it, and to wait for one that takes microseconds
-costs more than it does. So there a candidate runs many times in a row before it is waited for.
+An accelerator runs asynchronously, and waiting for a program of microseconds takes longer than the program.
+There, a candidate runs many times (a burst) before the host waits for it.
 """
 
 import time
@@ -16,8 +15,8 @@ import jax
 import numpy as np
 
 WARM_UPS = 2
-BURST = 0.05  # seconds that a burst is to take
-LONGEST_BURST = 200  # runs
+BURST = 0.05  # seconds of a burst
+LONGEST_BURST = 200  # runs of a burst
 
 
 def interleaved(
@@ -29,16 +28,16 @@ def interleaved(
     warm_ups: int = WARM_UPS,
     burst: float | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns seconds_R of every candidate, of one run: R rounds, each with a burst of every candidate.
+    """Returns the seconds of one run of every candidate in each of R rounds, seconds_R by name.
 
-    Some runs of each come first and are not counted, so a `jax.jit` has compiled. One more tells how many
-    make a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst ends when all arrays that
-    its last run returned are there, since a device takes programs in order; what earlier runs returned is
-    dropped at once, what the last one returned is freed outside of the clock.
+    Warm-up runs come first and are not counted, so that `jax.jit` has compiled. One more run sets the number
+    of runs of a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst ends when the results
+    of its last run are ready, since a device runs programs in order. Results of earlier runs are dropped at
+    once; those of the last run are freed after the time is taken.
 
     Args:
-      candidates: functions of nothing, by name. rounds: R. seed: of the order within the rounds.
-      clock: returns seconds. warm_ups: how many runs come first; 0 for candidates that ran already.
+      candidates: functions without arguments, by name. rounds: R. seed: of the order within the rounds.
+      clock: returns seconds. warm_ups: number of warm-up runs; 0 for candidates that have run.
       burst: seconds; 0: every burst is one run. None: 0 on CPU, `BURST` elsewhere.
 
     Raises:
@@ -77,36 +76,28 @@ def _seconds(run: Callable[[], Any], count: int, clock: Callable[[], float]) -> 
 
 
 def spread(seconds_R: np.ndarray, baseline_R: np.ndarray) -> dict[str, float]:
-    """Returns one row's times in ms and its ratio to the baseline, taken round by round.
+    """Returns the times of a row in ms and its ratios to the baseline, taken round by round.
 
     Keys: min_ms, q1_ms, median_ms, q3_ms; ratio_q1, ratio (the median), ratio_q3.
     """
     ratio_R = seconds_R / baseline_R
-    times = zip(
-        ("q1_ms", "median_ms", "q3_ms"), np.quantile(1e3 * seconds_R, (0.25, 0.5, 0.75)), strict=True
-    )  # fmt: skip
-    ratios = zip(
-        ("ratio_q1", "ratio", "ratio_q3"), np.quantile(ratio_R, (0.25, 0.5, 0.75)), strict=True
-    )  # fmt: skip
-    return (
-        {"min_ms": float(1e3 * seconds_R.min())}
-        | {name: float(value) for name, value in times}
-        | {name: float(value) for name, value in ratios}
-    )
+    names = ("q1_ms", "median_ms", "q3_ms", "ratio_q1", "ratio", "ratio_q3")
+    values = np.quantile([1e3 * seconds_R, ratio_R], (0.25, 0.5, 0.75), axis=1).T.ravel().tolist()
+    return {"min_ms": float(1e3 * seconds_R.min())} | dict(zip(names, values, strict=True))
 
 
 class Pace:
-    """How a candidate's time grew with length, and which one is not worth waiting for."""
+    """Extrapolates the time of candidates with length, to leave out those that would take too long."""
 
     def __init__(self, patience: float):
         self._patience, self._seen = patience, {}
 
-    def saw(self, name: str, length: int, seconds: float) -> None:
-        """Notes what a run took at a length, in ascending order of lengths."""
+    def record(self, name: str, length: int, seconds: float) -> None:
+        """Records the time of a run at a length; lengths must ascend."""
         self._seen.setdefault(name, []).append((length, seconds))
 
     def left_out(self, length: int, names: Iterable[str]) -> dict[str, str]:
-        """Returns why, by name, for those whose next run would take longer than patience."""
+        """Returns the reason, by name, for candidates whose next run would take longer than `patience`."""
         reasons = {}
         for name in names:
             if name not in self._seen:

@@ -1,9 +1,9 @@
-"""The same decoder in plain PyTorch, from the same weights, and other people's decoders of its size.
+"""PyTorch reference of our decoder, from the same weights, and peer decoders of the same size.
 
-The twin is what a careful user would write: fused attention (`scaled_dot_product_attention`), `F.linear`,
-`AdamW` and gradient clipping, and `torch.compile` where asked for. ALiBi takes the dense bias that PyTorch's
-fused attention wants. In bfloat16 the weights stay float32 and `torch.autocast` does the rest. All is on the
-GPU where JAX is on one too. Without PyTorch (extra: peers) nothing here can be imported.
+The reference has fused attention (`scaled_dot_product_attention`), `F.linear`, `AdamW` and gradient clipping,
+and optionally `torch.compile`. ALiBi is the dense bias that fused attention of PyTorch takes. In bfloat16 the
+weights stay float32 under `torch.autocast`. It runs on the GPU if JAX does. Importing this module needs
+PyTorch (extra: peers).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,23 +20,23 @@ Metrics = tuple[pytorch.Pending, pytorch.Pending]  # loss in nats, gradient norm
 
 
 class TorchReference:
-    """A training step of the twin: calling it trains once and returns `Metrics`, for which it does not wait.
+    """A training step: a call trains once and returns `Metrics` without waiting for them.
 
     Args:
       params: ours, as NumPy arrays. scheme: of `SCHEMES`. shape: num_layers, num_heads, head_dim and
         norm_epsilon of the model. tokens_BT, targets_BT: the batch. optimizer: beta1, beta2, epsilon,
-        weight_decay and clip_norm. rates: learning rate of each update; the last one is that of all later ones.
-      dtype: "float32" or "bfloat16". compiled: through `torch.compile`.
+        weight_decay and clip_norm. rates: learning rate of each update; later updates have the last one.
+      dtype: "float32" or "bfloat16". compiled: whether to use `torch.compile`.
 
     Raises:
-      ValueError: a scheme that the twin does not know.
+      ValueError: a scheme that the reference does not know.
     """
 
     def __init__(
         self, params, scheme, shape, tokens_BT, targets_BT, optimizer, rates, dtype, compiled
     ):
         if scheme not in SCHEMES:
-            raise ValueError(f"the PyTorch twin knows {', '.join(SCHEMES)}, not {scheme!r}")
+            raise ValueError(f"the PyTorch reference knows {', '.join(SCHEMES)}, not {scheme!r}")
         pytorch.match_jax_tf32()
         self._shape, self._rotates, self._dtype = shape, "rope" in scheme, getattr(torch, dtype)
         self._device = device = pytorch.device()
@@ -67,7 +67,7 @@ class TorchReference:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self._clip)
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)  # now, as in ours: no gradient outlives its step
+        self._adam.zero_grad(set_to_none=True)  # frees the gradients, as in our step
         self._done += 1
         return pytorch.Pending(loss.detach()), pytorch.Pending(norm)
 
@@ -111,13 +111,13 @@ def _batch(tokens_BT, targets_BT, device: str) -> tuple[torch.Tensor, torch.Tens
 
 
 def _weights(params: Mapping, shape: Mapping) -> dict[str, torch.Tensor]:
-    """Returns our parameters the way PyTorch holds them: [out, in]."""
+    """Returns our parameters in the layout of PyTorch: [out, in]."""
 
     def tensor(x, rows):
         return torch.tensor(np.asarray(x).reshape(rows, -1).T.copy())
 
     D = params["embedding_VD"].shape[1]
-    found = {
+    weights = {
         "embedding": torch.tensor(np.asarray(params["embedding_VD"])),
         "final_gain": torch.tensor(np.asarray(params["final_gain_D"])),
     }
@@ -125,7 +125,7 @@ def _weights(params: Mapping, shape: Mapping) -> dict[str, torch.Tensor]:
         block = params[f"layer_{i}"]
         attention, mlp = block["attention"], block["mlp"]
         wide = shape["num_heads"] * shape["head_dim"]
-        found |= {
+        weights |= {
             f"{i}.attention_gain": torch.tensor(np.asarray(block["attention_gain_D"])),
             f"{i}.mlp_gain": torch.tensor(np.asarray(block["mlp_gain_D"])),
             f"{i}.query": tensor(attention["query_DNH"], D),
@@ -136,22 +136,22 @@ def _weights(params: Mapping, shape: Mapping) -> dict[str, torch.Tensor]:
             f"{i}.gate": tensor(mlp["gate_DF"], D),
             f"{i}.down": tensor(mlp["down_FD"], mlp["down_FD"].shape[0]),
         }
-    return found
+    return weights
 
 
 def _alibi(length: int, heads: int) -> torch.Tensor:
-    apart = torch.arange(length)[:, None] - torch.arange(length)[None]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None]
     slope_N11 = torch.tensor(alibi_slopes(heads), dtype=torch.float32)[:, None, None]
-    return torch.where(apart >= 0, -slope_N11 * apart, float("-inf"))[None]
+    return torch.where(distance >= 0, -slope_N11 * distance, float("-inf"))[None]
 
 
 def peer_steps(
     params, shape, vocab_size, tokens_BT, targets_BT, dtype
 ) -> dict[tuple[str, str], Callable[[], Callable[[], Metrics]]]:
-    """Returns what makes training steps of other people's decoders, by (name, scheme).
+    """Returns makers of the training steps of peer decoders, by (name, scheme).
 
-    transformers' Llama is our architecture and gets our weights. Its BLOOM (LayerNorm, GELU, linear
-    biases) and x-transformers are of the same width, depth and heads, with their own weights.
+    Llama of transformers has our architecture and gets our weights. BLOOM of transformers (LayerNorm, GELU,
+    linear biases) and x-transformers have the same width, depth and heads, and their own weights.
     """
     pytorch.match_jax_tf32()
     device, kind = pytorch.device(), getattr(torch, dtype)

@@ -1,1 +1,1 @@
-"""Checkpoints of a run: written whole, verified before they are read, restored onto any mesh."""
+"""Checkpoints of a run: atomic writes, verification before every read, restore onto any mesh."""

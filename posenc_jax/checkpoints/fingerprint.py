@@ -1,4 +1,4 @@
-"""128 bits that say what an array holds, the same however it is laid out over devices."""
+"""Fingerprint of an array: 128 bits that do not depend on its layout over devices."""
 
 import hashlib
 
@@ -11,25 +11,25 @@ _KEYS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)  # odd: one per word of
 
 @jax.jit
 def fingerprint(x: jax.Array) -> jax.Array:
-    """Returns uint32[4]: sums, modulo 2^32, over elements of a hash of their bits and their place.
+    """Returns uint32[4]: sums, modulo 2^32, of a hash of every element's bits and index.
 
-    Every term is a bijection of an element's bits (MurmurHash3's finaliser, Appleby 2011), so one changed
-    element always changes all four words; several go unseen with probability 2^-128. Sums can be taken in
-    any order, so devices and processes each add what they hold, and nothing is gathered.
+    Each term is a bijection of an element's bits (MurmurHash3's finaliser, Appleby 2011), so one changed
+    element always changes all four words; several changes go undetected with probability 2^-128. The order
+    of a sum does not matter, so each device adds its own elements and nothing is gathered.
     """
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = (x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)).astype(
         jnp.uint32
     )
-    place = jnp.zeros((1,) * x.ndim, jnp.uint32)
+    index = jnp.zeros((1,) * x.ndim, jnp.uint32)
     stride = 1
     for axis in reversed(range(x.ndim)):
         shape = [1] * x.ndim
         shape[axis] = x.shape[axis]
         along = jnp.arange(x.shape[axis], dtype=jnp.uint32).reshape(shape)
-        place = place + along * jnp.uint32(stride % 2**32)
+        index = index + along * jnp.uint32(stride % 2**32)
         stride *= x.shape[axis]
-    return jnp.stack([_mixed(bits ^ (place * jnp.uint32(key) + jnp.uint32(key >> 3))).sum() for key in _KEYS])  # fmt: skip
+    return jnp.stack([_mixed(bits ^ (index * jnp.uint32(key) + jnp.uint32(key >> 3))).sum() for key in _KEYS])  # fmt: skip
 
 
 def _mixed(h: jax.Array) -> jax.Array:
@@ -39,10 +39,10 @@ def _mixed(h: jax.Array) -> jax.Array:
 
 
 def fingerprints(tree) -> dict[str, jax.Array]:
-    """Returns the fingerprint of every leaf by its path; dispatched, not waited for.
+    """Returns the fingerprint of every leaf by its path; dispatches the work and does not wait.
 
-    In one program: its sums over devices then have one order. Many small programs in flight, each with a
-    sum of its own, can wait for each other on a host with more devices than threads.
+    One program runs all sums over devices in one order. Many small programs, each with a collective, can
+    block each other on a host with more devices than threads.
     """
     return _fingerprints(dict(leaves(tree)))
 
@@ -53,7 +53,7 @@ def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def describe(tree) -> dict[str, str]:
-    """Returns dtype and shape of every leaf, in words: "float32[4, 8]"."""
+    """Returns dtype and shape of every leaf as text: "float32[4, 8]"."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves(tree)}
 
 
@@ -63,7 +63,7 @@ def sha256(tree) -> dict[str, str]:
 
 
 def leaves(tree) -> list[tuple[str, jax.Array]]:
-    """Returns (path, leaf) of a tree; a path reads like params/layer_0/mlp/up_DF."""
+    """Returns (path, leaf) of a tree; a path is like params/layer_0/mlp/up_DF."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in named]
 

@@ -1,4 +1,4 @@
-"""A hash chain over training steps: two runs with equal links took equal steps, every one of them."""
+"""Hash chain over training steps: two runs with equal links took equal steps."""
 
 import hashlib
 
@@ -20,16 +20,16 @@ _batch_fingerprints = jax.jit(batch_fingerprints)
 
 
 class HashChain:
-    """Links of every step: link_t = SHA-256(link_(t-1), what step t read and what came of it).
+    """Links of every step: link_t = SHA-256(link_(t-1), inputs and results of step t).
 
-    `data_chain` covers the batches as they lie on the devices, and is the same for any number of reading
-    threads, processes and devices. `hash_chain` covers the bits of the loss and of the gradient norm as well, so
-    it is that of one mesh (sums in another order round otherwise) and one version of jax.
+    `data_chain` covers the batches on the devices; it is equal for any number of threads, processes and
+    devices. `chain` also covers the bits of loss and gradient norm, so it holds for one mesh (another order
+    of sums rounds otherwise) and one version of jax.
 
-    Steps are noted when they are dispatched and read when a link is asked for: nothing waits in between.
+    `add` keeps the arrays of a dispatched step; `through` reads them, so the loop never waits for them.
 
     Args:
-      stored: what `through` returned at the step from which a run goes on; None for a run that begins.
+      stored: the result of `through` at the step of a resume; None for a new run.
     """
 
     def __init__(self, stored: dict[str, str] | None):
@@ -38,17 +38,17 @@ class HashChain:
         self._waiting = []
 
     def add(self, step: int, batch: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> None:
-        """Notes a step that was dispatched; reads nothing yet."""
+        """Adds a dispatched step without waiting for it."""
         self.note(step, (_batch_fingerprints(batch), metrics["loss"], metrics["grad_norm"]))
 
-    def note(self, step: int, seen: tuple[jax.Array, jax.Array, jax.Array]) -> None:
-        """As `add`, of the words of the batch, the loss and the gradient norm."""
-        self._waiting.append((step, seen))
+    def note(self, step: int, arrays: tuple[jax.Array, jax.Array, jax.Array]) -> None:
+        """As `add`, with the fingerprints of the batch, the loss and the gradient norm."""
+        self._waiting.append((step, arrays))
 
     def through(self, step: int) -> dict[str, str]:
         """Returns both links after `step`, once it is finished."""
-        ready = [seen for at, seen in self._waiting if at <= step]
-        self._waiting = [(at, seen) for at, seen in self._waiting if at > step]
+        ready = [arrays for at, arrays in self._waiting if at <= step]
+        self._waiting = [(at, arrays) for at, arrays in self._waiting if at > step]
         for words, loss, norm in jax.device_get(ready):
             self._data_chain = _link(self._data_chain, words)
             self._chain = _link(self._chain, words, loss, norm)

@@ -1,15 +1,14 @@
-"""Checkpoints: the only file that knows orbax. Asynchronous, sharded, verified, restored onto any mesh.
+"""Checkpoint manager: asynchronous sharded saves with orbax, verified restores onto any mesh.
 
-`checkpoints/12/` holds `state/`, written by orbax, and `manifest.json`. Both are made in
-`checkpoints/.saving-12/`, which gets its name by one rename once the manifest is on disk, so a folder
-with a number is whole or was damaged later. Orbax has a rename of its own, but no place to write
-anything before it, and its list of steps counts an empty folder; this one is therefore around it.
+`checkpoints/12/` holds `state/`, written by orbax, and `manifest.json`. Both are written in
+`checkpoints/.saving-12/`; one rename follows once the manifest is on disk, so a folder with a number is
+whole or was damaged later. Orbax's own rename is not enough: it allows no manifest before the rename, and
+orbax counts an empty folder as a step.
 
-Two things are checked, for they see different faults. SHA-256 of every **file** sees whatever happens on
-disk, in metadata as in data, and costs one read, with no device and no mesh. Shape, dtype and a sum over the
-bits of every **leaf**, taken from the state on its devices before the save begins, sees what happens before
-and after: a buffer reused while it was being written, a value cast or laid out wrongly at restoring. The
-sum does not depend on how a leaf is laid out (`fingerprint`), so it holds on another mesh.
+Two checks detect different faults. SHA-256 of every **file** detects changes on disk, in metadata and data,
+with one read and no device. Shape, dtype and fingerprint of every **leaf**, computed on the devices before a
+save, detect faults outside the disk: a buffer that was reused during the write, or a wrong cast or layout at
+the restore. A fingerprint does not depend on the layout (`fingerprint`), so it holds on another mesh.
 """
 
 import errno
@@ -34,15 +33,15 @@ from posenc_jax.checkpoints.store import SAVING, CheckpointStore, checkpoint_ste
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written (disk full, folder gone); says which one is safe."""
+    """A checkpoint could not be written (disk full, folder gone); names the last whole one."""
 
 
 class CheckpointManager:
-    """The checkpoints of one run, under `<workdir>/checkpoints`; use it in `with`.
+    """The checkpoints of one run, under `<workdir>/checkpoints`; a context manager.
 
     Args:
-      workdir: of the run. keep: checkpoints kept. clean: remove what a killed save left behind and set
-        damaged ones aside; a reader must not, for a trainer may be saving beside it.
+      workdir: of the run. keep: number of checkpoints kept. clean: whether to remove the remains of killed
+        saves and to rename damaged checkpoints; only the trainer may, for it may be saving.
     """
 
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
@@ -51,7 +50,7 @@ class CheckpointManager:
         self._store = CheckpointStore(self._folder, owner=self._owner)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._saved: int | None = None  # the last step whose save was begun here
+        self._saved: int | None = None  # the last step whose save started here
         logging.getLogger("absl").addFilter(_not_of_orbax)
 
     def __enter__(self) -> "CheckpointManager":
@@ -63,13 +62,13 @@ class CheckpointManager:
             self.check()
 
     def save(self, step: int, state: dict[str, Any], record: dict) -> None:
-        """Starts writing the state of `step` finished steps, after the write before it.
+        """Starts to save the state of `step` finished steps, after the previous save has ended.
 
         Args:
-          record: what else must be known to go on from here, in JSON's types.
+          record: other values that a resume needs, of JSON's types.
 
         Raises:
-          SaveFailed: the write before it.
+          SaveFailed: the previous save failed.
         """
         self.wait()
         if step == self._saved or self._store.known(step):
@@ -80,7 +79,7 @@ class CheckpointManager:
         try:
             staging.mkdir(parents=True, exist_ok=True)
             written = ocp.save_async(staging / "state", state)
-        except Exception as error:  # of orbax and below it: any kind
+        except Exception as error:  # orbax and its libraries raise any kind
             self._failure = error
             return
         self._thread = threading.Thread(
@@ -89,44 +88,44 @@ class CheckpointManager:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises SaveFailed when a write has failed; never waits."""
+        """Raises SaveFailed if a save has failed; never waits."""
         if self._failure is not None:
             raise self.failed(
                 f"{self._folder}: the checkpoint of step {self._saved} could not be written",
                 self._failure,
             )
 
-    def failed(self, what: str, error: BaseException) -> SaveFailed:
-        """Returns the error that ends a run which cannot write, with the step that is safe."""
+    def failed(self, message: str, error: BaseException) -> SaveFailed:
+        """Returns the error of a run that cannot write, with the last whole checkpoint."""
         sound = [step for step in self.steps() if step != self._saved or self._failure is None]
         kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
         return SaveFailed(
-            f"{what} ({_line(error)}); {kept}; make room and run the same command to go on"
+            f"{message} ({_line(error)}); {kept}; make room and run the same command to go on"
         )
 
     def wait(self) -> None:
-        """Returns once the last save is on disk; raises SaveFailed when it is not."""
+        """Waits until the last save is on disk; raises SaveFailed if it failed."""
         self._join()
         self.check()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a folder with anything in it, sound or not, ascending."""
+        """Returns the steps with a folder that is not empty, sound or not, ascending."""
         return self._store.steps()
 
     def latest(self, *, fall_back: bool = True) -> int | None:
-        """Returns the step of the last sound checkpoint, or None when the run has none at all.
+        """Returns the step of the last sound checkpoint, or None for a run without checkpoints.
 
-        Each damaged one after it is named on stderr, and set aside by the run's trainer.
+        Names each later, damaged checkpoint on stderr; the run's trainer also renames it.
 
         Args:
-          fall_back: False raises for a damaged last one, for readers whom an earlier step would mislead.
+          fall_back: False raises for a damaged last checkpoint instead of taking an earlier one.
 
         Raises:
-          Damaged: every checkpoint is damaged, so going on would mean starting over.
+          CorruptedCheckpoint: every checkpoint is damaged, and a new start would lose the run.
         """
         if jax.process_count() == 1:
             step = self._newest(fall_back)
-        else:  # one reader of the shared disk, and one answer
+        else:  # process 0 reads the shared disk for all
             fault: CorruptedCheckpoint | None = None
             step = -1
             if jax.process_index() == 0:
@@ -142,45 +141,45 @@ class CheckpointManager:
         return step
 
     def chosen(self, which: str) -> int:
-        """Returns the step of the checkpoint that is "last", "best" (by dev loss) or of a step by number.
+        """Returns the step of the checkpoint "last", "best" (by dev loss), or of a step given as text.
 
-        For one process that reads: nothing is set aside, and none stands in for a damaged one.
+        For readers in one process: damaged checkpoints are neither renamed nor replaced by others.
 
         Raises:
           ValueError: another word, no such checkpoint, or a damaged one.
         """
-        shelf = self._store
+        store = self._store
         if which == "last":
-            step = shelf.newest(fall_back=False)
+            step = store.newest(fall_back=False)
         elif which == "best":
-            step = shelf.best(fall_back=False)
+            step = store.best(fall_back=False)
         elif which.isascii() and which.isdigit():
-            step = next((step for step in shelf.steps() if str(step) == which), None)
+            step = next((step for step in store.steps() if str(step) == which), None)
         else:
             raise ValueError(f"a checkpoint is last, best or the number of a step, not {which!r}")
         if step is None:
-            there = ", ".join(map(str, shelf.steps())) or "none"
+            there = ", ".join(map(str, store.steps())) or "none"
             why = "has a dev loss (config.train.dev_every)" if which == "best" else f"is {which}"
             raise ValueError(f"no checkpoint in {self._folder} {why}; steps there: {there}")
         try:
-            shelf.verified(step)
+            store.verified(step)
         except CorruptedCheckpoint as error:
             raise CorruptedCheckpoint(
-                f"checkpoint {shelf.path(step)} is damaged: {error}"
+                f"checkpoint {store.path(step)} is damaged: {error}"
             ) from None
         return step
 
     def record(self, step: int) -> dict:
-        """Returns what was stored beside the state of a step."""
+        """Returns the record that was saved with the state of a step."""
         return self._store.verified(step)["record"]
 
     def digest(self, step: int) -> str:
-        """Returns SHA-256 over the sums of every leaf of a step: two checkpoints with one digest are one state."""
+        """Returns SHA-256 over the fingerprints of all leaves: equal digests mean equal states."""
         sums = self._store.verified(step)["sums"]
         return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
     def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, as a run's one trainer may."""
+        """Deletes the checkpoints of later steps; only the run's trainer may."""
         for later in self.steps():
             if later > step:
                 self._store.delete(later)
@@ -189,17 +188,17 @@ class CheckpointManager:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings).
 
         Raises:
-          Damaged: it holds other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
+          CorruptedCheckpoint: other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
         """
         contents = self._store.verified(step)
         self._compare(step, contents["leaves"], shapes)
         return self._loaded(step, shapes, contents["sums"])
 
     def parameters(self, step: int, shapes) -> dict:
-        """Returns the parameters of `step` alone, laid out as `shapes`, whatever optimizer they had.
+        """Returns the parameters of `step` only, laid out as `shapes`, for any optimizer.
 
         Raises:
-          Damaged: as `restore`.
+          CorruptedCheckpoint: as `restore`.
         """
         self.compare_parameters(step, shapes)
         part = ocp.Context()
@@ -209,39 +208,44 @@ class CheckpointManager:
             return self._loaded(step, {"params": shapes}, sums)["params"]
 
     def compare_parameters(self, step: int, shapes) -> None:
-        """Raises Damaged, naming leaves, unless the parameters of `step` are of these shapes and dtypes."""
+        """Raises CorruptedCheckpoint, naming leaves, unless the parameters have these shapes and dtypes."""
         leaves = self._store.verified(step)["leaves"]
-        said = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
-        self._compare(step, said, {"params": shapes})
+        saved = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
+        self._compare(step, saved, {"params": shapes})
 
-    def _compare(self, step: int, said: dict[str, str], shapes) -> None:
-        found = _differences(said, describe(shapes))
-        if found:
+    def _compare(self, step: int, saved: dict[str, str], shapes) -> None:
+        wanted = describe(shapes)
+        differing = [
+            f"{name} is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if differing:
             raise CorruptedCheckpoint(
-                f"checkpoint {self._store.path(step)} is of another model: {'; '.join(found[:3])}"
-                f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}"
+                f"checkpoint {self._store.path(step)} is of another model: {'; '.join(differing[:3])}"
+                f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}"
             )
 
-    def _loaded(self, step: int, shapes, said: dict[str, str]):
+    def _loaded(self, step: int, shapes, saved: dict[str, str]):
         where = f"checkpoint {self._store.path(step)}"
         try:
             state = ocp.load(self._store.path(step) / "state", shapes)
-        except Exception as error:  # of orbax and below it: any kind
+        except Exception as error:  # orbax and its libraries raise any kind
             raise CorruptedCheckpoint(f"{where} cannot be read: {_line(error)}") from error
         sums = {name: x.tobytes().hex() for name, x in jax.device_get(fingerprints(state)).items()}
-        wrong = [name for name, sum_ in sums.items() if sum_ != said[name]]
+        wrong = [name for name, sum_ in sums.items() if sum_ != saved[name]]
         if wrong:
             raise CorruptedCheckpoint(f"{where}: {', '.join(wrong[:3])} came back with other bits")
         return state
 
     def _newest(self, fall_back: bool) -> int | None:
         step = self._store.newest(fall_back=fall_back)
-        if self._owner:  # a damaged best one is set aside now, while the next best is still kept
+        if self._owner:  # renames a damaged best one while the next best still exists
             self._store.best(fall_back=True)
         return step
 
     def _publish(self, step: int, staging: Path, written, sums, leaves: dict, record: dict) -> None:
-        """Waits for orbax, seals the folder, names it, and removes what is not kept any more."""
+        """Waits for orbax, writes the manifest, renames the folder, and deletes old checkpoints."""
         try:
             written.result()
             contents = {
@@ -251,14 +255,14 @@ class CheckpointManager:
                 "record": record,
             }
             if not self._owner:
-                return  # orbax has waited for every process; the first one names the folder
+                return  # orbax has waited for every process; process 0 renames the folder
             manifest.seal(staging, contents)
             staging.rename(self._folder / str(step))
             manifest.sync_folder(self._folder)
             self._store.retain(self._keep)
-        except BaseException as error:  # a thread has nobody to raise to: `check` says it
+        except BaseException as error:  # `check` raises it in the main thread
             self._failure = error
-            shutil.rmtree(staging, ignore_errors=True)  # on a full disk it is what fills it
+            shutil.rmtree(staging, ignore_errors=True)  # frees space on a full disk
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -267,27 +271,17 @@ class CheckpointManager:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has a checkpoint, sound or not; looks, and creates nothing."""
+    """Whether a run has a checkpoint, sound or not; creates nothing."""
     return bool(checkpoint_steps(workdir.resolve() / "checkpoints"))
 
 
-def _differences(saved: dict, wanted: dict) -> list[str]:
-    return [
-        f"{name} is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-
-
 def _line(error: BaseException) -> str:
-    """Returns the first line of what an error says, short enough for one line of ours."""
+    """Returns the first line of an error's message, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    full = os.strerror(
-        errno.ENOSPC
-    )  # tensorstore wraps it in the path of a temporary file, at length
+    full = os.strerror(errno.ENOSPC)  # tensorstore adds the long path of a temporary file
     return full if full in lines[0] else lines[0][:300]
 
 
 def _not_of_orbax(logged: logging.LogRecord) -> bool:
-    """Whether a log record is anything but orbax's traceback of a failure that `check` says in a line."""
+    """Whether a log record is not orbax's traceback of a failure, which `check` reports in one line."""
     return not (logged.exc_info and "orbax" in logged.pathname)

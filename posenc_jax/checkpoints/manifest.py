@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds, byte for byte: sealed before it gets its name, verified before it is read."""
+"""Manifest of a checkpoint folder: sizes and SHA-256 of its files, written last, verified first."""
 
 import hashlib
 import json
@@ -9,15 +9,15 @@ NAME = "manifest.json"
 
 
 class CorruptedCheckpoint(ValueError):
-    """A checkpoint that is not what was written; says which file, and how."""
+    """A checkpoint that differs from what was written; names the file and the difference."""
 
 
 def seal(folder: Path, contents: dict) -> None:
-    """Writes the manifest of every file below `folder`, and forces all of them to disk.
+    """Writes the manifest of all files below `folder`, and forces them to disk.
 
     Args:
-      folder: finished, but not yet under the name by which a reader finds it.
-      contents: what the checkpoint says of itself, in JSON's types; `verify` hands it back.
+      folder: complete, before its final rename.
+      contents: description of the checkpoint, of JSON's types; `verify` returns it.
     """
     files = {}
     for name, path in _files(folder).items():
@@ -35,30 +35,31 @@ def seal(folder: Path, contents: dict) -> None:
 
 
 def verify(folder: Path) -> dict:
-    """Returns the contents that `seal` was given, once every byte below `folder` is what it was then.
+    """Returns the contents given to `seal` if every byte below `folder` is unchanged.
 
-    Names in the manifest are compared with those in the folder and never opened, so it can lead nowhere.
+    Names in the manifest are only compared with those in the folder and never opened, so a manifest cannot
+    lead to other files.
 
     Raises:
-      Damaged: anything else: a changed, missing or additional file, a link, or a changed manifest.
+      CorruptedCheckpoint: a changed, missing or additional file, a link, or a changed manifest.
     """
-    found = _files(folder)
-    found.pop(NAME, None)
+    files = _files(folder)
+    files.pop(NAME, None)
     body = read(folder)
-    for name in sorted(body["files"].keys() | found.keys()):
-        if name not in found:
+    for name in sorted(body["files"].keys() | files.keys()):
+        if name not in files:
             raise CorruptedCheckpoint(f"{name} is missing")
         if name not in body["files"]:
             raise CorruptedCheckpoint(f"{name} does not belong to it")
-        _compare(name, found[name], body["files"][name])
+        _compare(name, files[name], body["files"][name])
     return body["contents"]
 
 
 def read(folder: Path) -> dict:
-    """Returns the contents and the list of files of a manifest that is whole; opens no other file.
+    """Returns the contents and the list of files of a sound manifest; opens no other file.
 
     Raises:
-      Damaged: there is none, or it was changed.
+      CorruptedCheckpoint: no manifest, or a changed one.
     """
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
@@ -75,7 +76,7 @@ def read(folder: Path) -> dict:
 
 
 def sync_folder(path: Path) -> None:
-    """Forces a folder's list of names to disk."""
+    """Forces the entries of a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,30 +84,30 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _compare(name: str, path: Path, said: dict) -> None:
+def _compare(name: str, path: Path, entry: dict) -> None:
     size = path.stat().st_size
-    if size != said["bytes"]:
-        raise CorruptedCheckpoint(f"{name} has {size} bytes instead of {said['bytes']}")
+    if size != entry["bytes"]:
+        raise CorruptedCheckpoint(f"{name} has {size} bytes instead of {entry['bytes']}")
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
             raise CorruptedCheckpoint(f"{name} has other bytes than were written")
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise CorruptedCheckpoint(f"{name} is a link")
         if path.is_file():
-            found[name] = path
+            files[name] = path
         elif not path.is_dir():
             raise CorruptedCheckpoint(f"{name} is neither a file nor a folder")
-    return found
+    return files
 
 
 def _text(body: dict) -> str:
-    """Returns the one text of a manifest: with a digest of itself, and no byte that could be another."""
+    """Returns the canonical text of a manifest, with a digest of itself."""
     digest = hashlib.sha256(_json(body).encode()).hexdigest()
     return _json({**body, "sha256": digest}) + "\n"
 

@@ -1,6 +1,6 @@
-"""The folder of a run's checkpoints: which are there, which are sound, which is best, which are kept.
+"""Checkpoint store: lists, verifies, selects, renames and deletes the checkpoint folders of a run.
 
-Knows names and manifests alone; what a checkpoint holds is read in `manager`.
+It uses names and manifests only; `manager` reads the states.
 """
 
 import math
@@ -19,8 +19,8 @@ class CheckpointStore:
     """Numbered checkpoints under one folder.
 
     Args:
-      folder: `<workdir>/checkpoints`. owner: whether damaged ones are set aside and old ones deleted, as
-        the run's one trainer may; what a killed save left behind is then removed.
+      folder: `<workdir>/checkpoints`. owner: whether this is the run's trainer, which may rename damaged
+        checkpoints and delete old ones; the remains of killed saves are then removed.
     """
 
     def __init__(self, folder: Path, *, owner: bool):
@@ -33,7 +33,7 @@ class CheckpointStore:
                 shutil.rmtree(stale)
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a folder with anything in it, sound or not, ascending."""
+        """Returns the steps with a folder that is not empty, sound or not, ascending."""
         return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
@@ -41,11 +41,11 @@ class CheckpointStore:
         return self.folder / str(step)
 
     def known(self, step: int) -> bool:
-        """Whether a step's checkpoint has been verified here."""
+        """Whether this store has verified a step's checkpoint."""
         return step in self._contents
 
     def verified(self, step: int) -> dict:
-        """Returns what a checkpoint says of itself; raises Damaged unless every byte of it is sound."""
+        """Returns the contents of a manifest; raises CorruptedCheckpoint unless all bytes are sound."""
         if step not in self._contents:
             contents = manifest.verify(self.path(step))
             if set(contents) != _CONTENTS:
@@ -56,15 +56,15 @@ class CheckpointStore:
         return self._contents[step]
 
     def newest(self, *, fall_back: bool) -> int | None:
-        """Returns the last step that verifies, or None where there is no checkpoint at all.
+        """Returns the last sound step, or None without checkpoints.
 
-        Damaged ones after it are named on stderr, and set aside by the owner.
+        Names later, damaged checkpoints on stderr; the owner also renames them.
 
         Args:
-          fall_back: False raises for a damaged last one.
+          fall_back: False raises for a damaged last checkpoint.
 
         Raises:
-          Damaged: every checkpoint is.
+          CorruptedCheckpoint: every checkpoint is damaged.
         """
         faults: dict[int, CorruptedCheckpoint] = {}
         for step in reversed(self.steps()):
@@ -74,9 +74,9 @@ class CheckpointStore:
             faults[step] = fault
         else:
             if faults:
-                said = "; ".join(f"{step}: {error}" for step, error in faults.items())
+                reasons = "; ".join(f"{step}: {error}" for step, error in faults.items())
                 raise CorruptedCheckpoint(
-                    f"every checkpoint in {self.folder} is damaged ({said}); bring one back from a copy, "
+                    f"every checkpoint in {self.folder} is damaged ({reasons}); bring one back from a copy, "
                     "or remove that folder to start over"
                 )
             return None
@@ -84,20 +84,20 @@ class CheckpointStore:
         return step
 
     def best(self, *, fall_back: bool) -> int | None:
-        """Returns the sound step of the lowest dev loss, the first one of equals; None where none has one.
+        """Returns the sound step of the lowest dev loss, the first of equals; None without any dev loss.
 
-        Args, and what is done about damaged ones: as in `newest`.
+        Damaged checkpoints and `fall_back`: as in `newest`.
         """
         faults: dict[int, CorruptedCheckpoint] = {}
-        found = None
+        best = None
         for step in self._by_loss():
             fault = self._fault(step, fall_back, "sets it aside and keeps the next best")
             if fault is None:
-                found = step
+                best = step
                 break
             faults[step] = fault
-        self._name(faults, "there is no other with a dev loss" if found is None else f"step {found} is the best sound one")  # fmt: skip
-        return found
+        self._name(faults, "there is no other with a dev loss" if best is None else f"step {best} is the best sound one")  # fmt: skip
+        return best
 
     def retain(self, keep: int) -> None:
         """Deletes all but the last `keep` checkpoints and the one of the lowest dev loss."""
@@ -106,26 +106,26 @@ class CheckpointStore:
             self.delete(old)
 
     def delete(self, step: int) -> None:
-        """Takes the number away first: a kill leaves no half of a checkpoint under it."""
+        """Deletes a checkpoint; renames it first, so that a kill leaves no partial numbered folder."""
         going = self.folder / f"{_DELETING}{step}"
         self.path(step).rename(going)
         shutil.rmtree(going)
         self._forget(step)
 
     def _by_loss(self) -> list[int]:
-        """Steps with a dev loss, from the lowest one up, earlier ones first among equals."""
+        """Returns the steps with a dev loss, lowest loss first, earlier steps first among equals."""
         losses = {step: self._loss(step) for step in self.steps()}
         return sorted((s for s in losses if losses[s] < math.inf), key=lambda s: (losses[s], s))
 
     def _loss(self, step: int) -> float:
-        """Dev loss of a step, as its manifest alone says; infinite where there is none."""
+        """Returns the dev loss in a step's manifest; infinite without one."""
         if step not in self._losses:
             try:
-                said = manifest.read(self.path(step))["contents"]["record"].get("dev_loss")
+                loss = manifest.read(self.path(step))["contents"]["record"].get("dev_loss")
             except (CorruptedCheckpoint, KeyError, AttributeError):
-                said = None
-            finite = isinstance(said, float) and math.isfinite(said)
-            self._losses[step] = said if finite else math.inf
+                loss = None
+            finite = isinstance(loss, float) and math.isfinite(loss)
+            self._losses[step] = loss if finite else math.inf
         return self._losses[step]
 
     def _fault(self, step: int, fall_back: bool, remedy: str) -> CorruptedCheckpoint | None:
@@ -155,7 +155,7 @@ class CheckpointStore:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Returns the steps that name a folder with anything in it, ascending."""
+    """Returns the steps that name a folder that is not empty, ascending."""
     if not folder.is_dir():
         return []
     named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())

@@ -1,1 +1,1 @@
-"""Costs of a program: hardware data sheets, FLOPs by formula, and what compiled programs do."""
+"""Costs of a program: hardware data sheets, FLOPs by formula, and analysis of compiled programs."""

@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program: kind, how often, how many bytes, over which links."""
+"""Collectives of a compiled program: kind, number of runs, bytes, group size, links."""
 
 import itertools
 import math
@@ -20,9 +20,9 @@ class Collective(NamedTuple):
     """One collective of a program.
 
     Attributes:
-      kind: of `program.COLLECTIVES`. times: how often it runs in one run of the program.
+      kind: of `hlo.COLLECTIVES`. times: number of runs in one run of the program.
       payload: bytes on each device of the whole array: of the result of an all-gather, else of the operands.
-      group: devices that take part together. across: whether such a group spans hosts of `host_devices`.
+      group: devices in a group. across: whether a group spans several hosts of `host_devices`.
     """
 
     kind: str
@@ -42,12 +42,12 @@ class Collective(NamedTuple):
 
 
 def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Collective]:
-    """Returns the collectives of a program on `devices` devices, `host_devices` to a host, in order."""
-    found, chains = [], set()
+    """Returns the collectives of a program in order; a host has `host_devices` of the `devices`."""
+    result, channels = [], set()
     for run in executed_instructions(program)[0]:
         if run.instruction.opcode != "fusion":
             members, beside = [run.instruction], run.beside
-        else:  # TPUs fuse them with what goes before and after
+        else:  # TPUs fuse collectives with their neighbours
             members = program.computations[run.instruction.called("calls")[0]]
             beside = {i.name: i for i in members}
         for i in members:
@@ -56,19 +56,17 @@ def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Co
                 continue
             if beside is not run.beside:
                 channel = re.search(r"channel_id=\d+", i.rest)
-                if (
-                    channel and channel[0] in chains
-                ):  # one collective, a step of it in each of several fusions
+                if channel and channel[0] in channels:  # one collective in several fusions
                     continue
-                chains.add(channel and channel[0])
+                channels.add(channel and channel[0])
                 if kind == "all-reduce" and _scattered(i, beside):
                     kind = "reduce-scatter"
-            found.append(_collective(kind, i, beside, run.times, devices, host_devices))
-    return found
+            result.append(_collective(kind, i, beside, run.times, devices, host_devices))
+    return result
 
 
 def _scattered(i: HloInstruction, beside: dict[str, HloInstruction]) -> bool:
-    """Whether every use of a fused all-reduce keeps this device's piece alone: a TPU's reduce-scatter."""
+    """Whether every use of a fused all-reduce keeps this device's piece only: a TPU's reduce-scatter."""
     uses = [use for use in beside.values() if i.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
 
@@ -84,13 +82,13 @@ def _collective(kind, i, beside, times, devices, host_devices) -> Collective:
 
 
 def replica_groups(text: str, devices: int) -> np.ndarray:
-    """Returns the groups of a collective, one a row, from its line of a program.
+    """Returns the device groups of a collective, one per row, from its line of a program.
 
     Args:
       text: with {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'b'} after "replica_groups=".
 
     Raises:
-      ValueError: none of these forms.
+      ValueError: another form.
     """
     at = text.partition("replica_groups=")[2]
     if named := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", at):
@@ -109,16 +107,16 @@ def _ints(text: str) -> tuple[int, ...]:
 
 
 def _order(text: str) -> np.ndarray:
-    """Returns device ids from "0,2,1,3", or from "[2,2]T(1,0)": counted up over dims that are then turned."""
+    """Returns device ids from "0,2,1,3", or from "[2,2]T(1,0)": an index array, transposed."""
     if not text.startswith("["):
         return np.array(_ints(text))
-    dims, _, turned = text.removeprefix("[").removesuffix(")").rstrip("]").partition("]T(")
+    dims, _, axes = text.removeprefix("[").removesuffix(")").rstrip("]").partition("]T(")
     ids = np.arange(math.prod(_ints(dims))).reshape(_ints(dims))
-    return (ids.transpose(_ints(turned)) if turned else ids).reshape(-1)
+    return (ids.transpose(_ints(axes)) if axes else ids).reshape(-1)
 
 
 def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
-    """Returns groups along axes such as 'b', or 'b':(2)4: of b's devices the 4 that lie after a split in 2."""
+    """Returns groups along axes such as 'b', or 'b':(2)4: axis b split as 2 x 4 x rest, of which the 4."""
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
     asked = [
         (name, int(before or 1), int(n or sizes[name]))

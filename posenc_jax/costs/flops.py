@@ -1,9 +1,8 @@
 """Floating point operations of a training step, by formula: a multiplication and an addition are two.
 
-Counted are matrix products, which is what the peak of a data sheet is about; norms, softmax, rotations and
-the optimizer are under a few per cent of them at any size worth planning. Two numbers: `model_flops`, what the
-mathematics asks for (causal pairs only, forward and twice that backward), which is what an MFU divides; and
-`hardware_flops`, what the chosen kernels and remat do.
+Only matrix products count, as in the peak of a data sheet; norms, softmax, rotations and the optimizer are
+a few per cent of them in large models. `model_flops` counts the mathematics (causal pairs only, forward
+and twice that backward), for MFU. `hardware_flops` counts the work of the chosen kernels and remat.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from posenc_jax.model.config import ModelConfig
 class Flops:
     """Operations of one training step, over all devices."""
 
-    projections: float  # queries, keys, values, out, and the gate of what comes out
+    projections: float  # queries, keys, values, output and output gate
     mlp: float
     attention: float  # content logits and weighted values
     head: float  # logits over the vocabulary
@@ -43,28 +42,28 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class KernelCost:
-    """What a way of attention multiplies: columns of queries and keys; products, of a forward's two, per pair."""
+    """Cost of an attention kernel: tiles, padding of columns, products per pair in the backward."""
 
     q_block: int
     k_block: int
-    multiple: int  # of the columns of a fold; 0: none
-    backward: int  # products of one pair
+    multiple: int  # columns with a folded bias are padded to it; 0: no fold
+    backward: int  # matrix products per pair; the forward has two
 
 
-# Backward, the vendor kernels and ours make the logits again: five products (Dao et al. 2022, alg. 4), which
-# splash and our kernel for GPUs do in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
+# The backward of all kernels computes the logits again: five products (Dao et al. 2022, alg. 4). Splash and
+# our GPU kernel do it in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
 _KERNELS = {
     "flash": KernelCost(128, 64, 0, 7),
     "cudnn": KernelCost(128, 128, 8, 5),
     "splash": KernelCost(512, 512, 128, 7),
     "blockwise": KernelCost(512, 256, 0, 5),
 }
-# Blockwise where tiles are worked on side by side: its backward goes over the tiles twice too.
+# Blockwise with parallel tiles: its backward has two passes too.
 _SIDE_BY_SIDE = KernelCost(512, 512, 0, 7)
 
 
 def model_flops(model: ModelConfig, rows: int, length: int) -> Flops:
-    """Returns what a step over `rows` sequences asks for: forward, and twice that backward."""
+    """Returns the FLOPs of the mathematics of a step: forward, and twice that backward."""
     H, attention = model.head_dim, 0.0
     for layer in model.placed.layers:
         windows_N = iter(head_windows(layer, model.window))
@@ -84,7 +83,7 @@ def _matrices(c: ModelConfig, tokens: int, key_copies: int = 1) -> Flops:
 
 
 def causal_pairs(length: int, window: int | None) -> int:
-    """Returns the number of (query, key) pairs of a row in which the key is in sight."""
+    """Returns the number of (query, key) pairs of a row with a visible key."""
     reach = min(window or length, length)
     return reach * (reach + 1) // 2 + (length - reach) * reach
 
@@ -100,17 +99,17 @@ def hardware_flops(
     remat: str = "none",
     head_again: bool = False,
 ) -> Flops:
-    """Returns what a step multiplies on "cpu", "gpu" or "tpu", with the kernels that `auto` takes there.
+    """Returns the FLOPs of a step on "cpu", "gpu" or "tpu", with the kernels that `auto` chooses there.
 
-    Attention by blocks is counted in whole tiles, up to the window beyond which a biased head provably
-    needs none; that window is known before training under qk-norm only, at its initial gain.
+    Blockwise attention counts whole tiles within the cut-off window of a biased head. Before training this
+    window is known under qk-norm only, at its initial gain.
 
     Args:
-      sequence: devices that the tokens of a row lie on.
-      key_copies: devices that each project to all key heads (`model.mesh.key_heads_axis`).
-      remat: as `posenc_jax.model.layer_stack.REMAT`. Of a layer made again the last product is not: only the
-        next layer reads it.
-      head_again: the backward pass makes the logits over the vocabulary again (`loss.in_pieces`).
+      sequence: devices that the tokens of a row are split over.
+      key_copies: devices that each project to all key heads (`activation_sharding.key_heads_axis`).
+      remat: as `posenc_jax.model.layer_stack.REMAT`. The backward pass does not repeat the last product of a
+        layer, which only the next layer reads.
+      head_again: the backward pass computes the vocabulary logits again (`loss.is_chunked`).
     """
     forward = _matrices(model, rows * length, key_copies)
     again = remat in ("attention", "full")
@@ -137,11 +136,10 @@ def _attention(
 def _kernel(
     c: ModelConfig, layer: PlacedLayer, length: int, device: str, sequence: int
 ) -> tuple[float, float, bool]:
-    """Returns the operations of both passes, and whether the kernel says what it must keep."""
+    """Returns the FLOPs of both passes, and whether remat can keep the kernel's residuals."""
     path = choose_implementation(
-        layer, length, length, c.attention, head_dim=c.head_dim, dtype=c.dtype, device=device,
-        sequence=sequence, sink=c.sink_logit, consecutive=c.consecutive, window=c.window,
-    ).name  # fmt: skip
+        layer, length, length, c.attention, c.kernel_conditions, device=device, sequence=sequence
+    ).name
     N, H = c.num_heads, c.head_dim
     columns = layer.columns_per_dim * H
     if path not in _KERNELS:
@@ -156,14 +154,13 @@ def _kernel(
         reach_N = [min(a, b) for a, b in zip(reach_N, bias_windows(c, layer, length), strict=True)]
     tiles = sum(tile_pairs(length, reach, kernel.q_block, kernel.k_block) for reach in reach_N)
     logits = 2 * columns
-    values = 2 * (columns if path in ("cudnn", "flash") else H)  # they want one head dim for all
-    # Of the backward products those with keys or queries have their columns, those with values have values'.
+    values = 2 * (columns if path in ("cudnn", "flash") else H)  # one head dim for q, k and v
     again = {5: 3 * logits + 2 * values, 7: 4 * logits + 3 * values}[kernel.backward]
     return tiles * (logits + values), tiles * again, True
 
 
 def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
-    """Returns the pairs in the tiles that hold a key in sight and less than `reach` away from a query."""
+    """Returns the pairs in all tiles with a visible key less than `reach` away from a query."""
     q_block, k_block = even_block(length, q_most), even_block(length, k_most)
     pairs = 0
     for first in range(0, length, q_block):
@@ -174,16 +171,18 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 
 
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
-    """Returns the window of each head at the start of training; `length` where there is none to know."""
+    """Returns the cut-off window of each head at the start of training; `length` where none is known."""
     params, bound = layer.init(jax.random.key(0)), math.inf
     if c.qk_norm and not layer.tempered_by_tokens:
         rotations = [(g.heads.rotation, g.context) for g in layer.groups if g.heads.rotation]
-        grown = max((rotation.amplitude(place) ** 2 for rotation, place in rotations), default=1.0)
-        bound = math.sqrt(c.head_dim) * _hottest(layer, params, length) * grown
+        grown = max(
+            (rotation.amplitude(context) ** 2 for rotation, context in rotations), default=1.0
+        )
+        bound = math.sqrt(c.head_dim) * _largest_temperature(layer, params, length) * grown
     return [int(n) for n in cutoff_windows(layer, params, bound, length)]
 
 
-def _hottest(layer: PlacedLayer, params, length: int) -> float:
+def _largest_temperature(layer: PlacedLayer, params, length: int) -> float:
     last = jnp.full((1, 1), length - 1, jnp.int32)
     tau = layer.temperature(params, last, jnp.zeros((1, 1), jnp.int32))
     return 1.0 if tau is None else max(1.0, float(jnp.abs(tau).max()))

@@ -1,13 +1,12 @@
-"""Chips that are not here: meshes to compile programs for, with true memory and collectives.
+"""Hardware for ahead-of-time compilation: data sheets of chips, and meshes of absent devices.
 
-TPUs through libtpu's topologies, NVIDIA GPUs through JAX's CUDA plugin and a description of the card
-(extra: plan). Nothing is executed. `jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
-compiler_options=chip.options)` under `jax.set_mesh(mesh(chip, ...))` is all it takes.
+Compiled programs show their true memory and collectives. TPUs use libtpu's topologies, NVIDIA GPUs use JAX's
+CUDA plugin and a description of the card (extra: plan). Nothing is executed. `jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
+compiler_options=chip.options)` under `jax.set_mesh(topology_mesh(chip, ...))` compiles.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import math
 import os
@@ -17,22 +16,24 @@ from unittest import mock
 import jax
 import numpy as np
 
+from posenc_jax.results.near_names import near_names
+
 _COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 _MISSING = 'needs {}; pip install -e ".[plan]"'
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """A chip by its public data sheet.
+    """A chip with the numbers of its public data sheet.
 
     Attributes:
       name: as for `HARDWARE`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU, or the
         name that the driver gives a card.
       memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory, bytes per
         second.
-      interconnect: bytes per second that a chip sends over the links that one mesh axis can use: of a TPU
-        those of one dim of the torus, both ways round; of a GPU all of them, to the switch.
-      network: bytes per second that a GPU sends to other hosts; None: TPUs are planned within a slice.
+      interconnect: bytes per second that a chip sends along one mesh axis: for a TPU over one dim of the
+        torus, in both directions; for a GPU over all links, to the switch.
+      network: bytes per second that a GPU sends to other hosts; None for TPUs, planned within a slice.
       options: of the compiler.
     """
 
@@ -48,7 +49,7 @@ class Hardware:
 
     @property
     def missing(self) -> str | None:
-        """What must be installed to compile for this chip; None when it is."""
+        """The missing package that compiles for this chip, with its remedy; None if installed."""
         packages = _COMPILERS["tpu" if self.platform == "tpu" else "cuda"]
         if not any(map(importlib.util.find_spec, packages)):
             return f"{self.name} {_MISSING.format(packages[0])}"
@@ -58,7 +59,7 @@ class Hardware:
 # Data sheets: NVIDIA H100 and H200 Tensor Core GPU (SXM: NVLink 900 GB/s, half of it each way; DGX H100:
 # one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400, 1,200 and 800 GB/s
 # both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
-# Autotuning times kernels on the card, which is not here.
+# Autotuning is off, for it times kernels on the card.
 _GPU, _TPU = {"xla_gpu_autotune_level": 0}, {}
 HARDWARE = {
     chip.name: chip
@@ -75,14 +76,12 @@ HARDWARE = {
 def find_hardware(name: str) -> Hardware:
     """Returns the chip of `HARDWARE`; ValueError names near ones."""
     if name not in HARDWARE:
-        near = difflib.get_close_matches(name.lower(), HARDWARE, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(HARDWARE)}"
-        raise ValueError(f"no chip {name!r}; {hint}")
+        raise ValueError(f"no chip {name!r}{near_names(name.lower(), HARDWARE)}")
     return HARDWARE[name]
 
 
 def default_topology(chip: Hardware, devices: int) -> str:
-    """Returns how that many chips are usually sold: "1x8" or "2x8" GPUs, the squarest slice of a TPU.
+    """Returns the usual topology of that many chips: "1x8" or "2x8" GPUs, the squarest slice of a TPU.
 
     Raises:
       ValueError: a number of TPUs that is not a power of two, or of GPUs that fills no hosts of eight.
@@ -129,19 +128,19 @@ device_description_str: "{kind}"
 
 @contextlib.contextmanager
 def tracing_for(chip: Hardware) -> Iterator[None]:
-    """While a program is traced, lets JAX believe that a GPU of this chip is here.
+    """Makes JAX trace for a GPU of this chip on any machine.
 
-    cuDNN attention takes 256 columns since Hopper, and JAX asks the card of this machine which it is.
+    JAX checks the card of this machine, and cuDNN attention with 256 columns needs a Hopper card.
     """
     if chip.platform != "cuda":
         yield
         return
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    def reached(capability: str) -> bool:
+    def supported(capability: str) -> bool:
         return tuple(map(int, capability.split("."))) <= _HOPPER_CAPABILITY
 
-    with mock.patch.object(cudnn, "check_compute_capability", reached):
+    with mock.patch.object(cudnn, "check_compute_capability", supported):
         yield
 
 
@@ -153,7 +152,7 @@ def topology_devices(chip: Hardware, topology: str) -> list:
 
     Raises:
       ModuleNotFoundError: the compiler for this chip is not installed.
-      ValueError: a topology that is not of that form, or that this TPU does not come in.
+      ValueError: a topology of another form, or one that this TPU does not have.
     """
     from jax.experimental import topologies
 
@@ -163,8 +162,10 @@ def topology_devices(chip: Hardware, topology: str) -> list:
     if not all(side.isdigit() and int(side) for side in sides) or (chip.platform == "cuda" and len(sides) != 2):  # fmt: skip
         raise ValueError(f"a topology of {chip.name} reads like {'1x8' if chip.platform == 'cuda' else '4x4'}, not {topology!r}")  # fmt: skip
     if chip.platform == "tpu":
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks a cloud that is not there
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip here that two could want
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
+        os.environ.setdefault(
+            "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+        )  # no chip that processes could share
         alone = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, sides)) == 1 else {}
         try:
             described = topologies.get_topology_desc(f"{chip.kind}:{topology}", "tpu", **alone)

@@ -1,8 +1,7 @@
-"""What a compiled program does, read from its text: instructions, how often each runs, bytes of memory traffic.
+"""HLO of a compiled program: instructions, their number of runs, bytes of memory traffic.
 
-XLA's own cost analysis counts the body of a loop once. Here everything is counted as often as it runs: the
-trip count that XLA knows of a loop multiplies what is in it. Loops whose length the data decide are
-counted once, and their number is told.
+XLA's own cost analysis counts the body of a loop once. Here the known trip count of a loop multiplies its
+body. Loops whose trip count depends on data count once; their number is returned.
 """
 
 import dataclasses
@@ -41,15 +40,15 @@ class HloInstruction(NamedTuple):
 
     @property
     def literal(self) -> str:
-        """What stands between the parentheses of a parameter or a constant."""
+        """The text between the parentheses of a parameter or a constant."""
         return self.rest.partition(")")[0]
 
     def called(self, attribute: str) -> list[str]:
         """Returns the computations that an attribute such as body= or calls= names."""
-        found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.rest)
-        if found is None:
+        match = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.rest)
+        if match is None:
             return []
-        return _NAME.findall(found[1]) if found[1] is not None else [found[2]]
+        return _NAME.findall(match[1]) if match[1] is not None else [match[2]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class HloProgram:
 
 
 def parse_hlo(text: str) -> HloProgram:
-    """Returns the program that `compiled.as_text()` shows.
+    """Returns the program of `compiled.as_text()`.
 
     Raises:
       ValueError: a text without an entry computation.
@@ -72,8 +71,8 @@ def parse_hlo(text: str) -> HloProgram:
         if header:
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif current is not None and (found := _LINE.match(line)):
-            current.append(_instruction(found[2], found[3], bool(found[1])))
+        elif current is not None and (match := _LINE.match(line)):
+            current.append(_instruction(match[2], match[3], bool(match[1])))
     if entry is None:
         raise ValueError("this is no text of a compiled program: it has no entry computation")
     return HloProgram(computations, entry)
@@ -101,7 +100,7 @@ def array_bytes(shape: str, memory_only: bool = False) -> float:
     """Returns the bytes of an array or tuple of arrays.
 
     Args:
-      memory_only: leaves out what lies in a memory space of its own, e.g. S(1), the on-chip memory of a TPU.
+      memory_only: leaves out arrays of another memory space, e.g. S(1), the on-chip memory of a TPU.
     """
     total = 0.0
     for dtype, dims, layout in _ARRAY.findall(shape):
@@ -115,9 +114,9 @@ def array_bytes(shape: str, memory_only: bool = False) -> float:
 
 
 def trip_count(program: HloProgram, loop: HloInstruction) -> int | None:
-    """Returns how often the body of a while loop runs, or None where the data decide.
+    """Returns the trip count of a while loop, or None if it depends on data.
 
-    XLA writes it down; where it did not, a counter from zero that is compared with a constant tells.
+    Uses XLA's known_trip_count; without it, the constant that a counter from zero is compared with.
     """
     known = re.search(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)"?\}', loop.rest)
     if known:
@@ -131,7 +130,7 @@ def trip_count(program: HloProgram, loop: HloInstruction) -> int | None:
 
 
 class ExecutedInstruction(NamedTuple):
-    """An instruction, the instructions beside it by name, and how often it runs."""
+    """An instruction, all instructions of its computation by name, and its number of runs."""
 
     instruction: HloInstruction
     beside: dict[str, HloInstruction]
@@ -139,7 +138,7 @@ class ExecutedInstruction(NamedTuple):
 
 
 def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction], int]:
-    """Returns every instruction that runs, outside of fusions, and the number of loops of unknown length."""
+    """Returns every executed instruction outside of fusions, and the number of loops of unknown length."""
     unknown = 0
 
     def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
@@ -157,18 +156,16 @@ def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction
                 for attribute in ("to_apply", "calls"):
                     for called in instruction.called(attribute):
                         yield from walk(called, inner)
-            elif (
-                instruction.opcode == "conditional"
-            ):  # the longest branch would need its cost: all of them
+            elif instruction.opcode == "conditional":  # counts all branches
                 for attribute in ("branch_computations", "true_computation", "false_computation"):
                     for called in instruction.called(attribute):
                         yield from walk(called, inner)
 
-    found = list(walk(program.entry, 1))
-    return found, unknown
+    executed = list(walk(program.entry, 1))  # sets `unknown`
+    return executed, unknown
 
 
-# They move nothing, or what they hold is counted by itself.
+# Instructions without memory traffic of their own.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
          "after-all", "async-start", "async-update", "async-done", "partition-id", "replica-id",
          "opt-barrier", "get-dimension-size", "add-dependency", "iota"}  # fmt: skip
@@ -177,12 +174,11 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 def memory_traffic(program: HloProgram) -> float:
     """Returns the bytes that one device reads from and writes to its memory in a run of the program.
 
-    Every instruction reads its operands and writes its result once; what happens inside a fusion stays on
-    the chip. A slice reads what it cuts out, an update in place writes what it changes; collectives are
-    left to `collectives`.
+    Every instruction reads its operands and writes its result once; values inside a fusion cost nothing. A
+    slice reads its result only, an update in place writes its update only. Collectives do not count here.
     """
-    found, _ = executed_instructions(program)
-    return sum(run.times * _moved(program, run) for run in found)
+    executed, _ = executed_instructions(program)
+    return sum(run.times * _moved(program, run) for run in executed)
 
 
 def _moved(program: HloProgram, run: ExecutedInstruction) -> float:
@@ -199,7 +195,7 @@ def _moved(program: HloProgram, run: ExecutedInstruction) -> float:
         return 2 * result
     if i.opcode == "dynamic-update-slice":
         return 2 * array_bytes(shapes[1], memory_only=True)
-    if i.opcode == "copy-start":  # its result holds the operand too, and a context
+    if i.opcode == "copy-start":  # its result also contains the operand and a context
         result = array_bytes(_members(i.shape)[0], memory_only=True)
     if i.opcode == "fusion":
         return _fused(program.computations[i.called("calls")[0]], shapes, i.shape)
@@ -229,7 +225,7 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
     root = next(i for i in body if i.root)
     pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     members = _members(shape)
-    if len(pieces) != len(members):  # one instruction with several results
+    if len(pieces) != len(members):  # one instruction has several results
         pieces = [root] * len(members)
     for written, member in zip(pieces, members, strict=True):
         while written.opcode in ("bitcast", "copy", "convert"):
@@ -238,18 +234,18 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
         if written.opcode == "dynamic-update-slice":
             whole = min(whole, array_bytes(by_name[written.operands[1]].shape))
         elif written.opcode == "parameter" or written.opcode in COLLECTIVES or _named(written):
-            whole = 0.0  # handed through, or counted where devices speak
+            whole = 0.0  # passed through, or counted as a collective
         total += whole
     return total
 
 
 def _named(i: HloInstruction) -> bool:
-    """Whether an instruction only puts things together: of TPUs, also the handles of an asynchronous collective."""
+    """Whether an instruction only groups values: a tuple, or handles of an asynchronous collective."""
     return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
 
 
 def _cut(use: HloInstruction, name: str) -> bool:
-    """Whether an instruction touches only a part of its operand `name`."""
+    """Whether an instruction uses only a part of its operand `name`."""
     if use.opcode in ("dynamic-slice", "slice", "gather", "dynamic-update-slice"):
         return use.operands[0] == name and name not in use.operands[1:]
     return False

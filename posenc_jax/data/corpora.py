@@ -1,8 +1,8 @@
-"""Corpora as TFDS builders of our own, and one door to these and to TFDS's sets.
+"""Corpora: our TFDS builders for text files, and `open_corpus` for these and for TFDS's sets.
 
-Everything is written once as array_record below data_dir and then read by random access; TensorFlow
-is never imported. Our corpora are stored under the hash of their contents, so another interpreter
-or an edited folder is prepared anew and never mistaken for an old copy.
+A corpus is written once as array_record below data_dir and then read by random access, without TensorFlow.
+Our corpora are stored under the hash of their contents, so that another interpreter or an edited folder is
+prepared again.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ class TextFolder(_FileBuilder):
 def open_corpus(
     name: str, data_dir: str, *, folder: str | None = None, download: bool = False
 ) -> Corpus:
-    """The corpus of that name, prepared below data_dir first if it is one of ours.
+    """Returns the corpus of that name; our own are prepared below data_dir first.
 
     name: "python_stdlib", "text_folder" (reads `folder`), or a TFDS set such as "pg19" or
-    "wiki40b/en", which is downloaded only if `download`. Raises ValueError, one line, for whatever
-    the caller can put right.
+    "wiki40b/en", which is downloaded only if `download`. Raises ValueError, one line, for
+    a name, folder or file that the user can correct.
     """
-    # TFDS reads a leading ~ as the home folder and the rest of the code would not.
+    # TFDS expands a leading ~, and the rest of the code does not.
     data_dir = os.path.abspath(os.path.expanduser(data_dir))
     if name == "python_stdlib":
         return _corpus_of_files(name, PythonStdlib, document_files.python_stdlib_files(), data_dir)
@@ -101,7 +101,7 @@ def _corpus_of_files(
     builder = builder_class(text_files=text_files, data_dir=data_dir)
     if not builder.data_path.exists():
         _prepare(builder)
-        # A fresh builder reads what lies on disk, whichever process wrote it.
+        # A new builder reads the files on disk, whichever process wrote them.
         builder = builder_class(text_files=text_files, data_dir=data_dir)
     splits = {}
     for split in SPLITS:
@@ -111,13 +111,12 @@ def _corpus_of_files(
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    # TFDS announces a download of unknown size on stdout and draws bars; nothing is downloaded
-    # here.
+    # TFDS prints progress bars and a message about a download, though nothing is downloaded.
     silence = io.StringIO()
     try:
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             builder.download_and_prepare()
     except OSError:
-        # Another process was first: its folder is whole, as it came into place by one rename.
+        # If another process was first, its folder is whole, for TFDS renames it into place.
         if not builder.data_path.exists():
             raise

@@ -1,4 +1,4 @@
-"""Text files as documents: which a folder holds, and the split that each belongs to."""
+"""Text files as documents: files of a folder, and the split of each."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ class TextFile:
     digest: str
 
     def read(self) -> bytes:
-        """The bytes of the file; ValueError if they changed since it was listed."""
+        """Returns the bytes of the file; ValueError if they changed since it was listed."""
         text = self.path.read_bytes()
         if hashlib.sha256(text).hexdigest() != self.digest:
             raise ValueError(f"{self.path} changed while the corpus was prepared; start again")
@@ -33,7 +33,7 @@ class TextFile:
 
 
 def fingerprint(files: Iterable[TextFile]) -> str:
-    """SHA-256 over splits, names and contents, in any order of the files."""
+    """Returns SHA-256 over splits, names and contents, for any order of the files."""
     lines = sorted(f"{file.split}\0{file.name}\0{file.digest}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -41,18 +41,19 @@ def fingerprint(files: Iterable[TextFile]) -> str:
 def split_by_hash(
     units: Iterable[str], splits: Sequence[str] = SPLITS, shares: Sequence[float] = _SHARES
 ) -> dict[str, str]:
-    """The split of each unit by the SHA-256 of its name, so that no neighbour moves it.
+    """Returns the split of each unit by the SHA-256 of its name, independent of other units.
 
-    Only where a share would leave a split empty does it take the units whose hashes lie nearest;
-    needs at least one unit per split.
+    A split that would be empty takes the units with the nearest hashes. Needs at least one unit per split.
     """
-    place = {unit: int(hashlib.sha256(unit.encode()).hexdigest()[:8], 16) / 2**32 for unit in units}
-    order = sorted(place, key=lambda unit: (place[unit], unit))
+    hashed = {
+        unit: int(hashlib.sha256(unit.encode()).hexdigest()[:8], 16) / 2**32 for unit in units
+    }
+    order = sorted(hashed, key=lambda unit: (hashed[unit], unit))
     assert len(order) >= len(splits)
     result, start, edge = {}, 0, 0.0
     for k, (split, share) in enumerate(zip(splits, shares, strict=True)):
         edge += share
-        below = sum(place[unit] < edge for unit in order)
+        below = sum(hashed[unit] < edge for unit in order)
         later = len(splits) - 1 - k
         stop = min(max(below, start + 1), len(order) - later) if later else len(order)
         result.update(dict.fromkeys(order[start:stop], split))
@@ -61,7 +62,7 @@ def split_by_hash(
 
 
 def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
-    """Source files of the running interpreter's standard library, split by top-level module.
+    """Returns the source files of this interpreter's standard library, split by top-level module.
 
     Left out: tests, tables (encodings, pydoc_data), programs (idlelib, turtledemo), packages that
     some Pythons lack (distutils, lib2to3, ensurepip) and the record of the machine that built this
@@ -87,11 +88,11 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
 
 
 def text_folder_files(folder: str | None) -> list[TextFile]:
-    """The .txt and .md files below a folder, each in one split.
+    """Returns the .txt and .md files below a folder, each in one split.
 
-    Folders train/ and validation/ inside it decide the splits (test/ too; without it validation/ is
-    halved by file name); otherwise the hash of the relative path does, copies of a file staying
-    together. Raises ValueError for a missing or empty folder, too few files, and a file that is not
+    Subfolders train/, validation/ and test/ are the splits (without test/, validation/ is halved by file
+    name). Without train/ and validation/ the hash of the relative path decides; copies of a file have one
+    split. Raises ValueError for a missing or empty folder, too few files, and a file that is not
     UTF-8.
     """
     if not folder:

@@ -1,8 +1,8 @@
-"""Examples from documents: what a position, a segment and a loss weight are.
+"""Training examples: windows of text and packed documents, with positions, segments and weights.
 
 An example is a dict of arrays of one length: tokens_T and targets_T (ids; PAD where a token has no
-successor in its own document), positions_T (place inside the document), segments_T (1, 2, 3 ... for
-each document of the window, 0 for padding) and weights_T (what each target counts in the loss).
+successor in its own document), positions_T (index in the document), segments_T (1, 2, 3 ... for the
+documents of the window, 0 for padding) and weights_T (loss weight of each target).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Ids of one whole document, and how much the prediction of each counts.
+    """Ids of one whole document, and the loss weight of each.
 
     The first weight is unused, as nothing predicts a document's first token.
     """
@@ -27,9 +27,9 @@ class Document:
 
 
 def text_window(stream: TokenStream, index: int, length: int) -> Example:
-    """The tokens index*length ... (index+1)*length of a stream, each with its successor as target.
+    """Returns the tokens index*length ... (index+1)*length of a stream, with their successors as targets.
 
-    Documents inside the window become segments; one that began before it starts at position 0 here.
+    Documents inside the window become segments; one that started before it has position 0 here.
     A document's last token has no target: weight 0.
     """
     piece = stream.tokens[index * length : (index + 1) * length + 1].astype(np.int32)
@@ -38,20 +38,20 @@ def text_window(stream: TokenStream, index: int, length: int) -> Example:
     targets[ends] = stream.pad
     opens = tokens == stream.bos
     opens[0] = True
-    place = np.arange(length, dtype=np.int32)
+    index_T = np.arange(length, dtype=np.int32)
     return {
         "tokens_T": tokens,
         "targets_T": targets,
-        "positions_T": place - np.maximum.accumulate(np.where(opens, place, 0)),
+        "positions_T": index_T - np.maximum.accumulate(np.where(opens, index_T, 0)),
         "segments_T": np.cumsum(opens, dtype=np.int32),
         "weights_T": 1.0 - ends.astype(np.float32),
     }
 
 
 def pack(documents: Sequence[Document], length: int, pad: int) -> Example:
-    """Whole documents one after another, a segment each, then padding to `length`.
+    """Returns whole documents one after another, a segment each, then padding to `length`.
 
-    Raises ValueError if they do not fit, as nothing is ever cut off.
+    Raises ValueError if they do not fit: nothing is cut off.
     """
     total = sum(len(document.tokens) for document in documents)
     if total > length:

@@ -1,7 +1,7 @@
-"""Batches from sources of examples: shuffled, mixed by share, divided among processes.
+"""Data pipeline: sources of examples, shuffled, mixed by share and divided among processes.
 
-Row r of step s is global example s*batch_size + r, whatever the number of threads and processes;
-the step number is the only state there is.
+Row r of step s is global example s*batch_size + r for any number of threads and processes; the step number
+is the only state.
 """
 
 import hashlib
@@ -14,8 +14,7 @@ import numpy as np
 from posenc_jax.data.packing import Example, text_window
 from posenc_jax.data.token_stream import TokenStream
 
-# grain shuffles with 32-bit indices; a source as long as this is taken as endless and random
-# already.
+# Sources of this length are random already and not shuffled (grain shuffles with 32-bit indices).
 ENDLESS = 2**40
 
 
@@ -28,7 +27,7 @@ class Source(Protocol):
 
 
 class TextWindows:
-    """The fixed windows of a stream; a rest too short for a window and its targets is left out.
+    """Consecutive windows of a stream; a rest too short for a window and its targets is left out.
 
     Raises ValueError for a stream too short for one window.
     """
@@ -53,10 +52,10 @@ class TextWindows:
 
 
 def mixture(sources: Sequence[tuple[Source, float]], seed: int) -> grain.MapDataset:
-    """The rows of a run, without end: row r holds an example of the source that is due, by its share.
+    """Returns the endless rows of a run, examples of the sources in proportion to their shares.
 
-    sources: (source, share) pairs; sources of ENDLESS examples are read in order, the others
-    shuffled anew in every epoch. Raises ValueError for no positive share.
+    sources: (source, share) pairs; sources of ENDLESS examples are read in order, the others are
+    shuffled in every epoch. Raises ValueError for no positive share.
     """
     parts, shares = [], []
     for number, (source, share) in enumerate(sources):
@@ -85,7 +84,7 @@ def batches(
     num_threads: int,
     prefetch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT, ...
+    """Returns this process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT, ...
 
     rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of them,
     n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the batch does
@@ -100,7 +99,7 @@ def batches(
 
 
 def _shuffle_seed(seed: int, number: int) -> int:
-    # Hashed: with seed + number, run 0's second source would be shuffled like run 1's first.
+    # With seed + number, run 0's second source would have the shuffle of run 1's first.
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "little")
 
 

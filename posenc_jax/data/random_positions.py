@@ -1,4 +1,4 @@
-"""Random positions (Ruoss et al. 2023): tokens of a document at sorted draws from a range longer than it."""
+"""Random positions in training (Ruoss et al. 2023): sorted random draws from a longer range."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ import numpy as np
 from posenc_jax.data.packing import Example
 
 FURTHEST = 2**31 - 1  # positions are int32, and so is one more than the last of them
-_STREAM = 0x706F736974696F6E  # "position": sets these draws apart from all others of the same seed
+_STREAM = 0x706F736974696F6E  # "position": separates these draws from others of the same seed
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomPositions:
-    """Draws the positions of an example's documents anew; a function of (seed, row) alone.
+    """Replaces the positions of an example's documents; a function of (seed, row).
 
     Attributes:
       span: positions are drawn from [0, span); ValueError where int32 does not hold them. seed: of the run.
@@ -28,10 +28,10 @@ class RandomPositions:
             )
 
     def __call__(self, row: int, example: Example) -> Example:
-        """Returns the example at the positions of that row of the run.
+        """Returns the example with the positions of that row of the run.
 
-        A document of n tokens gets n different positions, all sets of n alike, in rising order (Ruoss et al. 2023,
-        sec. 3); each document of a row has a draw of its own. Padding stays at 0.
+        A document of n tokens gets n different positions, sorted; all sets of n are equally likely (Ruoss et
+        al. 2023, sec. 3). Each document of a row has its own draw. Padding stays at 0.
 
         Args:
           row: number of the example in the run, over all steps and processes.

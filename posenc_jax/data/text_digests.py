@@ -1,4 +1,4 @@
-"""Which texts a corpus holds: names, sizes and SHA-256, so that a result says what it was read from."""
+"""Digests of a corpus: names, sizes and SHA-256 of its texts, for the record of a result."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from th
 
 
 def list_texts(corpus: Corpus) -> list[dict]:
-    """Returns split, name, bytes and sha256 of the texts: all of a corpus of files, the held-out ones of others; by name."""
+    """Returns split, name, bytes and sha256 of texts: of files all texts, of other sets held-out ones."""
     splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
     return [
         {"split": split, "name": name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}

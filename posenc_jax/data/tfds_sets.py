@@ -1,10 +1,9 @@
-"""TFDS's own sets: found as prepared folders, read by random access, split as the studies need.
+"""TFDS sets by name: opened from prepared folders, with splits train, dev and test.
 
-A prepared folder is read from its own description, so neither TensorFlow, Beam nor the network is
-needed once some connected machine has prepared it.
+A prepared folder describes itself, so reading needs no TensorFlow, Beam or network; a connected machine
+must have prepared it.
 """
 
-import difflib
 import hashlib
 import importlib
 import pathlib
@@ -15,14 +14,16 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-# Where the text stands, in order of preference; most sets say "text".
+from posenc_jax.results.near_names import near_names
+
+# Names of the text feature, in order of preference.
 _TEXT_KEYS = ("text", "book_text", "passage", "article", "document", "content")
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Documents(Sequence):
-    """(name, text) pairs: the examples start..stop of a TFDS data source."""
+    """(name, text) pairs of the examples start..stop of a TFDS data source."""
 
     def __init__(self, source, text: str, name: str | None, split: str, start: int, stop: int):
         self._source = source
@@ -34,22 +35,22 @@ class Documents(Sequence):
         return len(self._range)
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
-        place = self._range[index]
-        record = self._source[place]
+        number = self._range[index]
+        record = self._source[number]
         if self._name_key is None:
-            return f"{self._split}[{place}]", bytes(record[self._text_key])
+            return f"{self._split}[{number}]", bytes(record[self._text_key])
         return record[self._name_key].decode(), bytes(record[self._text_key])
 
     def column(self, key: str) -> np.ndarray:
-        """One whole-number feature of every example, read from all of them."""
-        return np.array([self._source[place][key] for place in self._range], np.int32)
+        """Returns a whole-number feature of every example."""
+        return np.array([self._source[number][key] for number in self._range], np.int32)
 
 
 def split_ranges(sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
-    """(split of the set, start, stop) for our train, dev and test, given the set's sizes.
+    """Returns (split of the set, start, stop) of our train, dev and test, from the set's sizes.
 
-    dev is validation, or else the last 5 % of train; test is test, or else the second half of
-    validation, or else the 5 % of train before dev. Raises ValueError where one would be empty.
+    dev is validation, or else the last 5 % of train. test is test, or else the second half of
+    validation, or else the 5 % of train before dev. Raises ValueError for an empty split.
     """
     if "train" not in sizes:
         raise ValueError(f"has no train split, only {', '.join(sizes)}")
@@ -80,7 +81,7 @@ def split_ranges(sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
 def open_public(
     name: str, data_dir: str, *, download: bool, also: Sequence[str]
 ) -> tuple[str, dict[str, Documents]]:
-    """Fingerprint and splits of a TFDS set ("pg19", "wiki40b/en", "c4/en:3.1.0").
+    """Returns fingerprint and splits of a TFDS set ("pg19", "wiki40b/en", "c4/en:3.1.0").
 
     Raises ValueError if TFDS knows no such set (with near names, also among `also`), or if it is
     not prepared below data_dir and may not be, or could not be, downloaded.
@@ -105,8 +106,8 @@ def open_labelled(
             f"data.corpus={name} has no class label among its features ({', '.join(sorted(features))})"
         )
     classes = {split: documents.column("label") for split, documents in splits.items()}
-    for split, found in classes.items():
-        if found.min() < 0:
+    for split, labels in classes.items():
+        if labels.min() < 0:
             raise ValueError(f"data.corpus={name} has documents without a class in {split}")
     return _fingerprint(builder), splits, tuple(label.names), classes
 
@@ -116,8 +117,7 @@ def _opened(
 ) -> tuple[tfds.core.DatasetBuilder, dict[str, Documents]]:
     parts = _NAME.fullmatch(name)
     if parts is None or not _known(parts["set"], data_dir):
-        near = difflib.get_close_matches(name, [*also, *_set_names()], n=3, cutoff=0.6)
-        hint = f"; near names: {', '.join(near)}" if near else f"; our own: {', '.join(also)}"
+        hint = near_names(name, [*also, *_set_names()], listed=also)
         raise ValueError(f"data.corpus={name} is no corpus of ours and no TFDS set{hint}")
     folder = _prepared_folder(name, parts, data_dir)
     if folder is None:
@@ -144,8 +144,7 @@ def _opened(
 
 
 def _set_names() -> list[str]:
-    # Sets with many languages register only when their module is imported, so their modules are
-    # named too.
+    # Sets with many languages register when their module is imported; their modules count as names.
     import tensorflow_datasets.text as text
 
     modules = [module.name for module in pkgutil.iter_modules(text.__path__)]
@@ -158,17 +157,17 @@ def _known(name: str, data_dir: str) -> bool:
 
 def _prepared_folder(name: str, parts: re.Match, data_dir: str) -> str | None:
     root = pathlib.Path(data_dir, parts["set"])
-    found = {}
+    prepared = {}
     for info in [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]:
         folder = info.parent
         config = "" if folder.parent == root else folder.parent.name
         wanted = parts["config"] in (None, config) and parts["version"] in (None, folder.name)
         if wanted and _VERSION.fullmatch(folder.name):
-            found.setdefault(config, []).append(folder)
-    if len(found) > 1:
-        configs = " or ".join(f"{parts['set']}/{config}" for config in sorted(found))
+            prepared.setdefault(config, []).append(folder)
+    if len(prepared) > 1:
+        configs = " or ".join(f"{parts['set']}/{config}" for config in sorted(prepared))
         raise ValueError(f"data.corpus={name} is prepared more than once; say {configs}")
-    for folders in found.values():
+    for folders in prepared.values():
         return str(max(folders, key=lambda path: [int(part) for part in path.name.split(".")]))
     return None
 
@@ -180,7 +179,7 @@ def _download(name: str, data_dir: str) -> str:
             importlib.import_module(f"tensorflow_datasets.text.{base}")
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # whatever a mirror, a proxy or a missing package answers
+    except Exception as error:  # mirrors, proxies and missing packages raise any kind
         if isinstance(error, FileExistsError) and builder.data_path.exists():
             return str(builder.data_path)
         reason = " ".join(str(error).split())[:200]

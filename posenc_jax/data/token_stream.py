@@ -1,4 +1,4 @@
-"""A split as one flat array of token ids on disk, each document opened by BOS."""
+"""Token stream of a split: one flat array of ids on disk; every document starts with BOS."""
 
 import functools
 import hashlib
@@ -15,14 +15,14 @@ import numpy as np
 
 from posenc_jax.data.tokenizers import Tokenizer
 
-if TYPE_CHECKING:  # corpora costs the import of TFDS, which no reader of a stream needs
+if TYPE_CHECKING:  # importing corpora imports TFDS, which a stream does not need
     from posenc_jax.data.corpora import Corpus
 
 
 class TokenStream:
     """Ids of documents one after another, memory-mapped from a folder that `open_stream` wrote.
 
-    tokens: ids, uint16 or uint32. starts: place of each document's BOS, and the total length at the
+    tokens: ids, uint16 or uint32. starts: index of each document's BOS, and the total length at the
     end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus, tokenizer and split.
     """
 
@@ -44,19 +44,19 @@ class TokenStream:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The name of each document."""
+        """Names of the documents."""
         return json.loads((self._folder / "names.json").read_text())
 
     def document(self, index: int) -> np.ndarray:
-        """Ids (int32) of one document, BOS first."""
+        """Returns the ids (int32) of one document, BOS first."""
         return self.tokens[self.starts[index] : self.starts[index + 1]].astype(np.int32)
 
 
 def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: str) -> TokenStream:
-    """The token stream of a split, tokenized once and then read from data_dir/streams.
+    """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
-    Safe against a kill at any moment and against other processes doing the same: the folder is
-    written under another name and renamed when whole. Raises ValueError for text that the tokenizer
+    Safe against kills and against other processes: the folder is written under another name and renamed
+    when it is whole. Raises ValueError for text that the tokenizer
     cannot read.
     """
     documents = corpus.documents(split)
@@ -71,7 +71,7 @@ def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: st
             _write(unfinished, documents, tokenizer, fingerprint)
             os.rename(unfinished, folder)
         except OSError:
-            if not folder.exists():  # otherwise another process was first, and its folder is whole
+            if not folder.exists():  # else another process was first, and its folder is whole
                 raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

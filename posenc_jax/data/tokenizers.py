@@ -1,7 +1,7 @@
-"""Tokenizers: exact both ways, with the number of bytes that each id stands for.
+"""Tokenizers: lossless, with the number of bytes of each id.
 
-Bits per byte divide by bytes, so a tokenizer that does not give its text back would make the
-evaluation wrong without a word. Such models are refused when they are opened.
+Bits per byte divide by bytes, so a tokenizer that loses text would silently make the evaluation wrong.
+Such models are refused when they are opened.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 _SPECIALS = 4  # BOS, SEP, PAD, ANS: always the last four ids, in this order
-_SPACE = "\u2581"  # what SentencePiece writes for a space, and therefore cannot write for itself
+_SPACE = "\u2581"  # SentencePiece's code for a space; it cannot encode the character itself
 _PROBE = "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u672c \U0001f642 "
 
 
@@ -28,14 +28,14 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Ids (int32) of a text, without any special id."""
+        """Returns the ids (int32) of a text, without special ids."""
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special ids stand for none."""
+        """Returns the bytes of ids; special ids have none."""
 
 
 class _PieceTable:
-    """What follows from the bytes of each normal id alone."""
+    """Base of tokenizers: decoding and special ids, from the bytes of each normal id."""
 
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
@@ -63,13 +63,12 @@ class ByteTokenizer(_PieceTable):
 class SentencePieceTokenizer(_PieceTable):
     """A SentencePiece model with the four special ids after its pieces.
 
-    Two settings of the model are switched off at loading, as both change the text: the space put
-    before it and the removal of repeated spaces. What then still does not give its text back raises
-    ValueError.
+    Loading switches off two settings of the model that change the text: the added leading space and the
+    removal of repeated spaces. Raises ValueError for a model that still loses text.
     """
 
     def __init__(self, model: bytes, name: str):
-        # Imported here: the protobuf runtime takes time to start, which a user of bytes need not pay.
+        # Imported here: the protobuf runtime is slow to import, and bytes do not need it.
         import sentencepiece
         from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
@@ -116,7 +115,7 @@ class SentencePieceTokenizer(_PieceTable):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called "bytes", or the SentencePiece model at a path.
+    """Returns the tokenizer "bytes", or the SentencePiece model at a path.
 
     Raises ValueError if there is no such file, or if its model loses text.
     """

@@ -1,4 +1,4 @@
-"""Positional encodings as pure functions behind one value, the Scheme. Needs jax and numpy alone."""
+"""Positional encodings as pure functions; a `Scheme` combines them. Needs jax and numpy only."""
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal, sinusoid
 from posenc_jax.encodings.base import (
@@ -12,7 +12,7 @@ from posenc_jax.encodings.base import (
 )
 from posenc_jax.encodings.bias import Alibi, alibi_slopes, distances, linear_bias, matched_slopes
 from posenc_jax.encodings.forget_gate import Forget, cumulative_log_forget
-from posenc_jax.encodings.grammar import near_names, parse, unparse
+from posenc_jax.encodings.grammar import parse, unparse
 from posenc_jax.encodings.length_extension import extend_length
 from posenc_jax.encodings.registry import REGISTRY, register
 from posenc_jax.encodings.rotary import Prope, Rope, Xpos, angles, inverse_frequencies, rotate
@@ -51,7 +51,6 @@ __all__ = [
     "linear_bias",
     "log_n",
     "matched_slopes",
-    "near_names",
     "parse",
     "register",
     "rotate",

@@ -1,4 +1,4 @@
-"""Absolute positions: the a(i) that is added to the token embedding."""
+"""Absolute position embeddings: the a(i) that is added to the token embedding."""
 
 import dataclasses
 from typing import ClassVar
@@ -23,11 +23,7 @@ def sinusoid(pos_BT: jax.Array, dim: int, base: float) -> jax.Array:
 
 
 def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
-    """Returns table[pos]; a position outside the table is an error, never a clamp.
-
-    Under jit positions have no values, so there a stranger's row is filled with NaN, which no
-    finite check lets pass.
-    """
+    """Returns table[pos]; outside the table ValueError, or NaN under jit."""
     size = table_LD.shape[0]
     if not isinstance(pos_BT, jax.core.Tracer):
         top, bottom = int(np.asarray(pos_BT).max()), int(np.asarray(pos_BT).min())
@@ -35,7 +31,7 @@ def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
             raise ValueError(
                 f"position {top if top >= size else bottom} lies outside the learned table of {size} positions"
             )
-    inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # a negative index would wrap around
+    inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # JAX would wrap negative indices
     return gather_rows(table_LD, inside_BT, "fill")
 
 
@@ -45,21 +41,19 @@ class Sinusoidal(Absolute):
 
     Attributes:
       base: the slowest pair turns once in about 2*pi*base tokens.
-      scale: factor on the sinusoid; 1.0 is the paper's, whose token embeddings are multiplied by
-        sqrt(D) (`model.embedding_scale` here).
+      scale: factor on the sinusoid; the paper has 1.0 and token embeddings times sqrt(D)
+        (`model.embedding_scale` here).
     """
 
     base: float = 10_000.0
     scale: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an odd model dim or a base or scale that is not positive."""
         check_positive("sinusoidal", base=self.base, scale=self.scale)
         if context.model_dim % 2:
             raise ValueError(f"sinusoids come in pairs; model dim {context.model_dim} is odd")
 
     def embed(self, params: Params, pos_BT: jax.Array, context: HeadContext) -> jax.Array:
-        """Returns a_BTD, float32, for any position."""
         return self.scale * sinusoid(pos_BT, context.model_dim, self.base)
 
 
@@ -68,7 +62,7 @@ class Learned(Absolute):
     """A learned table of positions (GPT-2 style).
 
     Attributes:
-      size: rows of the table; 0 takes the training length.
+      size: rows of the table; 0: the training length.
       stddev: of the normal initial values (GPT-2: 0.02).
     """
 
@@ -77,7 +71,6 @@ class Learned(Absolute):
     stddev: float = 0.02
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a table shorter than the training length."""
         check_positive("learned", stddev=self.stddev)
         if self.longest(context) < context.train_length:
             raise ValueError(
@@ -85,7 +78,6 @@ class Learned(Absolute):
             )
 
     def longest(self, context: HeadContext) -> int:
-        """Returns the number of rows."""
         return self.size or context.train_length
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:

@@ -1,7 +1,7 @@
-"""What a scheme can see before it is trained: kernels, horizons, blind distances, unseen arcs.
+"""Analysis of an untrained scheme: retrieval horizons, blind distances, unseen rotary pairs.
 
-Everything is computed from the scheme's own functions at given positions, for learned parts from
-their initial values. A query stands at the last of `length` positions; distance 0 is itself.
+The functions evaluate the scheme at given positions, learned parts at their initial values. The
+query is at the last of `length` positions; distance 0 is its own key.
 """
 
 import dataclasses
@@ -15,25 +15,25 @@ from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.rotary import angles
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
-# Smallest positive number of each dtype, subnormals included: weights below it are exactly zero.
+# Smallest positive number of each dtype, subnormals included; smaller weights are exactly zero.
 SMALLEST_POSITIVE = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadAnalysis:
-    """One head of one layer.
+    """Analysis of one head of one layer.
 
     Attributes:
-      layer, head: indices. wavelengths: of its rotary pairs, tokens per turn (empty: no rotation).
-      sight: the scheme's own window: keys at that distance or further are out of sight; None: none are.
-      slope: nats lost from distance 0 to 1, or 0. slope_times_length: nats lost over L.
-      horizon: content margin in nats -> largest distance at which a needle with that margin over every
-        other key keeps weight 1/2 among `length` keys; -1 where even distance 0 does not, None in linear
-        attention, where weights are no softmax.
+      layer, head: indices. wavelengths: of the rotary pairs, tokens per turn (empty: no rotation).
+      sight: the window of the scheme, tokens; None: no window.
+      slope: bias lost from distance 0 to 1, nats. slope_times_length: bias lost over L, nats.
+      horizon: content margin in nats -> largest distance at which a needle with this margin over
+        every other key keeps weight 1/2 among `length` keys; -1 if not even at distance 0; None in
+        linear attention, which has no softmax.
       blind: dtype -> largest distance whose weight, relative to distance 0, is not exactly zero;
-        None where every one of the `length` distances has weight.
-      unseen_pairs: rotary pairs that never complete a turn within the training length.
-      temperature: tau of the last query on the farthest key.
+        None if all `length` distances have weight.
+      unseen_pairs: number of rotary pairs that do not complete a turn within the training length.
+      temperature: tau of the last query for the farthest key.
     """
 
     layer: int
@@ -51,7 +51,7 @@ class HeadAnalysis:
 def bias_of_distance(
     layer: PlacedLayer, params: Params, length: int, chunk: int = 16384
 ) -> np.ndarray:
-    """Returns b_NZ, float64: the bias of each head for a query at length - 1 and key d tokens back."""
+    """Returns b_NZ, float64: the bias of a query at length - 1 for a key d tokens back."""
     query_11 = jnp.full((1, 1), length - 1, jnp.int32)
     pieces = []
     for start in range(0, length, chunk):
@@ -64,7 +64,7 @@ def bias_of_distance(
 
 
 def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> np.ndarray:
-    """Returns tau_NZ, float64: the temperature of a query at length - 1 on a key d tokens back."""
+    """Returns tau_NZ, float64: the temperature of a query at length - 1 for a key d tokens back."""
     keys_1S = jnp.arange(length - 1, -1, -1, jnp.int32)[None]
     tau = layer.temperature(params, jnp.full((1, 1), length - 1, jnp.int32), keys_1S)
     if tau is None:
@@ -75,7 +75,7 @@ def temperature_of_distance(layer: PlacedLayer, params: Params, length: int) -> 
 def temperature_of_position(
     layer: PlacedLayer, params: Params, position_S: np.ndarray
 ) -> np.ndarray:
-    """Returns tau_NS, float64: the temperature of a query at each position on the first key."""
+    """Returns tau_NS, float64: the temperature of a query at each position for the first key."""
     queries_1S = jnp.asarray(position_S, jnp.int32)[None]
     tau = layer.temperature(params, queries_1S, jnp.zeros((1, 1), jnp.int32))
     if tau is None:
@@ -86,9 +86,9 @@ def temperature_of_position(
 def retrieval_horizon(bias_Z: np.ndarray, margin: float | np.ndarray) -> int:
     """Returns the largest distance at which a needle keeps weight 1/2, or -1.
 
-    The needle's content logit exceeds that of every other key by `margin` nats (one number, or one for
-    every distance); the others are alike. It keeps half of the weight where margin + b(d) is at least
-    the log of the others' summed weight.
+    The content logit of the needle exceeds that of all other keys, which are equal, by `margin`
+    nats (one number, or one per distance). It keeps weight 1/2 where margin + b(d) is at least the
+    log of the summed weight of the others.
     """
     weight_Z = np.exp(bias_Z - bias_Z.max())
     others_Z = np.maximum(weight_Z.sum() - weight_Z, 0.0)
@@ -97,7 +97,7 @@ def retrieval_horizon(bias_Z: np.ndarray, margin: float | np.ndarray) -> int:
 
 
 def blind_distance(bias_Z: np.ndarray, smallest: float) -> int | None:
-    """Returns the largest distance with a weight of at least `smallest`, None if that is all of them."""
+    """Returns the largest distance whose weight is at least `smallest`; None if all weights are."""
     seen = np.flatnonzero(bias_Z - bias_Z[0] >= math.log(smallest))
     return None if seen[-1] == len(bias_Z) - 1 else int(seen[-1])
 
@@ -105,10 +105,10 @@ def blind_distance(bias_Z: np.ndarray, smallest: float) -> int | None:
 def analyze_heads(
     scheme: PlacedScheme, params: list[Params], length: int, margins: tuple[float, ...]
 ) -> list[HeadAnalysis]:
-    """Returns the reach of every head; identical layers are computed once.
+    """Returns the analysis of every head; equal layers are computed once.
 
     Args:
-      scheme: placed. params: learned parameters per layer. length: keys in sight. margins: nats.
+      scheme: placed. params: learned parameters per layer. length: number of keys. margins: nats.
     """
     out, known = [], {}
     train_length = scheme.whole.train_length
@@ -152,23 +152,25 @@ def analyze_heads(
 
 
 def rotary_kernel(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
-    """Returns the mean cosine over pairs: the logit of two equal constant vectors, relative to d = 0."""
+    """Returns the mean cosine over pairs: the logit of equal vectors relative to d = 0."""
     turns_Sh = distance_S[:, None] / np.asarray(wavelengths)[None, :]
     return np.cos(2 * np.pi * turns_Sh).mean(-1)
 
 
 def decay_bound(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
-    """Returns RoFormer's bound on the decay: the mean over j of |sum of the first j pairs' phasors|.
+    """Returns RoFormer's bound on the decay: the mean over j of |sum of the first j pairs'
+    phasors|.
 
-    Source: Su et al. 2021, sec. 3.4.3, eq. 37. It bounds the logit of fixed vectors; it says nothing of
-    the expectation over random ones, which is zero at every distance.
+    Source: Su et al. 2021, sec. 3.4.3, eq. 37. It bounds the logit of fixed vectors; the
+      expectation over random
+    vectors is zero at every distance.
     """
     phase_Sh = np.exp(2j * np.pi * distance_S[:, None] / np.asarray(wavelengths)[None, :])
     return np.abs(np.cumsum(phase_Sh, axis=-1)).mean(-1)
 
 
 def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float]:
-    """Returns the largest angle error in radians at positions up to length - 1, by way of computing it.
+    """Returns the largest angle error in radians at positions up to length - 1, per method.
 
     "ours" is `rotary.angles`; "float32 product" multiplies position and frequency in float32;
     "bfloat16 positions" rounds the position to bfloat16 first.
@@ -190,34 +192,34 @@ def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float
 
 
 def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -> list[str]:
-    """Returns what a user should know, in words, about the first layer of each kind and their sum."""
-    said = []
+    """Returns warnings about windows, blind distances, horizons, pairs and slopes."""
+    warnings = []
     total = len(heads)
     sights = sorted({h.sight for h in heads if h.sight is not None})
     if sights:
         count = sum(h.sight is not None for h in heads)
         size = f"{sights[0]:,}" if len(sights) == 1 else f"{sights[0]:,} to {sights[-1]:,}"
-        said.append(f"{count} of {total} heads have a window of {size} tokens, at any length and under any stretch")  # fmt: skip
+        warnings.append(f"{count} of {total} heads have a window of {size} tokens, at any length and under any stretch")  # fmt: skip
     free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
     for name in ("float32", "bfloat16"):
         short = sorted({h.blind[name] for h in free if h.blind[name] is not None})
         if short:
             count = sum(h.blind[name] is not None for h in free)
             where = f"{short[0]:,}" if len(short) == 1 else f"{short[0]:,} to {short[-1]:,}"
-            said.append(
+            warnings.append(
                 f"{count} of {total} heads cannot see past {where} tokens in {name}: weights beyond are exactly 0"
             )
             break
     linear = sum(None in h.horizon.values() for h in heads)
     if linear:
-        said.append(
+        warnings.append(
             f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no blind distance"
         )
     for margin in heads[0].horizon:
         reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
         if reach and margin <= 10 and max(reach) < length - 1:
             far = max(reach)
-            said.append(
+            warnings.append(
                 f"no head holds a needle of content margin {margin:g} at distance {length - 1:,}; "
                 f"the farthest reaches {max(far, 0):,}"
             )
@@ -225,19 +227,19 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
     unseen = sum(h.unseen_pairs for h in turning)
     if unseen and length > train_length:
         pairs = sum(len(h.wavelengths) for h in turning)
-        said.append(
+        warnings.append(
             f"{unseen} of {pairs} rotary pairs turn less than once within {train_length:,} tokens: "
             f"reading to {length:,} meets angles never seen in training, unless a bias hides them"
         )
     sloped = [h.slope_times_length for h in heads if h.slope > 0 and h.slope_times_length > 0]
     if sloped and min(sloped) < 1 and length > train_length:
-        said.append(
+        warnings.append(
             f"{sum(lost < 1 for lost in sloped)} of {total} heads lose less than 1 nat over L = {train_length:,} "
             f"(the least: {min(sloped):.2g}): training hardly shows them the bias they meet beyond it"
         )
-    return said or ["nothing stands out"]
+    return warnings or ["nothing stands out"]
 
 
 def initial_parameters(scheme: PlacedScheme, key: jax.Array) -> list[Params]:
-    """Returns the initial learned parameters of every layer, for a look before training."""
+    """Returns the initial learned parameters of every layer."""
     return [layer.init(jax.random.fold_in(key, i)) for i, layer in enumerate(scheme.layers)]

@@ -1,4 +1,4 @@
-"""The device that programs are traced for: what is best on it, or the same every time, is chosen by it."""
+"""The device for which programs are traced."""
 
 import contextlib
 import contextvars
@@ -16,7 +16,7 @@ def current_backend() -> str:
 
 @contextlib.contextmanager
 def assume_backend(device: str) -> Iterator[None]:
-    """Traces programs for a device that is not what this process computes on."""
+    """Traces programs for another device than the one of this process."""
     token = _ELSEWHERE.set(device)
     try:
         yield
@@ -26,7 +26,7 @@ def assume_backend(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_matmuls() -> Iterator[None]:
-    """Traces products of float32 as such: by default a GPU rounds their factors to 10 bits, and a TPU to 8."""
+    """Traces float32 products in full precision; a GPU's default is 10 bits, a TPU's 8."""
     how = contextlib.nullcontext()
     if current_backend() != "cpu":
         how = jax.default_matmul_precision("highest")

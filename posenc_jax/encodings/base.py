@@ -1,8 +1,8 @@
-"""The contract of an encoding: five kinds of part (a window is a sixth), and the context of the heads that carry it.
+"""Base classes of the parts of a scheme: absolute, rotation, bias, temperature, form.
 
 A part is a frozen dataclass whose fields are its hyperparameters. It holds no arrays: learned
-values are a pytree made by ``init(key, context)`` and handed back to every call. To add an encoding,
-subclass one of the kinds, implement its one function, and register it in
+values are a pytree that ``init(key, context)`` returns and that every call takes. To add an
+encoding, subclass one of these classes, implement its one function, and register it in
 :mod:`posenc_jax.encodings.registry`.
 """
 
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 
 Params = Any
 MATCH = "match"
-# Sizes of numbers that a part takes: times the largest distance, they are still in float32's range.
+# Limits of the numbers of a part: times the largest distance they stay within float32.
 MIN_SIZE, MAX_SIZE = 1e-30, 1e30
-MAX_INTEGER = 2**24  # float32 tells whole numbers apart up to here
+MAX_INTEGER = 2**24  # float32 represents all integers up to here
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadContext:
-    """Where a part stands: static facts that its function may depend on.
+    """The heads and the model that a part belongs to: static numbers that its function may use.
 
     Attributes:
       heads: query heads that carry this part (a head group may be smaller than the layer).
@@ -43,40 +43,40 @@ class HeadContext:
 
 
 class Part:
-    """What all parts share: optional learned parameters and a check at the door."""
+    """Base class of all parts: optional learned parameters, and a check of the settings."""
 
     learns: ClassVar[bool] = False  # True where `init` returns parameters
-    relative: ClassVar[bool] = True  # False where more than the distance of two tokens counts
+    relative: ClassVar[bool] = True  # False if it depends on more than the distance of two tokens
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns the learned parameters of this part; most have none (an empty dict)."""
+        """Returns the learned parameters of this part; an empty dict for parts without."""
         return {}
 
     def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
-        """Returns `params` as they stand when a share `progress` in [0, 1] of training is done.
+        """Returns `params` after a share `progress` in [0, 1] of training.
 
-        For values that follow a schedule and not a gradient, or that are kept within bounds: training
-        sets them after every update, and a checkpoint keeps them, so that reading one needs no clock.
+        For values that follow a schedule or stay within bounds. Training sets them after every
+        update, and checkpoints store them.
         """
         return params
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError, in the reader's words, when the part cannot stand in `context`."""
+        """Raises ValueError if the settings are invalid or do not fit `context`."""
 
     def longest(self, context: HeadContext) -> int | None:
-        """Number of positions the part is defined for, or None when there is no limit."""
+        """Number of positions for which the part is defined; None: no limit."""
         return None
 
     def columns(self, context: HeadContext) -> int | None:
-        """Columns of the grid on which the part reads a position as (row, column); None on a line."""
+        """Columns of the grid of a planar part; None for other parts."""
         return None
 
     def switched_off(self) -> "Part | None":
-        """Returns what a model has in the part's place when it is switched off: by default nothing."""
+        """Returns the replacement when the part is switched off; None: nothing."""
         return None
 
     def on_grid(self, width: int, context: HeadContext) -> "Part":
-        """Returns the part on a grid of `width` columns, its field of that name; on a line, the same."""
+        """Returns a planar part with a grid of `width` columns; other parts unchanged."""
         return self if self.columns(context) is None else dataclasses.replace(self, width=width)
 
 
@@ -93,37 +93,39 @@ class Absolute(Part):
 class Rotation(Part):
     """The R of the equation: a position-dependent map of queries and keys.
 
-    A turned vector may have more columns than x has dims. Logits are divided by the root of the head dim,
-    which is that of the values, whatever the columns.
+    A rotated vector may have more columns than x has dims. Logits are divided by sqrt(head_dim) in
+    any case.
     """
 
-    per_head: ClassVar[bool] = False  # True where the heads of a group turn by angles of their own
-    keys_alike: ClassVar[bool] = False  # True where, even so, keys turn alike for all heads
-    columns_per_dim: ClassVar[int] = 1  # columns of a turned vector for every dim
+    per_head: ClassVar[bool] = False  # True if each head of a group has its own angles
+    keys_alike: ClassVar[bool] = False  # True if keys rotate equally in all heads nevertheless
+    columns_per_dim: ClassVar[int] = 1  # columns of a rotated vector per dim
 
     def rotate(
         self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
     ) -> jax.Array:
-        """Returns x_BTNH turned to its positions, its last dim `columns_per_dim` times as wide; `side` is "query" or "key".
+        """Returns x_BTNH rotated to its positions, `columns_per_dim` times as wide; `side` is
+        "query" or "key".
 
-        x_BTNH has all heads of the layer (keys: or its key/value heads, where they turn alike); the layer
-        keeps the turned ones of this part's group.
+        x_BTNH has all heads of the layer, or its key/value heads if these rotate equally; the layer
+        uses the results of this part's group.
         """
         raise NotImplementedError
 
     def amplitude(self, context: HeadContext) -> float:
-        """Returns the largest factor by which `rotate` lengthens a vector, at any position.
+        """Returns the largest factor by which `rotate` lengthens a vector at any position; 1.0 for
+        a pure rotation.
 
-        1.0 for a pure rotation. By default infinite: nothing is known, and a cache then keeps all that is in sight.
+        The default is infinity: unknown, and a cache then keeps all tokens.
         """
         return math.inf
 
     def stretched(self, stretch) -> "Rotation":
-        """Returns the rotation under a `Stretch`; ValueError for a rotation that has no such form."""
+        """Returns the rotation under a `RopeScaling`; ValueError for a rotation that has none."""
         raise ValueError(f"{type(self).__name__.lower()} cannot be stretched when it is read")
 
     def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
-        """Returns the wavelength of every rotary pair in tokens, for reports (empty: none fixed)."""
+        """Returns the wavelength of every rotary pair in tokens; empty if not fixed."""
         return ()
 
 
@@ -132,11 +134,13 @@ class Bias(Part):
     """The b of the equation: added to the scaled logits, in float32.
 
     Attributes:
-      factor: a distance d is read as d / factor. That is what a stretch sets when a trained scheme is read
-        further, for every bias of distance and whatever it has learned; `bias` must obey it.
+      factor: the bias at distance d is that at d / factor. Length extension sets it, for fixed and
+        learned biases; `bias` must apply it.
     """
 
-    joint: ClassVar[bool] = False  # True where heads share costly work: all are best done at once
+    joint: ClassVar[bool] = (
+        False  # True if heads share costly work, so that all are best computed together
+    )
     factor: float = dataclasses.field(default=1.0, kw_only=True)
 
     def bias(
@@ -146,30 +150,33 @@ class Bias(Part):
         raise NotImplementedError
 
     def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array | None:
-        """Returns m, float32, of a bias that is exactly -m d at every distance d; None for any other.
+        """Returns m, float32, of a bias that is exactly -m d at every distance d; None for any
+        other.
 
-        Such a bias can be folded into queries and keys (`posenc_jax.attention.kernels.bias_folding`).
+        Such a bias can be folded into queries and keys
+        (`posenc_jax.attention.kernels.bias_folding`).
         """
         return None
 
     def stretched(self, factor: float, ntk: bool) -> "Bias":
-        """Returns the bias as it is read `factor` times further; `ntk` matters where heads have an order."""
+        """Returns the bias for contexts `factor` times as long; ntk: in the NTK form."""
         return dataclasses.replace(self, factor=self.factor * factor)
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedBias(Bias):
-    """A bias that the tokens themselves decide: b(i, j) = clock(i) - clock(j).
+    """A bias that depends on the tokens: b(i, j) = c(i) - c(j), c the cumulative log-forget.
 
-    Every token makes its head's clock tick by an amount of its own; a clock is the running sum of the
-    ticks inside a document (`posenc_jax.encodings.forget_gate.cumulative_log_forget`).
+    c is the running sum of `log_forget` inside a document
+    (`posenc_jax.encodings.forget_gate.cumulative_log_forget`).
     """
 
     def log_forget(self, params: Params, x_BTD: jax.Array, context: HeadContext) -> jax.Array:
-        """Returns log_forget_BTN, float32, at most 0: nats that all earlier tokens lose at this one.
+        """Returns log_forget_BTN, float32, at most 0: the nats that all earlier tokens lose at this
+        token.
 
-        x_BTD is what the layer's projections read. The inherited `bias` must return what the clocks
-        give for tokens of x = 0, for reports that have positions and no tokens.
+        x_BTD is the input of the layer's projections. The method `bias` must return the bias of
+        tokens with x = 0, for reports, which have no tokens.
         """
         raise NotImplementedError
 
@@ -177,8 +184,8 @@ class GatedBias(Bias):
 class Temperature(Part):
     """The tau of the equation: multiplies the content logit, never the bias.
 
-    One that is not `relative` follows the number n of keys in sight. It is given n - 1 as the query's position, which
-    a window of its heads bounds (`posenc_jax.encodings.layer.place_in_sight`).
+    A temperature that is not `relative` depends on the number n of visible keys: its `q_pos_BT` is
+    n - 1, which a window of its heads bounds (`posenc_jax.encodings.layer.last_visible_key`).
     """
 
     relative: ClassVar[bool] = False
@@ -186,34 +193,34 @@ class Temperature(Part):
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns tau_BNTS, float32, N = context.heads or 1 for all alike; tau_BNT1 where no key matters."""
+        """Returns tau_BNTS, float32, N = context.heads or 1; S is 1 if no key matters."""
         raise NotImplementedError
 
     def stretched(self, factor: float) -> "Temperature":
-        """Returns the temperature for reading `factor` times further: by default the same."""
+        """Returns the temperature for contexts `factor` times as long; by default the same."""
         return self
 
 
 class TokenTemperature(Temperature):
-    """A temperature that the query's token decides, beside its position."""
+    """A temperature that depends on the query's token and its position."""
 
     def of_tokens(
         self, params: Params, x_BTD: jax.Array, pos_BT: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns tau_BTN, float32, N = context.heads; x_BTD is what the layer's projections read."""
+        """Returns tau_BTN, float32; x_BTD is the input of the layer's projections."""
         raise NotImplementedError
 
     def temperature(
         self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
     ) -> jax.Array:
-        """Returns tau_BNT1 of tokens of x = 0, for reports that have positions and no tokens."""
+        """Returns tau_BNT1 of tokens with x = 0, for reports, which have no tokens."""
         x_BTD = jnp.zeros((*q_pos_BT.shape, context.model_dim))
         tau_BTN = self.of_tokens(params, x_BTD, q_pos_BT, context)
         return tau_BTN.swapaxes(1, 2)[..., None]
 
 
 class Form(Part):
-    """Another form of attention than softmax: whole layers of feature maps (see attention/linear.py)."""
+    """A form of attention other than softmax: feature maps (attention/linear.py)."""
 
     def features(self, x_BTNH: jax.Array) -> jax.Array:
         """Returns phi(x)_BTNH, float32, above zero: weights are products of features."""
@@ -230,15 +237,16 @@ def check_positive(owner: str, **values: float) -> None:
 
 
 def check_numbers(owner: str, part: Any) -> None:
-    """Raises ValueError naming the first field of a dataclass that is not of its kind, or past float32.
+    """Raises ValueError for the first field of a dataclass that has the wrong type or is past
+    float32.
 
-    The kind is that of the default: a truth value, a whole number, a number, a tuple of numbers or a word.
+    The default gives the type: boolean, integer, number, tuple of numbers or word.
     """
     for field in dataclasses.fields(part):
         value, default = getattr(part, field.name), field.default
         if isinstance(value, str) and "str" in str(field.type):
             continue
-        default = 1 if str(field.type) == "int | str" else default  # a word has been let through
+        default = 1 if str(field.type) == "int | str" else default  # words were accepted above
         for number in value if isinstance(default, tuple) else (value,):
             wrong = _wrong(number, default)
             if wrong:
@@ -247,7 +255,7 @@ def check_numbers(owner: str, part: Any) -> None:
 
 
 def _wrong(value: Any, default: Any) -> str | None:
-    """Returns what `value` should have been, beside such a default; None where it is that."""
+    """Returns the expected type in words, given the default; None if `value` has it."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, str):

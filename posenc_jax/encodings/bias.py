@@ -1,4 +1,4 @@
-"""Distance biases: the b of the equation. Integer distance -> float32 -> times a float32 slope."""
+"""Fixed biases of distance: the b of the equation."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ SLOPES = ("standard", MATCH, "harmonic")
 def alibi_slopes(num_heads: int, max_exponent: float = 8.0) -> np.ndarray:
     """Returns slope_N, float64, for any head count; the order is not monotone off powers of two.
 
-    n = 2^k heads: 2^(-max_exponent h/n), h = 1..n. Otherwise, with c the power of two below n: the slopes
-    of c heads, then every other slope of 2c heads until n are there. Source: Press et al. 2022, sec. 3
-    and its published code (8); MPT's `alibi_bias_max` is another `max_exponent`.
+    n = 2^k heads: 2^(-max_exponent h/n), h = 1..n. Otherwise, with c the power of two below n: the
+    slopes of c heads, then every other slope of 2c heads until there are n. Source: Press et al.
+    2022, sec. 3 and its published code (8); MPT's `alibi_bias_max` is another `max_exponent`.
     """
     if num_heads < 1:
         raise ValueError(f"ALiBi needs at least one head, not {num_heads}")
@@ -36,8 +36,8 @@ def matched_slopes(
 ) -> np.ndarray:
     """Returns slope_N, float64: geometric from 2^(-max_exponent/num_heads) down to 4/train_length.
 
-    The shallowest head then loses 4 nats over one training length, at any length; the steepest is
-    never shallower than that. `heads` of the layer's `num_heads` heads carry the bias.
+    The smallest slope loses 4 nats over one training length, whatever the length; the largest is at
+    least as large. `heads` of the layer's `num_heads` heads have the bias.
     """
     last = 4 / train_length
     first = max(2.0 ** (-max_exponent / num_heads), last)
@@ -45,12 +45,14 @@ def matched_slopes(
 
 
 def harmonic_slopes(heads: int) -> np.ndarray:
-    """Returns slope_N = 1/h, h = 1 .. heads, float64: NAPE's (Vasylenko et al. 2025; deep-spin/asentmax, "linear")."""
+    """Returns slope_N = 1/h, h = 1 .. heads, float64: NAPE's (Vasylenko et al. 2025;
+    deep-spin/asentmax, "linear").
+    """
     return 1 / np.arange(1, heads + 1)
 
 
 def distances(q_pos_BT: jax.Array, k_pos_BS: jax.Array) -> jax.Array:
-    """Returns |i - j| as float32 [B,T,S]; integers are subtracted before the cast, so it is exact."""
+    """Returns |i - j| as float32 [B,T,S], exact: the cast comes after the subtraction."""
     return jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :]).astype(jnp.float32)
 
 
@@ -60,11 +62,12 @@ def linear_bias(slope_N: np.ndarray, distance_BTS: jax.Array) -> jax.Array:
 
 
 def ntk_factors(slope_N: np.ndarray | jax.Array, factor: float) -> np.ndarray | jax.Array:
-    """Returns factor^(rank/(n-1)) of every head: 1 for the steepest, the whole factor for the shallowest.
+    """Returns factor^(rank/(n-1)) of every head: 1 for the steepest, the whole factor for the
+    shallowest.
 
-    Slopes are divided by it in the NTK-style form for ALiBi, m_h = 2^(-8h/H) / a^((h-1)/(H-1)). Ranks are
-    by steepness, so head counts whose slopes are not in order are served too, and learned slopes. One head alone
-    takes the whole factor.
+    The NTK form for ALiBi divides slopes by it, m_h = 2^(-8h/H) / a^((h-1)/(H-1)). Heads are ranked
+    by their slopes, which need not be in order and may be learned. A single head gets the whole
+    factor.
     """
     if len(slope_N) == 1:
         return np.full(1, factor)
@@ -74,20 +77,21 @@ def ntk_factors(slope_N: np.ndarray | jax.Array, factor: float) -> np.ndarray | 
 
 @dataclasses.dataclass(frozen=True)
 class RankedBias(Bias):
-    """A bias whose heads have slopes, by which the NTK form tells them apart.
+    """Base class of biases with a slope per head, by which the NTK form ranks the heads.
 
     Attributes:
-      ntk: the NTK-style stretch: every head reads d / ntk^share, see `ntk_factors`; beside `factor`.
+      ntk: factor of the NTK form, in addition to `factor`: head h reads d / ntk^share, see
+        `ntk_factors`.
     """
 
     ntk: float = dataclasses.field(default=1.0, kw_only=True)
 
     def divisor_N(self, slope_N: np.ndarray | jax.Array) -> float | np.ndarray | jax.Array:
-        """Returns what the heads' distances are divided by when they are read; slope_N decides their order."""
+        """Returns the divisors of distances, per head or one number."""
         return self.factor * ntk_factors(slope_N, self.ntk) if self.ntk != 1 else self.factor
 
     def stretched(self, factor: float, ntk: bool) -> Bias:
-        """Returns the bias as it reads `factor` times further."""
+        """Returns the bias for contexts `factor` times as long."""
         if ntk:
             return dataclasses.replace(self, ntk=self.ntk * factor)
         return dataclasses.replace(self, factor=self.factor * factor)
@@ -95,16 +99,17 @@ class RankedBias(Bias):
 
 @dataclasses.dataclass(frozen=True)
 class Sloped(RankedBias):
-    """What the biases with one fixed slope a head share.
+    """Base class of biases with one fixed slope per head.
 
     Attributes:
       slopes: "standard" (the published ones for the number of heads that carry the bias), "match"
         (see `matched_slopes`: set by the training length) or "harmonic" (see `harmonic_slopes`).
-      max_exponent: of the slopes' powers of two, published as 8; see `alibi_slopes`, `matched_slopes`.
+      max_exponent: of the slopes as powers of two, published as 8; see `alibi_slopes`,
+        `matched_slopes`.
       steep: all slopes are multiplied by it; `slopes=match,steep=4` ends at 16/L.
-      factor: slopes are divided by it, m' = m L / L' for a reading length L' = factor * L
-        (position interpolation for ALiBi: a distance d is read as d / factor).
-      ntk: the NTK-style stretch instead; see `ntk_factors`.
+      factor: slopes are divided by it, m' = m L / L' for a length L' = factor * L (position
+        interpolation for ALiBi).
+      ntk: the NTK form of the same; see `ntk_factors`.
     """
 
     slopes: str = "standard"
@@ -112,7 +117,6 @@ class Sloped(RankedBias):
     steep: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an unknown slope rule, a number that is not positive, or slopes past float32."""
         if self.slopes not in SLOPES:
             raise ValueError(f"slopes must be one of {SLOPES}, not {self.slopes!r}")
         owner = type(self).__name__.lower()
@@ -132,8 +136,8 @@ class Sloped(RankedBias):
                 f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
             )
 
-    def unread_slope_N(self, context: HeadContext) -> np.ndarray:
-        """Returns the slopes of this group's heads before any stretch, float64."""
+    def unscaled_slope_N(self, context: HeadContext) -> np.ndarray:
+        """Returns the slopes of this group's heads without factor and ntk, float64."""
         if self.slopes == "harmonic":
             return self.steep * harmonic_slopes(context.heads)
         if self.slopes == MATCH:
@@ -142,8 +146,8 @@ class Sloped(RankedBias):
         return self.steep * alibi_slopes(context.heads, self.max_exponent)
 
     def slope_N(self, context: HeadContext) -> np.ndarray:
-        """Returns the slopes of this group's heads as they are read, float64."""
-        slope_N = self.unread_slope_N(context)
+        """Returns the slopes of this group's heads, float64."""
+        slope_N = self.unscaled_slope_N(context)
         return slope_N / self.divisor_N(slope_N)
 
 
@@ -155,9 +159,7 @@ class Alibi(Sloped):
     `Sloped`: slopes, max_exponent, steep, factor, ntk.
     """
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS = -m d."""
         return linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS))
 
@@ -170,7 +172,7 @@ class Alibi(Sloped):
 class Capped(Sloped):
     """A linear penalty that stops growing: -min(m d, cap), in nats.
 
-    Beyond d = cap/m every distance costs the same, so a needle is never further than `cap` nats away.
+    Beyond d = cap/m every distance costs the same, at most `cap` nats.
 
     Attributes:
       cap: the largest penalty, nats. slopes, max_exponent, steep, factor, ntk: as for ALiBi.
@@ -179,13 +181,10 @@ class Capped(Sloped):
     cap: float = 4.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a cap that is not positive."""
         super().check(context)
         check_positive("capped", cap=self.cap)
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS = -min(m d, cap)."""
         return jnp.maximum(
             linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS)), -self.cap
@@ -203,43 +202,36 @@ class Power(Sloped):
     power: float = 0.5
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a power outside (0, 2]."""
         super().check(context)
         check_positive("power", power=self.power)
         if self.power > 2:
             raise ValueError(f"power: power must lie in (0, 2], not {self.power}")
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS = -m d^p."""
         return linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS) ** self.power)
 
     def slope_N(self, context: HeadContext) -> np.ndarray:
-        """Returns m as it is read, float64: a distance d / f costs m (d / f)^p."""
-        slope_N = self.unread_slope_N(context)
+        """Returns m, float64, with the factor f: m (d / f)^p."""
+        slope_N = self.unscaled_slope_N(context)
         return slope_N / self.divisor_N(slope_N) ** self.power
 
 
 @dataclasses.dataclass(frozen=True)
 class Log(Bias):
-    """A logarithmic tail, -c log(1 + d/t): weights fall as a power of distance, at every scale alike.
+    """A logarithmic penalty, -c log(1 + d/t): weights fall as a power of distance.
 
     Attributes:
-      c: nats lost per e-fold of distance. t: tokens within which distance hardly counts.
+      c: nats lost per e-fold of distance. t: distances well below t cost little.
     """
 
     c: float = 1.0
     t: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a setting that is not positive."""
         check_positive("log", c=self.c, t=self.t, factor=self.factor)
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS, the same for every head."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         tail_BTS = jnp.log1p(distances(q_pos_BT, k_pos_BS) / (self.t * self.factor))
         return linear_bias(np.full(context.heads, self.c), tail_BTS)
 
@@ -248,9 +240,9 @@ class Log(Bias):
 class Sandwich(Bias):
     """The distance kernel of sinusoidal embeddings, as a bias (Chi et al. 2022, sec. 4).
 
-    b = (sum over h of cos(d freq_h) - dim/2) / (8 n / N), n = 1 .. N: zero at distance 0 and a slow,
-    nearly logarithmic fall after it, gentler for later heads. Not monotone: beyond a few hundred tokens
-    the cosines make it rise and fall again.
+    b = (sum over h of cos(d freq_h) - dim/2) / (8 n / N), n = 1 .. N: zero at distance 0 and a
+    slow, nearly logarithmic fall after it, gentler for later heads. Not monotone: beyond a few
+    hundred tokens the cosines make it rise and fall again.
 
     Attributes:
       dim: of the sinusoids (the paper: 128). base: of their frequencies.
@@ -261,15 +253,11 @@ class Sandwich(Bias):
     base: float = 10_000.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an odd or empty dim, or a base that is not positive."""
         check_positive("sandwich", dim=self.dim, base=self.base, factor=self.factor)
         if self.dim % 2:
             raise ValueError(f"sandwich: dim must be even, not {self.dim}")
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         apart_BTS = jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :])
         # Frequencies start at i = 1 here, as in the paper.
         freq_h = self.base ** (-2 * np.arange(1, self.dim // 2 + 1) / self.dim) / self.factor

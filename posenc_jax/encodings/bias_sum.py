@@ -11,16 +11,17 @@ from posenc_jax.encodings.base import Bias, GatedBias, HeadContext, Params
 
 @dataclasses.dataclass(frozen=True)
 class BiasSum(Bias):
-    """The sum of biases, in nats. Each term keeps its own settings, learned values, schedule and stretch.
+    """The sum of biases, in nats. Each term keeps its own settings, learned values, schedule and
+    length extension.
 
     Attributes:
-      terms: two or more biases of position. None of them is a sum, or decided by tokens.
+      terms: two or more biases; none of them is a sum or a forget gate.
 
     Raises:
       ValueError: on construction, for other terms.
     """
 
-    factor: ClassVar[float] = 1.0  # every term has its own
+    factor: ClassVar[float] = 1.0  # each term has its own
     terms: tuple[Bias, ...] = ()
 
     def __post_init__(self):
@@ -28,26 +29,26 @@ class BiasSum(Bias):
             raise ValueError("a sum of biases has two terms or more, and none of them is a sum")
         if any(isinstance(term, GatedBias) for term in self.terms):
             raise ValueError(
-                "a bias that tokens decide does not add to another: give it heads of its own, with '|'"
+                "a forget gate does not add to another bias: put it on separate heads, with '|'"
             )
 
     @property
     def learns(self) -> bool:
-        """Whether a term does."""
+        """Whether a term learns."""
         return any(term.learns for term in self.terms)
 
     @property
     def relative(self) -> bool:
-        """Whether all terms are."""
+        """Whether all terms are relative."""
         return all(term.relative for term in self.terms)
 
     @property
     def joint(self) -> bool:
-        """Whether a term is."""
+        """Whether a term is joint."""
         return any(term.joint for term in self.terms)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns the learned parameters of the terms that have some, by the term's number."""
+        """Returns the learned parameters of the terms by the index of the term."""
         learned = {
             str(i): term.init(jax.random.fold_in(key, i), context)
             for i, term in enumerate(self.terms)
@@ -55,20 +56,17 @@ class BiasSum(Bias):
         return {i: values for i, values in learned.items() if values}
 
     def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
-        """Returns the parameters of every term at a share `progress` of training."""
+        """Returns the parameters of every term after a share `progress` of training."""
         return {
             i: self.terms[int(i)].scheduled(values, progress, context)
             for i, values in params.items()
         }
 
     def longest(self, context: HeadContext) -> int | None:
-        """Returns the least number of positions that a term is defined for."""
+        """Returns the smallest limit of the terms."""
         return min((n for term in self.terms if (n := term.longest(context)) is not None), default=None)  # fmt: skip
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         return sum(
             term.bias(params.get(str(i), {}), q_pos_BT, k_pos_BS, context)
             for i, term in enumerate(self.terms)
@@ -83,9 +81,9 @@ class BiasSum(Bias):
         return None if any(slope_N is None for slope_N in slopes) else jnp.sum(jnp.stack(slopes), 0)
 
     def stretched(self, factor: float, ntk: bool) -> "BiasSum":
-        """Returns the sum of the terms as each reads `factor` times further by its own rule."""
+        """Returns the sum of the terms for contexts `factor` times as long."""
         return BiasSum(tuple(term.stretched(factor, ntk) for term in self.terms))
 
     def on_grid(self, width: int, context: HeadContext) -> "BiasSum":
-        """Returns the sum whose planar terms unfold positions on `width` columns."""
+        """Returns the sum whose planar terms have a grid of `width` columns."""
         return BiasSum(tuple(term.on_grid(width, context) for term in self.terms))

@@ -1,4 +1,4 @@
-"""Linear attention as a form that a scheme can select: `linear`, `rope+linear`."""
+"""The feature map of linear attention, a form that a scheme can select: `linear`, `rope+linear`."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from posenc_jax.encodings.base import Form
 class Linear(Form):
     """Attention by feature maps, phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7).
 
-    A rotation turns the features, and in the numerator only (Su et al. 2021, eq. 19): turned features
-    are no longer above zero, and a sum of them may vanish. Takes no bias and no temperature, and
-    stands on all heads of its layer.
+    A rotation acts on the features in the numerator only (Su et al. 2021, eq. 19), because rotated
+    features may be negative and their sum may be zero. Linear attention takes no bias and no
+    temperature, and all heads of a layer have it.
     """
 
     def features(self, x_BTNH: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The forget gate: a distance bias that the tokens decide (Lin et al. 2025, FoX)."""
+"""The forget gate: a bias that depends on the tokens (Lin et al. 2025, FoX)."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,10 +12,11 @@ from posenc_jax.encodings.bias import alibi_slopes, distances, matched_slopes
 
 
 def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.Array:
-    """Returns cum_log_forget_BTN, float32: the sum of the ticks of a document up to and including each token.
+    """Returns cum_log_forget_BTN, float32: the sum of log_forget from the start of the document
+    through each token.
 
-    Begins anew at every change of segment, by resetting and not by subtracting: what stands before a
-    document cannot cost it precision. The tokens of a document stand together and in order.
+    The sum is reset at every change of segment, not subtracted, so earlier documents do not cost
+    precision. The tokens of a document stand together and in order.
     """
     before_BT = jnp.concatenate([seg_BT[:, :1] - 1, seg_BT[:, :-1]], axis=1)
     new_BT1 = (seg_BT != before_BT)[..., None]
@@ -34,12 +35,10 @@ class Forget(GatedBias):
     A constant gate f is ALiBi with slope -ln f. Source: Lin et al. 2025, eq. 5-7.
 
     Attributes:
-      start: of the gates: "half", f = 1/2 on average (published: c = 0), or "match" or "standard", the
-        f whose slope is that of ALiBi (`matched_slopes`, `alibi_slopes`).
-      stddev: of the initial w, whose inputs are of unit size (published: 0.02).
-      factor: log-gates are divided by it, as slopes are when a scheme is read further. Tokens decide this
-        bias and not distance; at rest it is linear in distance and follows the rule of all others. Heads have no
-        order for an NTK form.
+      start: the initial gates: "half", f = 1/2 on average (published: c = 0), or "match" or
+        "standard", the f of ALiBi's slopes (`matched_slopes`, `alibi_slopes`).
+      stddev: of the initial w, whose inputs have unit size (published: 0.02).
+      factor: ln f is divided by it, like slopes in length extension. There is no NTK form.
     """
 
     learns: ClassVar[bool] = True
@@ -47,7 +46,6 @@ class Forget(GatedBias):
     stddev: float = 0.02
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an unknown start, or a number that is not positive."""
         if self.start not in ("half", "standard", MATCH):
             raise ValueError(f"forget: start must be half, match or standard, not {self.start!r}")
         check_positive("forget", stddev=self.stddev, factor=self.factor)
@@ -72,9 +70,7 @@ class Forget(GatedBias):
         gate_BTN = jnp.einsum("BTD,DN->BTN", x_BTD.astype(jnp.float32), params["gate_DN"])
         return jax.nn.log_sigmoid(gate_BTN + params["gate_bias_N"][None, None]) / self.factor
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS of tokens whose gates are at their resting value, sigmoid(c)."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
+        """Returns bias_BNTS of tokens with x = 0, whose gates are sigmoid(c)."""
         rest_N = jax.nn.log_sigmoid(params["gate_bias_N"]) / self.factor
         return rest_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]

@@ -1,8 +1,8 @@
-"""Rows of a learned table by id, with a gradient that is the same bits every time.
+"""Gather of table rows by id, with a deterministic gradient on GPUs.
 
-The gradient of a row is a sum over the places that read it. XLA for GPU takes such a sum by atomic
-additions, in whatever order they arrive; in programs for a GPU it is taken here, in an order that the ids
-alone decide. Dims: X places of one device, V rows, D of a row.
+The gradient of a row is the sum over the tokens that read it. XLA for GPU computes it by atomic
+additions in an arbitrary order. In programs for a GPU this module computes it in an order that
+depends on the ids only. Dims: X tokens of one device, V rows, D dims of a row.
 """
 
 import functools
@@ -16,12 +16,12 @@ from posenc_jax.encodings.backend import current_backend
 def gather_rows(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
     """Returns table_VD[ids_BT].
 
-    On a mesh the table may be split over D, not over V; rows lie where their ids lie.
+    On a mesh the table may be split over D, not over V; the rows are split like the ids.
 
     Args:
-      ids_BT: from 0 on.
-      mode: of `.at[].get`: "fill", where an id of V or more reads NaN and gives no gradient, or
-        "promise_in_bounds", where there is none.
+      ids_BT: nonnegative.
+      mode: of `.at[].get`: "fill", where ids of V and more give NaN and no gradient, or
+        "promise_in_bounds".
     """
     if current_backend() == "gpu":
         return _summed_in_order(table_VD, jnp.asarray(ids_BT), mode, table_VD.shape[0])
@@ -62,11 +62,10 @@ _summed_in_order.defvjp(_forward, _backward)
 
 
 def sum_rows_by_id(d_XD: jax.Array, ids_X: jax.Array, size: int) -> jax.Array:
-    """Returns d_VD: the sum of the rows of every id below `size`, in float32.
+    """Returns d_VD: the sum of the rows of each id below `size`, in float32.
 
-    Rows are sorted by id, those of one id in the order they come in, and added in a tree over their
-    places: no two programs or runs add them otherwise, and the rounding error grows with the logarithm of
-    their number.
+    Rows are sorted by id (stable) and added in a binary tree. The order is the same in every
+    program and run, and the rounding error grows with the logarithm of the number of rows.
     """
     order_X = jnp.argsort(ids_X, stable=True)
     sorted_X = ids_X[order_X]
@@ -80,8 +79,8 @@ def sum_rows_by_id(d_XD: jax.Array, ids_X: jax.Array, size: int) -> jax.Array:
     rows_XD = d_XD[order_X].astype(jnp.float32)
     _, upto_XD = jax.lax.associative_scan(add, (first_X1, rows_XD))
     ids_V = jnp.arange(size, dtype=ids_X.dtype)
-    # Where an id ends is looked up, not written: a program without any scatter has none to put in order.
+    # The last row of each id is found by binary search; a scatter would not be deterministic.
     last_V = jnp.searchsorted(sorted_X, ids_V, side="right", method="scan_unrolled") - 1
     last_V = jnp.maximum(last_V, 0)
-    found_V1 = (sorted_X[last_V] == ids_V)[:, None]
-    return jnp.where(found_V1, upto_XD[last_V], 0.0)
+    present_V1 = (sorted_X[last_V] == ids_V)[:, None]
+    return jnp.where(present_V1, upto_XD[last_V], 0.0)

@@ -1,4 +1,4 @@
-"""The scheme language: a scheme as one readable line, for configs, flags, tables and pictures.
+"""The scheme language: parses a line of text into a `Scheme` and writes a `Scheme` as a line.
 
 ::
 
@@ -14,14 +14,15 @@
     part    = name ["(" key "=" value ("," key "=" value)* ")"]
 
 Examples: ``rope+alibi`` (both on every head), ``rope|alibi`` (half the heads each),
-``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer flat),
-``alibi&log(c=2.0)``, ``rope(base=match)``, ``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``,
-``rope+linear`` (linear attention: a form, not a bias), ``3*(rope+window(size=L/8)),nope~logn`` (three layers that see
-an eighth of the training length L, then one that sees everything), ``steep`` (a line's name, see `presets`). An absolute part belongs to the whole scheme wherever it stands.
+``3*(rope+alibi)|1*nope~logn`` (coupled split), ``3*(rope+alibi),1*nope~logn`` (every fourth layer
+flat), ``alibi&log(c=2.0)``, ``rope(base=match)``,
+``rope(stretch=yarn(factor=4.0))+alibi(factor=4.0)``, ``sinusoidal+alibi``, ``rope+linear`` (linear
+attention: a form, not a bias), ``3*(rope+window(size=L/8)),nope~logn`` (three layers with a window
+of an eighth of the training length L, then one without). An absolute part applies to the whole
+scheme.
 """
 
 import dataclasses
-import difflib
 import re
 
 from posenc_jax.encodings.base import Absolute, Bias, Form, Part, Rotation, Temperature
@@ -31,6 +32,7 @@ from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
 from posenc_jax.encodings.scheme import HeadGroup, Layer, Scheme
 from posenc_jax.encodings.scheme_presets import PRESETS, line_of
 from posenc_jax.encodings.window import Window
+from posenc_jax.results.near_names import near_names
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<name>[A-Za-z_][A-Za-z_0-9.-]*)|(?P<number>[+-]?[0-9][0-9.eE+-]*)|(?P<sign>.))"
@@ -46,20 +48,14 @@ _KINDS = {
 
 
 def parse(text: str) -> Scheme:
-    """Returns the scheme that `text` describes or names (`presets`); ValueError points at the first mistake."""
+    """Returns the scheme that `text` describes or names (`scheme_presets`); ValueError with the column
+    of the first error.
+    """
     return _Parser(line_of(text)).scheme()
 
 
-def near_names(name: str, known: list[str]) -> str:
-    """Returns "; did you mean 'x'?" for a misspelt name, or the list of known ones."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return "; known: " + ", ".join(sorted(known))
-
-
 def unparse(scheme: Scheme) -> str:
-    """Returns the line that `parse` reads back to an equal scheme; defaults are left out."""
+    """Returns the line that `parse` turns into an equal scheme, without defaults."""
     layers, first = [], True
     runs: list[list] = []
     for layer in scheme.layers:
@@ -101,10 +97,10 @@ def _unparse_term(part: Part) -> str:
 
 
 def unparse_part(part: Part | RopeScaling) -> str:
-    """Returns a part or a stretch as it stands in a line, defaults left out."""
+    """Returns the text of a part or a RoPE scaling, without default settings."""
     changed = [
         f"{f.name}={_unparse_value(getattr(part, f.name))}"
-        for f in sorted(dataclasses.fields(part), key=lambda f: f.kw_only)  # stretches last
+        for f in sorted(dataclasses.fields(part), key=lambda f: f.kw_only)  # factor and ntk last
         if getattr(part, f.name) != f.default
     ]
     return registered_name(part) + (f"({','.join(changed)})" if changed else "")
@@ -119,7 +115,7 @@ def _unparse_value(value) -> str:
 
 
 class _Parser:
-    """Recursive descent over the tokens of one line."""
+    """Recursive-descent parser of one line."""
 
     def __init__(self, text: str):
         self.text, self.tokens, self.at = text, [], 0
@@ -166,7 +162,7 @@ class _Parser:
         return [tuple(dataclasses.replace(inner[0], share=share) for share, inner in groups)]
 
     def group(self) -> tuple[int, list[HeadGroup]]:
-        """Returns the count in front and the heads, or the split inside parentheses."""
+        """Returns the count in front and the head groups."""
         count = 1
         kind, value, _ = self.tokens[self.at]
         if kind == "number":
@@ -225,7 +221,7 @@ class _Parser:
         return dataclasses.replace(heads, **{kind: part})
 
     def bias_sum(self, first: Part) -> BiasSum:
-        """Returns the sum of a bias and of those that follow it behind '&'."""
+        """Returns the sum of `first` and the biases after '&'."""
         start, terms = self.tokens[self.at], [first]
         while self.take("&"):
             terms.append(self.part(REGISTRY))
@@ -237,7 +233,7 @@ class _Parser:
             raise self.fail(str(error), start) from None
 
     def part(self, table: dict[str, type]):
-        """Returns the part (or stretch) whose name and settings stand here."""
+        """Returns the part (or RoPE scaling) at this token."""
         kind, name, _ = token = self.tokens[self.at]
         if kind != "name":
             raise self.fail(f"expected an encoding, found {name!r}")
@@ -262,7 +258,7 @@ class _Parser:
         return part(**given)
 
     def setting(self, name: str, fields: dict[str, dataclasses.Field]):
-        """Returns one key and its value, of the type of the field's default."""
+        """Returns the name and value of the setting at this token."""
         token = self.tokens[self.at]
         if token[0] != "name" or token[1] not in fields:
             near = near_names(token[1], list(fields))
@@ -272,7 +268,7 @@ class _Parser:
         return token[1], self.value(name, fields[token[1]])
 
     def value(self, name: str, field: dataclasses.Field):
-        """Returns the value that stands here, if it is of the field's type."""
+        """Returns the value at this token; ValueError if it does not have the field's type."""
         kind, text, _ = token = self.tokens[self.at]
         if "RopeScaling" in str(field.type) and (kind, text) == ("name", "none"):
             self.at += 1
@@ -302,14 +298,14 @@ class _Parser:
         )
 
     def number(self, name: str, field: dataclasses.Field, kind: type):
-        """Returns the number that stands here."""
+        """Returns the number at this token."""
         token = self.tokens[self.at]
         try:
             value = kind(token[1]) if kind is int else float(token[1])
         except ValueError:
             what = f"{name}: {field.name} cannot be {token[1]!r} (default: {field.default!r})"
             raise self.fail(what, token) from None
-        if token[0] != "number":  # float() would read the words nan and inf
+        if token[0] != "number":  # float() accepts the words nan and inf
             raise self.fail(f"{name}: {field.name} cannot be {token[1]!r}", token)
         self.at += 1
         return value

@@ -1,6 +1,7 @@
-"""One attention layer of a scheme: head groups, and the positional mathematics of all heads together."""
+"""One attention layer of a scheme: rotation, bias and temperature of all its heads."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,9 @@ KINDS = ("rotation", "bias", "temperature", "form", "window")
 
 @dataclasses.dataclass(frozen=True)
 class HeadGroup:
-    """One group of heads and what it carries; `share` is its weight among the layer's groups.
+    """The parts of one group of heads; `share` is its weight among the groups of the layer.
 
-    `form` is another form of attention than softmax; it takes neither bias nor temperature.
+    `form` is a form of attention other than softmax; it takes neither bias nor temperature.
     """
 
     rotation: Rotation | None = None
@@ -39,10 +40,10 @@ class HeadGroup:
     window: Window | None = None
 
     def parts(self) -> tuple[Part, ...]:
-        """Returns the parts that are there; of a sum of biases, its terms."""
-        found = (part for kind in KINDS if (part := getattr(self, kind)) is not None)
+        """Returns the parts that are set; for a sum of biases, its terms."""
+        parts = (part for kind in KINDS if (part := getattr(self, kind)) is not None)
         return tuple(
-            p for part in found for p in (part.terms if isinstance(part, BiasSum) else (part,))
+            p for part in parts for p in (part.terms if isinstance(part, BiasSum) else (part,))
         )
 
 
@@ -51,7 +52,7 @@ Layer = tuple[HeadGroup, ...]
 
 @dataclasses.dataclass(frozen=True)
 class PlacedHeadGroup:
-    """A head group with the range of query heads it fills."""
+    """A head group with its range of query heads."""
 
     heads: HeadGroup
     first: int
@@ -65,7 +66,7 @@ class PlacedHeadGroup:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedLayer:
-    """The positional mathematics of one attention layer: pure functions of positions."""
+    """One attention layer of a scheme, as pure functions of positions."""
 
     groups: tuple[PlacedHeadGroup, ...]
 
@@ -76,22 +77,22 @@ class PlacedLayer:
 
     @property
     def window_N(self) -> tuple[int | None, ...]:
-        """The window of every query head, tokens; None where all keys are in sight."""
+        """The window of every query head, tokens; None: no window."""
         own = ((g.heads.window, g.context) for g in self.groups)
         return tuple(w and w.tokens(at) for w, at in own for _ in range(at.heads))
 
     @property
     def gated(self) -> bool:
-        """Whether the tokens themselves decide a bias, so that `bias` needs their clocks."""
+        """Whether a head has a forget gate, so that `bias` needs the cumulative log-forget."""
         return any(isinstance(group.heads.bias, GatedBias) for group in self.groups)
 
     @property
     def form(self) -> Form | None:
-        """The form of attention of all heads; None is softmax."""
+        """The form of attention of all heads; None: softmax."""
         return self.groups[0].heads.form
 
     def init(self, key: jax.Array) -> Params:
-        """Returns learned parameters by "group.kind"; empty for schemes that learn nothing."""
+        """Returns learned parameters by "group.kind"; empty for schemes without learned parts."""
         params = {}
         for g, group, kind, part in self._parts():
             learned = part.init(jax.random.fold_in(key, len(params)), group.context)
@@ -100,7 +101,7 @@ class PlacedLayer:
         return params
 
     def scheduled(self, params: Params, progress: jax.Array) -> Params:
-        """Returns `params` with those that follow a schedule set to a share `progress` of training."""
+        """Returns `params` with the scheduled ones set for a share `progress` of training."""
         named = {f"{g}.{kind}": (part, group.context) for g, group, kind, part in self._parts()}
         return {
             name: named[name][0].scheduled(learned, progress, named[name][1])
@@ -116,29 +117,30 @@ class PlacedLayer:
 
     @property
     def columns_per_dim(self) -> int:
-        """Columns of a turned query or key for every dim."""
+        """Columns of a rotated query or key per dim."""
         rotations = (group.heads.rotation for group in self.groups)
         return max(1 if rotation is None else rotation.columns_per_dim for rotation in rotations)
 
     def shares_keys(self, num_kv_heads: int) -> bool:
-        """Whether all query heads of each key/value head rotate alike (grouped-query attention)."""
-        turns = []
+        """Whether all query heads of each key/value head rotate equally."""
+        rotations = []
         for g, group in enumerate(self.groups):
             rotation = group.heads.rotation
             own = rotation is not None and rotation.learns and not rotation.keys_alike
             for n in range(group.context.heads):
-                turns.append(
+                rotations.append(
                     (rotation, g if own else None, n if own and rotation.per_head else None)
                 )
         size = self.num_heads // num_kv_heads
-        return all(len(set(turns[k : k + size])) == 1 for k in range(0, self.num_heads, size))
+        return all(len(set(rotations[k : k + size])) == 1 for k in range(0, self.num_heads, size))
 
     def rotate(self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, side: str) -> jax.Array:
-        """Returns queries or keys turned to their positions, in `columns_per_dim` times as many columns.
+        """Returns queries or keys rotated to their positions, with `columns_per_dim` times as many
+        columns.
 
-        `x_BTNH` has the layer's query heads, or its key/value heads where `shares_keys` holds; `side`
-        is "query" or "key". Heads without a rotation come back untouched, bit for bit. Columns that
-        a head does not have are zeros behind its own.
+        `x_BTNH` has the layer's query heads, or its key/value heads if `shares_keys`; `side` is
+        "query" or "key". Heads without a rotation are returned unchanged. Heads with fewer columns
+        are padded with zeros.
         """
         repeats = self.num_heads // x_BTNH.shape[2]
         columns = self.columns_per_dim * x_BTNH.shape[3]
@@ -155,7 +157,7 @@ class PlacedLayer:
         return out
 
     def log_forget(self, params: Params, x_BTD: jax.Array) -> jax.Array | None:
-        """Returns log_forget_BTN, float32, over all query heads, of what the layer reads; None if not `gated`."""
+        """Returns log_forget_BTN, float32, of all query heads; None if not `gated`."""
         if not self.gated:
             return None
         pieces = []
@@ -177,8 +179,8 @@ class PlacedLayer:
     ) -> jax.Array | None:
         """Returns bias_BNTS, float32, over all query heads, or None when no head has one.
 
-        The clocks are running sums of `log_forget` (`forget_gate.cumulative_log_forget`). Without them a gated bias is
-        that of tokens at rest, which is for looking at and not for attention.
+        A forget gate needs the running sums of `log_forget` (`forget_gate.cumulative_log_forget`).
+        Without them, its bias is that of tokens with x = 0, for reports and not for attention.
         """
         if all(group.heads.bias is None for group in self.groups):
             return None
@@ -198,7 +200,7 @@ class PlacedLayer:
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
     def linear_slope_N(self, params: Params) -> jax.Array | None:
-        """Returns the slopes of all query heads, float32, 0 for flat ones; None if a bias is not linear."""
+        """Returns the slopes of all query heads, float32; None if a bias is not linear."""
         pieces = []
         for g, group in enumerate(self.groups):
             part, slope_N = group.heads.bias, jnp.zeros(group.context.heads)
@@ -214,7 +216,8 @@ class PlacedLayer:
     ) -> jax.Array | None:
         """Returns tau_BNTS, float32, over all query heads, or None when no head has one.
 
-        Its last dim is 1 where no temperature depends on the key: then it may multiply the queries.
+        Its last dim is 1 if no temperature depends on the key; then it can be multiplied into the
+        queries.
         """
         if all(group.heads.temperature is None for group in self.groups):
             return None
@@ -225,7 +228,7 @@ class PlacedLayer:
                 jnp.ones_like(q_pos_BT, jnp.float32)[:, None, :, None]
                 if part is None
                 else part.temperature(
-                    learned, place_in_sight(group, q_pos_BT), k_pos_BS, group.context
+                    learned, last_visible_key(group, q_pos_BT), k_pos_BS, group.context
                 )
             )
             pieces.append((tau_BNTS, group.context.heads))
@@ -238,30 +241,32 @@ class PlacedLayer:
 
     @property
     def tempered_by_tokens(self) -> bool:
-        """Whether the tokens themselves decide a temperature, which `tempered` puts into the queries."""
+        """Whether a temperature depends on the tokens; see `tempered`."""
         return any(isinstance(group.heads.temperature, TokenTemperature) for group in self.groups)
 
     def tempered(
         self, params: Params, q_BTNH: jax.Array, x_BTD: jax.Array, pos_BT: jax.Array
     ) -> tuple[jax.Array, "PlacedLayer"]:
-        """Returns the queries times the temperatures that tokens decide, and the layer that is left to attend under.
+        """Returns the queries times the temperatures that depend on tokens, and the layer without
+        these temperatures.
 
-        x_BTD is what the layer's projections read. Without such a temperature both come back as they are.
+        x_BTD is the input of the layer's projections. Without such a temperature, both are returned
+        unchanged.
         """
         if not self.tempered_by_tokens:
             return q_BTNH, self
-        decided, groups = {}, []
+        tau_of_group, groups = {}, []
         for g, group in enumerate(self.groups):
             part, heads = group.heads.temperature, group.heads
             if isinstance(part, TokenTemperature):
                 learned = params.get(f"{g}.temperature", {})
-                seen_BT = place_in_sight(group, pos_BT)
-                decided[g] = part.of_tokens(learned, x_BTD, seen_BT, group.context)
+                visible_BT = last_visible_key(group, pos_BT)
+                tau_of_group[g] = part.of_tokens(learned, x_BTD, visible_BT, group.context)
                 heads = dataclasses.replace(heads, temperature=None)
             groups.append(dataclasses.replace(group, heads=heads))
-        one_BT1 = jnp.ones_like(next(iter(decided.values()))[:, :, :1])
+        one_BT1 = jnp.ones_like(next(iter(tau_of_group.values()))[:, :, :1])
         taus = [
-            decided.get(g, jnp.broadcast_to(one_BT1, (*pos_BT.shape, group.context.heads)))
+            tau_of_group.get(g, jnp.broadcast_to(one_BT1, (*pos_BT.shape, group.context.heads)))
             for g, group in enumerate(groups)
         ]
         tau_BTN1 = jnp.concatenate(taus, axis=2)[..., None]
@@ -269,11 +274,12 @@ class PlacedLayer:
         return q_BTNH, PlacedLayer(tuple(groups))
 
 
-def place_in_sight(group: PlacedHeadGroup, pos_BT: jax.Array) -> jax.Array:
+def last_visible_key(group: PlacedHeadGroup, pos_BT: jax.Array) -> jax.Array:
     """Returns the positions that the temperature of a head group reads.
 
-    One that counts keys reads the place among the keys in sight, n - 1 for n of them: the position, or w - 1 where
-    it is past a window of w. A model's own window is a mask of the evaluation, under which all count.
+    A temperature that depends on the number n of visible keys reads n - 1: the position, or w - 1
+    if that is less, for heads with a window of w. The window of `ModelConfig` is a mask of the
+    evaluation and does not change n.
     """
     heads = group.heads
     if heads.window is None or heads.temperature.relative:
@@ -284,3 +290,13 @@ def place_in_sight(group: PlacedHeadGroup, pos_BT: jax.Array) -> jax.Array:
 def _with_columns(x_BTNH: jax.Array, columns: int) -> jax.Array:
     missing = columns - x_BTNH.shape[-1]
     return jnp.pad(x_BTNH, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing else x_BTNH
+
+
+@functools.cache
+def temperature_depends_on_key(layer: PlacedLayer) -> bool:
+    """Whether a temperature of the layer depends on the key."""
+    probe = jnp.zeros((1, 2), jnp.int32)
+    tau = jax.eval_shape(
+        lambda key: layer.temperature(layer.init(key), probe, probe), jax.random.key(0)
+    )
+    return tau is not None and tau.shape[-1] != 1

@@ -1,4 +1,4 @@
-"""Distance biases with learned shapes: slopes, KERPLE, T5's buckets, FIRE."""
+"""Learned and scheduled biases: slopes, annealed ALiBi, KERPLE, T5's buckets, FIRE."""
 
 import dataclasses
 import math
@@ -30,9 +30,9 @@ class LearnedSlopes(RankedBias):
 
     Attributes:
       start: initial slopes, "match" or "standard" (as for ALiBi; raised to just above the floor).
-      floor: no slope falls below floor / train_length; 4.0 keeps every head within a training length,
-        0 lets heads go flat.
-      factor, ntk: as for ALiBi, on the slopes as they were learned; the floor is of those.
+      floor: the smallest slope is floor / train_length; at 4.0 every head loses at least 4 nats
+        over the training length, at 0 the slope can vanish.
+      factor, ntk: as for ALiBi; they divide the learned slopes, floor included.
     """
 
     learns: ClassVar[bool] = True
@@ -40,7 +40,6 @@ class LearnedSlopes(RankedBias):
     floor: float = 0.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an unknown start or a negative floor."""
         if self.start not in ("standard", MATCH):
             raise ValueError(f"slopes: start must be 'standard' or 'match', not {self.start!r}")
         if not 0 <= self.floor < math.inf:
@@ -48,7 +47,7 @@ class LearnedSlopes(RankedBias):
         check_positive("slopes", factor=self.factor, ntk=self.ntk)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns {"raw_N"}, such that the slopes start as asked."""
+        """Returns {"raw_N"}, which gives the slopes of `start`."""
         if self.start == MATCH:
             start_N = matched_slopes(context.heads, context.num_heads, context.train_length)
         else:
@@ -56,25 +55,23 @@ class LearnedSlopes(RankedBias):
         above_N = np.maximum(start_N - self.floor / context.train_length, 1e-4)
         return {"raw_N": jnp.asarray(inverse_softplus(above_N), jnp.float32)}
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS = -(softplus(raw) + floor) d."""
         slope_N = self.linear_slope_N(params, context)
         return -slope_N[None, :, None, None] * distances(q_pos_BT, k_pos_BS)[:, None]
 
     def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array:
-        """Returns softplus(raw) + floor as it is read, float32."""
+        """Returns softplus(raw) + floor, divided by factor and ntk, float32."""
         slope_N = jax.nn.softplus(params["raw_N"]) + self.floor / context.train_length
         return slope_N / self.divisor_N(slope_N)
 
 
 @dataclasses.dataclass(frozen=True)
 class Annealed(Sloped):
-    """ALiBi whose slopes are multiplied by a share that follows the training: they fade, or come in.
+    """ALiBi whose slopes are multiplied by a share that changes during training.
 
     The share goes linearly from `first` to `last` between the shares `begin` and `end` of training.
-    It is set by schedule, never by a gradient, and a checkpoint holds the one it was trained to.
+    A schedule sets it, not a gradient, and checkpoints store it.
 
     Attributes:
       first, last: shares of the slopes before and after. begin, end: of training, in [0, 1].
@@ -88,7 +85,6 @@ class Annealed(Sloped):
     end: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a share below zero or a stretch of training that is none."""
         super().check(context)
         if not (0 <= self.first < math.inf and 0 <= self.last < math.inf):
             raise ValueError(
@@ -106,9 +102,7 @@ class Annealed(Sloped):
         way = jnp.clip((progress - self.begin) / (self.end - self.begin), 0.0, 1.0)
         return {"share": (self.first + (self.last - self.first) * way).astype(jnp.float32)}
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS = -share m d."""
         share = jax.lax.stop_gradient(params["share"])
         return share * linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS))
@@ -121,22 +115,20 @@ class Annealed(Sloped):
 
 @dataclasses.dataclass(frozen=True)
 class KerpleLog(Bias):
-    """KERPLE, logarithmic: -r1 log(1 + r2 d), r1 and r2 above zero learned per head (Chi et al. 2022)."""
+    """KERPLE, logarithmic: -r1 log(1 + r2 d), r1 and r2 above zero learned per head (Chi et al.
+    2022).
+    """
 
     learns: ClassVar[bool] = True
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a factor that is not positive."""
         check_positive("kerple_log", factor=self.factor)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"raw_rN"}: r1 uniform in (0, 2), r2 in (0, 1), as raw values under softplus."""
         return {"raw_rN": _uniform_positive(key, context.heads, (2.0, 1.0))}
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         r1, r2 = jax.nn.softplus(params["raw_rN"])[:, None, :, None, None]
         return -r1 * jnp.log1p(r2 * distances(q_pos_BT, k_pos_BS)[:, None] / self.factor)
 
@@ -148,30 +140,29 @@ class KerplePower(Bias):
     learns: ClassVar[bool] = True
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a factor so small that float32 does not hold the square of d / factor."""
         check_positive("kerple_power", factor=self.factor)
         if self.factor < 1 / MAX_INTEGER:
             raise ValueError(f"kerple_power: factor must be at least 2^-24, not {self.factor:g}")
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2 sigmoid."""
+        """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2
+        sigmoid.
+        """
         raw_rN = _uniform_positive(key, context.heads, (1.0, 1.0))
         half_N = jax.random.uniform(
             jax.random.fold_in(key, 2), (context.heads,), minval=0.05, maxval=0.95
         )
         return {"raw_rN": raw_rN.at[1].set(jnp.log(half_N) - jnp.log1p(-half_N))}
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS; distance 0 costs nothing and has no gradient trouble."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
+        """Returns bias_BNTS; at distance 0 both bias and gradient are zero."""
         raw_rN = params["raw_rN"]
         r1 = jax.nn.softplus(raw_rN[0])[None, :, None, None]
         r2 = 2 * jax.nn.sigmoid(raw_rN[1])[None, :, None, None]
         d_B1TS = distances(q_pos_BT, k_pos_BS)[:, None] / self.factor
-        apart = d_B1TS > 0
-        powered = jnp.exp(r2 * jnp.log(jnp.where(apart, d_B1TS, 1.0)))
-        return -r1 * jnp.where(apart, powered, 0.0)
+        nonzero = d_B1TS > 0
+        powered = jnp.exp(r2 * jnp.log(jnp.where(nonzero, d_B1TS, 1.0)))
+        return -r1 * jnp.where(nonzero, powered, 0.0)
 
 
 def _uniform_positive(key: jax.Array, heads: int, tops: tuple[float, float]) -> jax.Array:
@@ -182,11 +173,12 @@ def _uniform_positive(key: jax.Array, heads: int, tops: tuple[float, float]) -> 
 
 
 def t5_starts(buckets: int, longest: int) -> np.ndarray:
-    """Returns start_U, int64: the first causal distance of every bucket; the last has no end.
+    """Returns start_U, int64: the first causal distance of every bucket; the last bucket is
+    unbounded.
 
-    Up to buckets/2 a bucket is one distance, then they widen logarithmically to `longest`: bucket e + k, with
-    e = buckets/2 and n the number of these, starts at the least whole x with (x/e)^n >= (longest/e)^k. Near a
-    whole number powers of integers decide it, as a logarithm may fall on either side.
+    The first e = buckets/2 buckets hold one distance each; the n others widen logarithmically up to
+    `longest`. Bucket e + k starts at the smallest integer x with (x/e)^n >= (longest/e)^k. Close to
+    an integer this is decided in integer arithmetic, where a logarithm would be inexact.
 
     Source: Raffel et al. 2020, sec. 2.1, and its published code (unidirectional form).
     """
@@ -214,8 +206,9 @@ class T5(Bias):
     """T5's learned scalar per head and distance bucket.
 
     Attributes:
-      buckets: their number; half of them hold one distance each. longest_distance: those beyond share
-        the last bucket. stddev: of the normal initial values. factor: buckets are as many times as wide.
+      buckets: number of buckets; half of them hold one distance each. longest_distance: larger
+        distances are in the last bucket. stddev: of the normal initial values. factor: buckets are
+        `factor` times as wide.
     """
 
     joint: ClassVar[bool] = True
@@ -225,7 +218,6 @@ class T5(Bias):
     stddev: float = 0.02
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for too few or too many buckets or a longest distance within the exact half."""
         check_positive("t5", stddev=self.stddev, factor=self.factor)
         even = 4 <= self.buckets <= 4096 and self.buckets % 2 == 0
         if not even or self.longest_distance <= self.buckets // 2:
@@ -238,10 +230,8 @@ class T5(Bias):
         """Returns {"table_NU"}, U buckets."""
         return {"table_NU": self.stddev * jax.random.normal(key, (context.heads, self.buckets))}
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS, by a one-hot product: it needs no gather, so any sharding serves."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
+        """Returns bias_BNTS by a one-hot product, which any sharding allows."""
         start_U = self.factor * t5_starts(self.buckets, self.longest_distance)
         start_U = np.append(start_U, np.inf).astype(np.float32)[None, None, None]
         d_BTS1 = distances(q_pos_BT, k_pos_BS)[..., None]
@@ -255,12 +245,14 @@ class T5(Bias):
 class Fire(Bias):
     """FIRE: a small MLP of progressively interpolated distance (Li et al. 2024, eq. 8).
 
-    b = mlp(psi(d) / psi(max(i, threshold))), psi(x) = log(c x + 1), c and the threshold learned. The
-    normaliser is the *query's* position: within a document, never the length of the batch.
+    b = mlp(psi(d) / psi(max(i, threshold))), psi(x) = log(c x + 1), c and the threshold learned.
+    The normaliser uses the position i of the query inside its document, not the length of the
+    batch.
 
     Attributes:
-      width: hidden units. c: initial c. threshold: its initial value in units of the training length.
-      factor: both d and i are read as so many times shorter.
+      width: hidden units. c: initial c. threshold: its initial value in units of the training
+        length.
+      factor: d and i are divided by it.
     """
 
     joint: ClassVar[bool] = True
@@ -271,7 +263,6 @@ class Fire(Bias):
     threshold: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a setting that is not positive."""
         check_positive(
             "fire", width=self.width, c=self.c, threshold=self.threshold, factor=self.factor
         )
@@ -288,10 +279,7 @@ class Fire(Bias):
             "raw_threshold": jnp.asarray(inverse_softplus(self.threshold), jnp.float32),
         }
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         c = jax.nn.softplus(params["raw_c"])
         threshold = jax.nn.softplus(params["raw_threshold"]) * context.train_length
         query_BT1 = q_pos_BT.astype(jnp.float32)[:, :, None] / self.factor

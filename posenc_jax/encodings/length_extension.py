@@ -1,23 +1,23 @@
-"""Reading a trained scheme further than it was trained: one rule for rotations and biases together.
+"""Length extension: one rule that adapts rotations and biases to longer sequences.
 
-A rule is ``name:factor``. It gives every rotation the stretch of that name and every bias the same
-factor, in this order of meaning: the stretch changes R (and may scale it: YaRN's temperature, which
-multiplies content only); the bias is read at distance / factor and is never multiplied by a temperature;
-log-n temperature keeps the training length as its reference, and the scale-invariant one, a function of
-distance, is read at distance / factor like the bias it belongs to.
+A rule is ``name:factor``. It gives every rotation the RoPE scaling of that name and every bias the
+same factor. The scaling changes R (and its amplitude: YaRN's temperature, which multiplies content
+only). A bias b becomes b(d / s) at distance d and is never multiplied by a temperature. Log-n
+temperature keeps the training length as its reference; the scale-invariant temperature, a function
+of distance, becomes tau(d / s).
 
-A bias b under a stretch s is b(d / s), for every bias of distance, fixed or learned: under s it is at distance
-s d what it was at d. So a slope m becomes m / s, a power's m becomes m / s^p, a bucket of T5 is s times as
-wide, and FIRE reads its query's position as i / s too. Forget gates depend on tokens and not on distance; their logarithms
-are divided by s. In the NTK form heads with slopes read d / s^share, ranked by the slopes they have or have
-learned; heads without an order read d / s.
+b(d / s) holds for every bias of distance, fixed or learned: a slope m becomes m / s, the m of a
+power becomes m / s^p, a bucket of T5 is s times as wide, and FIRE also divides the position i of
+its query. Forget gates depend on tokens and not on distance; their logarithms are divided by s. In
+the NTK form, heads with slopes use d / s^share, ranked by their slopes, fixed or learned; other
+heads use d / s.
 
 ============== ===================================== ==========================================
 rule           rotations                             biases
 ============== ===================================== ==========================================
-pi:4, yarn:4,  that stretch with factor 4            distance / 4
+pi:4, yarn:4,  that scaling with factor 4            distance / 4
 llama3:4
-ntk:4          NTK-aware with factor 4               NTK form: steepest kept, shallowest / 4
+ntk:4          NTK-aware with factor 4               NTK form: largest slope kept, smallest / 4
 dynamic:1      dynamic NTK, f = 1, for the length    distance * L / length, past L
 abf:500000     base 500000                           unchanged
 slopes:4       unchanged                             distance / 4
@@ -25,15 +25,14 @@ slopes:4       unchanged                             distance / 4
 
 ``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule.
 
-A scheme that was fine-tuned at a longer length is placed with the length it was first trained at, and was
-trained to the longer one: a rule goes on from there. Slopes that were divided by 4 are divided by 8 under
-``slopes:2``; ``dynamic`` begins past the longer length; ``yarn`` and ``llama3`` count turns within it.
+A scheme that was fine-tuned at a longer length is placed with its first training length. A rule
+then continues from the longer length: slopes divided by 4 are divided by 8 under ``slopes:2``;
+``dynamic`` begins past the longer length; ``yarn`` and ``llama3`` count turns within it.
 """
 
 import dataclasses
 
 from posenc_jax.encodings.base import MAX_SIZE, MIN_SIZE
-from posenc_jax.encodings.grammar import near_names
 from posenc_jax.encodings.rope_scaling import (
     BaseChange,
     DynamicNtk,
@@ -44,6 +43,7 @@ from posenc_jax.encodings.rope_scaling import (
     Yarn,
 )
 from posenc_jax.encodings.scheme import HeadGroup, Scheme
+from posenc_jax.results.near_names import near_names
 
 _FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3": Llama3}
 EXTENSION_RULES = (*_FACTORED, "dynamic", "abf", "slopes")
@@ -52,14 +52,15 @@ EXTENSION_RULES = (*_FACTORED, "dynamic", "abf", "slopes")
 def extend_length(
     scheme: Scheme, rule: str, *, length: int, train_length: int, placed_length: int = 0
 ) -> Scheme:
-    """Returns the scheme as `rule` reads it, for sequences of up to `length` tokens.
+    """Returns the scheme changed by `rule`, for sequences of up to `length` tokens.
 
     Args:
-      scheme: as trained. rule: see the module's text. length, train_length: tokens.
-      placed_length: that the scheme is placed with, if it is not train_length (0).
+      scheme: as trained. rule: see the module's docstring. length, train_length: tokens.
+      placed_length: the training length with which the scheme is placed, if it is not train_length;
+        0: it is.
 
     Raises:
-      ValueError: an unknown rule, a bad number, or a rule that would change nothing in this scheme.
+      ValueError: an unknown rule, a bad number, or a rule that changes nothing in this scheme.
     """
     half, _, plain = (
         rule.rpartition(".") if rule.split(".")[0] in ("rotation", "bias") else ("", "", rule)
@@ -91,7 +92,7 @@ def extend_length(
 
 
 def _halves(name: str, value: float, length: int, train_length: int, original: int):
-    """Returns the rotation's stretch, the bias's factor, and whether it takes the NTK form."""
+    """Returns the RoPE scaling, the factor of the biases, and whether they use the NTK form."""
     if name in ("yarn", "llama3"):
         return _FACTORED[name](factor=value, original=original), value, False
     if name in _FACTORED:

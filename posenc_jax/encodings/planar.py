@@ -1,9 +1,9 @@
-"""Positions in the plane: axial and mixed RoPE, and ALiBi by distance on a grid.
+"""Planar encodings: axial and mixed RoPE, and ALiBi by the distance on a grid.
 
-A token's place is still one integer, its index in raster order; a part unfolds it into (row, column)
-with its `width`. So the same parts serve a decoder that writes an image row by row and an encoder that
-sees all patches, and reading a larger image is the same scheme with another width. The functions
-below take (row, column) pairs of any kind.
+The position of a token is one integer, its index in raster order. A part computes row and column
+from it with its `width`. The same parts therefore serve a decoder that writes an image row by row
+and an image encoder, and a larger image needs only another width. The functions below take rows and
+columns, integer or float.
 """
 
 import dataclasses
@@ -27,10 +27,11 @@ def raster(pos_BT: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
 
 
 def axial_angles(row_BT: jax.Array, column_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
-    """Returns angle_BTh: the first half of the pairs turns with the column, the second with the row.
+    """Returns angle_BTh: the first half of the pairs rotates with the column, the second half with
+    the row.
 
     Args:
-      row_BT, column_BT: places, integer or float. freq_h: radians per step, of either half.
+      row_BT, column_BT: integer or float. freq_h: radians per step, for both halves.
     """
     return jnp.concatenate([angles(column_BT, freq_h), angles(row_BT, freq_h)], axis=-1)
 
@@ -38,8 +39,8 @@ def axial_angles(row_BT: jax.Array, column_BT: jax.Array, freq_h: np.ndarray) ->
 def mixed_angles(row_BT: jax.Array, column_BT: jax.Array, freq_2Nh: jax.Array) -> jax.Array:
     """Returns angle_BTNh = column * freq[0] + row * freq[1], float32, a direction for every pair.
 
-    Learned frequencies leave no constant to reduce by: the error grows as 1e-7 of the angle. Source:
-    Heo et al. 2024, eq. 14.
+    Learned frequencies allow no exact range reduction: the error is 1e-7 of the angle. Source: Heo
+      et al. 2024, eq. 14.
     """
     column, row = (x.astype(jnp.float32)[:, :, None, None] for x in (column_BT, row_BT))
     return column * freq_2Nh[0][None, None] + row * freq_2Nh[1][None, None]
@@ -49,7 +50,7 @@ def grid_distances(
     q_row_BT: jax.Array, q_column_BT: jax.Array, k_row_BS: jax.Array, k_column_BS: jax.Array,
     metric: str,
 ) -> jax.Array:  # fmt: skip
-    """Returns the distance of two places as float32 [B,T,S], in grid steps."""
+    """Returns the distance on the grid as float32 [B,T,S], in grid steps."""
     down_BTS = (q_row_BT[:, :, None] - k_row_BS[:, None, :]).astype(jnp.float32)
     across_BTS = (q_column_BT[:, :, None] - k_column_BS[:, None, :]).astype(jnp.float32)
     if metric == "manhattan":
@@ -58,10 +59,10 @@ def grid_distances(
 
 
 class _OnGrid:
-    """What parts with a `width` share."""
+    """Mixin of parts with a `width`."""
 
     def columns(self, context: HeadContext) -> int:
-        """Returns `width`, or for 0 the side of the smallest square that holds train_length tokens."""
+        """Returns `width`; for 0 the side of the smallest square of train_length tokens."""
         return self.width or math.isqrt(context.train_length - 1) + 1
 
     def check_width(self, owner: str) -> None:
@@ -72,45 +73,54 @@ class _OnGrid:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Axial(_OnGrid, Rotation):
-    """2-D RoPE by axes: half of the pairs turn with the column, half with the row (Heo et al. 2024, eq. 12).
+class _PlanarRotation(_OnGrid, Rotation):
+    """Base class of rotations on a grid, with fields `base` and `pairing`."""
 
-    Attributes:
-      width: columns of the grid; 0 takes the side of the smallest square that holds train_length tokens.
-      base: of each half's spectrum (published: 100, images being small). pairing: as in `Rope`.
-    """
-
-    relative: ClassVar[bool] = False  # of the raster index; of rows and columns it is
-    width: int = 0
-    base: float = 100.0
-    pairing: str = "half"
+    relative: ClassVar[bool] = (
+        False  # in the raster index, though the rotation depends on differences
+    )
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
-        check_positive("axial", base=self.base)
-        check_pairs("axial", context, self.pairing)
-        self.check_width("axial")
-        _check_two_axes("axial", context)
-
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
-        """Returns x_BTNH turned to its row and column."""
-        row_BT, column_BT = raster(pos_BT, self.columns(context))
-        freq_h = inverse_frequencies(context.head_dim // 2, self.base)
-        return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
+        owner = type(self).__name__.lower()
+        check_positive(owner, base=self.base)
+        check_pairs(owner, context, self.pairing)
+        self.check_width(owner)
+        if context.head_dim % 4:
+            raise ValueError(f"{owner}: two axes of pairs need head dim divisible by 4, not {context.head_dim}")  # fmt: skip
 
     def amplitude(self, context: HeadContext) -> float:
-        """Returns 1: a pure rotation."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed(_OnGrid, Rotation):
-    """2-D RoPE with learned directions: every pair of every head turns with a mix of row and column.
+class Axial(_PlanarRotation):
+    """2-D RoPE by axes: half of the pairs rotate with the column, half with the row (Heo et al.
+    2024, eq. 12).
 
-    Starts from two spectra at right angles, turned by a random angle per head. Source: Heo et al.
+    Attributes:
+      width: columns of the grid; 0 takes the side of the smallest square that holds train_length
+        tokens.
+      base: of each half's spectrum (published: 100, images being small). pairing: as in `Rope`.
+    """
+
+    width: int = 0
+    base: float = 100.0
+    pairing: str = "half"
+
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
+        """Returns x_BTNH rotated to its row and column."""
+        row_BT, column_BT = raster(pos_BT, self.columns(context))
+        freq_h = inverse_frequencies(context.head_dim // 2, self.base)
+        return rotate(x_BTNH, axial_angles(row_BT, column_BT, freq_h), self.pairing, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(_PlanarRotation):
+    """2-D RoPE with learned directions: every pair of every head rotates with a combination of row
+    and column.
+
+    The initial frequencies are two orthogonal spectra, rotated by a random angle per head. Source:
+      Heo et al.
     2024, eq. 14 (RoPE-Mixed).
 
     Attributes:
@@ -118,18 +128,10 @@ class Mixed(_OnGrid, Rotation):
     """
 
     learns: ClassVar[bool] = True
-    relative: ClassVar[bool] = False
     per_head: ClassVar[bool] = True
     width: int = 0
     base: float = 10.0
     pairing: str = "half"
-
-    def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a head dim that four does not divide, a bad base, or a width below 0."""
-        check_positive("mixed", base=self.base)
-        check_pairs("mixed", context, self.pairing)
-        self.check_width("mixed")
-        _check_two_axes("mixed", context)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"freq_2Nh"}: radians per column and per row, of each pair of each head."""
@@ -139,18 +141,12 @@ class Mixed(_OnGrid, Rotation):
         down_N2h = [jnp.sin(turn_N1) * size_h[None], jnp.cos(turn_N1) * size_h[None]]
         return {"freq_2Nh": jnp.stack([jnp.concatenate(x, -1) for x in (across_N2h, down_N2h)])}
 
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
-        """Returns x_BTNH turned to its row and column; heads of other groups do not turn."""
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
+        """Returns x_BTNH rotated to its row and column; heads of other groups do not rotate."""
         row_BT, column_BT = raster(pos_BT, self.columns(context))
         after = context.num_heads - context.first - context.heads
         freq_2Nh = jnp.pad(params["freq_2Nh"], ((0, 0), (context.first, after), (0, 0)))
         return rotate(x_BTNH, mixed_angles(row_BT, column_BT, freq_2Nh), self.pairing, 1.0)
-
-    def amplitude(self, context: HeadContext) -> float:
-        """Returns 1: a pure rotation."""
-        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,23 +162,12 @@ class Alibi2d(_OnGrid, Sloped):
     metric: str = "euclidean"
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an unknown metric or a width below 0."""
         super().check(context)
         self.check_width("alibi2d")
         if self.metric not in METRICS:
             raise ValueError(f"alibi2d: metric must be one of {METRICS}, not {self.metric!r}")
 
-    def bias(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns bias_BNTS."""
+    def bias(self, params, q_pos_BT, k_pos_BS, context):
         width = self.columns(context)
         places = (*raster(q_pos_BT, width), *raster(k_pos_BS, width))
         return linear_bias(self.slope_N(context), grid_distances(*places, self.metric))
-
-
-def _check_two_axes(owner: str, context: HeadContext) -> None:
-    if context.head_dim % 4:
-        raise ValueError(
-            f"{owner}: two axes of pairs need head dim divisible by 4, not {context.head_dim}"
-        )

@@ -1,4 +1,4 @@
-"""PoPE: every dim a magnitude, which content decides, at a phase, which position decides."""
+"""PoPE: each dim has a magnitude given by the content and a phase given by the position."""
 
 import dataclasses
 import math
@@ -8,34 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import (
-    MATCH,
-    MAX_SIZE,
-    MIN_SIZE,
-    HeadContext,
-    Params,
-    Rotation,
-    check_positive,
-)
+from posenc_jax.encodings.base import HeadContext, Params, check_positive
 from posenc_jax.encodings.rope_scaling import RopeScaling
-from posenc_jax.encodings.rotary import angles, check_frequencies, inverse_frequencies, matched_base
+from posenc_jax.encodings.rotary import ScaledFrequencies, angles
 
 STARTS = ("zero", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pope(Rotation):
-    """PoPE: logit = sum over c of softplus(q_c) softplus(k_c) cos((j - i) theta_c + delta_c) / sqrt(H).
+class Pope(ScaledFrequencies):
+    """PoPE: logit = sum over c of softplus(q_c) softplus(k_c) cos((j - i) theta_c + delta_c) /
+    sqrt(H).
 
-    theta_c = base^(-c/H), c = 0 .. H - 1: a frequency for every dim, twice as many as RoPE's. A turned vector
-    has 2H columns, H cosines and then H sines; values keep theirs. delta is learned per head and dim and kept
-    in [-2 pi, 0] after every update. It stands in the phase of the queries, as -delta, so that heads with
-    shifts of their own can share keys. Source: Gopalakrishnan et al. 2025 (arXiv 2509.10534), eq. 3-8.
+    theta_c = base^(-c/H), c = 0 .. H - 1: one frequency per dim, twice as many as in RoPE. A
+    rotated vector has 2H columns, H cosines and then H sines; values keep H. delta is learned per
+    head and dim and clipped to [-2 pi, 0] after every update. It is applied to the queries, as
+    -delta, so that heads with different shifts can share keys.
+    Source: Gopalakrishnan et al. 2025 (arXiv 2509.10534), eq. 3-8.
 
     Attributes:
-      start: of delta, "zero" (by the paper, what lengths beyond training need) or "uniform" in [-2 pi, 0]
-        (by the paper, slightly better within it).
-      phases: False leaves the magnitudes and turns nothing: what a model has when its rotation is off.
+      start: initial delta, "zero" (in the paper needed beyond the training length) or "uniform" in
+        [-2 pi, 0] (in the paper slightly better within it).
+      phases: False keeps the magnitudes and rotates nothing, which is the model with its rotation
+        switched off.
       base, stretch: as in `Rope`.
     """
 
@@ -48,27 +43,19 @@ class Pope(Rotation):
 
     @property
     def learns(self) -> bool:
-        """Whether there are phases to shift."""
+        """Whether there is a delta."""
         return self.phases
 
     @property
     def columns_per_dim(self) -> int:
-        """Columns of a turned vector for every dim."""
+        """Columns of a rotated vector per dim."""
         return 2 if self.phases else 1
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an unknown start, a bad base or stretch."""
         if self.start not in STARTS:
             raise ValueError(f"pope: start must be one of {STARTS}, not {self.start!r}")
         check_positive("pope", base=self.base)
-        if self.stretch is not None:
-            self.stretch.check()
-            amplitude = self.stretch.amplitude(context.train_length)
-            if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
-                raise ValueError(
-                    f"pope: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
-                )
-        check_frequencies("pope", self.frequencies(context))
+        self.check_stretch(context)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns {"delta_NH"}, radians; nothing without phases."""
@@ -80,37 +67,23 @@ class Pope(Rotation):
         return {"delta_NH": jax.random.uniform(key, shape, minval=-2 * math.pi, maxval=0.0)}
 
     def scheduled(self, params: Params, progress: jax.Array, context: HeadContext) -> Params:
-        """Returns delta put back into [-2 pi, 0]."""
+        """Returns delta clipped to [-2 pi, 0]."""
         return jax.tree.map(lambda delta_NH: jnp.clip(delta_NH, -2 * math.pi, 0.0), params)
 
-    def stretched(self, stretch: RopeScaling) -> "Pope":
-        """Returns the same rotation under `stretch`; ValueError when it has one already."""
-        if self.stretch is not None:
-            raise ValueError("pope: a scheme trained under a stretch cannot take a second one")
-        return dataclasses.replace(self, stretch=stretch)
-
     def switched_off(self) -> "Pope":
-        """Returns the magnitudes alone."""
+        """Returns the magnitudes without phases."""
         return dataclasses.replace(self, phases=False)
 
     def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns theta_H in radians per token, float64: those of RoPE on 2H dims."""
-        base = matched_base(context.train_length) if self.base == MATCH else self.base
-        theta_H = inverse_frequencies(2 * context.head_dim, base)
-        if self.stretch is None:
-            return theta_H
-        return self.stretch.frequencies(theta_H, base, context.train_length)
+        return self.scaled(2 * context.head_dim, context)
 
     def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
-        """Returns 2*pi/theta_H: tokens per full turn of every dim."""
-        if not self.phases:
-            return ()
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
+        """Returns 2*pi/theta_H: tokens per turn of every dim."""
+        return super().wavelengths(context) if self.phases else ()
 
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
-        """Returns the magnitudes of x_BTNH at their phases, in 2H columns, of x's dtype; heads of other groups have no shift."""
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
+        """Returns the magnitudes of x_BTNH at their phases, in 2H columns."""
         size_BTNH = jax.nn.softplus(x_BTNH.astype(jnp.float32))
         if not self.phases:
             return size_BTNH.astype(x_BTNH.dtype)
@@ -119,6 +92,6 @@ class Pope(Rotation):
             after = x_BTNH.shape[2] - context.first - context.heads
             delta_NH = jnp.pad(params["delta_NH"], ((context.first, after), (0, 0)))
             phase_BTNH = phase_BTNH - delta_NH[None, None]
-        factor = self.stretch.amplitude(context.train_length) if self.stretch else 1.0
-        turned = (size_BTNH * (turn(phase_BTNH) * factor) for turn in (jnp.cos, jnp.sin))
-        return jnp.concatenate(list(turned), axis=-1).astype(x_BTNH.dtype)
+        factor = self.stretch_amplitude(context)
+        columns = [size_BTNH * (f(phase_BTNH) * factor) for f in (jnp.cos, jnp.sin)]
+        return jnp.concatenate(columns, axis=-1).astype(x_BTNH.dtype)

@@ -1,7 +1,7 @@
-"""The one list of encodings: a name, and the frozen dataclass that it makes.
+"""The registry of encodings: the name of each part in the scheme language, and its dataclass.
 
-A new encoding is one dataclass and one line here; the scheme language, training, evaluation,
-pictures and the tests that run over every registered part pick it up from this table.
+A new encoding is one dataclass and one line here. The scheme language, training, evaluation,
+figures and the tests over all registered parts use this table.
 """
 
 from posenc_jax.encodings.absolute import Learned, Sinusoidal
@@ -64,17 +64,17 @@ REGISTRY: dict[str, type[Part]] = {
 
 
 def register(name: str, part: type[Part]) -> None:
-    """Adds a part from outside this package; ValueError when the name is taken by another part or by a line."""
+    """Registers a part from outside this package; ValueError if another part or a preset has the name."""
     if name in PRESETS:
         raise ValueError(
-            f"{name!r} is the name of a line: {PRESETS[name]}; take another for the encoding"
+            f"{name!r} is the name of a preset: {PRESETS[name]}; choose another name for the encoding"
         )
     if REGISTRY.setdefault(name, part) is not part or name == "nope":
         raise ValueError(f"encoding {name!r} is already registered")
 
 
 def registered_name(part: Part | RopeScaling) -> str:
-    """Returns the name that a part or a stretch was registered under."""
+    """Returns the registered name of a part or a RoPE scaling; ValueError if it has none."""
     name = display_name(part)
     if name not in REGISTRY | ROPE_SCALINGS:
         raise ValueError(f"{name} is not registered: call encodings.register(name, part)")
@@ -82,6 +82,6 @@ def registered_name(part: Part | RopeScaling) -> str:
 
 
 def display_name(part: Part | RopeScaling) -> str:
-    """Returns the name that a part was registered under, or that of its class."""
+    """Returns the registered name of a part, or the name of its class."""
     names = {kind: name for name, kind in (REGISTRY | ROPE_SCALINGS).items()}
     return names.get(type(part), type(part).__name__)

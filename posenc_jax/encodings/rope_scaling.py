@@ -1,8 +1,8 @@
-"""Stretches: changes of a rotation's frequencies (and its amplitude) that let it read further.
+"""RoPE scalings: changes of the frequencies and the amplitude of a rotation for longer contexts.
 
-A stretch is a value of its own, set in training (``rope(stretch=yarn(factor=4.0))``) or laid over a
-trained checkpoint when it is read (``--stretch=yarn:4``). All work on float64 host constants; the
-length a model was trained at is the place's training length unless ``original`` says otherwise.
+A scaling is set in training (``rope(stretch=yarn(factor=4.0))``) or for the evaluation of a trained
+checkpoint (``--stretch=yarn:4``). All computations are in float64 on the host. The original length
+is the training length of the `HeadContext` unless ``original`` is set.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ from posenc_jax.encodings.base import check_positive
 
 
 class RopeScaling:
-    """What all stretches share: new frequencies, and an amplitude for cos and sin."""
+    """Base class of RoPE scalings: new frequencies, and a factor on cos and sin."""
 
     def frequencies(self, freq_h: np.ndarray, base: float, length: int) -> np.ndarray:
-        """Returns the stretched freq_h, radians per token, float64.
+        """Returns the scaled freq_h, radians per token, float64.
 
         Args:
-          freq_h: base^(-2i/dim), i < dim/2. base: of these. length: the original training length.
+          freq_h: base^(-2i/dim), i < dim/2. base: of freq_h. length: the original training length.
         """
         raise NotImplementedError
 
     def amplitude(self, length: int) -> float:
-        """Returns the factor on cos and sin; logits between two rotated vectors get its square."""
+        """Returns the factor on cos and sin; the logits of rotated vectors get its square."""
         return 1.0
 
     def check(self) -> None:
-        """Raises ValueError for a setting that makes no sense: below 0, or 0 where that has no meaning."""
+        """Raises ValueError for a setting below 0, or 0 where 0 is not the default."""
         owner = type(self).__name__.lower()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -38,20 +38,24 @@ class RopeScaling:
             if isinstance(field.default, tuple):
                 for number in value:
                     check_positive(owner, **{field.name: number})
-            elif field.default or value:  # 0 by default stands for "by the rule"
+            elif field.default or value:  # a default of 0 means: by formula
                 check_positive(owner, **{field.name: value})
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22; DeepSeek)."""
+    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22;
+    DeepSeek).
+    """
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def ntk_base(base: float, factor: float, dim: int) -> float:
-    """Returns base * factor^(dim/(dim-2)): the slowest pair slows by factor, the fastest not at all.
+    """Returns base * factor^(dim/(dim-2)): the slowest pair slows by factor, the fastest not at
+    all.
 
-    Source: bloc97 2023 ("NTK-aware scaled RoPE"); Peng et al. 2023 (YaRN), sec. 3.1. A single pair
-    has no slower one to spare: with dim 2 the frequency is 1 whatever the base.
+    Source: bloc97 2023 ("NTK-aware scaled RoPE"); Peng et al. 2023 (YaRN), sec. 3.1. With dim 2 the
+      single frequency is
+    1 for every base.
     """
     return base * factor ** (dim / (dim - 2)) if dim > 2 else base
 
@@ -81,14 +85,15 @@ class NtkAware(RopeScaling):
 
 @dataclasses.dataclass(frozen=True)
 class DynamicNtk(RopeScaling):
-    """NTK-aware with the factor that a given length needs; up to the original length nothing changes.
+    """NTK-aware scaling with the factor for a given length; up to the original length nothing
+    changes.
 
-    The length is fixed up front, for prefill and every later step alike, so that no key is ever read at
-    other frequencies than it was meant for; `evaluate.py --stretch=dynamic:1` fixes it per length.
+    The length is fixed before prefill, so that all keys have the same frequencies;
+    `evaluate.py --stretch=dynamic:1` fixes it per length.
 
     Attributes:
       factor: f of base * (f * L'/L - (f - 1))^(d/(d-2)).
-      length: L', the longest sequence that will be read; 0 is the original length.
+      length: L', the longest sequence; 0: the original length.
       original: the original length; 0 takes the training length.
 
     Source: emozilla 2023 (dynamic NTK); transformers, "dynamic".
@@ -102,7 +107,7 @@ class DynamicNtk(RopeScaling):
         """Returns the frequencies of the base that fits `self.length`."""
         length = self.original or length
         grown = max(self.length, length) / length
-        # The published form, f * grown - (f - 1), is this one less what f would round away.
+        # Equals the published form, f * grown - (f - 1), with less rounding.
         return NtkAware(1 + self.factor * (grown - 1)).frequencies(freq_h, base, length)
 
 
@@ -110,18 +115,20 @@ class DynamicNtk(RopeScaling):
 class Yarn(RopeScaling):
     """NTK by parts with a temperature (Peng et al. 2023, eq. 17-22).
 
-    Pairs that turn more than beta_fast times within the original length are kept, those that turn less
-    than beta_slow times are interpolated, the rest are blended by a linear ramp over the pair index.
+    Pairs with more than beta_fast turns within the original length are kept, pairs with less than
+    beta_slow turns are interpolated, and the others are blended by a linear ramp over the pair
+    index.
 
-    The amplitude is attention_factor, or else m(mscale) / m(mscale_all_dim), with m(x) = 0.1 x ln s + 1. That is
-    DeepSeek's form; transformers' is the same where both or neither are given, and takes one given alone for none.
-    DeepSeek also multiplies all content by m(mscale_all_dim)^2: here a temperature, `~yarn_temperature(mscale=...)`.
+    The amplitude is attention_factor, or else m(mscale) / m(mscale_all_dim), with m(x) = 0.1 x ln s
+    + 1, as in DeepSeek. Transformers computes the same if both or neither are given, and ignores
+    one given alone. DeepSeek also multiplies all content logits by m(mscale_all_dim)^2; here this
+    is a temperature, `~yarn_temperature(mscale=...)`.
 
     Attributes:
       factor: s. beta_fast, beta_slow: turns at the two ends of the ramp.
-      truncate: round the ends of the ramp outward to whole pairs, as the published code does.
+      truncate: rounds the ends of the ramp outward to whole pairs, like the published code.
       original: the original length; 0 takes the training length.
-      attention_factor: the amplitude outright; 0: by the formula.
+      attention_factor: the amplitude; 0: by formula.
       mscale, mscale_all_dim: of the formula; 1 and 0 are the paper's.
     """
 
@@ -135,13 +142,12 @@ class Yarn(RopeScaling):
     mscale_all_dim: float = 0.0
 
     def check(self):
-        """Raises ValueError for a bad number, or the amplitude given both outright and by formula."""
         super().check()
         if self.attention_factor and (self.mscale != 1 or self.mscale_all_dim):
-            raise ValueError("yarn: attention_factor takes the place of mscale and mscale_all_dim; give one or the others")  # fmt: skip
+            raise ValueError("yarn: attention_factor replaces mscale and mscale_all_dim; give one or the others")  # fmt: skip
 
     def ramp_ends(self, dim: int, base: float, length: int) -> tuple[float, float]:
-        """Returns (low, high): pair indices where interpolation begins and is complete."""
+        """Returns (low, high): the pair indices at the two ends of the ramp."""
 
         def index(turns: float) -> float:
             return dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(base))
@@ -152,9 +158,9 @@ class Yarn(RopeScaling):
         return max(low, 0), min(high, dim - 1)
 
     def frequencies(self, freq_h, base, length):
-        """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError where the ramp is none."""
+        """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError for an empty ramp."""
         if not base > 1:
-            raise ValueError(f"yarn: needs a base above 1, not {base:g}: its ramp runs over slower and slower pairs")  # fmt: skip
+            raise ValueError(f"yarn: needs a base above 1, not {base:g}: its ramp needs decreasing frequencies")  # fmt: skip
         turns = (self.original or length) / (2 * math.pi)
         if not self.beta_slow < min(self.beta_fast, turns):
             raise ValueError(
@@ -177,8 +183,8 @@ class Yarn(RopeScaling):
 class Llama3(RopeScaling):
     """Llama-3.1's smoothing by wavelength.
 
-    Wavelengths above original/low are divided by the factor in frequency, those below original/high are
-    kept, and between them the two are blended linearly in original/wavelength.
+    The frequencies of wavelengths above original/low are divided by the factor, those below
+    original/high are kept, and between them both are blended linearly in original/wavelength.
 
     Attributes:
       factor: of the slow pairs. low, high: published as 1 and 4.
@@ -197,7 +203,6 @@ class Llama3(RopeScaling):
         return freq_h / self.factor * (1 - smooth_h) + freq_h * smooth_h
 
     def check(self):
-        """Raises ValueError unless 0 < low < high and factor > 0."""
         super().check()
         if self.low >= self.high:
             raise ValueError(f"llama3: low={self.low} must be below high={self.high}")
@@ -205,13 +210,14 @@ class Llama3(RopeScaling):
 
 @dataclasses.dataclass(frozen=True)
 class LongRope(RopeScaling):
-    """A factor per pair, searched for offline: one list up to the original length, one beyond.
+    """A divisor per pair, found by an offline search: one list up to the original length, one
+    beyond.
 
     Attributes:
       factor: s, for the amplitude sqrt(1 + ln s / ln L).
-      attention_factor: the amplitude outright, whatever s is; 0: by that formula.
+      attention_factor: the amplitude; 0: by that formula.
       short, long: one divisor per rotary pair; empty is all ones.
-      length: the longest sequence that will be read: the long list serves when it exceeds the original.
+      length: the longest sequence; the long list is used if it exceeds the original length.
       original: the original length; 0 takes the training length.
 
     Source: Ding et al. 2024, sec. 3; transformers, "longrope".
@@ -225,7 +231,7 @@ class LongRope(RopeScaling):
     attention_factor: float = 0.0
 
     def frequencies(self, freq_h, base, length):
-        """Returns freq_h divided by the list that serves; ValueError when its size is wrong."""
+        """Returns freq_h divided by the short or the long list; ValueError if its size is wrong."""
         divisors = self.long if self.length > (self.original or length) else self.short
         if divisors and len(divisors) != len(freq_h):
             raise ValueError(
@@ -234,7 +240,7 @@ class LongRope(RopeScaling):
         return freq_h / np.asarray(divisors or np.ones(len(freq_h)), np.float64)
 
     def amplitude(self, length):
-        """Returns the attention factor: sqrt(1 + ln s / ln L) for s > 1, else 1, unless given outright."""
+        """Returns attention_factor, or sqrt(1 + ln s / ln L) for s > 1, else 1."""
         if self.attention_factor:
             return self.attention_factor
         if self.factor <= 1:

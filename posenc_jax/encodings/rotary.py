@@ -13,7 +13,6 @@ from posenc_jax.encodings.base import (
     MAX_SIZE,
     MIN_SIZE,
     HeadContext,
-    Params,
     Rotation,
     check_positive,
 )
@@ -34,10 +33,10 @@ def inverse_frequencies(dim: int, base: float) -> np.ndarray:
 def angles(pos_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
     """Returns angle_BTh = pos * freq modulo a full turn, in [-pi, pi], float32.
 
-    A float32 product pos * freq is off by 3e-2 rad at a million positions. Here the turn is counted
-    in 32-bit fixed point, where the overflow of an integer product *is* the range reduction, and the
-    part of the frequency below 2^-32 turns is added in float32: the error stays below 1e-6 rad up to
-    2^20 positions. Fractional positions add their fraction in float32.
+    A float32 product pos * freq has an error of 3e-2 rad at a million positions. Here turns are
+    counted in 32-bit fixed point, where integer overflow is the range reduction, and the part of
+    the frequency below 2^-32 turns is added in float32. The error stays below 1e-6 rad up to 2^20
+    positions. The fraction of a position is added in float32.
 
     Args:
       pos_BT: positions, integer or float, any shape and sign.
@@ -63,13 +62,13 @@ def angles(pos_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
 def rotate(
     x_BTNH: jax.Array, angle_BTh: jax.Array, pairing: str, amplitude: float | jax.Array
 ) -> jax.Array:
-    """Turns the first 2h dims of every head by angle_BTh, pair by pair; later dims pass through.
+    """Rotates the first 2h dims of every head by angle_BTh, pair by pair; later dims are unchanged.
 
     Args:
       x_BTNH: queries or keys, any float type; the product is taken in float32 and cast back once.
-      angle_BTh: radians, one per pair, shared by the heads; or angle_BTNh, of every head its own.
-      pairing: "half" pairs dims (i, i + h); "interleaved" pairs dims (2i, 2i + 1). The two are equal
-        only under the same permutation of the projection weights.
+      angle_BTh: radians, one per pair, shared by the heads; or angle_BTNh, one per head and pair.
+      pairing: "half" pairs dims (i, i + h); "interleaved" pairs dims (2i, 2i + 1). The two are
+        equal only under the same permutation of the projection weights.
       amplitude: factor on cos and sin, a number or an array like angle_BTh; 1.0 is a pure rotation.
 
     Source: Su et al. 2021, eq. 34.
@@ -79,9 +78,9 @@ def rotate(
     if angle_BTh.ndim < x_BTNH.ndim:
         cos_BT1h, sin_BT1h = cos_BT1h[..., None, :], sin_BT1h[..., None, :]
     x = x_BTNH.astype(jnp.float32)
-    turned, rest = x[..., : 2 * h], x[..., 2 * h :]
-    turn = _by_reversing if current_backend() == "cpu" else _by_joining
-    return jnp.concatenate([turn(turned, cos_BT1h, sin_BT1h, pairing), rest], -1).astype(
+    rotary, rest = x[..., : 2 * h], x[..., 2 * h :]
+    rotate_pairs = _by_reversing if current_backend() == "cpu" else _by_joining
+    return jnp.concatenate([rotate_pairs(rotary, cos_BT1h, sin_BT1h, pairing), rest], -1).astype(
         x_BTNH.dtype
     )
 
@@ -97,30 +96,86 @@ def _by_joining(x_BTNH, cos_BT1h, sin_BT1h, pairing):
 
 
 def _by_reversing(x_BTNH, cos_BT1h, sin_BT1h, pairing):
-    """The same, with the other dim of a pair found by reversing an axis of two: half the time on a CPU.
+    """`_by_joining` with the partner of each dim taken by reversing an axis of size two; twice as
+    fast on a CPU.
 
-    A loop that joins halves has a branch in it, and XLA for CPU then computes number by number. A TPU takes
-    a third longer for it, by its compiler's own count.
+    XLA for CPU does not vectorise the concatenation of halves. On a TPU this form is a third
+    slower, by the cost analysis of its compiler.
     """
     h = cos_BT1h.shape[-1]
     pairs, axis = ((2, h), -2) if pairing == "half" else ((h, 2), -1)
     cos_BT1H = jnp.stack([cos_BT1h, cos_BT1h], axis).reshape(*cos_BT1h.shape[:-1], 2 * h)
     sin_BT1H = jnp.stack([-sin_BT1h, sin_BT1h], axis).reshape(*sin_BT1h.shape[:-1], 2 * h)
-    other = jnp.flip(x_BTNH.reshape(*x_BTNH.shape[:-1], *pairs), axis).reshape(x_BTNH.shape)
-    return x_BTNH * cos_BT1H + other * sin_BT1H
+    partner = jnp.flip(x_BTNH.reshape(*x_BTNH.shape[:-1], *pairs), axis).reshape(x_BTNH.shape)
+    return x_BTNH * cos_BT1H + partner * sin_BT1H
+
+
+class FixedFrequencies(Rotation):
+    """Base class of rotations with a field `base` and fixed `frequencies(context)`."""
+
+    def base_value(self, context: HeadContext) -> float:
+        """Returns `base` as a number; "match" is 2.4 * train_length, which leaves no pair nearly
+        still in training.
+        """
+        return 2.4 * context.train_length if self.base == MATCH else self.base
+
+    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
+        """Returns 2*pi/freq_h of the pairs that rotate: tokens per turn."""
+        return tuple(float(2 * math.pi / f) for f in self.frequencies(context) if f)
+
+
+class ScaledFrequencies(FixedFrequencies):
+    """Base class of rotations with a field `stretch`, a RoPE scaling or None."""
+
+    def check_stretch(self, context: HeadContext) -> None:
+        """Raises ValueError for an invalid stretch or unusable frequencies."""
+        owner = type(self).__name__.lower()
+        if self.stretch is not None:
+            self.stretch.check()
+            amplitude = self.stretch.amplitude(context.train_length)
+            if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
+                raise ValueError(
+                    f"{owner}: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
+                )
+        freq_h = self.frequencies(context)
+        if not (np.isfinite(freq_h).all() and (freq_h > 0).all()):
+            raise ValueError(
+                f"{owner}: base and stretch give a pair a frequency of {freq_h.min():g}"
+            )
+
+    def scaled(self, dim: int, context: HeadContext) -> np.ndarray:
+        """Returns the frequencies of `dim` dims under the stretch, radians per token, float64."""
+        base = self.base_value(context)
+        freq_h = inverse_frequencies(dim, base)
+        if self.stretch is None:
+            return freq_h
+        return self.stretch.frequencies(freq_h, base, context.train_length)
+
+    def stretch_amplitude(self, context: HeadContext) -> float:
+        """Returns the factor of the stretch on cos and sin."""
+        return self.stretch.amplitude(context.train_length) if self.stretch else 1.0
+
+    def stretched(self, stretch: RopeScaling) -> "ScaledFrequencies":
+        """Returns the same rotation under `stretch`; ValueError if it already has one."""
+        if self.stretch is not None:
+            owner = type(self).__name__.lower()
+            raise ValueError(f"{owner}: a scheme trained under a stretch cannot take a second one")
+        return dataclasses.replace(self, stretch=stretch)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rope(Rotation):
+class Rope(ScaledFrequencies):
     """RoPE on all or on the first part of each head's dims.
 
     Attributes:
-      base: the slowest pair turns once in about 2*pi*base tokens; "match" is 2.4 * train_length, at
-        which every pair turns through at least about 1/15 of a circle within the training length.
+      base: the slowest pair rotates once in about 2*pi*base tokens; "match" is 2.4 * train_length,
+        where every pair rotates by at least about 1/15 of a circle within the training length.
       fraction: share of head dims that rotate, with a spectrum of their own (GPT-NeoX: 0.25).
-      dim: the number of head dims that rotate, for those that no share gives (60 of 88); 0 takes the share.
+      dim: the number of head dims that rotate, where no share gives it (60 of 88); 0: `fraction`
+        decides.
       pairing: "half" (GPT-NeoX, Llama in transformers) or "interleaved" (RoFormer, GPT-J).
-      stretch: a change of the frequencies for reading further; see `posenc_jax.encodings.rope_scaling`.
+      stretch: a scaling of the frequencies for longer contexts; see
+        `posenc_jax.encodings.rope_scaling`.
     """
 
     base: float | str = 10_000.0
@@ -130,14 +185,13 @@ class Rope(Rotation):
     stretch: RopeScaling | None = None
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an odd head dim, a bad base, fraction, dim, pairing or stretch."""
         check_positive("rope", base=self.base, fraction=self.fraction)
         if self.fraction > 1:
             raise ValueError(f"rope: fraction must lie in (0, 1], not {self.fraction}")
         check_pairs("rope", context, self.pairing)
         if self.dim and self.fraction != 1:
             raise ValueError(
-                f"rope: dim={self.dim} and fraction={self.fraction} say the same thing twice; give one"
+                f"rope: dim={self.dim} and fraction={self.fraction} both set the number of dims; give one"
             )
         if self.dim % 2 or not 0 <= self.dim <= context.head_dim:
             raise ValueError(
@@ -147,60 +201,36 @@ class Rope(Rotation):
             raise ValueError(
                 f"rope: fraction {self.fraction} of head dim {context.head_dim} leaves no pair to rotate"
             )
-        if self.stretch is not None:
-            self.stretch.check()
-            amplitude = self.stretch.amplitude(context.train_length)
-            if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
-                raise ValueError(
-                    f"rope: its stretch's attention factor, {amplitude:g}, is past what float32 squares"
-                )
-        check_frequencies("rope", self.frequencies(context))
-
-    def stretched(self, stretch: RopeScaling) -> "Rope":
-        """Returns the same rotation under `stretch`; ValueError when it has one already."""
-        if self.stretch is not None:
-            raise ValueError("rope: a scheme trained under a stretch cannot take a second one")
-        return dataclasses.replace(self, stretch=stretch)
+        self.check_stretch(context)
 
     def rotary_dim(self, context: HeadContext) -> int:
-        """Returns the number of head dims that rotate: `dim`, or of the share an even number, rounded down."""
+        """Returns the number of head dims that rotate, an even number."""
         return self.dim or int(context.head_dim * self.fraction) // 2 * 2
 
     def frequencies(self, context: HeadContext) -> np.ndarray:
-        """Returns freq_h in radians per token, float64."""
-        base = matched_base(context.train_length) if self.base == MATCH else self.base
-        freq_h = inverse_frequencies(self.rotary_dim(context), base)
-        if self.stretch is None:
-            return freq_h
-        return self.stretch.frequencies(freq_h, base, context.train_length)
+        return self.scaled(self.rotary_dim(context), context)
 
-    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
-        """Returns 2*pi/freq_h: tokens per full turn of every pair."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
-
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
-        """Returns x_BTNH rotated to pos_BT; queries and keys turn alike."""
-        factor = self.stretch.amplitude(context.train_length) if self.stretch else 1.0
-        return rotate(x_BTNH, angles(pos_BT, self.frequencies(context)), self.pairing, factor)
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
+        """Returns x_BTNH rotated to pos_BT; queries and keys rotate equally."""
+        angle_BTh = angles(pos_BT, self.frequencies(context))
+        return rotate(x_BTNH, angle_BTh, self.pairing, self.stretch_amplitude(context))
 
     def amplitude(self, context: HeadContext) -> float:
         """Returns the stretch's factor on the dims that rotate, and at least 1."""
-        return max(self.stretch.amplitude(context.train_length), 1.0) if self.stretch else 1.0
+        return max(self.stretch_amplitude(context), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prope(Rotation):
-    """p-RoPE: RoPE's full spectrum with its lowest frequencies taken out (Barbero et al. 2024, sec. 6).
+class Prope(FixedFrequencies):
+    """p-RoPE: RoPE's full spectrum without its lowest frequencies (Barbero et al. 2024, sec. 6).
 
-    The dims of the removed pairs carry content without position, at any distance. Not the same as
-    partial RoPE, whose fewer pairs have a spectrum of their own.
+    The dims of the removed pairs carry content without position, at any distance. In partial RoPE,
+    by contrast, the fewer pairs have their own spectrum.
 
     Attributes:
       kept: share of pairs that rotate, the fastest ones.
-      rounding: of their number where it is not whole: "nearest" (the even one of two as near), or "down"
-        (transformers, "proportional"). base, pairing: as in `Rope`.
+      rounding: of their number where it is not whole: "nearest" (the even one of two as near), or
+        "down" (transformers, "proportional"). base, pairing: as in `Rope`.
     """
 
     kept: float = 0.75
@@ -209,7 +239,6 @@ class Prope(Rotation):
     pairing: str = "half"
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an odd head dim, an unknown rounding, or a share that keeps no pair."""
         check_positive("prope", base=self.base, kept=self.kept)
         check_pairs("prope", context, self.pairing)
         if self.rounding not in ROUNDINGS:
@@ -226,33 +255,25 @@ class Prope(Rotation):
 
     def frequencies(self, context: HeadContext) -> np.ndarray:
         """Returns freq_h in radians per token, float64; zero for the removed pairs."""
-        base = matched_base(context.train_length) if self.base == MATCH else self.base
-        freq_h = inverse_frequencies(context.head_dim, base)
+        freq_h = inverse_frequencies(context.head_dim, self.base_value(context))
         return np.where(np.arange(len(freq_h)) < self.pairs(context), freq_h, 0.0)
 
-    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
-        """Returns the wavelengths of the pairs that rotate."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(context) if f)
-
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
         """Returns x_BTNH with its fast pairs rotated to pos_BT."""
         return rotate(x_BTNH, angles(pos_BT, self.frequencies(context)), self.pairing, 1.0)
 
     def amplitude(self, context: HeadContext) -> float:
-        """Returns 1: a pure rotation."""
         return 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Xpos(Rotation):
+class Xpos(FixedFrequencies):
     """xPos: RoPE whose pairs also decay with distance (Sun et al. 2022, sec. 3.2).
 
     Queries are multiplied by zeta^((i - c)/s), keys by zeta^-((j - c)/s), so logits carry
-    zeta^((i - j)/s) with one zeta below 1 per pair. The centre c is fixed at half the training length,
-    never chosen per call: cached keys stay right. The two factors leave float32 far from c, so there
-    is a longest position, and asking for more is an error.
+    zeta^((i - j)/s) with one zeta below 1 per pair. The centre c is always half the training
+    length, so that cached keys stay right. The two factors leave float32 far from c, so there is a
+    largest position.
 
     Attributes:
       scale: s, tokens. gamma: zeta_i = (i/h + gamma) / (1 + gamma). base, pairing: as in `Rope`.
@@ -264,7 +285,6 @@ class Xpos(Rotation):
     pairing: str = "half"
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for an odd head dim, a setting that is not positive, or factors past float32."""
         check_positive("xpos", base=self.base, scale=self.scale, gamma=self.gamma)
         check_pairs("xpos", context, self.pairing)
         if not self.log_zeta(context)[0] < 0:
@@ -287,35 +307,16 @@ class Xpos(Rotation):
         return int(40 * self.scale / -self.log_zeta(context)[0]) + context.train_length // 2
 
     def frequencies(self, context: HeadContext) -> np.ndarray:
-        """Returns freq_h in radians per token, float64."""
-        base = matched_base(context.train_length) if self.base == MATCH else self.base
-        return inverse_frequencies(context.head_dim, base)
+        return inverse_frequencies(context.head_dim, self.base_value(context))
 
-    def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
-        """Returns 2*pi/freq_h: tokens per full turn of every pair."""
-        return tuple(float(2 * math.pi / f) for f in self.frequencies(context))
-
-    def rotate(
-        self, params: Params, x_BTNH: jax.Array, pos_BT: jax.Array, context: HeadContext, side: str
-    ) -> jax.Array:
-        """Returns x_BTNH rotated, and scaled up or down by its position."""
+    def rotate(self, params, x_BTNH, pos_BT, context, side):
+        """Returns x_BTNH rotated and scaled by its position."""
         log_zeta_h = self.log_zeta(context).reshape((1,) * pos_BT.ndim + (-1,)) / self.scale
         sign = 1 if side == "query" else -1
         away_BT1 = (pos_BT - context.train_length // 2).astype(jnp.float32)[..., None]
         amplitude_BTh = jnp.exp(away_BT1 * (sign * log_zeta_h).astype(np.float32))
         angle_BTh = angles(pos_BT, self.frequencies(context))
         return rotate(x_BTNH, angle_BTh, self.pairing, amplitude_BTh)
-
-
-def matched_base(train_length: int) -> float:
-    """Returns 2.4 * train_length: the base at which no pair is nearly still in training."""
-    return 2.4 * train_length
-
-
-def check_frequencies(owner: str, freq_h: np.ndarray) -> None:
-    """Raises ValueError for frequencies that are not finite numbers above zero."""
-    if not (np.isfinite(freq_h).all() and (freq_h > 0).all()):
-        raise ValueError(f"{owner}: base and stretch give a pair a frequency of {freq_h.min():g}")
 
 
 def check_pairs(owner: str, context: HeadContext, pairing: str) -> None:

@@ -1,4 +1,4 @@
-"""A scheme: which absolute part, rotation, bias, temperature and window, on which heads and layers."""
+"""A scheme: the absolute part, rotation, bias, temperature and window of every head and layer."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ class Scheme:
     """A positional encoding as one frozen, hashable value.
 
     Attributes:
-      layers: the head groups of each layer, cycled over the layers of the model; a model has at least as many.
-      absolute: what is added to the token embedding, if anything.
+      layers: the head groups of each layer, cycled over the layers of the model.
+      absolute: the absolute position embedding, or None.
     """
 
     layers: tuple[Layer, ...] = ((HeadGroup(),),)
@@ -28,7 +28,7 @@ class Scheme:
     def place(
         self, *, num_layers: int, num_heads: int, head_dim: int, model_dim: int, train_length: int
     ) -> "PlacedScheme":
-        """Puts the scheme into a model of this shape; ValueError names what does not fit."""
+        """Returns the scheme for a model of this shape; ValueError names what does not fit."""
         if num_layers < len(self.layers):
             raise ValueError(
                 f"the scheme has {len(self.layers)} layers and the model {num_layers}: give the model at least "
@@ -43,14 +43,14 @@ class Scheme:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedScheme:
-    """A scheme in a model of known shape."""
+    """A scheme for a model of known shape."""
 
     layers: tuple[PlacedLayer, ...]
     absolute: Absolute | None
     whole: HeadContext
 
     def check(self) -> None:
-        """Raises ValueError when a part cannot stand where it was put, or a number of it is past float32."""
+        """Raises ValueError if the settings of a part are invalid or do not fit."""
         if self.absolute is not None:
             _check_part(self.absolute, self.whole)
         for layer in dict.fromkeys(self.layers):
@@ -60,7 +60,7 @@ class PlacedScheme:
                     _check_part(part, group.context)
 
     def longest(self) -> int | None:
-        """Number of positions that every part is defined for; None when there is no limit."""
+        """Number of positions for which every part is defined; None: no limit."""
         limits = [self.absolute.longest(self.whole) if self.absolute else None]
         for layer in dict.fromkeys(self.layers):
             limits += [p.longest(g.context) for g in layer.groups for p in g.heads.parts()]
@@ -71,7 +71,7 @@ class PlacedScheme:
         return self.absolute.init(key, self.whole) if self.absolute else {}
 
     def embed(self, params: Params, pos_BT: jax.Array) -> jax.Array | None:
-        """Returns a_BTD, float32, or None for schemes without an absolute part."""
+        """Returns a_BTD, float32; None for schemes without an absolute part."""
         return self.absolute.embed(params, pos_BT, self.whole) if self.absolute else None
 
 

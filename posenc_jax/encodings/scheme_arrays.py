@@ -1,4 +1,4 @@
-"""What a placed scheme looks like, as plain arrays: for pictures and tables, without training."""
+"""Arrays and numbers that describe a placed scheme, for figures and tables."""
 
 import dataclasses
 
@@ -13,16 +13,18 @@ from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 def scheme_arrays(
     scheme: PlacedScheme, params: list[Params], distance_S: np.ndarray, grid_G: np.ndarray
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Returns (heads, arrays): a description of every head and the values of its parts.
+    """Returns (heads, arrays): a description of every head, and the values of its parts.
 
     Args:
-      scheme: the placed scheme. params: one entry of learned parameters per layer ({} for none).
-      distance_S: distances, in tokens, back from a query that stands at the largest of them.
+      params: the learned parameters of each layer ({} for none).
+      distance_S: distances, in tokens, from a query at position max(distance_S).
       grid_G: positions at which the full bias matrix is sampled.
 
-    The arrays: `bias_LNS` at the distances, `grid_bias_LNGG`, both nan where no key is in sight (after the query, or
-    out of the head's window), `temperature_LNG` at the grid's positions, on the logit of the first key; zeros and ones
-    where a head has no such part. A bias that tokens decide is shown for tokens at rest.
+    The arrays: `bias_LNS` at the distances and `grid_bias_LNGG`, both nan for masked keys (after
+      the query, or outside of
+    the head's window), and `temperature_LNG` of the first key at the positions of the grid. Without
+    such a part the bias is 0 and the temperature 1. The bias of a forget gate is that of tokens
+    with x = 0.
     """
     last = int(distance_S.max())
     query_11 = jnp.full((1, 1), last, jnp.int32)
@@ -69,12 +71,14 @@ def scheme_arrays(
 
 
 def _slope(distance_S: np.ndarray, bias_S: np.ndarray) -> float | None:
-    """Returns the nats lost over the first token of distance, None where nothing is."""
+    """Returns the nats lost from distance 0 to 1; None if they are 0."""
     return float(-np.interp(1.0, distance_S, bias_S)) or None
 
 
 def pair_vector(head_dim: int, pairing: str) -> np.ndarray:
-    """Returns e_H with every rotary pair at (1, 0): <R(i) e, R(j) e> sums the cosines of the pairs."""
+    """Returns e_H with every rotary pair at (1, 0): <R(i) e, R(j) e> sums the cosines of the
+    pairs.
+    """
     pair = np.zeros((2, head_dim // 2) if pairing == "half" else (head_dim // 2, 2))
     pair[(0, slice(None)) if pairing == "half" else (slice(None), 0)] = 1.0
     return pair.ravel()
@@ -83,16 +87,17 @@ def pair_vector(head_dim: int, pairing: str) -> np.ndarray:
 def planar_arrays(
     layer: PlacedLayer, params: Params, columns: int, radius: int
 ) -> dict[str, np.ndarray]:
-    """Returns what a query in the middle of a grid sees of the keys up to `radius` rows and columns away.
+    """Returns bias and kernel of a query in the middle of a grid, for keys up to `radius` rows and
+    columns away.
 
     `bias_NRR` in nats, zeros without a bias; `kernel_NRR`, the mean cosine over rotary pairs, ones
-    without a rotation; `away_R`, the offsets. A radius that the columns do not hold is cut to them.
+    without a rotation; `away_R`, the offsets. The radius is reduced to what the columns allow.
     """
     radius = min(radius, (columns - 1) // 2)
     away_R = np.arange(-radius, radius + 1)
     middle = radius * columns + radius
-    places = (middle + away_R[:, None] * columns + away_R[None, :]).ravel()
-    query_11, keys_1S = jnp.full((1, 1), middle, jnp.int32), jnp.asarray(places, jnp.int32)[None]
+    keys_P = (middle + away_R[:, None] * columns + away_R[None, :]).ravel()
+    query_11, keys_1S = jnp.full((1, 1), middle, jnp.int32), jnp.asarray(keys_P, jnp.int32)[None]
     shape = (layer.num_heads, len(away_R), len(away_R))
     bias = layer.bias(params, query_11, keys_1S)
     bias_NRR = np.zeros(shape) if bias is None else np.asarray(bias[0, :, 0]).reshape(shape)
@@ -106,9 +111,9 @@ def planar_arrays(
             q = layer.rotate(params, x[:, :1], query_11, "query")
             k = layer.rotate(params, x, keys_1S, "key")
             product_NS = np.asarray(jnp.einsum("BTNH,BSNH->NS", q, k))
-            cosine = product_NS / product_NS[:, len(places) // 2, None]  # the key in the middle
-            mine = slice(group.first, group.stop)
-            kernel_NRR[mine] = cosine[mine].reshape(-1, *shape[1:])
+            cosine = product_NS / product_NS[:, len(keys_P) // 2, None]  # the key in the middle
+            heads_of_group = slice(group.first, group.stop)
+            kernel_NRR[heads_of_group] = cosine[heads_of_group].reshape(-1, *shape[1:])
     return {"bias_NRR": bias_NRR, "kernel_NRR": kernel_NRR, "away_R": away_R}
 
 
@@ -122,7 +127,7 @@ def absolute_similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray
 
 
 def rope_scaling_ratios(scheme: PlacedScheme) -> dict[str, np.ndarray]:
-    """Returns by stretch, in the words of the scheme language, each pair's frequency over the plain one."""
+    """Returns, per RoPE scaling as text, each frequency over the unscaled one."""
     ratios = {}
     for layer in dict.fromkeys(scheme.layers):
         for group in layer.groups:
@@ -136,7 +141,7 @@ def rope_scaling_ratios(scheme: PlacedScheme) -> dict[str, np.ndarray]:
 
 
 def layer_parameters(scheme: PlacedScheme, params: Params) -> list[Params]:
-    """Returns the learned scheme parameters of every layer from a decoder's parameters."""
+    """Returns the learned scheme parameters of every layer, from a decoder's parameters."""
     return [
         params.get(f"layer_{i}", {}).get("attention", {}).get("scheme", {})
         for i in range(len(scheme.layers))

@@ -1,23 +1,21 @@
-"""Lines of the scheme language that have a name: the question's arms and the rivals that the literature has.
+"""Named schemes: the arms of the studies, and rivals from the literature.
 
-`parse` takes a name for its line, alone and not inside another line. No encoding has the name of a preset.
+`parse` accepts a name in place of a whole line. No encoding has the name of a preset.
 """
 
-FLAT = "nope~logn"  # a head that neither rotates nor decays
+FLAT = "nope~logn"  # a head without rotation and bias
 _ROPE = "rope(base=match)"
 
 
 def coupled(
-    steep: float = 1.0,
-    rotation: str = _ROPE,
-    flat: str = FLAT,
-    shares: tuple[int, int] = (3, 1),
+    steep: float = 1.0, rotation: str = _ROPE, flat: str = FLAT, shares: tuple[int, int] = (3, 1)
 ) -> str:
-    """Returns the coupled split: heads that rotate decay, with slopes down to 4 steep / L; the others are flat.
+    """Returns the coupled split: rotary heads have a bias with slopes down to 4 steep / L, the
+    others have neither.
 
     Args:
-      steep: matched slopes are multiplied by it. rotation: of the heads that decay; empty for none.
-      flat: the other heads. shares: of the heads that decay and of the flat ones.
+      steep: factor on the matched slopes. rotation: rotation of the biased heads; empty for none.
+      flat: the other heads. shares: shares of the biased and of the flat heads.
     """
     slopes = "alibi(slopes=match)" if steep == 1 else f"alibi(slopes=match,steep={float(steep)})"
     decays = f"({rotation}+{slopes})" if rotation else slopes
@@ -25,15 +23,16 @@ def coupled(
 
 
 def flat_in_last_layer(layers: int) -> str:
-    """Returns the coupled split in the last of `layers` layers; in those before it all heads rotate and decay."""
+    """Returns `layers` layers: the last is the coupled split, the others rotary with bias."""
     before = f"{_ROPE}+alibi(slopes=match)"
     return f"{layers - 1}*({before}),{coupled()}" if layers > 2 else f"{before},{coupled()}"
 
 
 def rnope_swa(every: int, size: str = "L/8") -> str:
-    """Returns RNoPE-SWA: of `every` layers one is flat and sees everything, the others rotate and see `size` tokens.
+    """Returns RNoPE-SWA: of `every` layers one is flat without a window; the others rotate, with a
+    window of `size`.
 
-    Source: Yang et al. 2025 (arXiv 2501.18795), with log-n in the layers that see everything.
+    Source: Yang et al. 2025 (arXiv 2501.18795), with log-n in the flat layers.
     """
     local = f"{_ROPE}+window" if size == "L/8" else f"{_ROPE}+window(size={size})"
     return f"{local},{FLAT}" if every == 2 else f"{every - 1}*({local}),{FLAT}"

@@ -1,4 +1,4 @@
-"""Temperatures: the tau of the equation. They multiply the content logit, never the bias."""
+"""Temperatures: the tau of the equation, which multiplies the content logit and never the bias."""
 
 import dataclasses
 import math
@@ -20,10 +20,11 @@ from posenc_jax.encodings.rope_scaling import yarn_mscale
 
 
 def log_n(pos_BT: jax.Array, length: int) -> jax.Array:
-    """Returns tau_BT = ln(n) / ln(length), n = pos + 1 keys in sight (in a window, all of it at most), float32.
+    """Returns tau_BT = ln(n) / ln(length), n = pos + 1 visible keys, float32.
 
-    Keeps the sharpness of attention as the number of keys grows: the entropy of a softmax over n
-    keys grows as ln n unless logits grow alike. Source: Chiang and Cholak 2022, sec. 5.3.
+    It keeps attention equally sharp as the number of keys grows: the entropy of a softmax over n
+      keys grows as ln n
+    unless the logits grow too. Source: Chiang and Cholak 2022, sec. 5.3.
     """
     return jnp.log1p(pos_BT.astype(jnp.float32)) / math.log(length)
 
@@ -33,37 +34,33 @@ class LogN(Temperature):
     """Log-n temperature relative to the training length.
 
     Attributes:
-      clip: True keeps tau = 1 up to the training length and lets it grow past it only; False also
-        lowers it for the first tokens, so that growth is seen in training.
+      clip: True: tau is 1 up to the training length and grows beyond it. False: tau is below 1
+        within the training length, so that training sees it grow.
     """
 
     clip: bool = True
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError when ln(train_length) is zero."""
         _check_length("logn", context)
 
-    def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns tau_B1T1, float32."""
+    def temperature(self, params, q_pos_BT, k_pos_BS, context):
         tau_B1T1 = log_n(q_pos_BT, context.train_length)[:, None, :, None]
         return jnp.maximum(tau_B1T1, 1.0) if self.clip else tau_B1T1
 
 
 @dataclasses.dataclass(frozen=True)
 class SSMax(Temperature):
-    """Scalable-softmax: tau = s ln n, n = pos + 1 keys in sight, s learned per head (Nakanishi 2025, eq. 2).
+    """Scalable-softmax: tau = s ln n, n = pos + 1 visible keys, s learned per head (Nakanishi 2025,
+    eq. 2).
 
-    s starts at one over the mean of ln n within the training length, at which the mean temperature is 1
-    (0.168 at L = 1,024), a window of the head not counted. It is not bounded: a head may learn to be cold. The
-    first token has one key and tau = 0.
+    The initial s is one over the mean of ln n within the training length, so that the mean
+    temperature is 1 (0.168 at L = 1,024). s is not bounded. The first token has one key and tau =
+    0.
     """
 
     learns: ClassVar[bool] = True
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError when ln n is zero at every position of a training sequence."""
         _check_length("ssmax", context)
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
@@ -71,22 +68,20 @@ class SSMax(Temperature):
         start = context.train_length / math.lgamma(context.train_length + 1)  # ln 1 + ... + ln L
         return {"s_N": jnp.full(context.heads, start, jnp.float32)}
 
-    def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns tau_BNT1, float32."""
+    def temperature(self, params, q_pos_BT, k_pos_BS, context):
         log_BT = jnp.log1p(q_pos_BT.astype(jnp.float32))
         return params["s_N"][None, :, None, None] * log_BT[:, None, :, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveSSMax(TokenTemperature):
-    """SSMax whose scale and exponent the query's token decides: tau = floor + beta (ln(n + 1))^gamma.
+    """SSMax whose scale and exponent depend on the query's token: tau = floor + beta (ln(n +
+    1))^gamma.
 
-    beta = softplus(w x + c), gamma = most tanh(u x + e), w, u, c, e learned per head, n = pos + 1 keys in
-    sight. Source: Vasylenko et al. 2025 (arXiv 2506.16640). As in the authors' code (deep-spin/asentmax,
-    `SparseGemma2Attention`, "adapt-softplus-tanh"), read for the exponent: gamma lies in (-2, 2) and may be
-    negative, the constant is 1, and the logarithm is that of n + 1, so that no power of zero is taken.
+    beta = softplus(w x + c), gamma = most tanh(u x + e), w, u, c, e learned per head, n = pos + 1
+    visible keys. Source: Vasylenko et al. 2025 (arXiv 2506.16640). As in the authors' code
+    (deep-spin/asentmax, `SparseGemma2Attention`, "adapt-softplus-tanh"), gamma lies in (-2, 2), the
+    constant is 1, and the logarithm is that of n + 1, which avoids a power of zero.
 
     Attributes:
       floor: the constant term. most: bound of the exponent.
@@ -97,7 +92,6 @@ class AdaptiveSSMax(TokenTemperature):
     most: float = 2.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a negative floor or a bound that is not positive."""
         check_positive("adaptive_ssmax", most=self.most)
         if self.floor < 0:
             raise ValueError(f"adaptive_ssmax: floor must be zero or above, not {self.floor:g}")
@@ -105,7 +99,7 @@ class AdaptiveSSMax(TokenTemperature):
             raise ValueError(f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n leave float32")  # fmt: skip
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns weights uniform within 1/sqrt(D) of zero, as the authors' linear layers, and biases of zero."""
+        """Returns weights uniform in +-1/sqrt(D), as the authors' layers, and zero biases."""
         bound, shape = context.model_dim**-0.5, (context.model_dim, context.heads)
         beta_key, gamma_key = jax.random.split(key)
         return {
@@ -131,13 +125,14 @@ class AdaptiveSSMax(TokenTemperature):
 
 @dataclasses.dataclass(frozen=True)
 class YarnTemperature(Temperature):
-    """YaRN's temperature alone, (0.1 mscale ln s + 1)^2 on every content logit (Peng et al. 2023, eq. 22).
+    """YaRN's temperature alone, (0.1 mscale ln s + 1)^2 on every content logit (Peng et al. 2023,
+    eq. 22).
 
-    `rope(stretch=yarn(...))` has it already, on the dims that rotate. This part gives it to all content
-    of a head: heads without a rotation, or dims that a partial rotation leaves out.
+    `rope(stretch=yarn(...))` includes it for the dims that rotate. This part applies it to the
+    whole content logit, for heads without a rotation or with a partial one.
 
     Attributes:
-      factor: s; 1 and below leave the logits as they are.
+      factor: s; 1 and below do not change the logits.
       mscale: 1 is the paper's; DeepSeek's softmax scale has its `mscale_all_dim` here.
     """
 
@@ -146,16 +141,13 @@ class YarnTemperature(Temperature):
     mscale: float = 1.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a factor that is not positive."""
         check_positive("yarn_temperature", factor=self.factor, mscale=self.mscale)
         if yarn_mscale(self.factor, self.mscale) ** 2 > MAX_SIZE:
             raise ValueError(
                 f"yarn_temperature: mscale={self.mscale:g} is past what float32 multiplies"
             )
 
-    def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
+    def temperature(self, params, q_pos_BT, k_pos_BS, context):
         """Returns tau_B1T1, the same everywhere, float32."""
         tau = yarn_mscale(self.factor, self.mscale) ** 2
         return jnp.full_like(q_pos_BT, tau, jnp.float32)[:, None, :, None]
@@ -165,9 +157,10 @@ class YarnTemperature(Temperature):
 class ScaleInvariant(Temperature):
     """A temperature that grows with distance: tau(d) = sqrt(2 ln(1 + d/t) + 1).
 
-    With the bias -2 ln(1 + d/t), that is ``log(c=2.0,t=10.0)~scale_invariant(t=10.0)``, and Gaussian
-    content logits of unit variance, every range of distances [d, a d] holds the same expected weight,
-    and weight is sparser the farther it lies. Source: Anson et al. 2025, sec. 3 (with p-RoPE).
+    Use it with the bias -2 ln(1 + d/t): ``log(c=2.0,t=10.0)~scale_invariant(t=10.0)``. For Gaussian
+    content logits of unit variance, every range of distances [d, a d] then has the same expected
+    weight, and far weights are sparser.
+    Source: Anson et al. 2025, sec. 3 (with p-RoPE).
 
     Attributes:
       t: tokens; give the bias the same.
@@ -177,17 +170,13 @@ class ScaleInvariant(Temperature):
     t: float = 10.0
 
     def check(self, context: HeadContext) -> None:
-        """Raises ValueError for a length scale that is not positive."""
         check_positive("scale_invariant", t=self.t)
 
-    def temperature(
-        self, params: Params, q_pos_BT: jax.Array, k_pos_BS: jax.Array, context: HeadContext
-    ) -> jax.Array:
-        """Returns tau_B1TS, float32."""
+    def temperature(self, params, q_pos_BT, k_pos_BS, context):
         return jnp.sqrt(2 * jnp.log1p(distances(q_pos_BT, k_pos_BS) / self.t) + 1)[:, None]
 
     def stretched(self, factor: float) -> Temperature:
-        """Returns the temperature with t grown by the factor, like that of the logarithmic bias."""
+        """Returns the temperature with t times the factor, like the logarithmic bias."""
         return dataclasses.replace(self, t=self.t * factor)
 
 

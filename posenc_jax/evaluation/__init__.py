@@ -1,1 +1,1 @@
-"""Evaluation of a checkpoint: perplexity under length extrapolation, and long-range retrieval."""
+"""Evaluation of a checkpoint: perplexity past L, retrieval, classification and probes."""

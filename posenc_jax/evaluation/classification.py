@@ -1,8 +1,8 @@
-"""C: long-text classification by document length (EVALUATION.md, sec. 4).
+"""Suite C: long-text classification by document length (docs/measures.md).
 
-A document is read whole, up to the longest multiple of L, and asked for its class at SEP; the softmax
-is over the classes alone. Every score is a mean over classes of the mean over their documents, so a
-constant answer has accuracy 1/C and a uniform one costs ln C, whatever the classes' sizes.
+The model reads a whole document, up to the longest multiple of L, and predicts its class at SEP; the
+softmax is over the classes only. Every score is a mean over classes of the mean over their documents. A
+constant answer therefore has accuracy 1/C, and a uniform one a loss of ln C, for any sizes of the classes.
 """
 
 import functools
@@ -25,24 +25,23 @@ def check_suites(config: RunConfig, suites: Sequence[str]) -> None:
     classifier = config.data.task == "classification"
     if "C" in suites and not classifier:
         raise ValueError(
-            "--suite=C asks for classes and this run was trained on text alone; "
+            "--suite=C needs classes and this run was trained on text alone; "
             "--config=configs/longtext.py trains a classifier"
         )
     if classifier and set(suites) != {"C"}:
         raise ValueError(
-            "--suite=E, R, P and M score language models and this run is a classifier; ask for --suite=C"
+            "--suite=E, R, P and M score language models and this run is a classifier; use --suite=C"
         )
 
 
 class Classifier:
     """Logits of the classes at the last token of whole documents, in float32.
 
-    Documents are padded on the right with segment 0 to the next of a few lengths, which changes no
-    result.
+    Documents are padded on the right with segment 0 to one of a few lengths; padding changes no result.
 
     Args:
-      configs: the model to use for each input length to compile for, in tokens. params: of all of
-        them. batch_tokens: tokens taken at a time. labels_C: ids of the classes.
+      configs: the model for each input length to compile for, in tokens. params: of all of them.
+        batch_tokens: tokens per batch. labels_C: ids of the classes.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ def balanced(values_R: np.ndarray, class_R: np.ndarray, classes: int) -> float:
 
 
 def chance_corrected(accuracy: float, classes: int) -> float:
-    """Returns (accuracy - 1/C) / (1 - 1/C): 1 is perfect, and 0 what every constant answer has."""
+    """Returns (accuracy - 1/C) / (1 - 1/C): 1 for all right, 0 for every constant answer."""
     return (classes * accuracy - 1) / (classes - 1)
 
 
 def class_losses(logits_RC: np.ndarray, class_R: np.ndarray) -> np.ndarray:
-    """Returns nll_R in nats of the right class, float64, the softmax over the classes alone."""
+    """Returns nll_R in nats of the right class, float64, with the softmax over the classes only."""
     wide_RC = logits_RC.astype(np.float64)
     wide_RC = wide_RC - wide_RC.max(axis=1, keepdims=True)
     return np.log(np.exp(wide_RC).sum(axis=1)) - wide_RC[np.arange(len(class_R)), class_R]
@@ -108,9 +107,9 @@ def class_losses(logits_RC: np.ndarray, class_R: np.ndarray) -> np.ndarray:
 def length_buckets(
     lengths_R: np.ndarray, train_length: int, multiples: Sequence[int]
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yields (name, upper multiple, selection): up to L, L to 2L, ..., and what exceeds the last.
+    """Yields (name, upper multiple, mask_R) of the buckets: up to L, L to 2L, ..., above the last edge.
 
-    lengths_R counts all inputs of a document, BOS and SEP too; upper edges belong to their bucket.
+    lengths_R counts all inputs of a document, with BOS and SEP; a bucket contains its upper edge.
     """
     low = 0
     for k in sorted({1, *multiples}):
@@ -128,12 +127,12 @@ class ClassScores:
     """The rows of suite C of one checkpoint.
 
     Args:
-      work: whose rows these are. classifier: the run's, or any other with its `logits` method.
-      corpus, tokenizer: the run's. multiples: edges of the buckets; those up to `work.deepest` fit
-        the model.
+      ctx: of the evaluation. classifier: the run's, or any other with its `logits` method.
+      corpus, tokenizer: the run's. multiples: edges of the buckets; those up to `ctx.lengths.deepest`
+        fit the model.
 
     Raises:
-      ValueError: `work.multiples`, which the classifier is compiled for, end before that.
+      ValueError: the measured lengths, which the classifier is compiled for, do not reach the deepest.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class ClassScores:
         self._ctx, self._classifier, self._tokenizer = ctx, classifier, tokenizer
         self._corpus, self._classes = corpus, len(corpus.labels)
         self._class_R = corpus.classes[ctx.split]
-        self._top, self._fits = max(multiples), ctx.deepest
+        self._top, self._fits = max(multiples), ctx.lengths.deepest
         if max(ctx.multiples) < self._fits:
             raise ValueError(
                 f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to --lengths or leave "
@@ -159,7 +158,7 @@ class ClassScores:
         self._buckets = list(length_buckets(self._lengths_R, ctx.L, multiples))
 
     def items(self) -> dict[str, Callable]:
-        """Returns an item for each bucket, and one for all documents, which reads theirs."""
+        """Returns an item for each bucket, and one for all documents, which loads their arrays."""
         items = {
             f"longtext/{name}": lambda name=name, k=k, chosen=chosen: self._bucket(name, k, chosen)
             for name, k, chosen in self._buckets
@@ -174,7 +173,7 @@ class ClassScores:
         longest = k * self._ctx.L
         logits_RC = self._classifier.logits(self._inputs(numbers, longest))
         cut_RC = logits_RC
-        if k > 1:  # what the same documents give to a reader of their first L tokens
+        if k > 1:  # the same documents cut to their first L tokens
             cut_RC = self._classifier.logits(self._inputs(numbers, self._ctx.L))
         scored = {
             "document_R": numbers,
@@ -229,11 +228,8 @@ class ClassScores:
         return self._ctx.skipped("C", "longtext_corrected", k * self._ctx.L, reason, bucket)
 
     def _array(self, name: str):
-        return (
-            self._ctx.folder
-            / "arrays"
-            / f"longtext_{name.strip('<=>')}{'+' * (name[0] == '>')}.npz"
-        )
+        stem = name.strip("<=>") + "+" * (name[0] == ">")
+        return self._ctx.folder / "arrays" / f"longtext_{stem}.npz"
 
     def _inputs(self, numbers: np.ndarray, longest: int) -> list[np.ndarray]:
         documents = self._corpus.documents(self._ctx.split)
@@ -250,7 +246,7 @@ class ClassScores:
         )
 
     def _bag(self, documents: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-likelihoods of the texts of documents under each class's frequencies of ids."""
+        """Returns log-likelihoods of documents under each class's frequencies of ids."""
         rows = [self._frequency_VC[ids[1:-1]].sum(axis=0) for ids in documents]
         return np.array(rows).reshape(-1, self._classes)
 
@@ -258,9 +254,9 @@ class ClassScores:
 def bag_of_ids(
     documents: Sequence[np.ndarray], class_R: np.ndarray, vocab_size: int, classes: int
 ) -> np.ndarray:
-    """Returns log_frequency_VC of ids by class, add-one smoothed: naive Bayes, the classes alike.
+    """Returns log_frequency_VC of ids by class, add-one smoothed: naive Bayes with a uniform prior.
 
-    The yardstick of what needs no order of tokens, hence no position: with byte tokens, a bag of bytes.
+    This baseline ignores the order of tokens, hence positions: with byte tokens, it is a bag of bytes.
     """
     count_VC = np.ones((vocab_size, classes))
     for ids, c in zip(documents, class_R.tolist(), strict=True):

@@ -1,54 +1,95 @@
-"""What one evaluation is about: a checkpoint, how it is scored, and the rows it has so far."""
+"""Context of one evaluation: the model with its scorer, the lengths, and the rows measured so far."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from posenc_jax.encodings.scheme_arrays import layer_parameters, scheme_arrays
+from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.model.config import ModelConfig
 from posenc_jax.results.files import write_json
+from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.schema import Row
+from posenc_jax.training.config import RunConfig
+from posenc_jax.training.inputs import Inputs
 
 SEED = 20_260  # of the evaluation instances: the same for every arm and every training seed
 
 
-class EvaluationContext:
-    """What is measured on one checkpoint.
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel:
+    """The model that is measured.
 
-    Args:
-      folder: where arrays go. config, inputs: of the run. model_config, params: what is shown as its
-        scheme. scorer: of its checkpoint. multiples: lengths that fit it, in units of L. split: of the
-        text. top: the longest multiple of the study's text, `deepest`: the longest that fits the arm.
-      rows: the RowFile that measures are added to. key_targets: file of E5's targets, or None.
-      model_configs: the model by input length to compile for. every: all multiples of the study.
-      mark: fields of `Row` that every row has beside, such as which checkpoint where it is not the last.
+    Attributes:
+      by_length: its configuration for each input length to compile for; they differ where a length
+        extension depends on the length. params: of all of them. scorer: of the same models.
     """
 
-    def __init__(
-        self,
-        folder,
-        config,
-        inputs,
-        model_config,
-        params,
-        scorer,
-        multiples,
-        split,
-        top,
-        deepest,
-        rows=None,
-        key_targets=None,
-        model_configs=None,
-        every=(),
-        mark=(),
-    ):
-        self.config, self.inputs, self.split = config, inputs, split
-        self.params, self.model_config, self.multiples = params, model_config, multiples
-        self.run, self.L = folder.parent.name, config.placed_length
-        self.top, self.deepest = top, deepest
-        self.scorer, self.folder = scorer, folder
-        self.rows, self.key_targets = rows, key_targets
-        self.model_configs, self.every = model_configs, every
-        self.mark = dict(mark)
+    by_length: Mapping[int, ModelConfig]
+    params: dict
+    scorer: Scorer
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration for the longest rows."""
+        return self.by_length[max(self.by_length)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiples:
+    """Lengths of an evaluation, in units of L.
+
+    Attributes:
+      measured: the requested lengths that fit the model. study: all lengths of the study, ascending.
+      deepest: the longest length of the study that fits the model.
+    """
+
+    measured: tuple[int, ...]
+    study: tuple[int, ...]
+    deepest: int
+
+    @property
+    def top(self) -> int:
+        """The longest length of the study, for which text is cut."""
+        return self.study[-1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
+class EvaluationContext:
+    """Everything that the measures of one checkpoint share.
+
+    Attributes:
+      folder: of rows and arrays. config, inputs: of the run. split: of the text. model: that is measured.
+      lengths: at which it is measured. rows: the measured rows so far. key_targets: file of E5's targets,
+        or None. extra: additional fields of every row, such as the checkpoint where it is not the last.
+    """
+
+    folder: Path
+    config: RunConfig
+    inputs: Inputs
+    split: str
+    model: EvaluatedModel
+    lengths: Multiples
+    rows: RowFile
+    key_targets: Path | None = None
+    extra: Mapping = dataclasses.field(default_factory=dict)
+
+    @property
+    def L(self) -> int:
+        """The training length of the scheme, the unit of all lengths."""
+        return self.config.placed_length
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """The lengths that are measured, in units of L."""
+        return self.lengths.measured
+
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer of the model."""
+        return self.model.scorer
 
     def row(
         self,
@@ -63,7 +104,7 @@ class EvaluationContext:
         """Returns one row; a value that is not finite becomes None, with the reason."""
         finite = value is None or bool(np.isfinite(value))
         return Row(
-            run=self.run,
+            run=self.folder.parent.name,
             arm=self.config.arm,
             seed=self.config.train.seed,
             tier=self.config.train.tier,
@@ -77,32 +118,32 @@ class EvaluationContext:
             split=self.split,
             chance=chance,
             skipped="" if finite else f"not finite ({value})",
-            **self.mark,
+            **self.extra,
         )
 
     def skipped(
         self, suite: str, metric: str, length: int, reason: str, bucket: str = "all"
     ) -> list[Row]:
-        """Returns the row of what could not be measured, with the reason."""
+        """Returns one row without a value, with the reason."""
         return [
             dataclasses.replace(self.row(suite, metric, length, bucket, None, 0), skipped=reason)
         ]
 
     def fits(self, inputs: int) -> bool:
-        """Whether the arm reads that many tokens."""
-        longest = self.model_config.placed.longest()
+        """Whether rows of that many tokens fit the scheme."""
+        longest = self.model.config.placed.longest()
         return inputs > 0 and (longest is None or inputs <= longest)
 
     def scheme(self) -> list[Row]:
-        """Writes what the arm's encoding looks like (scheme.json, scheme.npz); yields a marker row."""
-        top = self.top * self.L
+        """Writes arrays of the scheme (scheme.json, scheme.npz); returns a row that marks this item done."""
+        top = self.lengths.top * self.L
         distance_S = np.unique(
             np.r_[np.arange(min(top, 129)), np.geomspace(1, top, 128)].astype(int)
         )
         grid_G = np.linspace(0, 2 * self.L, 65).astype(int)
-        placed = self.model_config.placed
+        placed = self.model.config.placed
         heads, arrays = scheme_arrays(
-            placed, layer_parameters(placed, self.params), distance_S, grid_G
+            placed, layer_parameters(placed, self.model.params), distance_S, grid_G
         )
         np.savez(self.folder / "arrays" / "scheme.npz", **arrays)
         description = {"scheme": self.config.model.scheme, "train_length": self.L, "heads": heads}

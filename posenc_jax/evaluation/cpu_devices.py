@@ -1,4 +1,4 @@
-"""A device for each processor core, so that rows to score are spread over the cores like over chips."""
+"""CPU devices: one JAX device per core, so that rows are scored in parallel."""
 
 import os
 
@@ -8,9 +8,8 @@ import jax
 def use_all_cores() -> None:
     """Makes a CPU device of every core that this process may use.
 
-    To be called before JAX has computed anything. Whoever has set a number of CPU devices (XLA_FLAGS,
-    JAX_NUM_CPU_DEVICES) keeps it, and what runs on other devices is not touched. One program on all cores
-    leaves most of them idle between its matrix products.
+    Call it before JAX computes anything. A number set through XLA_FLAGS or JAX_NUM_CPU_DEVICES stays.
+    One program over all cores would leave most of them idle between its matrix products.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < 1:

@@ -1,6 +1,7 @@
-"""Evaluates a checkpoint of a run, usually the last: items of work, each measured once, rows as they come."""
+"""Evaluation of a checkpoint: a list of items, each measured once, its rows written at once."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -10,11 +11,11 @@ import jax
 from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.classification import check_suites
-from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.context import EvaluatedModel, EvaluationContext, Multiples
 from posenc_jax.evaluation.load_run import (
     LAST,
     compiled_lengths,
-    extended_config,
+    extended_model,
     extension_folder,
     fitting_multiples,
     restore_checkpoint,
@@ -41,18 +42,18 @@ def evaluate(
     key_targets: Path | None = None,
     checkpoint: str = LAST,
 ) -> Path:
-    """Measures what is not measured yet and returns the path of rows.jsonl.
+    """Measures the items that have no rows yet and returns the path of rows.jsonl.
 
     Args:
       workdir: a trained run. multiples: lengths in units of L; None takes the run's own and writes
-        down as skipped those that do not fit. suites: names of `suites.py`; None takes
-        the run's own. split: "test" or "dev". stretch: a
-        rule of `posenc_jax.encodings.length_extension`, or None; its rows are an arm of their own, in
-        `<workdir>/stretched/<rule>`. key_targets: file of E5's targets, or None. checkpoint: "last", on
-        which results rest, "best" by dev loss, or a step; rows of others than the last lie apart and say so.
+        a skipped row for each that does not fit. suites: names of `suites.py`; None takes the run's own.
+        split: "test" or "dev". stretch: a rule of `posenc_jax.encodings.length_extension`, or None; its
+        rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of E5's targets,
+        or None. checkpoint: "last", the one that results use, "best" by dev loss, or a step; rows of
+        another checkpoint than the last go to a folder of their own and name it.
 
     Raises:
-      ValueError: no checkpoint or one of another run, an unknown suite or split, or a length asked for
+      ValueError: no checkpoint or one of another run, an unknown suite or split, or a requested length
         that does not fit.
     """
     trained = stored_config(workdir)
@@ -71,53 +72,45 @@ def evaluate(
     wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
     if wanted[0] < 1:
         raise ValueError(f"--lengths must be whole multiples of the training length, not {wanted}")
-    fitting = fitting_multiples(config, wanted, asked=multiples is not None)
+    fitting = fitting_multiples(config, wanted, strict=multiples is not None)
     inputs = open_inputs(config)
-    every = tuple(sorted({*config.evaluation.multiples, *wanted}))
-    top, deepest = every[-1], max(fitting_multiples(config, every, asked=False))
+    study = tuple(sorted({*config.evaluation.multiples, *wanted}))
+    lengths = Multiples(fitting, study, max(fitting_multiples(config, study, strict=False)))
     L = config.placed_length
-    longest = max(fitting) * L
-    model_configs = {
-        n: extended_config(config, stretch, n).model_config(inputs.tokenizer.vocab_size)
+    by_length = {
+        n: extended_model(config, stretch, n, inputs.tokenizer.vocab_size)
         for n in compiled_lengths(config, stretch, fitting)
     }
-    found = restore_checkpoint(workdir, trained, inputs, checkpoint)
-    step, params = found.step, found.params
-    mark = {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": step}
-    mark |= {"step": step, "unfinished": True} if found.unfinished else {}
+    restored = restore_checkpoint(workdir, trained, inputs, checkpoint)
+    extra = {} if checkpoint == LAST else {"checkpoint": checkpoint, "step": restored.step}
+    extra |= {"step": restored.step, "unfinished": True} if restored.unfinished else {}
 
-    # Rows of another run, checkpoint or other settings are replaced; E rows also when their text changes.
+    # Rows of another run, checkpoint or settings are measured again, E rows also for another text.
     deciding = dataclasses.replace(config.evaluation, measures=())
-    settings = (
-        {"step": step, "settings": repr(deciding), "stretch": stretch} | found.identity | mark
-    )
-    if config.train.length != L:  # once a fine-tuned run was measured in units of its own length
+    settings = {"step": restored.step, "settings": repr(deciding), "stretch": stretch}
+    settings |= restored.identity | extra
+    if config.train.length != L:  # rows of fine-tuned runs were once in units of their own length
         settings |= {"train_length": L}
-    stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": top}))
+    stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": lengths.top}))
     stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
     if stretch is not None:
-        workdir = extension_folder(workdir, stretch, extended_config(config, stretch, longest))
-    apart = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
-    folder = workdir / "_".join(["evaluation", *apart])
+        workdir = extension_folder(workdir, stretch, config, max(fitting) * L)
+    suffixes = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
+    folder = workdir / "_".join(["evaluation", *suffixes])
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
     rows = RowFile(folder / "rows.jsonl", stamps)
     if rows.dropped:
         print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
-    scorer = _scorer(model_configs, params, config.evaluation.batch_tokens)
-    shown = model_configs[max(model_configs)]
-    ctx = EvaluationContext(
-        folder, config, inputs, shown, params, scorer, fitting, split, top, deepest, rows, key_targets,
-        model_configs, every, mark,
-    )  # fmt: skip
+    scorer = _scorer(by_length, restored.params, config.evaluation.batch_tokens)
+    model = EvaluatedModel(by_length, restored.params, scorer)
+    ctx = EvaluationContext(folder, config, inputs, split, model, lengths, rows, key_targets, extra)
     items = {"scheme": ctx.scheme}
     for letter, names in measures.items():
         items |= SUITES[letter].items(ctx, names)
     for k in sorted(set(wanted) - set(fitting)):
-        limit = shown.placed.longest()
+        limit = model.config.placed.longest()
         reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
-        items[f"skipped/{k}"] = lambda k=k, reason=reason: ctx.skipped(
-            "all", "skipped", k * L, reason
-        )
+        items[f"skipped/{k}"] = functools.partial(ctx.skipped, "all", "skipped", k * L, reason)
     bar = Progress(f"evaluate {config.arm}", 0, len(items))
     with float32_matmuls():
         for done, (item, measure) in enumerate(items.items(), 1):
@@ -132,14 +125,14 @@ def evaluate(
             "split": split,
             "checkpoint": checkpoint,
             "programs": scorer.compilations,
-            "attention": {n: c.measured.attention_paths(n) for n, c in model_configs.items()},
+            "attention": {n: c.measured.attention_paths(n) for n, c in by_length.items()},
         },
     )
     return folder / "rows.jsonl"
 
 
 def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
-    """Chooses E5's targets with a run trained at 4L, writes them, and returns how many they are.
+    """Chooses E5's targets with a run trained at 4L, writes them, and returns their number.
 
     Raises:
       ValueError: a training length that four does not divide, or a model that cannot read 4L + L/2.
@@ -153,27 +146,27 @@ def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:
     rows_RT = held_out_stretches(
         inputs.stream(split), top * L + L // 2, config.evaluation.stretches
     )
-    found = restore_checkpoint(workdir, config, inputs, LAST)
+    restored = restore_checkpoint(workdir, config, inputs, LAST)
     model = config.model_config(inputs.tokenizer.vocab_size)
     lengths = (L + L // 2, config.train.length + L // 2)
-    scorer = _scorer(dict.fromkeys(lengths, model), found.params, config.evaluation.batch_tokens)
+    scorer = _scorer(dict.fromkeys(lengths, model), restored.params, config.evaluation.batch_tokens)
     chosen_RT = key_targets.choose(scorer, rows_RT, L)
-    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": found.step}
+    reference = {"arm": config.arm, "scheme": config.model.scheme, "step": restored.step}
     key_targets.write(path, chosen_RT, key_targets.about(inputs, split, L, top, rows_RT), reference)
     return int(chosen_RT.sum())
 
 
-def _scorer(model_configs: dict, params, batch_tokens: int) -> Scorer:
-    """A scorer over all devices of this process."""
+def _scorer(by_length: dict, params, batch_tokens: int) -> Scorer:
+    """Returns a scorer over all devices of this process."""
     if len(jax.devices()) == 1:
-        return Scorer(model_configs, jax.device_put(params), batch_tokens)
+        return Scorer(by_length, jax.device_put(params), batch_tokens)
     mesh = make_mesh(0, 1)
-    places = jax.tree.map(
+    shardings = jax.tree.map(
         lambda spec: jax.NamedSharding(mesh, spec),
         parameter_layout(params, mesh),
         is_leaf=lambda spec: isinstance(spec, jax.P),
     )
-    return Scorer(model_configs, jax.device_put(params, places), batch_tokens, mesh)
+    return Scorer(by_length, jax.device_put(params, shardings), batch_tokens, mesh)
 
 
 def _stamp(settings: dict) -> str:

@@ -1,4 +1,4 @@
-"""The items of suite E: every measure of perplexity at one length, as a function that returns rows."""
+"""Suite E: perplexity under length extrapolation, one item per measure and length."""
 
 import functools
 from collections.abc import Callable
@@ -17,24 +17,23 @@ from posenc_jax.evaluation.perplexity import (
     repeat_length,
     repeated_spans,
     sliding_windows,
-    windowed_targets,
 )
 from posenc_jax.results.schema import BPB, FAR, Row
 
 MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
-# What is computed from rows of another measure.
+# Measures that are computed from rows of another measure.
 NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
 
 
 def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns the items of the chosen measures.
 
-    The stretches are as long as the longest multiple asks, also for an arm that cannot read that far:
-    all arms score the same targets.
+    All arms score the same targets: stretches have the longest length of the study, also for an arm with
+    fewer positions.
     """
     L, multiples = ctx.L, ctx.multiples
     rows_RT = held_out_stretches(
-        ctx.inputs.stream(ctx.split), ctx.top * L + L // 2, ctx.config.evaluation.stretches
+        ctx.inputs.stream(ctx.split), ctx.lengths.top * L + L // 2, ctx.config.evaluation.stretches
     )
     text = Text(ctx, rows_RT)
     contexts = [L // 8, L // 4, L // 2, *(k * L for k in multiples)]
@@ -43,10 +42,10 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
     gaps = sorted({g for g in gaps if g})
     items = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
-        "E4": {f"E4/{ctx.deepest}": (text.by_position, ctx.deepest)} if ctx.deepest in multiples else {},
+        "E4": {f"E4/{ctx.lengths.deepest}": (text.by_position, ctx.lengths.deepest)} if ctx.lengths.deepest in multiples else {},
         "E3": {f"E3/{c}": (text.fixed, c) for c in contexts},
         "E2": {f"E2/{k}": (text.sliding, k) for k in multiples},
-        "E5": {f"E5/{c}{key_targets.mark(ctx.key_targets)}": (text.key, c) for c in contexts},
+        "E5": {f"E5/{c}{key_targets.item_suffix(ctx.key_targets)}": (text.key, c) for c in contexts},
         "E6": {f"E6/{g}": (text.repeat, g) for g in gaps},
         "E7": {"E7": (text.gain, FAR)},
         "E8": {"E8": (text.window, FAR)},
@@ -61,12 +60,12 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
 
 
 class Text:
-    """The measures on one set of held-out stretches."""
+    """Measures on one set of held-out stretches."""
 
     def __init__(self, ctx: EvaluationContext, rows_RT: np.ndarray):
         self._ctx, self._rows_RT = ctx, rows_RT
         self._bytes_V = ctx.inputs.tokenizer.byte_lengths_V
-        # E4 reads the losses of E1; scored once where both are asked for in one go.
+        # E1 and E4 use the same losses; they are computed once.
         self._segments = functools.cache(lambda k: disjoint_segments(ctx.scorer, rows_RT, ctx.L, k))
 
     def disjoint(self, k: int) -> list[Row]:
@@ -89,14 +88,14 @@ class Text:
 
     def fixed(self, context: int) -> list[Row]:
         if not self._ctx.fits(context + self._ctx.L // 2):
-            return self._ctx.skipped("E", BPB, context, self._too_long(context))
+            return self._ctx.skipped("E", BPB, context, self._misfit(context))
         nll, targets = fixed_targets(self._ctx.scorer, self._rows_RT, self._ctx.L, context)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        self._keep(f"{BPB}_{context}", nll, targets)
+        self._save(f"{BPB}_{context}", nll, targets)
         return [self._row(BPB, context, value, targets.size)]
 
-    def _too_long(self, context: int) -> str:
-        longest = self._ctx.model_config.placed.longest()
+    def _misfit(self, context: int) -> str:
+        longest = self._ctx.model.config.placed.longest()
         return f"a context of {context} and {self._ctx.L // 2} targets exceed {longest} positions"
 
     def _sliding_rows(self) -> np.ndarray:
@@ -120,11 +119,11 @@ class Text:
     def key(self, context: int) -> list[Row]:
         ctx = self._ctx
         if not ctx.fits(context + ctx.L // 2):
-            return ctx.skipped("E", "bpb_key", context, self._too_long(context))
+            return ctx.skipped("E", "bpb_key", context, self._misfit(context))
         if ctx.key_targets is None:
             reason = "no file of targets: --key_targets=FILE, made by --write_key_targets"
             return ctx.skipped("E", "bpb_key", context, reason)
-        about = key_targets.about(ctx.inputs, ctx.split, ctx.L, ctx.top, self._rows_RT)
+        about = key_targets.about(ctx.inputs, ctx.split, ctx.L, ctx.lengths.top, self._rows_RT)
         chosen = key_targets.read(ctx.key_targets, about)
         if not chosen.any():
             return ctx.skipped("E", "bpb_key", context, "the reference model found no such target")
@@ -165,15 +164,15 @@ class Text:
             return ctx.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
         if k not in ctx.multiples:
             return ctx.skipped("E", "window_check", k * L, f"{k}L is not among the lengths")
-        nll, targets = windowed_targets(ctx.scorer, self._rows_RT, L, k * L)
+        nll, targets = fixed_targets(ctx.scorer, self._rows_RT, L, k * L, window=L)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        self._keep(f"bpb_window_{k * L}", nll, targets)
+        self._save(f"bpb_window_{k * L}", nll, targets)
         return [
             self._row("bpb_window", k * L, value, targets.size),
             self._row("window_check", k * L, value - free[0], targets.size),
         ]
 
-    def _keep(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:
+    def _save(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:
         path = self._ctx.folder / "arrays" / f"{name}.npz"
         np.savez(path, **nats_and_bytes(nll, targets, self._bytes_V))
 

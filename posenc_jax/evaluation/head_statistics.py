@@ -1,11 +1,10 @@
-"""M1-M11: what every head does with its keys, as numbers from streamed sums (EVALUATION.md, sec. 5).
+"""Statistics of attention heads (M1 to M11), from sums over rows of text (docs/probes.md).
 
-`head_sums` runs a model over rows of text and gives one `HeadSums` per softmax layer; the functions
-below it turn sums into measures and are plain NumPy in float64. L layers, N heads, Z distances.
+`head_sums` runs a model over rows of text and returns one `HeadSums` per softmax layer; the functions
+below compute measures from the sums, in NumPy and float64. L layers, N heads, Z distances.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,14 +19,14 @@ from posenc_jax.attention.attention_statistics import (
 )
 from posenc_jax.encodings import PlacedLayer
 from posenc_jax.encodings.base import Params
-from posenc_jax.evaluation.capture import capture_qk, over_batches
+from posenc_jax.evaluation.capture import capture_rows
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.tasks.instances import Instance
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSums:
-    """One layer's reductions over B rows of T tokens, read by the queries from `first` on; float64.
+    """Sums of one layer over B rows of T tokens, for the queries from `first` on; float64.
 
     Attributes:
       pairs_Z: pairs of query and key at each distance. weight_NZ, content_NZ, logit_NZ: mean attention
@@ -51,7 +50,7 @@ class HeadSums:
 
     @property
     def queries(self) -> int:
-        """Queries read, over all rows."""
+        """Number of queries, over all rows."""
         return self.rows * (len(self.pairs_Z) - self.first)
 
 
@@ -61,24 +60,17 @@ def head_sums(
     """Returns the sums of each layer over rows of text, None for a layer of linear attention.
 
     Args:
-      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: run at a time.
-      first: index of the first query that is read; the mean over later ones sees every distance up to it.
+      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: tokens per batch.
+      first: index of the first query; all queries see every distance up to it.
     """
 
-    @jax.jit
-    def program(params, tokens_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, sink_N):
-            if layer.form is not None:
-                return None
-            where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
-            return attention_statistics(q, k, layer, learned, first=first, **where)
+    def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, sink_N):
+        if layer.form is not None:
+            return None
+        where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
+        return attention_statistics(q, k, layer, learned, first=first, **where)
 
-        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
-
-    pieces = over_batches(
-        functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32)
-    )
+    pieces = capture_rows(config, params, rows_RT, batch_tokens, lambda: reduce)
     return [
         None if pieces[0][i] is None else merge_sums([piece[i] for piece in pieces], first)
         for i in range(config.num_layers)
@@ -86,7 +78,7 @@ def head_sums(
 
 
 def merge_sums(pieces: Sequence[AttentionStatistics], first: int) -> HeadSums:
-    """Returns the sums over all sequences of some batches; `first` as for `attention_statistics`."""
+    """Returns the sums over all batches; `first` as for `attention_statistics`."""
     whole = jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *pieces)
     B, _, T = whole.weight_BNZ.shape
     each_Z = T - np.maximum(np.arange(T), first).astype(
@@ -124,7 +116,7 @@ def mean_distance(sums: HeadSums) -> np.ndarray:
 def relative_structure(sums: HeadSums) -> np.ndarray:
     """Returns score_N (P2): 1 - Var(z_ij - f(i - j)) / Var(z_ij), f the mean of each diagonal.
 
-    1 where the logit is a function of distance alone; nan where it never varies.
+    1 where the logit depends on the distance only; nan where it never varies.
     """
     grand_N1 = (sums.logit_NZ @ sums.pairs_Z / sums.pairs_Z.sum())[:, None]
     between_N = (sums.logit_NZ - grand_N1) ** 2 @ sums.pairs_Z
@@ -138,17 +130,18 @@ def monotonicity(sums: HeadSums) -> np.ndarray:
 
     Over the distances that every query sees; nan where the mean weight never varies.
     """
-    seen = np.arange(sums.first + 1)
+    distance_Z = np.arange(sums.first + 1)
     with np.errstate(invalid="ignore"):
-        return np.array([stats.kendalltau(seen, w_Z[seen]).statistic for w_Z in sums.weight_NZ])
+        return np.array(
+            [stats.kendalltau(distance_Z, w_Z[distance_Z]).statistic for w_Z in sums.weight_NZ]
+        )
 
 
 def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[list[dict]]:
     """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest first.
 
-    Read off the rotation itself, by turning every unit vector to position 1; in more than one dimension
-    that is one column. A dim that turns with no other belongs to no pair. A dim that turns by itself, into a
-    cosine and a sine, is {"dims": (a,), ..}.
+    Derived from the rotation of every unit vector at position 1 (of a grid: column 1). A dim without a
+    rotation is in no pair. A dim that becomes a cosine and a sine (PoPE) is {"dims": (a,), ..}.
     """
     N, H = layer.num_heads, head_dim
     unit_1HNH = jnp.broadcast_to(jnp.eye(H)[None, :, None], (1, H, N, H))
@@ -177,8 +170,8 @@ def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[lis
 def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
     """Returns for every head the share of each rotary pair, and of the unrotated dims last (M5).
 
-    A pair's use is the root mean square of its queries times that of its keys, the bound of its part
-    of the content logit; the shares of a head sum to 1 (Barbero et al. 2024, sec. 3, use norms so).
+    The use of a pair is the root mean square of its queries times that of its keys, which bounds its
+    part of the content logit (Barbero et al. 2024, sec. 3). The shares of a head sum to 1.
     """
     shares = []
     for q_H, k_H, pairs in zip(sums.q_power_NH, sums.k_power_NH, planes, strict=True):
@@ -191,11 +184,11 @@ def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class NeedleHeads:
-    """What each head makes of needles, one entry an answer token: A of them, over all instances.
+    """Attention of each head to needles, one entry per answer token: A of them, over all instances.
 
     Attributes:
       distance_A: tokens from the predicting position back to the needle's token. weight_NA, margin_NA,
-        reach_NA: as in `attention.observe.Needles`.
+        reach_NA: as in `attention.attention_statistics.NeedleStatistics`.
     """
 
     distance_A: np.ndarray
@@ -205,10 +198,10 @@ class NeedleHeads:
 
 
 def needle_positions(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (query_A, key_A): the position that predicts each answer token, and that token's twin.
+    """Returns (query_A, key_A): positions that predict the answer tokens, and of the needle's tokens.
 
-    A token at p is predicted at p - 1. The needle's token stands `distance` before it, for every token
-    of an answer alike, as answer and needle are the same ids in the same order.
+    A token at p is predicted at p - 1. The same token of the needle is `distance` before p - 1, for every
+    token of an answer, as answer and needle are the same ids in the same order.
     """
     query_A = np.concatenate([np.arange(a.start - 1, a.stop - 1) for a in instance.answers])
     back_A = np.concatenate([np.full(a.stop - a.start, a.distance) for a in instance.answers])
@@ -223,8 +216,7 @@ def needle_heads(
     None for a layer of linear attention. Args: see `head_sums`.
     """
 
-    @jax.jit
-    def program(params, tokens_BT, query_BA, key_BA):
+    def make_reduce(query_BA, key_BA):
         def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, sink_N):
             if layer.form is not None:
                 return None
@@ -233,14 +225,11 @@ def needle_heads(
                 q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where
             )
 
-        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
+        return reduce
 
     query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_positions, instances), strict=True))
-    tokens_BT = np.stack([i.tokens for i in instances])
-    pieces = over_batches(
-        functools.partial(program, params), batch_tokens, tokens_BT, query_BA, key_BA
-    )
+    rows_RT = np.stack([i.tokens for i in instances])
+    pieces = capture_rows(config, params, rows_RT, batch_tokens, make_reduce, query_BA, key_BA)
     layers = []
     for i in range(config.num_layers):
         if pieces[0][i] is None:
@@ -252,11 +241,11 @@ def needle_heads(
     return layers
 
 
-def measured_reach(found: NeedleHeads) -> np.ndarray:
+def measured_reach(needles: NeedleHeads) -> np.ndarray:
     """Returns reach_N (M10): the farthest needle that got weight 1/2 or more, -1 where none did."""
-    return np.where(found.weight_NA >= 0.5, found.distance_A, -1).max(-1)
+    return np.where(needles.weight_NA >= 0.5, needles.distance_A, -1).max(-1)
 
 
-def agreement(found: NeedleHeads) -> np.ndarray:
-    """Returns share_N (M10): needles for which "within the predicted reach" and "weight >= 1/2" agree."""
-    return ((found.distance_A <= found.reach_NA) == (found.weight_NA >= 0.5)).mean(-1)
+def agreement(needles: NeedleHeads) -> np.ndarray:
+    """Returns share_N (M10) of needles for which "within the predicted reach" equals "weight >= 1/2"."""
+    return ((needles.distance_A <= needles.reach_NA) == (needles.weight_NA >= 0.5)).mean(-1)

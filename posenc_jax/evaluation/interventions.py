@@ -1,7 +1,6 @@
-"""M12: what changes when one part of a trained model is taken away.
+"""Interventions (M12): functions from a trained model to one with a part switched off.
 
-An intervention is a function from a model to a changed model, configuration and parameters. The
-decoder knows nothing of it: it is given another scheme, another mask or other matrices.
+They change the configuration or the parameters; the decoder's code is the same.
 """
 
 import dataclasses
@@ -10,13 +9,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.encodings import HeadGroup, parse, unparse
+from posenc_jax.encodings import HeadGroup
 from posenc_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterizedModel:
-    """A decoder that can be run: its configuration and its parameters."""
+    """A decoder's configuration and its parameters."""
 
     config: ModelConfig
     params: dict
@@ -35,7 +34,7 @@ def slopes_off(model: ParameterizedModel) -> ParameterizedModel:
 
 
 def rotation_off(model: ParameterizedModel) -> ParameterizedModel:
-    """Returns the model with queries and keys as projected (PoPE: their magnitudes), turned nowhere.
+    """Returns the model without any rotation: queries and keys as projected (PoPE: their magnitudes).
 
     Raises:
       ValueError: the scheme rotates nothing.
@@ -51,7 +50,7 @@ def windowed(tokens: int) -> Intervention:
 
 
 def head_off(layer: int, head: int) -> Intervention:
-    """Returns the intervention that takes a head out: its rows of the output projection become 0.
+    """Returns the intervention that ablates a head: its rows of the output projection become 0.
 
     Raises:
       ValueError: when applied to a model without such a head.
@@ -74,15 +73,20 @@ def head_off(layer: int, head: int) -> Intervention:
 
 def every_intervention(config: ModelConfig, train_length: int) -> dict[str, Intervention]:
     """Returns the interventions of M12 by the name that their rows carry."""
-    found = {"slopes off": slopes_off, "rotation off": rotation_off, "window L": windowed(train_length)}  # fmt: skip
-    for layer in range(config.num_layers):
-        for head in range(config.num_heads):
-            found[f"head:{layer}.{head} off"] = head_off(layer, head)
-    return found
+    whole_model = {
+        "slopes off": slopes_off,
+        "rotation off": rotation_off,
+        "window L": windowed(train_length),
+    }
+    return whole_model | {
+        f"head:{layer}.{head} off": head_off(layer, head)
+        for layer in range(config.num_layers)
+        for head in range(config.num_heads)
+    }
 
 
 def _without(kind: str, model: ParameterizedModel) -> ParameterizedModel:
-    scheme = parse(model.config.scheme)
+    scheme = model.config.parsed_scheme
 
     def bare(heads: HeadGroup) -> HeadGroup:
         part = getattr(heads, kind)
@@ -90,15 +94,14 @@ def _without(kind: str, model: ParameterizedModel) -> ParameterizedModel:
 
     layers = tuple(tuple(bare(heads) for heads in layer) for layer in scheme.layers)
     if layers == scheme.layers:
-        raise ValueError(f"{model.config.scheme!r} has no {kind} to switch off")
-    bare_scheme = unparse(dataclasses.replace(scheme, layers=layers))
-    config = dataclasses.replace(model.config, scheme=bare_scheme)
+        raise ValueError(f"{model.config.scheme_line!r} has no {kind} to switch off")
+    config = dataclasses.replace(model.config, scheme=dataclasses.replace(scheme, layers=layers))
     params = dict(model.params)
-    for i, layer in enumerate(config.placed.layers):  # what the taken part had learned goes with it
+    for i, layer in enumerate(config.placed.layers):  # the parameters of the removed part go too
         block = params[f"layer_{i}"]
         if "scheme" in block["attention"]:
-            left = jax.eval_shape(layer.init, jax.random.key(0))
-            kept = {name: block["attention"]["scheme"][name] for name in left}
+            remaining = jax.eval_shape(layer.init, jax.random.key(0))
+            kept = {name: block["attention"]["scheme"][name] for name in remaining}
             attention = {**block["attention"], "scheme": kept}
             params[f"layer_{i}"] = {**block, "attention": attention}
     return ParameterizedModel(config, params)

@@ -1,7 +1,7 @@
-"""E5: targets that need far context, chosen once by a reference model and then read from a file.
+"""Targets of E5, which need far context: chosen once with a reference model, stored in a file.
 
-The reference is a RoPE run trained at 4L. A target is chosen when far context helped it much and enough:
-NLL(context L) - NLL(context 4L) > 0.5 nat and NLL(context 4L) < 2 nat (EVALUATION.md, sec. 1).
+The reference is a RoPE run trained at 4L. A target is chosen if far context helps it by more than 0.5 nat
+and is sufficient: NLL(context L) - NLL(context 4L) > 0.5 and NLL(context 4L) < 2 (docs/measures.md).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ LEAST_GAIN, MOST_LOSS = 0.5, 2.0  # nats
 
 
 def choose(scorer: Scorer, rows_RT: np.ndarray, train_length: int) -> np.ndarray:
-    """Returns chosen_RT, bool [stretches, L/2]: which of E3's targets need far context."""
+    """Returns chosen_RT, bool [stretches, L/2]: the targets of E3 that need far context."""
     near, _ = fixed_targets(scorer, rows_RT, train_length, train_length)
     far, _ = fixed_targets(scorer, rows_RT, train_length, REFERENCE_MULTIPLE * train_length)
     return (near - far > LEAST_GAIN) & (far < MOST_LOSS)
@@ -29,7 +29,7 @@ def choose(scorer: Scorer, rows_RT: np.ndarray, train_length: int) -> np.ndarray
 def about(
     inputs: Inputs, split: str, train_length: int, top: int, rows_RT: np.ndarray
 ) -> dict[str, str | int]:
-    """Returns what a list of targets is a list of; two that differ name different tokens."""
+    """Returns the description of a list of targets; equal descriptions mean the same tokens."""
     return {
         "split": split,
         "train_length": train_length,
@@ -41,7 +41,7 @@ def about(
 
 
 def write(path: Path, chosen_RT: np.ndarray, about: dict, reference: dict) -> None:
-    """Writes the list with its own hash in it."""
+    """Writes the list of targets and its hash."""
     content = {"about": about, "reference": reference, "chosen": np.argwhere(chosen_RT).tolist()}
     content["targets_per_stretch"] = chosen_RT.shape[1]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def read(path: Path, about: dict) -> np.ndarray:
     """Returns chosen_RT of a file.
 
     Raises:
-      ValueError: the file is damaged, or lists targets of other text, lengths or stretches.
+      ValueError: a damaged file, or targets of another text, other lengths or other stretches.
     """
     try:
         content = json.loads(path.read_text())
@@ -70,13 +70,13 @@ def read(path: Path, about: dict) -> np.ndarray:
                 f"this evaluation has {field}={ours}"
             )
     chosen_RT = np.zeros((about["stretches"], content["targets_per_stretch"]), bool)
-    for stretch, place in content["chosen"]:
-        chosen_RT[stretch, place] = True
+    for stretch, target in content["chosen"]:
+        chosen_RT[stretch, target] = True
     return chosen_RT
 
 
-def mark(path: Path | None) -> str:
-    """Returns what tells items measured with this file from those with another."""
+def item_suffix(path: Path | None) -> str:
+    """Returns the suffix of items measured with this file; another file has another suffix."""
     return "" if path is None else "@" + hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 

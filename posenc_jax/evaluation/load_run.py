@@ -1,4 +1,4 @@
-"""A trained run, opened to be read: its configuration under a stretch, a checkpoint, the lengths that fit."""
+"""Loads a trained run for evaluation: configuration, length extension, checkpoint, lengths that fit."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
-from posenc_jax.encodings import extend_length, parse, unparse
+from posenc_jax.encodings import Scheme, extend_length, unparse
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import read_json, replace_text, write_json
@@ -18,7 +18,7 @@ from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.workdir import REREAD, check_owner, identity, ownership
+from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner, identity, ownership
 
 LAST = "last"
 
@@ -43,22 +43,28 @@ def _refuse_other_record(path: Path, config: RunConfig) -> None:
         "arm": config.arm, "scheme": config.model.scheme, "seed": config.train.seed, "tier": config.train.tier,
         "train_length": config.placed_length,
     }  # fmt: skip
-    said = read_json(path) if path.exists() else {}
-    found = [
-        f"{name}: {mine!r} in config.json, {said[name]!r} in run.json"
-        for name, mine in ours.items()
-        if name in said and said[name] != mine
+    record = read_json(path) if path.exists() else {}
+    differing = [
+        f"{name}: {value!r} in config.json, {record[name]!r} in run.json"
+        for name, value in ours.items()
+        if name in record and record[name] != value
     ]
-    if found:
-        raise ValueError(f"{path} is that of another run ({'; '.join(found)}); {REREAD}")
+    if differing:
+        raise ValueError(
+            f"{path} is that of another run ({'; '.join(differing)}); {RESTORE_REMEDY}"
+        )
 
 
-def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], asked: bool) -> tuple[int, ...]:
-    """Returns those of the wanted multiples that fit the scheme; ValueError where one is asked for by name."""
+def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], strict: bool) -> tuple[int, ...]:
+    """Returns the wanted multiples that fit the scheme.
+
+    Args:
+      strict: raise ValueError for a multiple that does not fit.
+    """
     L = config.placed_length
-    longest = config.model_config(vocab_size=1).placed.longest()
+    longest = config.placed.longest()
     fitting = tuple(k for k in wanted if longest is None or k * L + L // 2 <= longest or k == 1)
-    if asked and fitting != wanted:
+    if strict and fitting != wanted:
         k = min(set(wanted) - set(fitting))
         raise ValueError(
             f"--lengths={k} asks for {k * L + L // 2} positions ({k} L and L/2 targets); "
@@ -72,34 +78,42 @@ def compiled_lengths(
 ) -> list[int]:
     """Returns the few input lengths that all items are padded to.
 
-    Most rows have kL inputs; those of a fixed target L/2 more, which the next multiple takes in, unless
-    a scheme is read differently there.
+    Most rows have kL inputs. Rows with fixed targets have L/2 more and are padded to the next multiple,
+    unless the length extension changes the scheme there.
     """
     L = config.placed_length
-    longest = config.model_config(vocab_size=1).placed.longest()
+    longest = config.placed.longest()
     lengths = [L, *(k * L for k in multiples), max(multiples) * L + L // 2]
-    if len({extended_config(config, stretch, n) for n in lengths}) > 1:
+    if len({extended_scheme(config, stretch, n) for n in lengths}) > 1:
         lengths += [k * L + L // 2 for k in multiples]
     return sorted({n if longest is None else min(n, longest) for n in lengths})
 
 
-def extended_config(config: RunConfig, stretch: str | None, length: int) -> RunConfig:
-    """Returns the configuration whose scheme is read under `stretch` for rows of up to `length`.
+def extended_scheme(config: RunConfig, stretch: str | None, length: int) -> Scheme:
+    """Returns the scheme under a length extension rule, for rows of up to `length` tokens.
 
-    Of a fine-tuned run a stretch goes on from the length that it was tuned to.
+    The extension of a fine-tuned run starts at the length that it was tuned to.
     """
+    scheme = config.architecture.parsed_scheme
     if stretch is None:
-        return config
-    scheme = extend_length(
-        parse(config.model.scheme),
+        return scheme
+    return extend_length(
+        scheme,
         stretch,
         length=length,
         train_length=config.train.length,
         placed_length=config.placed_length,
     )
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, scheme=unparse(scheme))
-    )
+
+
+def extended_model(
+    config: RunConfig, stretch: str | None, length: int, vocab_size: int
+) -> ModelConfig:
+    """Returns the decoder's configuration under a length extension, for rows of up to `length` tokens."""
+    model = config.model_config(vocab_size)
+    if stretch is None:
+        return model
+    return dataclasses.replace(model, scheme=extended_scheme(config, stretch, length))
 
 
 def with_arm_name(config: RunConfig, arm: str) -> RunConfig:
@@ -107,22 +121,28 @@ def with_arm_name(config: RunConfig, arm: str) -> RunConfig:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, arm=arm))
 
 
-def extension_folder(workdir: Path, stretch: str, config: RunConfig) -> Path:
-    """Makes the folder of a reading, with the records of the run that it reads."""
+def extension_folder(workdir: Path, stretch: str, config: RunConfig, length: int) -> Path:
+    """Returns the folder of a run's results under a length extension rule; writes its config and record.
+
+    Args:
+      config: of the run; its arm names the rule. length: longest rows, for which the scheme is written down.
+    """
+    scheme = unparse(extended_scheme(config, stretch, length))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, scheme=scheme))
     folder = workdir / "stretched" / re.sub(r"[^A-Za-z0-9.]+", "_", stretch)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.json", config.to_json())
     record = json.loads((workdir / "run.json").read_text())
-    record |= {"arm": config.arm, "scheme": config.model.scheme, "read_with": stretch}
+    record |= {"arm": config.arm, "scheme": scheme, "read_with": stretch}
     write_json(folder / "run.json", record)
     return folder
 
 
 class RestoredCheckpoint(NamedTuple):
-    """A checkpoint that was verified and belongs to its folder's run.
+    """A verified checkpoint of the folder's run.
 
-    step: steps finished. params: of the decoder, float32. identity: digests of the run, and of every leaf of
-    the checkpoint; rows of two with one identity are alike. unfinished: the run has steps left to take.
+    step: steps finished. params: of the decoder, float32. identity: digests of the run and of the checkpoint's
+    leaves; equal identities give equal rows. unfinished: the run has steps left.
     """
 
     step: int
@@ -149,7 +169,7 @@ def restore_checkpoint(
     ):
         _, shapes = state_builder(config, Decoder(model_config), mesh)
         step = checkpoints.chosen(checkpoint)
-        check_owner(workdir, step, owner, checkpoints.record(step)["owner"], REREAD)
+        check_owner(workdir, step, owner, checkpoints.record(step)["owner"], RESTORE_REMEDY)
         state = checkpoints.restore(step, shapes)
         done, planned = checkpoints.steps()[-1], config.train.steps
         digests = {
@@ -166,12 +186,12 @@ def restore_checkpoint(
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """The last checkpoint of a run, for readers other than `evaluate`.
+    """The last checkpoint of a run, for callers other than `evaluate`.
 
     Attributes:
-      workdir: of the run. config: its own; the arm names the stretch. stretch: the rule it is read
-        with, or None. inputs: opened. step: of the checkpoint. params: of the decoder, float32.
-      unfinished: the run has steps left to take.
+      workdir, config: of the run; the config's arm names the stretch. stretch: length extension rule, or
+        None. inputs: opened. step: of the checkpoint. params: of the decoder, float32. unfinished: the run
+        has steps left.
     """
 
     workdir: Path
@@ -184,51 +204,51 @@ class LoadedRun:
 
     @property
     def longest(self) -> int | None:
-        """Positions that the scheme has; None for any number."""
-        return self.config.model_config(vocab_size=1).placed.longest()
+        """Number of positions that the scheme has; None for no limit."""
+        return self.config.placed.longest()
 
-    def multiples(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Returns the lengths to read, in units of L; None takes those of the run's own that fit.
+    def multiples(self, requested: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Returns the lengths to evaluate at, in units of L; None takes the run's own that fit.
 
         Raises:
-          ValueError: a length asked for that does not fit the scheme.
+          ValueError: a requested length that does not fit the scheme.
         """
-        wanted = tuple(sorted(set(asked or self.config.evaluation.multiples)))
+        wanted = tuple(sorted(set(requested or self.config.evaluation.multiples)))
         if wanted[0] < 1:
             raise ValueError(
                 f"--lengths must be whole multiples of the training length, not {wanted}"
             )
-        return fitting_multiples(self.config, wanted, asked=asked is not None)
+        return fitting_multiples(self.config, wanted, strict=requested is not None)
 
     def compiled_lengths(self, multiples: tuple[int, ...]) -> list[int]:
         """Returns the few input lengths, in tokens, that `evaluate` pads its rows to."""
         return compiled_lengths(self.config, self.stretch, multiples)
 
     def model_config(self, length: int) -> ModelConfig:
-        """Returns the decoder's configuration as rows of up to `length` tokens are read."""
-        config = extended_config(self.config, self.stretch, length)
-        return config.model_config(self.inputs.tokenizer.vocab_size)
+        """Returns the decoder's configuration for rows of up to `length` tokens."""
+        return extended_model(self.config, self.stretch, length, self.inputs.tokenizer.vocab_size)
 
     def folder(self, length: int) -> Path:
-        """Returns where results go: the run's folder, or that of the stretched reading of `length`."""
+        """Returns the folder of results: the run's, or that of its length extension to `length`."""
         if self.stretch is None:
             return self.workdir
-        config = extended_config(self.config, self.stretch, length)
-        return extension_folder(self.workdir, self.stretch, config)
+        return extension_folder(self.workdir, self.stretch, self.config, length)
 
 
 def load_run(workdir: Path, stretch: str | None) -> LoadedRun:
     """Restores the last checkpoint of a run.
 
     Raises:
-      ValueError: no checkpoint or one of another run, or a stretch that is none or changes nothing in
-        this scheme.
+      ValueError: no checkpoint or one of another run, or a stretch that is unknown or changes nothing
+        in this scheme.
     """
     trained = stored_config(workdir)
     config = trained if stretch is None else with_arm_name(trained, f"{trained.arm} {stretch}")
-    extended_config(
-        config, stretch, config.train.length
-    )  # refuses a bad rule before anything is opened
+    # A bad rule is refused before data are opened.
+    scheme = extended_scheme(config, stretch, config.train.length)
+    dataclasses.replace(config.architecture, scheme=scheme)
     inputs = open_inputs(config)
-    found = restore_checkpoint(workdir, trained, inputs, LAST)
-    return LoadedRun(workdir, config, stretch, inputs, found.step, found.params, found.unfinished)
+    restored = restore_checkpoint(workdir, trained, inputs, LAST)
+    return LoadedRun(
+        workdir, config, stretch, inputs, restored.step, restored.params, restored.unfinished
+    )

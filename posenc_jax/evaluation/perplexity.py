@@ -1,7 +1,7 @@
-"""E: bits per byte past the training length (EVALUATION.md, sec. 1).
+"""Perplexity measures E1 to E8: bits per byte past the training length (docs/measures.md).
 
-All measures read the same held-out stretches, so that every context length is scored on the same
-targets: a stretch is (longest multiple) * L + L/2 tokens inside one document, cut from its end.
+All measures use the same held-out stretches, so that every context length has the same targets. A stretch
+is (longest multiple) * L + L/2 tokens of one document, cut from its end.
 """
 
 import itertools
@@ -19,30 +19,30 @@ LN2 = math.log(2)
 def held_out_stretches(stream: TokenStream, length: int, count: int) -> np.ndarray:
     """Returns rows_RT of `length` + 1 tokens, each inside one document, at most `count` of them.
 
-    The first stretch of every document ends with its last token; further ones lie before it without
-    overlap, and are taken round by round over the documents, so none is favoured.
+    The first stretch of every document ends with its last token; the next ones precede it without
+    overlap. They are taken in rounds over the documents: one from each, then a second one, and so on.
 
     Raises:
       ValueError: no document is that long.
     """
     size = length + 1
     per_document = [(stop - start) // size for start, stop in zip(stream.starts[:-1], stream.starts[1:], strict=True)]  # fmt: skip
-    found = [
+    candidates = [
         (turn, number, int(stream.starts[number + 1]) - (turn + 1) * size)
         for number, pieces in enumerate(per_document)
         for turn in range(int(pieces))
     ]
-    if not found:
+    if not candidates:
         raise ValueError(
             f"no held-out document has {size} tokens; the longest has "
             f"{int(np.diff(stream.starts).max())}: evaluate at smaller multiples"
         )
-    starts = [start for _, _, start in sorted(found)[:count]]
+    starts = [start for _, _, start in sorted(candidates)[:count]]
     return np.stack([stream.tokens[s : s + size] for s in starts]).astype(np.int32)
 
 
 def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray) -> float:
-    """Returns sum of nats / ln 2 / bytes over the given targets; special ids stand for no byte."""
+    """Returns sum of nats / ln 2 / bytes over the targets; special ids have no bytes and do not count."""
     counted = byte_lengths_V[targets] > 0
     return float(nll[counted].sum(dtype=np.float64) / LN2 / byte_lengths_V[targets].sum())
 
@@ -50,7 +50,7 @@ def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarr
 def nats_and_bytes(
     nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Returns nats_R and bytes_R of each row of targets: what `bits_per_byte` sums over all of them."""
+    """Returns nats_R and bytes_R of each row of targets, the sums behind `bits_per_byte`."""
     bytes_RT = byte_lengths_V[targets]
     nats_R = np.where(bytes_RT > 0, nll, 0).sum(1, dtype=np.float64)
     return {"nats_R": nats_R, "bytes_R": bytes_RT.sum(1)}
@@ -65,8 +65,7 @@ def disjoint_segments(
     same targets.
     """
     size = k * train_length
-    whole = (rows_RT.shape[1] - 1 - train_length // 2) // size * size
-    first = rows_RT.shape[1] - 1 - whole
+    first, whole = _whole_pieces(rows_RT, train_length, size)
     pieces = np.concatenate(
         [rows_RT[:, s : s + size + 1] for s in range(first, first + whole, size)], axis=0
     )
@@ -74,26 +73,31 @@ def disjoint_segments(
     return nll, pieces[:, 1:]
 
 
+def _whole_pieces(rows_RT: np.ndarray, train_length: int, size: int) -> tuple[int, int]:
+    """Returns (first, whole): index of the first input, and tokens, of the whole pieces of `size` tokens."""
+    inputs = rows_RT.shape[1] - 1
+    whole = (inputs - train_length // 2) // size * size
+    return inputs - whole, whole
+
+
 def fixed_targets(
-    scorer: Scorer, rows_RT: np.ndarray, train_length: int, context: int
+    scorer: Scorer,
+    rows_RT: np.ndarray,
+    train_length: int,
+    context: int,
+    window: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [stretches, L/2] of E3: the last L/2 tokens after `context` others.
 
-    A context of L/2 makes rows of L tokens, so that every target lies within L: the in-distribution
-    loss. After a context of L the targets lie at positions L to 1.5 L.
+    A context of L/2 makes rows of L tokens, so that every target is within L: the in-distribution
+    loss. After a context of L the targets are at positions L to 1.5 L.
+
+    Args:
+      window: attention sees that many tokens only (E8).
     """
-    asked = train_length // 2
-    nll, _ = scorer.score(rows_RT[:, -(context + asked) :])
-    return nll[:, -asked:], rows_RT[:, -asked:]
-
-
-def windowed_targets(
-    scorer: Scorer, rows_RT: np.ndarray, train_length: int, context: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (nll, targets) of E8: E3 at `context` with attention to the last L tokens alone."""
-    asked = train_length // 2
-    nll, _ = scorer.score(rows_RT[:, -(context + asked) :], window=train_length)
-    return nll[:, -asked:], rows_RT[:, -asked:]
+    count = train_length // 2
+    nll, _ = scorer.score(rows_RT[:, -(context + count) :], window)
+    return nll[:, -count:], rows_RT[:, -count:]
 
 
 def sliding_windows(
@@ -105,8 +109,7 @@ def sliding_windows(
     2021, sec. 2.2). A target past the first window has between kL - stride and kL tokens before it.
     """
     size = k * train_length
-    whole = (rows_RT.shape[1] - 1 - train_length // 2) // size * size
-    first = rows_RT.shape[1] - 1 - whole
+    first, whole = _whole_pieces(rows_RT, train_length, size)
     stops = [*range(size, whole, stride), whole]
     windows = np.concatenate([rows_RT[:, first + e - size : first + e + 1] for e in stops])
     nll_WRT = scorer.score(windows).nll_RT.reshape(len(stops), len(rows_RT), size)
@@ -123,20 +126,19 @@ def repeated_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (fresh_R, repeated_R) of E6: bits per byte of a span at the end of a row.
 
-    A row is text, an early span, `gap` tokens of text, and the span that is scored. Two rows that differ
-    in the early span alone make one entry: it is the scored span (repeated), or another order of the
-    same tokens (fresh). Both orders are shuffles of a piece of the next stretch's text (of the first's,
-    for the last). So the scored tokens, their place and what stands right before them are equal, and so
-    is the bag of all tokens before: unigrams, n-grams, positions and topics that are read off counts
-    cancel exactly, and counts that fade over some 50 tokens are off by less than 0.01 bits per byte,
-    against a gain. A natural span against another natural one would not do: the early one tells the byte
-    frequencies of the scored one.
+    A row is text, an early span, `gap` tokens of text, and the scored span. One entry compares two rows
+    that differ in the early span only: it equals the scored span (repeated), or has its tokens in another
+    order (fresh). Both orders are shuffles of a piece of the next stretch's text (of the first's, for the
+    last). The two rows have equal scored tokens, equal tokens right before them, and an equal bag of all
+    earlier tokens. Effects of token counts and positions therefore cancel exactly; counts that fade over
+    some 50 tokens lower the gain by less than 0.01 bits per byte. Natural spans would not do as fresh
+    ones: they differ from the scored span in byte frequencies.
 
-    The piece is the fewest tokens with at least 64 bytes, at most 64; whatever that leaves is text in
-    front, at least L/8. A longer gap has the same spans.
+    A piece has the fewest tokens with at least 64 bytes, at most 64; the text in front has at least L/8
+    tokens. A longer gap has the same spans.
 
     Raises:
-      ValueError: a single row, which has no other one to take a span of.
+      ValueError: a single row, so that no other stretch gives a span.
     """
     if len(rows_RT) < 2:
         raise ValueError(

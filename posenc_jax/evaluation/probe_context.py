@@ -1,4 +1,4 @@
-"""A checkpoint under probes: what suites P and M both need of it."""
+"""Context of the probes: text, instances and sums that suites P and M share."""
 
 import functools
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ LINEAR = "linear attention has no softmax weights"
 
 
 class ProbeContext:
-    """A checkpoint under probes: its text, its retrieval instances, and sums that several items read."""
+    """Text, retrieval instances, sums and scorers of one evaluated model, computed once each."""
 
     def __init__(self, ctx: EvaluationContext):
-        self.ctx, self.config, self.params = ctx, ctx.model_config, ctx.params
+        self.ctx, self.config, self.params = ctx, ctx.model.config, ctx.model.params
         self.L, self.budget = ctx.L, ctx.config.evaluation.batch_tokens
         self.placed = self.config.placed
-        self.learned = layer_parameters(self.placed, ctx.params)
+        self.learned = layer_parameters(self.placed, ctx.model.params)
         self.heads = [(i, n) for i in range(self.config.num_layers) for n in range(self.config.num_heads)]  # fmt: skip
         self.observed = functools.cache(self._observed)
         self.instances = functools.cache(self._instances)
@@ -40,11 +40,11 @@ class ProbeContext:
     @functools.cached_property
     def stretches_RT(self) -> np.ndarray:
         """Held-out text, at most `ROWS` stretches; the first ones of the measures of suite E."""
-        w = self.ctx
-        return held_out_stretches(w.inputs.stream(w.split), w.top * self.L + self.L // 2, ROWS)
+        stream = self.ctx.inputs.stream(self.ctx.split)
+        return held_out_stretches(stream, self.ctx.lengths.top * self.L + self.L // 2, ROWS)
 
     def text(self, length: int) -> np.ndarray:
-        """Returns the last `length` + 1 tokens of every stretch; the last one is a target only."""
+        """Returns the last `length` + 1 tokens of every stretch; the last token is only a target."""
         return self.stretches_RT[:, -(length + 1) :]
 
     def _observed(self, k: int) -> list[head_statistics.HeadSums | None]:
@@ -53,28 +53,28 @@ class ProbeContext:
         return head_statistics.head_sums(self.config, self.params, rows_RT, self.budget, first)
 
     def _instances(self, task: str, k: int) -> list[Instance]:
-        w, e, tokenizer = self.ctx, self.ctx.config.evaluation, self.ctx.inputs.tokenizer
+        ctx, e, tokenizer = self.ctx, self.ctx.config.evaluation, self.ctx.inputs.tokenizer
         make, extra = {"passkey": (passkey, {}), "mqar": (mqar, {"pairs": e.pairs})}[task]
-        settings = {"split": w.split, "seed": SEED, "length": k * self.L, **extra}
+        settings = {"split": ctx.split, "seed": SEED, "length": k * self.L, **extra}
         return [make(tokenizer, self.filler, index=i, **settings) for i in range(ROWS)]
 
     @functools.cached_property
     def filler(self) -> Filler:
-        """Text between needles, of the split."""
+        """Filler text of the split."""
         return Filler(self.ctx.inputs.stream(self.ctx.split), self.ctx.inputs.tokenizer)
 
     def tasks(self, k: int) -> list[str]:
-        """Returns the retrieval tasks that a context of kL holds."""
+        """Returns the retrieval tasks that fit into a context of kL."""
         pairs = {"passkey": 1, "mqar": self.ctx.config.evaluation.pairs}
         return [t for t, p in pairs.items() if k * self.L >= shortest_length(t, self.filler, p)]
 
     def target_multiple(self) -> int:
-        """Returns 4, the primary multiple, or the next one below it that was asked for and fits."""
+        """Returns the largest measured multiple up to 4, the primary one; else the smallest."""
         below = [k for k in self.ctx.multiples if k <= 4]
         return max(below) if below else min(self.ctx.multiples)
 
     def of_heads(self, suite, metric, length, values_LN, n, extra="") -> Iterator[Row]:
-        """Yields one row a head; a layer that is None is skipped with the reason."""
+        """Yields one row per head; for a layer that is None a skipped row with the reason."""
         for layer, values_N in enumerate(values_LN):
             if values_N is None:
                 yield from self.ctx.skipped(suite, metric, length, LINEAR, f"layer:{layer}{extra}")
@@ -92,30 +92,30 @@ class ProbeContext:
         return Scorer({length: config}, self.params, self.budget)
 
     def axes(self, model: ParameterizedModel, k: int) -> dict[str, tuple[float, int, int]]:
-        """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each task there.
+        """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each task at kL.
 
-        At L text is read in distribution, after a context of L/2. Models of one configuration share
-        their programs. The text is left out where a context of kL and its targets do not fit the scheme.
+        k = 1 uses a context of L/2, so that all targets are within L. Models of one configuration share
+        compiled programs. bpb_ctx is left out where kL and its targets do not fit the scheme.
         """
         scorer = self.scorer(model.config, k).with_params(model.params)
-        longest, found = self.placed.longest(), {}
+        longest, scores = self.placed.longest(), {}
         context = self.L // 2 if k == 1 else k * self.L
         if longest is None or context + self.L // 2 <= longest:
             nll, targets = fixed_targets(scorer, self.stretches_RT, self.L, context)
             lengths_V = self.ctx.inputs.tokenizer.byte_lengths_V
-            found[BPB] = (bits_per_byte(nll, targets, lengths_V), targets.size, context)
+            scores[BPB] = (bits_per_byte(nll, targets, lengths_V), targets.size, context)
         for task in self.tasks(k):
             correct = score_instances(scorer, self.instances(task, k)).correct
-            found[f"{task}_accuracy"] = (float(correct.mean()), correct.size, k * self.L)
-        return found
+            scores[f"{task}_accuracy"] = (float(correct.mean()), correct.size, k * self.L)
+        return scores
 
     def _axes_before(self, k: int) -> dict[str, tuple[float, int, int]]:
         return self.axes(ParameterizedModel(self.config, self.params), k)
 
     def change(self, suite: str, metric: str, name: str, change: Intervention, k: int) -> list[Row]:
-        """Returns `<metric>_<axis>_change` at kL: each axis after an intervention, less before.
+        """Returns rows `<metric>_<axis>_change` at kL: each axis with an intervention minus without.
 
-        One row with the reason where the intervention finds nothing to change.
+        Returns one skipped row where the intervention does not apply.
         """
         length = k * self.L
         try:

@@ -1,4 +1,4 @@
-"""The items of suite M: probes of every head and interventions, as rows and arrays of one run."""
+"""Suite M: head statistics, receptive field, needles and interventions, one item each."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def probe_items(probe: ProbeContext) -> dict[str, Callable]:
 
 
 def _observation(probe: ProbeContext, k: int) -> list[Row]:
-    """M1, M2, M4, M5, M6, M7 and M11 of one context length."""
+    """Returns M1, M2, M4, M5, M6, M7 and M11 at one context length."""
     layers, length, L = probe.observed(k), k * probe.L, probe.L
     rows = []
 
@@ -115,7 +115,7 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
 
 
 def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
-    """M3: gradient shares by octave, and the distances that hold half and nine tenths of it."""
+    """Returns M3: gradient shares by octave, and the distances within which 50 % and 90 % of it lie."""
     rows_RT, length = probe.text(k * probe.L), k * probe.L
 
     @jax.jit
@@ -130,37 +130,36 @@ def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
     )
     share_Z = (norm_RZ / norm_RZ.sum(1, keepdims=True)).mean(0, dtype=np.float64)
     probe.save(f"receptive_field_{k}", distance_D=np.arange(length), share_D=share_Z)
-    found = [probe.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_Z[a:b].sum(), len(rows_RT))
+    rows = [probe.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_Z[a:b].sum(), len(rows_RT))
              for a, b in octaves(length)]  # fmt: skip
     for share in SHARES:
         reach = reach_of_share(share_Z, share)
-        found.append(probe.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))
-    return found
+        rows.append(probe.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))
+    return rows
 
 
 def _needles(probe: ProbeContext, task: str, k: int) -> list[Row]:
-    """M9 and M10 of one task."""
+    """Returns M9 and M10 of one task."""
     layers = head_statistics.needle_heads(
         probe.config, probe.params, probe.instances(task, k), probe.budget
     )
-    length, bare = k * probe.L, {i: f for i, f in enumerate(layers) if f is not None}
-    n = next((found.weight_NA.shape[1] for found in bare.values()), 0)
+    length, softmax = k * probe.L, [layer for layer in layers if layer is not None]
+    n = softmax[0].weight_NA.shape[1] if softmax else 0
     rows = []
     for metric, measure in (
-        ("M9_mass", lambda found: found.weight_NA.mean(1)),
-        ("M10_margin", lambda found: found.margin_NA.mean(1, dtype=np.float64)),
-        ("M10_predicted_reach", lambda found: np.median(found.reach_NA, axis=1)),
+        ("M9_mass", lambda heads: heads.weight_NA.mean(1)),
+        ("M10_margin", lambda heads: heads.margin_NA.mean(1, dtype=np.float64)),
+        ("M10_predicted_reach", lambda heads: np.median(heads.reach_NA, axis=1)),
         ("M10_measured_reach", head_statistics.measured_reach),
         ("M10_agreement", head_statistics.agreement),
     ):
-        values = [None if found is None else measure(found) for found in layers]
+        values = [None if heads is None else measure(heads) for heads in layers]
         rows += probe.of_heads("M", metric, length, values, n, f" {task}")
-    if bare:
-        first = next(iter(bare.values()))
-        blank_NA = np.full(first.weight_NA.shape, np.nan)
+    if softmax:
+        blank_NA = np.full(softmax[0].weight_NA.shape, np.nan)
         arrays = {
             f"{name}_LNA": np.stack([getattr(f, f"{name}_NA") if f else blank_NA for f in layers])
             for name in ("weight", "margin", "reach")
         }
-        probe.save(f"needles_{task}_{k}", distance_A=first.distance_A, **arrays)
+        probe.save(f"needles_{task}_{k}", distance_A=softmax[0].distance_A, **arrays)
     return rows

@@ -1,4 +1,4 @@
-"""Suite P: is the relative structure of a trained model's logits exact, and its bias monotone?"""
+"""Suite P: shift error, relative structure, offset lookup, rotation and monotone bias of a trained model."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ from posenc_jax.attention.attention_statistics import last_logits
 from posenc_jax.encodings import GatedBias, PlacedLayer, PlacedScheme
 from posenc_jax.encodings.analysis import bias_of_distance
 from posenc_jax.encodings.base import Params, Temperature, TokenTemperature
-from posenc_jax.encodings.layer import PlacedHeadGroup, place_in_sight
+from posenc_jax.encodings.layer import PlacedHeadGroup, last_visible_key
 from posenc_jax.evaluation import head_statistics
-from posenc_jax.evaluation.capture import capture_qk, over_batches
+from posenc_jax.evaluation.capture import capture_qk, capture_rows, over_batches
 from posenc_jax.evaluation.context import SEED
 from posenc_jax.evaluation.interventions import rotation_off
 from posenc_jax.evaluation.probe_context import ROWS, ProbeContext
@@ -23,7 +23,7 @@ from posenc_jax.results.schema import Row
 from posenc_jax.tasks.offset_lookup import asked_offsets, offset_lookup
 
 MONOTONE_TO = 16  # P5, in units of L
-QUERIES = 64  # the last ones of a row, all of whose logits are compared
+QUERIES = 64  # the last queries of a row; all their logits are compared
 
 
 def property_items(probe: ProbeContext) -> dict[str, Callable]:
@@ -60,7 +60,7 @@ def _shift_errors(probe: ProbeContext) -> list[Row]:
             for shift, error_LN in moved.items()
         ]  # fmt: skip
     for shift in set(wanted) - set(fitting):
-        reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {probe.config.scheme}"
+        reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {probe.config.scheme_line}"
         rows += probe.ctx.skipped("P", "P1_shift_error", length, reason, f"all shift:{shift}")
     return rows
 
@@ -116,14 +116,14 @@ def _monotone(probe: ProbeContext) -> list[Row]:
 
 
 def depends_on_key_count(placed: PlacedScheme) -> bool:
-    """Whether a temperature follows the number of keys in sight."""
+    """Whether a temperature depends on the number of visible keys."""
     parts = [group.heads.temperature for layer in placed.layers for group in layer.groups]
     return any(part is not None and not part.relative for part in parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class _InSight(Temperature):
-    """A temperature of the row as it stood before it was moved by `shift`: as many keys in sight."""
+    """A temperature at the positions before a shift, which has the same number of visible keys."""
 
     relative = True  # the window is counted here, after the shift
     of: PlacedHeadGroup
@@ -133,7 +133,7 @@ class _InSight(Temperature):
         return self.of.heads.temperature.init(key, context)
 
     def temperature(self, params, q_pos_BT, k_pos_BS, context):
-        seen_BT = place_in_sight(self.of, q_pos_BT - self.shift)
+        seen_BT = last_visible_key(self.of, q_pos_BT - self.shift)
         return self.of.heads.temperature.temperature(
             params, seen_BT, k_pos_BS - self.shift, context
         )
@@ -141,21 +141,21 @@ class _InSight(Temperature):
 
 @dataclasses.dataclass(frozen=True)
 class _TokenInSight(TokenTemperature):
-    """The same of a temperature that tokens decide."""
+    """The same for a temperature that depends on tokens."""
 
     relative = True
     of: PlacedHeadGroup
     shift: int
 
     def of_tokens(self, params, x_BTD, pos_BT, context):
-        seen_BT = place_in_sight(self.of, pos_BT - self.shift)
+        seen_BT = last_visible_key(self.of, pos_BT - self.shift)
         return self.of.heads.temperature.of_tokens(params, x_BTD, seen_BT, context)
 
 
 def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
-    """Returns the layer with temperatures that read the positions of the row before the shift."""
+    """Returns the layer with temperatures computed at the positions before the shift."""
 
-    def rested(group):
+    def unshifted(group):
         heads = group.heads
         if heads.temperature is None or heads.temperature.relative:
             return group
@@ -163,7 +163,7 @@ def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
         rest = dataclasses.replace(heads, temperature=kind(group, shift))
         return dataclasses.replace(group, heads=rest)
 
-    return dataclasses.replace(layer, groups=tuple(rested(group) for group in layer.groups))
+    return dataclasses.replace(layer, groups=tuple(unshifted(group) for group in layer.groups))
 
 
 def shift_errors(
@@ -175,26 +175,26 @@ def shift_errors(
     *,
     counted: bool = True,
 ) -> dict[int, np.ndarray]:
-    """Returns by shift D error_LN (P1): max |z(p + D) - z(p)| / std(z), float32, over all rows.
+    """Returns by shift s error_LN (P1): max |z(p + s) - z(p)| / std(z), float32, over all rows.
 
-    The whole model reads the same tokens at positions p and p + D, so that layers above the first count
-    what the rounding below them adds, and absolute encodings show what they have. z are the logits of
-    the last `QUERIES` queries with the keys in their sight; in linear attention, the product of features.
-    A temperature is a function of the number of keys in sight, which a shift leaves as it is; it is
-    computed here from positions, and so has to be told.
+    The whole model runs on the same tokens at positions p and p + s, so that the error of a layer includes
+    rounding in the layers below and the effect of an absolute encoding. z are the logits of the last
+    `QUERIES` queries with their visible keys; in linear attention, the products of features. A shift does
+    not change the number of visible keys, but temperatures compute it from positions; they therefore get
+    the positions before the shift.
 
     Args:
       config, params: of the model. rows_RT: tokens, a document each. shifts: tokens.
-      batch_tokens: run at a time. counted: False lets the temperature take the moved positions for
-        the number of keys in sight, as if as many more keys stood before the row.
+      batch_tokens: tokens per batch. counted: False gives temperatures the shifted positions, as if more
+        keys came before the row.
 
     Raises:
-      ValueError: a shift past the positions that the scheme has.
+      ValueError: a shift past the positions of the scheme.
     """
     R, T = rows_RT.shape
     limit = config.placed.longest()
     if limit is not None and T + max(shifts) > limit:
-        raise ValueError(f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of {config.scheme!r}")  # fmt: skip
+        raise ValueError(f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of {config.scheme_line!r}")  # fmt: skip
     rows = min(QUERIES, T)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -210,12 +210,12 @@ def shift_errors(
                 rows=rows,
             )
 
-        changed = functools.partial(with_original_key_counts, shift=shift)
-        return capture_qk(config, params, tokens_BT, pos_BT, reduce, changed)
+        modify_layer = functools.partial(with_original_key_counts, shift=shift)
+        return capture_qk(config, params, tokens_BT, pos_BT, reduce, modify_layer)
 
-    held = counted and depends_on_key_count(config.placed)
+    unshift = counted and depends_on_key_count(config.placed)
 
-    seen_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
+    visible_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
     worst = {shift: np.zeros((config.num_layers, config.num_heads)) for shift in shifts}
     count, total, squares = 0, 0.0, 0.0
     size = max(1, batch_tokens // T)
@@ -223,21 +223,21 @@ def shift_errors(
         piece = rows_RT[start : start + size].astype(np.int32)
         pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), piece.shape)
         (at_rest,) = over_batches(functools.partial(program, 0, params), piece.size, piece, pos_BT)
-        base = [z_BNRS[:, :, seen_RS].astype(np.float64) for z_BNRS in at_rest]
+        base = [z_BNRS[:, :, visible_RS].astype(np.float64) for z_BNRS in at_rest]
         count += base[0][:, 0].size
         total += np.stack([z.sum((0, 2)) for z in base])
         squares += np.stack([(z**2).sum((0, 2)) for z in base])
         for shift in shifts:
             (moved,) = over_batches(
-                functools.partial(program, shift if held else 0, params),
+                functools.partial(program, shift if unshift else 0, params),
                 piece.size,
                 piece,
                 pos_BT + np.int32(shift),
             )
-            apart = [np.abs(m[:, :, seen_RS] - z).max((0, 2)) for m, z in zip(moved, base, strict=True)]  # fmt: skip
+            apart = [np.abs(m[:, :, visible_RS] - z).max((0, 2)) for m, z in zip(moved, base, strict=True)]  # fmt: skip
             worst[shift] = np.maximum(worst[shift], apart)
     spread_LN = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-    # Logits that never vary and do not move either have no error; 0/0 says nothing.
+    # The error of logits that neither vary nor move is 0, not 0/0.
     return {
         shift: np.where(w == 0, 0.0, w / np.where(spread_LN == 0, np.finfo(float).tiny, spread_LN))
         for shift, w in worst.items()
@@ -245,33 +245,25 @@ def shift_errors(
 
 
 def largest_rise(layer: PlacedLayer, params: Params, lengths: tuple[int, ...]) -> np.ndarray:
-    """Returns rise_N (P5), nats: the most that the bias grows from one distance to the next, or 0.
+    """Returns rise_N (P5), nats: the largest growth of the bias from one distance to the next, at least 0.
 
-    0 is a monotone bias. Taken from the bias itself at every distance, for a query at the end of each of
-    `lengths` (a bias with a normaliser of its own depends on the query). Gates are taken at rest: see
-    `largest_gate_rise` for measured ones.
+    A monotone bias has 0. Computed at every distance, for a query at the end of each of `lengths` (some
+    biases depend on the query). Forget gates have no tokens here: see `largest_gate_rise`.
     """
     rises = [np.diff(bias_of_distance(layer, params, n), axis=1).max(1) for n in lengths]
     return np.maximum(np.max(rises, axis=0), 0.0)
 
 
 def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int) -> dict:
-    """Returns by index of each gated layer rise_N (P5): as `largest_rise`, from the gates of real text."""
+    """Returns rise_N (P5) by index of each gated layer: as `largest_rise`, with the gates on real text."""
 
-    @jax.jit
-    def program(params, tokens_BT, pos_BT):
-        def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
-            if cum_log_forget_BTN is None:
-                return None
-            # b(i, j) = clock(i) - clock(j): one key further back adds the tick between the two.
-            return (cum_log_forget_BTN[:, 1:] - cum_log_forget_BTN[:, :-1]).max(1)
+    def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
+        if cum_log_forget_BTN is None:
+            return None
+        # b(i, j) = F(i) - F(j) of the cumulative log-forget F: a key further back adds one log-forget.
+        return (cum_log_forget_BTN[:, 1:] - cum_log_forget_BTN[:, :-1]).max(1)
 
-        return capture_qk(config, params, tokens_BT, pos_BT, reduce)
-
-    pos_RT = np.broadcast_to(np.arange(rows_RT.shape[1], dtype=np.int32), rows_RT.shape)
-    pieces = over_batches(
-        functools.partial(program, params), batch_tokens, rows_RT.astype(np.int32), pos_RT
-    )
+    pieces = capture_rows(config, params, rows_RT, batch_tokens, lambda: reduce)
     return {
         i: np.maximum(np.concatenate([piece[i] for piece in pieces]).max(0), 0.0)
         for i in range(config.num_layers)

@@ -1,4 +1,4 @@
-"""M3: how far back the loss of one token reaches, by its gradient to the embeddings."""
+"""Receptive field (M3): gradient of one token's loss to the earlier embeddings, by distance."""
 
 import dataclasses
 
@@ -13,9 +13,8 @@ from posenc_jax.model.decoder import Decoder
 def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.Array:
     """Returns norm_Z: |d loss / d embedding| of the token d before the one that predicts `target`.
 
-    The loss is that of the token after the row's last. Every place of the row is given a word of its
-    own, so that the gradient of the embedding table is one vector per place; the head keeps the real
-    words. Pure.
+    The loss is that of the token after the row's last. Every index of the row has its own row of the
+    embedding table, so that the table's gradient is one vector per index; the head keeps the vocabulary.
 
     Args:
       config, params: of a decoder; it runs in float32. tokens_T: one document. target: the next token.
@@ -23,16 +22,16 @@ def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.A
     T, V = tokens_T.shape[0], config.vocab_size
     table_VD = params["embedding_VD"]
     head_VD = table_VD if config.tied_head else params["head_VD"]
-    words = max(T, V)
-    own = dataclasses.replace(config.measured, vocab_size=words, tied_head=False)
-    head_WD = jnp.pad(head_VD, ((0, words - V), (0, 0)))
+    rows = max(T, V)
+    own = dataclasses.replace(config.measured, vocab_size=rows, tied_head=False)
+    head_WD = jnp.pad(head_VD, ((0, rows - V), (0, 0)))
 
     def loss(embedding_TD):
-        table_WD = jnp.pad(embedding_TD, ((0, words - T), (0, 0)))
+        table_WD = jnp.pad(embedding_TD, ((0, rows - T), (0, 0)))
         changed = {**params, "embedding_VD": table_WD, "head_VD": head_WD}
-        places_1T = jnp.arange(T)[None]
+        index_1T = jnp.arange(T)[None]
         logits_1TW, _ = Decoder(own).apply(
-            {"params": changed}, places_1T, places_1T, jnp.ones_like(places_1T)
+            {"params": changed}, index_1T, index_1T, jnp.ones_like(index_1T)
         )
         last_V = logits_1TW[0, -1, :V]
         return jax.nn.logsumexp(last_V) - last_V[target]
@@ -45,7 +44,7 @@ def reach_of_share(norm_Z: np.ndarray, share: float) -> int:
     """Returns the smallest distance within which at least `share` of the summed norm lies.
 
     Raises:
-      ValueError: a gradient of zero everywhere, which has no reach.
+      ValueError: a gradient of zero everywhere.
     """
     total = norm_Z.sum(dtype=np.float64)
     if not total > 0:

@@ -1,4 +1,4 @@
-"""Suite R: retrieval accuracy over context length, needle distance and depth (EVALUATION.md, sec. 2)."""
+"""Suite R: retrieval accuracy by context length, needle distance and depth (docs/measures.md)."""
 
 import dataclasses
 import functools
@@ -22,10 +22,10 @@ NEEDS = {"Y_R": SUMMARY_TASKS, WINDOW: SUMMARY_TASKS}
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """One entry per answer that is not given away.
+    """Scores with one entry per answer, without answers of chance 1.
 
-    correct: the argmax is right on all its tokens. nll: their mean. rank: the worst of theirs, 0 being
-    the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance: its number in the list.
+    correct: the argmax is right on all tokens of the answer. nll: their mean. rank: the highest of theirs;
+    0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance: index of the instance.
     """
 
     correct: np.ndarray
@@ -43,8 +43,8 @@ def score_instances(
 ) -> Answers:
     """Returns the answers of instances of one length, scored by teacher-forced argmax.
 
-    Equal to greedy decoding as far as `correct` goes: an answer is right when every one of its tokens
-    is the most likely one after the right tokens before it. window: tokens that attention sees.
+    `correct` equals that of greedy decoding: an answer is right if each of its tokens is the most likely
+    one after the right tokens before it. window: tokens that attention sees.
     """
     nll_RT, rank_RT = scorer.score(np.stack([i.tokens for i in instances]), window)
     rows = []
@@ -58,7 +58,7 @@ def score_instances(
 
 
 def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, selection): all, the distance bins in units of L, depth deciles, kinds of question."""
+    """Yields (name, mask) of the buckets: all, distance bins in units of L, depth deciles, kinds."""
     yield "all", np.ones(len(answers.correct), bool)
     share = answers.distance / train_length
     tops = [edge for edge, _ in DISTANCES[1:]] + [np.inf]
@@ -88,7 +88,7 @@ def retrieval_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str,
 
 
 class Instances:
-    """Instances and their answers; the text that needles lie in is made when first asked for."""
+    """Instances and their answers; filler text is prepared at its first use."""
 
     def __init__(self, ctx: EvaluationContext):
         self._ctx, tokenizer = ctx, ctx.inputs.tokenizer
@@ -100,12 +100,12 @@ class Instances:
         return self._sentences() if task.sentences else self._text()
 
     def answers(self, task: Task, length: int) -> Answers:
-        """Returns the answers of the task at a length; "mqar" and its like by number are scored once."""
-        same = f"mqar_{self._ctx.config.evaluation.pairs}"
-        return self._scored(find(same) if task.name == "mqar" and same in SCORED else task, length)
+        """Returns the answers of the task at a length; "mqar" and mqar_<pairs> are scored once if equal."""
+        twin = f"mqar_{self._ctx.config.evaluation.pairs}"
+        return self._scored(find(twin) if task.name == "mqar" and twin in SCORED else task, length)
 
     def score(self, task: Task, length: int, window: int | None = None) -> Answers:
-        """Returns the answers of the task at a length, with attention to the last `window` tokens alone."""
+        """Returns the answers of the task at a length, with attention to the last `window` tokens only."""
         instances = [
             task.instance(
                 self.filler(task), split=self._ctx.split, seed=SEED, index=i, length=length
@@ -179,7 +179,7 @@ def _over_tasks(ctx: EvaluationContext, metric: str, k: int) -> list[Row]:
 
 
 def _windowed(ctx: EvaluationContext, instances: Instances) -> list[Row]:
-    """E8 on retrieval: Y_R at 4L with attention to the last L tokens alone."""
+    """Returns E8 on retrieval: Y_R at 4L with attention to the last L tokens only."""
     length, scores, n = FAR * ctx.L, [], 0
     for task in map(find, SUMMARY_TASKS):
         measured = FAR in ctx.multiples and ctx.rows.row(f"{task.name}_accuracy", length)
@@ -195,10 +195,11 @@ def _windowed(ctx: EvaluationContext, instances: Instances) -> list[Row]:
 
 
 def _reach(ctx: EvaluationContext, task: Task) -> list[Row]:
-    """EL_0.85 of a task, in tokens, over the lengths measured."""
-    found = {k * ctx.L: ctx.rows.value(f"{task.name}_corrected", k * ctx.L) for k in ctx.multiples}  # fmt: skip
-    scores = {length: pair[0] for length, pair in found.items() if pair is not None}
-    metric, longest = f"EL_{PASSING}", max(found)
+    """Returns EL_0.85 of a task, in tokens, over the measured lengths."""
+    lengths = [k * ctx.L for k in ctx.multiples]
+    measured = {n: ctx.rows.value(f"{task.name}_corrected", n) for n in lengths}
+    scores = {length: pair[0] for length, pair in measured.items() if pair is not None}
+    metric, longest = f"EL_{PASSING}", max(lengths)
     if not scores:
         return ctx.skipped("R", metric, longest, f"{task.name} was measured at no length", task.name)  # fmt: skip
     reach = longest_passing(scores, PASSING)

@@ -1,4 +1,4 @@
-"""Teacher-forced scoring: the loss and the rank of every target, in float32, over all devices."""
+"""Scorer: teacher-forced loss and rank of every target, in float32, over all devices."""
 
 import contextlib
 import copy
@@ -17,25 +17,25 @@ from posenc_jax.model.decoder import Decoder, readout
 from posenc_jax.training.loss import token_losses
 
 CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
-CPU_TOKENS = 2048  # a CPU device takes at a time: the pages of larger arrays are new every time
+CPU_TOKENS = 2048  # per batch of a CPU device; larger arrays cost page faults
 
 
 class ScorableModel(Protocol):
-    """What can be scored: hashable, and pure in its parameters and arrays."""
+    """A model that can be scored: hashable, with pure functions of parameters and arrays."""
 
     def stream(self, params, tokens_BT, pos_BT, seg_BT, window: int | None) -> jax.Array:
-        """Returns x_BTX, what logits are read from; nothing at t may depend on tokens after t.
+        """Returns x_BTX, the input of `logits`; x at t may not depend on tokens after t.
 
-        window: tokens that attention sees, counting the last one; None for all.
+        window: tokens that attention sees, the current one included; None for all.
         """
 
     def logits(self, params, x_BTX) -> jax.Array:
-        """Returns logits_BTV, float32, of a piece of the stream."""
+        """Returns logits_BTV, float32, of a piece of x."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderModel:
-    """The decoder as a model to score; activations in float32 whatever the configuration says."""
+    """The decoder as a ScorableModel, with float32 activations."""
 
     config: ModelConfig
 
@@ -52,7 +52,7 @@ class DecoderModel:
 
 
 class Scores(NamedTuple):
-    """nll_RT in nats; rank_RT, the tokens that the model put before the target: 0 is the argmax."""
+    """nll_RT in nats; rank_RT, the number of tokens with a higher logit than the target: 0 is the argmax."""
 
     nll_RT: np.ndarray
     rank_RT: np.ndarray
@@ -61,16 +61,15 @@ class Scores(NamedTuple):
 class Scorer:
     """Scores token rows of any length with few compilations.
 
-    Rows are padded on the right with segment 0 to the next of a few fixed lengths, and batches to a
-    fixed number of rows, so one program per length serves every task. Results do not depend on the
-    padding: nothing sees segment 0.
+    Rows are padded on the right with segment 0 to one of a few fixed lengths, and batches to a fixed
+    number of rows, so one program per length serves every task. Results do not depend on the padding.
 
     Args:
-      models: what to score for each input length to compile for, in tokens: decoder configurations or
-        any other `ScorableModel`. They differ where a scheme is read in another way at another length.
+      models: the model for each input length to compile for, in tokens: a decoder configuration or
+        another `ScorableModel`. They differ where a length extension depends on the length.
       params: parameters of all of them.
-      batch_tokens: tokens taken at a time, over all devices, at most; at least a row for each. A CPU device
-        takes up to CPU_TOKENS of them, so a larger budget gives the same bits on any number of cores.
+      batch_tokens: most tokens per batch over all devices; each device has at least one row. A CPU device
+        takes at most CPU_TOKENS, so larger budgets give the same bits on any number of cores.
       mesh: devices that rows are spread over, or None for one device; parameters then lie on it.
     """
 
@@ -86,30 +85,30 @@ class Scorer:
             n: DecoderModel(m) if isinstance(m, ModelConfig) else m for n, m in models.items()
         }
         self._mesh = mesh
-        # A function object of its own, so that the count below is this scorer's.
+        # A new function object, so that `compilations` counts this scorer's programs only.
         self._score = jax.jit(functools.partial(_scored), static_argnums=(0, 1))
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far."""
+        """Number of compiled programs."""
         return self._score._cache_size()
 
     @property
     def longest(self) -> int:
-        """The most inputs of a row."""
+        """The largest number of inputs of a row."""
         return self._lengths[-1]
 
     def with_params(self, params) -> "Scorer":
-        """Returns a scorer of other parameters of the same shapes that shares this one's programs."""
+        """Returns a scorer with other parameters of the same shapes and the same compiled programs."""
         other = copy.copy(self)
         other._params = params
         return other
 
     def score(self, rows_RT: np.ndarray, window: int | None = None) -> Scores:
-        """Returns the scores of predicting rows_RT[:, 1:] from what stands before.
+        """Returns the scores of predicting rows_RT[:, 1:] from the tokens before.
 
         Both arrays have one column less than `rows_RT`; column t scores token t + 1. window: attention
-        sees that many tokens only, counting the one it predicts from.
+        sees that many tokens only, the current one included.
 
         Raises:
           ValueError: rows longer than the longest compiled length: nothing is ever cut off.
@@ -130,7 +129,7 @@ class Scorer:
                 padded[: len(rows), : length + 1] = rows
                 seg_BT = np.zeros((B, T), np.int32)
                 seg_BT[: len(rows), :length] = 1
-                arrays = self._placed(padded[:, :-1], padded[:, 1:], seg_BT)
+                arrays = self._on_devices(padded[:, :-1], padded[:, 1:], seg_BT)
                 out = self._score(self._models[T], window, self._params, *arrays)
                 # The next batch is prepared while this one runs.
                 scored.append((out, len(rows)))
@@ -148,7 +147,7 @@ class Scorer:
             rows = min(rows, CPU_TOKENS // length)
         return max(1, rows) * devices
 
-    def _placed(self, *arrays: np.ndarray) -> tuple:
+    def _on_devices(self, *arrays: np.ndarray) -> tuple:
         pos_BT = np.broadcast_to(np.arange(arrays[0].shape[1], dtype=np.int32), arrays[0].shape)
         if self._mesh is None:
             return (*arrays, pos_BT)
@@ -168,7 +167,7 @@ def _scores(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT,
     pieces = _pieces(T, B * T * shape.shape[-1])
     if pieces == 1:
         return _losses_and_ranks(model.logits(params, x_BTX), targets_BT)
-    # Logits of a long row over a large vocabulary are made and dropped a piece at a time.
+    # Logits of a long row over a large vocabulary are computed one piece at a time.
     cut = (
         x_BTX.reshape(B, pieces, T // pieces, -1).swapaxes(0, 1),
         targets_BT.reshape(B, pieces, T // pieces).swapaxes(0, 1),
@@ -178,14 +177,14 @@ def _scores(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT,
 
 
 def _pieces(length: int, logits: int) -> int:
-    """The fewest equal pieces of a row of which each has at most CHUNK_LOGITS logits, or one token."""
-    wanted = -(-logits // CHUNK_LOGITS)
-    return next((n for n in range(wanted, length) if length % n == 0), length) if wanted > 1 else 1
+    """Returns the fewest equal pieces of a row with at most CHUNK_LOGITS logits, or one token, each."""
+    least = -(-logits // CHUNK_LOGITS)
+    return next((n for n in range(least, length) if length % n == 0), length) if least > 1 else 1
 
 
 def _losses_and_ranks(logits_BTV: jax.Array, targets_BT: jax.Array):
-    # Without a gather, as in the loss; a tie goes to the lower id, as in argmax. Counted are those
-    # behind the target, so that a logit that is no number never makes an answer right.
+    # Without a gather, as in the loss; a tie goes to the lower id, as in argmax. Counts the logits below
+    # the target, so that a NaN never makes an answer right.
     ids_11V = jnp.arange(logits_BTV.shape[-1])[None, None]
     target_BT1 = targets_BT[:, :, None]
     at_BT1 = jnp.max(jnp.where(ids_11V == target_BT1, logits_BTV, -jnp.inf), -1, keepdims=True)

@@ -1,9 +1,7 @@
-"""Other people's harnesses, reading our runs.
+"""Interfaces to lm-evaluation-harness (extra `lm-eval`); docs/lm_eval.md has the commands.
 
-    lm_eval.py          a run as a model of lm-evaluation-harness
-    retrieval_tasks.py  our retrieval tasks as tasks and groups of it
-    harness.py          names of tasks in, its results and our tidy rows out
-    token_text.py       token ids as text that gives them back
-
-Nothing here is imported by the rest; it needs the extra `lm-eval`. How to run it: docs/lm_eval.md.
+lm_eval.py        a run as a model of the harness
+lm_eval_tasks.py  our retrieval tasks as tasks and groups of the harness
+harness.py        one call of the harness: its results, and rows
+token_text.py     token ids as text, and back
 """

@@ -1,13 +1,13 @@
 """A trained run as a model of lm-evaluation-harness (Gao et al. 2021; package lm-eval).
 
-Registered there as `posenc_jax`. What it answers is what our own evaluation measures: rows are scored
-by `posenc_jax.evaluation.scorer` at its few compiled lengths, in float32, from the last checkpoint.
+It is registered as `posenc_jax`. Rows are scored as in our evaluation: by `posenc_jax.evaluation.scorer`, at a
+few compiled lengths, in float32, from the last checkpoint.
 
-- Every text is a document of its own: BOS, then its tokens. Nothing is ever cut off.
-- A continuation begins with the first token that holds a byte of it, of the tokens of the whole text.
-  With bytes that is exact for every pair. (The harness's own models move spaces at the end of a context
-  into the continuation; this one does not.)
-- Documents of our retrieval tasks carry token ids (`AnswerDoc`), and those are scored as they are.
+- Every text is a document: BOS, then its tokens. Nothing is truncated.
+- The whole text is tokenized. The continuation begins at the first token that has a byte of it, which is
+  exact for byte tokens. (Models of the harness move spaces from the end of a context into the continuation;
+  this one does not.)
+- Documents of our retrieval tasks have token ids (`AnswerDoc`), which are scored as they are.
 """
 
 from collections import defaultdict
@@ -25,15 +25,17 @@ from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.generate import Sampling, generate
 
-_SHORTEST_PROMPT = 32  # prompts are padded to this times a power of two: few programs
+_SHORTEST_PROMPT = (
+    32  # prompts are padded to this times a power of two, so that few programs are compiled
+)
 
 
 class AnswerDoc(dict):
-    """A document in token ids: `tokens` of a whole instance, of which [`start`, `stop`) is asked."""
+    """A document in token ids: `tokens` of an instance; the answer is [`start`, `stop`)."""
 
 
 class Span(NamedTuple):
-    """What a request asks of a row: the tokens [start, stop) of it, each after all before."""
+    """The tokens [start, stop) of a row, which are scored given all tokens before them."""
 
     tokens: np.ndarray
     start: int
@@ -41,7 +43,7 @@ class Span(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """How a request wants its text continued."""
+    """Settings of a generation request."""
 
     sampling: Sampling
     new_tokens: int
@@ -54,12 +56,12 @@ class RunModel(LM):
 
     Args:
       workdir: a trained run. stretch: a rule of `posenc_jax.encodings.length_extension`, or None. window:
-        tokens of a window of rolling log-likelihood; None takes the training length. seed: of
+        window of the rolling log-likelihood in tokens; None: the training length. seed: of
         sampled generation.
 
     Raises:
-      ValueError: no trained run there or a checkpoint of another run, a stretch that is none, or a
-        window that does not fit.
+      ValueError: no trained run, a checkpoint of another run, an unknown stretch, or a window that
+        does not fit.
     """
 
     def __init__(
@@ -86,11 +88,11 @@ class RunModel(LM):
 
     @property
     def compilations(self) -> int:
-        """Scoring programs compiled so far."""
+        """Number of scoring programs compiled so far."""
         return self._scorer.compilations
 
     def get_model_info(self) -> dict:
-        """Returns what the harness writes beside its results."""
+        """Returns the description of the model that the harness writes beside its results."""
         config = self.run.config
         return {
             "run": self.run.workdir.name,
@@ -106,10 +108,10 @@ class RunModel(LM):
         }
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Returns (ln p of the continuation, whether greedy decoding gives it) of every request.
+        """Returns (ln p of the continuation, whether it is the greedy one) of every request.
 
         Raises:
-          ValueError: a request longer than the scheme can read.
+          ValueError: a request longer than the positions of the scheme.
         """
         spans = [self._span(request) for request in requests]
         return [
@@ -117,11 +119,10 @@ class RunModel(LM):
         ]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Returns ln p of every text, read in disjoint windows.
+        """Returns ln p of every text, in disjoint windows.
 
-        The first window is BOS and the first tokens; each further one starts afresh with the last token
-        of the one before, so every token is a target once. This is E1 (docs/measures.md), with k the
-        window over the training length.
+        The first window begins with BOS, each further one with the last token of the window before, so that
+        every token is a target once. This is E1, with k = window / training length.
         """
         spans, owners = [], []
         for number, request in enumerate(requests):
@@ -138,29 +139,31 @@ class RunModel(LM):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Returns the continuation of every context, up to the first stop string, BOS or `max_gen_toks`.
 
-        Bytes that are no UTF-8 become U+FFFD. Equal requests in the same order give equal samples.
+        Bytes that are not UTF-8 become U+FFFD. Samples are a function of the requests and their order.
 
         Raises:
-          ValueError: generation settings that there are not, or more positions than the scheme has.
+          ValueError: an unknown generation setting, or more positions than the scheme has.
         """
         groups = defaultdict(list)
         for number, request in enumerate(requests):
             context, settings = request.args
             groups[_generation(settings)].append((number, self._document(context)))
         texts, batches = [""] * len(requests), 0
-        for wish, prompts in groups.items():
+        for generation, prompts in groups.items():
             by_width = defaultdict(list)
             for number, prompt in prompts:
-                by_width[self._prompt_width(len(prompt), wish.new_tokens)].append((number, prompt))
+                by_width[self._prompt_width(len(prompt), generation.new_tokens)].append(
+                    (number, prompt)
+                )
             for width, members in sorted(by_width.items()):
-                rows = max(1, self._batch_tokens // (width + wish.new_tokens) - 1)
+                rows = max(1, self._batch_tokens // (width + generation.new_tokens) - 1)
                 for start in range(0, len(members), rows):
                     batch = members[start : start + rows]
                     key = jax.random.fold_in(jax.random.key(self._seed), batches)
                     batches += 1
-                    tokens = self._generated([p for _, p in batch], width, rows, wish, key)
+                    tokens = self._generated([p for _, p in batch], width, rows, generation, key)
                     for (number, _), ids in zip(batch, tokens, strict=True):
-                        texts[number] = self._until(ids, wish.until)
+                        texts[number] = self._until(ids, generation.until)
         return texts
 
     def _too_long(self, length: int) -> bool:
@@ -185,25 +188,25 @@ class RunModel(LM):
 
     def _scored(self, spans: list[Span]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Returns (nll, hit) of every span; equal rows are scored once."""
-        rows, places = {}, []
+        rows, indices = {}, []
         for span in spans:
-            places.append(rows.setdefault(span.tokens.tobytes(), (len(rows), span.tokens))[0])
+            indices.append(rows.setdefault(span.tokens.tobytes(), (len(rows), span.tokens))[0])
         scores = self._scored_rows([tokens for _, tokens in rows.values()])
         return [
-            tuple(values[span.start - 1 : span.stop - 1] for values in scores[place])
-            for span, place in zip(spans, places, strict=True)
+            tuple(values[span.start - 1 : span.stop - 1] for values in scores[index])
+            for span, index in zip(spans, indices, strict=True)
         ]
 
     def _scored_rows(self, rows: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         longest = max((len(row) - 1 for row in rows), default=0)
-        self._reach(longest)
+        self._extend_lengths(longest)
         scores = [(np.zeros(0, np.float32), np.zeros(0, bool))] * len(rows)
         by_length = defaultdict(list)
         for number, row in enumerate(rows):
             if len(row) > 1:
                 by_length[min(n for n in self._lengths if n >= len(row) - 1)].append(number)
         for _, numbers in sorted(by_length.items()):
-            # On the right: what stands there comes after every target, and attention looks back only.
+            # Padding on the right is after every target, and attention is causal.
             width = max(len(rows[number]) for number in numbers)
             rows_RT = np.full((len(numbers), width), self._tokenizer.pad, np.int32)
             for row_T, number in zip(rows_RT, numbers, strict=True):
@@ -215,8 +218,8 @@ class RunModel(LM):
                 scores[number] = (nll[:targets], hit[:targets])
         return scores
 
-    def _reach(self, longest: int) -> None:
-        """Adds lengths to compile for, each twice the one before, until `longest` inputs fit."""
+    def _extend_lengths(self, longest: int) -> None:
+        """Doubles the largest compiled length until `longest` inputs fit."""
         if self._too_long(longest):
             raise ValueError(
                 f"a request of {longest} tokens exceeds the {self.run.longest} positions of "
@@ -241,23 +244,23 @@ class RunModel(LM):
             width *= 2
         return width if not self._too_long(width + new_tokens) else length
 
-    def _generated(self, prompts, width: int, rows: int, wish: Generation, key) -> np.ndarray:
-        # Stand-ins of the full width bring every batch to one shape, so that programs are shared.
-        stand_ins = [np.full(width, self._tokenizer.bos, np.int32)] * (rows + 1 - len(prompts))
-        config = self.run.model_config(width + wish.new_tokens).measured
+    def _generated(self, prompts, width: int, rows: int, generation: Generation, key) -> np.ndarray:
+        # Padding rows of the full width give every batch the same shape, so that programs are shared.
+        padding = [np.full(width, self._tokenizer.bos, np.int32)] * (rows + 1 - len(prompts))
+        config = self.run.model_config(width + generation.new_tokens).measured
         tokens = generate(
             self._params,
             config,
-            [*prompts, *stand_ins],
-            new_tokens=wish.new_tokens,
+            [*prompts, *padding],
+            new_tokens=generation.new_tokens,
             pad=self._tokenizer.pad,
-            sampling=wish.sampling,
+            sampling=generation.sampling,
             key=key,
         )
         return tokens[: len(prompts)]
 
     def _until(self, ids: np.ndarray, until: tuple[str, ...]) -> str:
-        ended = np.flatnonzero(ids == self._tokenizer.bos)  # where the next document would begin
+        ended = np.flatnonzero(ids == self._tokenizer.bos)  # the start of a next document
         text = self._tokenizer.decode(ids[: ended[0]] if len(ended) else ids)
         shown = text.decode("utf-8", errors="replace")
         return shown[: min((at for s in until if (at := shown.find(s)) >= 0), default=None)]
@@ -267,7 +270,7 @@ _KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 
 
 def _generation(settings: dict) -> Generation:
-    """Returns the harness's generation settings as ours; ValueError for those that there are not."""
+    """Returns the generation settings of the harness as ours; ValueError for unknown ones."""
     given = normalize_gen_kwargs(settings)
     unknown = sorted(set(given) - set(_KNOWN))
     if unknown:
@@ -276,14 +279,12 @@ def _generation(settings: dict) -> Generation:
         )
     if given["max_gen_toks"] < 1:
         raise ValueError(f"max_gen_toks must be at least 1, not {given['max_gen_toks']}")
-    # Sampling without a temperature is sampling at 1, as everywhere.
+    # The default temperature of sampling is 1.
     temperature = float(given.get("temperature", 1.0)) if given["do_sample"] else 0.0
     sampling = Sampling(
         temperature,
         int(given.get("top_k") or 0) if temperature else 0,
         float(given.get("top_p", 1.0)) if temperature else 1.0,
     )
-    until = tuple(
-        stop for stop in given["until"] if stop
-    )  # an empty one would stop before the first
+    until = tuple(stop for stop in given["until"] if stop)  # an empty one would match at once
     return Generation(sampling, given["max_gen_toks"], until)

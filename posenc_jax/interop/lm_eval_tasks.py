@@ -1,18 +1,17 @@
 """Our retrieval tasks as tasks and groups of lm-evaluation-harness.
 
-Instances are made of token ids and stay so. A document is one asked answer: the ids of its whole
-instance, where the answer stands in them, its distance, depth, chance and kind. The harness is shown text that
-gives the ids back (`posenc_jax.interop.token_text`); `RunModel` scores the ids, an instance once for all
-its answers. So nothing is decoded and encoded again, which would change keys, separators and, with
-SentencePiece, the needle itself.
+A document is one answer: the token ids of its instance, the position of the answer, its distance, depth,
+chance and kind. The harness gets text from which the ids can be read back (`posenc_jax.interop.token_text`),
+but `RunModel` scores the ids, once for all answers of an instance. Decoding and encoding again would change
+keys, separators and, with SentencePiece, the needle.
 
 ========================= =============================================================
 name                      what it is
 ========================= =============================================================
 posenc_retrieval          every scored task at every length, one task each
-posenc_distance           the same, apart by the distance of the needle
+posenc_distance           the same, by distance of the needle
 posenc_passkey            one task at every length
-posenc_passkey_distance   the same, apart by the distance of the needle
+posenc_passkey_distance   the same, by distance of the needle
 posenc_passkey@1024       at 1024 tokens
 posenc_passkey@1024@L-2L  at 1024 tokens, needles more than L and at most 2 L back
 ========================= =============================================================
@@ -41,7 +40,7 @@ from posenc_jax.tasks.task_registry import SCORED, Task, find
 
 PREFIX = "posenc_"
 METRICS = {"accuracy": True, "corrected": True, "nll": False}  # higher is better
-# Names of the distance bins as parts of a task's name, which becomes part of a file's.
+# Distance buckets, by their name in the name of a task, which becomes that of a file.
 BUCKETS = {
     name.removeprefix("distance:")
     .replace("<=L/4", "0-Lquarter")
@@ -52,11 +51,10 @@ BUCKETS = {
 
 
 class RetrievalTask(HarnessTask):
-    """One of our tasks at one length, or those of its answers in one distance bin.
+    """One of our tasks at one length, with all answers or those in one distance bucket.
 
-    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (so that the best policy
-    without binding is 0 and perfect is 1), nll (nats, mean over its tokens). Their standard errors take
-    answers for independent. chance: of that policy, mean over the documents.
+    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (chance is 0, perfect is 1), nll
+    (nats, mean over its tokens). Standard errors assume independent answers. chance: mean over the documents.
     """
 
     VERSION = 1
@@ -65,7 +63,7 @@ class RetrievalTask(HarnessTask):
     def __init__(
         self, name: str, task: Task, length: int, bucket: str, docs: list, text: TokenText
     ):
-        # Not super(): it takes a configuration for the name. The harness's own subclass does the same.
+        # Without super().__init__, which needs a configuration; a subclass in the harness does the same.
         self.task, self.length, self.bucket = task, length, bucket
         self._docs, self._text = docs, text
         self.chance = float(np.mean([doc["chance"] for doc in docs]))
@@ -74,7 +72,7 @@ class RetrievalTask(HarnessTask):
         self._training_docs = self._fewshot_docs = self._instances = self.fewshot_rnd = None
 
     def download(self, *_, **__) -> None:
-        """Does nothing: the documents were made."""
+        """Does nothing: the documents exist."""
 
     def has_training_docs(self) -> bool:
         return False
@@ -88,9 +86,9 @@ class RetrievalTask(HarnessTask):
     def test_docs(self) -> list:
         return self._docs
 
-    def fewshot_context(self, doc, num_fewshot, **asked) -> str:
-        """Returns the document's context; ValueError for shots or a chat around it."""
-        if num_fewshot or asked.get("apply_chat_template") or asked.get("system_instruction"):
+    def fewshot_context(self, doc, num_fewshot, **options) -> str:
+        """Returns the context of a document; ValueError for few-shot examples or a chat template."""
+        if num_fewshot or options.get("apply_chat_template") or options.get("system_instruction"):
             raise ValueError(
                 f"{self.task_name} is asked in token ids: few-shot examples, chat templates and system "
                 "instructions do not apply"
@@ -131,11 +129,11 @@ class RetrievalTasks:
     """Makes the tasks of a run by name.
 
     Args:
-      run: whose tokenizer and text they are made with. multiples: lengths of groups, in units of L.
-        split: "test" or "dev". instances: of every task and length; None takes the run's own number.
+      run: gives tokenizer and text. multiples: lengths of groups, in units of L. split: "test" or "dev".
+        instances: of every task and length; None: as in the configuration of the run.
 
     Attributes:
-      skipped: (task, length in tokens, reason) of what a group could not hold.
+      skipped: (task, length in tokens, reason) of tasks that do not fit a length.
     """
 
     def __init__(
@@ -160,7 +158,7 @@ class RetrievalTasks:
         """Returns the task or group of a name in the table above.
 
         Raises:
-          ValueError: there is none of that name, or it is too short or too long.
+          ValueError: an unknown name, or a length that is too short or too long.
         """
         stem = name.removeprefix(PREFIX)
         if stem in ("retrieval", "distance"):
@@ -169,21 +167,21 @@ class RetrievalTasks:
             return self._every_length(stem, by_distance=False)
         if stem.removesuffix("_distance") in SCORED:
             return self._every_length(stem.removesuffix("_distance"), by_distance=True)
-        task, _, place = stem.partition("@")
-        length, _, bucket = place.partition("@")
+        task, _, rest = stem.partition("@")
+        length, _, bucket = rest.partition("@")
         if task not in SCORED or not length.isdigit() or bucket not in ("", *BUCKETS):
             known = [PREFIX + n for n in ("retrieval", "distance", *SCORED)]
             near = difflib.get_close_matches(PREFIX + task, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
             raise ValueError(
-                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a distance bin "
+                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a distance bucket "
                 f"(@{', @'.join(BUCKETS)})"
             )
         reason = self._refusal(task, int(length))
-        found = None if reason else self._task(task, int(length), BUCKETS.get(bucket, "all"))
-        if found is None:
+        one = None if reason else self._task(task, int(length), BUCKETS.get(bucket, "all"))
+        if one is None:
             raise ValueError(reason or f"no answer of {task} at {length} tokens is {bucket} back")
-        return found
+        return one
 
     def _every_length(self, task: str, by_distance: bool) -> Group:
         members = []
@@ -199,7 +197,7 @@ class RetrievalTasks:
         return _group(name, [member for member in members if member is not None])
 
     def _refusal(self, name: str, length: int) -> str | None:
-        """Returns why a task cannot be asked at a length."""
+        """Returns the reason why a task does not fit a length, or None."""
         task = find(name, self._run.config.evaluation.pairs)
         shortest, longest = task.shortest(self._filler(task)), self._run.longest
         if length < shortest:
@@ -249,7 +247,7 @@ class RetrievalTasks:
 
 
 def _group(name: str, members: list[RetrievalTask | Group]) -> Group:
-    # Every task counts the same, however many answers an instance of it has.
+    # Tasks have equal weights, whatever their number of answers.
     means = [AggMetricConfig(metric, ["none"], "mean", False) for metric in METRICS]
     group = Group(name, aggregate_metric_list=means)
     for member in members:
@@ -259,6 +257,6 @@ def _group(name: str, members: list[RetrievalTask | Group]) -> Group:
 
 
 def _bucket(share: float) -> str:
-    """Returns the distance bin of `share` times L; bins are closed above, the first one below too."""
+    """Returns the bucket of a distance of `share` times L; buckets include their upper end."""
     lows = np.array([low for low, _ in DISTANCES])
     return DISTANCES[max(int(np.searchsorted(lows, share, side="left")) - 1, 0)][1]

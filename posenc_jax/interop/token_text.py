@@ -1,4 +1,4 @@
-"""Token ids as text that a person can read and that gives the ids back."""
+"""Token ids as readable text, from which the ids can be read back."""
 
 import re
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ _TOKEN = re.compile(r"<(\d+)(?::[^<>]*)?>|(.)", re.DOTALL)
 
 
 class TokenText:
-    """Writes and reads ids, losslessly whatever the tokenizer.
+    """Lossless text of token ids, for any tokenizer.
 
-    A token stands as itself if it is one printable character (or a newline) that the tokenizer encodes
-    as just that id. Any other is `<id>`, or `<id:piece>` where its bytes can be shown. `<` itself is
-    always written as an id, so no text can be taken for one.
+    A token is written as itself if it is one printable character (or a newline) that the tokenizer encodes
+    as that id. Any other token is written `<id>`, or `<id:piece>` if its bytes are printable. `<` is always
+    written as an id, so that text is never mistaken for one.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -1,1 +1,1 @@
-"""The decoder: Linen modules that own parameters, a cache, and generation."""
+"""The models: decoder and image encoder in Flax Linen, key/value cache, generation."""

@@ -1,55 +1,56 @@
-"""How matrices and activations lie over the mesh where they are used: `current_sharding`, `reshard`, `token_einsum`."""
+"""Shardings of weights and activations in the forward pass."""
 
 import re
 
 import jax
 import jax.numpy as jnp
 
-ROWS = ("data", "fsdp")  # mesh axes that the rows of a batch are split over
-# Dims of matrices, by letter, that are split over the axis "model" where they are used.
+ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
+# Dims of matrices that are split over the axis "model" in the forward pass.
 ON_MODEL = "NKF"
 Axes = str | tuple[str, ...] | None
 
 
 def key_heads_axis(num_kv_heads: int, model_devices: int) -> str | None:
-    """Returns the mesh axis that key/value heads lie on: "model", or None where it does not divide them.
+    """Returns the mesh axis of key/value heads: "model", or None if its size does not divide their
+    number.
 
-    Multi-query attention has fewer key heads than devices: each then projects to all of them, and `attend`
-    takes those that a device's own queries read.
+    In multi-query attention, with fewer key heads than devices, each device projects to all key
+    heads, and `attend` selects the key heads of the device's own queries.
     """
     return None if num_kv_heads % model_devices else "model"
 
 
 def current_sharding(*axes: Axes) -> jax.sharding.PartitionSpec | None:
-    """Returns the layout of an array over those axes of the current mesh that split; None outside of one."""
+    """Returns the sharding over axes of several devices of the current mesh, or None."""
     mesh = jax.sharding.get_abstract_mesh()
 
     def splitting(axis: Axes) -> Axes:
         names = axis if isinstance(axis, tuple) else (axis,)
-        found = tuple(name for name in names if name in mesh.shape and mesh.shape[name] > 1)
-        return found if len(found) > 1 else found[0] if found else None
+        used = tuple(name for name in names if name in mesh.shape and mesh.shape[name] > 1)
+        return used if len(used) > 1 else used[0] if used else None
 
     return None if mesh.empty else jax.P(*map(splitting, axes))
 
 
 def reshard(x: jax.Array, *axes: Axes) -> jax.Array:
-    """Returns x laid out over the current mesh, if there is one: what a weight's use lacks is gathered."""
+    """Returns x resharded to these axes of the current mesh; x itself without a mesh."""
     layout = current_sharding(*axes)
     return x if layout is None else jax.sharding.reshard(x, layout)
 
 
 def token_einsum(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings) -> jax.Array:
-    """Returns an einsum of x_BT... and a weight, over tokens as one dim: "BTD,DF->BTF".
+    """Returns an einsum of x_BT... and a weight, with B and T merged into one dim: "BTD,DF->BTF".
 
-    The gradient of the weight is then a sum over one dim. Over two, XLA for CPU first writes the
-    activations out transposed, which took a sixth of a training step. Where the tokens of a row lie on
-    several devices, no one dim holds B and T.
+    The gradient of the weight is then a sum over one dim. For a sum over two dims, XLA for CPU
+    first transposes the activations in memory, which took a sixth of a training step. B and T are
+    not merged if T is split over devices.
 
-    The weight is gathered from the devices of "fsdp" here, after the cast to its dtype, and its gradient
-    goes back to them; what `ON_MODEL` names stays split, K where it divides (`key_heads_axis`).
+    The weight is gathered over "fsdp" here, after the cast to its dtype, and its gradient is
+    scattered back. The dims in `ON_MODEL` stay split, K only if it divides (`key_heads_axis`).
 
     Args:
-      equation: operands and result begin with BT, and B and T stand nowhere else.
+      equation: operands and result begin with BT, and B and T occur nowhere else.
       settings: of `jnp.einsum`.
     """
     x_dims, w_dims, out_dims = re.fullmatch(r"BT(\w+),(\w+)->BT(\w+)", equation).groups()

@@ -1,4 +1,4 @@
-"""Blocks of the decoder in Flax Linen: attention and feed-forward, each behind RMSNorm.
+"""Transformer blocks in Flax Linen: attention and feed-forward, each after RMSNorm.
 
 Pre-norm, grouped-query attention, SwiGLU or GELU, optional qk-norm.
 """
@@ -9,7 +9,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from posenc_jax.attention import LastToken, ShiftWeights, attend, cumulative_log_forget, token_shift
+from posenc_jax.attention import (
+    AttentionSettings,
+    LastToken,
+    OptionalInputs,
+    ShiftWeights,
+    TokenSide,
+    attend,
+    cumulative_log_forget,
+    token_shift,
+)
 from posenc_jax.model.activation_sharding import ROWS, reshard, token_einsum
 from posenc_jax.model.cache import Cache, CacheView, LayerCache, update_cache
 from posenc_jax.model.config import ModelConfig
@@ -26,12 +35,12 @@ def normal_init(fan_in: int):
     return nn.initializers.normal(fan_in**-0.5)
 
 
-def _from_zero_to_one(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape)
 
 
 class Attention(nn.Module):
-    """Projects to queries, keys and values, attends under the layer's scheme, projects back."""
+    """Attention of one layer: projections, qk-norm, token shift, output gate."""
 
     config: ModelConfig
     index: int
@@ -72,39 +81,29 @@ class Attention(nn.Module):
         if cache is not None:
             kept, views = update_cache(cache, self.index, new, layer, scheme)
         count_BT = None if c.consecutive or cache is not None else visible_key_counts(seg_BT)
+        settings = AttentionSettings(self.causal, c.window, cache is None, c.attention)
         pieces = []
-        for first, stop, own, learned, keys in views:
-            q_cum_log_forget_BTN = k_cum_log_forget_BSN = None
+        for first, stop, own, learned, stored in views:
+            q_log_forget_BTN = k_log_forget_BSN = None  # cumulative
             if own.gated:
-                q_cum_log_forget_BTN = k_cum_log_forget_BSN = cumulative_log_forget(
-                    keys.log_forget_BSN, keys.seg_BS
-                )
+                k_log_forget_BSN = cumulative_log_forget(stored.log_forget_BSN, stored.seg_BS)
+                q_log_forget_BTN = k_log_forget_BSN
                 if cache is not None:
-                    q_cum_log_forget_BTN = jax.lax.dynamic_slice_in_dim(
-                        k_cum_log_forget_BSN, cache.filled, x_BTD.shape[1], axis=1
+                    q_log_forget_BTN = jax.lax.dynamic_slice_in_dim(
+                        k_log_forget_BSN, cache.filled, x_BTD.shape[1], axis=1
                     )
-            pieces.append(
-                self.attend(
-                    q_BTNH if len(views) == 1 else q_BTNH[:, :, first:stop],
-                    keys.k_BSKH,
-                    keys.v_BSKH,
-                    own,
-                    learned,
-                    q_pos_BT=pos_BT,
-                    k_pos_BS=keys.pos_BS,
-                    q_seg_BT=seg_BT,
-                    k_seg_BS=keys.seg_BS,
-                    q_cum_log_forget_BTN=q_cum_log_forget_BTN,
-                    k_cum_log_forget_BSN=k_cum_log_forget_BSN,
-                    x_BTD=x_BTD,
-                    sink_N=sink_N if sink_N is None else sink_N[first:stop],
-                    q_count_BT=count_BT,
-                    causal=self.causal,
-                    window=c.window,
-                    aligned=cache is None,
-                    implementation=c.attention,
-                )
+            out_BTNH = self.attend(
+                q_BTNH if len(views) == 1 else q_BTNH[:, :, first:stop],
+                stored.k_BSKH,
+                stored.v_BSKH,
+                own,
+                learned,
+                TokenSide(pos_BT, seg_BT, q_log_forget_BTN),
+                TokenSide(stored.pos_BS, stored.seg_BS, k_log_forget_BSN),
+                settings,
+                OptionalInputs(x_BTD, count_BT, sink_N if sink_N is None else sink_N[first:stop]),
             )
+            pieces.append(out_BTNH)
         o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
         if c.output_gate:
             gate_DNH = self.param("gate_DNH", normal_init(D), (D, N, H))
@@ -113,17 +112,17 @@ class Attention(nn.Module):
         return token_einsum("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
 
     def _shift(self) -> ShiftWeights:
-        """Two numbers for the keys and two for the values of every key/value head, which add up to one at first."""
+        """Returns the learned factors, which initially add up to one."""
         weights = []
         for of in ("key", "value"):
-            now_K = self.param(f"{of}_now_K", _from_zero_to_one, (self.config.num_kv_heads,))
+            now_K = self.param(f"{of}_now_K", _uniform, (self.config.num_kv_heads,))
             before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
             weights += [now_K, before_K]
         return ShiftWeights(*weights)
 
 
 def visible_key_counts(seg_BT: jax.Array) -> jax.Array:
-    """Returns count_BT, int: tokens of its document up to each token, itself among them; documents stand together."""
+    """Returns count_BT, int: tokens of the document up to each token, itself included."""
     seg_BT = reshard(seg_BT, ROWS, None)
     before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
@@ -137,7 +136,7 @@ def _learns(layer) -> bool:
 
 @jax.custom_vjp
 def swiglu(gate, x):
-    """Returns silu(gate) * x (Shazeer 2020, SwiGLU); its gradient is made again from the two, so that nothing else is kept."""
+    """Returns silu(gate) * x (Shazeer 2020); the backward pass recomputes silu."""
     return jax.nn.silu(gate) * x
 
 
@@ -156,7 +155,7 @@ swiglu.defvjp(_gated_forward, _gated_backward)
 
 
 class Mlp(nn.Module):
-    """SwiGLU or GELU feed-forward block."""
+    """The feed-forward layer, SwiGLU or GELU."""
 
     config: ModelConfig
 
@@ -177,7 +176,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and beside the residual stream."""
+    """A pre-norm transformer block: attention and feed-forward."""
 
     config: ModelConfig
     index: int

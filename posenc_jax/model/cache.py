@@ -1,11 +1,11 @@
-"""The key/value cache of decoding. Keys are stored as projected and rotated when read.
+"""The key/value cache of decoding. Keys are stored unrotated and rotated when they are read.
 
-A change of frequencies between two reads (dynamic NTK, LongRoPE's two lists) can then never meet
-stale keys, and positions may be anything at all.
+Cached keys therefore stay right when frequencies change between two calls (dynamic NTK, LongRoPE's
+two lists), and positions are arbitrary.
 
-Heads whose window, or whose bias, leaves nothing of what lies far back need not keep it: `required_slots` says
-how many of the last tokens each head group can still read, and `empty_cache` then gives it a ring of that size,
-in which a new token takes the place of the oldest one.
+Heads with a window or a steep bias give no weight to tokens far back and need not store them.
+`required_slots` returns how many of the last tokens each head group needs; `empty_cache` then gives
+it a ring buffer of that size, in which a new token replaces the oldest one.
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ from posenc_jax.model.config import ModelConfig
 
 
 class LayerCache(NamedTuple):
-    """Keys and values in S slots, and where they stand; ticks where tokens decide a bias (`layer.gated`).
+    """Keys and values in S slots with positions and segments; log_forget_BSN for a forget gate
+    (`layer.gated`).
 
-    Slots that are not in use have segment 0. A layer has one, or one for every head group.
+    Unused slots have segment 0. A layer has one of these, or one per head group.
     """
 
     k_BSKH: jax.Array
@@ -43,10 +44,10 @@ class Cache:
     """The caches of all layers.
 
     Attributes:
-      layers: per layer, those of its head groups, or one. last: per layer, what `ModelConfig.token_shift` mixes
-        into the next token; None without it.
-      filled: tokens written so far.
-      slots: tokens it is made for. longest_call: tokens that may be written at once, where a ring is.
+      layers: per layer, one `LayerCache`, or one per head group.
+      last: per layer, the last token for `ModelConfig.token_shift`; None without it.
+      filled: number of tokens written so far.
+      slots: number of tokens in all. longest_call: largest number of tokens per call.
     """
 
     layers: tuple[tuple[LayerCache, ...], ...]
@@ -57,7 +58,7 @@ class Cache:
 
 
 class CacheView(NamedTuple):
-    """What query heads first to stop attend to, and the layer that they are alone."""
+    """The keys that query heads first to stop attend to, and the layer of these heads alone."""
 
     first: int
     stop: int
@@ -76,17 +77,20 @@ def empty_cache(
     """Returns a cache of `slots` tokens for `batch` rows.
 
     Args:
-      kept: from `required_slots` for the same `slots` and `longest_call`; none: everything is kept.
-      longest_call: tokens that may be written at once; none: any number.
+      kept: from `required_slots` for the same `slots` and `longest_call`; None: all tokens are
+        kept.
+      longest_call: largest number of tokens per call; None: any number.
     """
     longest_call = longest_call or slots
     kept = kept or ((slots,),) * config.num_layers
 
     def blank(size, kv_heads, num_heads):
-        none = jnp.zeros((batch, size, kv_heads, config.head_dim), config.dtype)
-        none_BS = jnp.zeros((batch, size), jnp.int32)
-        log_forget = None if num_heads is None else jnp.zeros((batch, size, num_heads), jnp.float32)
-        return LayerCache(none, none, log_forget, none_BS, none_BS)
+        zeros_BSKH = jnp.zeros((batch, size, kv_heads, config.head_dim), config.dtype)
+        zeros_BS = jnp.zeros((batch, size), jnp.int32)
+        log_forget_BSN = None
+        if num_heads is not None:
+            log_forget_BSN = jnp.zeros((batch, size, num_heads), jnp.float32)
+        return LayerCache(zeros_BSKH, zeros_BSKH, log_forget_BSN, zeros_BS, zeros_BS)
 
     layers = []
     for layer, sizes in zip(config.placed.layers, kept, strict=True):
@@ -99,8 +103,8 @@ def empty_cache(
             layers.append(tuple(blank(s, g.context.heads // share, None) for s, g in pieces))
     last = None
     if config.token_shift:
-        none = jnp.zeros((batch, 1, config.num_kv_heads, config.head_dim), config.dtype)
-        last = LastToken(none, none, jnp.zeros((batch, 1), jnp.int32))
+        zeros_B1KH = jnp.zeros((batch, 1, config.num_kv_heads, config.head_dim), config.dtype)
+        last = LastToken(zeros_B1KH, zeros_B1KH, jnp.zeros((batch, 1), jnp.int32))
     zero = jnp.zeros((), jnp.int32)
     return Cache(tuple(layers), (last,) * config.num_layers, zero, slots, longest_call)
 
@@ -112,17 +116,23 @@ def required_slots(
     longest_call: int,
     epsilon: float = cutoff.EXACT_EPSILON,
 ) -> tuple[tuple[int, ...], ...]:
-    """Returns, per layer and head group, the slots that lose no more than `epsilon` of a row's weight.
+    """Returns, per layer and head group, the slots that lose no more than `epsilon` of a row's
+    weight.
 
-    Under a window, a head group's own or the model's, nothing before it is ever read, whatever epsilon is. A bias
-    needs a bound on the content logits before the tokens are known: qk-norm gives one, its gains times sqrt(H),
-    grown by temperature and by a rotation's amplitude. Without it, for heads without a bias that falls, for a
-    gate and for a temperature that tokens decide, everything in sight is kept; in a layer with a gate, whose clocks run over all tokens, everything. Tokens
-    must stand in the order of their positions.
+    Tokens before a window, the head group's or the model's, are never read, whatever epsilon is. To
+    drop tokens by
+    their bias, a bound on the content logits is needed before the tokens are known: qk-norm gives
+      one, its gains times
+    sqrt(H), times the temperature and the amplitude of the rotation. Without such a bound, for
+    heads without a decreasing bias and for a temperature that depends on tokens, all visible tokens
+    are kept. A layer with a forget gate keeps all tokens, because its sums run over all of them.
+    Tokens are in the order of their positions.
 
     Args:
-      params: of the decoder, concrete. slots: tokens in all. longest_call: tokens written at once: a call's
-        first query still needs its window when its last token has been written.
+      params: of the decoder, concrete.
+      slots: number of tokens in all.
+      longest_call: largest number of tokens per call; the first query of a call still needs its
+        window after the last token of the call has been written.
     """
     kept = []
     for i, layer in enumerate(config.placed.layers):
@@ -158,9 +168,10 @@ def _slots_of_layer(layer, scheme, config, bound, slots, longest_call, epsilon) 
 
 
 def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
-    """Returns the largest tau over `slots` positions: those of the last query, and of every one.
+    """Returns the largest tau over `slots` positions, over all keys of the last query and over all
+    queries.
 
-    Infinite where tokens decide it.
+    Infinite if it depends on the tokens.
     """
     if layer.tempered_by_tokens:
         return math.inf
@@ -172,17 +183,18 @@ def _most_temperature(layer: PlacedLayer, params: Params, slots: int) -> float:
 def update_cache(
     cache: Cache, index: int, new: LayerCache, layer: PlacedLayer, params: Params
 ) -> tuple[tuple[LayerCache, ...], tuple[CacheView, ...]]:
-    """Returns the caches of layer `index` with the new tokens in them, and what each head reads.
+    """Returns the caches of layer `index` with the new tokens written, and the view of each head
+    group.
 
     Args:
-      new: keys, values, log-forgets, positions and segments of T new tokens, of all heads.
+      new: the T new tokens, with all heads.
 
     Raises:
-      ValueError: more tokens at once than rings were made for.
+      ValueError: more tokens than `longest_call`.
     """
     old, T = cache.layers[index], new.pos_BS.shape[1]
     if cache.longest_call < T:
-        raise ValueError(f"{T} tokens at once; this cache takes {cache.longest_call}")
+        raise ValueError(f"{T} tokens in one call; this cache takes at most {cache.longest_call}")
     if len(old) == 1:
         kept = jax.tree.map(lambda x, y: _written(cache, x, y), old[0], new)
         return (kept,), (CacheView(0, layer.num_heads, layer, params, kept),)
@@ -198,7 +210,7 @@ def update_cache(
 
 
 def _written(cache: Cache, slots_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
-    """Returns slots_BS... with new_BT... written after what is there, around a ring; later dims are carried."""
+    """Returns slots_BS... with new_BT... written after the filled slots, cyclically."""
     S, T = slots_BS.shape[1], new_BT.shape[1]
     new_BT = new_BT.astype(slots_BS.dtype)
     if cache.slots > S:

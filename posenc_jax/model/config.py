@@ -1,24 +1,24 @@
-"""What a decoder is made of: one frozen value, checked before anything compiles."""
+"""Configuration of a decoder: one frozen value, checked before anything compiles."""
 
 import dataclasses
 import functools
 
-from posenc_jax.attention import IMPLEMENTATIONS, choose_implementation
+from posenc_jax.attention import IMPLEMENTATIONS, KernelConditions, choose_implementation
 from posenc_jax.attention.kernels.vendor import KERNELS
-from posenc_jax.encodings import PlacedScheme, parse
+from posenc_jax.encodings import PlacedScheme, Scheme, parse, unparse
 
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("swiglu", "gelu")
-LARGEST = 2**20  # of any number of layers, heads or dims: what is above it is a slip of the hand
+LARGEST = 2**20  # upper limit of numbers of layers, heads and dims
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape and choices of a decoder.
+class Architecture:
+    """Shape and choices of a decoder, without its vocabulary.
 
     Attributes:
-      scheme: positional encoding in the scheme language.
-      vocab_size: V. train_length: L, in tokens. num_layers, model_dim (D), num_heads (N),
+      scheme: positional encoding, a line of the scheme language or a `Scheme`.
+      train_length: L, in tokens. num_layers, model_dim (D), num_heads (N),
       num_kv_heads (K; N for plain attention), head_dim (H), mlp_dim (F): shapes.
       activation: "swiglu" (three matrices) or "gelu" (two).
       qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
@@ -27,19 +27,20 @@ class ModelConfig:
       norm_epsilon: added to the mean square.
       dtype: of activations and matrix products; parameters, norms, positions, softmax and loss stay
         float32.
-      attention: implementation, see `posenc_jax.attention.attend`.
-      output_gate: each head's result times sigmoid(x W), x the normed input of the layer: Qiu et al. 2025
-        (arXiv 2505.06708), gate G1, elementwise, a gate for every head and dim.
-      sink_logit: a learned logit per head in the softmax's sum, of no key and no value, at first 0 (gpt-oss).
-      token_shift: keys and values become a x_t + b x_(t-1), a and b learned for every key/value head, before
-        qk-norm and rotation; at first a is uniform in [0, 1) and b = 1 - a (Xu et al. 2024, arXiv 2411.19574).
-      window: keys at that distance or further are out of sight; None: all are in sight.
-      consecutive: positions of a document rise by one. False where they are drawn at random: temperatures then count
-        the keys in sight, and kernels that take slots for positions refuse.
+      attention: the implementation, see `posenc_jax.attention.AttentionSettings`.
+      output_gate: the result of each head times sigmoid(x W), elementwise, where x is the normed
+        input of the layer (Qiu et al. 2025, arXiv 2505.06708, gate G1).
+      sink_logit: a learned logit per head in the softmax sum, without key and value, initially 0
+        (gpt-oss).
+      token_shift: keys and values become a x_t + b x_(t-1), a and b learned per key/value head,
+        before qk-norm and rotation; initially a is uniform in [0, 1) and b = 1 - a (Xu et al. 2024,
+        arXiv 2411.19574).
+      window: a query does not see keys at this distance or beyond; None: no window.
+      consecutive: positions of a document rise by one. False for random positions: temperatures
+        then use the number of visible keys, and kernels that count distances in slots are refused.
     """
 
-    scheme: str
-    vocab_size: int
+    scheme: str | Scheme
     train_length: int
     num_layers: int
     model_dim: int
@@ -61,7 +62,7 @@ class ModelConfig:
     consecutive: bool = True
 
     def __post_init__(self):
-        for name in ("vocab_size", "train_length", "num_layers", "model_dim", "num_heads",
+        for name in ("train_length", "num_layers", "model_dim", "num_heads",
                      "num_kv_heads", "head_dim", "mlp_dim", "embedding_scale", "norm_epsilon"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
@@ -88,40 +89,71 @@ class ModelConfig:
             raise ValueError(f"model.window must be at least 1 token, not {self.window}")
         self.attention_paths(self.train_length)
 
+    @property
+    def kernel_conditions(self) -> KernelConditions:
+        """The properties of this model's attention that decide which kernels can serve it."""
+        return KernelConditions(
+            self.head_dim,
+            self.dtype,
+            sink=self.sink_logit,
+            consecutive=self.consecutive,
+            window=self.window,
+        )
+
     def attention_paths(
         self, length: int, sequence: int = 1, device: str | None = None
     ) -> list[str]:
-        """Returns the way that attention over `length` tokens takes, and why, for each kind of layer.
+        """Returns the implementation for `length` tokens, with the reason, for each kind of layer.
 
         Args:
-          sequence: devices that the tokens of a row lie on. device: as for `choose_implementation`.
+          sequence, device: as for `choose_implementation`.
 
         Raises:
-          ValueError: an `attention` asked for, or a sequence axis, that cannot serve a layer.
+          ValueError: the requested `attention`, or a sequence axis, cannot serve a layer.
         """
         kinds = dict.fromkeys(
             choose_implementation(
-                layer, length, length, self.attention, head_dim=self.head_dim, dtype=self.dtype,
-                device=device, sequence=sequence, sink=self.sink_logit, consecutive=self.consecutive,
-                window=self.window,
+                layer, length, length, self.attention, self.kernel_conditions, device=device, sequence=sequence
             )
             for layer in self.placed.layers
         )  # fmt: skip
         return [f"{path.name} ({path.why})" for path in kinds]
 
     @functools.cached_property
-    def measured(self) -> "ModelConfig":
-        """The model as it is measured: in float32, at plain positions, and not through a kernel that would round its factors."""
-        attention = "auto" if self.attention in KERNELS else self.attention
-        return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)
+    def parsed_scheme(self) -> Scheme:
+        """The scheme as a value."""
+        return parse(self.scheme) if isinstance(self.scheme, str) else self.scheme
+
+    @property
+    def scheme_line(self) -> str:
+        """The scheme in the scheme language."""
+        return self.scheme if isinstance(self.scheme, str) else unparse(self.scheme)
 
     @functools.cached_property
     def placed(self) -> PlacedScheme:
         """The scheme at this model's shape; ValueError when it does not fit."""
-        return parse(self.scheme).place(
+        return self.parsed_scheme.place(
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             head_dim=self.head_dim,
             model_dim=self.model_dim,
             train_length=self.train_length,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Architecture):
+    """Configuration of a decoder: its architecture and the size V of its vocabulary."""
+
+    vocab_size: int = dataclasses.field(kw_only=True)
+
+    def __post_init__(self):
+        if not self.vocab_size > 0:
+            raise ValueError(f"model.vocab_size must be positive, not {self.vocab_size}")
+        super().__post_init__()
+
+    @functools.cached_property
+    def measured(self) -> "ModelConfig":
+        """The configuration for measurements: float32, plain positions, no kernel that rounds its factors."""
+        attention = "auto" if self.attention in KERNELS else self.attention
+        return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)

@@ -1,7 +1,7 @@
-"""The decoder in Flax Linen: modules own parameters and nothing else; the mathematics is outside.
+"""The decoder in Flax Linen: modules own the parameters; the mathematics lies in pure functions.
 
 Pre-norm, RMSNorm, grouped-query attention, SwiGLU or GELU, optional qk-norm, tied or untied head.
-The model never asks which encoding it has: it hands queries, keys and positions to `attend`.
+The model does not depend on the encoding: it passes queries, keys and positions to `attend`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def _apply(block: Block, pos_BT, seg_BT, params, x_BTD):
 
 
 def _cast(params, dtype: str):
-    """A block's parameters as it uses them: matrices in `dtype`, gains and what a scheme learns as they are."""
+    """Returns a block's parameters with matrices in `dtype`, the others unchanged."""
 
     def cast(path, x):
         learned = any(key.key == "scheme" for key in path)
@@ -36,9 +36,10 @@ def _cast(params, dtype: str):
 
 
 def at_progress(config: ModelConfig, params, progress: jax.Array):
-    """Returns a decoder's parameters with those that follow a schedule set to a share of training.
+    """Returns a decoder's parameters with the scheduled ones set for a share `progress` of
+    training.
 
-    Most schemes have none and get their parameters back as they are.
+    Most schemes have no scheduled parameters.
     """
     params = dict(params)
     for i, layer in enumerate(config.placed.layers):
@@ -51,7 +52,7 @@ def at_progress(config: ModelConfig, params, progress: jax.Array):
 
 
 def readout(config: ModelConfig, head_VD: jax.Array, x_BTD: jax.Array) -> jax.Array:
-    """Returns logits_BTV, float32, of a normed stream."""
+    """Returns logits_BTV, float32, of the final normed activations."""
     return token_einsum(
         "BTD,VD->BTV", x_BTD, head_VD.astype(config.dtype), preferred_element_type=jnp.float32
     )
@@ -61,15 +62,15 @@ class Decoder(nn.Module):
     """Tokens, positions and segments in, logits out.
 
     ``apply({"params": p}, tokens_BT, pos_BT, seg_BT)`` returns (logits_BTV float32, None); with a
-    cache, (logits_BTV, cache) where the cache also holds the T tokens just read. The caller keeps
-    track of free slots: writing past the last one is not an error the program can raise.
-    Without a cache, tokens stand in the order of their positions and those of a document together, which
-    linear attention and the forget gate rely on. Without `read_out` the normed stream x_BTD comes out in
-    place of the logits; `readout` turns a piece of it into logits.
+    cache it returns (logits_BTV, cache), where the new cache includes the T tokens. The caller
+    keeps track of free slots: under jit, writing past the last slot raises no error. Without a
+    cache, tokens are in the order of their positions and the tokens of a document stand together;
+    linear attention and the forget gate need this. With read_out=False the normed activations x_BTD
+    are returned instead of the logits; `readout` computes logits from a part of them.
 
-    `attend` is called for the layers in order and may be replaced by a function of the same arguments:
-    a probe sees so what each layer's attention sees. `execution` is for passes without a cache, and may
-    call it once for several layers.
+    `attend` is called for the layers in order. A probe can replace it by a function of the same
+    arguments. `execution` is for passes without a cache; with it, one call may serve several
+    layers.
     """
 
     config: ModelConfig
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
         tokens_BT, pos_BT, seg_BT = (
             reshard(x, ROWS, "sequence") for x in (tokens_BT, pos_BT, seg_BT)
         )
-        # The table's D is split over "model": looked up so, then gathered into the stream.
+        # The table is split over "model" along D: rows are looked up first and gathered afterwards.
         table_VD = reshard(embedding_VD, None, "model")
         rows_BTD = gather_rows(table_VD, tokens_BT, "promise_in_bounds")
         x_BTD = reshard(rows_BTD, ROWS, "sequence", None) * c.embedding_scale

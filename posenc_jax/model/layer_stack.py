@@ -1,7 +1,7 @@
-"""How a stack of layers is carried out: one by one or in a loop, and what of them waits for the backward pass.
+"""Execution of the layer stack: unrolled or as a scan, and the remat policy of each layer.
 
-Parameters stay stored layer by layer. What is computed does not change, up to rounding; compile time and
-memory do.
+Parameters stay stored per layer. Results are the same up to rounding; compile time and memory
+differ.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from jax import checkpoint_policies as policies
 
 from posenc_jax.attention.kernels.remat_names import is_attention_residual
 
-# What a layer keeps for its backward pass, from most to least; the rest is made again from what came in.
+# Remat policies, from most to least memory: what a layer saves for its backward pass. The rest is
+# recomputed.
 REMAT = {
     "none": None,
     "dots": policies.save_from_both_policies(
@@ -27,12 +28,13 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class LayerExecution:
-    """How layers are carried out.
+    """How the layers are executed.
 
     Attributes:
-      scan: a loop over the layers compiles each different one once, in place of every one.
-      remat: what each layer keeps, a name of `REMAT`: "none" of it is made again; "dots" keeps products
-        with matrices and what attention's kernel needs; "attention" the latter alone; "full" makes all again.
+      scan: a scan over the layers, which compiles each different layer once.
+      remat: a key of `REMAT`: "none" recomputes nothing; "dots" saves products with matrices and
+        the residuals of attention; "attention" saves only the latter; "full" saves nothing and
+        recomputes all.
     """
 
     scan: bool = False
@@ -40,7 +42,7 @@ class LayerExecution:
 
 
 def period(layers: Sequence) -> int:
-    """Returns the number of layers after which they repeat; their number, where they never do."""
+    """Returns the smallest period of the sequence of layers; their number if they do not repeat."""
     return next(
         p for p in range(1, len(layers) + 1)
         if all(a == b for a, b in zip(layers, layers[p:], strict=False))
@@ -56,13 +58,14 @@ def apply_layers(
     """Returns x_BTD after all layers.
 
     Args:
-      blocks: one function (parameters, x_BTD) of each different layer; they are cycled.
-      params: of every layer; those of equal layers have equal structure. A loop stacks them, so what is
-        cast to a smaller dtype is better cast before.
+      blocks: one function (parameters, x_BTD) per layer of a period; they are cycled.
+      params: of every layer; equal layers have parameters of equal structure. A scan stacks them,
+        so cast them to a smaller dtype before.
     """
     p = len(blocks)
     if execution.remat != "none":
-        # In a loop, forward and backward are loops of their own: no common subexpression can undo this.
+        # In a scan, forward and backward are separate loops, so common subexpressions cannot undo
+        # remat.
         blocks = [
             jax.checkpoint(block, policy=REMAT[execution.remat], prevent_cse=not execution.scan)
             for block in blocks

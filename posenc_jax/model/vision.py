@@ -1,9 +1,9 @@
-"""A small vision transformer: the decoder's blocks, reading both ways over a grid of patches.
+"""A small vision transformer: the decoder's blocks without causality, over a grid of patches.
 
-Patches are read in raster order. A patch's position is one integer, row * width + column, and parts
-that know a grid (axial, mixed, alibi2d) unfold it again by their `width`; so a larger image is read
-with the same parameters and a scheme of another width: `read_at`. In this file H, W, C are an image's
-height, width and channels, P = size * size * C the numbers of a patch, and V the classes.
+Patches are in raster order. The position of a patch is one integer, row * width + column; planar
+parts (axial, mixed, alibi2d) recover row and column with their `width`. A larger image is read with
+the same parameters and a scheme of another width: `read_at`. In this file H, W, C are height, width
+and channels of an image, P = size * size * C the numbers of a patch, and V the classes.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings import parse, unparse
 from posenc_jax.encodings.layer import KINDS
 from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard
 from posenc_jax.model.blocks import Block, rms_norm
@@ -23,12 +22,12 @@ from posenc_jax.model.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Shape and choices of an encoder of images.
+    """Shape and choices of an image encoder.
 
     Attributes:
-      model: of the blocks. Its vocab_size is the number of classes, its train_length the number of
-        patches in a training image, its embedding_scale a factor on projected patches; tied_head must
-        be False, for there is no table of embeddings.
+      model: the config of the blocks. vocab_size is the number of classes, train_length the number
+        of patches of a training image, embedding_scale a factor on projected patches; tied_head
+        must be False, because there is no embedding table.
       patch_size: side of a patch, in pixels. channels: of an image.
     """
 
@@ -41,17 +40,14 @@ class VisionConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"vision.{name} must be positive, not {getattr(self, name)}")
         if self.model.tied_head:
-            raise ValueError(
-                "model.tied_head must be False: patches have no table of embeddings to tie a head to"
-            )
+            raise ValueError("model.tied_head must be False: patches have no embedding table")
         if any(layer.gated for layer in self.model.placed.layers):
             raise ValueError(
-                f"scheme {self.model.scheme!r}: a bias that the tokens decide fades what came before; "
-                "an encoder reads both ways"
+                f"scheme {self.model.scheme!r}: a forget gate weakens earlier tokens; an image encoder is not causal"
             )
         if self.model.token_shift:
             raise ValueError(
-                "model.token_shift must be False: a patch has no token before it; an encoder reads both ways"
+                "model.token_shift must be False: an image encoder is not causal, and patches have no previous token"
             )
         _ = self.width
 
@@ -62,10 +58,10 @@ class VisionConfig:
 
     @functools.cached_property
     def width(self) -> int | None:
-        """Columns of the grid that the scheme unfolds positions on; None when it knows no grid.
+        """Columns of the grid of the scheme's planar parts; None without such parts.
 
         Raises:
-          ValueError: parts that unfold the same position on grids of different widths.
+          ValueError: planar parts of different widths.
         """
         placed = self.model.placed
         parts = [p for layer in placed.layers for g in layer.groups for p in g.heads.parts()]
@@ -73,19 +69,19 @@ class VisionConfig:
         widths = {part.columns(placed.whole) for part in parts} - {None}
         if len(widths) > 1:
             raise ValueError(
-                f"scheme {self.model.scheme!r} unfolds one position on grids of "
+                f"scheme {self.model.scheme!r} has planar parts with grids of "
                 f"{' and '.join(map(str, sorted(widths)))} columns; give its parts one width"
             )
         return widths.pop() if widths else None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Returns (rows, columns) of patches; ValueError for an image that does not divide into them."""
+        """Returns (rows, columns) of patches; ValueError for an image that does not divide."""
         return _grid(height, width, self.patch_size)
 
     def positions(self, rows: int, columns: int) -> np.ndarray:
         """Returns pos_T, int32, of a grid of patches in raster order.
 
-        A scheme without a grid counts patches in reading order, whatever the width of the image.
+        Without planar parts, patches are counted in raster order, whatever the width of the image.
 
         Raises:
           ValueError: a grid wider than the scheme's, or more positions than the scheme has.
@@ -93,8 +89,8 @@ class VisionConfig:
         width = self.width or columns
         if columns > width:
             raise ValueError(
-                f"an image of {columns} columns of patches under a scheme whose grid has {width}: places "
-                "would be confused; read it with read_at(config, (height, width))"
+                f"an image has {columns} columns of patches and the grid of the scheme {width}: different patches would "
+                "get the same position; read it with read_at(config, (height, width))"
             )
         pos_T = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel().astype(np.int32)
         limit = self.model.placed.longest()
@@ -117,18 +113,19 @@ def _grid(height: int, width: int, size: int) -> tuple[int, int]:
 def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
     """Returns the config under which the same parameters read images of another size.
 
-    Parts that know a grid get one as wide as the image; nothing else changes, and nothing at all where
-    the grid is wide enough already, so that what a learned table calls a position stays.
+    If the image is wider than the grid, planar parts get a grid as wide as the image; otherwise
+    nothing changes, so that the positions of a learned table keep their meaning.
 
     Args:
       config: as trained. image_size: (height, width), pixels.
 
     Raises:
-      ValueError: a size that does not divide into patches, or with more positions than the scheme has.
+      ValueError: a size that does not divide into patches, or with more positions than the scheme
+        has.
     """
     rows, columns = config.grid(*image_size)
     if config.width is not None and columns > config.width:
-        scheme, whole = parse(config.model.scheme), config.model.placed.whole
+        scheme, whole = config.model.parsed_scheme, config.model.placed.whole
 
         def widened(holder, kinds):
             parts = {kind: part for kind in kinds if (part := getattr(holder, kind))}
@@ -138,21 +135,21 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
 
         layers = tuple(tuple(widened(heads, KINDS) for heads in layer) for layer in scheme.layers)
         scheme = dataclasses.replace(widened(scheme, ["absolute"]), layers=layers)
-        model = dataclasses.replace(config.model, scheme=unparse(scheme))
-        config = dataclasses.replace(config, model=model)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, scheme=scheme))
     config.positions(rows, columns)
     return config
 
 
 def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns patch_BTP: squares of `size` pixels in raster order, the pixels of each in raster order too.
+    """Returns patch_BTP: squares of `size` pixels in raster order, the pixels of each in raster
+    order too.
 
     Raises:
       ValueError: an image that does not divide into such squares.
     """
     B, H, W, C = image_BHWC.shape
     rows, columns = _grid(H, W, size)
-    layout = jax.typeof(image_BHWC).sharding  # patches lie where their images lie
+    layout = jax.typeof(image_BHWC).sharding  # patches are split over devices like their images
     place = None if layout.mesh.empty else jax.P(layout.spec[0])
     cut, flat = (B, rows, size, columns, size, C), (B, rows * columns, size * size * C)
     squares = jnp.reshape(image_BHWC, cut, out_sharding=place).swapaxes(2, 3)
@@ -160,11 +157,12 @@ def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
 
 
 class Encoder(nn.Module):
-    """Images in, logits of classes out: blocks that read both ways, a final norm, a mean, a head.
+    """The image encoder: patches, non-causal blocks, a final norm, a mean over patches, a head.
 
-    ``apply({"params": p}, image_BHWC)`` returns logits_BV, float32. With seg_BT, patches of segment 0
-    are padding: nobody reads them and they are left out of the mean. To read patches that form no
-    whole grid, pass their positions: ``apply({"params": p}, patch_BTP, pos_BT, seg_BT, method="read")``.
+    ``apply({"params": p}, image_BHWC)`` returns logits_BV, float32. With seg_BT, patches of segment
+    0
+    are padding: masked in attention and left out of the mean. For patches that do not fill a
+    grid, pass their positions: ``apply({"params": p}, patch_BTP, pos_BT, seg_BT, method="read")``.
     """
 
     config: VisionConfig
@@ -193,7 +191,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def read(self, patch_BTP: jax.Array, pos_BT: jax.Array, seg_BT: jax.Array) -> jax.Array:
-        """Returns logits_BV of patches at any positions; a row is one image, its padding segment 0."""
+        """Returns logits_BV of patches at any positions; padding has segment 0."""
         c, model = self.config, self.config.model
         P, D, V = c.patch_size**2 * c.channels, model.model_dim, c.classes
         patch_PD = self.param("patch_PD", nn.initializers.normal(P**-0.5), (P, D))

@@ -1,8 +1,8 @@
-"""Chance: what the best policy scores that sees every token but binds no value to its key.
+"""Chance: accuracy of the best policy that sees every token but binds no value to its key.
 
-The exact chance of an answer is made with the instance (`tasks.instances.Answer.chance`), since it may
-depend on what is in sight; a row carries the mean over its answers. The table here is the mean over all
-answers of a task whose chance does not depend on the length: for words, and for rows of version 1.
+The exact chance of an answer is computed with its instance (`tasks.instances.Answer.chance`), since it may
+depend on the context; a row has the mean over its answers. The table here is for text and for rows of
+definitions 1: means over all answers of tasks whose chance does not depend on the length.
 """
 
 import math
@@ -11,9 +11,9 @@ from posenc_jax.results.schema import SUMMARY_TASKS
 
 
 def pairs_chance(pairs: int) -> float:
-    """Returns the mean chance over all answers of recall of so many pairs.
+    """Returns the mean chance over the answers of recall of P pairs: H(P) / P.
 
-    Values differ and all are asked: the i-th answer is one of P - i values; the mean is H(P) / P.
+    All values differ and all are asked, so the i-th answer is one of P - i values.
     """
     return math.fsum(1 / i for i in range(1, pairs + 1)) / pairs
 
@@ -21,7 +21,7 @@ def pairs_chance(pairs: int) -> float:
 CHANCE = {
     "passkey": 1e-5,  # five digits
     "passkey_sentences": 1e-5,
-    "needles_4": 1 / 4,  # one of the values in sight
+    "needles_4": 1 / 4,  # one of the four values
     "needles_16": 1 / 16,
     **{f"mqar_{pairs}": pairs_chance(pairs) for pairs in (8, 16, 32)},
     "variables_1": 1 / 2,  # one of two chains
@@ -33,10 +33,10 @@ CHANCE = {
 
 
 def corrected(accuracy: float, chance: float) -> float:
-    """Returns the accuracy rescaled so that the best policy without binding is 0 and perfect is 1."""
+    """Returns the accuracy, rescaled so that chance is 0 and a perfect score is 1."""
     return (accuracy - chance) / (1 - chance)
 
 
 def passkey_only() -> float:
-    """Returns Y_R of a model that finds every passkey and otherwise binds nothing."""
+    """Returns Y_R of a model that solves every passkey and is at chance on the other tasks."""
     return sum(task.startswith("passkey") for task in SUMMARY_TASKS) / len(SUMMARY_TASKS)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON, and JSON lines with the damage a kill can leave."""
+"""Atomic writes, JSON, and JSON lines, which may end in a line that a kill cut off."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Writes a file by way of a temporary one, so that a kill or a power loss leaves the old one or the new one."""
+    """Replaces a file atomically: after a kill or a power loss the old or the new content is there, whole."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(content)
@@ -19,25 +19,25 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Replaces a file by UTF-8 text, atomically."""
     replace_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes JSON, whole or not at all."""
+    """Replaces a file by JSON, atomically."""
     replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def json_lines(objects: Iterable[Mapping]) -> str:
-    """Returns one JSON object a line."""
+    """Returns the objects as JSON, one a line."""
     return "".join(json.dumps(one) + "\n" for one in objects)
 
 
 def read_json(path: Path, kind: type = dict):
-    """Returns the JSON value that a file holds, of that kind: an object (dict) or a list.
+    """Returns the JSON value of a file: an object (dict) or a list.
 
     Raises:
-      ValueError: anything else, in one line that names the file.
+      ValueError: no JSON or another kind, in one line that names the file.
     """
     value = _parsed(_text(path), str(path))
     if not isinstance(value, kind):
@@ -46,20 +46,20 @@ def read_json(path: Path, kind: type = dict):
 
 
 def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
-    """Returns the objects of a JSONL file, each with the number of its line, and the line that was cut off.
+    """Returns the objects of a JSONL file with their line numbers, and the number of a cut-off line.
 
-    Blank lines, a byte order mark and Windows line ends change nothing. A last line that does not end
-    and is no JSON was cut off by a kill: it is left out and its number returned, otherwise 0.
+    Blank lines, a byte order mark and Windows line ends are ignored. A last line without a line end that
+    is no JSON was cut off by a kill: it is left out and its number is returned, otherwise 0.
 
     Args:
-      path: the file; one that ends in .gz is unpacked.
+      path: the file; .gz is decompressed.
 
     Raises:
-      ValueError: any other line that is no JSON object, or a file that is not UTF-8 or no whole gzip,
+      ValueError: another line that is no JSON object, a file that is not UTF-8, or a damaged gzip file,
         in one line that names the file.
     """
-    lines = _text(path).split("\n")  # not splitlines: U+2028 and its like end no line of JSON
-    found = []
+    lines = _text(path).split("\n")  # not splitlines, which also splits at U+2028
+    objects = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -68,12 +68,12 @@ def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
             value = _parsed(line, where)
         except ValueError:
             if number == len(lines) and path.suffix != ".gz":
-                return found, number
+                return objects, number
             raise
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be a JSON object, not a {type(value).__name__}")
-        found.append((number, value))
-    return found, 0
+        objects.append((number, value))
+    return objects, 0
 
 
 def _parsed(text: str, where: str) -> object:
@@ -82,7 +82,7 @@ def _parsed(text: str, where: str) -> object:
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     except RecursionError:
-        raise ValueError(f"{where} is not JSON that we write: it is nested too deeply") from None
+        raise ValueError(f"{where} is not JSON: it is nested too deeply") from None
 
 
 def _text(path: Path) -> str:
@@ -91,7 +91,7 @@ def _text(path: Path) -> str:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no whole gzip file: {error}") from None
+            raise ValueError(f"{path} is a damaged gzip file: {error}") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The one reader of results: a run's folder, a study's folder or a published one, to `StudyData`."""
+"""Loader of results: the folder of a run or a study, or a published folder, as `StudyData`."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 
 from posenc_jax.results.files import read_json, read_json_lines
 from posenc_jax.results.migration import migrate_rows
-from posenc_jax.results.published_folder import PUBLISHED, lacking, published_runs
+from posenc_jax.results.published_folder import PUBLISHED, missing_files, published_runs
 from posenc_jax.results.record_schema import EVALUATION, STUDY, TEXTS, TUNED, check
 from posenc_jax.results.schema import DEFINITIONS, SPLITS
 from posenc_jax.results.stored_run import (
@@ -23,17 +23,15 @@ from posenc_jax.results.study_data import OTHER_LENGTHS, TUNING, RunData, StudyD
 
 
 def load(folder: Path, split: str | None = None) -> StudyData:
-    """Returns what lies below a folder; rows of older definitions are brought to those of today.
+    """Returns the results below a folder; rows of definitions 1 are migrated.
 
     Args:
-      folder: of a run, of a study, or a published one (it holds runs.json). split: whose rows are read;
-        None takes that of study.json, which before it named one was test, and without a study.json dev
-        where a run was evaluated on it.
+      folder: of a run, of a study, or published (with runs.json). split: of the rows; None takes that of
+        study.json (test where it names none), or without a study.json dev if a run was evaluated on it.
 
     Raises:
-      ValueError: in one line: nothing evaluated here, a damaged file (which, and its line), rows of
-        another run than their folder's, runs of several training lengths or definitions, or an arm and
-        seed twice.
+      ValueError: in one line: no evaluated run, a damaged file (its name and line), rows of another run
+        than that of their folder, several training lengths or definitions, or an arm and seed twice.
     """
     data = load_unmigrated(folder, split)
     versions: dict[int, str] = {}
@@ -42,7 +40,7 @@ def load(folder: Path, split: str | None = None) -> StudyData:
             versions.setdefault(row.definitions, run.name)
     if unknown := set(versions) - {1, DEFINITIONS}:
         number = min(unknown)
-        raise ValueError(f"{versions[number]} has rows of definitions {number}; this reads up to {DEFINITIONS}")  # fmt: skip
+        raise ValueError(f"{versions[number]} has rows of definitions {number}; known are 1 to {DEFINITIONS}")  # fmt: skip
     if len(versions) > 1:
         raise ValueError(
             f"{versions[1]} was measured under older definitions than {versions[DEFINITIONS]}; evaluate it again"
@@ -50,20 +48,18 @@ def load(folder: Path, split: str | None = None) -> StudyData:
     if DEFINITIONS in versions:
         return data
     notes: dict[str, None] = dict.fromkeys(data.notes)
-    groups = []
-    for runs in (data.runs, data.elsewhere):
-        groups.append([])
-        for run in runs:
-            rows, said = migrate_rows(run.rows, run.config)
-            notes |= dict.fromkeys(said)
-            groups[-1].append(dataclasses.replace(run, rows=rows))
-    return dataclasses.replace(
-        data, runs=tuple(groups[0]), elsewhere=tuple(groups[1]), notes=tuple(notes)
-    )
+    migrated: dict[str, list[RunData]] = {"runs": [], "elsewhere": []}
+    for name, group in migrated.items():
+        for run in getattr(data, name):
+            rows, remarks = migrate_rows(run.rows, run.config)
+            notes |= dict.fromkeys(remarks)
+            group.append(dataclasses.replace(run, rows=rows))
+    groups = {name: tuple(group) for name, group in migrated.items()}
+    return dataclasses.replace(data, **groups, notes=tuple(notes))
 
 
 def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
-    """Returns what `load` returns, with the rows as they were written; raises as `load`."""
+    """Returns what `load` returns, but with the rows as they were written; raises the same errors."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give that of a run, of a study or of published results")  # fmt: skip
@@ -76,16 +72,17 @@ def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
     if published:
         runs = published_runs(folder, split, own=split == _split(folder, record))
     else:
-        runs = _run_folders(folder, split)
+        runs = _read_runs(folder, split)
     if not any(run.rows for run in runs):
         raise ValueError(
             f"no evaluated run below {folder} on {split}; "
             f"run scripts/evaluate.py --workdir=<run> --split={split} first"
         )
-    apart = [run for run in runs if run.name.startswith(f"{OTHER_LENGTHS}/")]
+    elsewhere = [run for run in runs if run.name.startswith(f"{OTHER_LENGTHS}/")]
     counted = [run for run in runs if not run.name.startswith(f"{OTHER_LENGTHS}/")]
-    _refuse_mixtures(counted, folder)
-    _refuse_twins(apart, folder)
+    _refuse_several_lengths(counted, folder)
+    _refuse_duplicates(counted, folder)
+    _refuse_duplicates(elsewhere, folder)
     listed = folder / "texts.json"
     texts = optional_json(listed)
     if listed.exists():
@@ -99,16 +96,16 @@ def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
         record=record,
         split=split,
         runs=tuple(counted),
-        elsewhere=tuple(apart),
+        elsewhere=tuple(elsewhere),
         tuning=tuning,
         texts=tuple(texts["texts"]) if texts else (),
         plan=optional_json(folder / "prereg.json") or None,
-        notes=lacking(folder) if published else (),
+        notes=missing_files(folder) if published else (),
     )
 
 
 def splits(folder: Path) -> tuple[str, ...]:
-    """Returns the splits that runs below a folder, a study's or a run's, were evaluated on."""
+    """Returns the splits on which runs below a folder were evaluated."""
     return tuple(
         split
         for split in SPLITS
@@ -117,7 +114,7 @@ def splits(folder: Path) -> tuple[str, ...]:
 
 
 def chosen_folder(workdir: str | None, results: str | None) -> Path:
-    """Returns the folder that --workdir (runs) or --results (published) names; ValueError unless it is one of them."""
+    """Returns the folder of --workdir (runs) or --results (published); ValueError unless exactly one is given."""
     if (workdir is None) == (results is None):
         raise ValueError("give --workdir=FOLDER of a study or a run, or --results=FOLDER that was published, one of them")  # fmt: skip
     if results is not None and not (Path(results) / PUBLISHED).exists():
@@ -126,7 +123,7 @@ def chosen_folder(workdir: str | None, results: str | None) -> Path:
 
 
 def evaluation_folder(run: Path, split: str) -> Path:
-    """Returns where the last checkpoint's rows of a split lie."""
+    """Returns the folder of the rows of the last checkpoint on a split."""
     return run / ("evaluation" if split == "test" else f"evaluation_{split}")
 
 
@@ -136,42 +133,41 @@ def _split(folder: Path, record: Mapping) -> str:
     return "dev" if "dev" in splits(folder) else "test"
 
 
-def _refuse_mixtures(runs: Sequence[RunData], folder: Path) -> None:
+def _refuse_several_lengths(runs: Sequence[RunData], folder: Path) -> None:
     lengths = sorted({run.info["train_length"] for run in runs})
     if len(lengths) > 1:
         raise ValueError(
             f"runs below {folder} were trained at different lengths {lengths}; "
             "a study compares one training length, give a narrower folder"
         )
-    _refuse_twins(runs, folder)
 
 
-def _refuse_twins(runs: Sequence[RunData], folder: Path) -> None:
+def _refuse_duplicates(runs: Sequence[RunData], folder: Path) -> None:
     seen: dict[tuple[str, int], str] = {}
     for run in runs:
-        key = run.info["arm"], run.info["seed"]
-        other = seen.setdefault(key, run.name)
-        if other != run.name:
+        arm, seed = run.info["arm"], run.info["seed"]
+        first = seen.setdefault((arm, seed), run.name)
+        if first != run.name:
             raise ValueError(
-                f"{other} and {run.name} below {folder} both hold arm {key[0]}, seed {key[1]}; "
+                f"{first} and {run.name} below {folder} both hold arm {arm}, seed {seed}; "
                 "give a narrower folder"
             )
 
 
 def _folders_of_runs(folder: Path) -> list[Path]:
-    found = sorted(path.parent for path in folder.glob("**/run.json"))
-    return [run for run in found if not run.is_relative_to(folder / TUNING)]
+    runs = sorted(path.parent for path in folder.glob("**/run.json"))
+    return [run for run in runs if not run.is_relative_to(folder / TUNING)]
 
 
-def _run_folders(folder: Path, split: str) -> list[RunData]:
-    found = _folders_of_runs(folder)
-    if not found:
+def _read_runs(folder: Path, split: str) -> list[RunData]:
+    runs = _folders_of_runs(folder)
+    if not runs:
         raise ValueError(f"no run below {folder}: there is no run.json")
-    return [_read_run(run, folder, split) for run in found]
+    return [_read_run(run, folder, split) for run in runs]
 
 
 def tuning_runs(folder: Path) -> list[RunData]:
-    """Returns the runs of a study that chose its learning rates, with their rows of dev."""
+    """Returns the runs of the learning-rate search of a study, with their rows of dev."""
     return [_read_run(path.parent, folder, "dev") for path in sorted(folder.glob(f"{TUNING}/*/run.json"))]  # fmt: skip
 
 
@@ -182,21 +178,21 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     path, ended = evaluation / "rows.jsonl", evaluation / "evaluation.json"
     metrics = _log(run / "metrics.jsonl")
     numbered, cut = read_json_lines(path) if path.exists() else ([], 0)
-    found = [(number, checked_row(one, path, number)) for number, one in numbered]
-    rows = rows_of_run(found, path, info, name, split)
-    about = optional_json(ended)
-    if about:
-        check(about, EVALUATION, str(ended), ("step",))
+    checked = [(number, checked_row(stored, path, number)) for number, stored in numbered]
+    rows = rows_of_run(checked, path, info, name, split)
+    record = optional_json(ended)
+    if record:
+        check(record, EVALUATION, str(ended), ("step",))
     if not info["finished"]:
         logged = max((m["step"] for m in metrics if "step" in m), default=0)
-        step = info.get("steps_done", logged)  # older records do not say
+        step = info.get("steps_done", logged)  # older records lack it
         why = f"training has not finished: step {step} of {info['steps']}"
     elif cut:
         why = f"{path.name}, line {cut} is cut off; evaluate it again"
-    elif not rows or not about:
+    elif not rows or not record:
         why = f"not evaluated to the end on {split}"
-    elif about["step"] != info["steps"]:
-        why = f"scored at step {about['step']} of {info['steps']}; only the last checkpoint counts"
+    elif record["step"] != info["steps"]:
+        why = f"scored at step {record['step']} of {info['steps']}; only the last checkpoint counts"
     else:
         why = ""
     arrays = evaluation / "arrays"
@@ -205,7 +201,7 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
         info=info,
         config=optional_json(run / "config.json"),
         rows=rows,
-        settings=about.get("settings", ""),
+        settings=record.get("settings", ""),
         metrics=metrics,
         why=why,
         scheme=optional_json(arrays / "scheme.json"),

@@ -1,4 +1,4 @@
-"""A published folder: what of a study is committed, so that anyone can redraw and rejudge it without its runs."""
+"""Publication of a study: a folder to commit, from which report and verdict can be made without its runs."""
 
 import dataclasses
 import gzip
@@ -15,7 +15,7 @@ from posenc_jax.results.load import tuning_runs
 from posenc_jax.results.published_folder import PUBLISHED
 from posenc_jax.results.study_data import RunData, StudyData
 
-# An absolute path inside a recorded value, but for its last part: a machine's folders are nobody's business.
+# All but the last part of an absolute path inside a recorded value: folders of a machine stay private.
 _FOLDERS = re.compile(r"(^|[=\s'\"])/(?:[^/\s'\"]+/)+")
 
 
@@ -24,17 +24,16 @@ def publish(
 ) -> dict[str, int]:
     """Writes a published folder and returns the bytes of each of its files.
 
-    Rows, logs, arrays (exactly, in the smallest types that hold them) and records of every run, the rows
-    of the learning-rate search, the plan, and the list of texts. The same study gives the same bytes.
+    It has rows, logs, arrays (exact, in the smallest type) and records of every run, the rows of the
+    learning-rate search, the plan, and the list of texts. The same study gives the same bytes.
 
     Args:
-      data: of `results.load.stored`. out: where it goes; figures and pages in it stay. texts: of the
-        corpus (`data.texts.listed`). beside: the same study on the other split; of its runs that count
-        the rows are published too.
+      data: of `load_unmigrated`. out: the folder; figures and pages in it are kept. texts: of the corpus
+        (`list_texts`). beside: the same study on the other split, whose rows are published too.
 
     Raises:
-      ValueError: a study that is published already, runs of several corpora, damaged arrays, or an `out`
-        that holds another study.
+      ValueError: a published study, runs of several corpora, damaged arrays, or an `out` with another
+        study.
     """
     folder, runs = Path(data.folder), (*data.runs, *data.elsewhere)
     other = [] if beside is None else [r for r in (*beside.runs, *beside.elsewhere) if not r.why]
@@ -70,20 +69,24 @@ def corpus_fingerprint(data: StudyData) -> str:
 
 
 def _only(field: str, runs: Sequence[RunData]) -> str:
-    found = {run.info[field]: run.name for run in runs}
-    if len(found) > 1:
-        first, second = list(found.values())[:2]
+    by_value = {run.info[field]: run.name for run in runs}
+    if len(by_value) > 1:
+        first, second = list(by_value.values())[:2]
         raise ValueError(f"{first} and {second} differ in {field}; publish them apart")
-    return next(iter(found))
+    return next(iter(by_value))
 
 
 def _refuse_other_study(data: StudyData, out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     record = out / "study.json"
-    there = read_json(record).get("name") if record.exists() else None
-    if there != data.name:
-        what = f"holds the study {there!r}" if there else "is neither empty nor a published study"
+    published = read_json(record).get("name") if record.exists() else None
+    if published != data.name:
+        what = (
+            f"holds the study {published!r}"
+            if published
+            else "is neither empty nor a published study"
+        )
         raise ValueError(f"{out} {what}; choose another --out for {data.name!r}")
 
 
@@ -96,7 +99,7 @@ def _packed(text: str) -> bytes:
 
 
 def _rows(runs: Iterable[RunData]) -> Iterable[dict]:
-    """Rows as they were measured; how an evaluation resumes (item, stamp) is left behind."""
+    """Yields the rows as JSON objects, without item and stamp, by which an evaluation resumes."""
     for run in runs:
         for row in run.rows:
             yield dataclasses.replace(row, item="", stamp="").to_json()
@@ -108,7 +111,7 @@ def _record(run: RunData) -> dict:
 
 
 def without_folders(value):
-    """Returns a JSON value whose absolute paths are cut to their last part."""
+    """Returns a JSON value with every absolute path cut to its last part."""
     if isinstance(value, str):
         return _FOLDERS.sub(r"\1", value)
     if isinstance(value, Mapping):
@@ -117,19 +120,19 @@ def without_folders(value):
 
 
 def _arrays(runs: Sequence[RunData]) -> bytes:
-    kept = {
+    arrays = {
         f"{run.name}/{name}/{field}": smallest(array)
         for run in runs
         for name in run.array_names
         for field, array in run.arrays(name).items()
     }
     file = io.BytesIO()
-    np.savez_compressed(file, **kept)
+    np.savez_compressed(file, **arrays)
     return file.getvalue()
 
 
 def smallest(array: np.ndarray) -> np.ndarray:
-    """Returns the same numbers in 4 bytes each where those hold them exactly."""
+    """Returns the array in a type of 4 bytes if that is exact."""
     narrow = {"f8": np.float32, "i8": np.int32, "u8": np.uint32}.get(array.dtype.str[1:])
     if narrow is None:
         return array

@@ -1,4 +1,4 @@
-"""Reading a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz and what lies beside them."""
+"""Reader of a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz, logs, schemes."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,28 +19,28 @@ from posenc_jax.results.stored_run import (
 from posenc_jax.results.study_data import RunData
 
 PUBLISHED = "runs.json"  # a folder that has one was published
-# What an entry of runs.json holds beside the run's record and its name, and what it is where it is lacking.
+# Fields of an entry of runs.json beside the record and the name of the run, with their defaults.
 BESIDE = {"config": {}, "settings": "", "why": ""}
 
 
-def lacking(folder: Path) -> tuple[str, ...]:
-    """Returns sentences about what was not published beside the rows."""
-    said = {
+def missing_files(folder: Path) -> tuple[str, ...]:
+    """Returns a sentence for every optional file that is missing."""
+    consequences = {
         "arrays.npz": "No arrays were published: a bootstrap draws seeds alone, and figures of arrays are left out.",
         "metrics.jsonl.gz": "No training logs were published: training curves are left out.",
         "texts.json": "The texts are listed nowhere.",
     }
-    return tuple(words for name, words in said.items() if not (folder / name).exists())
+    return tuple(words for name, words in consequences.items() if not (folder / name).exists())
 
 
 def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
     """Returns the runs of a published folder on one split.
 
     Args:
-      own: whether that is the study's own split; of another one rows alone were published.
+      own: whether it is the split of the study; of the other split only rows were published.
 
     Raises:
-      ValueError: a damaged file, a record or rows that are not those of their run, or rows of no run.
+      ValueError: a damaged file, a record or rows of another run, or rows without a run.
     """
     path = next(
         (folder / n for n in ("rows.jsonl.gz", "rows.jsonl") if (folder / n).exists()), None
@@ -60,16 +60,16 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
         for number, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
             check(one, {"run": TEXT}, f"{folder / 'metrics.jsonl.gz'}, line {number}", ("run",))
             logs.setdefault(one["run"], []).append({k: v for k, v in one.items() if k != "run"})
-    kept = _Archive(folder / "arrays.npz", own)
+    archive = _Archive(folder / "arrays.npz", own)
     portraits = optional_json(folder / "portraits.json.gz")
     check(portraits, dict.fromkeys(portraits, OBJECT), str(folder / "portraits.json.gz"))
-    found = []
+    runs = []
     for name, entry in _entries(folder, lines).items():
         about = BESIDE | entry
         info = {k: v for k, v in entry.items() if k != "name" and k not in BESIDE}
         info = checked_record(info, f"{folder / PUBLISHED}, {name}")
         rows = rows_of_run(lines.get(name, ()), path, info, name, split)
-        found.append(
+        runs.append(
             RunData(
                 name=name,
                 info=info,
@@ -80,18 +80,18 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
                 why=(about["why"] if own else "")
                 or ("" if rows else f"no row of {split} was published"),
                 scheme=portraits.get(name, {}),
-                array_names=kept.names(name),
-                arrays=functools.partial(kept.arrays, name),
+                array_names=archive.names(name),
+                arrays=functools.partial(archive.arrays, name),
             )
         )
-    return found
+    return runs
 
 
 def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> dict[str, Mapping]:
-    """Entries of runs.json by the run's name.
+    """Returns the entries of runs.json by the name of the run.
 
-    Before names were published, a run was named by its rows alone, and a reading of it under a stretch
-    had no entry: its record is that of the run it reads.
+    Older entries have no name: it is taken from the rows. A stretched evaluation had no entry; its record
+    is that of its run.
     """
     listed, path = read_json(folder / PUBLISHED, list), folder / PUBLISHED
     if not all(isinstance(entry, Mapping) for entry in listed):
@@ -99,22 +99,22 @@ def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> di
     for number, entry in enumerate(listed, 1):
         check(entry, RUN, f"{path}, entry {number}", ("arm", "seed"))
     if all("name" in entry for entry in listed):
-        found = {entry["name"]: entry for entry in listed}
-        if len(found) < len(listed):
+        by_name = {entry["name"]: entry for entry in listed}
+        if len(by_name) < len(listed):
             raise ValueError(f"{path} names a run twice")
-        if strangers := sorted(lines.keys() - found.keys()):
+        if strangers := sorted(lines.keys() - by_name.keys()):
             raise ValueError(f"{path} has no run {strangers[0]!r}, of which there are rows")
-        return found
+        return by_name
     by_seed = {(entry["arm"], entry["seed"]): entry for entry in listed}
     owners = {name: (rows[0][1].arm, rows[0][1].seed) for name, rows in lines.items()}
-    found = {}
+    by_name = {}
     for name, owner in sorted(owners.items()):
         read = name.partition("/stretched/")[0]
         entry = by_seed.get(owner) or (by_seed.get(owners[read]) if read in owners else None)
         if entry is None:
             raise ValueError(f"{path} has no run of arm {owner[0]!r}, seed {owner[1]}")  # fmt: skip
-        found[name] = entry if owner in by_seed else entry | {"arm": owner[0]}
-    return found
+        by_name[name] = entry if owner in by_seed else entry | {"arm": owner[0]}
+    return by_name
 
 
 class _Archive:
@@ -125,12 +125,12 @@ class _Archive:
 
     @functools.cached_property
     def _runs(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-        found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+        by_run: dict[str, dict[str, dict[str, np.ndarray]]] = {}
         if self._own and self._path.exists():
             for key, array in read_npz(self._path, str(self._path)).items():
                 run, name, field = key.rsplit("/", 2)
-                found.setdefault(run, {}).setdefault(name, {})[field] = array
-        return found
+                by_run.setdefault(run, {}).setdefault(name, {})[field] = array
+        return by_run
 
     def names(self, run: str) -> tuple[str, ...]:
         return tuple(sorted(self._runs[run])) if run in self._runs else ()

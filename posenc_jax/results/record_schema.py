@@ -1,4 +1,4 @@
-"""What the JSON records beside rows hold, by field: a field of another type is refused in one line."""
+"""Schema of the JSON records beside rows (run.json, study.json, tuning.json ...), and its check."""
 
 import datetime
 from collections.abc import Callable, Collection, Mapping
@@ -8,14 +8,14 @@ from posenc_jax.results.schema import SPLITS
 
 
 class FieldKind(NamedTuple):
-    """What a field may hold: in words, and as a test of its value."""
+    """The kind of a field: in words, and as a test of its value."""
 
     words: str
     holds: Callable[[object], bool]
 
 
 def _list_of(words: str, kind: type) -> FieldKind:
-    # Of exactly that type: true and false are no seeds.
+    # The exact type: a bool is no seed.
     return FieldKind(words, lambda v: isinstance(v, list) and all(type(one) is kind for one in v))
 
 
@@ -90,7 +90,7 @@ TUNED = {"arms": CHOICES, "steps": COUNT, "seed": COUNT}
 def check(
     record: Mapping, kinds: Mapping[str, FieldKind], where: str, required: Collection[str] = ()
 ) -> None:
-    """Raises ValueError, beginning with `where`, for a field that is lacking or not of its kind."""
+    """Raises ValueError, beginning with `where`, for a field that is missing or of another kind."""
     for name in required:
         if name not in record:
             raise ValueError(f"{where} does not say {name!r}")

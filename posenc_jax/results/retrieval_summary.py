@@ -1,4 +1,4 @@
-"""Summary numbers of retrieval, from corrected accuracies (EVALUATION.md, section 2)."""
+"""Summaries of retrieval from corrected accuracies: scores of the tasks of Y_R, and EL."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from posenc_jax.results.schema import FAR_BUCKETS, LEARNT, SUMMARY_TASKS, Row
 
 # (metric, length, bucket) -> its row, or None where it was not measured.
-Found = Callable[[str, int, str], Row | None]
+FindRow = Callable[[str, int, str], Row | None]
 
 
-def summary_scores(found: Found, length: int, far: bool) -> tuple[dict[str, float], int]:
+def summary_scores(find: FindRow, length: int, far: bool) -> tuple[dict[str, float], int]:
     """Returns the corrected accuracy of each task of Y_R that was measured, and the number of answers.
 
     Args:
-      found: looks a row up. length: of the context. far: over answers further away than L alone.
+      find: looks a row up. length: of the context. far: only over answers further away than L.
 
-    Buckets weigh n (1 - chance), which is the corrected accuracy of their answers taken together.
+    The weight of a bucket is n (1 - chance), which gives the corrected accuracy of all answers together.
     """
     buckets = FAR_BUCKETS if far else ("all",)
     scores, answers = {}, 0
     for task in SUMMARY_TASKS:
-        rows = [row for row in (found(f"{task}_corrected", length, b) for b in buckets) if row is not None]  # fmt: skip
+        rows = [row for row in (find(f"{task}_corrected", length, b) for b in buckets) if row is not None]  # fmt: skip
         weights = [row.n * (1 - row.chance) for row in rows]
         if rows:
             scores[task] = math.fsum(w * r.value for w, r in zip(weights, rows, strict=True)) / math.fsum(weights)  # fmt: skip

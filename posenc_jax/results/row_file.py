@@ -1,4 +1,4 @@
-"""rows.jsonl of one evaluation: one row a line, whole items at a time, each item once."""
+"""Row file of an evaluation (rows.jsonl), written item by item so that an evaluation can resume."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,11 @@ from posenc_jax.results.stored_run import checked_row
 
 
 class RowFile:
-    """rows.jsonl of one evaluation; an item (one measure at one length) is in it wholly or not at all.
+    """rows.jsonl of one evaluation; it has all rows of an item (one measure at one length) or none.
 
     Args:
-      path: the file. stamps: by suite, what its rows must agree on (checkpoint step, settings); rows
-        with another stamp, or under other definitions of the metrics, are dropped when the file is
-        opened.
+      path: the file. stamps: a stamp of checkpoint step and settings, by suite. Rows with another stamp or
+        other definitions are dropped when the file is opened.
 
     Raises:
       ValueError: a line that is no row, in one line that names it.
@@ -25,7 +24,7 @@ class RowFile:
         self._path, self._stamps = path, stamps
         numbered, cut = read_json_lines(path) if path.exists() else ([], 0)
         stored = [checked_row(one, path, number) for number, one in numbered]
-        # Where the file was cut, rows of its last item may be gone: it is measured again.
+        # In a cut-off file the last item may lack rows: it is measured again.
         partial = stored[-1].item if cut and stored else None
         self._rows = [row for row in stored if self._current(row) and row.item != partial]
         self.dropped = len(stored) - len(self._rows)
@@ -34,9 +33,9 @@ class RowFile:
         return (row.definitions, row.stamp) == (DEFINITIONS, self._stamps.get(row.suite))
 
     def has(self, item: str) -> bool:
-        """Whether an item has been measured under these stamps; "E5/64" also as "E5/64@<what with>".
+        """Whether an item is measured under these stamps; "E5/64" also matches "E5/64@<details>".
 
-        One of which every row was skipped has not: what it lacked may be there now.
+        An item whose rows were all skipped is not: it may be possible now.
         """
         return any(item in (row.item, _plain(row.item)) and not row.skipped for row in self._rows)
 
@@ -53,9 +52,9 @@ class RowFile:
         return None if row is None else (row.value, row.n)
 
     def add(self, item: str, rows: Sequence[Row]) -> None:
-        """Writes an item's rows; the file is replaced in one move, so a kill cannot cut it.
+        """Adds the rows of an item and replaces the file atomically.
 
-        Rows of the same item measured with something else (after the "@") give way.
+        They replace rows of the same item with other details (after the "@").
         """
         stamps, name = self._stamps, _plain(item)
         new = [dataclasses.replace(row, item=item, stamp=stamps[row.suite]) for row in rows]
@@ -66,7 +65,7 @@ class RowFile:
 
 
 def headline(path: Path) -> str:
-    """Returns what a file of rows says about text in one line: E3 within L and past it; "" without E3."""
+    """Returns E3 within L and beyond it from a file of rows, as one line; "" without E3."""
     rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
     found = {row.length: row for row in rows if row.metric == BPB and row.measured}
     if not found:

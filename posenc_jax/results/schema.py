@@ -1,6 +1,6 @@
-"""What a result is: the row, its metric names and buckets, and what "far", "acquired" and "reaches" mean.
+"""Schema of results: the row, metric names, buckets, thresholds and exit codes.
 
-Everything that writes or reads rows takes its names from here. EVALUATION.md defines the metrics.
+All code that writes or reads rows takes its names from here.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 # context_gain began at c = L, and the control span of repeat_gain stood at another place.
 DEFINITIONS = 2
 
-ID = 0.5  # context of the in-distribution loss in units of L: rows of exactly L tokens
+ID = 0.5  # context of the in-distribution loss, in units of L: rows have exactly L tokens
 FAR = 4  # the primary multiple of L: Y_E, Y_R, E7, E8
 DISTANCES = (
     (0, "distance:<=L/4"),
@@ -29,15 +29,15 @@ SUMMARY_TASKS = (
     "needles_4",
     "mqar_16",
 )  # of Y_R: R1 in corpus text, R2 K = 4, R3 P = 16
-ACQUIRED = 0.9  # corrected accuracy at N = L on every summary task: the task is learnt
-REACHES = 0.8  # Y_R_far at 4L
+ACQUIRED = 0.9  # corrected accuracy at N = L from which a task is learnt
+REACHES = 0.8  # Y_R_far at 4L from which a seed reaches
 PASSING = 0.85  # EL: share of the corrected accuracy at the shortest context
 LEARNT = 0.5  # EL: corrected accuracy below which the shortest context counts as not learnt
 
 BPB = "bpb_ctx"  # E3; in distribution at c = L/2, extrapolation at c = 4L
-OTHER_PLACE = "repeat_gain_other_place"  # what definitions 1 called repeat_gain; no rule reads it
-# Every metric of a row by suite, but for those of tasks ("<task>_<measure>"), interventions
-# ("P4_<axis>_change", "M12_<axis>_change") and other people's tasks ("<task>/<metric>").
+OTHER_PLACE = "repeat_gain_other_place"  # repeat_gain of definitions 1
+# Metrics by suite; not listed are those of tasks ("<task>_<measure>"), of interventions
+# ("P4_<axis>_change", "M12_<axis>_change") and of lm-eval tasks ("<task>/<metric>").
 METRICS = {
     "E": (BPB, "bpb_nonoverlap", "bpb_sliding", "nll_pos", "bpb_key", "repeat_gain", OTHER_PLACE,
           "context_gain", "bpb_window", "window_check", "early_token_curse"),
@@ -53,8 +53,8 @@ METRICS = {
 MEASURES = ("accuracy", "corrected", "nll")  # of a task
 SPLITS = ("dev", "test")
 
-# Exit codes of every entry point. STOPPED was told to stop and can be resumed (EX_TEMPFAIL); UNWRITABLE could
-# not write any more and can be resumed once there is room (EX_IOERR).
+# Exit codes of every entry point. STOPPED (EX_TEMPFAIL): stopped by a signal, can be resumed. UNWRITABLE
+# (EX_IOERR): could not write, can be resumed when there is disk space.
 DONE, FAILED, WRONG_INPUT, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
@@ -63,14 +63,14 @@ class Row:
     """One measured number.
 
     Attributes:
-      run: folder of the run. arm, seed, tier: of the run. suite: letter of EVALUATION.md, or "all".
-      metric, bucket: what was measured, and over which part ("all", "distance:L-2L", "head:0.3").
-      length: tokens; of bpb_ctx the context c, of retrieval the whole context. train_length: L.
-      value: the number, None where nothing was measured (`skipped` says why). n: what it is a mean of.
-      split: of the text and the instances. chance: accuracy of the best policy without binding, mean
-      over the same answers; None for metrics without one. checkpoint: "last" or which. step: of the
-      checkpoint, where it is not the last or the run had not ended. unfinished: training had not ended.
-      definitions: version of the metric definitions. item, stamp: how an evaluation resumes.
+      run: folder of the run. arm, seed, tier: of the run. suite: its letter, or "all".
+      metric, bucket: the metric, and the part it is over ("all", "distance:L-2L", "head:0.3").
+      length: in tokens; for bpb_ctx the context c, for retrieval the whole context. train_length: L.
+      value: None where nothing was measured (`skipped` has the reason). n: number of values averaged.
+      split: of the text and the instances. chance: mean over the same answers, None for metrics without
+      chance. checkpoint: "last" or its name. step: of the checkpoint, if it is not the last or the run had
+      not ended. unfinished: training had not ended. definitions: version of the metric definitions. item,
+      stamp: identify the row when an evaluation resumes.
     """
 
     run: str
@@ -96,7 +96,7 @@ class Row:
 
     @property
     def k(self) -> float:
-        """Length in units of L; L // 2 is half of an odd L too, since the in-distribution loss is read there."""
+        """Length in units of L; L // 2 counts as 0.5 for an odd L too, as the in-distribution loss needs."""
         return ID if self.length == self.train_length // 2 else self.length / self.train_length
 
     @property
@@ -105,13 +105,13 @@ class Row:
         return self.value is not None and math.isfinite(self.value)
 
     def to_json(self) -> dict:
-        """Returns the row as a JSON object; fields at their default are left out, but for definitions."""
-        kept = {
+        """Returns the row as a JSON object without fields that have their default, except definitions."""
+        stored = {
             f.name: getattr(self, f.name)
             for f in _FIELDS
             if f.name == "definitions" or getattr(self, f.name) != f.default
         }
-        return kept | {"k": self.k}
+        return stored | {"k": self.k}
 
 
 _FIELDS = dataclasses.fields(Row)
@@ -122,10 +122,10 @@ _REQUIRED = {f.name for f in _FIELDS if f.default is dataclasses.MISSING}
 
 
 def row_from_json(stored: Mapping) -> Row:
-    """Returns the row of a JSON object; one without `definitions` is of version 1.
+    """Returns the row of a JSON object; `definitions` defaults to 1.
 
     Raises:
-      ValueError: a field that is missing, unknown or of the wrong type, or a length that is not positive.
+      ValueError: a field that is missing, unknown or of the wrong type, or a negative length or count.
     """
     if not isinstance(stored, Mapping):
         raise ValueError(f"a row is a JSON object, not {type(stored).__name__}")
@@ -143,17 +143,15 @@ def row_from_json(stored: Mapping) -> Row:
 
 
 def _check(name: str, value: object) -> None:
-    """Raises ValueError if a value is not of its field's type; NaN and infinities are no numbers."""
+    """Raises ValueError if a value has not the type of its field; NaN and infinities are no numbers."""
     kind = _TYPES.get(name, str)
     if value is None and name in ("value", "chance", "step"):
         return
     if kind is float:
-        right = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
+        valid = type(value) in (int, float) and math.isfinite(value)
     elif kind is int:
-        right = isinstance(value, int) and not isinstance(value, bool)
+        valid = type(value) is int
     else:
-        right = isinstance(value, kind)
-    if not right:
+        valid = isinstance(value, kind)
+    if not valid:
         raise ValueError(f"row has {name}={value!r}; it must be a {kind.__name__}")

@@ -1,4 +1,4 @@
-"""The parts of a run as they lie on disk, read and checked: record, rows, arrays."""
+"""Readers of the files of a run: record, rows and arrays, each checked."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ from posenc_jax.results.migration import migrate_record
 from posenc_jax.results.record_schema import RUN, check
 from posenc_jax.results.schema import Row, row_from_json
 
-# What run.json must say.
+# Required fields of run.json.
 RECORDED = (
     "arm", "seed", "tier", "train_length", "steps", "finished", "tokens", "corpus_fingerprint", "tokenizer_fingerprint",
     "versions", "hardware",
 )  # fmt: skip
-OWNER = ("arm", "seed", "tier", "train_length")  # what a row and its run.json must agree on
+OWNER = ("arm", "seed", "tier", "train_length")  # fields in which a row and its run.json must agree
 
 
 def optional_json(path: Path) -> dict:
@@ -28,13 +28,13 @@ def optional_json(path: Path) -> dict:
 
 
 def checked_record(info: Mapping, where: str) -> Mapping:
-    """Returns run.json, as today's would be, if it says what it must; ValueError that begins with `where` otherwise."""
+    """Returns run.json, migrated; ValueError, beginning with `where`, if it is incomplete or of a wrong type."""
     check(info, RUN, where, RECORDED)
     return migrate_record(info)
 
 
 def checked_row(one: Mapping, path: Path, number: int) -> Row:
-    """Returns the row of a line; a value that is not finite, as older rows have, becomes None in words."""
+    """Returns the row of a line; a value that is not finite (in older rows) becomes None, with a reason."""
     value = one.get("value")
     if isinstance(value, float) and not math.isfinite(value):
         one = {**one, "value": None, "skipped": f"not finite ({value})"}
@@ -47,15 +47,15 @@ def checked_row(one: Mapping, path: Path, number: int) -> Row:
 def rows_of_run(
     numbered: Sequence[tuple[int, Row]], path: Path, info: Mapping, name: str, split: str
 ) -> tuple[Row, ...]:
-    """Returns the rows of one run, each measurement once.
+    """Returns the rows of one run without duplicates.
 
     Args:
-      numbered: rows with their lines in `path`. info: record of the run. name: what its rows call it.
+      numbered: rows with their line numbers in `path`. info: record of the run. name: of the run.
 
     Raises:
-      ValueError: a row of another run, split or checkpoint, or a measurement with two values.
+      ValueError: a row of another run, split or checkpoint, or two values of a measurement.
     """
-    found: dict[tuple, tuple[int, Row]] = {}
+    first: dict[tuple, tuple[int, Row]] = {}
     for number, row in numbered:
         where = f"{path}, line {number}"
         for field in OWNER:
@@ -68,11 +68,11 @@ def rows_of_run(
             raise ValueError(
                 f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of {split} and the last"
             )
-        place = row.metric, row.length, row.bucket
-        first, other = found.setdefault(place, (number, row))
-        if first != number and _measured(other) != _measured(row):
-            raise ValueError(f"{where} and line {first} both give {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
-    rows = (row for _, row in found.values())
+        key = row.metric, row.length, row.bucket
+        line, earlier = first.setdefault(key, (number, row))
+        if line != number and _measured(earlier) != _measured(row):
+            raise ValueError(f"{where} and line {line} both give {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
+    rows = (row for _, row in first.values())
     return tuple(row if row.run == name else dataclasses.replace(row, run=name) for row in rows)
 
 
@@ -81,9 +81,9 @@ def _measured(row: Row) -> Row:
 
 
 def read_npz(path: Path, what: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file; ValueError that calls it `what` if it is damaged."""
+    """Returns the arrays of a file; ValueError with the name `what` if it is damaged."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return dict(found)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{what} is damaged") from None

@@ -1,4 +1,4 @@
-"""What a study or a single run left behind, read from run folders or from a published folder alike."""
+"""Results of a study or a run as values, the same for run folders and published folders."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,17 +13,15 @@ RUNS, TUNING, OTHER_LENGTHS = "runs", "tuning", "other_lengths"
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """One trained run, as it was evaluated on one split.
+    """The results of one trained run on one split.
 
     Attributes:
-      name: its folder below the study, such as runs/rope-s0. info: run.json. config: config.json, {}
-        where it is not kept. rows: as measured, each once, also where they may not count.
-      settings: of the evaluation, alike in runs that are compared; "" if unknown.
-      metrics: the training log. why: the reason why its rows may not count, else "".
-      scheme: what the arm's encoding looks like (scheme.json), {} where it is not kept.
-      array_names: of the arrays that are kept, sorted.
-      arrays: returns the arrays of a name ("passkey_4"), by field; raises ValueError in words where they
-        are not kept or damaged.
+      name: its folder below the study, such as runs/rope-s0. info: run.json. config: config.json, or {}.
+        rows: without duplicates; they are here even if they may not count.
+      settings: of the evaluation; runs that are compared have the same ones; "" if unknown.
+      metrics: the training log. why: the reason why its rows may not count, or "".
+      scheme: arrays of the encoding for figures (scheme.json), or {}. array_names: sorted.
+      arrays: returns the arrays of a name ("passkey_4") by field; ValueError if they are missing or damaged.
     """
 
     name: str
@@ -40,15 +38,14 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True)
 class StudyData:
-    """Everything that report and verdict read.
+    """The results of a study, as report and verdict read them.
 
     Attributes:
-      name: of the study. folder: where it was read from. record: study.json ({} for a single run).
-      split: of the rows. runs: of one training length, no arm and seed twice, by name; those of the
-        learning-rate search are not among them. elsewhere: runs of another training length.
-      tuning: tuning.json, or {}. texts: name, split and SHA-256 of each, or ().
-      plan: the frozen plan's file (prereg.json) as stored, or None. notes: what could not be read or
-        redrawn, a sentence each.
+      name: of the study. folder: from which it was read. record: study.json ({} for a single run).
+      split: of the rows. runs: sorted by name, of one training length, each arm and seed once, without
+        those of the learning-rate search. elsewhere: runs of another training length.
+      tuning: tuning.json, or {}. texts: name, split and SHA-256 of each text, or ().
+      plan: content of prereg.json, or None. notes: sentences about missing or incomparable results.
     """
 
     name: str

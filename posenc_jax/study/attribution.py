@@ -1,20 +1,20 @@
-"""Which factor does the work: a hybrid against itself without its rotation, and without its bias."""
+"""Attribution: a hybrid compared with its ablations, without rotation and without bias."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from posenc_jax.study.decision import ACCURACY, BPB, Margins
-from posenc_jax.study.statements import Outcomes, Statement, compared, p_of_all, p_words
+from posenc_jax.study.statements import Claim, Outcomes, Statement, p_of_all, p_words, tested
 
 FACTORS = ("rotation", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
 class Attribution:
-    """What one factor is worth to one hybrid."""
+    """Whether one hybrid needs one factor."""
 
     hybrid: str
-    factor: str  # the one taken away
+    factor: str  # the factor that is removed
     ablation: str  # the arm without it
     finding: str  # needed, dispensable, open
     p: float  # of "needed"
@@ -32,21 +32,21 @@ def attribute(
     weigh: Callable[[Statement], Statement] = lambda s: s,
     learnt: Callable[[str], bool] = lambda arm: True,
 ) -> list[Attribution]:
-    """Returns, for every factor taken away, whether the hybrid needs it.
+    """Returns, for every removed factor, whether the hybrid needs it.
 
-    - needed: with it, better by the margin on one axis and not worse by the margin on the other (two
-      routes, each an intersection-union; the smaller p doubled).
-    - dispensable: without it, not worse by the margin on either axis (intersection-union).
-    - open: neither, a planned seed is missing, or neither arm learns recall at L: two arms that recall
-      nothing are alike whatever the factor is worth.
+    - needed: with the factor, the hybrid is better by the margin on one axis and not worse by the margin
+      on the other (two routes, each an intersection-union; the smaller p is doubled).
+    - dispensable: without the factor, it is not worse by the margin on either axis (intersection-union).
+    - open: neither of these, or a planned seed is missing, or neither arm learns recall at L. Two arms
+      without recall are alike, with or without the factor.
 
     Args:
-      ablations: factor ("rotation", "bias") to the arm without it. weigh: gives a statement about
-        accuracy the p of the rule; as it is, that of the t test alone (rule 1). learnt: whether an arm
-        learns recall at L (rule 1 does not ask).
+      ablations: the arm without the factor, by factor ("rotation", "bias"). weigh: changes the p of a
+        statement about accuracy; the default keeps that of the t test (rule 1). learnt: whether an arm
+        learns recall at L; rule 1 has no such condition.
 
     Raises:
-      ValueError: a factor that is neither.
+      ValueError: an unknown factor.
     """
     unknown = sorted(set(ablations) - set(FACTORS))
     if unknown:
@@ -63,14 +63,15 @@ def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh, assessabl
             "E": ((ablation, hybrid), "Y_E", BPB, f"Y_E without {factor} less Y_E with it"),
             "R": ((hybrid, ablation), "Y_R", ACCURACY, f"Y_R with {factor} less Y_R without it"),
         }[axis]
-        said = compared(outcomes, factor, words, arms, metric, unit, threshold, seeds, m.alpha)
-        return weigh(said) if unit == ACCURACY else said
+        claim = Claim(factor, words, arms, metric, unit, threshold)
+        statement = tested(claim, outcomes, seeds, m.alpha)
+        return weigh(statement) if unit == ACCURACY else statement
 
     better = {"E": gain("E", m.bpb), "R": gain("R", m.accuracy)}
     not_worse = {"E": gain("E", -m.bpb), "R": gain("R", -m.accuracy)}
     routes = {"E": [better["E"], not_worse["R"]], "R": [better["R"], not_worse["E"]]}
     p = min(1.0, 2 * min(map(p_of_all, routes.values())))
-    # "Without it, not worse": the gain of the factor lies below the margin on both axes.
+    # Not worse without the factor: its gain is below the margin on both axes.
     p_without = max(better["E"].p_refuted, better["R"].p_refuted)
     complete = assessable and not (better["E"].problems or better["R"].problems)
     finding = "open"

@@ -1,4 +1,4 @@
-"""What a verdict of rule 2 reads beside the runs that count: dev rows, pilot runs, offset lookup, the oracle."""
+"""Auxiliary runs of rule 2, beside those that count: dev rows, pilot runs, offset lookup, the oracle."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from posenc_jax.study.statements import Outcomes
 
 @dataclasses.dataclass(frozen=True)
 class AuxiliaryRuns:
-    """What a verdict of rule 2 reads beside the runs that count; None where there is none.
+    """Studies that rule 2 reads beside the runs that count; None where there is none.
 
     Attributes:
-      dev: the same study on dev, by which A and R+ are chosen. pilot: the assay's runs. lookup: runs that
-        were trained on offset lookup alone.
+      dev: the same study on dev, which chooses A and R+. pilot: runs of the assay. lookup: runs that were
+        trained on offset lookup alone.
     """
 
     dev: StudyData | None = None
@@ -26,7 +26,7 @@ class AuxiliaryRuns:
 
 
 def rows_of(runs: Iterable[RunData]) -> list[Row]:
-    """Returns the rows of the runs whose rows may count."""
+    """Returns the rows of all runs that may count."""
     return [row for run in runs if not run.why for row in run.rows]
 
 
@@ -37,27 +37,26 @@ def oracle_gains(data: StudyData, plan: AnalysisPlan) -> dict[int, float | None]
       ValueError: a run of the oracle that was trained at another length.
     """
     length = data.runs[0].info["train_length"]
-    found = {}
+    gains = {}
     for run in data.elsewhere:
         if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
             if run.info["train_length"] != FAR * length:
                 raise ValueError(f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not at {FAR} x {length}")  # fmt: skip
-            found[run.info["seed"]] = oracle_gain(run.rows, length)
-    return found
+            gains[run.info["seed"]] = oracle_gain(run.rows, length)
+    return gains
 
 
 def assay(
     pilot: StudyData | None, outcomes: Outcomes, plan: AnalysisPlan
 ) -> tuple[dict[str, Count], str]:
-    """Returns the seeds that acquire, by arm, and which seeds were asked."""
+    """Returns the seeds that acquire, by arm, and in words which seeds were read."""
     arms = [plan.rope, *plan.alibi, *plan.hybrids]
     if pilot is None:
         n = len(plan.seeds)
         words = f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} of which are asked for"  # fmt: skip
         values, seeds = outcomes, plan.seeds
     else:
-        there = sorted({r.info["seed"] for r in pilot.runs})
-        seeds = plan.pilot or tuple(there)
+        seeds = plan.pilot or tuple(sorted({r.info["seed"] for r in pilot.runs}))
         chosen = [r for r in pilot.runs if r.info["arm"] in arms and r.info["seed"] in seeds]
         values = read_outcomes(rows_of(chosen)).values
         words = f"{len(seeds)} pilot seeds of {pilot.name} on {pilot.split}"
@@ -65,14 +64,14 @@ def assay(
 
 
 def lookup(data: StudyData | None, plan: AnalysisPlan) -> dict[str, Count]:
-    """Returns the seeds that learn offset lookup in runs of its own, by arm."""
+    """Returns the seeds that learn offset lookup in runs trained on it alone, by arm."""
     if data is None:
         return {}
-    found: dict[str, list[bool]] = {}
+    learnt: dict[str, list[bool]] = {}
     for run in data.runs:
         if run.why or (plan.lookup and run.info["seed"] not in plan.lookup):
             continue
         score = lookup_score(run.rows)
         if score is not None:
-            found.setdefault(run.info["arm"], []).append(score >= ACQUIRED)
-    return {arm: (sum(learnt), len(learnt)) for arm, learnt in found.items()}
+            learnt.setdefault(run.info["arm"], []).append(score >= ACQUIRED)
+    return {arm: (sum(passed), len(passed)) for arm, passed in learnt.items()}

@@ -1,4 +1,4 @@
-"""Bootstrap over training seeds and, within each drawn seed, over the instances that it was scored on."""
+"""Nested bootstrap: training seeds and, within each drawn seed, the instances it was scored on."""
 
 import dataclasses
 import math
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-CHUNK = 2_000_000  # instances drawn at a time: bounds the memory
+CHUNK = 2_000_000  # instances drawn at a time; bounds the memory
 FEW = (
-    8  # values of a stratum up to which counts are drawn and not instances; right and wrong are two
+    8  # up to so many distinct values of a stratum, their counts are drawn instead of the instances
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stratum:
-    """Instances that are drawn from one pot; their value is sum(total) / sum(weight).
+    """Instances that are resampled together; their value is sum(total) / sum(weight).
 
-    A mean accuracy has the right answers of each instance as its total and the answers as its weight;
-    bits per byte have the bits and the bytes of each stretch.
+    For a mean accuracy, total and weight are right answers and answers of each instance; for bits per
+    byte, bits and bytes of each stretch.
     """
 
     total_I: np.ndarray
@@ -25,38 +25,35 @@ class Stratum:
 
     @property
     def value(self) -> float:
-        """The value of all instances."""
+        """Returns sum(total) / sum(weight)."""
         return float(self.total_I.sum() / self.weight_I.sum())
 
 
-Sample = tuple[Stratum, ...]  # one seed's; its value is the mean over the strata
+Sample = tuple[Stratum, ...]  # of one seed; its value is the mean over the strata
 
 
 def sample_value(sample: Sample) -> float:
-    """Returns the mean over the strata, each counting the same."""
+    """Returns the mean over the strata, with equal weights."""
     return math.fsum(stratum.value for stratum in sample) / len(sample)
 
 
 def paired_difference(a: Sample, b: Sample) -> Sample | None:
-    """Returns a - b instance by instance; None where the two were not scored on the same ones.
-
-    Both sides of a difference then always draw the same instances.
-    """
+    """Returns a - b instance by instance, so that both are resampled alike; None if their instances differ."""
     if len(a) != len(b) or not all(np.array_equal(x.weight_I, y.weight_I) for x, y in zip(a, b, strict=True)):  # fmt: skip
         return None
     return tuple(Stratum(x.total_I - y.total_I, x.weight_I) for x, y in zip(a, b, strict=True))
 
 
 def constant_sample(number: float) -> Sample:
-    """Returns a seed of which its value alone is known."""
+    """Returns the sample of a seed whose value is known, but not its instances."""
     return (Stratum(np.array([number], np.float64), np.ones(1)),)
 
 
 def bootstrap_means(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
     """Returns, for each draw, the mean over seeds drawn with replacement, instances drawn within each.
 
-    Davison and Hinkley 1997, sec. 3.8. A seed that is drawn twice draws its instances twice, each
-    stratum from its own pot. Draws are a function of `seed` alone (a Philox counter).
+    Davison and Hinkley 1997, sec. 3.8. A seed that is drawn twice draws its instances twice;
+    every stratum is resampled by itself. Draws are a function of `seed` alone (a Philox counter).
 
     Raises:
       ValueError: fewer than two seeds, a stratum whose weights are not all positive, or a number that
@@ -75,29 +72,28 @@ def bootstrap_means(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.nda
 
 
 def percentile_interval(means_X: np.ndarray, level: float) -> tuple[float, float]:
-    """Returns the percentile interval that holds the share `level` of the draws."""
+    """Returns the percentile interval of the draws with coverage `level`."""
     low, high = np.quantile(means_X, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _drawn(stratum: Stratum, count: int, random: np.random.Generator) -> np.ndarray:
-    """Values of `count` resamples of a stratum's instances."""
+    """Returns the values of `count` resamples of the instances of a stratum."""
     total_I, weight_I = stratum.total_I, stratum.weight_I
     if not (len(weight_I) and (weight_I > 0).all() and np.isfinite(total_I).all()):
-        raise ValueError("a bootstrap was handed instances without a finite total and a weight above 0")  # fmt: skip
+        raise ValueError("a bootstrap needs instances with a finite total and a weight above 0")  # fmt: skip
     size, alike = len(total_I), bool((weight_I == weight_I[0]).all())
-    found = np.empty(count)
     if size == 1:
-        found[:] = total_I[0] / weight_I[0]
-        return found
+        return np.full(count, total_I[0] / weight_I[0])
     distinct_K, times_K = np.unique(total_I, return_counts=True)
     if alike and len(distinct_K) <= FEW:  # how often each value is drawn is a multinomial count
         return random.multinomial(size, times_K / size, size=count) @ distinct_K / (size * weight_I[0])  # fmt: skip
-    kind = np.uint16 if size <= 2**16 else np.uint64  # short numbers are drawn in half the time
+    kind = np.uint16 if size <= 2**16 else np.uint64  # uint16 is drawn in half the time
+    values_X = np.empty(count)
     step = max(1, CHUNK // size)
     for start in range(0, count, step):
         rows = min(step, count - start)
         picked_XI = random.integers(size, size=(rows, size), dtype=kind)
         weights = size * weight_I[0] if alike else weight_I[picked_XI].sum(1)
-        found[start : start + rows] = total_I[picked_XI].sum(1) / weights
-    return found
+        values_X[start : start + rows] = total_I[picked_XI].sum(1) / weights
+    return values_X

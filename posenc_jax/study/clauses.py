@@ -1,4 +1,4 @@
-"""The statements of rule 2 about one hybrid, clause by clause, and what forces a state on one."""
+"""All statements of rule 2 about one hybrid, clause by clause."""
 
 import dataclasses
 
@@ -22,15 +22,7 @@ from posenc_jax.study.seed_counts import (
     lookup_state,
     reaching,
 )
-from posenc_jax.study.statements import (
-    Outcomes,
-    Statement,
-    agreed,
-    alone,
-    checked,
-    compared,
-    p_words,
-)
+from posenc_jax.study.statements import Claim, Outcomes, Statement, agreed, p_words, tested
 
 RELIABILITY = "reliability"
 
@@ -38,7 +30,7 @@ RELIABILITY = "reliability"
 def weighed(s: Statement, *, behind: bool = True) -> Statement:
     """Returns a statement about accuracy with the largest of its p.
 
-    "Not worse by a margin" is spared the failing seeds of the arm ahead: no 12 seeds can say that the
+    "Not worse by a margin" leaves out the failing seeds of the first arm: no 12 seeds can show that the
     share that fails is below a margin of 0.05 (59 that all succeed could).
     """
     return agreed(s, ahead=s.threshold >= 0, behind=behind)
@@ -46,7 +38,7 @@ def weighed(s: Statement, *, behind: bool = True) -> Statement:
 
 @dataclasses.dataclass(frozen=True)
 class Hybrid:
-    """Writes the statements of one hybrid, each with the state that is forced on it, or ""."""
+    """Tests all statements of rule 2 about one hybrid."""
 
     outcomes: Outcomes
     name: str
@@ -56,86 +48,88 @@ class Hybrid:
     margins: Margins
 
     def statements(self) -> list[tuple[Statement, str]]:
-        m, roles = self.margins, self.roles
-        assay = self._assay()
-        passed = self._passes()
-        found = [(assay, "" if passed else NOT_ASSESSABLE if passed is None else FAILS)]
-        found += self._text("C1", "RoPE", (roles.rope,), (), "Y_E", m.bpb)
-        found += self._text("C1b", "RoPE stretched", *self._of("R+", TEXT), "Y_E", m.bpb)
-        found += self._text("C2", "ALiBi", *self._of("A", TEXT), "Y_E", -m.bpb)
-        retrieval = [
-            *self._recall("C3", "ALiBi", *self._of("A", RETRIEVAL), "Y_R", m.accuracy),
-            *self._recall("C3", "ALiBi", *self._of("A", RETRIEVAL), "Y_R_far", 0.0),
-            *self._recall("C4", "RoPE", (roles.rope,), (), "Y_R", m.accuracy),
-            *self._recall("C4b", "RoPE stretched", *self._of("R+", RETRIEVAL), "Y_R", m.accuracy),
-            *self._recall("C4b", "RoPE stretched", *self._of("R+", RETRIEVAL), "Y_R_8", m.accuracy),
-            *self._recall("G1", "RoPE", (roles.rope,), (), "Y_R_id", -m.accuracy),
-            *self._recall("G1", "ALiBi", *self._of("A", RETRIEVAL), "Y_R_id", -m.accuracy),
+        """Returns every statement with the state that is forced on it, "" where its test decides."""
+        m, passed = self.margins, self._passes()
+        statements = [
+            (self._assay(), "" if passed else NOT_ASSESSABLE if passed is None else FAILS)
         ]
-        found += retrieval if passed else [(s, forced or NOT_ASSESSABLE) for s, forced in retrieval]  # fmt: skip
-        found += self._text("G1", "RoPE", (roles.rope,), (), "Y_id", -m.bpb)
-        found += self._text("G1", "ALiBi", *self._of("A", TEXT), "Y_id", -m.bpb)
-        found += [
-            (self._check("P1", f"P1, the shift error, is at most {m.shift:g}", "at most", m.shift), ""),
-            (self._check("P5", "P5, the share of heads with a monotone bias, is 1", "equal", 1.0), ""),
-            (self._check("P4", "P4, what rotation off costs in bits per byte, is above 0", "above", 0.0), ""),
-            self._lookup(),
-        ]  # fmt: skip
+        statements += self._text("C1", "RoPE", "Y_E", m.bpb)
+        statements += self._text("C1b", "RoPE stretched", "Y_E", m.bpb)
+        statements += self._text("C2", "ALiBi", "Y_E", -m.bpb)
+        for recall in (
+            ("C3", "ALiBi", "Y_R", m.accuracy),
+            ("C3", "ALiBi", "Y_R_far", 0.0),
+            ("C4", "RoPE", "Y_R", m.accuracy),
+            ("C4b", "RoPE stretched", "Y_R", m.accuracy),
+            ("C4b", "RoPE stretched", "Y_R_8", m.accuracy),
+            ("G1", "RoPE", "Y_R_id", -m.accuracy),
+            ("G1", "ALiBi", "Y_R_id", -m.accuracy),
+        ):
+            statements += [(s, forced or ("" if passed else NOT_ASSESSABLE)) for s, forced in self._recall(*recall)]  # fmt: skip
+        statements += self._text("G1", "RoPE", "Y_id", -m.bpb)
+        statements += self._text("G1", "ALiBi", "Y_id", -m.bpb)
+        statements += [(self._own(*check), "") for check in (
+            ("G2", f"P1, the shift error, is at most {m.shift:g}", "P1", "", m.shift, "at most"),
+            ("G2", "P5, the share of heads with a monotone bias, is 1", "P5", "", 1.0, "equal"),
+            ("G2", "P4, what rotation off costs in bits per byte, is above 0", "P4", "", 0.0, "above"),
+        )]  # fmt: skip
         window = self._own("G3", "fall of Y_R at 4L under a window of L", "window_drop", ACCURACY, m.accuracy)  # fmt: skip
-        found += [(weighed(window), ""), *self._gain()]
-        found += [(self._own("price", "bpb_ctx(4L) less bpb_id, the price of length", "price", BPB, 0.0), REPORTED)]  # fmt: skip
-        found += [(self._reliability(), REPORTED)]
-        return [(s, forced or (REFUSED if s.identical else "")) for s, forced in found]
+        price = self._own("price", "bpb_ctx(4L) less bpb_id, the price of length", "price", BPB, 0.0)  # fmt: skip
+        statements += [self._lookup(), (weighed(window), ""), *self._gain(), (price, REPORTED)]
+        statements += [(self._reliability(), REPORTED)]
+        return [(s, forced or (REFUSED if s.identical else "")) for s, forced in statements]
 
-    def _of(self, role: str, axis: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The candidates of a role that are judged on an axis, and those that are reported."""
-        judged = {"R+": self.roles.stretched, "A": self.roles.alibi}[role][axis]
-        return judged, tuple(a for a in self.roles.candidates[role] if a not in judged)
+    def _candidates(self, parent: str, axis: str) -> list[tuple[str, str]]:
+        """Returns the arms of a parent, each with its forced state: judged ones first, then reported ones."""
+        if parent == "RoPE":
+            return [(self.roles.rope, "")]
+        role, by_axis = {
+            "ALiBi": ("A", self.roles.alibi),
+            "RoPE stretched": ("R+", self.roles.stretched),
+        }[parent]
+        judged = by_axis[axis]
+        others = (arm for arm in self.roles.candidates[role] if arm not in judged)
+        return [*((arm, "") for arm in judged), *((arm, REPORTED) for arm in others)]
 
-    def _text(self, clause, who, judged, reported, metric, threshold) -> list[tuple[Statement, str]]:  # fmt: skip
-        words = f"{metric} of {who} less {metric} of the hybrid"
-        return self._against(clause, who, words, judged, reported, lambda arm: compared(
-            self.outcomes, clause, words, (arm, self.name), metric, BPB, threshold, self.seeds, self.margins.alpha
-        ))  # fmt: skip
+    def _text(self, clause: str, parent: str, metric: str, threshold: float) -> list[tuple[Statement, str]]:  # fmt: skip
+        claim = Claim(clause, f"{metric} of {parent} less {metric} of the hybrid", (), metric, BPB, threshold)  # fmt: skip
+        return self._against(claim, parent, TEXT)
 
-    def _recall(self, clause, who, judged, reported, metric, threshold) -> list[tuple[Statement, str]]:  # fmt: skip
-        words = f"{metric} of the hybrid less {metric} of {who}"
+    def _recall(self, clause: str, parent: str, metric: str, threshold: float) -> list[tuple[Statement, str]]:  # fmt: skip
+        claim = Claim(clause, f"{metric} of the hybrid less {metric} of {parent}", (), metric, ACCURACY, threshold)  # fmt: skip
+        return self._against(claim, parent, RETRIEVAL)
 
-        def against(arm: str) -> Statement:
-            said = compared(
-                self.outcomes, clause, words, (self.name, arm), metric, ACCURACY, threshold, self.seeds, self.margins.alpha
-            )  # fmt: skip
-            return self._uncontradicted(weighed(said), arm)
-
-        return self._against(clause, who, words, judged, reported, against)
-
-    def _against(self, clause, who, words, judged, reported, state) -> list[tuple[Statement, str]]:
-        if not judged:
-            problem = f"no arm was named for {who}"
-            return [(Statement(clause, words, "", 0.0, (), (), (problem,), None, 1.0, 1.0), "")]
-        found = []
-        for arm in (*judged, *reported):
-            said = state(arm)
-            if who != "RoPE":
-                said = dataclasses.replace(said, note=f"here {who} is {arm}")
-            found.append((said, "" if arm in judged else REPORTED))
-        return found
+    def _against(self, claim: Claim, parent: str, axis: str) -> list[tuple[Statement, str]]:
+        """Returns the claim tested against every arm of a parent."""
+        candidates = self._candidates(parent, axis)
+        if not candidates:
+            problem = f"no arm was named for {parent}"
+            return [(Statement(claim.clause, claim.words, "", 0.0, (), (), (problem,), None, 1.0, 1.0), "")]  # fmt: skip
+        tested_arms = []
+        for arm, forced in candidates:
+            arms = (arm, self.name) if axis == TEXT else (self.name, arm)
+            s = self._tested(dataclasses.replace(claim, arms=arms))
+            s = s if axis == TEXT else self._uncontradicted(weighed(s), arm)
+            note = "" if parent == "RoPE" else f"here {parent} is {arm}"
+            tested_arms.append((dataclasses.replace(s, note=note), forced))
+        return tested_arms
 
     def _uncontradicted(self, s: Statement, arm: str) -> Statement:
-        """The statement, which cannot hold (or be refuted) where the counts of seeds say the opposite."""
+        """Returns the statement; it cannot hold (or be refuted) where the counts of seeds say the opposite."""
         count, does = (acquiring, "acquire") if s.metric == "Y_R_id" else (reaching, "reach")
-        mine, theirs = (count(self.outcomes, a, self.seeds) for a in (self.name, arm))
-        fewer, more = contradicted(mine, theirs, self.margins.alpha)
+        own, other = (count(self.outcomes, a, self.seeds) for a in (self.name, arm))
+        fewer, more = contradicted(own, other, self.margins.alpha)
         if fewer:
-            words = f"its counts contradict it: {mine[0]} of {mine[1]} seeds {does}, of {arm} {theirs[0]} of {theirs[1]}"  # fmt: skip
+            words = f"its counts contradict it: {own[0]} of {own[1]} seeds {does}, of {arm} {other[0]} of {other[1]}"  # fmt: skip
             return dataclasses.replace(s, p=1.0, contradiction=words)
         return dataclasses.replace(s, p_refuted=1.0) if more else s
 
-    def _own(self, clause, words, metric, unit, threshold) -> Statement:
-        return alone(self.outcomes, clause, words, self.name, metric, unit, threshold, self.seeds, self.margins.alpha)  # fmt: skip
+    def _tested(self, claim: Claim) -> Statement:
+        return tested(claim, self.outcomes, self.seeds, self.margins.alpha)
 
-    def _check(self, metric, words, kind, bound) -> Statement:
-        return checked(self.outcomes, "G2", words, self.name, metric, kind, bound, self.seeds)
+    def _own(self, clause: str, words: str, *rest) -> Statement:
+        """Returns a statement about the hybrid alone; rest: fields of `Claim` from `metric` on."""
+        return self._tested(Claim(clause, words, (self.name,), *rest))
 
     def _arms_of_assay(self) -> list[str]:
         return [self.roles.rope, *self.roles.alibi[RETRIEVAL], self.name]
@@ -167,21 +161,22 @@ class Hybrid:
         return _counted("G2", words, counts, said, p, refuted), forced
 
     def _gain(self) -> list[tuple[Statement, str]]:
-        """Use of far text, asked of the hybrid where the oracle shows one.
+        """Returns the gain of the hybrid from far text, and that of the oracle.
 
-        Where no oracle can say, it is asked for as well, but cannot refute.
+        It is required where the oracle has one. Without an oracle it is required too, but cannot refute.
         """
         m, oracle = self.margins, self.roles.oracle
-        mine = self._own("G3", "context gain", "context_gain", BPB, 0.0)
-        unknown = dataclasses.replace(mine, p_refuted=1.0, note="asked for, since no oracle shows whether the text rewards far context")  # fmt: skip
+        own = self._own("G3", "context gain", "context_gain", BPB, 0.0)
+        unknown = dataclasses.replace(own, p_refuted=1.0, note="asked for, since no oracle shows whether the text rewards far context")  # fmt: skip
         if not oracle:
             return [(unknown, "")]
-        shown = alone(self.outcomes, "G3", "context gain of the oracle, RoPE trained at 4L, within 4L", oracle, "context_gain", BPB, m.bpb, self.seeds, m.alpha)  # fmt: skip
+        words = "context gain of the oracle, RoPE trained at 4L, within 4L"
+        shown = self._tested(Claim("G3", words, (oracle,), "context_gain", BPB, m.bpb))
         if shown.test is None:
             return [(shown, REPORTED), (unknown, "")]
-        asked = shown.p <= m.alpha
-        note = "asked for, since the oracle shows one" if asked else "not asked for: the oracle shows none"  # fmt: skip
-        return [(shown, REPORTED), (dataclasses.replace(mine, note=note), "" if asked else REPORTED)]  # fmt: skip
+        required = shown.p <= m.alpha
+        note = "asked for, since the oracle shows one" if required else "not asked for: the oracle shows none"  # fmt: skip
+        return [(shown, REPORTED), (dataclasses.replace(own, note=note), "" if required else REPORTED)]  # fmt: skip
 
     def _reliability(self) -> Statement:
         arms = dict.fromkeys([self.name, *self.roles.alibi[RETRIEVAL], self.roles.rope])

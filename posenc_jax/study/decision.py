@@ -1,4 +1,4 @@
-"""What every version of the decision rule shares: margins, a verdict, what may be asked, refutations, Holm."""
+"""Parts shared by both versions of the decision rule: margins, verdict, states of statements and clauses."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from posenc_jax.study.statements import Statement
 
 MOST_HYBRIDS = 3
 BPB, ACCURACY = "bits per byte", "accuracy"
-# States that no test gives: printed without a part in the verdict; the assay failed; all seeds have one
-# value; the assay itself.
+# States that no test gives: shown, but no part of the verdict; the assay failed; all seeds have one value;
+# of the assay itself.
 REPORTED, NOT_ASSESSABLE, REFUSED, FAILS = "reported", "not assessable", "refused", "fails"
 
 
 @dataclasses.dataclass(frozen=True)
 class Margins:
-    """What counts: bits per byte, accuracy; the bound on P1 (relative); alpha of every test."""
+    """Smallest differences that count, the bound on P1 (relative), and alpha of every test."""
 
     bpb: float = 0.005
     accuracy: float = 0.05
@@ -26,7 +26,7 @@ class Margins:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the rule says of one hybrid, and why."""
+    """The verdict on one hybrid, and why."""
 
     hybrid: str
     verdict: str
@@ -38,7 +38,7 @@ class Verdict:
 
 
 def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises ValueError for no hybrid or more than three, arms or seeds that repeat, or no seed."""
+    """Raises ValueError unless there are 1 to 3 hybrids, all arms differ, and seeds are given once each."""
     if not 1 <= len(hybrids) <= MOST_HYBRIDS:
         raise ValueError(f"the rule takes 1 to {MOST_HYBRIDS} hybrids, not {len(hybrids)}")
     arms = [*hybrids, *parents]
@@ -48,36 +48,38 @@ def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[i
         raise ValueError("seeds must be planned, every one once")
 
 
-def tested_states(p: Sequence[float], refuted: Sequence[float], checks: Sequence[bool], alpha: float) -> list[str]:  # fmt: skip
-    """Returns of each statement whether it holds, is refuted or is open.
+def tested_states(statements: Sequence[tuple[float, float, bool]], alpha: float) -> list[str]:
+    """Returns the state of each statement: "holds", "refuted" or "open".
 
-    Refutations of the tested ones share one Holm correction, since one false statement is enough for NO.
-
-    Args:
-      p: that it is true. refuted: the p of its opposite. checks: those that are checked, not tested.
-    """
-    adjusted = list(refuted)
-    tested = [i for i, check in enumerate(checks) if not check]
-    for i, q in zip(tested, statistics.holm([refuted[i] for i in tested]), strict=True):
-        adjusted[i] = q
-    return [
-        "refuted" if q <= alpha else "holds" if x <= alpha else "open"
-        for x, q in zip(p, adjusted, strict=True)
-    ]
-
-
-def clause_states(names: Sequence[str], of: Sequence[str], states: Sequence[str]) -> dict[str, str]:
-    """Returns the state of each clause: the worst of its statements, "open" where it has none.
+    Refutations of the tested ones share one Holm correction, since one refuted statement is enough for NO.
 
     Args:
-      of: the clause of each statement. states: of each; those that are reported have no part in it.
+      statements: of each, its p, the p of its opposite, and whether it is checked instead of tested.
     """
-    found = {}
-    for clause in names:
-        here = {state for c, state in zip(of, states, strict=True) if c == clause} - {REPORTED}
-        worst = next((s for s in ("refuted", REFUSED, FAILS, NOT_ASSESSABLE, "open") if s in here), "holds")  # fmt: skip
-        found[clause] = worst if here else "open"
-    return found
+    adjusted = iter(
+        statistics.holm([opposite for _, opposite, checked in statements if not checked])
+    )
+    states = []
+    for p, opposite, checked in statements:
+        refuted = (opposite if checked else next(adjusted)) <= alpha
+        states.append("refuted" if refuted else "holds" if p <= alpha else "open")
+    return states
+
+
+def clause_states(
+    names: Sequence[str], clauses: Sequence[str], states: Sequence[str]
+) -> dict[str, str]:
+    """Returns the state of each named clause: the worst of its statements, "open" where it has none.
+
+    Args:
+      clauses, states: of each statement. Statements that are only reported do not count.
+    """
+    worst_first = ("refuted", REFUSED, FAILS, NOT_ASSESSABLE, "open", "holds")
+    worst = {}
+    for name in names:
+        present = {state for clause, state in zip(clauses, states, strict=True) if clause == name}
+        worst[name] = next((state for state in worst_first if state in present), "open")
+    return worst
 
 
 def traded(clauses: Mapping[str, str], axes: Mapping[str, Sequence[str]]) -> bool:

@@ -1,7 +1,7 @@
 """Main effects and two-way interactions of a factorial study, by least squares on per-seed outcomes.
 
-Every effect is a deviation from the grand mean (sum-to-zero coding), so that the effects of a factor
-add up to zero, also where cells are missing. Source: Scheffe 1959, ch. 4.
+Every effect is a deviation from the grand mean (sum-to-zero coding): the effects of a factor add up to
+zero, with missing cells too. Source: Scheffe 1959, ch. 4.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ Levels = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """One number of a term, and its percentile interval over bootstrap draws of the seeds.
+    """The estimate of one combination of levels, with a percentile interval over bootstrap draws of seeds.
 
     Attributes:
       term: ("bias",) or ("rotation", "bias"). levels: one per factor of the term.
-      low, high: None with a single seed, which has no interval.
+      low, high: None with a single seed.
     """
 
     term: tuple[str, ...]
@@ -31,7 +31,7 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """All effects; `mean` is the grand mean over cells, `left_out` the terms that cells cannot tell."""
+    """All effects; `mean` is the grand mean over cells, `left_out` names the terms that are not identifiable."""
 
     mean: float
     effects: tuple[Effect, ...]
@@ -49,18 +49,17 @@ def fit(
 ) -> Fit:
     """Returns the least-squares fit of mean + main effects + two-way interactions.
 
-    A two-way interaction that these cells cannot tell from the rest (a combination was never run) is
-    left out whole and named. Seeds are resampled once for all cells: they are paired across arms.
+    A two-way interaction that is not identifiable (a combination was never run) is left out and named.
+    Seeds are resampled once for all cells: they are paired across arms.
 
     Args:
-      outcomes: by cell (a level of every factor), by training seed. factors: names, in the order of
-        the levels; one with a single level is no factor and is left out of the model.
-      draws: bootstrap draws, a function of `seed` alone. level: coverage of the intervals.
+      outcomes: by cell (a level of every factor) and training seed. factors: names, in the order of the
+        levels; a factor with a single level is left out of the model.
+      draws: number of bootstrap draws, a function of `seed` alone. level: coverage of the intervals.
 
     Raises:
-      ValueError: cells with different seeds or a value that is not finite, a cell that names another
-        number of levels than there are factors, no factor with two levels, or main effects that
-        these cells cannot tell apart.
+      ValueError: cells with different seeds, a value that is not finite, a cell with another number of
+        levels than factors, no factor with two levels, or main effects that are not identifiable.
     """
     cells = sorted(outcomes)
     if any(len(cell) != len(factors) for cell in cells):
@@ -71,7 +70,7 @@ def fit(
     order = next(iter(seeds))
     value_CP = np.array([[outcomes[cell][s] for s in order] for cell in cells], np.float64)
     if not np.isfinite(value_CP).all():
-        raise ValueError("a factorial was handed a value that is not finite")
+        raise ValueError("a factorial got a value that is not finite")
     known = {f: sorted({cell[i] for cell in cells}) for i, f in enumerate(factors)}
     varied = [f for f in factors if len(known[f]) > 1]
     if not varied:
@@ -114,7 +113,7 @@ def _columns(cells, factors, known, term) -> np.ndarray:
 
 
 def _coded(combinations: Sequence[Levels], known: Sequence[Sequence[str]]) -> np.ndarray:
-    """Sum-to-zero columns of a term: one row a combination, products of the factors' own columns."""
+    """Returns the sum-to-zero columns of a term, a row a combination: products of the columns of its factors."""
     rows = []
     for levels in combinations:
         row_X = np.ones(1)

@@ -1,33 +1,33 @@
-"""A study as a value: arms x learning rates x seeds, written out as a plain list of runs."""
+"""The grid of a study: arms x learning rates x seeds, as a list of runs."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from posenc_jax.results.near_names import near_names
 from posenc_jax.results.schema import SPLITS
 from posenc_jax.results.study_data import OTHER_LENGTHS, RUNS, TUNING
 
-TUNED_PEAK = 0.1  # of the parent's peak learning rates, in fine-tuning
+TUNED_PEAK = 0.1  # default share of the parent's peak learning rates in fine-tuning
 UNPLANNED = "test was read without a frozen plan"
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One thing that is compared.
+    """One treatment that a study compares.
 
     Attributes:
-      name: of folders, tables and pictures. scheme: a line of the scheme language, or the name of one.
-      overrides: settings by "section.key" that differ from the study's base, such as a head count.
-      length: its own training length in tokens, 0 for the study's. The batch shrinks alike, so that
-        a step has equally many tokens (the oracle that was trained at 4L).
-      readings: stretches (`yarn:4`) under which its trained runs are read as well. Each is an arm of
-        its own, named "<name> <stretch>", and trains nothing.
-      factors: its levels in the study's factorial, such as {"rotation": "full", "bias": "linear"}.
-      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one. It is measured in
-        the study's length and stands beside the others; it is tuned with its parent and not by itself.
-      peak: share of the parent's peak learning rates that a fine-tuned arm takes.
+      name: in folders, tables and figures. scheme: in the scheme language, or a preset.
+      overrides: settings by "section.key" that differ from the base configuration, such as a head count.
+      length: its own training length in tokens, 0 for that of the study. The batch size changes with it, so
+        that every step has the same number of tokens (the oracle is trained at 4L).
+      readings: stretches (`yarn:4`) under which its trained runs are also evaluated. Each is an arm named
+        "<name> <stretch>" that trains nothing.
+      factors: its levels in the factorial of the study, such as {"rotation": "full", "bias": "linear"}.
+      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one. It is
+        measured in units of the study's length, and takes the tuned learning rate of its parent.
+      peak: a fine-tuned arm's peak learning rates, as a share of its parent's.
     """
 
     name: str
@@ -42,13 +42,12 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """The stage that chooses each arm's learning rate, on in-distribution dev loss alone.
+    """The search for the learning rate of every arm, by in-distribution loss on dev.
 
     Attributes:
-      rates: peaks of `optimizer.learning_rate`, ascending. Whatever else is in `scaled` moves in
-        proportion, so that two optimisers keep their ratio.
-      seed: its training seed; no confirmation seed may be the same. steps: 0 takes the run's own.
-      scaled: settings multiplied by rate / the base's `optimizer.learning_rate`.
+      rates: peaks of `optimizer.learning_rate`, ascending.
+      seed: training seed of the search; no run that counts may have it. steps: 0 for those of the run.
+      scaled: settings that are multiplied by rate / base rate, so that two optimizers keep their ratio.
     """
 
     rates: tuple[float, ...]
@@ -59,7 +58,7 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class GridCell:
-    """One run of the grid: an arm at a rate (None: the base's own) with a seed."""
+    """One run of the grid: an arm with a seed, at a learning rate (None: that of the base)."""
 
     arm: Arm
     rate: float | None
@@ -68,46 +67,46 @@ class GridCell:
 
     @property
     def setting(self) -> str:
-        """What follows the colour of `--config=FILE:`, e.g. rope-s0-lr0.01."""
+        """What follows the colon of `--config=FILE:`, e.g. rope-s0-lr0.01."""
         slot = f"{self.arm.name}-s{self.seed}"
         return slot if self.rate is None else f"{slot}-lr{self.rate:g}"
 
     @property
     def name(self) -> str:
-        """The run's folder: a confirmation run has one rate, so its name needs none."""
+        """The name of the folder of the run; only tuning runs have their rate in it."""
         return self.setting if self.tuning else f"{self.arm.name}-s{self.seed}"
 
     def folder(self, workdir: Path) -> Path:
-        """Returns where the run lives.
+        """Returns the folder of the run.
 
-        Tuning runs and those that began at another training length lie apart: the page compares neither
-        with the runs that count.
+        Tuning runs, and runs that were trained at another length from the start, have folders of their own,
+        since the report does not compare them with the runs that count.
         """
-        apart = self.arm.length and not self.arm.parent
-        place = TUNING if self.tuning else OTHER_LENGTHS if apart else RUNS
-        return workdir / place / self.name
+        other_length = self.arm.length and not self.arm.parent
+        below = TUNING if self.tuning else OTHER_LENGTHS if other_length else RUNS
+        return workdir / below / self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Everything a study file says.
+    """The contents of a study file.
 
     Attributes:
-      tier: smoke, cpu, gpu or cluster. arms, seeds: of the runs that count. tuning: None where every
-        arm takes the base's learning rate.
-      skip: returns the reason why a run is left out, or None; reasons are written down.
-      roles: for the verdict: {"rope": name, "alibi": name or names, "hybrids": [names]}, and where
-        there are such arms "stretched": [names] (candidates of R+) and "oracle": name.
-      split: of the rows of the runs that count: "dev" to explore, "test" for what a frozen plan reads.
-      prereg: path of the frozen plan, for split "test". Without it test is read all the same, and
-        study.json says so among its deviations, which the verdict prints.
-      suite: what evaluate.py measures of a run that counts; empty: the run's own settings decide.
-      tuning_suite: what it measures, at L and on dev, of a tuning run; it must hold bpb_ctx.
-      together: whether the seeds of an arm are trained in one program, on one device.
+      tier: smoke, cpu, gpu or cluster. arms, seeds: of the runs that count. tuning: None if every arm
+        takes the learning rate of the base configuration.
+      skip: returns the reason to leave a run out, or None; the reasons are recorded.
+      roles: for the verdict: {"rope": name, "alibi": name or names, "hybrids": [names]}; optional are
+        "stretched": [names] (candidates of R+) and "oracle": name.
+      split: of the rows of the runs that count: "dev" to explore, "test" for a frozen plan.
+      prereg: path of the frozen plan, for split "test". Without a plan, study.json records the use of test
+        as a deviation, which the verdict prints.
+      suite: measures of a run that counts; empty: those of its configuration.
+      tuning_suite: measures of a tuning run, at L and on dev; they must include bpb_ctx.
+      together: whether one program trains all seeds of an arm, on one device.
 
     Raises:
-      ValueError: names or seeds twice, two arms that would train the same thing, a tuning seed that is
-        also a confirmation seed, rates that do not ascend, a role that no arm has, a frozen plan for dev.
+      ValueError: duplicate names or seeds, two arms that train the same, a tuning seed that is also a seed of
+        the runs that count, rates that do not ascend, a role that no arm has, a frozen plan for dev.
     """
 
     tier: str
@@ -126,7 +125,7 @@ class Study:
         _check(self)
 
     def grid(self, rates: Mapping[str, float | None]) -> list[GridCell]:
-        """Returns the runs that count, seed by seed, of the arms that have a rate."""
+        """Returns the runs that count, seed by seed, for the arms that have a rate."""
         cells = [
             GridCell(a, rates[a.parent or a.name], s, False)
             for s in self.seeds
@@ -136,52 +135,51 @@ class Study:
         return self._kept(cells)
 
     def tuning_grid(self) -> list[GridCell]:
-        """Returns the runs that choose the learning rates, rate by rate; none without a tuning."""
+        """Returns the runs of the learning-rate search, rate by rate; none without a tuning."""
         t = self.tuning
         arms = [arm for arm in self.arms if not arm.parent]
         cells = [GridCell(a, rate, t.seed, True) for rate in t.rates for a in arms] if t else []
         return self._kept(cells)
 
     def parent(self, cell: GridCell) -> GridCell | None:
-        """Returns the run that a fine-tuned one begins as; None for one that begins by itself."""
+        """Returns the run that this one fine-tunes, or None."""
         arms = {arm.name: arm for arm in self.arms}
         return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
 
     def waves(self, cells: Sequence[GridCell]) -> list[list[GridCell]]:
-        """Returns the runs in the order they can be carried out: those that begin by themselves, then the others."""
-        found = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
-        return [wave for wave in found if wave]
+        """Returns the runs in two groups: runs from scratch, then those that fine-tune one of them."""
+        waves = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
+        return [wave for wave in waves if wave]
 
     def groups(self, cells: Sequence[GridCell]) -> list[tuple[GridCell, ...]]:
-        """Returns the runs that one process trains: each alone, or an arm's seeds that count together."""
-        found: dict[object, list[GridCell]] = {}
+        """Returns the runs of each training process: one run, or with `together` all seeds of an arm."""
+        groups: dict[str, list[GridCell]] = {}
         for cell in cells:
             shared = self.together and not cell.tuning and not cell.arm.parent
-            found.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
-        return [tuple(group) for group in found.values()]
+            groups.setdefault(cell.arm.name if shared else cell.name, []).append(cell)
+        return [tuple(group) for group in groups.values()]
 
     def slots(self) -> list[str]:
-        """Returns the names of the runs that count, known before any rate is chosen."""
+        """Returns the names of the runs that count; they do not depend on the rates."""
         return [cell.name for cell in self.grid({arm.name: None for arm in self.arms})]
 
     def skipped(self) -> dict[str, str]:
-        """Returns the reason for every run that the study leaves out, by name."""
+        """Returns the reason for every run that is left out, by name."""
         everything = dataclasses.replace(self, skip=lambda cell: None)
         cells = everything.tuning_grid() + everything.grid({a.name: None for a in self.arms})
         return {cell.name: reason for cell in cells if (reason := self._reason(cell)) is not None}
 
     def cell(self, setting: str) -> GridCell:
-        """Returns the run that `--config=FILE:setting` means.
+        """Returns the run of `--config=FILE:setting`.
 
         Raises:
-          ValueError: no such run; or a rate that is lacking, not on the grid, or not asked for.
+          ValueError: no such run, or a rate that is missing, not on the grid, or not expected.
         """
         match = re.fullmatch(r"(.+?)-s(\d+)(?:-lr([0-9.e+-]+))?", setting)
         arms, t = {arm.name: arm for arm in self.arms}, self.tuning
         if not match or match[1] not in arms:
-            near = difflib.get_close_matches(setting, self.slots(), n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(arms)}"
-            raise ValueError(f"the study has no run {setting!r} (<arm>-s<seed>[-lr<rate>]); {hint}")
+            hint = near_names(setting, self.slots(), listed=arms)
+            raise ValueError(f"the study has no run {setting!r} (<arm>-s<seed>[-lr<rate>]){hint}")
         rate = {f"{r:g}": r for r in (t.rates if t else ())}.get(match[3])
         if t and rate is None:
             raise ValueError(
@@ -198,20 +196,20 @@ class Study:
         return GridCell(arms[match[1]], rate, seed, tuned)
 
     def fill(self, setting: str, base):
-        """Writes the run's own settings into the base configuration, and returns it.
+        """Writes the settings of a run into the base configuration, and returns it.
 
         Args:
-          setting: see `cell`. base: section -> key -> value, changed in place (a ConfigDict or dicts).
+          setting: see `cell`. base: section -> key -> value (a ConfigDict or dicts); it is changed in place.
 
         Raises:
-          ValueError: an override of something that is no setting, or a length that does not keep the
-            tokens of a step equal.
+          ValueError: an override of an unknown setting, or a length that does not divide the tokens of a
+            step.
         """
         cell = self.cell(setting)
         arm, train = cell.arm, base["train"]
         if arm.parent:
             train["original_length"] = train["length"]
-            train["init_from"] = self.parent(cell).name  # Course knows the folder
+            train["init_from"] = self.parent(cell).name  # StudyRunner gives the folder
         if arm.length:
             tokens = train["batch_size"] * train["length"]
             if tokens % arm.length:
@@ -224,22 +222,22 @@ class Study:
         train["arm"], train["tier"], train["seed"] = arm.name, self.tier, cell.seed
         if cell.rate is not None:
             factor = cell.rate / base["optimizer"]["learning_rate"]
-            for place in self.tuning.scaled:
-                section, key = _place(place, base, "tuning.scaled")
+            for name in self.tuning.scaled:
+                section, key = _section_and_key(name, base, "tuning.scaled")
                 section[key] = section[key] * factor
-            base["optimizer"]["learning_rate"] = cell.rate  # exactly, not up to a rounding
+            base["optimizer"]["learning_rate"] = cell.rate  # without rounding
         if arm.parent:
             for name in ("learning_rate", "muon_learning_rate"):
                 base["optimizer"][name] *= arm.peak
-        for place, value in arm.overrides.items():
-            section, key = _place(place, base, f"arm {arm.name!r}")
+        for name, value in arm.overrides.items():
+            section, key = _section_and_key(name, base, f"arm {arm.name!r}")
             section[key] = value
         if cell.tuning and self.tuning.steps:
             train["steps"] = self.tuning.steps
         return base
 
     def record(self) -> dict:
-        """Returns what report and verdict read about the study, as JSON values."""
+        """Returns study.json: what report and verdict read about the study."""
         readings = [f"{a.name} {rule}" for a in self.arms for rule in a.readings]
         return {
             "tier": self.tier,
@@ -263,37 +261,37 @@ class Study:
 
 
 def group_name(cells: Sequence[GridCell]) -> str:
-    """Returns the name of runs that are trained together, e.g. rope-s0+1+2; of one, its own."""
+    """Returns the name of runs that are trained together, e.g. rope-s0+1+2, or that of a single run."""
     return "+".join([cells[0].name, *(str(cell.seed) for cell in cells[1:])])
 
 
 def unique(cells: Sequence[GridCell]) -> list[GridCell]:
-    """Returns the runs in their order, each once, so that grids can be added as lists.
+    """Returns the runs in their order, without duplicates.
 
     Raises:
       ValueError: two different runs would share a folder.
     """
-    found: dict[tuple[bool, str], GridCell] = {}
+    by_name: dict[tuple[bool, str], GridCell] = {}
     for cell in cells:
-        if found.setdefault((cell.tuning, cell.name), cell) != cell:
+        if by_name.setdefault((cell.tuning, cell.name), cell) != cell:
             raise ValueError(f"two different runs are called {cell.name!r}; rename an arm")
-    return list(found.values())
+    return list(by_name.values())
 
 
-def _place(place: str, base, who: str):
-    section, _, key = place.partition(".")
+def _section_and_key(name: str, base, owner: str):
+    section, _, key = name.partition(".")
     if section not in base or key not in base[section]:
-        raise ValueError(f"{who}: {place!r} is not a setting; write section.key, e.g. model.num_heads")  # fmt: skip
+        raise ValueError(f"{owner}: {name!r} is not a setting; write section.key, e.g. model.num_heads")  # fmt: skip
     return base[section], key
 
 
 ROLES = {"rope", "alibi", "hybrids", "stretched", "oracle"}
-ONE = ("rope", "oracle")  # roles of one arm
+ONE = ("rope", "oracle")  # roles that a single arm has
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
 
 def _check(s: "Study") -> None:
-    """Raises ValueError for a `Study` with names or seeds twice, or parts that do not belong together."""
+    """Raises ValueError for duplicates, and for parts of a study that contradict each other."""
     names = [arm.name for arm in s.arms]
     for name in names:
         if not NAME.fullmatch(name) or re.search(r"-s\d+(-|$)", name):
@@ -304,8 +302,14 @@ def _check(s: "Study") -> None:
             raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
     trained: dict[tuple, str] = {}
     for arm in s.arms:
-        what = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent, arm.peak)
-        other = trained.setdefault(what, arm.name)
+        training = (
+            arm.scheme,
+            repr(sorted(arm.overrides.items())),
+            arm.length,
+            arm.parent,
+            arm.peak,
+        )
+        other = trained.setdefault(training, arm.name)
         if other != arm.name:
             raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
         if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
@@ -318,7 +322,7 @@ def _check(s: "Study") -> None:
             a.name == arm.parent and not (a.parent or a.length) for a in s.arms
         ):
             raise ValueError(
-                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length that begins by itself"
+                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length that has no parent"
             )
     if s.tuning:
         rates = s.tuning.rates
@@ -327,13 +331,13 @@ def _check(s: "Study") -> None:
         if s.tuning.seed in s.seeds:
             raise ValueError(
                 f"tuning.seed={s.tuning.seed} is also a seed that counts: a run that chose its own "
-                "rate is no fresh evidence; tune on another seed"
+                "rate is no independent evidence; tune on another seed"
             )
     known = {*names, *(f"{a.name} {rule}" for a in s.arms for rule in a.readings)}
     named = [n for arms in s.roles.values() for n in ([arms] if isinstance(arms, str) else arms)]
-    lacking = sorted({*named} - known) + sorted({*s.roles} - ROLES)
-    if lacking:
-        raise ValueError(f"roles name what the study has not: {', '.join(lacking)}")
+    unknown = sorted({*named} - known) + sorted({*s.roles} - ROLES)
+    if unknown:
+        raise ValueError(f"roles name what the study does not have: {', '.join(unknown)}")
     for role in ONE:
         if not isinstance(s.roles.get(role, ""), str):
             raise ValueError(f"roles[{role!r}] is one arm, not a list: {s.roles[role]}")

@@ -1,6 +1,6 @@
-"""Evidence of one statement over training seeds, for many studies at once: t, sign flip, failing seeds, counts.
+"""Hypothesis tests over training seeds, vectorised over studies: t, sign flip, failing seeds, counts.
 
-The verdict reads one study, the simulation thousands; both call these functions. Dims: X studies, P seeds.
+The verdict has one study, the simulation thousands; both call these functions. Dims: X studies, P seeds.
 """
 
 import functools
@@ -17,7 +17,7 @@ TIE = 1e-9
 def student_t(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the one-sided p of mean > threshold and of mean < threshold (Student 1908).
 
-    A study whose values are all the same has 1 and 1: there is no spread to test against.
+    Both are 1 where all values of a study are the same: there is no spread to test against.
     """
     n = values_XP.shape[1]
     mean_X, deviation_X = values_XP.mean(1), values_XP.std(1, ddof=1)
@@ -37,9 +37,9 @@ def identical(values_XP: np.ndarray) -> np.ndarray:
 def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the exact one-sided sign-flip p of mean > threshold and of mean < threshold (Fisher 1935, sec. 21).
 
-    All 2^P sign patterns count, the observed one among them. The patterns of each half of the seeds are
-    summed, and pairs of halves counted by sorting, so 12 seeds cost 2 x 64 sums a study and not 4,096.
-    Sums closer than 1e-9 of the largest possible one are ties, and count as extreme.
+    All 2^P sign patterns are counted, the observed one too. The seeds are split in two halves; the sums
+    of each half are sorted and pairs are counted, so 12 seeds cost 2 x 64 sums a study instead of 4,096.
+    Sums closer than 1e-9 of the largest possible sum are ties and count as extreme.
     """
     count, n = values_XP.shape
     if n > MOST_SEEDS:
@@ -51,7 +51,7 @@ def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
     first_SP, second_SP = _signs(n // 2), _signs(n - n // 2)
     for start in range(0, count, ROWS):
         part_XP = shifted_XP[start : start + ROWS]
-        # Sums lie in -1 to 1: shifts of 8 keep the sorted sums of the studies apart in one array.
+        # Sums are between -1 and 1; shifts of 8 separate the sorted sums of the studies in one array.
         apart_X1 = 8.0 * np.arange(len(part_XP))[:, None]
         sums_XS = np.sort(part_XP[:, n // 2 :] @ second_SP.T, 1) + apart_X1
         left_XS = part_XP.sum(1, keepdims=True) - part_XP[:, : n // 2] @ first_SP.T + apart_X1
@@ -64,17 +64,18 @@ def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
 
 
 def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the p of "so few seeds of the arm ahead fail that the mean of the values exceeds the threshold".
+    """Returns the p that too few seeds of the arm ahead fail to bring the mean down to the threshold.
 
-    Recall is two-peaked: a seed learns it or fails outright, and a failure that none of n seeds shows is
-    in no estimate and no spread. A seed fails outright where it scores less than half of its arm's best
-    seed. The mean of the values falls to the threshold when a further share (mean - threshold) / best
-    of the seeds scores 0. The p is the exact binomial one against a failing share that high (Clopper and
-    Pearson 1934): at most alpha exactly when the upper limit of the failing share is below it.
+    Recall has two peaks: a seed learns it or fails. A failure that happens to none of n seeds is in no
+    estimate and in no spread, so the t test misses it. A seed fails if it scores less than half of the
+    best seed of its arm. The mean of the values falls to the threshold when a further share
+    (mean - threshold) / best of the seeds scores 0. The p is exact and binomial, against a failing share
+    that high (Clopper and Pearson 1934): it is at most alpha when the upper limit of the failing share is
+    below that share.
 
     Args:
-      values_XP: differences (or one arm's values). ahead_XP: values of the arm that is said to be
-        ahead, chance-corrected, so that a seed that fails scores about 0.
+      values_XP: differences, or the values of one arm. ahead_XP: chance-corrected values of the arm that
+        the claim puts ahead; a failing seed scores about 0.
     """
     n = values_XP.shape[1]
     best_X = ahead_XP.max(1)
@@ -82,7 +83,7 @@ def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float)
     room_X = (values_XP.mean(1) - threshold) / np.where(best_X > 0, best_X, 1.0)
     share_X = np.clip(fails_X / n + room_X, 0.0, 1.0)
     p_X = special.bdtr(fails_X.astype(np.float64), n, share_X)
-    return np.where(best_X > 0, p_X, (room_X <= 0).astype(np.float64))  # no recall: none to lose
+    return np.where(best_X > 0, p_X, (room_X <= 0).astype(np.float64))  # the arm recalls nothing
 
 
 def fisher_fewer(first: int, second: int, n_first: int, n_second: int) -> float:
@@ -91,9 +92,8 @@ def fisher_fewer(first: int, second: int, n_first: int, n_second: int) -> float:
     Raises:
       ValueError: more successes than seeds, or no seed.
     """
-    for k, n in ((first, n_first), (second, n_second)):
-        if not 0 <= k <= n or n < 1:
-            raise ValueError(f"{k} of {n} seeds is no count")
+    _check_count(first, n_first)
+    _check_count(second, n_second)
     return _fewer(int(first), int(second), int(n_first), int(n_second))
 
 
@@ -103,9 +103,13 @@ def clopper_pearson_lower(successes: int, n: int, alpha: float) -> float:
     Raises:
       ValueError: more successes than seeds, or no seed.
     """
+    _check_count(successes, n)
+    return float(special.betaincinv(successes, n - successes + 1, alpha)) if successes else 0.0
+
+
+def _check_count(successes: int, n: int) -> None:
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} of {n} seeds is no count")
-    return float(special.betaincinv(successes, n - successes + 1, alpha)) if successes else 0.0
 
 
 @functools.cache

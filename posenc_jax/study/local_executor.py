@@ -1,4 +1,4 @@
-"""Runs a study on this machine: each run is the few plain commands anyone could type."""
+"""Local executor of a study: starts the commands of its runs, one run per core, and waits for them."""
 
 import contextlib
 import dataclasses
@@ -17,25 +17,25 @@ from posenc_jax.results.files import write_json
 from posenc_jax.results.schema import DONE, STOPPED
 from posenc_jax.study.status import Status, training_progress
 
-PARENT = "POSENC_JAX_STUDY"  # tells a child whose child it is; see posenc_jax.cli
-ORPHANS = 120.0  # seconds a study waits for the trainers of a killed one to save and end
+PARENT = "POSENC_JAX_STUDY"  # process id of the study, for its children; see posenc_jax.cli
+ORPHANS = 120.0  # seconds to wait for trainers of a killed study to save and end
 ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-# Transparent huge pages for the allocator: about a tenth off a training step on one core.
+# Transparent huge pages for the allocator: a training step on one core takes about 10 % less time.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunCommands:
-    """One training run and its evaluation, as commands.
+    """The commands of one run: training and evaluation.
 
     Attributes:
-      name, arm: for logs and the table. workdir: the run's folder. commands: in order, each safe to
-        repeat. stamp: changes with whatever the commands depend on. products: files that exist once
-        all commands are through; with them there and the same stamp the run is not started again.
+      name, arm: for logs and the table. workdir: folder of the run. commands: in order; each is safe to
+        repeat. stamp: a hash of everything the commands depend on. products: files that exist after all
+        commands; a run that has them, under the same stamp, is not started again.
     """
 
     name: str
@@ -48,7 +48,7 @@ class RunCommands:
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionSummary:
-    """Names of the runs that failed, and of those that were stopped and can go on."""
+    """Names of the runs that failed, and of those that were stopped and can be resumed."""
 
     failed: tuple[str, ...]
     stopped: tuple[str, ...]
@@ -68,24 +68,21 @@ def run_all(
     """Runs every run to its end, one per core at a time.
 
     Args:
-      runs: their commands must be safe to repeat; that is what makes a study resumable.
-      logs: folder for one log per run, and beside it how its last attempt ended. cores: one worker each, pinned to that core (None: not
-        pinned, all of the machine).
-      every: seconds between two tables of the status, where there is no terminal.
+      runs: their commands must be safe to repeat, so that a study can be resumed.
+      logs: folder of the log and the last exit code of every run. cores: one worker for each, pinned to that
+        core (None: not pinned).
+      every: seconds between two progress tables without a terminal.
 
     Raises:
-      KeyboardInterrupt: after every child has been told to stop and has saved.
+      KeyboardInterrupt: a signal arrived; all children have been stopped and have saved.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     states = {run.name: "done" if finished(run, logs) else "waiting" for run in runs}
     waiting, active, fresh = [r for r in runs if states[r.name] == "waiting"], [], 0
-    begun, free, status = (
-        time.time(),
-        list(cores),
-        Status({run.name: run.arm for run in runs}, every),
-    )
+    begun, free = time.time(), list(cores)
+    status = Status({run.name: run.arm for run in runs}, every)
     try:
         while waiting or active:
             while free and (run := next((r for r in waiting if _startable(r, begun)), None)):
@@ -103,7 +100,7 @@ def run_all(
                     active.append(_start(job.run, job.core, job.remaining, logs))
                     continue
                 free.append(job.core)
-                states[job.run.name] = _ended(job.run, code, logs)
+                states[job.run.name] = _end_state(job.run, code, logs)
                 if states[job.run.name] == "failed":
                     log = logs / f"{job.run.name}.log"
                     status.say(f"{job.run.name} failed with exit code {code}; see {log}")
@@ -123,7 +120,7 @@ def run_all(
 
 
 def finished(run: RunCommands, logs: Path) -> bool:
-    """Whether all commands of the run, as they are now, have been through and left their files."""
+    """Whether the commands of the run, as they are now, have all succeeded and left their files."""
     path = logs / f"{run.name}.json"
     if not path.exists() or not all(p.exists() for p in run.products):
         return False
@@ -138,24 +135,21 @@ def usable_cores() -> list[int]:
 
 
 def environment(core: int | None, compiled: Path) -> dict[str, str]:
-    """Returns a child's environment; one that is pinned to a core uses that core alone, unless XLA_FLAGS says otherwise.
+    """Returns the environment of a child; a pinned one uses a single thread unless XLA_FLAGS says otherwise.
 
     Args:
-      compiled: folder where the runs of a study leave compiled programs for each other, seeds of an arm
-        have the same ones; the user's own JAX_COMPILATION_CACHE_DIR goes first.
+      compiled: cache of compiled programs, which the runs of a study share. JAX_COMPILATION_CACHE_DIR takes
+        precedence.
     """
-    found = dict(os.environ) | {PARENT: str(os.getpid())}
-    found.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.resolve()))
-    found.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    variables = dict(os.environ) | {PARENT: str(os.getpid())}
+    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.resolve()))
+    variables.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if core is not None:
-        flags = (
-            ONE_CORE["XLA_FLAGS"],
-            found.get("XLA_FLAGS", ""),
-        )  # of two values the later one holds
-        found |= ONE_CORE | {"XLA_FLAGS": " ".join(filter(None, flags))}
+        given = variables.get("XLA_FLAGS", "")  # last: of two values XLA takes the later one
+        variables |= ONE_CORE | {"XLA_FLAGS": f"{ONE_CORE['XLA_FLAGS']} {given}".strip()}
         if sys.platform == "linux":
-            found.setdefault(*HUGE_PAGES)
-    return found
+            variables.setdefault(*HUGE_PAGES)
+    return variables
 
 
 def _interrupt(number, frame) -> None:
@@ -163,19 +157,19 @@ def _interrupt(number, frame) -> None:
 
 
 def exit_code(name: str, logs: Path) -> int | None:
-    """Returns how the run's last attempt ended; None while there is none, or a kill cut it short."""
+    """Returns the exit code of the last attempt; None without one, or if a signal killed it."""
     path = logs / f"{name}.json"
     return json.loads(path.read_text())["exit_code"] if path.exists() else None
 
 
-def _ended(run: RunCommands, code: int, logs: Path) -> str:
-    if code >= 0:  # a kill from outside is no verdict on the run
+def _end_state(run: RunCommands, code: int, logs: Path) -> str:
+    if code >= 0:  # a killed run has no exit code of its own
         write_json(logs / f"{run.name}.json", {"exit_code": code, "stamp": run.stamp})
     return "done" if code == DONE else "stopped" if code == STOPPED else "failed"
 
 
 def _startable(run: RunCommands, begun: float) -> bool:
-    """Whether no trainer holds the run's folder: one of a study that was killed may still be saving."""
+    """Whether no trainer holds the lock of the folder; one of a killed study may still be saving."""
     lock = run.workdir / ".lock"  # posenc_jax.training.workdir.lock_workdir
     if time.time() - begun > ORPHANS or not lock.exists():
         return True
@@ -201,10 +195,10 @@ def _start(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment(core, logs.parent / "compiled"),
-            start_new_session=True,  # a Ctrl-C reaches the study first, which tells the children
+            start_new_session=True,  # Ctrl-C reaches the study alone, which then stops its children
         )
     if core is not None and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(ProcessLookupError):  # it may have ended already
+        with contextlib.suppress(ProcessLookupError):  # the process has ended
             os.sched_setaffinity(process.pid, {core})
     return _Active(run, core, process, remaining)
 

@@ -1,4 +1,4 @@
-"""The instances behind every outcome of a run, from the arrays that are kept beside its rows."""
+"""Instances behind each outcome of a run, for the bootstrap; read from the arrays beside its rows."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,34 +14,34 @@ STRETCHES = ("Y_E", "Y_id", "price", "context_gain")
 SAMPLED = (*RECALL, "window_drop", *STRETCHES)
 LN2 = math.log(2)
 
-# By arm and metric, by seed: the instances, or the reason why there are none.
+# (arm, metric) -> seed -> the instances, or the reason why there are none.
 InstanceSamples = Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 
 
 def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
-    """Returns the instances of each outcome of `SAMPLED`, or in words why they are not known.
+    """Returns the instances of each outcome of `SAMPLED`, or the reason why they are unknown.
 
-    Y_R and its relatives: one stratum a task, right answers above chance; an instance counts once for
-    every answer (Y_R_far: for those further than L, and is no instance where it has none). window_drop:
-    the same less those under the window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
+    Y_R, Y_R_far, Y_R_8, Y_R_id: one stratum a task, right answers above chance; the weight of an instance
+    is its number of answers (Y_R_far: those further than L). window_drop: the same less those under the
+    window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
     """
-    found: dict[str, bootstrap.Sample | str] = {}
+    samples: dict[str, bootstrap.Sample | str] = {}
     for outcome in SAMPLED:
         try:
-            found[outcome] = _sample(outcome, run.arrays, run.info["train_length"])
+            samples[outcome] = _sample(outcome, run.arrays, run.info["train_length"])
         except ValueError as error:
-            found[outcome] = str(error)
-    return found
+            samples[outcome] = str(error)
+    return samples
 
 
 def matching_sample(sample: bootstrap.Sample | str, value: float) -> bootstrap.Sample | str:
-    """Returns the sample if it gives the value that the rows have, else that it does not."""
+    """Returns the sample if it gives the value of the rows, otherwise a sentence that they differ."""
     if isinstance(sample, str):
         return sample
-    mine = bootstrap.sample_value(sample)
-    if math.isclose(mine, value, rel_tol=1e-6, abs_tol=1e-9):
+    from_arrays = bootstrap.sample_value(sample)
+    if math.isclose(from_arrays, value, rel_tol=1e-6, abs_tol=1e-9):
         return sample
-    return f"its arrays give {mine:.6g}, its rows {value:.6g}"
+    return f"its arrays give {from_arrays:.6g}, its rows {value:.6g}"
 
 
 def _sample(outcome: str, load: Callable, length: int) -> bootstrap.Sample:
@@ -68,16 +68,16 @@ def _recall(load: Callable, name: str, length: int, beyond: float | None) -> boo
 
 
 def _answers(answers: Mapping[str, np.ndarray], length: int, beyond: float | None) -> bootstrap.Stratum:  # fmt: skip
-    """Right answers above chance by instance, of the answers beyond `beyond` L (None: all).
+    """Returns right answers above chance by instance, for answers further than `beyond` L (None: all).
 
-    As in the rows, chance is the mean over these answers.
+    Chance is the mean over these answers, as in the rows.
     """
     if "chance" not in answers:
         raise ValueError("its arrays are of older definitions, without chance")
     distance = answers["distance"]
-    kept = np.ones(len(distance), bool) if beyond is None else distance > beyond * length
-    instance, guess = answers["instance"][kept], answers["chance"][kept].mean()
-    above = (answers["correct"][kept] - guess) / (1 - guess)
+    counted = np.ones(len(distance), bool) if beyond is None else distance > beyond * length
+    instance, chance = answers["instance"][counted], answers["chance"][counted].mean()
+    above = (answers["correct"][counted] - chance) / (1 - chance)
     weight_I = np.bincount(instance, minlength=1).astype(np.float64)
     total_I = np.bincount(instance, above, minlength=1)
     return bootstrap.Stratum(total_I[weight_I > 0], weight_I[weight_I > 0])

@@ -1,7 +1,8 @@
-"""From rows to the outcomes of each version of the decision rule; what is not there is said, never dropped."""
+"""Outcomes of each version of the decision rule, computed from rows; every missing one has a reason."""
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from posenc_jax.results.chance import corrected
@@ -9,17 +10,18 @@ from posenc_jax.results.migration import OTHER_PLACE
 from posenc_jax.results.schema import BPB, FAR, FAR_BUCKETS, ID, SUMMARY_TASKS, Row
 from posenc_jax.study import rule_1, rule_2
 
-REPEAT = (2, 4)  # gaps of repeat_gain that count, in units of L, and all between
+REPEAT = (2, 4)  # shortest and longest gap of repeat_gain that counts, in units of L
 SAME = ("tier", "split", "train_length")
 OLD_CHANCE = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}  # of rule 1
 
 RowKey = tuple[str, int, str]  # metric, length, bucket
-Found = tuple[float | None, str]  # a finite value, or None and why
+RunRows = Mapping[RowKey, Row]  # of one run
+Outcome = tuple[float | None, str]  # a finite value, or None and the reason
 
 
 @dataclasses.dataclass(frozen=True)
 class OutcomeTable:
-    """Outcomes by (arm, metric) and seed, None where there is none, and a sentence for every None."""
+    """Outcomes by (arm, metric) and seed; None where one is missing, with a sentence in `gaps`."""
 
     values: Mapping[tuple[str, str], Mapping[int, float | None]]
     gaps: tuple[str, ...]
@@ -28,41 +30,43 @@ class OutcomeTable:
 def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
     """Returns the outcomes of every arm and seed that has a row, under a version of the rule.
 
-    Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2; price: their difference; context_gain: the other way
-    round. Y_R, Y_R_far: their rows at 4L; Y_R_8: Y_R at 8L; Y_R_id, least_id: at L. window_drop: Y_R less
-    Y_R_window at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise of
-    bpb_ctx with rotation off. P5: share of heads whose bias is monotone to 16L.
+    Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2. price: Y_E less Y_id; context_gain: Y_id less Y_E. Y_R,
+    Y_R_far: rows at 4L. Y_R_8: Y_R at 8L. Y_R_id, least_id: rows at L. window_drop: Y_R less Y_R_window
+    at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise of bpb_ctx
+    without rotation. P5: share of heads whose bias is monotone to 16L.
 
-    Version 1, as it was defined. bpb_id: bpb_ctx at c = L; context_gain: from there to 4L. Y_R, Y_R_far,
-    Y_R_id: from accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row.
-    repeat_gain: mean over the gaps from 2L to 4L, against a span at another place in rows of definitions 1.
-    P3: offset accuracy at L.
+    Version 1. bpb_id: bpb_ctx at c = L. context_gain: bpb_id less Y_E. Y_R, Y_R_far, Y_R_id: from
+    accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row. repeat_gain:
+    mean over the gaps from 2L to 4L; rows of definitions 1 compare with a span at another place. P3:
+    offset accuracy at L.
 
     Raises:
-      ValueError: a row twice, an arm and seed from two runs, rows of several tiers, splits or training
-        lengths, or runs whose repeat_gain has other gaps.
+      ValueError: a duplicate row, an arm and seed in two runs, rows of several tiers, splits or training
+        lengths, or runs whose repeat_gain has different gaps.
     """
     for field in SAME:
-        found = sorted({getattr(row, field) for row in rows})
-        if len(found) > 1:
-            raise ValueError(f"a verdict reads rows of one {field}, not of {found}")
+        distinct = sorted({getattr(row, field) for row in rows})
+        if len(distinct) > 1:
+            raise ValueError(f"a verdict reads rows of one {field}, not of {distinct}")
     runs: dict[tuple[str, int], dict[RowKey, Row]] = {}
     names: dict[tuple[str, int], str] = {}
     for row in rows:
-        key = (row.arm, row.seed)
-        if names.setdefault(key, row.run) != row.run:
-            raise ValueError(f"{names[key]} and {row.run} both hold arm {key[0]}, seed {key[1]}")
-        mine, place = runs.setdefault(key, {}), (row.metric, row.length, row.bucket)
-        if place in mine:
+        owner = (row.arm, row.seed)
+        if names.setdefault(owner, row.run) != row.run:
+            raise ValueError(
+                f"{names[owner]} and {row.run} both hold arm {row.arm}, seed {row.seed}"
+            )
+        of_run, key = runs.setdefault(owner, {}), (row.metric, row.length, row.bucket)
+        if key in of_run:
             raise ValueError(f"{row.run} has two rows of {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
-        mine[place] = row
+        of_run[key] = row
     values: dict[tuple[str, str], dict[int, float | None]] = {}
     gaps, repeats = [], {}
-    for (arm, seed), mine in sorted(runs.items()):
-        length = next(iter(mine.values())).train_length
-        repeats[names[arm, seed]] = repeat_lengths(mine, length)
+    for (arm, seed), of_run in sorted(runs.items()):
+        length = next(iter(of_run.values())).train_length
+        repeats[names[arm, seed]] = repeat_lengths(of_run, length)
         for outcome, read in RULES[rule].items():
-            value, why = read(mine, length)
+            value, why = read(of_run, length)
             values.setdefault((arm, outcome), {})[seed] = value
             if value is None:
                 gaps.append(f"{arm}, seed {seed}: no {outcome}: {why}")
@@ -72,38 +76,37 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
 
 
 def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
-    """Returns bpb_ctx at L/2 less bpb_ctx at 2L of a run that was trained at 4L, None where one is missing.
+    """Returns bpb_ctx at L/2 less bpb_ctx at 2L of a run that was trained at 4L; None where one is missing.
 
-    Its targets are 2L tokens, so after a context of 2L they end at 4L, where it was trained to. After a
-    context of 4L they would lie at positions 4L to 6L: a gain that RoPE loses past its training length
-    would be read as none.
+    The targets of the run are 2L tokens. After a context of 2L they end at 4L, its training length. After
+    a context of 4L they would lie at positions 4L to 6L, past the training length, where RoPE loses the
+    gain.
 
     Args:
-      length: L of the study, which the run's own length is 4 times of.
+      length: L of the study, a quarter of the training length of the run.
     """
-    mine = {(r.metric, r.length, r.bucket): r for r in rows}
-    near, far = (_value(mine, BPB, c, "all")[0] for c in (length // 2, int(ID * FAR * length)))
+    of_run = {(r.metric, r.length, r.bucket): r for r in rows}
+    near, far = (_value(of_run, BPB, c, "all")[0] for c in (length // 2, int(ID * FAR * length)))
     return None if near is None or far is None else near - far
 
 
 def lookup_score(rows: Sequence[Row]) -> float | None:
     """Returns the accuracy of offset lookup (P3) at L, chance-corrected where its chance is known."""
-    found = [r for r in rows if r.metric == "P3_offset_accuracy" and r.bucket == "all" and r.length == r.train_length]  # fmt: skip
-    if not found or not found[0].measured:
+    row = next((r for r in rows if r.metric == "P3_offset_accuracy" and r.bucket == "all" and r.length == r.train_length), None)  # fmt: skip
+    if row is None or not row.measured:
         return None
-    row = found[0]
     return row.value if row.chance is None else corrected(row.value, row.chance)
 
 
-def repeat_lengths(mine: Collection[RowKey], length: int) -> tuple[int, ...]:
+def repeat_lengths(keys: Collection[RowKey], length: int) -> tuple[int, ...]:
     """Returns the gaps of repeat_gain that count, in tokens."""
     low, high = (k * length for k in REPEAT)
-    return tuple(sorted({at for metric, at, _ in mine if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high}))  # fmt: skip
+    return tuple(sorted({at for metric, at, _ in keys if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high}))  # fmt: skip
 
 
-def _value(mine: Mapping[RowKey, Row], metric: str, length: int | None, bucket: str) -> Found:
-    """A finite value, or None and why; length None: of whatever length the row is."""
-    rows = [r for (m, at, b), r in mine.items() if m == metric and b == bucket and length in (None, at)]  # fmt: skip
+def _value(of_run: RunRows, metric: str, length: int | None, bucket: str) -> Outcome:
+    """Returns the value of a row, or None and why; length None: of any length."""
+    rows = [r for (m, at, b), r in of_run.items() if m == metric and b == bucket and length in (None, at)]  # fmt: skip
     if not rows:
         where = bucket if length is None else f"{length} tokens"
         return None, f"not measured (no row {metric} at {where})"
@@ -117,55 +120,55 @@ def _value(mine: Mapping[RowKey, Row], metric: str, length: int | None, bucket: 
 
 def _at(metric: str, k: float) -> Callable:
     """Reads the row of a metric at kL."""
-    return lambda mine, length: _value(mine, metric, int(k * length), "all")
+    return lambda of_run, length: _value(of_run, metric, int(k * length), "all")
 
 
 def _less(first: Callable, second: Callable) -> Callable:
-    def read(mine, length) -> Found:
-        return _joined([first(mine, length), second(mine, length)], lambda v: v[0] - v[1])
+    def read(of_run: RunRows, length: int) -> Outcome:
+        return _combined([first(of_run, length), second(of_run, length)], lambda v: v[0] - v[1])
 
     return read
 
 
-def _joined(found: Sequence[Found], fold: Callable) -> Found:
-    lacking = [why for value, why in found if value is None]
-    return (None, lacking[0]) if lacking else (fold([value for value, _ in found]), "")
+def _combined(outcomes: Sequence[Outcome], function: Callable) -> Outcome:
+    missing = [why for value, why in outcomes if value is None]
+    return (None, missing[0]) if missing else (function([value for value, _ in outcomes]), "")
 
 
-def _shift_error(mine, length) -> Found:
-    wanted = [f"all shift:{d}" for d in sorted({1, 7, length, 8 * length})]
-    return _joined([_value(mine, "P1_shift_error", None, bucket) for bucket in wanted], max)
+def _shift_error(of_run: RunRows, length: int) -> Outcome:
+    buckets = [f"all shift:{d}" for d in sorted({1, 7, length, 8 * length})]
+    return _combined([_value(of_run, "P1_shift_error", None, bucket) for bucket in buckets], max)
 
 
-def _rotation_off(mine, length) -> Found:
-    if any(metric == "P4_change" for metric, _, _ in mine):
-        return _value(mine, "P4_change", None, "rotation off")
-    return _value(mine, "P4_bpb_ctx_change", None, "rotation off")
+def _rotation_off(of_run: RunRows, length: int) -> Outcome:
+    known = any(metric == "P4_change" for metric, _, _ in of_run)
+    return _value(of_run, "P4_change" if known else "P4_bpb_ctx_change", None, "rotation off")
 
 
-def _repeat_gain(mine, length) -> Found:
-    gaps = repeat_lengths(mine, length)
+def _repeat_gain(of_run: RunRows, length: int) -> Outcome:
+    gaps = repeat_lengths(of_run, length)
     if not gaps:
         return None, f"not measured (no row repeat_gain at {REPEAT[0]}L to {REPEAT[1]}L)"
-    metric = OTHER_PLACE if (OTHER_PLACE, gaps[0], "all") in mine else "repeat_gain"
-    return _joined([_value(mine, metric, g, "all") for g in gaps], _mean)
+    metric = OTHER_PLACE if (OTHER_PLACE, gaps[0], "all") in of_run else "repeat_gain"
+    return _combined([_value(of_run, metric, g, "all") for g in gaps], statistics.fmean)
 
 
 def _older_recall(k: int, far: bool) -> Callable:
-    """Mean over the tasks of accuracy above the chance of rule 1, at kL."""
+    """Reads the mean over the tasks of accuracy, corrected for the chance of rule 1, at kL."""
 
-    def read(mine, length) -> Found:
-        return _joined([_older_task(mine, task, k * length, far) for task in SUMMARY_TASKS], _mean)
+    def read(of_run: RunRows, length: int) -> Outcome:
+        tasks = [_older_task(of_run, task, k * length, far) for task in SUMMARY_TASKS]
+        return _combined(tasks, statistics.fmean)
 
     return read
 
 
-def _older_task(mine: Mapping[RowKey, Row], task: str, length: int, far: bool) -> Found:
+def _older_task(of_run: RunRows, task: str, length: int, far: bool) -> Outcome:
     metric = f"{task}_accuracy"
     if not far:
-        value, why = _value(mine, metric, length, "all")
+        value, why = _value(of_run, metric, length, "all")
     else:
-        rows = [mine[place] for b in FAR_BUCKETS if (place := (metric, length, b)) in mine]
+        rows = [of_run[key] for b in FAR_BUCKETS if (key := (metric, length, b)) in of_run]
         rows = [row for row in rows if row.measured]
         if not rows:
             return None, f"not measured (no row {metric} at {length} tokens beyond L)"
@@ -176,17 +179,13 @@ def _older_task(mine: Mapping[RowKey, Row], task: str, length: int, far: bool) -
 
 def _refuse_other_gaps(repeats: Mapping[str, tuple[int, ...]]) -> None:
     measured = {run: gaps for run, gaps in repeats.items() if gaps}
+    first = next(iter(measured), "")
     for run, gaps in measured.items():
-        first = next(iter(measured))
         if gaps != measured[first]:
             raise ValueError(
                 f"repeat_gain has gaps {measured[first]} in {first} and {gaps} in {run}; "
                 "evaluate both at the same --lengths"
             )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 _FAR, _NEAR, _AT_L = _at(BPB, FAR), _at(BPB, ID), _at(BPB, 1)

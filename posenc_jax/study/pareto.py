@@ -1,6 +1,6 @@
-"""Who is on the front of two outcomes, and by how much: x is better when lower, y when higher.
+"""Pareto front of two outcomes and its hypervolume; x is better when lower, y when higher.
 
-In this project x is bits per byte beyond the training length (Y_E), y retrieval accuracy (Y_R).
+Here x is bits per byte beyond the training length (Y_E), y retrieval accuracy (Y_R).
 """
 
 import dataclasses
@@ -13,12 +13,13 @@ Point = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """One arm against all others.
+    """The place of one arm on the front.
 
     Attributes:
-      mean: over seeds. on_front: whether no other arm's mean dominates it. front_share: in how many
-        bootstrap draws over seeds that is so. volume: hypervolume of its mean alone. contribution:
-        what the hypervolume of all means loses without it. low, high: 95 % interval of `volume`.
+      mean: over seeds. on_front: whether the mean of no other arm dominates it. front_share: share of
+        bootstrap draws over seeds in which it is on the front. volume: hypervolume of its mean alone.
+        low, high: 95 % interval of `volume`. contribution: hypervolume of all means less that of the
+        other means.
     """
 
     arm: str
@@ -35,7 +36,7 @@ class Standing:
 def front(points: Sequence[Point]) -> list[int]:
     """Returns the indices of the points that no other dominates, in order of x.
 
-    A point is dominated by one that is no worse on both and better on one; equal points both stay.
+    A point dominates another if it is no worse on both and better on one; equal points both stay.
     """
     return sorted((i for i, on in enumerate(_on_front(_array(points))) if on), key=lambda i: points[i])  # fmt: skip
 
@@ -44,8 +45,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """Returns the area that the points dominate, up to the reference (Zitzler and Thiele 1998).
 
     Args:
-      points: (x, y). reference: the worst corner, x at most and y at least; a point beyond it adds
-        nothing on the side where it is worse.
+      points: (x, y). reference: largest x and smallest y that count; a point beyond it adds nothing.
     """
     area, best = 0.0, reference[1]
     for x, y in sorted(map(tuple, _array(points)), key=lambda p: (p[0], -p[1])):
@@ -58,12 +58,12 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 def standings(
     clouds: Mapping[str, Mapping[int, Point]], reference: Point, *, draws: int, seed: int
 ) -> list[Standing]:
-    """Returns every arm's standing; the training seed is the unit and arms are paired by it.
+    """Returns the standing of every arm; arms are paired by training seed.
 
-    Each draw resamples the seeds once for all arms. Draws are a function of `seed` alone.
+    Each draw resamples the seeds once for all arms, as a function of `seed` alone.
 
     Args:
-      clouds: by arm, by training seed, (x, y).
+      clouds: (x, y) by arm and training seed.
 
     Raises:
       ValueError: no arm, arms with different seeds, or a value that is not finite.
@@ -100,5 +100,5 @@ def _on_front(point_AX: np.ndarray) -> np.ndarray:
 def _array(points: Sequence[Point]) -> np.ndarray:
     point_PX = np.asarray(points, np.float64).reshape(-1, 2)
     if not np.isfinite(point_PX).all():
-        raise ValueError("a Pareto front was handed a value that is not finite")
+        raise ValueError("a Pareto front got a value that is not finite")
     return point_PX

@@ -1,4 +1,4 @@
-"""What a confirmation commits to before it runs: one JSON file with its own hash and that of the rule."""
+"""Preregistration: the analysis plan of a confirmation, frozen in a JSON file with hashes of plan and rule."""
 
 import dataclasses
 import datetime
@@ -14,7 +14,7 @@ from posenc_jax.study.attribution import FACTORS
 from posenc_jax.study.decision import Margins, check_plan
 
 METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
-# What decides under rule 2, bars and lengths included; a change of any of these files is a change of the rule.
+# Modules that decide under rule 2, with its thresholds and lengths; a change of one changes the rule.
 SOURCES = (
     "results.chance", "results.schema", "results.retrieval_summary", "study.attribution", "study.auxiliary_runs", "study.clauses",
     "study.seed_counts", "study.decision", "study.hypothesis_tests", "study.outcomes", "study.roles", "study.rule_2",
@@ -24,14 +24,14 @@ SOURCES = (
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisPlan:
-    """Which arms and seeds a verdict reads.
+    """The arms and seeds that a verdict reads.
 
     Attributes:
       hybrids: arms that are judged. rope: R. alibi: candidates of A; rule 1 reads the first.
-      seeds: of the runs that count. ablations: by hybrid and factor taken away, the arm.
-      stretched: candidates of R+. oracle: RoPE trained at 4L, or "". pilot: seeds of the assay's own
-        runs, none for those of the study. lookup: seeds of the runs of offset lookup alone.
-      split: whose rows are judged.
+      seeds: of the runs that count. ablations: the arm without a factor, by hybrid and factor.
+      stretched: candidates of R+. oracle: RoPE trained at 4L, or "". pilot: seeds of the runs of the
+        assay; none: those of the study. lookup: seeds of the runs trained on offset lookup alone.
+      split: of the rows that are judged.
     """
 
     hybrids: tuple[str, ...]
@@ -47,14 +47,14 @@ class AnalysisPlan:
     margins: Margins = dataclasses.field(default_factory=Margins)
 
     def arms(self) -> list[str]:
-        """Every arm of the study's training length that is read, each once."""
+        """Returns every arm at the training length of the study, each once."""
         ablated = [arm for factors in self.ablations.values() for arm in factors.values()]
         return list(dict.fromkeys([self.rope, *self.alibi, *self.stretched, *self.hybrids, *ablated]))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Preregistration:
-    """A plan as it was written down: under which rule, when, its hash, and the rule's hash (rule 1: "")."""
+    """A frozen plan: its rule, its time, its hash, and the hash of the rule (rule 1: "")."""
 
     plan: AnalysisPlan
     rule: int
@@ -64,10 +64,10 @@ class Preregistration:
 
 
 def freeze(path: Path, plan: AnalysisPlan) -> str:
-    """Writes the plan under rule version 2 and returns its hash.
+    """Writes a plan for rule version 2 and returns its hash.
 
     Raises:
-      ValueError: the file exists (a plan is frozen once), or the rule does not take the plan.
+      ValueError: the file exists already, or the rule does not take the plan.
     """
     _check(plan)
     body = {
@@ -94,17 +94,17 @@ def digest(body: Mapping) -> str:
 
 
 def rule_digest(sources: Sequence[str] = SOURCES) -> str:
-    """Returns the SHA-256 of the source of rule 2, by which a rule that changed after freezing is noticed."""
+    """Returns the SHA-256 of the source of rule 2, which shows whether the rule changed after freezing."""
     package = Path(__file__).parents[1]
     read = [(package / f"{name.replace('.', '/')}.py").read_bytes() for name in sources]
     return hashlib.sha256(b"".join(read)).hexdigest()
 
 
 def read(path: Path) -> Preregistration:
-    """Returns the frozen plan, of either rule.
+    """Returns the frozen plan of a file, for rule 1 or 2.
 
     Raises:
-      ValueError: no such file or no plan, a hash that is not the plan's, or a plan of another rule.
+      ValueError: no such file, no plan in it, a wrong hash, or another rule.
     """
     if not path.is_file():
         raise ValueError(f"--prereg={path} is no file; write it with --freeze")
@@ -112,7 +112,7 @@ def read(path: Path) -> Preregistration:
 
 
 def parse(stored: Mapping, path: str) -> Preregistration:
-    """Returns the frozen plan that a JSON object holds; raises as `read`.
+    """Returns the frozen plan of a JSON object; raises the errors of `read`.
 
     Args:
       path: of its file, for errors.
@@ -143,23 +143,23 @@ def _parsed(body: dict, sha256: str, path: str) -> Preregistration:
 
 
 def objections(frozen: Preregistration, rule: int, began: Mapping[str, str | None]) -> list[str]:
-    """Returns why runs do not confirm the plan under a rule.
+    """Returns the reasons why runs do not confirm the plan under a rule.
 
-    Another rule than the plan's, a rule that was changed since, runs that began before the plan was
-    frozen, or nobody knows when.
+    Reasons are: the plan is for another rule, the rule has changed since, a run began before the plan was
+    frozen, or the start of a run is unknown.
 
     Args:
-      began: by run, when its training began (ISO 8601 with time zone, from run.json).
+      began: start of the training of each run (ISO 8601 with time zone, from run.json).
     """
-    found = []
+    reasons = []
     if frozen.rule != rule:
-        found.append(f"the plan was frozen for rule version {frozen.rule}")
+        reasons.append(f"the plan was frozen for rule version {frozen.rule}")
     elif frozen.rule_sha256 and frozen.rule_sha256 != rule_digest():
-        found.append("the source of the rule has changed since the plan was frozen")
+        reasons.append("the source of the rule has changed since the plan was frozen")
     unknown = sorted(run for run, at in began.items() if at is None)
     older = sorted(run for run, at in began.items() if at and datetime.datetime.fromisoformat(at) <= frozen.at)  # fmt: skip
-    found += [f"{run} began before the plan was frozen" for run in older]
-    return found + [f"{run}: run.json does not say when it began" for run in unknown]
+    reasons += [f"{run} began before the plan was frozen" for run in older]
+    return reasons + [f"{run}: run.json does not say when it began" for run in unknown]
 
 
 def _check(plan: AnalysisPlan) -> None:

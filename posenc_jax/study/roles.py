@@ -1,4 +1,4 @@
-"""Which arm stands for which parent: the better candidate on dev, on each axis; all of them without dev rows."""
+"""Choice of the parent arms: the better candidate on dev, by axis; all candidates without dev rows."""
 
 import dataclasses
 import math
@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from posenc_jax.study.statements import Outcomes
 
 TEXT, RETRIEVAL = "text", "retrieval"
-BETTER = {
-    TEXT: ("Y_E", min),
-    RETRIEVAL: ("Y_R", max),
-}  # what is compared on dev, and which is better
+BETTER = {TEXT: ("Y_E", min), RETRIEVAL: ("Y_R", max)}  # metric on dev, and which value is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +15,9 @@ class Roles:
     """The parents of a verdict.
 
     Attributes:
-      rope: tuned RoPE. stretched, alibi: by axis, the candidates that are judged: one where dev chose,
-        all where it could not, and then each clause must hold against every one. candidates: all of
-        them, of each role; those that are not judged are reported. oracle: RoPE trained at 4L, or "".
+      rope: tuned RoPE. stretched, alibi: the judged candidates, by axis. Dev chooses one; where it
+        cannot, all are judged and each clause must hold against every one. candidates: all of them, by
+        role; those that are not judged are reported. oracle: RoPE trained at 4L, or "".
     """
 
     rope: str
@@ -44,16 +41,16 @@ def choose_parents(
       stretched: candidates of R+, alibi: of A. dev: outcomes on dev, None where there are none.
     """
     names = {"R+": tuple(stretched), "A": tuple(alibi)}
-    found: dict[str, dict[str, tuple[str, ...]]] = {role: {} for role in names}
+    judged: dict[str, dict[str, tuple[str, ...]]] = {role: {} for role in names}
     notes = []
     for role, candidates in names.items():
         if len(candidates) < 2:
             notes.append(f"{role} is {candidates[0]}, the only candidate" if candidates else f"{role}: no candidate was named")  # fmt: skip
         for axis in BETTER:
-            found[role][axis], why = _better(candidates, axis, dev)
+            judged[role][axis], why = _better(candidates, axis, dev)
             if len(candidates) > 1:
                 notes.append(f"{role} on {axis} {why}")
-    return Roles(rope, found["R+"], found["A"], names, oracle), notes
+    return Roles(rope, judged["R+"], judged["A"], names, oracle), notes
 
 
 def _better(

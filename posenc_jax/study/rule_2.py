@@ -1,10 +1,11 @@
 """The decision rule, version 2 (EVALUATION.md, section 10): assay, comparisons, guards, reliability.
 
-A statement about bits per byte holds by a one-sided paired t test. One about accuracy holds by the
-largest of three p: t, exact sign flip, and the exact binomial one of failing seeds (`hypothesis_tests.failing_seeds`),
-and only if Fisher's test on the seeds that acquire or reach does not say the opposite. YES needs all
-clauses (intersection-union: its p is the largest; Berger 1982), Holm over the hybrids. Refutation is the
-same tests the other way, Holm over a hybrid's tested statements; a failed exact property refutes alone.
+A statement about bits per byte is tested by a one-sided paired t test. A statement about accuracy takes
+the largest p of three tests: t, exact sign flip, and failing seeds (`hypothesis_tests.failing_seeds`). It
+also needs that Fisher's test on the seeds that acquire or reach does not say the opposite. YES needs all
+clauses (intersection-union: its p is the largest; Berger 1982), with Holm's correction over the hybrids.
+A statement is refuted by the opposite tests, with Holm's correction over the tested statements of a
+hybrid. A failed exact property refutes by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ METRICS = ("Y_E", "Y_id", "price", "context_gain", "Y_R", "Y_R_far", "Y_R_8", "Y
 
 
 class Entry(NamedTuple):
-    """What the verdict reads of one statement; forced: its state where no test gives one."""
+    """The part of a statement that decides; forced: its state where no test gives one, else ""."""
 
     clause: str
     p: float
@@ -55,8 +56,8 @@ def decide(
 ) -> list[Verdict]:
     """Returns the verdict on every hybrid.
 
-    - YES: all clauses hold at the Holm-adjusted level, from 12 seeds each, also of the assay and of
-      offset lookup, and no planned seed is missing.
+    - YES: all clauses hold at the Holm-adjusted level; every comparison, the assay and offset lookup
+      have 12 seeds, and no planned seed is missing.
     - YES-RELIABLE: YES, and the lower limit of the share of seeds that reach is at least 0.75.
     - TRADE-OFF: all clauses of one axis hold and a clause of the other is refuted.
     - NO: a clause is refuted, and it is no trade-off.
@@ -67,35 +68,35 @@ def decide(
     """
     parents = dict.fromkeys([roles.rope, *(a for arms in roles.candidates.values() for a in arms), roles.oracle])  # fmt: skip
     check_plan(hybrids, [arm for arm in parents if arm], seeds)
-    said = [Hybrid(outcomes, h, roles, counts, tuple(seeds), margins).statements() for h in hybrids]  # fmt: skip
-    entries = [[_entry(s, forced) for s, forced in statements] for statements in said]
+    of_hybrids = [Hybrid(outcomes, h, roles, counts, tuple(seeds), margins).statements() for h in hybrids]  # fmt: skip
+    entries = [[_entry(s, forced) for s, forced in statements] for statements in of_hybrids]
     adjusted = statistics.holm([p_of_yes(e) for e in entries])
     return [
         _verdict(h, statements, e, p, reaching(outcomes, h, seeds), margins.alpha)
-        for h, statements, e, p in zip(hybrids, said, entries, adjusted, strict=True)
+        for h, statements, e, p in zip(hybrids, of_hybrids, entries, adjusted, strict=True)
     ]
 
 
 def p_of_yes(entries: Sequence[Entry]) -> float:
-    """Returns the p of "every statement is true": the largest; 1 where one has no test."""
+    """Returns the p of all statements together: the largest; 1 where one has no test."""
     return max(1.0 if e.forced else e.p for e in entries if e.forced != REPORTED)
 
 
 def states_of(entries: Sequence[Entry], alpha: float) -> tuple[str, ...]:
     """Returns the state of every statement."""
-    free = [e for e in entries if not e.forced]
-    tested = iter(tested_states([e.p for e in free], [e.p_refuted for e in free], [e.check for e in free], alpha))  # fmt: skip
-    return tuple(e.forced or next(tested) for e in entries)
+    free = [(e.p, e.p_refuted, e.check) for e in entries if not e.forced]
+    by_test = iter(tested_states(free, alpha))
+    return tuple(e.forced or next(by_test) for e in entries)
 
 
 def answer(
     clauses: Mapping[str, str], p: float, reaches: Count, *, complete: bool, alpha: float
 ) -> str:
-    """Returns the verdict's word.
+    """Returns the verdict as a word.
 
     Args:
-      p: of YES, Holm-adjusted. reaches: seeds of the hybrid that reach. complete: whether every planned
-        seed is in every comparison, and there are 12.
+      p: of YES, Holm-adjusted. reaches: seeds of the hybrid that reach. complete: whether every comparison
+        has all planned seeds, at least 12.
     """
     if traded(clauses, AXES):
         return "TRADE-OFF"
@@ -104,11 +105,8 @@ def answer(
     if p > alpha or not complete or set(clauses.values()) != {"holds"}:
         return "INCONCLUSIVE"
     k, n = reaches
-    return (
-        "YES-RELIABLE"
-        if n and hypothesis_tests.clopper_pearson_lower(k, n, alpha) >= RELIABLE
-        else "YES"
-    )
+    reliable = n and hypothesis_tests.clopper_pearson_lower(k, n, alpha) >= RELIABLE
+    return "YES-RELIABLE" if reliable else "YES"
 
 
 def _entry(s: Statement, forced: str) -> Entry:
@@ -119,12 +117,10 @@ def _entry(s: Statement, forced: str) -> Entry:
 def _verdict(hybrid, statements, entries, p, reaches: Count, alpha: float) -> Verdict:
     states = states_of(entries, alpha)
     clauses = clause_states(CLAUSES, [e.clause for e in entries], states)
-    said = [s for s, _ in statements]
     counted = [s for s, forced in statements if forced != REPORTED]
     barred = [f"{s.clause}: {'; '.join(s.problems)}" for s in counted if s.problems]
-    # The assay and offset lookup count seeds by arm, each of runs of its own.
-    read = [min((n for _, n in s.counts.values()), default=SEEDS) if s.check == "count" else len(s.seeds) for s in counted]  # fmt: skip
-    fewest = min(read)
+    # The assay and offset lookup count the seeds of every arm, in runs of their own.
+    fewest = min(min((n for _, n in s.counts.values()), default=SEEDS) if s.check == "count" else len(s.seeds) for s in counted)  # fmt: skip
     if fewest < SEEDS:
         barred.append(f"YES needs {SEEDS} seeds in every comparison; the fewest is {fewest}")
     word = answer(clauses, p, reaches, complete=not barred, alpha=alpha)
@@ -132,4 +128,4 @@ def _verdict(hybrid, statements, entries, p, reaches: Count, alpha: float) -> Ve
     if word == "INCONCLUSIVE" and not reasons and p > alpha:
         reasons.append(f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})")
     reasons += [s.contradiction for s in counted if s.contradiction]
-    return Verdict(hybrid, word, clauses, p, (*reasons, *dict.fromkeys(barred)), tuple(said), states)  # fmt: skip
+    return Verdict(hybrid, word, clauses, p, (*reasons, *dict.fromkeys(barred)), tuple(s for s, _ in statements), states)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The stages of a study: its tuning runs, its runs that count, and what remains of them as rows."""
+"""Runner of a study: commands of its runs, choice of the learning rates, and collection of the rows."""
 
 import dataclasses
 import hashlib
@@ -20,17 +20,17 @@ from posenc_jax.study import local_executor, preregistration, tuning
 from posenc_jax.study.grid import GridCell, Study, group_name
 from posenc_jax.training.config import RunConfig, differences, from_sections
 
-# What makes a row one measurement; a study that holds two of one kind is broken.
+# Fields that identify a measurement; a study holds each at most once.
 KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyRunner:
-    """A study file and where it is carried out.
+    """A study and the folder in which it runs.
 
     Attributes:
-      study: its value. file: its path, as the commands name it. config: returns the checked
-        configuration of a setting. workdir: of the study. train, evaluate: paths of the two scripts.
+      file: path of the study file, for the commands. config: returns the checked configuration of a
+        setting. train, evaluate: paths of the two scripts.
     """
 
     study: Study
@@ -46,7 +46,7 @@ class StudyRunner:
         return self.workdir / "logs"
 
     def programs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
-        """Returns the trainings of several seeds in one program; none where every run trains alone.
+        """Returns the commands that train several seeds in one program; none where every run trains alone.
 
         Raises:
           ValueError: seeds that differ in more than their seed.
@@ -54,23 +54,23 @@ class StudyRunner:
         return [self._program(group) for group in self.study.groups(cells) if len(group) > 1]
 
     def runs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
-        """Returns what is left once the programs have ended: of runs that finished there, the evaluation.
+        """Returns the runs that train alone, and the evaluation of those that a program has trained.
 
-        A run whose program did not finish it is none of them.
+        A run that its program did not finish is left out.
         """
-        found = []
+        runs = []
         for group in self.study.groups(cells):
             if len(group) == 1:
-                found.append(self.run(group[0]))
+                runs.append(self.run(group[0]))
             else:
-                done = [cell for cell in group if _trained(cell.folder(self.workdir))]
-                found += [self._as_commands(cell, self._scoring(cell)) for cell in done]
-        return found
+                trained = [cell for cell in group if _trained(cell.folder(self.workdir))]
+                runs += [self._as_commands(cell, self._evaluating(cell)) for cell in trained]
+        return runs
 
     def run(self, cell: GridCell) -> local_executor.RunCommands:
-        """Returns the run as commands: it trains alone and is evaluated."""
+        """Returns the commands that train one run alone and evaluate it."""
         train = (*self._training(cell), f"--workdir={cell.folder(self.workdir)}")
-        return self._as_commands(cell, (train, *self._scoring(cell)))
+        return self._as_commands(cell, (train, *self._evaluating(cell)))
 
     def evaluation(self, cell: GridCell) -> Path:
         """Returns the folder of a run's rows."""
@@ -79,18 +79,17 @@ class StudyRunner:
 
     def _training(self, cell: GridCell) -> tuple[str, ...]:
         parent = self.study.parent(cell)
-        begins = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
-        return ("python", self.train, f"--config={self.file}:{cell.setting}", *begins)
+        start = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
+        return ("python", self.train, f"--config={self.file}:{cell.setting}", *start)
 
-    def _scoring(self, cell: GridCell) -> tuple[tuple[str, ...], ...]:
-        scored = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")
+    def _evaluating(self, cell: GridCell) -> tuple[tuple[str, ...], ...]:
+        command = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
-            return ((*scored, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
-        scored = (*scored, f"--split={self.study.split}")
+            return ((*command, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
         suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
-        readings = tuple((*scored, *suite, f"--stretch={rule}") for rule in cell.arm.readings)
-        return ((*scored, *suite), *readings)
+        command = (*command, f"--split={self.study.split}", *suite)
+        return (command, *((*command, f"--stretch={rule}") for rule in cell.arm.readings))
 
     def _as_commands(
         self, cell: GridCell, commands: tuple[tuple[str, ...], ...]
@@ -105,7 +104,7 @@ class StudyRunner:
     def _program(self, cells: Sequence[GridCell]) -> local_executor.RunCommands:
         first, folders = cells[0], [cell.folder(self.workdir) for cell in cells]
         configs = [self.config(cell.setting) for cell in cells]
-        _refuse_unlike(cells, configs)
+        _refuse_different(cells, configs)
         pattern = folders[0].with_name(f"{first.arm.name}-s{{seed}}")
         seeds = ",".join(str(cell.seed) for cell in cells)
         commands = ((*self._training(first), f"--workdir={pattern}", f"--seeds={seeds}"),)
@@ -115,7 +114,7 @@ class StudyRunner:
         )
 
     def check(self) -> None:
-        """Builds every configuration and reads the plan; ValueError for a mistake, before anything starts."""
+        """Raises ValueError for a mistake in a configuration or in the plan, before any run starts."""
         s = self.study
         if s.prereg and (planned := preregistration.read(Path(s.prereg)).plan.split) != s.split:
             raise ValueError(
@@ -129,10 +128,7 @@ class StudyRunner:
         self.programs(cells)
 
     def begin(self) -> None:
-        """Makes the study's folder and writes study.json, and the frozen plan beside it.
-
-        What an earlier call said to deviate stays said.
-        """
+        """Makes the folder and writes study.json and the frozen plan; deviations of earlier calls are kept."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         path, record = self.workdir / "study.json", self.study.record()
         before = read_json(path).get("deviations", []) if path.exists() else []
@@ -142,28 +138,24 @@ class StudyRunner:
             replace_bytes(self.workdir / "prereg.json", Path(self.study.prereg).read_bytes())
 
     def rates(self) -> tuple[dict[str, float | None], list[str]]:
-        """Returns the learning rate of every arm that has one, and sentences about the choice.
+        """Returns the learning rate of every arm that has one, and remarks on the choice.
 
-        Without a tuning every arm has the rate None, the base's own. Writes nothing: tasks of an array
-        ask at the same time.
+        Without a tuning every rate is None, that of the base. Nothing is written, since the tasks of an array
+        call this at the same time.
 
         Raises:
-          ValueError: a tuning run has neither a dev loss nor failed: the stage is not over.
+          ValueError: a tuning run has not ended.
         """
         s = self.study
         if s.tuning is None:
             return {arm.name: None for arm in s.arms}, []
-        found, said = self._choices(), []
-        for choice in found:
-            if choice.rate is None:
-                said.append(
-                    f"{choice.arm}: no tuning run has a dev loss, so the arm has no learning rate"
-                )
-            elif choice.edge:
-                said.append(
-                    f"{choice.arm}: its best learning rate, {choice.rate:g}, lies on the edge of the grid"
-                )
-        return {c.arm: c.rate for c in found if c.rate is not None}, said
+        choices, remarks = self._choices(), []
+        for c in choices:
+            if c.rate is None:
+                remarks.append(f"{c.arm}: no tuning run has a dev loss, so the arm has no learning rate")  # fmt: skip
+            elif c.edge:
+                remarks.append(f"{c.arm}: its best learning rate, {c.rate:g}, lies on the edge of the grid")  # fmt: skip
+        return {c.arm: c.rate for c in choices if c.rate is not None}, remarks
 
     def write_tuning(self) -> None:
         """Writes tuning.json, where the study tunes; raises as `rates`."""
@@ -184,26 +176,26 @@ class StudyRunner:
         return tuning.choices(cells, self.workdir)
 
     def collect(self, cells: Sequence[GridCell]) -> Path:
-        """Writes rows.jsonl (and tuning.jsonl) from the runs that are there, sorted; returns its path.
+        """Writes rows.jsonl (and tuning.jsonl), sorted, from the evaluated runs; returns its path.
 
         Raises:
-          ValueError: one measurement stands there twice.
+          ValueError: a measurement occurs twice.
         """
         if self.study.tuning:
             dev = [self.evaluation(cell) for cell in self.study.tuning_grid()]
-            # Tuning runs of one arm and seed differ in their rate, which their name alone says.
+            # Tuning runs of one arm and seed differ in their rate, which only their name contains.
             text = sorted_rows(dev, self.workdir, (*KEY, "run"))
             replace_text(self.workdir / "tuning.jsonl", text)
-        read = [self.evaluation(cell) for cell in cells]
-        read += [p for f in read for p in sorted(f.parent.glob(f"stretched/*/{f.name}"))]
+        folders = [self.evaluation(cell) for cell in cells]
+        folders += [p for f in folders for p in sorted(f.parent.glob(f"stretched/*/{f.name}"))]
         path = self.workdir / "rows.jsonl"
-        replace_text(path, sorted_rows(read, self.workdir, KEY))
+        replace_text(path, sorted_rows(folders, self.workdir, KEY))
         return path
 
 
 def _stamp(commands: Sequence[Sequence[str]], configs: Sequence[RunConfig]) -> str:
-    decides = [DEFINITIONS, commands, *(config.to_json() for config in configs)]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    inputs = [DEFINITIONS, commands, *(config.to_json() for config in configs)]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 def _trained(folder: Path) -> bool:
@@ -211,26 +203,26 @@ def _trained(folder: Path) -> bool:
     return path.exists() and json.loads(path.read_text())["finished"]
 
 
-def _refuse_unlike(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -> None:
+def _refuse_different(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -> None:
     """Raises ValueError if runs that are to be trained together differ in more than their seed."""
     for cell, config in zip(cells, configs, strict=True):
-        found = [line for line in differences(config, configs[0]) if not line.startswith("train.seed:")]  # fmt: skip
-        if found:
+        lines = [x for x in differences(config, configs[0]) if not x.startswith("train.seed:")]
+        if lines:
             raise ValueError(
-                f"together=True: {cell.name} and {cells[0].name} differ in more than their seed ({found[0]})"
+                f"together=True: {cell.name} and {cells[0].name} differ in more than their seed ({lines[0]})"
             )
 
 
 def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]) -> str:
-    """Returns the rows of all evaluation folders that are there as JSONL, in one order.
+    """Returns the rows of all evaluation folders as JSONL, sorted.
 
-    A row's `run` becomes its folder below `workdir`; how it was resumed (item, stamp) is left behind.
+    `run` of a row becomes its folder below `workdir`; item and stamp are left out.
 
     Args:
-      names: the fields that make a row one measurement, and that rows are sorted by.
+      names: fields that identify a measurement, and by which rows are sorted.
 
     Raises:
-      ValueError: one measurement stands there twice.
+      ValueError: a measurement occurs twice.
     """
     rows = {}
     for folder in evaluations:
@@ -248,10 +240,7 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
 def study_runner(
     study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path
 ) -> StudyRunner:
-    """Returns the course of a study file whose get_config gives ConfigDicts.
-
-    scripts: the repository root, relative to where the commands run.
-    """
+    """Returns the runner of a study file; scripts: the repository root, relative to the working directory."""
     return StudyRunner(
         study, file, lambda setting: from_sections(get_config(setting).to_dict()), workdir,
         str(scripts / "train.py"), str(scripts / "scripts" / "evaluate.py"),

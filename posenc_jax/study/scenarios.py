@@ -1,4 +1,4 @@
-"""The truths of simulated studies: what each statement's boundary is, and which shares of seeds fail."""
+"""Scenarios of simulated studies for rule 2: true differences, and shares of seeds that fail."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -7,10 +7,10 @@ from posenc_jax.study.decision import Margins
 
 ROPE, STRETCHED, ALIBI, HYBRID = "rope", "stretched", "alibi", "hybrid"
 RECALL = ("Y_R", "Y_R_far", "Y_R_8", "Y_R_id")
-BITS = 0.0002  # spread of bits per byte between seeds, within an arm
-SURE = 0.4  # how far from its boundary a sure difference of bits lies
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)
-# Statement: clause, first arm less second arm, metric, threshold; "" for one arm alone.
+BITS = 0.0002  # SD of bits per byte between seeds of an arm
+SURE = 0.4  # distance of a certain difference of bits from its threshold
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)  # of seeds that fail
+# Statement: clause, first arm less second arm ("": one arm alone), metric, threshold.
 STATEMENTS = {
     "C1": ("C1", ROPE, HYBRID, "Y_E", "bpb"),
     "C1b": ("C1b", STRETCHED, HYBRID, "Y_E", "bpb"),
@@ -30,12 +30,12 @@ STATEMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Recall of one arm over seeds: its level by metric, and a share of seeds at another level.
+    """Distribution of the recall of one arm over seeds, with two peaks.
 
     Attributes:
-      level: chance-corrected accuracy of a seed that carries its recall. fails: share of the seeds that
-        do not carry it beyond L. unlearnt: share that does not learn it at L, and so carries none.
-      failed: level of those. spread: Gaussian, between seeds of one peak.
+      level: chance-corrected accuracy of a seed that recalls, by metric. fails: share of the seeds that
+        do not recall beyond L. unlearnt: share that does not recall at L either. failed: level of both.
+      spread: SD between seeds of one peak.
     """
 
     level: Mapping[str, float]
@@ -55,16 +55,16 @@ LEVELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """What is true of every simulated study, and what may be said of it how often.
+    """True values of all simulated studies of a scenario, and the verdicts whose rate is measured.
 
     Attributes:
-      clause: on whose boundary it lies, "" where it is about the verdict alone. recall: arms that differ
-        from `LEVELS`. bits: statements on bits per byte, in SDs of a difference past their threshold.
-      drop: mean fall of Y_R under the window, None: sure. lookup: shares of seeds of the hybrid and of RoPE
-        that learn offset lookup. assay: share of pilot seeds in which each arm acquires. hybrids: how many,
-        alike, that share their parents. counted: verdicts that would be wrong (or right). kind: "error",
-        at most `bound`; "power", a share without a bound; "limit": an error that no rule of so many
-        seeds can hold below 5 %, written down.
+      clause: the clause whose boundary is simulated, "" for one about the verdict. kind: "error", of a rate
+        of at most `bound`; "power", of a rate without a bound; "limit", of an error that no rule can hold
+        below 5 % with so few seeds. counted: the verdicts whose rate is measured.
+      recall: arms that differ from `LEVELS`. bits: statements about bits per byte, in SDs of a difference
+        past their threshold; others are certain. drop: mean fall of Y_R under the window; None: certain.
+      lookup: shares of seeds that learn offset lookup, of the hybrid and of RoPE. assay: share of pilot
+        seeds in which each arm acquires. hybrids: number of equal hybrids with the same parents.
     """
 
     name: str
@@ -85,7 +85,7 @@ NO = ("NO", "TRADE-OFF")
 
 
 def scenarios() -> list[Scenario]:
-    """Returns every truth of the table: boundaries, then what cannot be told apart, then power."""
+    """Returns all scenarios: errors on the boundaries, then limits, then power."""
     return [*_boundaries(), *_limits(), *_powers()]
 
 
@@ -164,21 +164,23 @@ def _of(arm: str, **fields) -> Peaks:
 
 
 def _moved(second: str, metric: str, margin: float, fails: tuple[float, float], spread: float = 0.015, failed: float = 0.0) -> dict[str, Peaks]:  # fmt: skip
-    """Peaks of the hybrid and another arm whose means of the metric differ by exactly the margin."""
-    mine, theirs = fails
-    top = LEVELS[HYBRID][metric]
-    hybrid = top
-    other = (top * (1 - mine) + failed * mine - margin) / (1 - theirs)
-    if other > top:  # no success of the other arm is above the hybrid's best
-        other, hybrid = top, (top * (1 - theirs) + margin - failed * mine) / (1 - mine)
+    """Returns the recall of the hybrid and of the second arm, whose means differ by exactly the margin.
+
+    fails: shares of failing seeds, of the hybrid and of the second arm.
+    """
+    share, share_2 = fails
+    level = top = LEVELS[HYBRID][metric]
+    level_2 = (top * (1 - share) + failed * share - margin) / (1 - share_2)
+    if level_2 > top:  # the second arm never exceeds the usual level of the hybrid
+        level_2, level = top, (top * (1 - share_2) + margin - failed * share) / (1 - share)
     return {
-        HYBRID: Peaks(LEVELS[HYBRID] | {metric: hybrid}, fails=mine, spread=spread, failed=failed),
-        second: Peaks(LEVELS[second] | {metric: other}, fails=theirs, spread=spread),
+        HYBRID: Peaks(LEVELS[HYBRID] | {metric: level}, fails=share, spread=spread, failed=failed),
+        second: Peaks(LEVELS[second] | {metric: level_2}, fails=share_2, spread=spread),
     }
 
 
 def margin_of(name: str, margins: Margins) -> float:
-    """Returns the threshold that a statement names: "0", a margin by its field, or "-field" for its negative."""
+    """Returns a threshold by name: "0", a field of `Margins`, or "-field" for its negative."""
     if name == "0":
         return 0.0
     return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)

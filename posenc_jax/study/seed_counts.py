@@ -1,4 +1,4 @@
-"""Counts of seeds for rule 2: who acquires recall, who reaches, who learns offset lookup, and what contradicts."""
+"""Counts of seeds for rule 2: seeds that acquire recall, that reach, and that learn offset lookup."""
 
 import dataclasses
 import math
@@ -13,16 +13,16 @@ ASSAY = 10 / 12  # share of pilot seeds in which R, A and H must acquire
 LOOKUP = 11 / 12  # share of seeds in which R must learn offset lookup
 ACQUIRE, REACH = ("least_id", ACQUIRED), ("Y_R_far", REACHES)
 
-Count = tuple[int, int]  # seeds that do, of seeds that were read
+Count = tuple[int, int]  # seeds that pass, seeds that have a value
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Counts of seeds from runs of their own.
+    """Counts of seeds in the runs of the assay and of offset lookup.
 
     Attributes:
-      assay: by arm, seeds that acquire, an arm without a value left out; assay_words: which seeds.
-      lookup: by arm, seeds that learn offset lookup; empty where no such runs were named.
+      assay: seeds that acquire, by arm. assay_words: which seeds were read.
+      lookup: seeds that learn offset lookup, by arm; empty without such runs.
     """
 
     assay: Mapping[str, Count]
@@ -48,22 +48,22 @@ def passing(outcomes: Outcomes, arm: str, seeds: Sequence[int], metric: str, bar
 
 
 def assay_passes(counts: Mapping[str, Count], arms: Sequence[str]) -> bool | None:
-    """Returns whether every arm acquires in 10 of 12 pilot seeds, or that share of them; None: not known."""
+    """Returns whether every arm acquires in at least 10/12 of its pilot seeds; None: not known."""
     if any(counts.get(arm, (0, 0))[1] == 0 for arm in arms):
         return None
     return all(k >= required_count(ASSAY, n) for k, n in (counts[arm] for arm in arms))
 
 
 def required_count(share: float, n: int) -> int:
-    """Returns how many of n seeds the share is, rounded up."""
+    """Returns the share of n seeds as a number of seeds, rounded up."""
     return math.ceil(share * n - 1e-9)
 
 
 def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
     """Returns p, p_refuted and the forced state of "as many seeds learn offset lookup as with RoPE".
 
-    It holds where the hybrid's share is not below RoPE's, is refuted where Fisher says that it is, and
-    is open between; not assessable where RoPE itself learns it in fewer than 11 of 12.
+    It holds where the hybrid's share is not below RoPE's, is refuted where Fisher's test says that it is
+    below, and is open otherwise. It is not assessable where RoPE learns it in fewer than 11 of 12 seeds.
     """
     (k, n), (k_rope, n_rope) = hybrid, rope
     if not n or not n_rope or k_rope < required_count(LOOKUP, n_rope):
@@ -75,7 +75,7 @@ def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]
     """Returns whether Fisher's test says that fewer seeds of the hybrid pass than of the other arm, and the reverse."""
     if not hybrid[1] or not other[1]:
         return False, False
-    (k, n), (l, m) = hybrid, other  # noqa: E741
-    return hypothesis_tests.fisher_fewer(k, l, n, m) <= alpha, hypothesis_tests.fisher_fewer(
-        l, k, m, n
-    ) <= alpha
+    (k, n), (k_other, n_other) = hybrid, other
+    fewer = hypothesis_tests.fisher_fewer(k, k_other, n, n_other)
+    more = hypothesis_tests.fisher_fewer(k_other, k, n_other, n)
+    return fewer <= alpha, more <= alpha

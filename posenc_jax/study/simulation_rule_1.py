@@ -1,7 +1,7 @@
-"""Simulated studies with a known truth: how often rule 1 is wrong, and how often right.
+"""Error rates and power of rule 1, by simulated studies whose true values are known.
 
-A truth says how many standard deviations each statement of the rule lies past its threshold; a
-statement that it does not name lies so far past that it holds in every study.
+A scenario gives the number of standard deviations by which the true mean of a statement exceeds its
+threshold. A statement that it does not name exceeds it by so much that it holds in every study.
 """
 
 import dataclasses
@@ -13,14 +13,15 @@ import numpy as np
 
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.rule_1 import STRONGER, decide
+from posenc_jax.study.scenarios import margin_of
 from posenc_jax.study.statistics import power
 
-# Spread of a value between seeds, within an arm; a difference of two arms has sqrt(2) of it. Small
-# for Y_E: C2 has to be sure where YES-STRONG, 0.01 bits further on the same values, is at its boundary.
+# SD of a value between seeds of an arm; a difference of two arms has sqrt(2) times as much. It is small
+# for Y_E: C2 must hold with certainty where YES-STRONG, 0.01 bits further, is on its boundary.
 SPREAD = {"Y_E": 0.0002, "bpb_id": 0.004, "Y_R": 0.04, "Y_R_far": 0.04, "Y_R_id": 0.04, "P3": 0.02,
           "context_gain": 0.01, "repeat_gain": 0.01, "window_check": 0.01}  # fmt: skip
 SURE = 20.0
-# Statement -> (arm, metric, which way that arm's value moves as the statement becomes truer, threshold).
+# Statement -> (arm, metric, sign of the change of its value that makes the statement truer, threshold).
 STATEMENTS = {
     "C1": ("rope", "Y_E", 1, "bpb"), "C2": ("alibi", "Y_E", 1, "-bpb"),
     "C3": ("alibi", "Y_R", -1, "accuracy"), "C3 far": ("alibi", "Y_R_far", -1, "0"),
@@ -36,11 +37,12 @@ STATEMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class ScenarioRule1:
-    """Where the statements lie, by hybrid, and what share of which answers the theory allows.
+    """True values of the statements, the verdicts whose share is measured, and the share by theory.
 
-    effects: by hybrid, SDs past the threshold of every statement that is not sure (`C1` 0.0: on the
-    boundary). counted: the answers that are counted, and of which hybrids (all: any of them has one).
-    theory: expected share, as a function of n; kind: "at most", or "equal" within 3 points.
+    Attributes:
+      effects: SDs past the threshold of every statement that is not certain, by hybrid (`C1` 0.0: on its
+        boundary). counted: verdicts that count. hybrids: a study counts if one of these has such a verdict.
+      kind: the share is "at most" `bound`, or "equal" to `expected` within 3 points.
     """
 
     name: str
@@ -52,7 +54,7 @@ class ScenarioRule1:
     bound: float = 0.05
 
     def expected(self, n: int) -> float:
-        """The share that theory gives: alpha, or a product of powers of one-sided t tests."""
+        """Returns the share by theory: `bound`, or a product of powers of one-sided t tests."""
         if self.kind == "at most":
             return self.bound
         return math.prod(power(n, e, alpha=a, two_sided=False) for e, a in self.theory)
@@ -62,7 +64,7 @@ YES, NO = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF")
 
 
 def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
-    """Every truth of the table: boundaries first, then power."""
+    """Returns all scenarios: errors on the boundaries, then power."""
     gain = {"G3 context", "G3 repeat"}
     single = [s for s in STATEMENTS if s != STRONGER and s not in gain]
     both = {"G3 context": 0.0, "G3 repeat": 0.0}
@@ -72,11 +74,11 @@ def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
     near = {"C3 far": 2.0, "G1 RoPE": 2.0}
     tested = (
         len(STATEMENTS) - 2
-    )  # in the Holm family of refutations: no strong, one of the two gains
-    found = [
+    )  # in Holm's family of refutations: not "strong", one of the two gains
+    scenarios = [
         ScenarioRule1(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single
     ]
-    found += [
+    scenarios += [
         ScenarioRule1("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
         ScenarioRule1("all statements on their boundaries", (everything,), YES, (0,), "at most"),
         ScenarioRule1("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
@@ -86,8 +88,8 @@ def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
         ScenarioRule1("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
         ScenarioRule1("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
     ]  # fmt: skip
-    found += [ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
-    found += [
+    scenarios += [ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
+    scenarios += [
         ScenarioRule1("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
         ScenarioRule1("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
         ScenarioRule1("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
@@ -95,20 +97,19 @@ def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
         ScenarioRule1("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
         ScenarioRule1("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
     ]  # fmt: skip
-    return found
+    return scenarios
 
 
-def tally(truth: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
-    """Draws studies of n seeds and asks the decision engine of each.
+def tally(scenario: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
+    """Draws studies of n seeds and applies rule 1 to each; draws are a function of (seed, name, n).
 
-    Returns in how many a counted hybrid got a counted answer, and every answer of the first hybrid.
-    Draws are a function of (seed, truth's name, n).
+    Returns the number of studies in which a hybrid has a counted verdict, and all verdicts of the first one.
     """
-    hybrids = [f"hybrid{i}" for i in range(len(truth.effects))]
+    hybrids = [f"hybrid{i}" for i in range(len(scenario.effects))]
     arms = ("rope", "alibi", *hybrids)
-    key = [seed, n, *truth.name.encode()]
+    key = [seed, n, *scenario.name.encode()]
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-    means = _means(truth.effects, hybrids, margins)
+    means = _means(scenario.effects, hybrids, margins)
     drawn = {
         (arm, metric): means.get((arm, metric), 0.0)
         + SPREAD[metric] * random.standard_normal((studies, n))
@@ -120,16 +121,16 @@ def tally(truth: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Mar
     hits, answers = 0, Counter()
     for study in range(studies):
         outcomes = exact | {key: dict(enumerate(values[study])) for key, values in rows.items()}
-        said = decide(outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins)  # fmt: skip
-        hits += any(said[i].verdict in truth.counted for i in truth.hybrids)
-        answers[said[0].verdict] += 1
+        verdicts = decide(outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins)  # fmt: skip
+        hits += any(verdicts[i].verdict in scenario.counted for i in scenario.hybrids)
+        answers[verdicts[0].verdict] += 1
     return hits, answers
 
 
 def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
-    """Means of every arm: a statement's parent is moved, the hybrids stay at 0.
+    """Returns the mean of every arm and metric: the parent of a statement is moved, the hybrids stay at 0.
 
-    Hybrids that differ share their parents, so each moves its own value of that metric instead.
+    Hybrids with different effects share their parents, so their own values are moved instead.
 
     Raises:
       ValueError: hybrids that differ in a statement whose metric is compared with both parents.
@@ -137,13 +138,13 @@ def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
     means: dict[tuple[str, str], float] = {}
     for statement, (arm, metric, way, threshold) in STATEMENTS.items():
         own = not arm
-        sd, far = SPREAD[metric] * (1 if own else 2**0.5), _threshold(threshold, margins)
+        sd, far = SPREAD[metric] * (1 if own else 2**0.5), margin_of(threshold, margins)
         moved = [e.get(statement, SURE) for e in effects]
         alike = len(set(moved)) == 1
         if own:
             means |= {(h, metric): far + sds * sd for h, sds in zip(hybrids, moved, strict=True)}
         elif statement == STRONGER and not any(statement in e for e in effects):
-            continue  # ALiBi's Y_E is C2's
+            continue  # C2 has set ALiBi's Y_E
         elif alike:
             means[arm, metric] = way * (far + moved[0] * sd)
         elif [m for _, m, _, _ in STATEMENTS.values()].count(metric) > 1:
@@ -152,9 +153,3 @@ def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
             means[arm, metric] = way * (far + SURE * sd)
             means |= {(h, metric): way * (SURE - sds) * sd for h, sds in zip(hybrids, moved, strict=True)}  # fmt: skip
     return means
-
-
-def _threshold(name: str, margins: Margins) -> float:
-    if name == "0":
-        return 0.0
-    return -getattr(margins, name[1:]) if name.startswith("-") else getattr(margins, name)

@@ -1,4 +1,4 @@
-"""A study as Slurm array jobs: one task a run, every task safe to repeat, requeued when preempted."""
+"""Slurm array jobs of a study: one task a run; tasks are safe to repeat and requeued when preempted."""
 
 import dataclasses
 import re
@@ -15,12 +15,12 @@ WARNING_SECONDS = 120  # between SIGTERM and the end: enough to finish a step an
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a task asks for; empty or 0 leaves it to the cluster's defaults.
+    """Resources of a task; empty or 0 means the default of the cluster.
 
     Attributes:
-      partition, account, time: as sbatch takes them. gpus, cpus: per task. memory: such as 32G.
-      venv: folder of a virtual environment to activate. container: an image, by srun's
-        --container-image (pyxis); one of the two at most. at_once: tasks of an array at a time.
+      partition, account, time: arguments of sbatch. gpus, cpus: per task. memory: such as 32G.
+      venv: folder of a virtual environment to activate. container: an image for srun's --container-image
+        (pyxis). Only one of these two may be set. at_once: largest number of tasks at a time.
     """
 
     partition: str = ""
@@ -44,12 +44,12 @@ class Resources:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One array job, or one single job: the commands of its tasks, and whom it waits for.
+class SlurmStage:
+    """An array job: the commands of its tasks, and the stage it waits for.
 
     Attributes:
-      name: of the job and of its files. tasks: one command each. after: name of an earlier stage that
-        must have ended, whether all its tasks succeeded or not; "" for none.
+      name: of the job and of its files. tasks: one command each. after: name of an earlier stage that must
+        end first, with or without failed tasks; "" for none. gpus: whether its tasks get GPUs.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Stage:
     gpus: bool = True
 
 
-def script(stage: Stage, resources: Resources, *, root: Path, folder: Path) -> str:
+def script(stage: SlurmStage, resources: Resources, *, root: Path, folder: Path) -> str:
     """Returns the batch script of a stage.
 
-    SIGTERM arrives WARNING_SECONDS before the end of the time, or when the job is preempted; the run
-    saves, exits with STOPPED, and the task puts itself back into the queue.
+    Slurm sends SIGTERM when the job is preempted and WARNING_SECONDS before its time ends. The run then
+    saves and exits with STOPPED, and the task requeues itself.
 
     Args:
-      root: the repository, where the commands run. folder: for the list of tasks and the logs.
+      root: the repository, in which the commands run. folder: of the task lists and the logs.
     """
-    asked = {
+    options = {
         "job-name": stage.name,
         "array": f"1-{len(stage.tasks)}" + (f"%{resources.at_once}" if resources.at_once else ""),
         "nodes": 1,
@@ -78,11 +78,11 @@ def script(stage: Stage, resources: Resources, *, root: Path, folder: Path) -> s
         "gpus-per-task": resources.gpus if stage.gpus else 0,
         "cpus-per-task": resources.cpus,
         "mem": resources.memory,
-        "signal": f"TERM@{WARNING_SECONDS}",  # to the task: srun, told to end, kills it (-9)
+        "signal": f"TERM@{WARNING_SECONDS}",  # to the task; srun would kill it with SIGKILL
         "open-mode": "append",
         "output": f"{folder / stage.name}-%a.log",
     }
-    head = [f"#SBATCH --{key}={value}" for key, value in asked.items() if value]
+    head = [f"#SBATCH --{key}={value}" for key, value in options.items() if value]
     if re.search(r"\s", str(folder)):
         raise ValueError(f"{folder}: sbatch reads no path with a space in it; choose another --workdir")  # fmt: skip
     srun = ["srun"]
@@ -112,8 +112,8 @@ exit "$code"
 """
 
 
-def write(stages: Sequence[Stage], resources: Resources, *, root: Path, folder: Path) -> list[Path]:
-    """Writes script and task list of every stage, and returns the scripts in order."""
+def write(stages: Sequence[SlurmStage], resources: Resources, *, root: Path, folder: Path) -> list[Path]:
+    """Writes the script and the task list of every stage; returns the paths of the scripts in order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for stage in stages:
@@ -124,30 +124,30 @@ def write(stages: Sequence[Stage], resources: Resources, *, root: Path, folder: 
     return paths
 
 
-def submission(stage: Stage, path: Path, jobs: Mapping[str, str]) -> list[str]:
+def submission(stage: SlurmStage, path: Path, jobs: Mapping[str, str]) -> list[str]:
     """Returns the sbatch command of a stage; jobs: ids of the stages submitted before, by name."""
-    # afterany: a run that failed is named at the end, it does not hold up all the others.
+    # afterany: a failed run is named at the end; it does not stop the other runs.
     wait = [f"--dependency=afterany:{jobs[stage.after]}"] if stage.after else []
     return ["sbatch", "--parsable", *wait, str(path)]
 
 
-def submit(stages: Sequence[Stage], paths: Sequence[Path]) -> dict[str, str]:
+def submit(stages: Sequence[SlurmStage], paths: Sequence[Path]) -> dict[str, str]:
     """Submits every stage and returns the job ids by stage.
 
     Raises:
-      FileNotFoundError: there is no sbatch. ValueError: it refused a stage; earlier ones are cancelled.
+      FileNotFoundError: there is no sbatch. ValueError: sbatch refused a stage; earlier stages are cancelled.
     """
     if not available():
         raise FileNotFoundError("there is no sbatch on the PATH")
     jobs: dict[str, str] = {}
     for stage, path in zip(stages, paths, strict=True):
-        said = subprocess.run(submission(stage, path, jobs), capture_output=True, text=True)
-        job = said.stdout.strip().partition(";")[0]  # id;cluster
-        if said.returncode or not job.isdigit():
+        reply = subprocess.run(submission(stage, path, jobs), capture_output=True, text=True)
+        job = reply.stdout.strip().partition(";")[0]  # id;cluster
+        if reply.returncode or not job.isdigit():
             if jobs:
                 subprocess.run(["scancel", *jobs.values()], check=False)
             raise ValueError(
-                f"sbatch refused {path}: {' '.join((said.stderr or said.stdout).split())}"
+                f"sbatch refused {path}: {' '.join((reply.stderr or reply.stdout).split())}"
             )
         jobs[stage.name] = job
     return jobs

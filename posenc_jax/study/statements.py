@@ -1,4 +1,4 @@
-"""Statements over seeds: one tested sentence each, checks that hold in every seed or do not, and counts of seeds."""
+"""Claims about outcomes, and the statements that tests over training seeds make of them."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ Outcomes = Mapping[tuple[str, str], Mapping[int, float | None]]  # (arm, metric)
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """One sentence: values by seed (differences where two arms meet) against a threshold."""
+    """A claim with its values by seed (differences, where it compares two arms), its test and its p."""
 
     clause: str
     words: str
@@ -27,44 +27,40 @@ class Statement:
     values: tuple[float, ...]
     problems: tuple[str, ...]  # planned seeds left out, each with its reason
     test: statistics.OneSided | None  # None: fewer than two seeds, or a check
-    p: float  # that it is true: 1 where it could not be tested
-    p_refuted: float
-    check: str = ""  # "at most", "equal", "above": each value to the threshold; "count": of seeds
+    p: float  # of the claim; 1 where it could not be tested
+    p_refuted: float  # of its opposite
+    check: str = ""  # as in a claim, or "count": of seeds
     note: str = ""
-    arms: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # of the two, where two meet
-    names: tuple[str, ...] = ()  # of the one arm or the two
+    arms: tuple[tuple[float, ...], tuple[float, ...]] = (
+        (),
+        (),
+    )  # values of two arms; empty for one
+    names: tuple[str, ...] = ()  # of its arms
     metric: str = ""
-    instances: tuple[
-        bootstrap.Sample, ...
-    ] = ()  # of each seed; none: the bootstrap draws seeds alone
-    unknown: str = ""  # why there are none
+    instances: tuple[bootstrap.Sample, ...] = ()  # by seed; (): the bootstrap draws seeds alone
+    unknown: str = ""  # why there are no instances
     agreed: bool = False  # p and p_refuted are the largest of t, sign flip and failing seeds
-    p_failing: float | None = None  # None: not asked for
-    contradiction: str = ""  # of counts of seeds, in words: the statement cannot hold
-    identical: bool = False  # all seeds have one value: refused
+    p_failing: float | None = None  # of failing seeds; None: not asked for
+    contradiction: str = ""  # counts of seeds that contradict the claim, in words; it cannot hold
+    identical: bool = False  # all seeds have one value: the test is refused
     counts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # arm: k of n
-    said: str = ""  # of a count, what was counted
+    said: str = ""  # the counts in words
 
     @property
     def iqm(self) -> float | None:
-        """Interquartile mean of the values, None where nothing was tested."""
+        """Interquartile mean of the values; None without a test."""
         return None if self.test is None else statistics.iqm(self.values)
 
     @property
     def ahead(self) -> float | None:
-        """Share of all pairs of runs in which the first arm's value is the higher one; None for one arm."""
+        """Share of pairs of runs in which the first arm has the higher value; None for one arm."""
         return statistics.probability_of_improvement(*self.arms) if self.arms[0] else None
 
     def bootstrap(self, alpha: float) -> tuple[float, float] | None:
-        """Percentile interval of the mean over the draws; None where nothing was tested.
-
-        Drawn are seeds and, where they are known, the instances within each drawn seed.
-        """
-        return (
-            None
-            if self.test is None
-            else bootstrap.percentile_interval(self._means_X, 1 - 2 * alpha)
-        )
+        """Percentile interval of the mean over draws of seeds and, where known, of instances; None without a test."""
+        if self.test is None:
+            return None
+        return bootstrap.percentile_interval(self._means_X, 1 - 2 * alpha)
 
     @functools.cached_property
     def _means_X(self) -> np.ndarray:
@@ -73,39 +69,42 @@ class Statement:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """The levels that the bootstrap draws, none where nothing was tested."""
+        """The levels that the bootstrap resamples; none without a test."""
         if self.test is None:
             return ()
         return ("seeds", "instances") if self.instances else ("seeds",)
 
     @property
     def sign_flip(self) -> float | None:
-        """Exact one-sided sign-flip p, None where nothing was tested."""
+        """Exact one-sided sign-flip p; None without a test."""
         if self.test is None:
             return None
         return statistics.sign_flip(self.values, threshold=self.threshold, two_sided=False)
 
     def detectable(self, alpha: float) -> float | None:
-        """How far past the threshold a true mean must lie to be found in 80 % of studies."""
+        """Distance of a true mean from the threshold at which the power is 80 %; None without a test."""
         if self.test is None:
             return None
         effect = statistics.detectable_effect(self.test.n, alpha=alpha, two_sided=False)
-        found = effect * self.test.deviation
+        by_spread = effect * self.test.deviation
         if self.p_failing is None:
-            return found
-        # With no failing seed the limit of the failing share is 1 - alpha^(1/n); see evidence.failing.
+            return by_spread
+        # With no failing seed the limit of the failing share is 1 - alpha^(1/n); see hypothesis_tests.failing_seeds.
         best = max(self.arms[0] or self.values)
-        return max(found, best * (1 - alpha ** (1 / self.test.n)))
+        return max(by_spread, best * (1 - alpha ** (1 / self.test.n)))
 
     def sentence(self, alpha: float) -> str:
-        """Estimate, interval, p, n and detectable effect, in words; of a check, what every seed had."""
+        """Estimate, interval, p, n and detectable effect in words; for a check, the values of the seeds."""
         gaps = f"; left out: {'; '.join(self.problems)}" if self.problems else ""
         note = f" ({self.note})" if self.note else ""
         said = f"{self.clause}: {self.words}{note}: "
         if self.check == "count":
             return f"{said}{self.said}{gaps}"
         if self.check and self.values:
-            failed = [f"seed {s} has {v:.3g}" for s, v in self.failed()]
+            failed = [
+                f"seed {s} has {v:.3g}"
+                for s, v in _failures(self.check, self.threshold, self.seeds, self.values)
+            ]
             state = f"fails: {', '.join(failed)}" if failed else "passes"
             extreme = "" if failed else f", values {min(self.values):.3g} to {max(self.values):.3g}"
             return (
@@ -129,78 +128,68 @@ class Statement:
             f"{self.detectable(alpha):.4f} past it{contradiction}{unknown}{gaps}"
         )
 
-    def failed(self) -> list[tuple[int, float]]:
-        """Seed and value of every failure of a check."""
-        fails = {"at most": operator.gt, "equal": operator.ne, "above": operator.le}[self.check]
-        return [(s, v) for s, v in zip(self.seeds, self.values, strict=True) if fails(v, self.threshold)]  # fmt: skip
-
 
 def p_words(p: float) -> str:
-    """A p value to four digits, never as zero."""
+    """Returns a p value with four digits, never as zero."""
     return f"{p:.4f}" if p >= 0.0001 else "below 0.0001"
 
 
-def compared(
-    outcomes: Outcomes,
-    clause: str,
-    words: str,
-    arms: tuple[str, str],
-    metric: str,
-    unit: str,
-    threshold: float,
-    seeds: Sequence[int],
-    alpha: float,
-) -> Statement:
-    """The statement that (first arm less second arm), seed by seed, has a mean above the threshold."""
-    a, b = ({s: outcomes.get((arm, metric), {}).get(s) for s in seeds} for arm in arms)
-    paired = statistics.pair(a, b)
-    problems = tuple(f"{metric} of {arms[0]} and {arms[1]}, {line}" for line in paired.excluded)
-    said = _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
-    both = tuple(tuple(v[s] for s in paired.seeds) for v in (a, b))
-    return dataclasses.replace(said, arms=both, names=tuple(arms), metric=metric)
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement before it is tested: the mean of a metric over seeds exceeds a threshold.
+
+    Attributes:
+      arms: one arm, or two whose difference (first less second) is meant. unit: "" for a check.
+      check: "at most", "equal" or "above" compares the value of every seed with the threshold; no mean
+        is tested then. "": the mean is tested.
+    """
+
+    clause: str
+    words: str
+    arms: tuple[str, ...]
+    metric: str
+    unit: str
+    threshold: float
+    check: str = ""
 
 
-def alone(
-    outcomes: Outcomes,
-    clause: str,
-    words: str,
-    arm: str,
-    metric: str,
-    unit: str,
-    threshold: float,
-    seeds: Sequence[int],
-    alpha: float,
-) -> Statement:
-    """The statement that one arm's values have a mean above the threshold."""
-    paired, problems = _of_one_arm(outcomes, arm, metric, seeds)
-    said = _tested(clause, words, unit, threshold, paired.seeds, paired.differences, problems, alpha)  # fmt: skip
-    return dataclasses.replace(said, names=(arm,), metric=metric)
-
-
-def checked(
-    outcomes: Outcomes,
-    clause: str,
-    words: str,
-    arm: str,
-    metric: str,
-    check: str,
-    bound: float,
-    seeds: Sequence[int],
-) -> Statement:
-    """A property of every seed: values "at most" the bound, "equal" to it or "above" it."""
-    paired, problems = _of_one_arm(outcomes, arm, metric, seeds)
-    s = Statement(clause, words, "", bound, paired.seeds, paired.differences, problems, None, 1.0, 1.0, check)  # fmt: skip
-    failed = bool(s.failed())
-    holds = bool(s.values) and not failed
-    return dataclasses.replace(s, p=float(not holds), p_refuted=float(not failed))
+def tested(claim: Claim, outcomes: Outcomes, seeds: Sequence[int], alpha: float) -> Statement:
+    """Returns the statement of a claim, from the planned seeds in which all its arms have a value."""
+    values = [
+        {s: outcomes.get((arm, claim.metric), {}).get(s) for s in seeds} for arm in claim.arms
+    ]
+    of, arms = f"{claim.metric} of {' and '.join(claim.arms)}", ((), ())
+    if len(values) == 2:
+        paired = statistics.pair(*values)
+        problems = [f"{of}, {line}" for line in paired.excluded]
+        arms = tuple(tuple(v[s] for s in paired.seeds) for v in values)
+    else:
+        paired = statistics.pair(values[0], dict.fromkeys(seeds, 0.0))
+        problems = [f"{of}, {line.split(':')[0]}: no finite value" for line in paired.excluded]
+    differences, test, identical = paired.differences, None, False
+    p = p_refuted = 1.0
+    if claim.check:
+        failed = bool(_failures(claim.check, claim.threshold, paired.seeds, differences))
+        p, p_refuted = float(failed or not differences), float(not failed)
+    elif len(differences) < 2:
+        problems.append(f"{claim.words}: fewer than two seeds")
+    elif identical := statistics.identical(differences):
+        problems.append(f"{claim.words}: refused, all {len(differences)} seeds have the same value {differences[0]:g}")  # fmt: skip
+    else:
+        test = statistics.against(differences, claim.threshold, alpha)
+        p, p_refuted = test.p_above, test.p_below
+    return Statement(
+        claim.clause, claim.words, claim.unit, claim.threshold, paired.seeds, differences, tuple(problems),
+        test, p, p_refuted, claim.check, arms=arms, names=claim.arms, metric=claim.metric, identical=identical,
+    )  # fmt: skip
 
 
 def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
-    """The statement by the largest of its p: t over seeds, exact sign flip and, if asked, failing seeds.
+    """Returns the statement with the largest p of three tests: t, exact sign flip and failing seeds.
 
     Args:
-      ahead: whether "true" asks for the failing seeds of the arm that is then ahead, the first one.
-      behind: whether "false" asks for those of the second one; there is none where one arm stands alone.
+      ahead: whether p includes the test of failing seeds of the first arm.
+      behind: whether p_refuted includes that of the second arm, where there is one.
     """
     if s.test is None:
         return s
@@ -218,9 +207,9 @@ def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
 
 
 def either(a: Statement, b: Statement) -> Statement:
-    """The clearer of two statements, of which one suffices: its p doubled (Bonferroni).
+    """Returns the statement with the smaller p of two, of which one suffices; p is doubled (Bonferroni).
 
-    One with every planned seed goes before one that lacks some. Refuted only if both are.
+    A statement with every planned seed is preferred to one without. It is refuted only if both are.
     """
     chosen, other = sorted((a, b), key=lambda s: (len(s.problems) > 0, s.p))
     lacks = f"; {other.words} left out: {'; '.join(other.problems)}" if other.problems else ""
@@ -236,14 +225,14 @@ def either(a: Statement, b: Statement) -> Statement:
 def with_instances(
     s: Statement, samples: Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 ) -> Statement:
-    """The statement with the instances of every seed, paired over its arms, or why it has none.
+    """Returns the statement with the instances of every seed, paired over its arms, or the reason why not.
 
     Args:
-      samples: by arm and metric, by seed: the instances, or the reason why they are not known.
+      samples: by arm and metric, by seed: the instances, or why they are unknown.
     """
     if s.test is None:
         return s
-    found = []
+    instances = []
     for name in s.names:
         if (name, s.metric) not in samples:
             return dataclasses.replace(s, unknown=f"no arrays of {name} are read")
@@ -255,28 +244,18 @@ def with_instances(
         sample = parts[0] if len(parts) == 1 else bootstrap.paired_difference(*parts)
         if sample is None:
             return dataclasses.replace(s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances")  # fmt: skip
-        found.append(sample)
-    return dataclasses.replace(s, instances=tuple(found))
+        instances.append(sample)
+    return dataclasses.replace(s, instances=tuple(instances))
 
 
 def p_of_all(statements: Sequence[Statement]) -> float:
-    """The p of "every one of them": the largest (intersection-union, Berger 1982)."""
+    """Returns the p of all statements together: the largest (intersection-union, Berger 1982)."""
     return max(s.p for s in statements)
 
 
-def _of_one_arm(outcomes, arm, metric, seeds):
-    values = {s: outcomes.get((arm, metric), {}).get(s) for s in seeds}
-    paired = statistics.pair(values, dict.fromkeys(seeds, 0.0))
-    problems = tuple(f"{metric} of {arm}, {line.split(':')[0]}: no finite value" for line in paired.excluded)  # fmt: skip
-    return paired, problems
-
-
-def _tested(clause, words, unit, threshold, seeds, values, problems, alpha) -> Statement:
-    if len(values) < 2:
-        problems = (*problems, f"{words}: fewer than two seeds")
-        return Statement(clause, words, unit, threshold, seeds, values, problems, None, 1.0, 1.0)
-    if statistics.identical(values):
-        problems = (*problems, f"{words}: refused, all {len(values)} seeds have the same value {values[0]:g}")  # fmt: skip
-        return Statement(clause, words, unit, threshold, seeds, values, problems, None, 1.0, 1.0, identical=True)  # fmt: skip
-    t = statistics.against(values, threshold, alpha)
-    return Statement(clause, words, unit, threshold, seeds, values, problems, t, t.p_above, t.p_below)  # fmt: skip
+def _failures(
+    check: str, threshold: float, seeds: Sequence[int], values: Sequence[float]
+) -> list[tuple[int, float]]:
+    """Seed and value of every failure of a check."""
+    fails = {"at most": operator.gt, "equal": operator.ne, "above": operator.le}[check]
+    return [(s, v) for s, v in zip(seeds, values, strict=True) if fails(v, threshold)]

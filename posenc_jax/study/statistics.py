@@ -1,4 +1,4 @@
-"""Statistics over training seeds: the seed is the unit, documents and instances are nested in it."""
+"""Statistics over training seeds: t test, power, Holm, interquartile mean, probability of improvement."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class OneSided:
-    """A mean against a threshold, both ways: p_above for mean > threshold, p_below for mean < it.
+    """A mean tested against a threshold: p_above is of mean > threshold, p_below of mean < threshold.
 
-    low and high are the one-sided limits at alpha, so together a (1 - 2 alpha) interval.
+    low and high are the one-sided limits at alpha; together they are a (1 - 2 alpha) interval.
     """
 
     mean: float
@@ -41,9 +41,9 @@ def pair(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Paired
     seeds, differences, excluded = [], [], []
     for seed in sorted({*a, *b}):
         first, second = a.get(seed), b.get(seed)
-        lacking = [side for side, v in (("first", first), ("second", second)) if not _finite(v)]
-        if lacking:
-            excluded.append(f"seed {seed}: no finite value in the {' and the '.join(lacking)} arm")
+        missing = [side for side, v in (("first", first), ("second", second)) if not _finite(v)]
+        if missing:
+            excluded.append(f"seed {seed}: no finite value in the {' and the '.join(missing)} arm")
         else:
             seeds.append(seed)
             differences.append(float(first) - float(second))
@@ -54,14 +54,14 @@ def against(values: Sequence[float], threshold: float, alpha: float) -> OneSided
     """Tests a mean against a threshold by Student's t (paired t where values are differences).
 
     Raises:
-      ValueError: fewer than two values, one that is not finite, or values that are all the same: no
-        test knows their spread, and seeds that agree to the last digit are copies more often than luck.
+      ValueError: fewer than two values, one that is not finite, or values that are all the same:
+        they have no spread to test against, and seeds that agree in every digit are likely copies.
     """
     n = len(values)
     if n < 2:
         raise ValueError(f"a test over seeds needs at least 2 values, not {n}")
     if not all(map(math.isfinite, values)):
-        raise ValueError("a test was handed a value that is not finite; pair the seeds first")
+        raise ValueError("a test got a value that is not finite; pair the seeds first")
     mean = math.fsum(values) / n  # plain floats: an array this short costs ten times as much
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
     if identical(values):
@@ -80,12 +80,6 @@ def identical(values: Sequence[float]) -> bool:
     return max(values) - min(values) <= 1e-12 * max(1.0, *map(abs, values))
 
 
-def paired_t(differences: Sequence[float]) -> float:
-    """Returns the two-sided p of Student's paired t test against zero (Student 1908)."""
-    test = against(differences, 0.0, 0.05)
-    return min(1.0, 2 * min(test.p_above, test.p_below))
-
-
 def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided: bool) -> float:
     """Returns the exact sign-flip p of mean > threshold (or, two-sided, != threshold).
 
@@ -95,7 +89,7 @@ def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided
     Raises:
       ValueError: no value, one that is not finite, or more than 20 values (2^20 patterns).
     """
-    above_1, below_1 = hypothesis_tests.sign_flips(_checked(differences, 1)[None], threshold)
+    above_1, below_1 = hypothesis_tests.sign_flips(_checked(differences)[None], threshold)
     # Patterns come in pairs of opposite sums.
     return min(1.0, 2 * float(min(above_1[0], below_1[0]))) if two_sided else float(above_1[0])
 
@@ -105,27 +99,15 @@ def iqm(values: Sequence[float]) -> float:
 
     floor(n/4) values go from each end, as scipy.stats.trim_mean and rliable do (Agarwal et al. 2021).
     """
-    values_P = np.sort(_checked(values, 1))
+    values_P = np.sort(_checked(values))
     cut = len(values_P) // 4
     return float(values_P[cut : len(values_P) - cut].mean())
 
 
 def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
     """Returns P(A > B) + P(A = B) / 2 over all pairs of runs (Agarwal et al. 2021, sec. 4.3)."""
-    a_P, b_Q = _checked(a, 1), _checked(b, 1)
+    a_P, b_Q = _checked(a), _checked(b)
     return float((0.5 * (np.sign(a_P[:, None] - b_Q[None]) + 1)).mean())
-
-
-def equivalence(differences: Sequence[float], margin: float) -> float:
-    """Returns the p of two one-sided tests for |mean| < margin (TOST, Schuirmann 1987).
-
-    Raises:
-      ValueError: a margin that is not positive.
-    """
-    if not margin > 0:
-        raise ValueError(f"an equivalence margin must be positive, not {margin}")
-    low, high = against(differences, -margin, 0.05), against(differences, margin, 0.05)
-    return max(low.p_above, high.p_below)
 
 
 def power(n: int, effect: float, *, alpha: float, two_sided: bool) -> float:
@@ -185,10 +167,10 @@ def _finite(value: object) -> bool:
     return number and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _checked(values: Sequence[float], least: int) -> np.ndarray:
+def _checked(values: Sequence[float]) -> np.ndarray:
     values_P = np.asarray(values, np.float64)
-    if values_P.ndim != 1 or len(values_P) < least:
-        raise ValueError(f"a statistic over seeds needs at least {least} values, not {values_P.size}")  # fmt: skip
+    if values_P.ndim != 1 or not len(values_P):
+        raise ValueError(f"a statistic over seeds needs at least 1 value, not {values_P.size}")
     if not np.isfinite(values_P).all():
-        raise ValueError("a statistic was handed a value that is not finite; pair the seeds first")
+        raise ValueError("a statistic got a value that is not finite; pair the seeds first")
     return values_P

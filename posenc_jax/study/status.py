@@ -1,4 +1,4 @@
-"""What a study says while it works: one table, redrawn on a terminal, printed now and then in a log."""
+"""Progress table of a running study: redrawn on a terminal, printed at intervals in a log."""
 
 import json
 import sys
@@ -13,36 +13,36 @@ class Status:
     """The table of a study's runs.
 
     Args:
-      arms: arm of every run, by name. every: seconds between two tables where there is no terminal.
+      arms: the arm of every run, by name. every: seconds between two tables without a terminal.
     """
 
     def __init__(self, arms: Mapping[str, str], every: float):
         self._arms, self._every = arms, every
-        self._begun, self._spoken, self._drawn = time.time(), 0.0, 0
+        self._begun, self._last, self._lines = time.time(), 0.0, 0
 
     def show(
         self, states: Mapping[str, str], working: Sequence[str], fresh: int, last: bool = False
     ) -> None:
-        """Prints the table if it is time, or at the end.
+        """Prints the table if the interval has passed, or if it is the last one.
 
         Args:
-          states: one of STATES for every run. working: a line for each run under way. fresh: runs
-            that came to their end since this command began.
+          states: one of STATES for every run. working: a line for each active run. fresh: number of
+            runs that ended since this command began.
         """
         terminal = sys.stdout.isatty()
-        if not last and time.time() - self._spoken < (1.0 if terminal else self._every):
+        if not last and time.time() - self._last < (1.0 if terminal else self._every):
             return
-        self._spoken = time.time()
+        self._last = time.time()
         lines = table(self._arms, states, working, time.time() - self._begun, fresh)
-        if terminal and self._drawn:
-            print(f"\033[{self._drawn}F\033[J", end="")  # up to the table's first line, clear below
+        if terminal and self._lines:
+            print(f"\033[{self._lines}F\033[J", end="")  # up to the table's first line, clear below
         print("\n".join(lines), flush=True)
-        self._drawn = 0 if last else len(lines)
+        self._lines = 0 if last else len(lines)
 
     def say(self, line: str) -> None:
-        """Prints a line that stays, above the next table."""
+        """Prints a line above the next table."""
         print(line, flush=True)
-        self._drawn = 0
+        self._lines = 0
 
 
 def table(
@@ -52,14 +52,14 @@ def table(
     seconds: float,
     fresh: int,
 ) -> list[str]:
-    """Returns the lines: a summary with the time left, a row per arm, a line per run under way."""
+    """Returns the lines: a summary with the time left, a row per arm, a line per active run."""
     count = {state: list(states.values()).count(state) for state in STATES}
     ahead = count["running"] + count["waiting"]
-    clock = f"{_clock(seconds)} gone"
+    elapsed = f"{_clock(seconds)} gone"
     if fresh and ahead:
-        clock += f", about {_clock(seconds / fresh * ahead)} left"
+        elapsed += f", about {_clock(seconds / fresh * ahead)} left"
     shown = [state for state in STATES if count[state] or state in ("done", "waiting")]
-    lines = [f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, {count['failed']} failed]  {clock}"]  # fmt: skip
+    lines = [f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, {count['failed']} failed]  {elapsed}"]  # fmt: skip
     names = list(dict.fromkeys(arms.values()))
     width = max(map(len, ("arm", *names)))
     lines.append("  " + "arm".ljust(width) + "".join(state.rjust(9) for state in shown))
@@ -70,7 +70,7 @@ def table(
 
 
 def training_progress(folder: Path) -> str:
-    """Returns how far a run's training is, from what it has logged."""
+    """Returns the share of steps done and the loss, from the log of a run."""
     try:
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
         steps = json.loads((folder / "config.json").read_text())["train"]["steps"]

@@ -1,4 +1,4 @@
-"""The text that needles lie in, and the ids that needles are made of."""
+"""Filler: the text between needles, and the ids of needles."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from posenc_jax.data.tokenizers import Tokenizer
 
 SYMBOLS = 64  # keys, and as many values: the last 128 ids below the special ones
 _CUE = b"key="
-CUES = ("FIRST", "LAST")  # which of a key's values is asked for
+CUES = ("FIRST", "LAST")  # the question of R8: which of a key's values
 _LONGEST_TEXT = 2**24  # tokens of a corpus kept for filler: 32 MB, far more than a run repeats
 _SENTENCES = (
     b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -15,11 +15,10 @@ _SENTENCES = (
 
 
 class Filler:
-    """Clean text of a split (or repeated sentences), read from any place on, and around its end.
+    """Clean text of a split, or repeated sentences; passages start anywhere and wrap around the end.
 
-    Cleaning takes out documents' BOS, puts a plain character for every key and value id, and breaks
-    the passkey's cue and every run of five digits. Raises ValueError if the tokenizer has too few
-    ids or no single id for a digit.
+    Cleaning removes BOS, replaces key and value ids by a plain character, and breaks the passkey's cue and
+    every run of five digits. Raises ValueError if the tokenizer has too few ids or no single id for a digit.
 
     cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. words: ids of each of CUES. keys, values: first ids of
     the alphabets. fingerprint: the tokenizer's.
@@ -57,14 +56,14 @@ class Filler:
         return len(self._text)
 
     def passages(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Ids of the text from each start for each length, one passage after another."""
+        """Returns the ids of passages, concatenated, from their starts and lengths."""
         begins = np.cumsum(lengths) - lengths
-        places = np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
-        return self._text[places % len(self._text)]
+        index = np.repeat(starts - begins, lengths) + np.arange(lengths.sum())
+        return self._text[index % len(self._text)]
 
     def _cleaned(self, text: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-        # np.roll looks back over the seam too, where reading wraps around. A token is replaced for
-        # what stands before it and never for what follows.
+        # np.roll wraps around as `passages` does. The tokens before a token decide whether it is
+        # replaced, never those after it.
         digits_V = np.array(
             [sum(48 <= byte <= 57 for byte in tokenizer.decode([i])) for i in range(tokenizer.bos)],
             np.uint8,
@@ -82,8 +81,8 @@ class Filler:
 
     def _plain(self, tokenizer: Tokenizer) -> int:
         special = {*self.cue, *self.digits}
-        wished = [ids[0] for ids in map(tokenizer.encode, (b"?", b"_", b"x")) if len(ids) == 1]
-        for token in [*wished, *range(self.keys)]:
+        preferred = [ids[0] for ids in map(tokenizer.encode, (b"?", b"_", b"x")) if len(ids) == 1]
+        for token in [*preferred, *range(self.keys)]:
             length = tokenizer.byte_lengths_V[token]
             if token < self.keys and length == 1 and token not in special:
                 return int(token)

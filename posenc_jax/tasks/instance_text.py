@@ -1,4 +1,4 @@
-"""An instance as text that a person can check by eye."""
+"""An instance as readable text, for inspection."""
 
 from posenc_jax.data.tokenizers import Tokenizer
 from posenc_jax.tasks.filler import Filler
@@ -8,7 +8,7 @@ LISTED = 8  # answers described one by one; the rest are counted
 
 
 def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
-    """The tokens with sources in {{ }} and answers in [[ ]], and a line for each answer: place, chance."""
+    """Returns the tokens with sources in {{ }} and answers in [[ ]], and a line of facts per answer."""
     opened = {a.start: "[[" for a in instance.answers}
     closed = {a.stop - 1: "]]" for a in instance.answers}
     for answer in instance.answers:
@@ -17,8 +17,8 @@ def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) ->
             opened[source] = "{{"
             closed[source + answer.stop - answer.start - 1] = "}}"
     text = "".join(
-        f"{opened.get(place, '')}{_token(int(token), filler, tokenizer)}{closed.get(place, '')}"
-        for place, token in enumerate(instance.tokens)
+        f"{opened.get(i, '')}{_token(int(token), filler, tokenizer)}{closed.get(i, '')}"
+        for i, token in enumerate(instance.tokens)
     )
     lines = [
         f"  answer at {a.start}..{a.stop - 1}: distance {a.distance}, depth {a.depth:.2f}, "

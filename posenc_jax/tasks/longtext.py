@@ -1,9 +1,8 @@
-"""C: long-text classification with labels as extra ids of the vocabulary (EVALUATION.md, sec. 4).
+"""Long-text classification (suite C): labelled corpora, labels as additional ids (docs/measures.md).
 
-A document is read as BOS, its text, SEP; the class is the target at SEP. The id of a class is never
-read, only predicted, so its row of the output head is a weight vector on the last token's final
-state: logit_c = <x_last, head_c>, a linear classifier on the last token without a bias. Where
-embedding and head share one table this stays true, as no input ever looks a class's row up. Training,
+An input is BOS, the text, SEP; the class is the target at SEP. The id of a class is never an input, so its
+row of the output head acts as a linear classifier without bias on the last state:
+logit_c = <x_last, head_c>. This also holds for a tied head, for no input looks up a class's row. Training,
 checkpoints and sharding are those of a language model; only the loss weights differ.
 """
 
@@ -17,17 +16,21 @@ import numpy as np
 
 from posenc_jax.data import document_files, tfds_sets
 from posenc_jax.data.document_files import SPLITS, TextFile
-from posenc_jax.data.packing import Example
+from posenc_jax.data.packing import Document, Example, pack
 from posenc_jax.data.tokenizers import Tokenizer
 
-# Large enough for held-out documents of every length up to 2 kB, and in every Python from 3.11 on
-# (some distributions ship tkinter apart).
+# Each is large enough for held-out documents of every length up to 2 kB, and part of every Python from
+# 3.11 on (some distributions ship tkinter separately).
 PACKAGES = (
     "asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml"
 )  # fmt: skip
 STDLIB = ("stdlib_definitions", "stdlib_packages")
-_SHARES = (0.6, 0.15, 0.25)  # of a package's documents; so much held out, as they are few
-_SHORTEST = 64  # bytes; what is shorter is an alias or an empty class
+_SHARES = (
+    0.6,
+    0.15,
+    0.25,
+)  # of a package's documents; large held-out shares, as there are few documents
+_SHORTEST = 64  # bytes; shorter ones are aliases or empty classes
 _NAMES = re.compile("|".join(PACKAGES), re.IGNORECASE)
 
 
@@ -46,17 +49,17 @@ class LabelledCorpus:
     classes: dict[str, np.ndarray]
 
     def documents(self, split: str) -> Sequence[tuple[str, bytes]]:
-        """Random access to (name, text) of one split; ValueError if there is no such split."""
+        """Returns random access to (name, text) of one split; ValueError for an unknown split."""
         if split not in self.splits:
             raise ValueError(f"split {split!r} is not one of {', '.join(self.splits)}")
         return self.splits[split]
 
 
 def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus:
-    """The labelled corpus of that name.
+    """Returns the labelled corpus of that name.
 
-    name: "stdlib_packages" (whole files; which of PACKAGES is it from?), "stdlib_definitions" (the
-    same question of top-level classes and functions), or a TFDS set with a class label such as
+    name: "stdlib_packages" (whole files; the class is one of PACKAGES), "stdlib_definitions" (top-level
+    classes and functions, the same classes), or a TFDS set with a class label such as
     "imdb_reviews", found or downloaded as `open_corpus` does. Raises ValueError, one line, for a
     name that is none of these or a set without labels.
     """
@@ -75,12 +78,11 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
 
 
 def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
-    """The labelled documents of PACKAGES among some files; ValueError if one is missing in a split.
+    """Returns the labelled documents of PACKAGES among some files; ValueError for a class without documents.
 
-    Files are split inside each package, so all documents of a file are on one side; a text that
-    stands in several files is kept once, in the first split that has it. What names the package is
-    taken out: the head of a file (licence, author, module docstring) is left away, and the name of
-    every package, wherever it stands, is written `package`.
+    Each package's files are split, so all documents of a file are in one split; a text of several files is
+    kept once, in the first split that has it. Names of packages are removed: the head of a file (licence,
+    author, module docstring) is cut off, and every name of a package becomes `package`.
     """
     cut = _body if name == "stdlib_packages" else _definitions
     inside = {package: {} for package in PACKAGES}
@@ -94,14 +96,14 @@ def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
             inside[package][file.name] = [
                 (file.name + part, text) for part, text in masked if len(text) >= _SHORTEST
             ]
-    found = {split: [] for split in SPLITS}
+    documents = {split: [] for split in SPLITS}
     for label, package in enumerate(PACKAGES):
         for file, split in _balanced_split(inside[package]).items():
-            found[split] += [(label, *document) for document in inside[package][file]]
+            documents[split] += [(label, *document) for document in inside[package][file]]
     digest, seen = hashlib.sha256(name.encode()), set()
     texts, classes = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}
     for split in SPLITS:
-        for label, title, text in found[split]:
+        for label, title, text in documents[split]:
             if text not in seen:
                 seen.add(text)
                 texts[split].append((title, text))
@@ -112,10 +114,10 @@ def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
 
 
 def _balanced_split(documents: dict[str, list]) -> dict[str, str]:
-    """The split of each file: fullest files first, each to the split that lacks most documents.
+    """Returns the split of each file: largest files first, each to the split that lacks most documents.
 
-    By hash alone, as where there are hundreds of files, a package of five would be held out almost
-    whole or not at all. The hash of the name decides between equally full files.
+    A split by hash needs hundreds of files; it would hold out a package of five files entirely or not at
+    all. The hash of the name orders files of equal size.
     """
     lacking = {s: share * sum(map(len, documents.values())) for s, share in zip(SPLITS, _SHARES, strict=True)}  # fmt: skip
     split = {}
@@ -128,7 +130,7 @@ def _balanced_split(documents: dict[str, list]) -> dict[str, str]:
 
 
 def _body(source: str) -> Iterator[tuple[str, str]]:
-    """A file from its first statement on: comments and docstring of the head are left away."""
+    """Yields a file from its first statement on, without the comments and docstring at its head."""
     body = ast.parse(source).body
     docstring = body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
     body = body[1:] if docstring else body
@@ -137,7 +139,7 @@ def _body(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _definitions(source: str) -> Iterator[tuple[str, str]]:
-    """The top-level classes and functions of a file, each with its decorators."""
+    """Yields the top-level classes and functions of a file, with their decorators."""
     lines = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -160,9 +162,9 @@ def _with_every_class(corpus: LabelledCorpus) -> LabelledCorpus:
 
 
 class LabelTokenizer:
-    """A tokenizer with an id for each class after its own; these stand for no byte.
+    """A tokenizer with an additional id, without bytes, for each class.
 
-    labels_C: ids of the classes. Everything else is the base's, whose ids keep their meaning.
+    labels_C: ids of the classes. All other ids are those of the base tokenizer.
     """
 
     def __init__(self, base: Tokenizer, labels: Sequence[str]):
@@ -175,25 +177,25 @@ class LabelTokenizer:
         self._base = base
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Ids (int32) of a text, without any special id."""
+        """Returns the ids (int32) of a text, without special ids."""
         return self._base.encode(text)
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special ids and classes stand for none."""
+        """Returns the bytes of ids; special ids and classes have none."""
         return self._base.decode(i for i in ids if i < self._base.vocab_size)
 
 
 def inputs_of(text: bytes, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """BOS, the text, SEP: at most `longest` ids (int32), of a longer text its beginning."""
+    """Returns BOS, the text, SEP as ids (int32); cuts a text to `longest` ids in all."""
     ids = tokenizer.encode(text)[: longest - 2]
     return np.concatenate([[tokenizer.bos], ids, [tokenizer.sep]], dtype=np.int32)
 
 
 class ClassWindows:
-    """Training windows of one class: one document each, its beginning if it exceeds the length.
+    """Training windows of one class: one document each, cut to the length.
 
-    text_weight: what all text targets of a document count together, their mean loss being an
-    auxiliary language-modelling loss (Radford et al. 2018, eq. 5: lambda); its class counts 1.
+    text_weight: weight of the mean loss of a document's text targets, an auxiliary language-modelling loss
+    (Radford et al. 2018, eq. 5: lambda); the class has weight 1.
     """
 
     def __init__(
@@ -207,29 +209,19 @@ class ClassWindows:
         text_weight: float,
     ):
         self._documents = corpus.documents(split)
-        self._places = np.flatnonzero(corpus.classes[split] == label)
+        self._numbers = np.flatnonzero(corpus.classes[split] == label)
         self._tokenizer, self._target = tokenizer, tokenizer.labels_C[label]
         self._length, self._text_weight = length, text_weight
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
-        _, text = self._documents[int(self._places[index])]
+        _, text = self._documents[int(self._numbers[index])]
         ids = inputs_of(text, self._tokenizer, self._length)
-        n, length = len(ids), self._length
-        example = {
-            "tokens_T": np.full(length, self._tokenizer.pad, np.int32),
-            "targets_T": np.full(length, self._tokenizer.pad, np.int32),
-            "positions_T": np.zeros(length, np.int32),
-            "segments_T": np.zeros(length, np.int32),
-            "weights_T": np.zeros(length, np.float32),
-        }
-        example["tokens_T"][:n] = ids
-        example["targets_T"][:n] = np.append(ids[1:], self._target)
-        example["positions_T"][:n] = np.arange(n)
-        example["segments_T"][:n] = 1
-        # The target before the last is SEP, which says where the text was cut and is no text.
-        example["weights_T"][: n - 2] = self._text_weight / max(n - 2, 1)
-        example["weights_T"][n - 1] = 1
+        n = len(ids)
+        weights = np.full(n, self._text_weight / max(n - 2, 1), np.float32)
+        weights[-1] = 0  # SEP as a target marks the cut and is no text
+        example = pack([Document(ids, weights)], self._length, self._tokenizer.pad)
+        example["targets_T"][n - 1], example["weights_T"][n - 1] = self._target, 1
         return example

@@ -1,7 +1,7 @@
-"""Needles of ids in corpus text: R2 several keys, R6 variables, R8 latest and first, R10 synonyms.
+"""Needle tasks in corpus text: R2 several keys, R6 variables, R8 latest and first, R10 synonyms.
 
-Every function makes one instance from a generator. Needles lie at uniform places (R2: the one asked
-for in a given decile) in filler that only grows with the length.
+Every function makes one instance from a generator. Needles have uniform positions (R2: the queried one in a
+given decile) in filler; a longer instance has more filler in every gap.
 """
 
 import functools
@@ -12,13 +12,13 @@ from posenc_jax.tasks.filler import CUES, SYMBOLS, Filler
 from posenc_jax.tasks.instances import Answer, Instance, gap_lengths, split_of
 
 ASSIGNMENTS = 4  # values that R8's key is given, one after another
-CHAINS = 2  # of R6: the one asked for and one beside it
+CHAINS = 2  # of R6: the queried chain and a distractor
 CONCEPTS = SYMBOLS // 2  # keys of R10, each with a synonym among the other half
 SYNONYM_PAIRS = 4  # in sight in an instance of R10
 
 
 def needles_length(keys: int) -> int:
-    """Tokens of R2 without filler: BOS, needles of three, SEP, the question of two, the answer."""
+    """Returns the tokens of R2 without filler: BOS, needles of 3, SEP, a question of 2, the answer."""
     return 1 + 3 * keys + 1 + 3
 
 
@@ -30,11 +30,10 @@ def asked_needle(
     decile: int | None,
     keys: int,
 ) -> Instance:
-    """R2: needles `k1 k2 v` in filler, SEP, `k1 k2`, v: the value of one of the keys.
+    """Returns R2: needles `k1 k2 v` in filler, SEP, `k1 k2`, v: the value of one of the keys.
 
-    A key is a pair of ids, and a split's pairs are its own. The needle asked for lies in the decile;
-    the others at uniform places, wherever it lies, so that where needles lie does not tell which one
-    is asked.
+    A key is a pair of ids; splits share no pairs. The queried needle is in the decile, the others are at
+    uniform positions that do not depend on it, so positions do not reveal which needle is queried.
     """
     draws = generator.random((6, SYMBOLS))
     pairs = _pairs_of(split)
@@ -43,7 +42,7 @@ def asked_needle(
     chosen = (first + np.cumsum(1 + (draws[0, :keys] * (len(pairs) // keys - 1)).astype(int))) % len(pairs)  # fmt: skip
     values = np.argsort(draws[1])[:keys]
     depth = float(draws[2, 0] if decile is None else (decile + draws[2, 0]) / 10)
-    earlier = int((draws[2, 1:keys] < depth).sum())  # of the others stand before the one asked for
+    earlier = int((draws[2, 1:keys] < depth).sum())  # of the other needles precede the queried one
     spare = length - needles_length(keys)
     before = int(depth * spare)
     gaps = np.concatenate(
@@ -53,15 +52,15 @@ def asked_needle(
         ]
     )
     needles = [[*(filler.keys + pairs[c]), filler.values + v] for c, v in zip(chosen, values, strict=True)]  # fmt: skip
-    asked = needles[earlier]
-    tokens, places = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *asked])
-    # Over all depths each of the needles in sight is as likely asked; one alone has nothing to bind.
+    queried = needles[earlier]
+    tokens, needle_starts = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *queried])
+    # All needles are equally likely; with one key, the chance is that of the alphabet.
     chance = 1 / keys if keys > 1 else 1 / SYMBOLS
-    return _one(tokens, places[earlier] + 2, depth, chance)
+    return _one(tokens, needle_starts[earlier] + 2, depth, chance)
 
 
 def latest_first_length(filler: Filler) -> int:
-    """Tokens of R8 without filler, with the longer cue."""
+    """Returns the tokens of R8 without filler, with the longer cue."""
     cue = max(len(filler.words[word]) for word in CUES)
     return 1 + 3 * ASSIGNMENTS + 1 + cue + 3
 
@@ -69,9 +68,9 @@ def latest_first_length(filler: Filler) -> int:
 def latest_or_first(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R8: a key is given four values in turn; SEP, `FIRST` or `LAST`, the key, and that value.
+    """Returns R8: a key gets four values in turn; SEP, `FIRST` or `LAST`, the key, and that value.
 
-    Needles and keys as in R2. The four lie at uniform places; nothing is stratified.
+    Needles and keys as in R2, at uniform positions; the decile is not used.
     """
     draws = generator.random((5, SYMBOLS))
     pairs = _pairs_of(split)
@@ -83,14 +82,14 @@ def latest_or_first(
     which = 0 if cue == "FIRST" else ASSIGNMENTS - 1
     spare = length - 1 - 3 * ASSIGNMENTS - len(tail) - 1
     gaps = gap_lengths(spare, ASSIGNMENTS, draws[2], draws[3])
-    tokens, places = _laid_out(filler, needles, gaps, draws[4], [*tail, values[which]])
-    # Who overlooks the cue answers with the first value or with the last.
-    depth = places[which] / (length - len(tail) - 1)
-    return _one(tokens, places[which] + 2, depth, 1 / len(CUES), cue)
+    tokens, needle_starts = _laid_out(filler, needles, gaps, draws[4], [*tail, values[which]])
+    # A policy that ignores the cue answers with the first value or with the last.
+    depth = needle_starts[which] / (length - len(tail) - 1)
+    return _one(tokens, needle_starts[which] + 2, depth, 1 / len(CUES), cue)
 
 
 def variables_length(hops: int) -> int:
-    """Tokens of R6 without filler."""
+    """Returns the tokens of R6 without filler."""
     return 1 + 2 * CHAINS * (hops + 1) + 1 + 2
 
 
@@ -102,10 +101,10 @@ def tracked_variable(
     decile: int | None,
     hops: int,
 ) -> Instance:
-    """R6: `x0 v`, `x1 x0`, `x2 x1` ... in filler beside a second such chain; SEP, the last variable, v.
+    """Returns R6: `x0 v`, `x1 x0`, `x2 x1` ... in filler with a second chain; SEP, the last variable, v.
 
-    Variables and values are one id each. The chains are interleaved at random, each in its order.
-    Bindings are drawn anew; variables are the same ids in every split.
+    Variables and values are one id each. The chains are randomly interleaved, each in its order. Bindings
+    are random; variables are the same ids in every split.
     """
     draws = generator.random((6, SYMBOLS))
     names = (filler.keys + np.argsort(draws[0])[: CHAINS * (hops + 1)]).reshape(CHAINS, hops + 1)
@@ -116,55 +115,57 @@ def tracked_variable(
     ]
     turns = np.argsort(draws[2, : CHAINS * (hops + 1)]) % CHAINS
     needles, taken, root = [], [0] * CHAINS, 0
-    for place, chain in enumerate(turns.tolist()):
-        root = place if chain == 0 and taken[0] == 0 else root
+    for index, chain in enumerate(turns.tolist()):
+        root = index if chain == 0 and taken[0] == 0 else root
         needles.append(steps[chain][taken[chain]])
         taken[chain] += 1
     gaps = gap_lengths(length - variables_length(hops), len(needles), draws[3], draws[4])
     tail = [filler.sep, names[0, -1], values[0]]
-    tokens, places = _laid_out(filler, needles, gaps, draws[5], tail)
-    return _one(tokens, places[root] + 1, places[root] / (length - len(tail)), 1 / CHAINS)
+    tokens, needle_starts = _laid_out(filler, needles, gaps, draws[5], tail)
+    return _one(
+        tokens, needle_starts[root] + 1, needle_starts[root] / (length - len(tail)), 1 / CHAINS
+    )
 
 
 def synonym_of(key: np.ndarray | int) -> np.ndarray | int:
-    """The synonym of a concept: a fixed one-to-one map from ids 0..31 to ids 32..63 of the keys."""
+    """Returns the synonym of a concept: a fixed bijection from ids 0..31 to ids 32..63 of the keys."""
     return CONCEPTS + (5 * key + 11) % CONCEPTS
 
 
 def synonyms_length() -> int:
-    """Tokens of R10 without filler."""
+    """Returns the tokens of R10 without filler."""
     return 1 + 2 * SYNONYM_PAIRS + 1 + 2
 
 
 def latent_match(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R10: pairs of a concept and a value in filler; SEP, the synonym of one concept, its value.
+    """Returns R10: pairs of a concept and a value in filler; SEP, the synonym of one concept, its value.
 
-    The synonym stands nowhere in the context. A split asks for concepts of its own, so what a test
-    instance asks for was at most associated in training (`associations`), never retrieved.
+    The context does not contain the synonym. Splits query different concepts: training shows a test concept
+    in `associations` only, never in a retrieval.
     """
     draws = generator.random((6, SYMBOLS))
     own = _concepts_of(split)
-    asked = own[int(draws[0, 0] * len(own))]
-    others = [c for c in np.argsort(draws[1, :CONCEPTS]).tolist() if c != asked]
-    place = int(draws[0, 1] * SYNONYM_PAIRS)
-    concepts = [*others[:place], asked, *others[place : SYNONYM_PAIRS - 1]]
+    queried = own[int(draws[0, 0] * len(own))]
+    others = [c for c in np.argsort(draws[1, :CONCEPTS]).tolist() if c != queried]
+    index = int(draws[0, 1] * SYNONYM_PAIRS)
+    concepts = [*others[:index], queried, *others[index : SYNONYM_PAIRS - 1]]
     values = np.argsort(draws[2])[:SYNONYM_PAIRS]
     needles = [[filler.keys + c, filler.values + v] for c, v in zip(concepts, values, strict=True)]
     gaps = gap_lengths(length - synonyms_length(), SYNONYM_PAIRS, draws[3], draws[4])
-    tail = [filler.sep, filler.keys + synonym_of(asked), needles[place][1]]
-    tokens, places = _laid_out(filler, needles, gaps, draws[5], tail)
-    depth = places[place] / (length - len(tail))
-    return _one(tokens, places[place] + 1, depth, 1 / SYNONYM_PAIRS)
+    tail = [filler.sep, filler.keys + synonym_of(queried), needles[index][1]]
+    tokens, needle_starts = _laid_out(filler, needles, gaps, draws[5], tail)
+    depth = needle_starts[index] / (length - len(tail))
+    return _one(tokens, needle_starts[index] + 1, depth, 1 / SYNONYM_PAIRS)
 
 
 def associations(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """What R10 presupposes, as documents for training: BOS, filler, SEP, a concept, its synonym.
+    """Returns a training document for R10: BOS, filler, SEP, a concept, its synonym.
 
-    Nothing in the context tells the answer: it is learnt by heart. All concepts, in every split.
+    The context does not contain the answer; the model must memorise it. Every split has all concepts.
     """
     draws = generator.random(2)
     concept = int(draws[0] * CONCEPTS)
@@ -175,7 +176,7 @@ def associations(
 
 
 def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str = "") -> Instance:
-    """An instance whose last token is its one answer, which stands in the context at `source`."""
+    """Returns an instance whose last token is its only answer, with the needle's token at `source`."""
     start = len(tokens) - 1
     return Instance(tokens, (Answer(start, start + 1, start - 1 - source, depth, chance, kind),))
 
@@ -183,26 +184,26 @@ def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str
 def _laid_out(
     filler: Filler, needles: list, gaps: np.ndarray, draws: np.ndarray, tail: list
 ) -> tuple[np.ndarray, list[int]]:
-    """BOS, needles with gaps of filler around them, tail; and where each needle begins."""
+    """Returns the tokens (BOS, needles with filler around them, tail) and the start of each needle."""
     starts = (draws[: len(gaps)] * len(filler)).astype(np.int64)
     pieces = np.split(filler.passages(starts, gaps), np.cumsum(gaps)[:-1])
-    parts, places, at = [[filler.bos], pieces[0]], [], 1 + int(gaps[0])
+    parts, needle_starts, at = [[filler.bos], pieces[0]], [], 1 + int(gaps[0])
     for needle, piece in zip(needles, pieces[1:], strict=True):
         parts += [needle, piece]
-        places.append(at)
+        needle_starts.append(at)
         at += len(needle) + len(piece)
-    return np.concatenate([*parts, tail], dtype=np.int32), places
+    return np.concatenate([*parts, tail], dtype=np.int32), needle_starts
 
 
 @functools.cache
 def _pairs_of(split: str) -> np.ndarray:
-    """The keys of a split: pairs [k1, k2] of different ids, by hash."""
+    """Returns the keys of a split: pairs [k1, k2] of different ids, by hash."""
     pairs = [(a, b) for a in range(SYMBOLS) for b in range(SYMBOLS) if a != b]
     return np.array([pair for pair in pairs if split_of(b"pair %d %d" % pair) == split])
 
 
 @functools.cache
 def _concepts_of(split: str) -> tuple[int, ...]:
-    """The concepts that a split asks for: 24 in train, 4 in dev, 4 in test."""
+    """Returns the concepts that a split queries: 24 in train, 4 in dev, 4 in test."""
     first, last = {"train": (0, 24), "dev": (24, 28), "test": (28, 32)}[split]
     return tuple(range(first, last))

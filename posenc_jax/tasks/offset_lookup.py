@@ -1,9 +1,8 @@
-"""P3, offset lookup: name the token exactly t back. Position alone finds it; no content does.
+"""Offset lookup (P3): predict the token exactly t back, which only positions can identify.
 
-An instance is BOS, symbols, SEP, and questions of two tokens: a cue that stands for an offset t, and
-the symbol t tokens before the cue. Symbols are the task's own ids, drawn at random, so nothing but
-the distance tells the right one from the others. Instances depend on (split, seed, index) alone, and
-a longer one is the shorter one with more symbols in front: offsets stay what they were.
+An instance is BOS, symbols, SEP, and questions of two tokens: a cue for an offset t, and the symbol t
+tokens before the cue. Symbols are random ids of this task, so only the distance identifies the right one.
+Instances depend on (split, seed, index); a longer one has more symbols in front and the same offsets.
 """
 
 import numpy as np
@@ -13,11 +12,11 @@ from posenc_jax.data.pipeline import ENDLESS
 from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.instances import Answer, Instance, generator_of, key_of
 
-OFFSETS = 8  # asked in every instance, fewer where L is below 64
+OFFSETS = 8  # questions of every instance; fewer where L is below 64
 
 
 def shortest_length(offsets: tuple[int, ...]) -> int:
-    """Returns the tokens of an instance in which every offset, asked last or first, finds a symbol."""
+    """Returns the fewest tokens of an instance in which every offset reaches a symbol in any order."""
     return 1 + max(offsets) + 2 * len(offsets)
 
 
@@ -59,8 +58,8 @@ def offset_lookup(
     `Answer.distance` is t, from the symbol to the cue that must predict it.
 
     Args:
-      filler: whose key ids are the cues (the i-th for the i-th offset) and whose value ids the symbols.
-      split, seed, index: name the instance. length: tokens. offsets: tokens back, different, rising.
+      filler: its key ids are the cues (the i-th for the i-th offset), its value ids the symbols.
+      split, seed, index: identify the instance. length: tokens. offsets: tokens back, different, rising.
 
     Raises:
       ValueError: a length or an offset that does not fit.
@@ -78,19 +77,19 @@ def offset_lookup(
 
 
 def _chance(reached_S: np.ndarray, offsets: tuple[int, ...]) -> float:
-    """Chance of an answer: the most frequent of the symbols from the nearest to the farthest offset back.
+    """Returns the chance of an answer: the most frequent symbol from the nearest to the farthest offset.
 
     reached_S: symbols up to the nearest offset.
     """
-    places = offsets[-1] - offsets[0] + 1
-    return float(np.bincount(reached_S[-places:]).max() / places)
+    span = offsets[-1] - offsets[0] + 1
+    return float(np.bincount(reached_S[-span:]).max() / span)
 
 
 class OffsetWindows:
     """Endless training windows of one instance each, functions of (seed, split, index).
 
-    The contract of `posenc_jax.tasks.retrieval_windows.RetrievalWindows`: an item is a packed `Example` whose
-    loss lies on the answers, each weighing `answer_weight`. Every window fills `length`.
+    As `posenc_jax.tasks.retrieval_windows.RetrievalWindows`: an item is a packed `Example` with weight
+    `answer_weight` on each answer. Every window fills `length`.
     """
 
     def __init__(
@@ -121,9 +120,9 @@ class OffsetWindows:
 
 
 def _tokens(filler, length, offsets, order, draws) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and, in the order of asking, the index of each answer."""
+    """Returns the tokens and the index of each answer, in the order of the questions."""
     count = len(offsets)
-    end = length - 2 * count - 1  # of the symbols; SEP stands there
+    end = length - 2 * count - 1  # index of SEP, after the symbols
     symbols = filler.values + draws.integers(0, SYMBOLS, end - 1)[::-1]  # from SEP backwards
     tokens = np.empty(length, np.int32)
     tokens[0], tokens[1:end], tokens[end] = filler.bos, symbols, filler.sep

@@ -1,8 +1,7 @@
-"""Needles in filler: R1 passkey and R3 multi-query associative recall (EVALUATION.md, sec. 2).
+"""Passkey (R1) and multi-query associative recall (R3) in filler text (docs/measures.md).
 
-An instance depends on (task, split, seed, index) alone. A longer one has the same needles in the
-same order with more of the same filler in every gap, so accuracy against length compares like with
-like.
+An instance depends on (task, split, seed, index). A longer one has the same needles in the same order, with
+more of the same filler in every gap, so that accuracies at several lengths are comparable.
 """
 
 import functools
@@ -26,7 +25,7 @@ _MQAR_DRAWS = 6  # rows of draws: keys, values, query order, gap sizes, their ro
 
 
 def shortest_length(task: str, filler: Filler, pairs: int = 1, askings: int = 1) -> int:
-    """The tokens of a passkey or mqar instance without any filler."""
+    """Returns the tokens of a passkey or mqar instance without filler."""
     if task == "passkey":
         needle = len(filler.space) + len(filler.cue) + _DIGITS + len(filler.stop)
         return 1 + needle + 1 + len(filler.cue) + _DIGITS
@@ -38,9 +37,9 @@ def shortest_length(task: str, filler: Filler, pairs: int = 1, askings: int = 1)
 def passkey(
     tokenizer: Tokenizer, filler: Filler, *, split: str, seed: int, index: int, length: int
 ) -> Instance:
-    """R1: BOS, filler, ` key=12345.`, filler, SEP, `key=`, 12345; the answer is those last digits.
+    """Returns R1: BOS, filler, ` key=12345.`, filler, SEP, `key=`, 12345; the answer is those last digits.
 
-    The five digits differ between splits; the needle's depth lies in the decile index % 10.
+    The five digits differ between splits; the needle's depth is in the decile index % 10.
     Raises ValueError if the length is below the task's minimum.
     """
     _check("passkey", tokenizer, filler, length, 1)
@@ -58,7 +57,7 @@ def mqar(
     length: int,
     pairs: int,
 ) -> Instance:
-    """R3: BOS, key-value pairs at uniform places in filler, SEP, every pair in random order.
+    """Returns R3: BOS, key-value pairs at uniform positions in filler, SEP, every pair in random order.
 
     Keys and values are one id each, all different; an answer is the value after a repeated key.
     Raises ValueError if the length is below the minimum for so many pairs, or these exceed the
@@ -70,7 +69,7 @@ def mqar(
 
 
 def check_pairs(pairs: int) -> None:
-    """Raises ValueError for a number of pairs that the alphabet does not have."""
+    """Raises ValueError for more pairs than the alphabet has, or none."""
     if not 1 <= pairs <= SYMBOLS:
         raise ValueError(f"mqar takes 1 to {SYMBOLS} pairs, one key each; not {pairs}")
 
@@ -78,7 +77,7 @@ def check_pairs(pairs: int) -> None:
 def hidden_passkey(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R1 from a generator; the depth is uniform in the decile, or over all of them for None."""
+    """Returns R1 from a generator; the depth is uniform in the decile, or overall for None."""
     draws = generator.random(4)
     share = float(draws[0] if decile is None else decile + draws[0])
     share = share if decile is None else share / 10
@@ -90,30 +89,30 @@ def hidden_passkey(
 def recalled_pairs(
     filler: Filler, generator: np.random.Generator, length: int, pairs: int, askings: int = 1
 ) -> Instance:
-    """R3 from a generator; in training every pair may be asked several times.
+    """Returns R3 from a generator; training may ask every pair several times.
 
-    Each round asks all pairs in an order of its own. In one order for all, the answer would stand a fixed number of
-    tokens back, to be copied without looking at the key.
+    Each round asks all pairs in a new random order. With one order, later answers would be a fixed number of
+    tokens back and could be copied without the key.
     """
     draws = generator.random((_MQAR_DRAWS, SYMBOLS + 1))
     orders = [draws[2, :pairs], *generator.random((askings - 1, SYMBOLS + 1))[:, :pairs]]
-    asked = np.concatenate([np.argsort(order) for order in orders])
-    tokens, needles, starts = _mqar_tokens(filler, length, asked, draws)
-    context = length - 2 * len(asked) - 1
+    query_pairs = np.concatenate([np.argsort(order) for order in orders])
+    tokens, needles, starts = _mqar_tokens(filler, length, query_pairs, draws)
+    context = length - 2 * len(query_pairs) - 1
     answers, nearest = [], needles + 1
-    for turn, (pair, start) in enumerate(zip(asked.tolist(), starts.tolist(), strict=True)):
+    for turn, (pair, start) in enumerate(zip(query_pairs.tolist(), starts.tolist(), strict=True)):
         distance = start - 1 - int(nearest[pair])
         chance = _pair_chance(turn % pairs, pairs)
         answers.append(Answer(start, start + 1, distance, int(needles[pair]) / context, chance))
-        nearest[pair] = start  # from here on the pair stands nearer by
+        nearest[pair] = start  # the answer is the pair's nearest copy from here on
     return Instance(tokens, tuple(answers))
 
 
 def _pair_chance(asked: int, pairs: int) -> float:
-    """Chance of R3's next answer after `asked` others of its round: one of the values not asked in it yet.
+    """Returns the chance of R3's answer after `asked` others of its round: a uniform guess of the rest.
 
-    All values differ and all are asked, so the last one of a round is given away. One pair alone has nothing to
-    bind; its chance is that of the alphabet.
+    All values differ and all are asked, so the last answer of a round has chance 1. With a single pair the
+    chance is that of the alphabet.
     """
     return 1 / (pairs - asked) if pairs > 1 else 1 / SYMBOLS
 
@@ -121,7 +120,7 @@ def _pair_chance(asked: int, pairs: int) -> float:
 def _passkey_tokens(
     filler: Filler, split: str, length: int, share: float, draws: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Tokens, and the index of the first digit in the needle."""
+    """Returns the tokens, and the index of the first digit in the needle."""
     numbers = _numbers(split)
     number = numbers[int(draws[0] * len(numbers))]
     answer = filler.digits[number // 10 ** np.arange(_DIGITS - 1, -1, -1) % 10]
@@ -137,29 +136,29 @@ def _passkey_tokens(
 
 
 def _mqar_tokens(
-    filler: Filler, length: int, asked: np.ndarray, draws: np.ndarray
+    filler: Filler, length: int, query_pairs: np.ndarray, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, the index of each pair's key, and in the order of asking that of each answer."""
-    pairs = int(asked.max()) + 1
+    """Returns the tokens, the index of each pair's key, and of each answer in the order of the questions."""
+    pairs = int(query_pairs.max()) + 1
     keys = filler.keys + np.argsort(draws[0, :SYMBOLS])[:pairs]
     values = filler.values + np.argsort(draws[1, :SYMBOLS])[:pairs]
-    spare = length - shortest_length("mqar", filler, pairs, len(asked) // pairs)
+    spare = length - shortest_length("mqar", filler, pairs, len(query_pairs) // pairs)
     gaps = gap_lengths(spare, pairs, draws[3], draws[4])
     starts = (draws[5, : pairs + 1] * len(filler)).astype(np.int64)
     needles = 1 + np.cumsum(gaps[:-1]) + 2 * np.arange(pairs)
-    answers = length - 2 * len(asked) + 1 + 2 * np.arange(len(asked))
+    answers = length - 2 * len(query_pairs) + 1 + 2 * np.arange(len(query_pairs))
     tokens = np.empty(length, np.int32)
-    tokens[0], tokens[length - 2 * len(asked) - 1] = filler.bos, filler.sep
+    tokens[0], tokens[length - 2 * len(query_pairs) - 1] = filler.bos, filler.sep
     tokens[needles], tokens[needles + 1] = keys, values
-    tokens[answers - 1], tokens[answers] = keys[asked], values[asked]
-    places = 1 + np.arange(spare) + 2 * np.repeat(np.arange(pairs + 1), gaps)
-    tokens[places] = filler.passages(starts, gaps)
+    tokens[answers - 1], tokens[answers] = keys[query_pairs], values[query_pairs]
+    filler_index = 1 + np.arange(spare) + 2 * np.repeat(np.arange(pairs + 1), gaps)
+    tokens[filler_index] = filler.passages(starts, gaps)
     return tokens, needles, answers
 
 
 @functools.cache
 def _numbers(split: str) -> np.ndarray:
-    """The five-digit numbers of a split, by hash: 80 % train, 10 % dev, 10 % test."""
+    """Returns the five-digit numbers of a split, by hash: 80 % train, 10 % dev, 10 % test."""
     check_split(split)
     numbers = range(10**_DIGITS)
     return np.array([number for number in numbers if split_of(b"%05d" % number) == split])

@@ -1,4 +1,4 @@
-"""Training windows of packed retrieval documents."""
+"""Training windows of packed retrieval documents, with a curriculum."""
 
 import dataclasses
 import functools

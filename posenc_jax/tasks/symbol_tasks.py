@@ -1,8 +1,8 @@
-"""Tasks whose context is all symbols: R4 n-gram, R5 copy, R7 phone book, R9 n-back and flip-flop.
+"""Tasks with symbols instead of filler: R4 n-gram, R5 copy, R7 phone book, R9 n-back and flip-flop.
 
-They have no filler, so a longer instance is a shorter one with more symbols of the same two endless
-strings: one before what is asked for and one after it (R5: more of the one string; R9 n-back: more in
-front). The strings are drawn from the values' ids, names and instructions from the keys'.
+A longer instance has more symbols of the same two endless strings, one before the queried needle and one
+after it (R5: one string; R9 n-back: more in front). Strings are value ids; names and instructions are key
+ids.
 """
 
 import functools
@@ -20,16 +20,16 @@ WRITES = 0.1  # share of writes before the last one (Liu et al. 2023: sparse)
 
 
 def ngram_length() -> int:
-    """Tokens of R4 at its shortest: BOS, the 3-gram, what follows it, and both again."""
+    """Returns the fewest tokens of R4: BOS, the 3-gram, its next symbol, and both again."""
     return 1 + 2 * (GRAM + 1)
 
 
 def ngram_lookup(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R4: BOS, a random string; its last three symbols stood in it once before: what followed them?
+    """Returns R4: BOS, a random string that ends with an earlier 3-gram and the symbol after it.
 
-    The 3-gram occurs at these two places alone. A split has 3-grams of its own, of different symbols.
+    The 3-gram occurs twice only. Its symbols differ, and splits share no 3-grams.
     """
     draws = generator.random(3)
     before_, after_ = endless(generator, 2)
@@ -47,45 +47,43 @@ def ngram_lookup(
 
 
 def _ngram_chance(context_S: np.ndarray, gram: tuple[int, ...]) -> float:
-    """Chance of R4: the likeliest symbol for the answer, from how often each is in sight.
+    """Returns the chance of R4: the likeliest symbol for the answer, from the counts of visible symbols.
 
-    The answer is as likely at each place after the first three and before the last one. The 3-gram
-    right before it, whose symbols the question tells, lies among these places but for the first three
-    of them, and its symbols are not the answer. All other symbols are independent and uniform, so
-    Bayes' rule counts: P(symbol | counts) over the places of the answer.
+    The answer is equally likely at each position after the first three and before the last one. The 3-gram
+    right before it, whose symbols the question shows, is at these positions too, except for its symbols
+    within the first three, and contains no symbol of the answer. All other symbols are independent and
+    uniform, so Bayes' rule gives P(symbol | counts) over the positions of the answer.
     """
-    places = max(len(context_S) - GRAM - 1, 1)
-    count_V = np.bincount(context_S[GRAM : GRAM + places], minlength=SYMBOLS)
+    positions = max(len(context_S) - GRAM - 1, 1)
+    count_V = np.bincount(context_S[GRAM : GRAM + positions], minlength=SYMBOLS)
     odds_V = np.zeros(SYMBOLS)
-    for inside in range(
-        min(GRAM, places - 1) + 1
-    ):  # so many of the 3-gram's symbols, its last ones
+    for inside in range(min(GRAM, positions - 1) + 1):  # last symbols of the 3-gram among them
         told = list(gram[GRAM - inside :])
-        such = 1 if inside < GRAM else places - GRAM
-        rest = places - np.arange(inside)
+        such = 1 if inside < GRAM else positions - GRAM
+        rest = positions - np.arange(inside)
         likelihood = such * np.prod(SYMBOLS * count_V[told] / rest)
         other_V = count_V.astype(float)
         other_V[told] -= 1
-        odds_V += likelihood * other_V / (places - inside)
+        odds_V += likelihood * other_V / (positions - inside)
     return float(odds_V.max() / odds_V.sum())
 
 
 def copy_length() -> int:
-    """Tokens of R5 at its shortest: BOS, a symbol, SEP, the symbol."""
+    """Returns the fewest tokens of R5: BOS, a symbol, SEP, the symbol."""
     return 4
 
 
 def copied_string(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R5: BOS, a random string, SEP (two, where the length is odd), the string; every symbol is asked."""
+    """Returns R5: BOS, a random string, SEP (two for an odd length), the string again as answers."""
     count, odd = divmod(length - 2, 2)
     drawn = symbols(generator, count, SYMBOLS)
     text, middle = filler.values + drawn, [filler.sep] * (1 + odd)
     tokens = np.concatenate([[filler.bos], text, middle, text], dtype=np.int32)
     first = 1 + count + len(middle)
     distance = first - 1 - 1
-    # The most frequent of the symbols that were not copied yet; at the end one alone is left.
+    # The most frequent of the symbols that are not copied yet; the last one has chance 1.
     left_IV = np.cumsum(np.eye(SYMBOLS, dtype=np.int32)[drawn[::-1]], axis=0)[::-1]
     chances = (left_IV.max(1) / np.arange(count, 0, -1)).tolist()
     return Instance(
@@ -98,22 +96,24 @@ def copied_string(
 
 
 def phonebook_length() -> int:
-    """Tokens of R7 at its shortest: BOS, one entry, SEP, the entry asked for."""
+    """Returns the fewest tokens of R7: BOS, one entry, SEP, the queried entry."""
     return 1 + (NAME + NUMBER) + 1 + NAME + NUMBER
 
 
 def phone_book(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R7: entries `n1 n2 n3 v1 v2` fill the context; SEP, a name, its number.
+    """Returns R7: entries `n1 n2 n3 v1 v2` fill the context; SEP, a name, its number.
 
-    Names differ within a book, and a split has names of its own. Tokens left over by whole entries
-    are filler after BOS. Raises ValueError if a split has not enough names for the length.
+    Names differ within a book, and splits share no names. Filler after BOS takes the tokens that whole
+    entries leave. Raises ValueError if a split has too few names for the length.
     """
     entry = NAME + NUMBER
     others, left = divmod(length - phonebook_length(), entry)
     names = _names_of(split)
-    if 2 * others >= len(names) - 1:  # entries before and after take every second name of a cycle
+    if (
+        2 * others >= len(names) - 1
+    ):  # entries before and after each use every second name of a cycle
         raise ValueError(
             f"phonebook of {length} tokens needs {2 * others + 2} names; split {split} has {len(names)}"
         )
@@ -121,18 +121,18 @@ def phone_book(
     before_, after_ = endless(generator, 2)
     depth = _depth(draws[0], decile)
     before = int(depth * others)
-    asked, first, step = int(draws[1] * len(names)), int(draws[2] * 2**30), _stride(len(names))
-    # Entries before count down and entries after count up in one cycle through all names but the asked.
+    queried, first, step = int(draws[1] * len(names)), int(draws[2] * 2**30), _stride(len(names))
+    # Entries before and after take names in opposite directions of one cycle without the queried name.
     turn = np.concatenate([-np.arange(before, 0, -1), np.arange(1, others - before + 1)])
-    place = first + np.where(turn < 0, 2 * -turn - 1, 2 * turn) * step
-    other = (asked + 1 + place % (len(names) - 1)) % len(names)
+    slot = first + np.where(turn < 0, 2 * -turn - 1, 2 * turn) * step
+    other = (queried + 1 + slot % (len(names) - 1)) % len(names)
     numbers = [symbols(g, NUMBER * n, SYMBOLS).reshape(n, NUMBER) for g, n in ((before_, before), (after_, others - before))]  # fmt: skip
     number = symbols(generator, NUMBER, SYMBOLS)
     beside = np.concatenate([numbers[0][::-1], numbers[1]])
     same = (beside == number).all(1)
     beside[same, -1] = (beside[same, -1] + 1) % SYMBOLS
     rows = np.concatenate([filler.keys + names[other], filler.values + beside], axis=1)
-    needle = np.concatenate([filler.keys + names[asked], filler.values + number])
+    needle = np.concatenate([filler.keys + names[queried], filler.values + number])
     book = np.insert(rows, before, needle, axis=0).reshape(-1)
     text = filler.passages(np.array([first % len(filler)]), np.array([left]))
     tokens = np.concatenate([[filler.bos], text, book, [filler.sep], needle], dtype=np.int32)
@@ -142,10 +142,10 @@ def phone_book(
 
 
 def _number_chance(numbers_NS: np.ndarray) -> float:
-    """Chance of R7: the likeliest number of a book, all as likely but for what follows.
+    """Returns the chance of R7: the probability of the likeliest number of a book.
 
-    The asked one stands once, and not in the last entry of several. A number equal to it was made the
-    next one, so a number whose next one stands in the book c times is 2^c times as likely.
+    The queried number occurs once, and not in the last of several entries. The task replaces a number equal
+    to it by the next one, so a number whose successor occurs c times is 2^c times as likely.
     """
     codes_N = numbers_NS[:, 0] * SYMBOLS + numbers_NS[:, 1]
     next_N = numbers_NS[:, 0] * SYMBOLS + (numbers_NS[:, 1] + 1) % SYMBOLS
@@ -155,14 +155,14 @@ def _number_chance(numbers_NS: np.ndarray) -> float:
 
 
 def nback_length() -> int:
-    """Tokens of R9's n-back at its shortest."""
+    """Returns the fewest tokens of R9's n-back."""
     return 1 + FARTHEST_BACK + 1 + 2
 
 
 def symbol_back(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R9, n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th symbol from the end."""
+    """Returns R9's n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th last symbol."""
     back = 1 + int(generator.random() * FARTHEST_BACK)
     count = length - 4
     drawn = symbols(generator, count, SYMBOLS)[::-1]
@@ -171,23 +171,23 @@ def symbol_back(
     tokens = np.concatenate([[filler.bos], text, tail], dtype=np.int32)
     source = 1 + count - back
     depth = (count - back) / count
-    # Who overlooks the cue answers with the most frequent of the symbols that it can name.
+    # A policy that ignores the cue answers with the most frequent of the last 16 symbols.
     chance = float(np.bincount(drawn[-FARTHEST_BACK:]).max() / FARTHEST_BACK)
     return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth, chance),))
 
 
 def flipflop_length() -> int:
-    """Tokens of R9's flip-flop at its shortest, the length being odd: BOS, a write, the read."""
+    """Returns the fewest tokens of R9's flip-flop at any length: BOS, a stop, a write, the read."""
     return 6
 
 
 def flip_flop(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """R9, sparse flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`: the bit last written.
+    """Returns R9's flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`, the last written bit.
 
-    The last write lies in the decile; a tenth of the steps before it are writes, none after it. An
-    even length has a stop after BOS.
+    The last write is in the decile; a tenth of the steps before it are writes, none after it. An even
+    length has a stop after BOS.
     """
     draws = generator.random(2)
     sides = endless(generator, 2)
@@ -206,7 +206,7 @@ def flip_flop(
     stop = filler.stop[:odd]
     tokens = np.concatenate([[filler.bos], stop, parts[0], write, parts[1], read], dtype=np.int32)
     source = 1 + odd + 2 * before + 1
-    # Who overlooks the orders answers with the bit of the majority; the last step of several is no write.
+    # A policy that ignores the instructions answers with the majority bit; the last of several steps is no write.
     share = np.concatenate([bits[1], bits[0], bits[2]])[: max(steps, 1)].mean()
     chance = float(max(share, 1 - share))
     return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth, chance),))
@@ -217,14 +217,14 @@ def _depth(draw: float, decile: int | None) -> float:
 
 
 def _without(text: np.ndarray, gram: tuple[int, ...], plain: int) -> np.ndarray:
-    """The text with a plain symbol for the gram's last wherever that follows the gram's second."""
-    found = np.zeros(len(text), bool)
-    found[1:] = (text[:-1] == gram[-2]) & (text[1:] == gram[-1])
-    return np.where(found, plain, text)
+    """Returns the text with a plain symbol wherever the last two symbols of the gram occur in sequence."""
+    matches = np.zeros(len(text), bool)
+    matches[1:] = (text[:-1] == gram[-2]) & (text[1:] == gram[-1])
+    return np.where(matches, plain, text)
 
 
 def _split_gram(code: int, split: str) -> tuple[int, ...]:
-    """The first 3-gram of different symbols at `code` or after it that is of the split."""
+    """Returns the first 3-gram of the split with different symbols, at `code` or after it."""
     while True:
         gram = tuple(code // SYMBOLS**i % SYMBOLS for i in range(GRAM))
         if len(set(gram)) == GRAM and split_of(b"gram %d %d %d" % gram) == split:
@@ -234,14 +234,14 @@ def _split_gram(code: int, split: str) -> tuple[int, ...]:
 
 @functools.cache
 def _names_of(split: str) -> np.ndarray:
-    """The names of a split: triples of ids, by hash."""
+    """Returns the names of a split: triples of ids, by hash."""
     every = np.stack(np.unravel_index(np.arange(SYMBOLS**NAME), (SYMBOLS,) * NAME), 1)
     own = [split_of(b"name %d %d %d" % tuple(name)) == split for name in every.tolist()]
     return every[own]
 
 
 def _stride(names: int) -> int:
-    """A stride that visits all other names before any of them twice."""
+    """Returns a stride that visits all other names before it repeats one."""
     step = int(0.618 * names)
     while np.gcd(step, names - 1) != 1:
         step += 1

@@ -1,33 +1,33 @@
-"""Every task by name: how to make an instance, and how short it can be.
+"""Task registry: every retrieval task by name, with its instances and its shortest length.
 
 A new task is one function and one entry. `make(filler, generator, split, length, decile)` returns an
-`Instance` of exactly `length` tokens that depends on the generator alone, and that at a greater length
-has the same needles with more around them.
+`Instance` of exactly `length` tokens that depends on the generator only; a longer one has the same needles
+with more tokens around them.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 
 import numpy as np
 
+from posenc_jax.results.near_names import near_names
 from posenc_jax.tasks import needles, symbol_tasks
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import Instance, generator_of
 from posenc_jax.tasks.passkey_mqar import hidden_passkey, recalled_pairs, shortest_length
 
 PAIRS = (8, 16, 32)
-RECALL = "R3"  # associative recall, whose pairs training may make grow and ask again
+RECALL = "R3"  # associative recall; training may increase its pairs and ask them again
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One task.
 
-    id: R1 ... R10. name: of its rows. shortest: tokens of an instance without any filler. make: see
-    above. draws: name of its randomness, which variants of one task share. sentences: lies in repeated
-    sentences, not in text. wording: the name in errors, where it says more.
+    id: R1 ... R10. name: in rows. shortest: tokens of an instance without filler. make: see above.
+    draws: name of its randomness; variants of one task share it. sentences: filler is repeated sentences,
+    not text. wording: a longer name for errors.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Task:
     wording: str = ""
 
     def check(self, filler: Filler, length: int) -> None:
-        """Raises ValueError if no instance is that short."""
+        """Raises ValueError for a length below the shortest instance."""
         shortest = self.shortest(filler)
         if length < shortest:
             raise ValueError(
@@ -49,9 +49,9 @@ class Task:
     def instance(
         self, filler: Filler, *, split: str, seed: int, index: int, length: int
     ) -> Instance:
-        """The instance of (split, seed, index); where the task has a depth, it lies in decile index % 10.
+        """Returns the instance of (split, seed, index), with the needle in the depth decile index % 10.
 
-        Raises ValueError for an unknown split or too short a length.
+        Raises ValueError for an unknown split or a length below the shortest.
         """
         generator = generator_of(self.draws, split, seed, index)
         self.check(filler, length)
@@ -59,16 +59,14 @@ class Task:
 
 
 def find(name: str, pairs: int = 8, askings: int = 1) -> Task:
-    """The task of that name; "mqar" is recall of `pairs` pairs. ValueError names the nearest.
+    """Returns the task of that name; "mqar" is recall of `pairs` pairs. ValueError for an unknown one.
 
     askings: times that recall asks every pair, in training.
     """
     if name == "mqar":
         return _recall("mqar", pairs, askings)
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"near name: {near[0]}" if near else f"there are {', '.join(TASKS)}"
-        raise ValueError(f"no retrieval task {name!r}; {hint}")
+        raise ValueError(f"no retrieval task {name!r}{near_names(name, TASKS)}")
     if TASKS[name].id == RECALL and askings > 1:
         return _recall(name, int(name.removeprefix("mqar_")), askings)
     return TASKS[name]
@@ -113,7 +111,7 @@ _ALL = (
     _symbol("R9", "flipflop", symbol_tasks.flipflop_length(), symbol_tasks.flip_flop),
     _symbol("R10", "synonym", needles.synonyms_length(), needles.latent_match),
 )  # fmt: skip
-# What R10 presupposes is trained on and never scored: a context tells nothing about its answer.
+# Training documents of R10's synonyms; they are not scored, as the context does not contain the answer.
 _TAUGHT = (_symbol("R10", "association", 4, needles.associations),)
 SCORED = {task.name: task for task in _ALL}
 TASKS = SCORED | {task.name: task for task in _TAUGHT}

@@ -1,7 +1,7 @@
-"""A run's configuration: frozen sections, checked at the door, stored as JSON."""
+"""Configuration of a run: frozen sections, checked when they are made, stored as JSON."""
 
 import dataclasses
-import difflib
+import functools
 import json
 import math
 import types
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from posenc_jax.data.random_positions import FURTHEST
+from posenc_jax.encodings import PlacedScheme
 from posenc_jax.encodings.scheme_presets import line_of
-from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.layer_stack import REMAT, period
+from posenc_jax.model.config import Architecture, ModelConfig
+from posenc_jax.model.layer_stack import period
+from posenc_jax.results.near_names import near_names
 from posenc_jax.training.config_sections import (
     DataSection,
     EvaluationSection,
@@ -20,12 +22,12 @@ from posenc_jax.training.config_sections import (
     OptimizerSection,
     TrainSection,
 )
-from posenc_jax.training.setting_bounds import check_bounds
+from posenc_jax.training.setting_bounds import check_settings
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     data: DataSection = dataclasses.field(default_factory=DataSection)
@@ -41,30 +43,37 @@ class RunConfig:
         """The arm's name: `train.arm`, or the scheme."""
         return self.train.arm or self.model.scheme
 
-    def model_config(self, vocab_size: int) -> ModelConfig:
-        """Returns the decoder's configuration for a tokenizer of `vocab_size` ids."""
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """The decoder without its vocabulary; settings that are 0 take their usual values."""
         m = dataclasses.asdict(self.model)
         m["num_kv_heads"] = m["num_kv_heads"] or m["num_heads"]
         if not m["head_dim"]:
-            if m["num_heads"] < 1 or m["model_dim"] % m["num_heads"]:
+            m["head_dim"], rest = divmod(m["model_dim"], m["num_heads"])
+            if rest:
                 raise ValueError(
                     f"model.model_dim={m['model_dim']} does not divide over "
                     f"model.num_heads={m['num_heads']}; set model.head_dim or change one of them"
                 )
-            m["head_dim"] = m["model_dim"] // m["num_heads"]
         if not m["mlp_dim"]:
             wide = 8 * m["model_dim"] / 3 if m["activation"] == "swiglu" else 4 * m["model_dim"]
             m["mlp_dim"] = 16 * math.ceil(wide / 16)
-        return ModelConfig(
-            vocab_size=vocab_size,
-            train_length=self.placed_length,
-            consecutive=not self.data.random_positions,
-            **m,
+        return Architecture(
+            train_length=self.placed_length, consecutive=not self.data.random_positions, **m
         )
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """Returns the decoder's configuration for a tokenizer of `vocab_size` ids."""
+        return ModelConfig(vocab_size=vocab_size, **dataclasses.asdict(self.architecture))
+
+    @property
+    def placed(self) -> PlacedScheme:
+        """The scheme, placed on the layers and heads of this run's decoder."""
+        return self.architecture.placed
 
     @property
     def placed_length(self) -> int:
-        """L, of the scheme and the unit of every measure: `train.length`, or the one that a fine-tuned run began with."""
+        """L of the scheme and of every measure: `train.length`, or that of the original run."""
         return self.train.original_length or self.train.length
 
     def to_json(self) -> str:
@@ -103,8 +112,8 @@ def read(path: Path) -> RunConfig:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-# Settings that say how a run is carried out and cannot change its numbers beyond rounding: a resume may change them.
-HOW = {
+# Settings that change a run's numbers by rounding at most: a resume may change them.
+CHANGEABLE = {
     "data": ("data_dir", "download", "threads"),
     "train": (
         "data_devices",
@@ -124,20 +133,22 @@ HOW = {
     "evaluation": tuple(f.name for f in dataclasses.fields(EvaluationSection)),
 }
 
-# Settings in which the processes of one run may differ from each other.
+# Settings that may differ between the processes of one run.
 PER_HOST = {"data": ("data_dir", "download", "threads")}
 
 
 def deciding(config: RunConfig) -> dict[str, dict]:
-    """Returns, by section, the settings that make a run this one: all but those of `HOW`."""
+    """Returns, by section, the settings that identify a run: all but those of `CHANGEABLE`."""
     return {
-        section: {key: value for key, value in values.items() if key not in HOW.get(section, ())}
+        section: {
+            key: value for key, value in values.items() if key not in CHANGEABLE.get(section, ())
+        }
         for section, values in dataclasses.asdict(config).items()
     }
 
 
 def differences(ours: RunConfig, theirs: RunConfig) -> list[str]:
-    """Returns a line per setting that makes these two different runs."""
+    """Returns a line for each identifying setting in which two configurations differ."""
     a, b = deciding(ours), deciding(theirs)
     return [
         f"{section}.{key}: {a[section][key]!r} here, {b[section][key]!r} there"
@@ -151,17 +162,15 @@ def _known(where: str, given: Mapping, section: type) -> None:
     names = [f.name for f in dataclasses.fields(section)]
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
-            raise ValueError(f"{where}.{key} is not a setting; {hint}")
+            raise ValueError(f"{where}.{key} is not a setting{near_names(key, names)}")
 
 
 def _typed(where: str, value, hint):
     if isinstance(hint, types.GenericAlias):  # tuple[int, ...], tuple[str, ...]
-        of = typing.get_args(hint)[0]
-        if not isinstance(value, tuple | list) or not all(type(v) is of for v in value):
-            what = "whole numbers" if of is int else "a list of names"
-            raise ValueError(f"{where} must be {what}, not {value!r}")
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, tuple | list) or not all(type(v) is item for v in value):
+            wanted = "whole numbers" if item is int else "a list of names"
+            raise ValueError(f"{where} must be {wanted}, not {value!r}")
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -170,22 +179,9 @@ def _typed(where: str, value, hint):
     return value
 
 
-# Words that a setting may be.
-_WORDS = {
-    "train": {"tier": ("smoke", "cpu", "gpu", "cluster"), "remat": tuple(REMAT)},
-    "optimizer": {"name": ("adamw", "muon")},
-}
-
-
 def _check(c: RunConfig) -> None:
-    check_bounds(c)
-    for section, words in _WORDS.items():
-        for name, known in words.items():
-            value = getattr(getattr(c, section), name)
-            if value not in known:
-                raise ValueError(
-                    f"config.{section}.{name} must be one of {', '.join(known)}, not {value!r}"
-                )
+    for section in dataclasses.fields(c):
+        check_settings(section.name, getattr(c, section.name))
     if c.train.batch_size % c.train.accumulation:
         raise ValueError(
             f"config.train.batch_size={c.train.batch_size} does not divide into "
@@ -198,7 +194,7 @@ def _check(c: RunConfig) -> None:
             f"config.train.dev_every={c.train.dev_every} must be 0 or a multiple of "
             f"config.train.save_every={c.train.save_every}: a loss is that of a checkpoint"
         )
-    layers = c.model_config(vocab_size=1).placed.layers
+    layers = c.placed.layers
     if c.train.scan_layers and 2 * period(layers) > len(layers):
         raise ValueError(
             f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold no two "
@@ -238,30 +234,32 @@ def _check_lengths(c: RunConfig) -> None:
             f"config.train.original_length={t.original_length} is that of the run that "
             "config.train.init_from names; name one, or leave it 0"
         )
-    model = c.model_config(vocab_size=1)
-    longest = model.placed.longest()
+    longest = c.placed.longest()
     if longest is not None and longest < t.length:
         raise ValueError(
             f"config.train.length={t.length} exceeds the {longest} positions of {c.model.scheme!r}"
         )
     _check_random_positions(c, longest)
-    model.attention_paths(t.length)
+    c.architecture.attention_paths(t.length)
 
 
 def _check_random_positions(c: RunConfig, longest: int | None) -> None:
-    k, placed = c.data.random_positions, c.model_config(vocab_size=1).placed
-    asked = f"config.data.random_positions={k}"
+    k = c.data.random_positions
+    if not k:
+        return
     if k * c.train.length > FURTHEST:
         raise ValueError(
-            f"{asked} at config.train.length={c.train.length} draws from {k * c.train.length:,} positions, and int32 "
-            f"holds {FURTHEST:,}; make it smaller"
+            f"config.data.random_positions={k} at config.train.length={c.train.length} draws from "
+            f"{k * c.train.length:,} positions, and int32 holds {FURTHEST:,}; make it smaller"
         )
-    if k and longest is not None and longest < k * c.train.length:
+    if longest is not None and longest < k * c.train.length:
         raise ValueError(
-            f"{asked} draws from {k * c.train.length} positions, and {c.model.scheme!r} has {longest}; make it smaller"
+            f"config.data.random_positions={k} draws from {k * c.train.length} positions, and "
+            f"{c.model.scheme!r} has {longest}; make it smaller"
         )
-    parts = [p for layer in placed.layers for g in layer.groups for p in g.heads.parts()]
-    if k and any(part.columns(placed.whole) for part in parts):
+    parts = [p for layer in c.placed.layers for g in layer.groups for p in g.heads.parts()]
+    if any(part.columns(c.placed.whole) for part in parts):
         raise ValueError(
-            f"{asked}: {c.model.scheme!r} reads positions as places in a grid; set it to 0"
+            f"config.data.random_positions={k}: {c.model.scheme!r} takes positions as cells of a grid; "
+            "set it to 0"
         )

@@ -1,7 +1,7 @@
-"""Fine-tuning: a run whose parameters begin as those of another run's last sound checkpoint.
+"""Fine-tuning: a run that starts from the parameters of another run's last sound checkpoint.
 
-Its encoding is placed with the length that the other run was placed with, `train.original_length`, and its
-scheme says by how much it is stretched, so it begins as what a stretched reading of the other run is.
+Its scheme is placed at the other run's length, `train.original_length`, and names its length extension. At
+step 0 it therefore equals the other run evaluated under that extension.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig, from_sections, read
 from posenc_jax.training.inputs import Inputs
-from posenc_jax.training.workdir import REREAD, check_owner
+from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner
 
-# What two models may differ in whose parameters mean the same; the tokenizer is compared by itself.
-_FREE = ("scheme", "attention", "vocab_size", "train_length", "consecutive")
+# Fields that may differ between models with interchangeable parameters.
+_MAY_DIFFER = ("scheme", "attention", "train_length", "consecutive")
 
 
 def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager | None:
-    """Returns the checkpoints that a run begins from; None if it begins by itself or has begun already.
+    """Returns the checkpoints of `init_from`; None without init_from or for a run that resumes.
 
     Raises:
-      ValueError: no run there, the run itself, or one of another architecture or length; each differing
-        field is named.
+      ValueError: no run there, the run itself, or one of another architecture or length; names each
+        differing field.
     """
     name = config.train.init_from
     if not name:
@@ -42,23 +42,23 @@ def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager 
         raise ValueError(f"config.train.init_from={name} holds no run: it has no config.json")
     if not has_checkpoint(folder):
         raise ValueError(f"config.train.init_from={name} has no checkpoint; train it first")
-    there = read(folder / "config.json")
-    ours, theirs = (dataclasses.asdict(c.model_config(vocab_size=1)) for c in (config, there))
-    found = [
+    source = read(folder / "config.json")
+    ours, theirs = (dataclasses.asdict(c.architecture) for c in (config, source))
+    differing = [
         f"model.{field}: {ours[field]!r} here, {theirs[field]!r} there"
         for field in ours
-        if field not in _FREE and ours[field] != theirs[field]
+        if field not in _MAY_DIFFER and ours[field] != theirs[field]
     ]
-    if found:
+    if differing:
         raise ValueError(
-            f"config.train.init_from={name} has another architecture ({'; '.join(found)}); "
+            f"config.train.init_from={name} has another architecture ({'; '.join(differing)}); "
             "take its model settings"
         )
-    if config.placed_length != there.placed_length:
+    if config.placed_length != source.placed_length:
         raise ValueError(
             f"config.train.original_length={config.train.original_length} places the scheme at L = "
-            f"{config.placed_length}, but {name} is placed at {there.placed_length}: "
-            f"set config.train.original_length={there.placed_length}"
+            f"{config.placed_length}, but {name} is placed at {source.placed_length}: "
+            f"set config.train.original_length={source.placed_length}"
         )
     return CheckpointManager(folder, keep=1, clean=False)
 
@@ -66,16 +66,16 @@ def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager 
 def check_init_compatible(
     config: RunConfig, inputs: Inputs, model: Decoder, source: CheckpointManager, step: int
 ) -> None:
-    """Raises ValueError for a source of another tokenizer, of other parameters, or not its folder's own; names them."""
+    """Raises ValueError for a source with another tokenizer, other parameters or another config.json."""
     name, owner = config.train.init_from, source.record(step)["owner"]
     stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
-    check_owner(Path(name), step, stored, owner, REREAD)
+    check_owner(Path(name), step, stored, owner, RESTORE_REMEDY)
     ours, theirs = inputs.tokenizer.fingerprint, owner["tokenizer_fingerprint"]
     if ours != theirs:
-        there = from_sections(owner["config"]).data
+        data = from_sections(owner["config"]).data
         raise ValueError(
             f"config.train.init_from={name} was trained with another tokenizer ({ours[:12]} here, "
-            f"{theirs[:12]} there: config.data.tokenizer={there.tokenizer}, config.data.task={there.task})"
+            f"{theirs[:12]} there: config.data.tokenizer={data.tokenizer}, config.data.task={data.task})"
         )
     dummy_BT = jnp.ones((1, 8), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), dummy_BT, dummy_BT, dummy_BT))
@@ -83,9 +83,9 @@ def check_init_compatible(
 
 
 def init_provenance(config: RunConfig, source: CheckpointManager, step: int, params) -> dict:
-    """Returns where parameters came from, for the records of the run: whose, which, and their hashes.
+    """Returns the provenance of initial parameters: run, step, owner and hashes.
 
-    Of a source that was fine-tuned itself, where it came from is in it too.
+    For a source that was fine-tuned itself it contains the source's provenance.
     """
     record = source.record(step)
     earlier = from_sections(record["owner"]["config"]).train.init_from

@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, agree, and end together.
+"""Several processes of one run: start, agreement on refusals, and a common end.
 
-A process that dies is noticed by JAX's heartbeats within HEARTBEAT_SECONDS; JAX then aborts the others
-from C++, where no Python can speak any more. The last words are therefore kept by a tiny process beside
-each trainer, and said when the trainer is gone without having taken leave.
+JAX's heartbeats detect a lost process within HEARTBEAT_SECONDS; JAX then aborts the others from C++, where
+Python can print nothing. A small shell process beside each trainer therefore holds the last message, and
+prints it when the trainer is gone without having released it.
 """
 
 import atexit
@@ -22,17 +22,17 @@ from jax.experimental import multihost_utils
 
 from posenc_jax.training.config import PER_HOST, RunConfig
 
-HEARTBEAT_SECONDS = 10  # a worker silent for so long is lost; JAX's own default is 100
+HEARTBEAT_SECONDS = 10  # a process is lost after so long without one; JAX's default is 100
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_SAID = 1024  # bytes of a refusal that are passed on
+_MESSAGE_BYTES = 1024  # of a refusal, sent to the other processes
 REMEDY = "start all processes again with the same command: the run goes on from its last checkpoint"
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
-    """Returns who started several processes of this run ("slurm", "openmpi", "tpu"), or None.
+    """Returns the launcher of several processes ("slurm", "openmpi", "tpu"), or None.
 
-    These are what JAX detects by itself and what the environment tells for certain; one process of
-    one task needs no rendezvous.
+    JAX detects these by itself, and the environment shows them for certain; a single process needs no
+    rendezvous.
     """
     if all(name in environment for name in _SLURM) and int(environment["SLURM_NTASKS"]) > 1:
         return "slurm"
@@ -45,11 +45,11 @@ def launcher(environment: Mapping[str, str]) -> str | None:
 
 
 def connect(coordinator: str, processes: int | None, process: int | None) -> None:
-    """Joins the other processes of the run; does nothing where there is one process.
+    """Joins the other processes of the run; does nothing for a single process.
 
     Args:
-      coordinator: host:port of process 0; "auto" lets JAX ask its surroundings (TPU VMs); empty takes
-        what `launcher` sees. processes, process: how many, and which one this is, from 0.
+      coordinator: host:port of process 0; "auto" lets JAX find it (TPU VMs); empty follows `launcher`.
+        processes: their number. process: index of this one, from 0.
 
     Raises:
       ValueError: flags that do not belong together.
@@ -66,7 +66,7 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
         raise ValueError(f"--process={process} must lie in [0, {processes}), the number of --processes")  # fmt: skip
     if processes == 1 or not (coordinator or launcher(os.environ)):
         return
-    _leave_last_words()
+    _start_witness()
     jax.distributed.initialize(
         coordinator_address=coordinator if by_hand else None,
         num_processes=processes,
@@ -76,24 +76,24 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     )
 
 
-def _leave_last_words() -> None:
+def _start_witness() -> None:
     line = (
-        f"this process (pid {os.getpid()}) is gone without having taken leave: it was killed, or another process of "
+        f"this process (pid {os.getpid()}) ended without a message: it was killed, or another process of "
         f"the run was lost (silent for {HEARTBEAT_SECONDS} s; its host may say more); {REMEDY}"
     )
     global _witness
     _witness = subprocess.Popen(
-        ["sh", "-c", 'read taken_leave || echo "$0" >&2', line],
+        ["sh", "-c", 'read released || echo "$0" >&2', line],
         stdin=subprocess.PIPE,
         start_new_session=True,  # a signal to the group must not end it first
     )
-    atexit.register(_take_leave)
+    atexit.register(_release_witness)
 
 
 _witness: subprocess.Popen | None = None
 
 
-def _take_leave() -> None:
+def _release_witness() -> None:
     if _witness is not None:
         with contextlib.suppress(BrokenPipeError):
             _witness.communicate(b"\n")
@@ -101,11 +101,11 @@ def _take_leave() -> None:
 
 @contextlib.contextmanager
 def exit_together(*alike: type[Exception]) -> Iterator[None]:
-    """Ends this process at once when it fails alone, so that no other waits for it in a collective.
+    """Ends this process at once when only it fails, so that no other waits for it in a collective.
 
     Args:
-      alike: exceptions that all processes raise at the same step; they pass, as all do where there is
-        one process.
+      alike: exceptions that all processes raise at the same step. They propagate as usual; in a single
+        process all exceptions do.
     """
     try:
         yield
@@ -114,25 +114,25 @@ def exit_together(*alike: type[Exception]) -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        who = f"process {jax.process_index()} of {jax.process_count()}"
+        name = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, jax.errors.JaxRuntimeError):
-            said = " ".join(str(error).split())[:300]
-            print(f"{who} failed, or lost another one ({said}); {REMEDY}", file=sys.stderr)
+            cause = " ".join(str(error).split())[:300]
+            print(f"{name} failed, or lost another one ({cause}); {REMEDY}", file=sys.stderr)
         else:
             traceback.print_exc()
-            print(f"{who} failed; the others end with it; {REMEDY}", file=sys.stderr)
+            print(f"{name} failed; the others end with it; {REMEDY}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        _take_leave()
+        _release_witness()
         os._exit(1)  # the ordinary way out waits for the others
 
 
 @contextlib.contextmanager
 def agree_on_refusal(config: RunConfig) -> Iterator[None]:
-    """What one process refuses within the block, all refuse, and so different settings.
+    """Makes every process raise the refusal that one of them raises in the `with` block.
 
     Raises:
-      ValueError: in every process, in the words of the first one that raised it.
+      ValueError: in every process: the first message, or that the processes have different settings.
     """
     problem: Exception | None = None
     try:
@@ -143,22 +143,22 @@ def agree_on_refusal(config: RunConfig) -> Iterator[None]:
         problem = error
     if jax.process_count() == 1:
         return
-    mine = hashlib.sha256(json.dumps(_shared(config)).encode()).digest()
-    said = str(problem).encode()[:_SAID] if problem else b""
-    row = np.frombuffer(mine + said.ljust(_SAID, b"\0"), np.uint8)
+    digest = hashlib.sha256(json.dumps(_shared(config)).encode()).digest()
+    message = str(problem).encode()[:_MESSAGE_BYTES] if problem else b""
+    row = np.frombuffer(digest + message.ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
     rows = multihost_utils.process_allgather(row)
     if problem is not None:
         raise problem
-    for process, other in enumerate(rows):
-        words = other[len(mine) :].tobytes().rstrip(b"\0").decode(errors="replace")
-        if words:
-            raise ValueError(f"process {process}: {words}")
-        if other[: len(mine)].tobytes() != rows[0][: len(mine)].tobytes():
+    for process, row in enumerate(rows):
+        message = row[len(digest) :].tobytes().rstrip(b"\0").decode(errors="replace")
+        if message:
+            raise ValueError(f"process {process}: {message}")
+        if row[: len(digest)].tobytes() != rows[0][: len(digest)].tobytes():
             raise ValueError(f"process {process} was started with other settings than process 0")
 
 
 def _shared(config: RunConfig) -> dict:
-    """The settings that all processes of a run must have in common."""
+    """Returns the settings that all processes of a run must share."""
     return {
         section: {k: v for k, v in values.items() if k not in PER_HOST.get(section, ())}
         for section, values in dataclasses.asdict(config).items()
@@ -170,21 +170,21 @@ def rows_of_process(
 ) -> tuple[int, int]:
     """Returns (index, count): this process feeds the index-th of `count` equal shares of the rows.
 
-    Processes that hold the same rows (a model axis that spans hosts) have the same index.
+    Processes with the same rows (a model axis that spans hosts) have the same index.
 
     Raises:
-      ValueError: a mesh on which the rows of a process do not lie side by side.
+      ValueError: a mesh on which the rows of a process are not contiguous.
     """
     shape = [1] * ndim
     shape[axis] = rows
     spec = jax.P(*(sharding.spec[i] if i == axis else None for i in range(ndim)))
-    held = jax.NamedSharding(sharding.mesh, spec).addressable_devices_indices_map(tuple(shape))
-    spans = {place[axis].indices(rows)[:2] for place in held.values()}
+    indices = jax.NamedSharding(sharding.mesh, spec).addressable_devices_indices_map(tuple(shape))
+    spans = {index[axis].indices(rows)[:2] for index in indices.values()}
     first, last = min(s for s, _ in spans), max(e for _, e in spans)
-    mine = last - first
-    if sum(e - s for s, e in spans) != mine or rows % mine or first % mine:
+    size = last - first
+    if sum(e - s for s, e in spans) != size or rows % size or first % size:
         raise ValueError(
-            f"the rows of process {jax.process_index()} do not lie side by side on this mesh; "
+            f"the rows of process {jax.process_index()} are not contiguous on this mesh; "
             "set config.train.data_devices so that a host holds whole shares of the batch"
         )
-    return first // mine, rows // mine
+    return first // size, rows // size

@@ -1,4 +1,4 @@
-"""What a run reads: corpus, tokenizer, token streams and the mixture of training windows."""
+"""Inputs of a run: corpus, tokenizer, token streams and the mixture of training windows."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class Inputs:
 
 
 def open_inputs(config: RunConfig) -> Inputs:
-    """Returns the opened inputs; ValueError, one line, for anything that is missing or broken."""
+    """Returns the opened inputs; ValueError, one line, for missing or invalid ones."""
     data = config.data
     _check_task(data)
     if data.task == "classification":
@@ -67,7 +67,7 @@ def _check_task(data: DataSection) -> None:
 
 
 def _check_curriculum(data: DataSection) -> None:
-    """Raises ValueError for a setting of retrieval documents that no document of the run would read."""
+    """Raises ValueError for a setting of retrieval documents that has no effect in this run."""
     mixed = [name for name, _ in retrieval_tasks(data)] if data.retrieval_share else []
     recalls = [name for name in mixed if find(name).id == RECALL]
     idle = DataSection()
@@ -112,11 +112,11 @@ def training_batches(
 def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
     """Returns `train.dev_windows` windows of the dev split, spread evenly over its text, or over each class.
 
-    The same for every seed and arm of one length. Of a mixture they are its text alone, as in the choice of
-    learning rates: retrieval has no say.
+    They are equal for every seed and arm of one length. A mixture gives text windows only, as in the choice
+    of learning rates.
 
     Raises:
-      ValueError: fewer windows than asked for, or a run that trains on no text.
+      ValueError: the split has too few windows, or the run trains on no text.
     """
     data, train = config.data, config.train
     if data.task == "classification":
@@ -130,13 +130,13 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
         )
     examples = []
     for number, source in enumerate(sources):
-        asked = len(range(number, train.dev_windows, len(sources)))
-        if len(source) < asked:
+        wanted = len(range(number, train.dev_windows, len(sources)))
+        if len(source) < wanted:
             raise ValueError(
-                f"config.train.dev_windows={train.dev_windows} asks for {asked} windows of {train.length} "
+                f"config.train.dev_windows={train.dev_windows} asks for {wanted} windows of {train.length} "
                 f"tokens where the dev split has {len(source)}"
             )
-        examples += [source[i * len(source) // asked] for i in range(asked)]
+        examples += [source[i * len(source) // wanted] for i in range(wanted)]
     return examples
 
 
@@ -159,7 +159,7 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
             curriculum=Curriculum(
                 pairs=(data.min_pairs, data.max_pairs),
                 askings=data.pair_askings,
-                # What follows a schedule has come to its end in a run that goes on from another one.
+                # 0: a fine-tuned run starts at the end of the curriculum.
                 windows=0
                 if train.init_from
                 else round(data.retrieval_share * train.batch_size * train.steps),
@@ -172,7 +172,9 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
     if data.offset_share > 0:
         windows = OffsetWindows(
             Filler(None, inputs.tokenizer, corpus=False),
-            offsets=asked_offsets(config.placed_length),  # a cue goes on to mean what it meant
+            offsets=asked_offsets(
+                config.placed_length
+            ),  # fine-tuning keeps the cues of the original run
             length=train.length,
             seed=train.seed,
             split="train",
@@ -186,7 +188,7 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
 def _class_windows(
     config: RunConfig, inputs: Inputs, split: str = "train"
 ) -> list[tuple[Source, float]]:
-    """A source for each class with the same share of every batch, so that no class is preferred."""
+    """Returns a source for each class, with equal shares."""
     return [
         (
             ClassWindows(
@@ -204,7 +206,7 @@ def _class_windows(
 
 
 def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
-    """Returns (task, share) of the retrieval documents; ValueError for a name or share that is none."""
+    """Returns (task, share) of the retrieval documents; ValueError for an unknown name or invalid share."""
     if not data.retrieval_mix:
         tasks = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
         return tuple((name, share) for name, share in tasks if share > 0)
@@ -233,7 +235,7 @@ def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
 def unigram_bits_per_byte(train: TokenStream, held: TokenStream, tokenizer: Tokenizer) -> float:
     """Returns bits per byte of a held-out split under the token frequencies of the training split.
 
-    The yardstick of "has learnt anything at all": add-one smoothed, at most 10 M tokens of each.
+    The baseline of a model that has learnt nothing else: add-one smoothed, at most 10 M tokens of each.
     """
     text = tokenizer.byte_lengths_V > 0
     seen_V, held_V = (

@@ -1,8 +1,8 @@
-"""The training loop: open, resume, step, log, save."""
+"""Training loop of one run: open, resume, step, log, save."""
 
 import contextlib
+import dataclasses
 import errno
-import functools
 import math
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ from posenc_jax.training.profile import NO_PROFILE, Profile
 from posenc_jax.training.progress import check_wandb
 from posenc_jax.training.run_record import make_record, seconds_before, write_finished, write_record
 from posenc_jax.training.sharding import BATCH, batch_rows, make_mesh
-from posenc_jax.training.step import make_step, state_builder
+from posenc_jax.training.step import State, make_step, state_builder
 from posenc_jax.training.validation import ValidationLoss
 from posenc_jax.training.watchdog import Watchdog
 from posenc_jax.training.workdir import check_owner, check_same_config, lock_workdir, ownership
@@ -38,11 +38,43 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Preempted(Exception):
-    """The run was told to stop; its last finished step is saved."""
+    """The run was asked to stop; its last finished step is saved."""
 
 
 class Diverged(Exception):
     """Too many non-finite updates in a row; the last good checkpoint is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingContext:
+    """Everything opened that the steps of a run need.
+
+    Attributes:
+      config: of the run. command: the command line, for the record. inputs: corpus and tokenizer.
+      model: the decoder. mesh: that batches and parameters are laid out on.
+    """
+
+    config: RunConfig
+    command: str
+    inputs: Inputs
+    model: Decoder
+    mesh: jax.sharding.Mesh
+
+    def validation(self) -> ValidationLoss | None:
+        """Returns the loss on the dev split; None for a run that never measures it."""
+        if not self.config.train.dev_every:
+            return None
+        return ValidationLoss(self.config, self.model, self.mesh, self.inputs)
+
+
+def open_training(config: RunConfig, command: str, mesh: jax.sharding.Mesh) -> TrainingContext:
+    """Opens corpus and tokenizer and makes the decoder; ValueError for inputs that cannot be trained on."""
+    inputs = open_inputs(config)
+    model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
+    _feed(config, mesh, inputs, first_step=0)
+    if config.train.dev_every:
+        dev_examples(config, inputs)
+    return TrainingContext(config, command, inputs, model, mesh)
 
 
 def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_PROFILE) -> None:
@@ -53,140 +85,173 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
 
     Raises:
       ValueError: anything wrong with the configuration, the inputs or the folder.
-      Stopped: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
+      Preempted: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
       SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
-    leads = jax.process_index() == 0  # it alone writes the record, the metrics and the lock
-    with contextlib.ExitStack() as held:
+    is_first = jax.process_index() == 0  # only process 0 writes record, metrics and lock
+    with contextlib.ExitStack() as stack:
         with agree_on_refusal(config):
             mesh = run_mesh(config)
             check_mesh(config, mesh)
-            if leads:
+            if is_first:
                 check_same_config(workdir, config)
                 check_wandb(config)
-            inputs = open_inputs(config)
-            model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
-            _feed(config, mesh, inputs, first_step=0)
-            if config.train.dev_every:
-                dev_examples(config, inputs)
+            ctx = open_training(config, command, mesh)
             source = find_init_checkpoint(config, workdir)
-        begins = source and (source, source.latest())
+        init = source and (source, source.latest())
         with agree_on_refusal(config):
-            if begins:
-                check_init_compatible(config, inputs, model, *begins)
-            if leads:
-                held.enter_context(lock_workdir(workdir))
+            if init:
+                check_init_compatible(config, ctx.inputs, ctx.model, *init)
+            if is_first:
+                stack.enter_context(lock_workdir(workdir))
                 replace_text(workdir / "config.json", config.to_json())
         with agree_on_refusal(config):
             if not (workdir / "config.json").exists():
                 raise ValueError(
                     f"{workdir} is not the folder that process 0 sees: --workdir must be shared by all hosts"
                 )
-        held.enter_context(jax.set_mesh(mesh))
-        stop = held.enter_context(PreemptionRequest())
+        stack.enter_context(jax.set_mesh(mesh))
+        preemption = stack.enter_context(PreemptionRequest())
         checkpoints = CheckpointManager(workdir, config.train.keep)
         try:
             with checkpoints:
-                _run(config, workdir, command, inputs, model, mesh, checkpoints, begins, stop, profile)  # fmt: skip
+                validation = ctx.validation()
+                leg = _start(ctx, workdir, checkpoints, init, validation)
+                _run(ctx, leg, checkpoints, validation, preemption, profile)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
-def _run(
-    config, workdir, command, inputs: Inputs, model, mesh, checkpoints, begins, stop, profile
-) -> None:
-    t = config.train
-    build, shapes = state_builder(config, model, mesh)
-    owner = ownership(config, inputs)
+@dataclasses.dataclass(frozen=True)
+class _Leg:
+    """One start of the command: the state that it begins with, and its records.
+
+    Attributes:
+      workdir: of the run. first: steps finished before. state: after these steps. chain: links up to them.
+      checkpoint_record: entries in the record of every checkpoint. run_record: of run.json.
+      seconds: training time of earlier legs.
+    """
+
+    workdir: Path
+    first: int
+    state: State
+    chain: HashChain
+    checkpoint_record: dict
+    run_record: dict
+    seconds: float
+
+
+def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -> _Leg:
+    """Restores the last checkpoint, or makes a new state, with the parameters of `init` if given."""
+    config, t = ctx.config, ctx.config.train
+    build, shapes = state_builder(config, ctx.model, ctx.mesh)
+    owner = ownership(config, ctx.inputs)
     first = checkpoints.latest() or 0
-    before = checkpoints.record(first) if first else {"links": None}
-    dev = ValidationLoss(config, model, mesh, inputs) if t.dev_every else None
+    stored = checkpoints.record(first) if first else {"links": None}
     if first:
-        check_owner(workdir, first, owner, before["owner"])
+        check_owner(workdir, first, owner, stored["owner"])
         state = checkpoints.restore(first, shapes)
     else:
         state = build(jax.random.key(t.seed))
-    stays = {"owner": owner}  # in the record of every checkpoint
-    if begins and not first:
-        source, step = begins
+    checkpoint_record = {"owner": owner}
+    if init and not first:
+        source, step = init
         state["params"] = source.parameters(step, shapes["params"])
-        stays["source"] = init_provenance(config, source, step, state["params"])
-        if dev:
-            stays["source"]["dev_loss"] = dev(state["params"])
+        provenance = init_provenance(config, source, step, state["params"])
+        if validation:
+            provenance["dev_loss"] = validation(state["params"])
+        checkpoint_record["source"] = provenance
     elif t.init_from:
-        stays["source"] = before["source"]
-    chain = HashChain(before["links"])
-    record = make_record(config, command, inputs, state["params"], workdir)
-    record |= {"source": stays["source"]} if t.init_from else {}
-    record["attention"] = model.config.attention_paths(t.length, t.sequence_devices)
-    spent = seconds_before(workdir)
+        checkpoint_record["source"] = stored["source"]
+    run_record = make_record(config, ctx.command, ctx.inputs, state["params"], workdir)
+    if t.init_from:
+        run_record["source"] = checkpoint_record["source"]
+    run_record["attention"] = ctx.model.config.attention_paths(t.length, t.sequence_devices)
+    chain = HashChain(stored["links"])
+    return _Leg(
+        workdir, first, state, chain, checkpoint_record, run_record, seconds_before(workdir)
+    )
+
+
+def _run(
+    ctx: TrainingContext,
+    leg: _Leg,
+    checkpoints: CheckpointManager,
+    validation: ValidationLoss | None,
+    preemption: PreemptionRequest,
+    profile: Profile,
+) -> None:
+    config, t, workdir = ctx.config, ctx.config.train, leg.workdir
+    first, state, record, chain = leg.first, leg.state, leg.run_record, leg.chain
     profile.check(first, t.steps)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
-        write_finished(workdir, record, spent, state, chain)
+        write_finished(workdir, record, leg.seconds, state, chain)
         return
     if jax.process_index() == 0:
         print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
         if first:
             print(f"resuming {workdir} after step {first} of {t.steps}")
-    write_record(workdir, record, spent, first)
+    write_record(workdir, record, leg.seconds, first)
 
-    step = make_step(config, model)
-    place = functools.partial(_place, config, mesh)
-    flops = model_flops(model.config, t.batch_size, t.length).total
+    step = make_step(config, ctx.model)
+    flops = model_flops(ctx.model.config, t.batch_size, t.length).total
     started, done = time.time(), first
-    pending = None  # metrics of the step before, read only after the next one is under way
+    pending = None  # metrics of the previous step, read only after the next step was dispatched
     with (
         Monitor(workdir, config, first, record["began"], flops, chain) as monitor,
         _watchdog(workdir, t.stall_seconds) as watchdog,
     ):
-        for batch in monitor.waiting(_feed(config, mesh, inputs, first_step=first)):
+        for rows in monitor.waiting(_feed(config, ctx.mesh, ctx.inputs, first_step=first)):
             profile.before(done + 1, workdir)
-            placed = place(batch)
-            state, metrics = step(state, placed)
+            batch = _place(config, ctx.mesh, rows)
+            state, metrics = step(state, batch)
             monitor.started(metrics)
             done += 1
-            chain.add(done, placed, metrics)
+            chain.add(done, batch, metrics)
             checkpoints.check()
             if pending is not None:
                 _finish(pending, done - 1, t.bad_steps, monitor, watchdog)
             pending = metrics
-            asked = stop.at(done)
-            if done % t.save_every == 0 or done == t.steps or asked:
+            reason = preemption.at(done)
+            if done % t.save_every == 0 or done == t.steps or reason:
                 measured = {}
-                if dev and dev.due(done):
-                    jax.block_until_ready(metrics)  # the step's own time is not the measurement's
+                if validation and validation.due(done):
+                    jax.block_until_ready(metrics)  # keeps the step's time out of the measurement
                     with monitor.saving():
-                        measured = {"dev_loss": dev(state["params"])}
+                        measured = {"dev_loss": validation(state["params"])}
                 _finish(pending, done, t.bad_steps, monitor, watchdog, measured)
-                pending = None  # a saved step is a logged step, whatever happens next
+                pending = None  # every saved step has a row of metrics
                 with monitor.saving():
                     links = {"links": chain.through(done)}
-                    checkpoints.save(done, state, stays | links | measured)
+                    checkpoints.save(done, state, leg.checkpoint_record | links | measured)
                     if t.wait_for_saves:
                         checkpoints.wait()
-                    write_record(workdir, record, spent + time.time() - started, done)
+                    write_record(workdir, record, leg.seconds + time.time() - started, done)
             profile.after(done, state)
-            if asked:
+            if reason:
                 break
         checkpoints.wait()
-    seconds = spent + time.time() - started
+    seconds = leg.seconds + time.time() - started
     if done < t.steps:
         write_record(workdir, record, seconds, done)
-        raise Preempted(
-            f"stopped by {asked} after step {done} of {t.steps}; run the same command to go on"
-        )
+        raise Preempted(preempted(reason, done, t.steps))
     write_finished(workdir, record, seconds, state, chain)
 
 
-def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
-    """Waits until a step is finished, has it written down, and ends a run that diverges.
+def preempted(reason: str, step: int, steps: int) -> str:
+    """Returns the message of a run that was asked to stop."""
+    return f"stopped by {reason} after step {step} of {steps}; run the same command to go on"
 
-    The counter of every step is read, not only that of steps with a row: it is back at 0 after one good
-    update. The next step is under way by then, so reading it costs no time of the devices.
+
+def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
+    """Waits until a step is finished, writes its metrics, and raises Diverged for a run that diverges.
+
+    It reads the counter of every step, for one good update sets it back to 0. The next step was
+    dispatched before, so the read costs no device time.
     """
     skipped = int(metrics["skipped_in_a_row"])
     monitor.finished(step, metrics, dict(measured), due=skipped >= bad_steps)
@@ -196,7 +261,7 @@ def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, meas
 
 
 def diverged(skipped: int, step: int) -> str:
-    """Returns what ends a run after so many updates in a row that were not finite."""
+    """Returns the message of a run that ends after so many non-finite updates in a row."""
     return (
         f"{skipped} updates in a row were not finite, up to step {step}; "
         "lower config.optimizer.learning_rate and start again in another --workdir"
@@ -204,14 +269,13 @@ def diverged(skipped: int, step: int) -> str:
 
 
 def _watchdog(workdir: Path, seconds: float) -> Watchdog:
-    name, who = "stalls.log", f"process {jax.process_index()} of {jax.process_count()}"
-    if jax.process_index():
-        name = f"stalls-{jax.process_index()}.log"
-    return Watchdog(workdir / name, seconds, who)
+    index = jax.process_index()
+    name = f"stalls-{index}.log" if index else "stalls.log"
+    return Watchdog(workdir / name, seconds, f"process {index} of {jax.process_count()}")
 
 
 def _feed(config: RunConfig, mesh, inputs: Inputs, *, first_step: int):
-    """Batches from `first_step` on, this process's rows of them."""
+    """Returns this process's rows of the batches from `first_step` on."""
     t = config.train
     index, count = rows_of_process(
         jax.NamedSharding(mesh, BATCH), t.batch_size // t.accumulation, axis=1, ndim=3
@@ -222,7 +286,7 @@ def _feed(config: RunConfig, mesh, inputs: Inputs, *, first_step: int):
 
 
 def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts one process's rows on its devices as [slices, B, T], laid out as `BATCH`."""
+    """Returns one process's rows on its devices as [slices, B, T], laid out as `BATCH`."""
     slices, rows = config.train.accumulation, config.train.batch_size // config.train.accumulation
 
     def put(x: np.ndarray) -> jax.Array:
@@ -234,7 +298,7 @@ def _place(config: RunConfig, mesh, batch: dict[str, np.ndarray]) -> dict[str, j
 
 
 def run_mesh(config: RunConfig) -> jax.sharding.Mesh:
-    """Returns the mesh that `config.train` asks for; ValueError where it asks for too much."""
+    """Returns the mesh of `config.train`; ValueError for more devices than there are."""
     t = config.train
     return make_mesh(
         t.data_devices,
@@ -253,7 +317,7 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
             "devices; set config.train.data_devices"
         )
-    c, sequence = config.model_config(vocab_size=1), mesh.shape["sequence"]
+    c, sequence = config.architecture, mesh.shape["sequence"]
     if t.length % sequence:
         raise ValueError(
             f"config.train.length={t.length} tokens do not divide over {sequence} sequence devices; "

@@ -1,9 +1,9 @@
-"""The loss of a step: cross-entropy over the vocabulary, z-loss, and how the vocabulary is taken.
+"""Loss of a step: cross-entropy over the vocabulary and z-loss, with whole or chunked logits.
 
-Two ways to the same numbers. Whole: the logits of all tokens and ids lie in memory, forward and backward.
-In pieces: a loop over parts of the vocabulary keeps a running maximum and sum per token, and the backward
-pass makes the logits of each part again (Wijmans et al. 2024, Cut Your Losses), so that no array of all
-tokens and ids ever exists. Devices of the axis "model" take a part of the vocabulary each.
+Whole: the logits of all tokens and ids are in memory, forward and backward. Chunked: a loop over chunks
+of the vocabulary keeps a running maximum and sum per token, and the backward pass computes the logits of
+each chunk again (Wijmans et al. 2024, Cut Your Losses), so that no array of all tokens and ids exists.
+Each device of the axis "model" has a part of the vocabulary. Both give the same numbers.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jax import lax
 
 from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard, token_einsum
 
-NEVER = -1e30  # the logit of an id that does not exist, which only rounds a vocabulary up
+NEVER = -1e30  # logit of the ids that pad the vocabulary to whole chunks
 
 
 class Loss(NamedTuple):
@@ -39,16 +39,16 @@ def summed_loss(
     z_loss: float,
     chunks: int,
 ) -> Loss:
-    """Returns the sums that training minimises, from a normed stream.
+    """Returns the sums that training minimises, from the normed residual stream.
 
     Args:
-      x_BTD: in the dtype of matrix products, to which the head is cast.
-      chunks: pieces of the vocabulary that each device of the axis "model" takes one after the other.
+      x_BTD: in the dtype of matrix products; the head is cast to it.
+      chunks: of the vocabulary on each device of the axis "model".
     """
-    if not in_pieces(chunks, _size("model")):
+    if not is_chunked(chunks, _size("model")):
         sum_BT, target_BT = _whole(x_BTD, head_VD, targets_BT)
     else:
-        sum_BT, target_BT = _in_pieces(x_BTD, head_VD, targets_BT, chunks)
+        sum_BT, target_BT = _chunked(x_BTD, head_VD, targets_BT, chunks)
     nll = ((sum_BT - target_BT) * weights_BT).sum()
     z = z_loss * (sum_BT**2 * weights_BT).sum() if z_loss else jnp.zeros((), jnp.float32)
     return Loss(nll, z, weights_BT.sum())
@@ -59,10 +59,10 @@ def per_weight(total: Loss) -> jax.Array:
     return jnp.where(total.weight == 0, 0.0, 1 / jnp.where(total.weight == 0, 1.0, total.weight))
 
 
-def in_pieces(chunks: int, model_devices: int) -> bool:
-    """Whether the vocabulary is taken in pieces, and its logits made twice: where there is more than one.
+def is_chunked(chunks: int, model_devices: int) -> bool:
+    """Whether the logits are chunked, and computed twice: for more than one chunk or model device.
 
-    Whole logits on several devices would be the same work on each.
+    Whole logits would be the same work on each model device.
     """
     return chunks * model_devices > 1
 
@@ -86,7 +86,7 @@ def _whole(x_BTD, head_VD, targets_BT):
 
 @jax.custom_vjp
 def _logits_whole(x_BTD, head_VD):
-    """Returns logits_BTV, float32, whose gradient enters the products of the backward pass in the dtype of x_BTD."""
+    """Returns logits_BTV, float32; their gradient is cast to the dtype of x_BTD."""
     return token_einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
 
 
@@ -98,8 +98,8 @@ def _gradients_whole(operands, d_logits_BTV):
 _logits_whole.defvjp(lambda *operands: (_logits_whole(*operands), operands), _gradients_whole)
 
 
-# Pieces. Dims: C pieces, M devices of the axis "model", P ids of a piece on one of them, X tokens of a
-# device, d dims of D that it keeps of the head.
+# Chunked logits. Dims: C chunks, M devices of the axis "model", P ids of a chunk on one of them, X tokens
+# of a device, d dims of D that it holds of the head.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -107,8 +107,8 @@ def _pieces(x_BTD, head_VD, targets_BT, chunks: int):
     return _forward(x_BTD, head_VD, targets_BT, chunks)[0]
 
 
-def _in_pieces(x_BTD, head_VD, targets_BT, chunks: int):
-    """`_reduced` of the logits of a stream, which never lie in memory together."""
+def _chunked(x_BTD, head_VD, targets_BT, chunks: int):
+    """Returns `_reduced` of the logits without an array of all of them."""
     x_BTD, targets_BT = (
         reshard(x_BTD, ROWS, "sequence", None),
         reshard(targets_BT, ROWS, "sequence"),
@@ -119,8 +119,8 @@ def _in_pieces(x_BTD, head_VD, targets_BT, chunks: int):
 
 def _forward(x_BTD, head_VD, targets_BT, chunks):
     local = functools.partial(_reduce_here, vocab=head_VD.shape[0])
-    found = _on_devices(local, (x_BTD, _cut(head_VD, chunks), targets_BT), (2, 2))
-    return found, (x_BTD, head_VD, targets_BT, found[0])
+    reduced = _on_devices(local, (x_BTD, _cut(head_VD, chunks), targets_BT), (2, 2))
+    return reduced, (x_BTD, head_VD, targets_BT, reduced[0])
 
 
 def _backward(chunks, residuals, cotangents):
@@ -138,7 +138,7 @@ _pieces.defvjp(_forward, _backward)
 
 
 def _cut(head_VD, chunks):
-    """Returns pieces_CMPD, the ids rounded up: a device's ids lie together, in C pieces."""
+    """Returns pieces_CMPD, the padded head; the ids of a device are contiguous."""
     V, D = head_VD.shape
     M = _size("model")
     P = -(-V // (M * chunks))
@@ -147,11 +147,11 @@ def _cut(head_VD, chunks):
 
 
 def _on_devices(local, arrays, results):
-    """Returns local(*arrays) on each device's part, where an axis of the mesh splits them.
+    """Returns local(*arrays) under shard_map, on each device's part of the arrays.
 
     Args:
-      arrays: of rank 2 or 3 tokens, B and T first; of rank 4 pieces of the head.
-      results: their ranks.
+      arrays: of rank 2 or 3: tokens, B and T first; of rank 4: pieces of the head.
+      results: ranks of the results.
     """
     layouts = {2: (ROWS, "sequence"), 3: (ROWS, "sequence", None), 4: (None, None, None, ("model", "fsdp"))}  # fmt: skip
     if all(_size(axis) == 1 for axis in (*ROWS, "sequence", "model")):
@@ -161,7 +161,7 @@ def _on_devices(local, arrays, results):
         local,
         in_specs=tuple(current_sharding(*layouts[rank]) for rank in ranks),
         out_specs=tuple(current_sharding(*layouts[rank]) for rank in results),
-        check_vma=False,  # each device of "model" ends with the same sums: types cannot tell
+        check_vma=False,  # the sums are equal on all devices of "model", which types cannot show
     )(*(reshard(x, *layouts[rank]) for x, rank in zip(arrays, ranks, strict=True)))
 
 
@@ -217,14 +217,14 @@ def _logits(x_XD, rows_PD, ids_P, vocab):
 def _ids(pieces_CMPd):
     """Returns ids_CP, the ids of this device's pieces."""
     C, _, P, _ = pieces_CMPd.shape
-    mine = lax.axis_index("model") if _axes("model") else 0
-    return mine * C * P + jnp.arange(C * P).reshape(C, P)
+    index = lax.axis_index("model") if _axes("model") else 0
+    return index * C * P + jnp.arange(C * P).reshape(C, P)
 
 
 def _gathered(piece_MPd):
-    """Returns rows_PD of this device's ids: every device keeps some dims of D of all ids."""
+    """Returns rows_PD of this device's ids, gathered from devices that hold some dims of all ids."""
     if _axes("model"):
-        piece_MPd = lax.all_to_all(piece_MPd, "model", 0, 0)  # its M now counts parts of D
+        piece_MPd = lax.all_to_all(piece_MPd, "model", 0, 0)  # now M indexes parts of D
     piece_MPFd = piece_MPd[:, :, None]
     if _axes("fsdp"):
         piece_MPFd = lax.all_gather(piece_MPd, "fsdp", axis=2)

@@ -1,6 +1,6 @@
-"""What a run's time and memory went to: the fields that a row of metrics.jsonl has beside the step's own.
+"""Meter of time and memory: rates, waits, saves, MFU and goodput for the rows of metrics.jsonl.
 
-A leg is one start of the command. Its first step, which is compiled before, is in no rate.
+A leg is one start of the command. Its first step, which is compiled, is in no rate.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import jax
 
 from posenc_jax.costs.hardware import HARDWARE
 
-# What JAX calls the TPUs of chips.py; a GPU's kind is the name that its driver gives it.
+# JAX's names of the TPUs in costs/hardware.py; a GPU's kind is its driver's name.
 _TPU_KINDS = {
     "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
     "TPU v6 lite": "trillium", "TPU v6e": "trillium",
@@ -22,22 +22,21 @@ _TPU_KINDS = {
 
 
 class Meter:
-    """Measures steps, waits and saves, and sums them up for every row.
+    """Sums up the time of steps, waits and saves.
 
-    Fields of a row, over the steps since the row before:
+    Fields of a row, over the steps since the previous row:
       step_seconds: of a step, without saving. tokens_per_second: of the whole run, saving included.
-      data_wait_share: of the time, in which the loop was blocked on the feed, and when its batch came no
-        step was under way any more (an upper bound of what the device missed). save_share: of the time,
-        blocked on saving.
-      mfu: model FLOPs of the steps over what the chips could do in bfloat16, where their peak is known.
-    And since the run began, over all its legs:
-      productive_seconds: of steps that still count; goodput: their share of the wall-clock time, waits
-      between legs, compilation, saving and steps that were lost and taken again being the rest.
+      data_wait_share: share of the time spent waiting for a batch that came after the last step had
+        ended (an upper bound of the device's idle time). save_share: share of the time spent saving.
+      mfu: model FLOPs over the bfloat16 peak of the chips, where it is known.
+    Fields over all legs of the run:
+      productive_seconds: of the steps that count. goodput: their share of the wall-clock time; the rest
+        is waits between legs, compilation, saving, and steps that were lost and taken again.
 
     Args:
       tokens: of a step. flops: of the model in a step, forward and backward. began: ISO 8601, or None
-      for a run that does not say. before: the last row that still counts, or {}. first: steps finished
-      before this leg. clock: in seconds since the epoch.
+        if unknown. before: the last row that counts, or {}. first: steps finished before this leg.
+        clock: in seconds since the epoch.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Meter:
         self._tokens, self._flops, self._clock = tokens, flops, clock
         self._began = datetime.datetime.fromisoformat(began).timestamp() if began else None
         self._productive = before.get("productive_seconds", 0.0)
-        if before:  # steps that were saved after the last row take what those of the row took
+        if before:  # steps saved after the last row: their time is taken from it
             self._productive += (first - before["step"]) * before.get("step_seconds", 0.0)
         self._last: float | None = None
         self._saved_in_step = 0.0
@@ -63,7 +62,7 @@ class Meter:
         self._steps, self._spent, self._waited, self._saved = 0, 0.0, 0.0, 0.0
 
     def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
-        """Yields what the feed yields; the time until it comes is waited if devices are `idle` by then."""
+        """Yields the batches of the feed; counts the time until each if devices are `idle` by then."""
         batches = iter(feed)
         while True:
             start = self._clock()
@@ -75,7 +74,7 @@ class Meter:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """The time inside the block is saving, not stepping."""
+        """Counts the time of the `with` block as saving."""
         start = self._clock()
         try:
             yield
@@ -83,7 +82,7 @@ class Meter:
             self._saved_in_step += self._clock() - start
 
     def finished(self) -> None:
-        """Counts a step that has finished just now."""
+        """Counts a step that has finished now."""
         now, saved = self._clock(), self._saved_in_step
         self._saved_in_step = 0.0
         if self._last is None:
@@ -96,7 +95,7 @@ class Meter:
         self._last = now
 
     def row(self) -> dict[str, float]:
-        """Returns the fields since the row before; without rates when no step was measured since."""
+        """Returns the fields of a row; without rates if no step was measured since the previous one."""
         row = memory()
         if self._began is not None:
             wall = max(self._clock() - self._began, self._productive)
@@ -118,7 +117,7 @@ class Meter:
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak of the fullest local device, or that of the process where devices do not say."""
+    """Returns the peak memory of the fullest local device, or of the process where devices report none."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks:

@@ -1,4 +1,4 @@
-"""What process 0 writes down of the steps of one leg: rows, the bar, and the meter behind them."""
+"""Monitor of one leg of training: measures every step, writes rows of metrics and the progress bar."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ from posenc_jax.training.progress import MetricLog, Progress
 
 
 class Monitor:
-    """Measures in every process and writes in process 0; use it in `with`.
+    """Measures in every process, writes in process 0; a context manager.
 
     Args:
       workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops: of
-      the model in a step. chain: whose links go with every row.
+      the model in a step. chain: its links are part of every row.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Monitor:
         self._chain = chain
         self._every, self._steps = t.log_every, t.steps
         self._log = self._bar = None
-        self._under_way: dict[str, jax.Array] = {}
+        self._dispatched: dict[str, jax.Array] = {}
         if jax.process_index() == 0:
             self._log = MetricLog(workdir, config, first)
             self._bar = Progress(config.arm, first, t.steps)
@@ -54,26 +54,26 @@ class Monitor:
             self._bar.close()
 
     def waiting(self, feed: Iterable) -> Iterator:
-        """Yields the feed's batches and counts the time until they come, where no step is under way by then."""
+        """Yields the feed's batches; counts the wait for a batch if no step is running by its end."""
         return self._meter.waiting(feed, self._idle)
 
     def started(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes note of the step that devices have been given."""
-        self._under_way = metrics
+        """Remembers the step that was just dispatched."""
+        self._dispatched = metrics
 
     def _idle(self) -> bool:
-        return all(value.is_ready() for value in self._under_way.values())
+        return all(value.is_ready() for value in self._dispatched.values())
 
     def saving(self) -> contextlib.AbstractContextManager:
-        """Counts the time of the block as saving."""
+        """Counts the time of the `with` block as saving."""
         return self._meter.saving()
 
     def finished(
         self, step: int, metrics: dict[str, jax.Array], measured: dict[str, float | None], due: bool
     ) -> None:
-        """Waits until a step is finished, and writes its metrics every `log_every` steps.
+        """Waits until a step is finished; writes its metrics every `log_every` steps.
 
-        A step of which something was measured beside them, or that is `due`, is written in any case.
+        A step with further `measured` values, or one that is `due`, always has a row.
         """
         jax.block_until_ready(metrics)
         self._meter.finished()
@@ -82,8 +82,8 @@ class Monitor:
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         links = self._chain.through(step)
         if self._log is not None:
-            row_of_time = self._meter.row()
-            self._log.write({"step": step, **row, **measured, **row_of_time, **links})
-            rate = row_of_time.get("tokens_per_second")
+            timing = self._meter.row()
+            self._log.write({"step": step, **row, **measured, **timing, **links})
+            rate = timing.get("tokens_per_second")
             shown = {} if rate is None else {"tokens_per_s": f"{rate:,.0f}"}
             self._bar.update(step, loss=f"{row['loss']:.3f}", **shown)

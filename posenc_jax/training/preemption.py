@@ -1,9 +1,9 @@
-"""SIGTERM and Ctrl-C as a request to stop: at once for one process, at an agreed step for several.
+"""Preemption: SIGTERM and Ctrl-C ask a run to stop after a step.
 
-Several processes agree through the preemption service of JAX's coordinator: whoever is told first makes
-all of them stop at the first step that none has passed. It costs a look at a local flag per step; a
-flag in every step's all-reduce would cost a collective. Under the service SIGTERM does nothing by
-itself, so the loop must ask at every step, and does.
+One process stops after the step under way. Several processes agree on a step through the preemption
+service of JAX's coordinator: the first process that gets the signal makes all stop at the first step
+that none has passed. A step costs one read of a local flag; a flag in every all-reduce would cost a
+collective. With the service SIGTERM does not end a process, so the loop must ask at every step.
 """
 
 import os
@@ -14,26 +14,26 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionRequest:
-    """Hears SIGTERM and the first Ctrl-C while the `with` block runs; a second Ctrl-C ends the process."""
+    """Catches SIGTERM and the first Ctrl-C during a `with` block; a second Ctrl-C ends the process."""
 
     def __enter__(self) -> "PreemptionRequest":
-        self._told = ""
+        self._received = ""
         self._several = jax.process_count() > 1
-        # Of several processes JAX's service hears SIGTERM, by a handler of its own.
-        heard = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
-        self._before = {s: signal.signal(s, self._hear) for s in heard}
+        # For several processes JAX's service has its own handler of SIGTERM.
+        signals = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
+        self._before = {s: signal.signal(s, self._catch) for s in signals}
         return self
 
     def at(self, step: int) -> str:
-        """Returns what asked to stop after `step` finished steps; empty to go on."""
+        """Returns the reason to stop after `step` finished steps; empty to go on."""
         if self._several and multihost_utils.reached_preemption_sync_point(step):
             return "SIGTERM to one of the processes"
-        return "" if self._several else self._told
+        return "" if self._several else self._received
 
-    def _hear(self, number, frame) -> None:
-        if self._told and number == signal.SIGINT:
+    def _catch(self, number, frame) -> None:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._told = signal.Signals(number).name
+        self._received = signal.Signals(number).name
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
 

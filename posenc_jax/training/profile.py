@@ -1,4 +1,4 @@
-"""A trace of a few steps by JAX's profiler, under `<workdir>/profile`; xprof and Perfetto read it."""
+"""Trace of a few steps by JAX's profiler, in `<workdir>/profile`, for xprof and Perfetto."""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +8,13 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Traces `count` steps from step `first` on; steps are counted from 1."""
+    """The `count` steps from step `first` on that are traced; steps count from 1."""
 
     first: int
     count: int
 
     def check(self, done: int, steps: int) -> None:
-        """Raises ValueError when not all of them are still to come."""
+        """Raises ValueError if some of these steps are finished or not planned."""
         if self.count and not done < self.first <= steps - self.count + 1:
             raise ValueError(
                 f"--profile={self.first}:{self.count} asks for steps {self.first} to "
@@ -22,12 +22,12 @@ class Profile:
             )
 
     def before(self, step: int, workdir: Path) -> None:
-        """Begins the trace when this is its first step."""
+        """Starts the trace before its first step."""
         if step == self.first:
             jax.profiler.start_trace(workdir / "profile")
 
     def after(self, step: int, state) -> None:
-        """Ends the trace when this was its last step."""
+        """Stops the trace after its last step."""
         if step == self.first + self.count - 1:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
@@ -37,7 +37,7 @@ NO_PROFILE = Profile(0, 0)
 
 
 def parse_profile(text: str) -> Profile:
-    """Returns the steps that `first:count` names; ValueError when it does not read so."""
+    """Returns the steps of `first:count`; ValueError for another form."""
     first, _, count = text.partition(":")
     if not (first.isdigit() and count.isdigit() and int(first) and int(count)):
         raise ValueError(

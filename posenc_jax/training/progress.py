@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar on a terminal, plain lines in a log, JSONL, TensorBoard, W&B."""
+"""Progress of a run: a bar or plain lines on stderr; metrics as JSONL, TensorBoard and W&B."""
 
 import dataclasses
 import hashlib
@@ -17,17 +17,19 @@ from posenc_jax.training.config import RunConfig
 
 
 class Progress:
-    """A bar when stderr is a terminal; else one line now and then, so that logs stay readable."""
+    """A bar when stderr is a terminal; else a line every few seconds, for logs."""
 
-    def __init__(self, what: str, first: int, total: int, seconds_between_lines: float = 15.0):
-        self._what, self._total, self._first = what, total, first
+    def __init__(self, title: str, first: int, total: int, seconds_between_lines: float = 15.0):
+        self._title, self._total, self._first = title, total, first
         self._every, self._last, self._start = seconds_between_lines, time.time(), time.time()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=first, desc=what, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=first, desc=title, unit="step", dynamic_ncols=True
+            )
 
     def update(self, done: int, **shown: str) -> None:
-        """Shows that `done` steps are finished, with a few values beside it."""
+        """Shows the number of finished steps and a few values."""
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -38,7 +40,7 @@ class Progress:
             values = "  ".join(f"{k} {v}" for k, v in shown.items())
             clock = f"{int(left) // 60}:{int(left) % 60:02d} left"
             print(
-                f"{self._what}  {done}/{self._total}  {values}  {clock}",
+                f"{self._title}  {done}/{self._total}  {values}  {clock}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -52,7 +54,7 @@ class Progress:
 class MetricLog:
     """metrics.jsonl (the source of truth), TensorBoard beside it, and Weights & Biases if asked for.
 
-    On resume, rows of steps that will be taken again are dropped, so every step stands once.
+    A resume drops the rows of steps that will be taken again, so that every step has at most one row.
 
     Attributes:
       last: the last row that was kept, {} when there is none.
@@ -82,7 +84,7 @@ class MetricLog:
         shown = {f"train/{name}": value for name, value in row.items() if name != "step"}
         shown = {name: value for name, value in shown.items() if isinstance(value, int | float)}
         for name, value in shown.items():
-            if math.isfinite(value):  # the writer warns of every other one; metrics.jsonl has it
+            if math.isfinite(value):  # the writer warns of others; metrics.jsonl has them
                 self._board.add_scalar(name, value, row["step"])
         if self._wandb is not None:
             self._wandb.log(shown, step=row["step"])
@@ -96,7 +98,7 @@ class MetricLog:
 
 
 def check_wandb(config: RunConfig) -> None:
-    """Raises ValueError when Weights & Biases is asked for and not installed."""
+    """Raises ValueError when Weights & Biases is configured and not installed."""
     if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"config.train.wandb_project={config.train.wandb_project} needs Weights & Biases: "
@@ -105,7 +107,7 @@ def check_wandb(config: RunConfig) -> None:
 
 
 def _wandb_run(workdir: Path, config: RunConfig):
-    """The run's page; the same one after a resume. WANDB_MODE=offline writes it to the workdir alone."""
+    """Returns the run's page, the same one after a resume. WANDB_MODE=offline writes to the workdir only."""
     import wandb
 
     return wandb.init(

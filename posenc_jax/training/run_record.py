@@ -1,4 +1,4 @@
-"""run.json: what a run is, where it came from, and whether it has ended."""
+"""Run record (run.json): settings, data, command, versions and the state of a run."""
 
 import datetime
 import json
@@ -16,10 +16,10 @@ from posenc_jax.training.workdir import provenance
 
 
 def make_record(config: RunConfig, command: str, inputs: Inputs, params, workdir: Path) -> dict:
-    """Returns the record of a run that is begun or taken up again.
+    """Returns the record of a run that starts or resumes.
 
     Raises:
-      ValueError: the run was begun on another corpus or tokenizer of the same name.
+      ValueError: the run started on another corpus or tokenizer of the same name.
     """
     t = config.train
     record = {
@@ -43,25 +43,27 @@ def make_record(config: RunConfig, command: str, inputs: Inputs, params, workdir
         "command": command,
         **provenance(),
     }
-    begun = _stored(workdir)
-    if begun:
-        _refuse_other_text(workdir, begun, record)
-    # None where an earlier leg did not say.
-    record["began"] = (
-        {"began": None} | begun if begun else {"began": datetime.datetime.now(datetime.UTC).isoformat()}
-    )["began"]  # fmt: skip
-    return record
+    stored = _stored(workdir)
+    if not stored:
+        return record | {"began": datetime.datetime.now(datetime.UTC).isoformat()}
+    for name in ("corpus_fingerprint", "tokenizer_fingerprint"):
+        if stored[name] != record[name]:
+            raise ValueError(
+                f"{workdir} was begun with {name} {stored[name][:12]}, now it is {record[name][:12]}: "
+                "the text or the Python that it comes from has changed; choose another --workdir"
+            )
+    return record | {"began": stored.get("began")}  # None: an early record has no time
 
 
 def seconds_before(workdir: Path) -> float:
-    """Returns the seconds of training that earlier legs of the run have recorded."""
+    """Returns the recorded training time of earlier legs of the run, in seconds."""
     return _stored(workdir).get("wall_seconds", 0.0)
 
 
 def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None:
-    """Writes run.json of a run that has not ended, when it begins and after every save; process 0 alone.
+    """Writes run.json of an unfinished run, at its start and after every save; in process 0 only.
 
-    `steps` are those that it shall take, `steps_done` those that it had taken by its last save.
+    `steps` is the planned number of steps, `steps_done` the number at the last save.
     """
     if jax.process_index() == 0:
         unfinished = {"steps_done": done, "finished": False, "wall_seconds": seconds}
@@ -69,8 +71,8 @@ def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None
 
 
 def write_finished(workdir: Path, record: dict, seconds: float, state, chain: HashChain) -> None:
-    """Writes run.json of a finished run; of a leg that was killed, seconds count up to its last save."""
-    digests = sha256(state)  # of all processes together
+    """Writes run.json of a finished run; seconds of a killed leg count up to its last save."""
+    digests = sha256(state)  # a collective of all processes
     if jax.process_index() == 0:
         write_json(
             workdir / "run.json",
@@ -90,12 +92,3 @@ def write_finished(workdir: Path, record: dict, seconds: float, state, chain: Ha
 def _stored(workdir: Path) -> dict:
     path = workdir / "run.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _refuse_other_text(workdir: Path, begun: dict, record: dict) -> None:
-    for name in ("corpus_fingerprint", "tokenizer_fingerprint"):
-        if begun[name] != record[name]:
-            raise ValueError(
-                f"{workdir} was begun with {name} {begun[name][:12]}, now it is {record[name][:12]}: "
-                "the text or the Python that it comes from has changed; choose another --workdir"
-            )

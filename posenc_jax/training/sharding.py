@@ -1,4 +1,4 @@
-"""The mesh and the one table that says how every parameter lies on it."""
+"""Sharding of parameters and batches: the mesh, and one table of parameter layouts."""
 
 import re
 
@@ -7,14 +7,14 @@ from jax.sharding import AxisType
 
 from posenc_jax.model.activation_sharding import key_heads_axis
 
-# From the slowest links to the fastest: rows, rows and what each device keeps of every matrix (fully
-# sharded data parallelism), tokens of a row, heads and hidden units.
+# From the slowest links to the fastest. data: rows. fsdp: rows and parts of every matrix (fully sharded
+# data parallelism). sequence: tokens of a row. model: heads and hidden units.
 MESH_AXES = ("data", "fsdp", "sequence", "model")
 BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices, B, T]
 
-# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables keep D in
-# pieces, never V: tokens are looked up by rows that other devices hold, and those would have to travel.
-# Key heads stay whole where the axis "model" does not divide them (`key_heads_axis`).
+# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables are split
+# over D, never over V: a lookup would need rows of other devices. Key heads stay whole where the axis
+# "model" does not divide them (`key_heads_axis`).
 LAYOUT = (
     (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
     (r"patch_PD", (None, ("model", "fsdp"))),
@@ -38,19 +38,19 @@ def make_mesh(
     fsdp_devices: int = 1,
     sequence_devices: int = 1,
 ) -> jax.sharding.Mesh:
-    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all that are left.
+    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all remaining devices.
 
     Raises:
-      ValueError: more devices asked for than there are, or a number that does not divide them.
+      ValueError: more devices requested than there are, or fewer than a job of several processes has.
     """
     devices = jax.devices()
-    others = fsdp_devices * sequence_devices * model_devices
-    data_devices = data_devices or max(len(devices) // others, 1)
-    wanted = data_devices * others
-    asked = (data_devices, fsdp_devices, sequence_devices, model_devices)
+    per_data = fsdp_devices * sequence_devices * model_devices
+    data_devices = data_devices or max(len(devices) // per_data, 1)
+    wanted = data_devices * per_data
+    shape = (data_devices, fsdp_devices, sequence_devices, model_devices)
     if wanted > len(devices):
         raise ValueError(
-            f"config.train asks for {' x '.join(map(str, asked))} devices ({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
+            f"config.train asks for {' x '.join(map(str, shape))} devices ({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
             f"this machine has {len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):
@@ -58,7 +58,7 @@ def make_mesh(
             f"{wanted} devices asked for; {len(devices)} are in this job: use them all"
         )
     return jax.make_mesh(
-        asked,
+        shape,
         MESH_AXES,
         axis_types=(AxisType.Explicit,) * len(MESH_AXES),
         devices=devices[:wanted],
@@ -74,17 +74,17 @@ def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     """Returns a PartitionSpec over `mesh` for every leaf of `params` (arrays or shapes).
 
     Raises:
-      ValueError: a parameter that no row, or more than one, describes.
+      ValueError: a parameter that no row or more than one row matches.
     """
 
     def row(path, leaf):
         name = "/".join(str(key.key) for key in path)
-        found = [axes for pattern, axes in LAYOUT if re.fullmatch(pattern, name)]
-        if len(found) != 1:
+        matches = [axes for pattern, axes in LAYOUT if re.fullmatch(pattern, name)]
+        if len(matches) != 1:
             raise ValueError(
-                f"parameter {name} {leaf.shape} matches {len(found)} rows of LAYOUT, not one"
+                f"parameter {name} {leaf.shape} matches {len(matches)} rows of LAYOUT, not one"
             )
-        (axes,) = found
+        (axes,) = matches
         if name.endswith("_DKH"):
             axes = (axes[0], key_heads_axis(leaf.shape[1], mesh.shape["model"]), axes[2])
         return jax.P(*axes)
@@ -93,7 +93,7 @@ def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
 def optimizer_layout(state, layout) -> dict:
-    """Returns a PartitionSpec for every leaf of an optimizer state: moments lie like parameters.
+    """Returns a PartitionSpec for every leaf of an optimizer state: moments are laid out as parameters.
 
     Raises:
       ValueError: a matrix in the state that belongs to no parameter.
@@ -105,7 +105,7 @@ def optimizer_layout(state, layout) -> dict:
         for start in range(len(names)):
             if names[start:] in specs:
                 return specs[names[start:]]
-        if len(leaf.shape) > 1:  # counters and coefficients are small and lie everywhere
+        if len(leaf.shape) > 1:  # counters and coefficients are small and replicated
             raise ValueError(f"optimizer state {names} {leaf.shape} belongs to no parameter")
         return jax.P()
 

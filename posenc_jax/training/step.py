@@ -1,4 +1,4 @@
-"""The training state and the one jitted step."""
+"""Training step: optimizer, sharded state, and the one jitted update."""
 
 import functools
 from collections.abc import Callable
@@ -23,8 +23,8 @@ State = dict[str, Any]
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """Returns the clipped optimizer; its rates follow the `count` that `at_step` sets.
 
-    Weight decay takes matrices alone: neither gains nor other vectors, and nothing that says where a
-    token is, for a bias table or a frequency that shrinks is another encoding (as in Swin and T5).
+    Weight decay applies to matrices only: not to gains and other vectors, and not to parameters of a
+    positional encoding, for a decayed bias table or frequency is another encoding (as in Swin and T5).
     """
     o = config.optimizer
 
@@ -50,7 +50,7 @@ def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(o.clip_norm), update)
 
 
-# Below them lie the parameters of an encoding, by their names in `LAYOUT`.
+# Subtrees with the parameters of an encoding, by their names in `LAYOUT`.
 _POSITIONAL = {"scheme", "absolute"}
 
 
@@ -64,7 +64,7 @@ def _decayed(params):
     )
 
 
-# Which dims of a hidden matrix are summed over and which come out; all else is Adam's.
+# Input dims and output dims of each hidden matrix; Adam updates all other parameters.
 _MATRIX_DIMS = {
     "query_DNH": ((0,), (1, 2)),
     "gate_DNH": ((0,), (1, 2)),
@@ -79,14 +79,14 @@ _MATRIX_DIMS = {
 
 def _hidden_matrices(params):
     def dims(path, _):
-        found = None if _positional(path) else _MATRIX_DIMS.get(path[-1].key)
-        return optax.contrib.MuonDimensionNumbers(*found) if found else None
+        numbers = None if _positional(path) else _MATRIX_DIMS.get(path[-1].key)
+        return optax.contrib.MuonDimensionNumbers(*numbers) if numbers else None
 
     return jax.tree_util.tree_map_with_path(dims, params)
 
 
 def learning_rate_schedule(config: RunConfig, peak: float) -> optax.Schedule:
-    """Returns the learning rate as a function of the steps finished before, skipped updates among them."""
+    """Returns the learning rate as a function of the finished steps, skipped updates included."""
     warmup = min(config.optimizer.warmup_steps, config.train.steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=peak / (warmup + 1),
@@ -98,11 +98,10 @@ def learning_rate_schedule(config: RunConfig, peak: float) -> optax.Schedule:
 
 
 def at_step(optimizer_state, step: jax.Array):
-    """Returns an optimizer's state whose schedules stand at `step`, however many updates were skipped.
+    """Returns an optimizer's state whose schedules are at `step`, however many updates were skipped.
 
-    A schedule that counted updates would end above `final_fraction` in a run that skipped some, and two
-    arms of one configuration would be trained at different rates. Adam's own count, of the moments'
-    updates, stays.
+    A schedule that counted updates would end above `final_fraction` after skipped ones, and two arms of
+    one configuration would be trained at different rates. Adam's own count of updates does not change.
     """
 
     def placed(part):
@@ -116,9 +115,9 @@ def at_step(optimizer_state, step: jax.Array):
 
 
 def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
-    """Returns (build, shapes): `build(key)` makes the sharded state; shapes describe it for restoring.
+    """Returns (build, shapes): `build(key)` makes the sharded state; shapes describe it for a restore.
 
-    Moments do not inherit a parameter's layout by themselves, so the whole state is given one.
+    The whole state has explicit layouts, for moments do not inherit those of their parameters.
     """
     optimizer = make_optimizer(config)
 
@@ -146,13 +145,15 @@ def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
         lambda spec: jax.NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, jax.P)
     )
     abstract = jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
     return jax.jit(build, out_shardings=shardings), abstract
 
 
 def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
-    """Returns the function of (params, batch [B, T]) that sums the loss, carried out as `train` says."""
+    """Returns the summed loss as a function of (params, batch [B, T])."""
     stream = model.clone(read_out=False, execution=LayerExecution(train.scan_layers, train.remat))
     head = "embedding_VD" if model.config.tied_head else "head_VD"
 
@@ -170,19 +171,19 @@ def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
 
 def all_finite(tree) -> jax.Array:
     """Returns whether no element of any floating-point leaf is NaN or infinite."""
-    kinds = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    # A maximum hands NaN on, and takes half the time of a conjunction on CPU.
-    return jnp.isfinite(jnp.stack([jnp.abs(x).max() for x in kinds])).all()
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    # A maximum propagates NaN, and takes half the time of a conjunction on CPU.
+    return jnp.isfinite(jnp.stack([jnp.abs(x).max() for x in floats])).all()
 
 
 def make_step(config: RunConfig, model: Decoder):
     """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
     Each array of `batch` is [slices, B, T]: gradients of the summed loss are accumulated over the
-    slices and divided once by the total weight, so that slicing changes rounding only. A loss, a gradient,
-    or a parameter or moment after the update that is not finite leaves parameters and moments as they
-    were and is counted; the step counts all the same, and with it the schedules. Metrics hold
-    `learning_rate`, the rate of this step's update (of AdamW's part, under muon).
+    slices and divided once by the total weight, so that slicing changes rounding only. If the loss, a
+    gradient, or a parameter or moment after the update is not finite, the update is skipped and counted;
+    step and schedules advance all the same. The metric `learning_rate` is the rate of this step's update
+    (of AdamW's part, under muon).
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
@@ -212,26 +213,25 @@ def make_step(config: RunConfig, model: Decoder):
         scale = per_weight(total)
         loss, grads = total.nll * scale, jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
-        # An optimizer reshapes and multiplies matrices as it likes: the compiler lays that out, and the
-        # results lie where they lay before.
-        places = jax.tree.map(lambda x: jax.typeof(x).sharding, (params, state["optimizer"]))
-        update = jax.sharding.auto_axes(optimizer.update, out_sharding=places)
+        # The compiler lays out the optimizer's own products; its results keep the layout of the state.
+        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (params, state["optimizer"]))
+        update = jax.sharding.auto_axes(optimizer.update, out_sharding=shardings)
         updates, moments = update(grads, at_step(state["optimizer"], state["step"]), params)
         updated = {"params": optax.apply_updates(params, updates), "optimizer": moments}
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & all_finite(updated)
         kept = {"params": params, "optimizer": state["optimizer"]}
         chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
-        missed = 1 - good.astype(jnp.int32)
+        bad = 1 - good.astype(jnp.int32)
         done = state["step"] + 1
-        # What follows a schedule has come to its end in a run that goes on from another one.
+        # A fine-tuned run starts at the end of all schedules of the scheme.
         steps = 1 if t.init_from else t.steps
         progress = jnp.minimum(done.astype(jnp.float32) / steps, 1.0)
         new_state = {
             "params": at_progress(model.config, chosen["params"], progress),
             "optimizer": chosen["optimizer"],
             "step": done,
-            "skipped": state["skipped"] + missed,
-            "skipped_in_a_row": (state["skipped_in_a_row"] + 1) * missed,
+            "skipped": state["skipped"] + bad,
+            "skipped_in_a_row": (state["skipped_in_a_row"] + 1) * bad,
         }
         metrics = {
             "loss": loss,

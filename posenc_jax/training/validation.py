@@ -1,4 +1,4 @@
-"""The loss on fixed windows of the dev split, by which one checkpoint of a run is called the best."""
+"""Validation loss: on fixed windows of the dev split; it selects the best checkpoint."""
 
 import functools
 import math
@@ -19,10 +19,10 @@ from posenc_jax.training.step import batch_loss
 
 
 class ValidationLoss:
-    """Measures parameters on the same windows each time, alike in every process.
+    """The loss of parameters on the same windows each time, equal in every process.
 
     Args:
-      config, model, inputs: of the run. mesh: that its batches lie on.
+      config, model, inputs: of the run. mesh: of its batches.
     """
 
     def __init__(self, config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh, inputs: Inputs):
@@ -34,15 +34,15 @@ class ValidationLoss:
         self._means = jax.jit(jax.vmap(mean, in_axes=(0, None)))
 
     def due(self, step: int) -> bool:
-        """Whether it is measured after `step` steps."""
+        """Whether the loss is measured after `step` steps."""
         return step % self._every == 0 or step == self._steps
 
     def __call__(self, params) -> float | None:
-        """Returns nats per unit of weight (a text token has one); None when that is not finite."""
+        """Returns nats per unit of weight (a text token has weight 1); None if not finite."""
         return _finite(self._mean(params, self._batch))
 
     def of_each(self, params) -> list[float | None]:
-        """Returns the same of each of several parameters, stacked along a leading dim."""
+        """Returns the loss of each of several parameters, stacked along a leading dim."""
         return [_finite(x) for x in np.asarray(self._means(params, self._batch))]
 
 
@@ -62,16 +62,16 @@ def _finite(loss) -> float | None:
 
 
 def _placed(mesh: jax.sharding.Mesh, examples: list[dict], rows: int) -> dict[str, jax.Array]:
-    """Puts the examples on the devices as [pieces, rows, T]; what fills the last piece up weighs nothing."""
+    """Returns the examples on the devices as [pieces, rows, T]; padding rows have weight 0."""
     sharding = jax.NamedSharding(mesh, BATCH)
     index, count = rows_of_process(sharding, rows, axis=1, ndim=3)
-    mine = slice(index * rows // count, (index + 1) * rows // count)
-    filling = -len(examples) % rows
+    own_rows = slice(index * rows // count, (index + 1) * rows // count)
+    padding = -len(examples) % rows
     blank = examples[-1] | {"weights_T": np.zeros_like(examples[-1]["weights_T"])}
 
     def put(name: str) -> jax.Array:
-        whole = np.stack([example[name] for example in (*examples, *[blank] * filling)])
+        whole = np.stack([example[name] for example in (*examples, *[blank] * padding)])
         pieces = whole.reshape(-1, rows, whole.shape[-1])
-        return jax.make_array_from_process_local_data(sharding, pieces[:, mine], pieces.shape)
+        return jax.make_array_from_process_local_data(sharding, pieces[:, own_rows], pieces.shape)
 
     return {name.removesuffix("_T") + "_BT": put(name) for name in examples[0]}

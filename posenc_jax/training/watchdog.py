@@ -1,4 +1,4 @@
-"""A run that hangs says where: the stacks of all threads, after a while without a finished step."""
+"""Watchdog of a run: writes the stacks of all threads after a while without a finished step."""
 
 import faulthandler
 import sys
@@ -8,25 +8,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-FIRST = 10  # times the limit until the first step of a leg has finished: it is compiled before
+FIRST = 10  # times the limit for the first step of a leg, which is compiled
 
 
 class Watchdog:
-    """Writes the stacks of all threads when no step has finished for `seconds`, once a stall; the run goes on.
+    """Writes the stacks of all threads when no step has finished for `seconds`, once per stall.
 
-    They go to stderr and to the end of `path`. A stall is a collective that waits for a process that is
-    gone, a file system that does not answer, a feed that has nothing: the stacks tell which.
+    They go to stderr and to the end of `path`; the run goes on. The stacks show the cause: a collective that
+    waits for a lost process, a file system that does not answer, or a feed without data.
 
     Args:
-      path: stalls.log. seconds: without a finished step. who: of several processes. clock: in seconds.
+      path: stalls.log. seconds: without a finished step. process: its name. clock: in seconds.
     """
 
     def __init__(
-        self, path: Path, seconds: float, who: str, clock: Callable[[], float] = time.monotonic
+        self, path: Path, seconds: float, process: str, clock: Callable[[], float] = time.monotonic
     ):
-        self._path, self._seconds, self._who, self._clock = path, seconds, who, clock
+        self._path, self._seconds, self._process, self._clock = path, seconds, process, clock
         self._limit, self._step = FIRST * seconds, "its first step"
-        self._since, self._told = clock(), False
+        self._since, self._reported = clock(), False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -39,27 +39,27 @@ class Watchdog:
         self._thread.join()
 
     def finished(self, step: int) -> None:
-        """Says that a step has finished just now."""
-        self._since, self._told = self._clock(), False
+        """Records that a step has finished now."""
+        self._since, self._reported = self._clock(), False
         self._limit, self._step = self._seconds, f"step {step + 1}"
 
-    def look(self) -> bool:
-        """Writes the stacks if the run stalls and this stall was not told yet; returns whether it did."""
-        silent = self._clock() - self._since
-        if self._told or silent < self._limit:
+    def check(self) -> bool:
+        """Writes the stacks of a new stall; returns whether it wrote any."""
+        waited = self._clock() - self._since
+        if self._reported or waited < self._limit:
             return False
-        self._told = True
+        self._reported = True
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
             stacks = file.read()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        said = f"{now} {self._who}: {self._step} has not finished for {silent:.0f} s; the stacks of all threads:\n{stacks}"
-        print(said, file=sys.stderr, flush=True)
+        report = f"{now} {self._process}: {self._step} has not finished for {waited:.0f} s; the stacks of all threads:\n{stacks}"
+        print(report, file=sys.stderr, flush=True)
         with self._path.open("a") as log:
-            log.write(said + "\n")
+            log.write(report + "\n")
         return True
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._seconds / 4, 5.0)):
-            self.look()
+            self.check()

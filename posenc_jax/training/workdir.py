@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what made it, and that one trainer at a time works in it."""
+"""Run folder: checks that it belongs to this run, its lock, and the provenance of a run."""
 
 import contextlib
 import dataclasses
@@ -19,19 +19,18 @@ from posenc_jax.training.inputs import Inputs
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")  # fmt: skip
 
-# What a reader is told of a folder whose checkpoint and config.json disagree.
-REREAD = "bring back the config.json or the checkpoint that belongs to this folder"
+# For a folder whose checkpoint and config.json disagree.
+RESTORE_REMEDY = "bring back the config.json or the checkpoint that belongs to this folder"
 
 
 def check_same_config(workdir: Path, config: RunConfig) -> None:
-    """Raises ValueError, naming the differences, when the folder holds another run's config."""
+    """Raises ValueError, naming the differences, for a folder with another run's config."""
     stored = workdir / "config.json"
     if stored.exists():
-        found = differences(config, read(stored))
-        if found:
+        differing = differences(config, read(stored))
+        if differing:
             raise ValueError(
-                f"{workdir} holds another run ({'; '.join(found[:4])}"
-                f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}); choose another --workdir"
+                f"{workdir} holds another run ({_listed(differing)}); choose another --workdir"
             )
     elif workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; choose another --workdir")
@@ -40,7 +39,7 @@ def check_same_config(workdir: Path, config: RunConfig) -> None:
 
 
 def ownership(config: RunConfig, inputs: Inputs) -> dict:
-    """Returns what every checkpoint of a run says of the run: its config, text and tokenizer."""
+    """Returns the owner of a checkpoint: config, text and tokenizer of its run."""
     return {
         "config": dataclasses.asdict(config),
         "corpus_fingerprint": inputs.corpus.fingerprint,
@@ -49,38 +48,42 @@ def ownership(config: RunConfig, inputs: Inputs) -> dict:
 
 
 def identity(owner: dict) -> str:
-    """Returns SHA-256 of what makes a run this one: its deciding settings, its text and its tokenizer."""
-    decides = owner | {"config": deciding(from_sections(owner["config"]))}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    """Returns SHA-256 over the identifying settings, the text and the tokenizer of a run."""
+    identifying = owner | {"config": deciding(from_sections(owner["config"]))}
+    return hashlib.sha256(json.dumps(identifying, sort_keys=True).encode()).hexdigest()
 
 
 def check_owner(
     workdir: Path, step: int, ours: dict, theirs: dict, remedy: str = "choose another --workdir"
 ) -> None:
-    """Raises ValueError, naming the differences, when a checkpoint was saved by another run.
+    """Raises ValueError, naming the differences, for a checkpoint of another run.
 
     Args:
-      ours: of `ownership`; what is left out of it is not compared. theirs: of the checkpoint's record.
+      ours: owner as of `ownership`; entries it lacks are not compared. theirs: owner in the record.
     """
-    found = differences(from_sections(ours["config"]), from_sections(theirs["config"]))
-    found += [
+    differing = differences(from_sections(ours["config"]), from_sections(theirs["config"]))
+    differing += [
         f"{name}: {ours[name][:12]} here, {theirs[name][:12]} there"
         for name in ("corpus_fingerprint", "tokenizer_fingerprint")
         if name in ours and ours[name] != theirs[name]
     ]
-    if found:
+    if differing:
         raise ValueError(
-            f"checkpoint {step} in {workdir} was saved by another run ({'; '.join(found[:4])}"
-            f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}); {remedy}"
+            f"checkpoint {step} in {workdir} was saved by another run ({_listed(differing)}); {remedy}"
         )
+
+
+def _listed(differing: list[str]) -> str:
+    more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+    return "; ".join(differing[:4]) + more
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this process while the `with` block runs; a kill frees it too.
+    """Locks the folder for this process during the `with` block; a kill releases the lock.
 
     Raises:
-      ValueError: another trainer is at work in it.
+      ValueError: another trainer holds the lock, or the folder cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)

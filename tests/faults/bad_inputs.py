@@ -1,4 +1,4 @@
-"""Nonsense at the door: settings and corpora that no run can be made of."""
+"""Bad inputs: settings and corpora that must be refused in one line."""
 
 import json
 import random
@@ -21,9 +21,9 @@ _ADDRESSES = 12 * 2**30  # bytes; the libraries map most of them and never touch
 
 
 def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """One to three settings of random value: refused in one line that names one, or a sound config.
+    """One to three random settings: a valid config, or a refusal in one line that names a setting.
 
-    Read in this process, as `train.py` reads a stored config; `settings_typed` starts real ones.
+    Parsed in this process, as `train.py` parses a stored config; `settings_typed` starts real trainers.
     """
     base = json.loads(from_sections({}).to_json())
     for _ in range(trials):
@@ -51,10 +51,9 @@ def settings(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """The same, typed behind a real `train.py`: one line that names one, exit code 2, in _SECONDS, nothing compiled.
+    """The same as flags of a real `train.py`: exit code 2 in _SECONDS, before anything compiles.
 
-    A trainer whose settings are sound goes on to compile, and is killed there. Seconds are those of the CPU, without
-    the imports.
+    A trainer with valid settings is killed when it starts to compile. Seconds are CPU time without imports.
     """
     sections = json.loads(from_sections({}).to_json())
     for section, key in _WRITES_ELSEWHERE:
@@ -81,7 +80,7 @@ def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[T
 
 
 def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Folders that are no corpus are refused by name; strange but legal ones are read in bounded memory."""
+    """Invalid corpus folders are refused by name; unusual but valid ones are read in bounded memory."""
     for index in range(trials):
         name, make = list(_CORPORA.items())[index % len(_CORPORA)]
         folder = run.fresh(f"corpus-{index}")

@@ -1,7 +1,7 @@
-"""Batches and gradients spoiled on purpose, inside a trainer that knows nothing of it.
+"""Corrupted batches and gradients, injected into an unmodified trainer.
 
-`arm` is called in a forked trainer before it runs (`fork_server`), and replaces names of `training.loop` there. The
-trainer's own code sees what a broken device, link or document would have sent it.
+A forked trainer calls `arm` before it runs (`fork_server`); `arm` replaces names of `training.loop`. The
+trainer then gets the values that a broken device, link or document would give.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,21 +14,19 @@ from posenc_jax.checkpoints.fingerprint import leaves
 from posenc_jax.training import loop
 from posenc_jax.training.sharding import BATCH
 
-SPOILED = (
-    "params/layer_0/mlp/up_DF"  # the leaf whose gradient is spoiled: it lies over fsdp and model
-)
+CORRUPTED = "params/layer_0/mlp/up_DF"  # leaf with the bad gradient, split over fsdp and model
 
 
 def arm(what: str, steps: Collection[int], **how) -> None:
-    """Spoils the given steps, counted from 1, of the trainer that will run in this process.
+    """Corrupts the given steps, counted from 1, of the trainer that will run in this process.
 
     Args:
       what: "rows": the loss weights of one device's rows are NaN. "gradient": one device's piece of one
-        gradient is NaN, all else of the step is as it was. "spike": two tokens weigh +size and -size, so that
-        loss and gradient are finite and as large as size. "left_out": the step is not taken, by a hand
-        that adds up counters and touches nothing else; what a skipped update must equal. "nothing".
-      how: device: from 0; given to "left_out", the step is compiled as for "gradient", for another program
-        rounds otherwise. size: of a spike.
+        gradient is NaN. "spike": two tokens have weights +size and -size, so that loss and gradient are
+        finite and of this size. "left_out": the step only increases the counters, the reference for a
+        skipped update. "nothing".
+      how: device: from 0; with "left_out" it selects the program of "gradient", as another program rounds
+        differently. size: of a spike.
     """
     kinds = {
         "rows": _rows, "gradient": _gradient, "spike": _spike, "left_out": _left_out, "nothing": _nothing,
@@ -42,32 +40,34 @@ def _nothing(steps: Collection[int]) -> None:
 
 
 def _rows(steps: Collection[int], device: int) -> None:
-    def spoil(batch, mesh):
+    def corrupt(batch, mesh):
         weights_BT = batch["weights_BT"].copy()
         layout = jax.NamedSharding(mesh, BATCH).devices_indices_map((1, *weights_BT.shape))
         weights_BT[layout[mesh.devices.flat[device]][1:]] = np.nan
         return batch | {"weights_BT": weights_BT}
 
-    loop._feed = _spoiled_feed(steps, spoil)
+    loop._feed = _corrupted_feed(steps, corrupt)
 
 
 def _spike(steps: Collection[int], size: float) -> None:
-    def spoil(batch, mesh):
+    def corrupt(batch, mesh):
         weights_BT = batch["weights_BT"].copy()
         weights_BT[0, :2] = size, -size
         return batch | {"weights_BT": weights_BT}
 
-    loop._feed = _spoiled_feed(steps, spoil)
+    loop._feed = _corrupted_feed(steps, corrupt)
 
 
 def _gradient(steps: Collection[int], device: int) -> None:
-    def mark(batch, mesh):  # all a compiled step can be told by; the model below takes the mark off
+    def mark(
+        batch, mesh
+    ):  # marks the batch for the compiled step; the model below removes the mark
         return batch | {"segments_BT": -1 - batch["segments_BT"]}
 
-    loop._feed = _spoiled_feed(steps, mark)
+    loop._feed = _corrupted_feed(steps, mark)
     make_step = loop.make_step
     loop.make_step = lambda config, model: make_step(
-        config, _Spoiled(model, jax.sharding.get_mesh(), device)
+        config, _CorruptedDecoder(model, jax.sharding.get_mesh(), device)
     )
 
 
@@ -94,42 +94,42 @@ def _left_out(steps: Collection[int], device: int | None = None) -> None:
     loop.make_step = with_steps_left_out
 
 
-def _spoiled_feed(steps: Collection[int], spoil):
+def _corrupted_feed(steps: Collection[int], corrupt):
     feed = loop._feed
 
     def corrupted(config, mesh, inputs, *, first_step: int) -> Iterator[dict[str, np.ndarray]]:
         batches = feed(config, mesh, inputs, first_step=first_step)
         return (
-            spoil(batch, mesh) if step in steps else batch
+            corrupt(batch, mesh) if step in steps else batch
             for step, batch in enumerate(batches, first_step + 1)
         )
 
     return corrupted
 
 
-class _Spoiled:
-    """A decoder that gives the gradient of one leaf a NaN, on one device, in a marked batch."""
+class _CorruptedDecoder:
+    """A decoder that puts a NaN into the gradient of one leaf, on one device, in a marked batch."""
 
     def __init__(self, model, mesh: jax.sharding.Mesh, device: int):
         self._model, self.config, self._mesh, self._device = model, model.config, mesh, device
 
-    def clone(self, **changes) -> "_Spoiled":
-        return _Spoiled(self._model.clone(**changes), self._mesh, self._device)
+    def clone(self, **changes) -> "_CorruptedDecoder":
+        return _CorruptedDecoder(self._model.clone(**changes), self._mesh, self._device)
 
     def apply(self, variables, tokens_BT, positions_BT, segments_BT):
         marked = (segments_BT < 0).any()
         segments_BT = jnp.where(segments_BT < 0, -1 - segments_BT, segments_BT)
         params = jax.tree_util.tree_map_with_path(
             lambda path, x: (
-                self._spoil(x, marked)
-                if "params/" + jax.tree_util.keystr(path, simple=True, separator="/") == SPOILED
+                self._corrupt(x, marked)
+                if "params/" + jax.tree_util.keystr(path, simple=True, separator="/") == CORRUPTED
                 else x
             ),
             variables["params"],
         )
         return self._model.apply({"params": params}, tokens_BT, positions_BT, segments_BT)
 
-    def _spoil(self, x: jax.Array, marked: jax.Array) -> jax.Array:
+    def _corrupt(self, x: jax.Array, marked: jax.Array) -> jax.Array:
         mesh, spec = self._mesh, jax.typeof(x).sharding.spec
         places = jax.NamedSharding(mesh, spec).devices_indices_map(x.shape)
         hit = np.zeros(x.shape, bool)

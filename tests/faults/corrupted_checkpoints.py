@@ -1,4 +1,4 @@
-"""Damage to finished checkpoints: every kind must be seen, named, and survived by the one before."""
+"""Corrupted checkpoints: each damage must be detected and named, and the previous checkpoint used."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 
 
 def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """One bit of one file, metadata and manifest included; every file in turn, a random bit of it."""
+    """A random flipped bit in each file in turn, metadata and manifest included."""
 
     def flip(path: Path) -> str:
         whole = bytearray(path.read_bytes())
@@ -32,7 +32,7 @@ def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def truncated(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A file that ends early."""
+    """A truncated file."""
 
     def cut(path: Path) -> str:
         size = path.stat().st_size
@@ -47,7 +47,7 @@ def truncated(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]
 
 
 def deleted(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A file that is gone."""
+    """A deleted file."""
 
     def remove(path: Path) -> str:
         path.unlink()
@@ -57,7 +57,7 @@ def deleted(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def hostile(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Pickles instead of files, and a manifest that points out of its folder."""
+    """Pickles instead of files, and a manifest with a path outside its folder."""
     trap = run.folder / "executed"
 
     def poison(path: Path) -> str:
@@ -74,7 +74,7 @@ def hostile(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def all_damaged(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Every checkpoint damaged: a real trainer stops with the remedy, and starts nothing over."""
+    """All checkpoints damaged: a real trainer stops with the remedy and does not start over."""
     for index in range(trials):
         workdir = _copy(run, f"all-{index}")
         for folder in (workdir / "checkpoints").iterdir():
@@ -89,7 +89,7 @@ def all_damaged(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tria
 
 
 def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """The last checkpoint damaged: a real trainer names it, goes on from the one before, ends alike."""
+    """The last checkpoint damaged: a real trainer names it, resumes from the previous one, ends alike."""
     for index in range(trials):
         workdir = _copy(run, f"last-{index}")
         last = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
@@ -101,7 +101,7 @@ def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def stale(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """What killed saves leave, and an empty folder with a number, beside sound checkpoints."""
+    """Remains of killed saves, and an empty numbered folder, among sound checkpoints."""
     for index in range(trials):
         workdir = _copy(run, f"stale-{index}")
         for name in (".saving-99/state.orbax-checkpoint-tmp", ".deleting-1/state", "3000"):
@@ -113,7 +113,7 @@ def stale(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 class _Trap:
-    """Leaves a file behind if anything unpickles it."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: str):
         self.path = path
@@ -123,9 +123,9 @@ class _Trap:
 
 
 def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
-    """Damages one file of the last checkpoint at a time, in this process, and reads as every reader does.
+    """Damages one file of the last checkpoint at a time and loads the checkpoint, in this process.
 
-    A fault counts as seen when the message names the file and the checkpoint before is used.
+    A fault is detected if the message names the file and the previous checkpoint is used.
     """
     workdir = _copy(run, "damaged")
     steps = CheckpointManager(workdir, 9, clean=False).steps()
@@ -136,7 +136,7 @@ def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
         whole = path.read_bytes()
         detail = damage(path)
         if not detail:
-            files.remove(path)  # it holds nothing that could be damaged so
+            files.remove(path)  # an empty file cannot be damaged
             continue
         said = io.StringIO()
         with (

@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written. Both need the right to mount a file system."""
+"""Full and read-only disks; both faults need permission to mount a file system."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ from posenc_jax.results.schema import UNWRITABLE, WRONG_INPUT
 
 
 def full(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A small disk fills up during the run; room is made, and the same command goes on."""
+    """A small disk fills up during the run; after it is enlarged, the same command resumes."""
     for index in range(trials):
         workdir = run.fresh(f"full-{index}")
         size = rng.randrange(300, 1700)  # kB; a checkpoint takes about 500, and two are kept
@@ -58,7 +58,7 @@ def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]
 
 @contextlib.contextmanager
 def _mounted(folder: Path, options: str) -> Iterator[str]:
-    """Mounts a file system in memory at `folder`; yields why it could not, or an empty string."""
+    """Mounts a file system in memory at `folder`; yields the reason for a failure, or an empty string."""
     folder.mkdir(parents=True)
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)  # fmt: skip
     try:

@@ -1,10 +1,10 @@
-"""Trainers without the seconds that Python needs to import one: forks of a process that has done nothing else.
+"""Fork server: starts trainers as forks of a process that has already imported train.py.
 
-The server runs train.py as far as its imports, and waits. It has one thread and no backend of JAX, which it
-looks at before every fork, so that a fork starts where `python train.py` is after its imports and is a
-process of its own from there: it can be killed, told to stop, and saves as any other.
+The server executes the imports of train.py and waits. It checks before every fork that it has one thread and
+no backend of JAX. A fork therefore is in the state of `python train.py` after its imports, and from then on
+behaves as any trainer.
 
-Run as `python -m faults.fork_server` in the repository; reads orders and answers them, a line of JSON each.
+Run as `python -m faults.fork_server` in the repository; reads orders and answers, one line of JSON each.
 """
 
 import atexit
@@ -32,14 +32,14 @@ _IMPORTED = (
 
 
 class ForkServer:
-    """A process that forks trainers; use it in `with`.
+    """A process that forks trainers; a context manager.
 
     Args:
-      environment: of the trainers. Its XLA_FLAGS and JAX_* are read by imports and the first backend.
+      environment: of the trainers; their imports and first backend read XLA_FLAGS and JAX_*.
     """
 
     def __init__(self, environment: dict[str, str]):
-        # scipy's BLAS would start threads as it is imported; nothing in training calls it.
+        # scipy's BLAS starts threads at its import; training does not use it.
         environment = {**environment, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "faults.fork_server"],
@@ -51,15 +51,15 @@ class ForkServer:
         return self
 
     def __exit__(self, *exc) -> None:
-        self._process.communicate()  # its input ends, and with it the server and what it forked
+        self._process.communicate()  # closes its input, which ends the server and its forks
 
     def start(self, arguments: list[str], said: Path, corrupted: dict | None = None) -> "Fork":
-        """Forks `train.py` with `arguments`; what it says goes to files at `said`. See `corrupted_batches`."""
+        """Forks `train.py` with `arguments`; its output goes to files in `said`. See `corrupted_batches`."""
         self._orders += 1
         out, err = (said / f"{os.getpid()}-{self._orders}.{name}" for name in ("out", "err"))
         for path in (out, err):
-            path.touch()  # a kill may come before the fork has opened them
-        order = {"arguments": arguments, "out": str(out), "err": str(err), "spoiled": corrupted}
+            path.touch()  # a kill may precede their creation by the fork
+        order = {"arguments": arguments, "out": str(out), "err": str(err), "corrupted": corrupted}
         return Fork(self, self.ask(order)["pid"], out, err)
 
     def ask(self, order: dict) -> dict:
@@ -68,19 +68,17 @@ class ForkServer:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the server of forks is gone, exit code {self._process.wait()}")
+            raise RuntimeError(f"the fork server has ended, exit code {self._process.wait()}")
         return json.loads(answer)
 
 
 class Fork:
-    """A forked trainer, with what `subprocess.Popen` has of methods that are used here."""
+    """A forked trainer, with the used methods of `subprocess.Popen`."""
 
     def __init__(self, server: ForkServer, pid: int, out: Path, err: Path):
         self._server, self.pid, self._out, self._err = server, pid, out, err
         self.returncode: int | None = None
-        self.peak_mb: float | None = (
-            None  # known at its end; pages that it shares with the server count
-        )
+        self.peak_mb: float | None = None  # set at its end; counts pages shared with the server
 
     def poll(self) -> int | None:
         """Returns the exit code, or None while it runs."""
@@ -92,16 +90,16 @@ class Fork:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal, unless it has ended."""
+        """Sends a signal if the trainer has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """kill -9."""
+        """Sends SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Sends SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def communicate(self) -> tuple[str, str]:
@@ -112,7 +110,7 @@ class Fork:
 
 
 def serve() -> None:
-    """Forks a trainer for every order until the input ends; then kills what still runs."""
+    """Forks a trainer for every order until the input ends; then kills all that still run."""
     from jax._src import xla_bridge
 
     sys.path.insert(0, str(ROOT))
@@ -144,23 +142,23 @@ def serve() -> None:
 
 
 def _train(train: dict, order: dict) -> None:
-    """What `python train.py` does after its imports, in the fork; ends it."""
+    """Runs `train.py` in the fork and ends the process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     files = [os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err")]
     for number, file in enumerate((nothing, *files)):
         os.dup2(file, number)
     sys.argv = ["train.py", *order["arguments"]]
-    if order["spoiled"]:
+    if order["corrupted"]:
         from faults import corrupted_batches
 
-        corrupted_batches.arm(**order["spoiled"])
+        corrupted_batches.arm(**order["corrupted"])
     ended_by(lambda: train["cli"].enter(train["main"]))
 
 
 def ended_by(main: Callable[[], None]) -> NoReturn:
-    """Runs `main` and ends the process as Python does, but leaves the memory of what was imported to the system.
+    """Runs `main` and ends the process as Python does, but without freeing the imported modules.
 
-    Taking apart what a fork shares with its server costs more than a second.
+    Freeing the memory that a fork shares with its server takes more than a second.
     """
     code = 0
     try:

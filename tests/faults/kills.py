@@ -1,4 +1,4 @@
-"""Processes that are killed, stopped, doubled and moved to other meshes, at any and at the worst moments."""
+"""Kills, signals, a second trainer, and changes of the mesh, at random and at critical moments."""
 
 import random
 import signal
@@ -22,8 +22,8 @@ def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
     return seen
 
 
-# Where a save can be cut, told by the names on disk. The later ones last a millisecond or less: a kill
-# aimed at them may land just after, which is a fault as good.
+# Points of a save, by the names on disk. The later ones last a millisecond or less; a kill may come just
+# after them, which is as good a fault.
 POINTS: dict[str, Callable[[Path], bool]] = {
     "as a save begins": _in_saving(lambda found: True),
     "as arrays are written": _in_saving(lambda found: any("tmp" in name for name in found)),
@@ -35,7 +35,7 @@ POINTS: dict[str, Callable[[Path], bool]] = {
 
 
 def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """kill -9 after a random step; more than one kill in one trial of three."""
+    """SIGKILL after a random step; two kills in one trial of three."""
     for index in range(trials):
         workdir = run.fresh(f"kill-{index}")
         at = []
@@ -51,7 +51,7 @@ def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iter
 
 
 def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """kill -9 at the named points of a save."""
+    """SIGKILL at the named points of a save."""
     for index in range(trials):
         for point, there in POINTS.items():
             workdir = run.fresh(f"save-{index}")
@@ -84,7 +84,7 @@ def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Two trainers on one workdir: one works, the other says so and leaves."""
+    """Two trainers on one workdir: the second one must refuse."""
     for index in range(trials):
         workdir = run.fresh(f"two-{index}")
         first = run.start(workdir)
@@ -92,13 +92,13 @@ def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         second = run.start(workdir)
         _, err = second.communicate()
         first.communicate()
-        late = second.returncode == 0  # it came when the first had finished
+        late = second.returncode == 0  # it started after the first had finished
         refused = second.returncode == WRONG_INPUT and "another trainer is at work" in err
         yield Trial("two trainers", "the second came late" if late else "", run.wrong(workdir), not (late or refused), said=err.strip())  # fmt: skip
 
 
 def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """One run on 8, 4, 2, 1 and 8 devices in turn; the data stay those of one device, the losses nearly."""
+    """One run on 8, 4, 2, 1 and 8 devices in turn; its data must equal those of one device."""
     for index in range(trials):
         workdir = run.fresh(f"moved-{index}")
         for devices in (8, 4, 2, 1):
@@ -114,14 +114,14 @@ def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: float) -> None:
-    """Waits until something is seen in the workdir, or the process is gone; looks every `pause` seconds."""
+    """Waits until `there(workdir)` or the end of the process; polls every `pause` seconds."""
     while process.poll() is None and not there(workdir):
         if pause:
             time.sleep(pause)
 
 
 def _resumed(run, workdir, fault, detail, undetected=False, said="") -> Trial:
-    """Goes on after a fault to the end, and compares."""
+    """Resumes after a fault to the end, and compares with the undisturbed run."""
     taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
     _, out, err = run.finish(workdir)
     elsewhere = resumed(out) not in (None, sound)

@@ -1,4 +1,4 @@
-"""A NaN on one device of eight, and batches that are finite and huge: what a trainer makes of a bad update."""
+"""Non-finite values on one of eight devices, and huge finite losses: skipped or clipped updates."""
 
 import math
 import random
@@ -25,10 +25,10 @@ _ALL = STEPS // SAVE_EVERY  # checkpoints of a run
 
 
 def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """One device's rows, or its piece of one gradient, is not finite in one step.
+    """One device's rows, or its piece of one gradient, are not finite in one step.
 
-    The update must be left out, counted once, and alike on all devices; all the rest is that of a run in
-    which this step was not taken.
+    All devices must skip the update and count it once; the final state must equal that of a run without
+    this step.
     """
     for index in range(trials):
         for what in ("rows", "gradient"):
@@ -47,7 +47,7 @@ def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
 
 
 def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A device that stays bad: the run ends with exit code 1 and one line, and its checkpoints are sound."""
+    """A permanently bad device: the run ends with exit code 1 and one line, with sound checkpoints."""
     for index in range(trials):
         mesh, device = rng.choice(MESHES), rng.randrange(DEVICES)
         step = rng.randint(SAVE_EVERY + 1, STEPS - IN_A_ROW)
@@ -64,7 +64,7 @@ def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
 
 
 def spike(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A batch whose loss is finite and huge: clipped or, where its norm overflows, left out; the run recovers.
+    """A batch with a huge finite loss: the update is clipped, or skipped if its norm overflows; the run recovers.
 
     Recovered: finite parameters in every checkpoint, and a mean loss over the last five steps within
     RECOVERED nats of the undisturbed run's.

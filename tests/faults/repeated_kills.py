@@ -1,8 +1,8 @@
-"""kill -9 by the thousand: a run is killed at any moment again and again, until it ends, and then the next one.
+"""Repeated kills: a run is killed (SIGKILL) at random moments until it ends, then the next run.
 
-Legs are forks (`fork_server`), so that a kill costs about a second. Half of the moments are drawn from the time
-that a whole leg takes, start and end included; of a leg that takes a second to start and half a second for
-its steps most would fall before the first step, so the others wait for a step, or for a point of a save.
+Legs are forks (`fork_server`), so that a kill costs about a second. Half of the moments are uniform over a
+whole leg. As a leg starts for a second and steps for half a second, most of these precede the first step; the
+other kills therefore wait for a step or for a point of a save.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _AFTER_A_STEP = 0.05  # seconds, at most; a step takes some milliseconds
 
 
 def killed_in_chains(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Runs that save while they go on, and runs that wait for their saves, in turn."""
+    """Runs with asynchronous saves and runs that wait for saves, in turn."""
     run.fork(run.fresh("leg")).communicate()  # now the imports are done, and all is compiled
     began = time.monotonic()
     run.fork(run.fresh("leg")).communicate()
@@ -32,7 +32,7 @@ def killed_in_chains(run: SmallRun, trials: int, rng: random.Random) -> Iterator
 
 
 def _chain(run, workdir: Path, waits: bool, most: int, whole: float, rng) -> list[Trial]:
-    """Kills one run at most `most` times, lets it end, and says of every kill what came of it."""
+    """Kills one run at most `most` times, then lets it end; returns a trial per kill."""
     trials, faults = [], 0
     while True:
         sound, record = checkpoints(workdir), _stamp(workdir / "run.json")
@@ -63,7 +63,7 @@ _STARTING, _COMPILING = "as it starts", "as it compiles"
 
 
 def _phase(workdir: Path, record_before, first: int) -> str:
-    """What a killed leg was at, by what it left."""
+    """Returns the phase in which a leg was killed, from its files."""
     if _stamp(workdir / "run.json") == record_before:
         return _STARTING
     reached = last_logged(workdir)
@@ -75,7 +75,7 @@ def _phase(workdir: Path, record_before, first: int) -> str:
 
 
 def _stamp(path: Path):
-    """What changes when a file is written anew; None where there is none."""
+    """Returns inode and time of a file, which change at every write; None without a file."""
     if not path.exists():
         return None
     status = path.stat()
@@ -83,7 +83,7 @@ def _stamp(path: Path):
 
 
 def _wait(process, workdir: Path, whole: float, rng: random.Random) -> str:
-    """Waits for a moment drawn at random; returns what was aimed at."""
+    """Waits for a random moment; returns its description."""
     aim = rng.choice(("moment", "moment", "step", "point"))
     if aim == "moment":
         moment = rng.random() * whole

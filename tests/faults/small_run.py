@@ -1,4 +1,4 @@
-"""Small runs in processes of their own, and how they are compared with an undisturbed one."""
+"""Small runs in separate processes, and their comparison with an undisturbed run."""
 
 import contextlib
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 from faults.fork_server import ROOT, Fork, ForkServer
 
 STEPS, SAVE_EVERY = 30, 5
-DOCUMENTS, WORDS = 40, 1000  # of the corpus: it is read anew by every start
+DOCUMENTS, WORDS = 40, 1000  # of the corpus, which every start reads again
 _TAIL = 4096  # bytes of metrics.jsonl, some rows of it
 
 
 class SmallRun:
-    """A run of the smoke configuration with one layer, on text of its own; use it in `with`.
+    """A run of the smoke configuration with one layer, on generated text; a context manager.
 
-    All below `folder` are the same run, whether it is started as `python train.py` or forked.
+    All runs below `folder` are the same run, started as `python train.py` or forked.
 
     Args:
       folder: for workdirs, the corpus and the compiler's cache.
@@ -48,7 +48,7 @@ class SmallRun:
     def fork(
         self, workdir: Path, *overrides: str, devices: int = 1, corrupted: dict | None = None
     ) -> Fork:
-        """Starts the same in a fork of a process that has imported it; see `fork_server` and `corrupted_batches`."""
+        """Starts the same run as a fork; see `fork_server` and `corrupted_batches`."""
         if devices not in self._servers:
             server = ForkServer(self._environment(devices))
             self._servers[devices] = self._open.enter_context(server)
@@ -88,7 +88,7 @@ class SmallRun:
         return workdir
 
     def reference(self) -> dict:
-        """Returns the record of the undisturbed run, trained by `python train.py` when it is first asked for."""
+        """Returns the record of the undisturbed run, trained by `python train.py` at first use."""
         if self._reference is None:
             workdir = self.fresh("undisturbed")
             out, err = self.start(workdir).communicate()
@@ -118,13 +118,13 @@ class SmallRun:
 
 
 def resumed(out: str) -> int | None:
-    """Returns the step that a trainer says it goes on from; None when it has said nothing of it."""
+    """Returns the step that a trainer resumes from, by its output; None without such a line."""
     said = re.search(r"resuming .* after step (\d+)", out)
     return int(said[1]) if said else None
 
 
 def without_progress(err: str) -> str:
-    """Returns what a trainer said on stderr, without how far it had come."""
+    """Returns a trainer's stderr without its progress lines."""
     return "\n".join(line for line in err.splitlines() if f"/{STEPS}  loss" not in line)
 
 
@@ -134,7 +134,7 @@ def record(workdir: Path) -> dict:
 
 
 def finished(workdir: Path) -> bool:
-    """Whether a run says that it took all its steps."""
+    """Whether a run's record says that it is finished."""
     return (workdir / "run.json").exists() and record(workdir)["finished"]
 
 
@@ -144,7 +144,7 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def last_logged(workdir: Path) -> int:
-    """Returns the last step in metrics.jsonl, 0 when there is none; cheap, for it is asked again and again."""
+    """Returns the last step in metrics.jsonl, 0 when there is none; cheap, for polling."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return 0

@@ -1,6 +1,4 @@
-"""Every fault by its name."""
-
-import difflib
+"""Registry of the injected faults."""
 
 from faults import (
     bad_inputs,
@@ -11,6 +9,7 @@ from faults import (
     repeated_kills,
     workers,
 )
+from posenc_jax.results.near_names import near_names
 
 FAULTS = {
     "chain": repeated_kills.killed_in_chains,
@@ -36,14 +35,12 @@ FAULTS = {
     "settings_typed": bad_inputs.settings_typed,
     "corpora": bad_inputs.corpora,
 }
-CHEAP = ("flip", "truncate", "delete", "hostile", "settings")  # milliseconds each
+CHEAP = ("flip", "truncate", "delete", "hostile", "settings")  # a trial takes milliseconds
 
 
 def chosen(only: list[str] | None) -> list[str]:
-    """Returns names of faults; ValueError for one that is none."""
+    """Returns the chosen names of faults; ValueError for an unknown one."""
     for name in only or ():
         if name not in FAULTS:
-            near = difflib.get_close_matches(name, FAULTS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FAULTS)}"
-            raise ValueError(f"--only={name} is no fault; {hint}")
+            raise ValueError(f"--only={name} is no fault{near_names(name, FAULTS)}")
     return list(only or FAULTS)

@@ -1,4 +1,4 @@
-"""What one injected fault did, and the table of many."""
+"""Trials of injected faults: the result of each, and the table of many."""
 
 import dataclasses
 import gzip
@@ -14,14 +14,13 @@ class Trial:
     """One injected fault.
 
     Attributes:
-      fault: its name in the table. detail: where exactly, e.g. the file and the bit.
+      fault: its name in the table. detail: the exact fault, e.g. the file and the bit.
       wrong: leaves, or links of the hash chain, that differ from those of the undisturbed run.
-      undetected: the fault should have been refused, or named in one line, and was not.
-      lost_steps: steps that were taken again. save_cut: a save was under way, in a run that goes on
-        meanwhile: it may lose the steps of that save beside those since it began. said: the line in
-        which it was refused.
-      seconds: from the start until it was refused or read. peak_mb: of that process. None: not measured.
-      skipped: why it could not be tried here; empty where it was.
+      undetected: the fault was neither refused nor named in one line, as it should be.
+      lost_steps: steps that were taken again. save_cut: the fault interrupted an asynchronous save: the run
+        may lose the steps of that save and those since it started. said: the error line.
+      seconds: from the start to the refusal or result. peak_mb: of the process. None: not measured.
+      skipped: why the fault could not be tried; empty if it was.
     """
 
     fault: str
@@ -47,7 +46,7 @@ def stored(path: Path) -> list[Trial]:
 
 
 def table(trials: Iterable[Trial]) -> str:
-    """Returns a table with a row for each fault, in the order in which they came; what is measured, at its most."""
+    """Returns a table with a row per fault, in order of the trials, with the maxima of what was measured."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.fault, []).append(trial)
@@ -74,8 +73,8 @@ def _most(values: list, form: str = "") -> str:
 
 
 def failed(trials: Iterable[Trial]) -> list[Trial]:
-    """Returns the trials that were not survived: other bits, silence, or more lost than a save interval.
+    """Returns the failed trials: other bits, an undetected fault, or more steps lost than a save interval.
 
-    A save that was cut short while the run went on counts as lost beside the steps since it began.
+    For an interrupted asynchronous save, two intervals may be lost.
     """
     return [t for t in trials if t.wrong or t.undetected or t.lost_steps > SAVE_EVERY * (1 + t.save_cut)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a killed run left on disk."""
+"""State of a killed run's folder: checkpoints, unfinished saves, lost steps."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from faults.small_run import last_logged
 
 
 def names(folder: Path) -> list[str]:
-    """Returns what is in a folder; nothing when it is not there yet, or not any more."""
+    """Returns the entries of a folder; none for a missing folder."""
     try:
         return os.listdir(folder)
     except OSError:
@@ -20,10 +20,10 @@ def checkpoints(workdir: Path) -> list[int]:
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a save was under way, of which nothing counts."""
+    """Whether a save was interrupted."""
     return any(name.startswith(".saving-") for name in names(workdir / "checkpoints"))
 
 
 def lost(workdir: Path) -> int:
-    """Returns the steps that were taken after the last checkpoint that counts."""
+    """Returns the number of steps taken after the last checkpoint."""
     return last_logged(workdir) - max(checkpoints(workdir), default=0)

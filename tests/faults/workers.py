@@ -1,4 +1,4 @@
-"""One process of two that is killed, stuck or told to stop: when the other notices, and what is left of the run."""
+"""Faults of one process of two: killed, suspended or preempted; detection time and the resumed run."""
 
 import random
 import signal
@@ -17,15 +17,15 @@ from posenc_jax.training.hosts import REMEDY
 
 NOTICED = 15  # seconds
 _DEVICES = 4  # of each process
-_WITNESS = 1.0  # seconds after a trainer in which the process beside it speaks
+_WITNESS = 1.0  # seconds that the witness process needs after the end of its trainer
 
 
 def lost_or_stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Each of the two in turn is killed (-9), stopped where it stands (SIGSTOP), or told to stop (SIGTERM).
+    """Each process in turn is killed (SIGKILL), suspended (SIGSTOP) or preempted (SIGTERM).
 
-    Of the first two the other must notice within NOTICED seconds, end with a code that is neither 0 nor
-    75, and say in one line what to do; of the last both must save and end with 75. Then the same two
-    commands go on, to the bits of two processes that were left alone.
+    After the first two, the other process must end within NOTICED seconds, with an exit code other than 0 and
+    75 and one line with the remedy. After SIGTERM both must save and end with 75. The same two commands then
+    resume, and the results must equal those of two undisturbed processes bit for bit.
     """
     alone = run.fresh("two")
     _ended(_both(run, alone))

@@ -1,20 +1,23 @@
-"""Blockwise attention: online softmax over tiles, bias and mask made inside each tile from positions.
+"""Blockwise attention: online softmax over tiles, with bias and mask computed in each tile.
 
-Memory is linear in length, forward and backward: kept are the result, the logarithm of each softmax
-sum and where each row of tiles stopped; the backward pass makes the tiles again (Dao et al. 2022, FlashAttention,
-alg. 1 and 4). Every (sequence, head, query block) walks its own key blocks from the last one in sight
-towards the first, and stops as soon as what is left cannot matter (`posenc_jax.attention.blockwise.cutoff`): a head with a
-steep bias costs what its reach costs, at any length, and waits for no other.
+Memory is linear in length in both passes. The forward pass saves the result, the logarithm of each
+softmax sum and the first key block that each query block read; the backward pass recomputes the
+tiles (Dao et al. 2022, FlashAttention, alg. 1 and 4). Every (sequence, head, query block) reads its
+key blocks from the last visible one backwards and stops when the remaining keys cannot change the
+result (`posenc_jax.attention.blockwise.cutoff`). The cost of a head with a steep bias is therefore
+set by the slope and not by the length.
 
 Dims of a tile: G heads, T queries of one block, S keys of one block.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.attention.blockwise import cutoff
 from posenc_jax.attention.blockwise.backward import blockwise_backward
 from posenc_jax.attention.blockwise.forward import (
@@ -39,9 +42,33 @@ from posenc_jax.encodings.backend import current_backend
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-MAX_PARALLEL_LOGITS = (
-    2**23
-)  # logits that are worked on at a time, 32 MiB of them, where not one tile at a time
+# Logits in memory at a time where tiles run side by side: 32 MiB.
+MAX_PARALLEL_LOGITS = 2**23
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockwiseSettings:
+    """Static settings of blockwise and ring attention.
+
+    Attributes:
+      causal, window: as in `AttentionSettings`.
+      epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT_EPSILON` is
+        below the resolution of float32, 0 leaves out nothing.
+      blocks: queries and keys in a tile, at most; None: the sizes that were measured to be fast.
+        Where tiles run one at a time, the forward pass reads two key blocks together if it needs
+        both.
+      lanes: tiles that run side by side, at most; None: as many as fill a GPU, and one on other
+        devices.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    epsilon: float = cutoff.EXACT_EPSILON
+    blocks: tuple[int, int] | None = None
+    lanes: int | None = None
+
+
+DEFAULT_SETTINGS = BlockwiseSettings()
 
 
 def blockwise_attention(
@@ -50,81 +77,51 @@ def blockwise_attention(
     v_BSKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
-    *,
-    q_pos_BT: jax.Array,
-    k_pos_BS: jax.Array,
-    q_seg_BT: jax.Array,
-    k_seg_BS: jax.Array,
-    q_cum_log_forget_BTN: jax.Array | None = None,
-    k_cum_log_forget_BSN: jax.Array | None = None,
+    queries: TokenSide,
+    keys: TokenSide,
+    settings: BlockwiseSettings = DEFAULT_SETTINGS,
     sink_N: jax.Array | None = None,
-    causal: bool = True,
-    window: int | None = None,
-    epsilon: float = cutoff.EXACT_EPSILON,
-    blocks: tuple[int, int] | None = None,
-    lanes: int | None = None,
 ) -> jax.Array:
-    """Returns softmax(tau q k / sqrt(H) + bias) v per head, as `dense_attention`; blind rows are zero.
+    """Returns softmax(tau q k / sqrt(H) + bias) v per head; blind rows are zero.
 
     Args:
-      q_BTNH: queries, rotated, with any temperature that depends on the query alone multiplied in.
-      k_BSKH, v_BSKH: rotated keys, and values; K divides N. The result has the values' dtype.
-      layer, params: bias and the temperatures that depend on the key; learned ones get gradients.
-      q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS, q_cum_log_forget_BTN, k_cum_log_forget_BSN, sink_N, causal: as for `attend`. Any
-        positions and segments are served; blocks in which nobody sees anything are skipped.
-      window: keys at that distance or further are out of sight; heads that the layer gives a smaller one keep it.
-      epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT_EPSILON` is below what
-        float32 resolves, 0 leaves out nothing.
-      blocks: queries and keys in a tile, at most; None for what was measured to be fast. Where tiles are
-        worked on one by one, the forward pass reads two blocks of keys at once if it needs both.
-      lanes: tiles worked on side by side, at most; None: as many as fill a GPU, and one elsewhere.
+      q_BTNH: rotated queries, multiplied by the temperatures that depend on the query alone.
+      k_BSKH: rotated keys; K divides N. v_BSKH: values. The result has the values' dtype.
+      layer, params: the bias and the temperatures that depend on the key; learned ones get
+        gradients.
+      queries, keys: any positions and segments. Tiles without a visible key are skipped.
+      sink_N: as in `OptionalInputs`.
     """
-    operands = (
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        (params, sink_N),
-        q_cum_log_forget_BTN,
-        k_cum_log_forget_BSN,
+
+    def local(operands, positions, first_head):
+        groups = head_groups(operands, positions, first_head, layer, settings)
+        return concatenate_heads([_attention(*group) for group in groups], operands)
+
+    return per_shard(
+        local, *shard_arguments(q_BTNH, k_BSKH, v_BSKH, (params, sink_N), queries, keys)
     )
-    positions = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
-    local = functools.partial(
-        _of_these_heads, layer=layer, causal=causal, window=window,
-        epsilon=epsilon if causal else 0.0, blocks=blocks, lanes=lanes,
-    )  # fmt: skip
-    return per_shard(local, operands, positions)
 
 
-def _of_these_heads(operands, positions, first_head, **settings) -> jax.Array:
-    """Returns out_BTNH for the query heads of this device: all of them, or those from `first_head`."""
-    pieces = [
-        _attention(*group) for group in head_groups(operands, positions, first_head, **settings)
-    ]
-    return concatenate_heads(pieces, operands)
+def shard_arguments(q_BTNH, k_BSKH, v_BSKH, learned, queries: TokenSide, keys: TokenSide) -> tuple:
+    """Returns (operands, positions) for `per_shard`; operands have gradients."""
+    forget = (queries.cum_log_forget_BTN, keys.cum_log_forget_BTN)
+    return (q_BTNH, k_BSKH, v_BSKH, learned, *forget), (*queries[:2], *keys[:2])
 
 
 def head_groups(
-    operands,
-    positions,
-    first_head,
-    *,
-    layer: PlacedLayer,
-    window,
-    blocks,
-    lanes,
-    devices=1,
-    **settings,
-) -> list[tuple[BlockwiseConfig, Operands, TokenPositions, jax.Array | None]]:
-    """Returns the work of this device's query heads, group by group, padded to whole blocks, and their sinks.
+    operands, positions, first_head, layer: PlacedLayer, settings: BlockwiseSettings, devices: int = 1
+) -> list[tuple[BlockwiseConfig, Operands, TokenPositions, jax.Array | None]]:  # fmt: skip
+    """Returns the arguments of each head group of this device, padded to whole blocks.
 
     Args:
-      operands, positions, first_head: as `sharding.per_shard` hands them out. window: the model's own. blocks, lanes,
-        settings: of the `BlockwiseConfig`s.
-      devices: that the keys of a row lie on, as many on each.
+      operands, positions, first_head: as `sharding.per_shard` passes them.
+      devices: number of devices that hold the keys of a row, each the same number of keys.
     """
+    blocks, lanes = settings.blocks, settings.lanes
+    epsilon = settings.epsilon / devices if settings.causal else 0.0
     q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_cum_log_forget_BTN, k_cum_log_forget_BSN = operands
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
-    if layer.num_heads == N:  # group by group: a bias is then made for its own heads alone
+    if layer.num_heads == N:  # group by group, so that a bias is computed only for its own heads
         groups = [
             (group.first, group.stop, *cutoff.single_group_layer(layer, params, g))
             for g, group in enumerate(layer.groups)
@@ -137,9 +134,9 @@ def head_groups(
             group.heads.bias is not None and group.heads.bias.joint for group in alone.groups
         )
         shares = N // K
-        owners = slice(first // shares, stop // shares)  # a slice copies less than a gather
+        key_heads = slice(first // shares, stop // shares)  # a slice copies less than a gather
         if first % shares or stop % shares:
-            owners, shares = np.arange(first, stop) // shares, 1
+            key_heads, shares = np.arange(first, stop) // shares, 1
         in_turn = current_backend() != "gpu" if lanes is None else lanes == 1
         q_block, k_block = blocks or ((128, 128) if joint else (512, 256 if in_turn else 512))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
@@ -147,26 +144,31 @@ def head_groups(
         G = stop - first if joint else 1
         width = 1 if in_turn else lanes or max(MAX_PARALLEL_LOGITS // (G * t * s), 2)
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
-        seen_N = head_windows(alone, window)
+        window_N = head_windows(alone, settings.window)
         config = BlockwiseConfig(
-            alone, shares, G, t, s, at_once, width, longest, seen_N, **settings
+            alone, shares, G, t, s, at_once, width, longest, window_N, settings.causal, epsilon
         )
+        q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS = positions
         q_cum_log_forget, k_cum_log_forget = None, None
         if alone.gated:
-            clocked = slice(first, stop) if layer.num_heads == N else slice(None)
+            own_heads = slice(first, stop) if layer.num_heads == N else slice(None)
             q_cum_log_forget, k_cum_log_forget = (
-                pad(c[:, :, clocked], 1, n)
-                for c, n in ((q_cum_log_forget_BTN, t), (k_cum_log_forget_BSN, s))
+                pad(x[:, :, own_heads], 1, n)
+                for x, n in ((q_cum_log_forget_BTN, t), (k_cum_log_forget_BSN, s))
             )
         pieces.append(
             (
                 config,
                 Operands(
                     pad(q_BTNH[:, :, first:stop].swapaxes(1, 2), 2, t),
-                    *(pad(x[:, :, owners].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
+                    *(pad(x[:, :, key_heads].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
                     learned, q_cum_log_forget, k_cum_log_forget,
                 ),
-                TokenPositions(*(pad(x, 1, n) for x, n in zip(positions, (t, t, s, s), strict=True)), first_head),
+                TokenPositions(
+                    TokenSide(pad(q_pos_BT, 1, t), pad(q_seg_BT, 1, t)),
+                    TokenSide(pad(k_pos_BS, 1, s), pad(k_seg_BS, 1, s)),
+                    first_head,
+                ),
                 None if sink_N is None else jax.lax.dynamic_slice_in_dim(sink_N, first_head + first, stop - first),
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What queries and keys give each other on the way back: the loop that the gradients of `forward` are made of."""
+"""Backward pass of blockwise attention (FlashAttention-2, Dao 2023, alg. 2)."""
 
 import functools
 import math
@@ -29,14 +29,15 @@ def blockwise_backward(
     stop_BNI: jax.Array,
     grads: Operands,
 ) -> Operands:
-    """Returns `grads`, float32, grown by what these keys and queries give each other.
+    """Returns `grads`, float32, plus the gradients from these queries and keys.
 
     Args:
-      rows: d_out_BNTH; lse_BNT over all keys, from `weighable`; delta_BNT, the sum of d_out * out over H.
-      stop_BNI: from `meet` with the same keys.
+      rows: d_out_BNTH; lse_BNT over all keys, from `finite_lse`; delta_BNT, the sum of d_out * out
+        over H.
+      stop_BNI: from `blockwise_forward` of the same keys.
     """
     _, end_XBI = visible_blocks(config, positions)
-    whole_XBI = upper_half_end(config, positions)
+    upper_end_XBI = upper_half_end(config, positions)
     if config.lanes > 1:
         return _backward_in_lanes(config, operands, positions, rows, (stop_BNI, end_XBI), grads)
 
@@ -59,15 +60,15 @@ def blockwise_backward(
         stop = stop_BNI[tile.b, tile.n, tile.i]
         end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         d_q_GTH = tile.queries(grads.q_BNTH)
-        if whole_XBI is not None:
+        if upper_end_XBI is not None:
             lower, half = tile.lower(), config.q_block // 2
-            whole = config.widest(whole_XBI, tile.head, jnp.max)[tile.b, tile.i]
-            whole = jnp.maximum(whole, stop)
+            upper_end = config.widest(upper_end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+            upper_end = jnp.maximum(upper_end, stop)
             d_low, grads = lax.fori_loop(
-                whole, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
+                upper_end, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
             )
             d_q_GTH = jnp.concatenate([d_q_GTH[:, :half], d_low], 1)
-            end = whole
+            end = upper_end
         d_q_GTH, grads = lax.fori_loop(stop, end, functools.partial(step, tile), (d_q_GTH, grads))
         at = (tile.b, tile.n, tile.i * config.q_block, 0)
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
@@ -77,17 +78,16 @@ def blockwise_backward(
 
 
 def _keys_last(grads: Operands) -> Operands:
-    """Returns gradients whose last two dims, those of keys and values, have changed places.
+    """Returns the gradients with the last two dims of keys and values swapped.
 
-    Summed over queries, a product of two matrices lies best as [H, T] times [T, S]: XLA for CPU takes three times as
-    long for [T, S] transposed times [T, H], and for the first form the small matrix alone is turned, once a tile.
+    XLA for CPU computes [H, T] times [T, S] three times as fast as [T, S] transposed times [T, H].
+    In the first form only the small matrix is transposed, once per tile.
     """
-    turned = (x.swapaxes(2, 3) for x in (grads.k_BKSH, grads.v_BKSH))
-    return grads._replace(**dict(zip(("k_BKSH", "v_BKSH"), turned, strict=True)))
+    return grads._replace(k_BKSH=grads.k_BKSH.swapaxes(2, 3), v_BKSH=grads.v_BKSH.swapaxes(2, 3))
 
 
 class _TileGradients(NamedTuple):
-    """What one tile of queries and one block of keys give each other, before the products with either."""
+    """The gradients of one tile, before the products with queries and with the output gradient."""
 
     k_GSH: jax.Array
     weight_GTS: jax.Array
@@ -113,17 +113,19 @@ def _backward_in_lanes(
     operands: Operands,
     positions: TokenPositions,
     rows: tuple,
-    sight: tuple,
+    block_range: tuple,
     grads: Operands,
 ) -> Operands:
-    """`blockwise_backward`, twice over the tiles: queries walk keys for what is theirs, then keys walk queries.
+    """`blockwise_backward` with tiles side by side, in two passes: first dq per query block, then
+    dk and dv per key block.
 
-    Side by side, tiles of one pass over the queries would add to the same keys in no fixed order.
+    In one pass over query blocks, parallel tiles would add to the same keys in an order that is not
+    fixed.
     """
-    stop_BNI, end_XBI = sight
+    stop_BNI, end_XBI = block_range
     G, (B, M, q_blocks) = config.tile_heads, config.tiles(operands)
 
-    def of_queries(index):
+    def query_gradients(index):
         tile = Tile(config, operands, positions, index)
 
         def step(j, carry):
@@ -142,14 +144,14 @@ def _backward_in_lanes(
         end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         return lax.fori_loop(stop, end, step, blank)
 
-    def of_keys(index):
+    def key_gradients(index):
         b, m, j = jnp.unravel_index(index, key_counts)
 
-        def of_head_tile(r, carry):
+        def add_head_tile(r, carry):
             first, head = (b * M + m * sharers + r) * q_blocks, (m * sharers + r) * G
             stop_I = stop_BNI[b, head]
             end_I = config.widest(end_XBI, head + positions.first_head, jnp.max)[b]
-            reads_I = (stop_I <= j) & (j < end_I)
+            reads_I = (stop_I <= j) & (j < end_I)  # query blocks that read key block j
             start = jnp.argmax(reads_I)
             last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)
 
@@ -158,14 +160,14 @@ def _backward_in_lanes(
                 pair = _tile_gradients(operands, rows, tile, j)
                 factors = (pair.d_content_GTS, operands.q_BNTH), (pair.weight_GTS, rows[0])
                 products = (dot(x_GTS, tile.queries(y), 1, 1) for x_GTS, y in factors)
-                news = (*map(tile.by_key_head, products), pair.d_k_cum_log_forget_SN)
-                return jax.tree.map(lambda x, new: x + jnp.where(reads_I[i], new, 0), carry, news)
+                added = (*map(tile.by_key_head, products), pair.d_k_cum_log_forget_SN)
+                return jax.tree.map(lambda x, y: x + jnp.where(reads_I[i], y, 0), carry, added)
 
             return lax.fori_loop(start, last, step, carry)
 
         blank_k, blank_v = (jnp.zeros((K // key_counts[1], s, n)) for n in (k_columns, H))
         d_cum_log_forget = None if operands.k_cum_log_forget_BSN is None else jnp.zeros((s, operands.k_cum_log_forget_BSN.shape[2]))  # fmt: skip
-        return lax.fori_loop(0, sharers, of_head_tile, (blank_k, blank_v, d_cum_log_forget))
+        return lax.fori_loop(0, sharers, add_head_tile, (blank_k, blank_v, d_cum_log_forget))
 
     K, S, k_columns = operands.k_BKSH.shape[1:]
     H = operands.v_BKSH.shape[-1]
@@ -173,16 +175,16 @@ def _backward_in_lanes(
     sharers = max(config.shares // G, 1)
     key_counts = (B, M // sharers, S // s)
     d_q, d_params, d_q_cum_log_forget = map_lanes(
-        config.lanes, (B, M, q_blocks), (1, 2, 0), of_queries
+        config.lanes, (B, M, q_blocks), (1, 2, 0), query_gradients
     )
-    d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), of_keys)
-    news = Operands(
+    d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), key_gradients)
+    added = Operands(
         *map(merge_tiles, (d_q, d_k, d_v)), jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
-        *(None if x is None else _in_order(x.sum(1)) for x in (d_q_cum_log_forget, d_k_cum_log_forget)),
+        *(None if x is None else _merge_blocks(x.sum(1)) for x in (d_q_cum_log_forget, d_k_cum_log_forget)),
     )  # fmt: skip
-    return jax.tree.map(jnp.add, grads, news)
+    return jax.tree.map(jnp.add, grads, added)
 
 
-def _in_order(x_BXTN: jax.Array) -> jax.Array:
+def _merge_blocks(x_BXTN: jax.Array) -> jax.Array:
     B, X, T, N = x_BXTN.shape
     return x_BXTN.reshape(B, X * T, N)

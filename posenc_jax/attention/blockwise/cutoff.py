@@ -1,11 +1,11 @@
-"""The cut-off: how far a head must look before what lies further cannot matter, with proof.
+"""The cut-off of biased attention: a proven bound on the weight of unread keys.
 
-The content logit of query i and key j is at most |q_i| |k_j| / sqrt(H) (Cauchy and Schwarz), rotated or
-not. So all keys at distance d >= W together weigh at most exp(|q_i| max |k| / sqrt(H)) times
-sum over d >= W of exp(b(d)), and may be left out once that is below epsilon times the weight found nearer
-by. Both sides are measured: norms, positions and the softmax sum itself, in the graph, per row. With
-|content| <= U and the own key in sight, that is never later than the published rule of thumb
-W >= (2 U - ln epsilon - ln(1 - e^-m)) / m for a slope m (:func:`cutoff_windows`).
+The content logit of query i and key j is at most |q_i| |k_j| / sqrt(H) (Cauchy and Schwarz), with
+or without a rotation. So the keys at distances d >= W together weigh at most exp(|q_i| max |k| /
+sqrt(H)) * sum over d >= W of exp(b(d)). They may be left out when this is below epsilon times the
+softmax sum of the keys already read. Norms, positions and the softmax sum are measured in the
+graph, per row. If |content| <= U and the query sees its own key, the cut-off comes no later than W
+>= (2 U - ln epsilon - ln(1 - e^-m)) / m for a slope m (:func:`cutoff_windows`).
 """
 
 import dataclasses
@@ -16,23 +16,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.encodings.base import GatedBias, Params
+from posenc_jax.encodings.layer import temperature_depends_on_key
 from posenc_jax.encodings.scheme import PlacedLayer
 
 EXACT_EPSILON = 2.0**-24  # half a unit in the last place of float32
-STRIDE = 64  # distances whose tails share an entry of the table
-ROUNDING = 1e-3  # nats; what float32 may lose in the sums that the proof is made of
+STRIDE = 64  # distances per entry of the table of tail masses
+ROUNDING = 1e-3  # nats; allowance for float32 rounding in the bound
 
 
 class TailBounds(NamedTuple):
-    """What the keys before each block can weigh at most; see `tail_bounds` and `exceeds_epsilon`.
+    """Upper bounds on the weight of the keys before each block; see `tail_bounds` and
+    `exceeds_epsilon`.
 
     Attributes:
-      table_NE: ln of the sum of exp(b(d)) over distances d >= E * STRIDE, per head; None under a clock.
+      table_NE: ln of the sum of exp(b(d)) over distances d >= E * STRIDE, per head; None for a
+        forget gate.
       norm_BKJ: the largest key norm before block J; J is one more than there are blocks.
       seg_BJ, pos_BJ: segment (-1: no key) and position of the last key before block J.
-      cum_log_forget_BJN: its clock, for a bias that the tokens decide, else None.
-      sure_J: whether the proof holds for these keys.
+      cum_log_forget_BJN: cumulative log-forget of that key; None without a forget gate.
+      sure_J: whether the bound holds for these keys.
     """
 
     table_NE: jax.Array | None
@@ -43,38 +47,45 @@ class TailBounds(NamedTuple):
     sure_J: jax.Array
 
 
-def has_tail_bound(layer: PlacedLayer, params: Params) -> bool:
-    """Whether there is a proof for a head group or layer.
+class QueryRows(NamedTuple):
+    """The rows of a tile of queries, as `exceeds_epsilon` needs them; norm_GT = |q| / sqrt(H)."""
 
-    There is none without a bias, for one that needs more than the distance of two tokens, and under a
-    temperature that depends on the key.
+    norm_GT: jax.Array
+    pos_T: jax.Array
+    seg_T: jax.Array
+    cum_log_forget_GT: jax.Array | None
+
+
+def has_tail_bound(layer: PlacedLayer) -> bool:
+    """Whether the bound exists for a head group or layer.
+
+    It does not exist without a bias, for a bias that depends on more than the distance of two
+    tokens, and under a temperature that depends on the key.
     """
     biases = [group.heads.bias for group in layer.groups]
     gated = all(isinstance(part, GatedBias) for part in biases)
     relative = all(part is None or part.relative for part in biases) and not layer.gated
-    return (gated or relative) and any(biases) and not _tempered(layer, params)
+    return (gated or relative) and any(biases) and not temperature_depends_on_key(layer)
 
 
 def tail_bounds(
     table_NE: jax.Array | None,
     longest: int,
     k_BKSH: jax.Array,
-    k_cum_log_forget_BSN: jax.Array | None,
-    q_pos_BT: jax.Array,
-    q_seg_BT: jax.Array,
-    k_pos_BS: jax.Array,
-    k_seg_BS: jax.Array,
+    queries: TokenSide,
+    keys: TokenSide,
     block: int,
 ) -> TailBounds:
-    """Returns the `TailBounds` over key blocks of `block` of one head group or layer that is `has_tail_bound`.
+    """Returns the `TailBounds` of key blocks of size `block`, for a layer that `has_tail_bound`.
 
-    Where keys do not stand in the order of their segments and positions, or further away from a query
-    than the table knows, nothing is ever left out.
+    No key is left out where keys are not ordered by segment and position, or lie further from a
+    query than the table reaches.
 
     Args:
-      table_NE, longest: from `log_tail_mass` of the layer, over that many distances; None under a clock.
+      table_NE, longest: from `log_tail_mass` of the layer, over `longest` distances; None for a
+        forget gate.
     """
-    S = k_BKSH.shape[2]
+    S, (k_pos_BS, k_seg_BS, k_cum_log_forget_BSN) = k_BKSH.shape[2], keys
     before_BS, ordered_BS = key_order(k_pos_BS, k_seg_BS)
     starts_BJ = before_BS[:, ::block]
     seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))
@@ -83,32 +94,34 @@ def tail_bounds(
         keys_BKSH = jax.lax.dynamic_slice_in_dim(k_BKSH, j * block, block, axis=2)
         return jnp.sqrt((keys_BKSH.astype(jnp.float32) ** 2).sum(-1).max(-1))
 
-    # A loop takes the keys as they lie; XLA for CPU would otherwise rotate them a second time, into memory.
+    # A loop reads the keys in place; otherwise XLA for CPU rotates them a second time, into memory.
     norm_JBK = jax.lax.map(largest_norm, jnp.arange(S // block))
     norm_BKJ = jax.lax.cummax(jnp.moveaxis(norm_JBK, 0, 2), axis=2)
     norm_BKJ = jnp.pad(norm_BKJ, ((0, 0), (0, 0), (1, 0)))
     cum_log_forget_BJN, sure = None, ordered_BS.all()
     if table_NE is None:
         seg_BS = _earlier(k_seg_BS, before_BS[:, :-1], empty=-1)
-        cum_log_forget_BSN = jax.vmap(lambda clock, at: clock[jnp.maximum(at, 0)])(
+        cum_log_forget_BSN = jax.vmap(lambda x_SN, slot_S: x_SN[jnp.maximum(slot_S, 0)])(
             k_cum_log_forget_BSN, before_BS
         )
-        slower_BSN = (seg_BS != k_seg_BS)[..., None] | (
+        falls_BSN = (seg_BS != k_seg_BS)[..., None] | (
             k_cum_log_forget_BSN <= cum_log_forget_BSN[:, :-1]
         )
-        sure &= (slower_BSN | (k_seg_BS == 0)[..., None]).all()
+        sure &= (falls_BSN | (k_seg_BS == 0)[..., None]).all()
         cum_log_forget_BJN = cum_log_forget_BSN[:, ::block]
     else:
         first = jnp.where(k_seg_BS != 0, k_pos_BS, jnp.iinfo(jnp.int32).max).min()
-        sure &= jnp.where(q_seg_BT != 0, q_pos_BT, first).max() - first < longest
+        sure &= jnp.where(queries.seg_BT != 0, queries.pos_BT, first).max() - first < longest
     sure_J = jnp.broadcast_to(sure, seg_BJ.shape[1:])
     return TailBounds(table_NE, norm_BKJ, seg_BJ, pos_BJ, cum_log_forget_BJN, sure_J)
 
 
 def key_order(k_pos_BS: jax.Array, k_seg_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns before_BS, the slot of the last key before each slot and before the end (-1: none), and ordered_BS.
+    """Returns before_BS, the slot of the last key before each slot and before the end (-1: none),
+    and ordered_BS.
 
-    Ordered is a key that comes after that one, by segment or in it by position; padding always is.
+    A key is ordered when its segment is higher than that of the key before it, or equal and its
+    position is higher. Padding is always ordered.
     """
     slot_1S = jnp.arange(k_seg_BS.shape[1])[None]
     last_BS = jax.lax.cummax(jnp.where(k_seg_BS != 0, slot_1S, -1), axis=1)
@@ -124,46 +137,45 @@ def exceeds_epsilon(
     head: jax.Array,
     kv_G: jax.Array,
     j: jax.Array,
-    q_norm_GT: jax.Array,
-    q_pos_T: jax.Array,
-    q_seg_T: jax.Array,
-    q_cum_log_forget_GT: jax.Array | None,
+    rows: QueryRows,
     lse_GT: jax.Array,
-    keys: jax.Array | int,
+    num_keys: jax.Array | int,
     epsilon: float,
 ) -> jax.Array:
-    """Returns matters_GT: whether keys before block j can add more than `epsilon` of its sum to a row.
+    """Returns exceeds_GT: whether the keys before block j can add more than `epsilon` times its sum
+    to a row.
 
     Args:
-      tail: of the layer. b: the row of the batch. head: the first head of the tile. kv_G: their keys' heads.
-      q_norm_GT: |q| / sqrt(H). lse_GT: ln of the softmax sum so far. keys: how many stand before block j.
+      tail: of the layer. b: row of the batch. head: first head of the tile. kv_G: key heads of the
+        tile's heads.
+      lse_GT: ln of the softmax sum so far. num_keys: number of keys before block j.
     """
     seg, pos = tail.seg_BJ[b, j], tail.pos_BJ[b, j]
-    heads_G = head + jnp.arange(q_norm_GT.shape[0])
+    heads_G = head + jnp.arange(rows.norm_GT.shape[0])
     if tail.table_NE is not None:
         end = tail.table_NE.shape[1] - 1
-        away_T = jnp.where(seg == q_seg_T, jnp.clip((q_pos_T - pos) // STRIDE, 0, end), 0)
+        away_T = jnp.where(seg == rows.seg_T, jnp.clip((rows.pos_T - pos) // STRIDE, 0, end), 0)
         bias_GT = tail.table_NE[heads_G[:, None], away_T[None]]
-    else:  # no key weighs more than the last one, whose clock has run furthest
+    else:  # of earlier keys the last one has the largest bias
         cum_log_forget_G1 = tail.cum_log_forget_BJN[b, j][heads_G][:, None]
         bias_GT = (
-            q_cum_log_forget_GT
+            rows.cum_log_forget_GT
             - cum_log_forget_G1
-            + jnp.log(jnp.maximum(keys, 1).astype(jnp.float32))
+            + jnp.log(jnp.maximum(num_keys, 1).astype(jnp.float32))
         )
-        bias_GT = jnp.where((seg <= q_seg_T)[None], bias_GT, jnp.inf)
+        bias_GT = jnp.where((seg <= rows.seg_T)[None], bias_GT, jnp.inf)
     norm_G1 = tail.norm_BKJ[b, kv_G, j][:, None]
-    small_GT = q_norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - ROUNDING
-    # Of a row's own document nothing is left once the last key is of an earlier one.
-    done_T = (seg < q_seg_T)[None]
-    # A NaN is never small: it must come out.
-    return (q_seg_T != 0)[None] & ~((small_GT | done_T) & tail.sure_J[j])
+    small_GT = rows.norm_GT * norm_G1 + bias_GT - lse_GT <= math.log(epsilon) - ROUNDING
+    # A row sees no earlier key once the last key belongs to an earlier document.
+    done_T = (seg < rows.seg_T)[None]
+    # A NaN is never small, so it is read and reaches the result.
+    return (rows.seg_T != 0)[None] & ~((small_GT | done_T) & tail.sure_J[j])
 
 
 def log_tail_mass(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | None:
     """Returns table_NE: ln of the sum of exp(b(d)) over E * STRIDE <= d < longest, per head.
 
-    None where the tokens decide the bias.
+    None for a forget gate.
     """
     if layer.gated:
         return None
@@ -175,7 +187,7 @@ def log_tail_mass(layer: PlacedLayer, params: Params, longest: int) -> jax.Array
 
 
 def bias_by_distance(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
-    """Returns bias_NZ of the distances below `longest`, of a layer whose bias needs no more than the distance."""
+    """Returns bias_NZ of the distances below `longest`, for a bias of distance."""
     last = jnp.array([[longest - 1]])
     return layer.bias(params, last, jnp.arange(longest)[::-1][None])[0, :, 0]
 
@@ -185,10 +197,11 @@ def cutoff_windows(
 ) -> np.ndarray:
     """Returns window_N: keys at that distance or further weigh less than `epsilon`, all together.
 
-    For reports, before there are any queries: `bound` holds for every |content logit|, temperature
-    included (under qk-norm: gain^2 sqrt(H)), and the own key is in sight. Attention itself measures, and
-    stops no later. A head that the scheme gives a window has that one or a smaller one, whatever the bound; `longest`
-    where there is none. A bias that needs more than a distance ends nothing, nor does one under an infinite bound.
+    For reports and caches, which have no queries yet. `bound` is the largest |content logit|,
+    temperature included (under qk-norm: gain^2 sqrt(H)); the query sees its own key. Attention
+    measures its bound and stops no later. The window of the scheme always holds. Without a window,
+    and for a bias that depends on more than the distance or an infinite bound, the result is
+    `longest`.
     """
     window_N = np.array([min(w or longest, longest) for w in layer.window_N])
     for g, group in enumerate(layer.groups):
@@ -205,15 +218,9 @@ def cutoff_windows(
 
 
 def single_group_layer(layer: PlacedLayer, params: Params, g: int) -> tuple[PlacedLayer, Params]:
-    """Returns the layer that head group g would be alone, and its learned parameters."""
+    """Returns a layer that consists of head group g alone, and its learned parameters."""
     alone = PlacedLayer((dataclasses.replace(layer.groups[g], first=0),))
     return alone, {f"0.{k.split('.', 1)[1]}": v for k, v in params.items() if k.startswith(f"{g}.")}
-
-
-def _tempered(layer: PlacedLayer, params: Params) -> bool:
-    probe = jnp.zeros((1, 2), jnp.int32)
-    tau = jax.eval_shape(lambda p: layer.temperature(p, probe, probe), params)
-    return tau is not None and tau.shape[-1] != 1
 
 
 def _earlier(x_BS: jax.Array, at_BS: jax.Array, empty: int) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Tiles of attention: one block of queries against one block of keys, cut out of whole arrays.
+"""Tiles of attention: slices of the arrays for one block of queries and one block of keys.
 
-Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are counted by I (queries)
-and J (keys).
+Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are counted by I
+(queries) and J (keys).
 """
 
 import copy
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.attention.dense import MASK_VALUE
 from posenc_jax.attention.mask import visible, window_array
 from posenc_jax.encodings.base import Params
@@ -23,33 +24,33 @@ from posenc_jax.encodings.scheme import PlacedLayer
 
 @dataclasses.dataclass(frozen=True)
 class BlockwiseConfig:
-    """What is known before tracing: the head group and how its work is cut up."""
+    """The static part of blockwise attention of one head group."""
 
-    layer: PlacedLayer  # of one head group, or whole where devices share its heads
-    shares: int  # query heads of one key/value head
-    tile_heads: int  # all heads, or 1
+    layer: PlacedLayer  # of one head group; the whole layer where heads are split over devices
+    shares: int  # query heads per key/value head
+    tile_heads: int  # heads of a tile: all heads of the group, or 1
     q_block: int
     k_block: int
-    at_once: int  # blocks of keys that the forward pass reads together, where it needs as many
-    lanes: int  # tiles that are worked on side by side
-    longest: int  # distances that the proof of the cut-off is told of: as many as there are slots
-    window_N: tuple[int | None, ...]  # of the heads of the layer; None: everything is in sight
+    at_once: int  # key blocks that the forward pass reads together, at most
+    lanes: int  # tiles that run side by side
+    longest: int  # number of distances in the table of the cut-off: the number of key slots
+    window_N: tuple[int | None, ...]  # of the heads of the layer; None: no window
     causal: bool
     epsilon: float  # 0: nothing is left out
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """The X windows that there are among the heads."""
+        """The X different windows of the heads."""
         return tuple(dict.fromkeys(self.window_N))
 
     def window_of(self, head: jax.Array, heads: int) -> int | jax.Array | None:
-        """Returns the window of the layer's heads from `head` on: a number or None if all have one, else window_G."""
+        """Returns window_G of the layer's heads from `head` on; one value if all are equal."""
         if len(self.windows) == 1:
             return self.windows[0]
         return lax.dynamic_slice_in_dim(window_array(self.window_N), head, heads)
 
     def widest(self, x_XBI: jax.Array, head: jax.Array, of: Callable) -> jax.Array:
-        """Returns x_BI of the tile whose first head is `head`: of (jnp.min, jnp.max) the windows of its heads."""
+        """Returns x_BI of the tile from `head` on: `of` (min or max) over its windows."""
         if len(self.windows) == 1:
             return x_XBI[0]
         which_N = jnp.array([self.windows.index(window) for window in self.window_N])
@@ -62,9 +63,10 @@ class BlockwiseConfig:
 
 
 class Operands(NamedTuple):
-    """What has gradients; lengths padded to whole blocks. Clocks are of all heads of the plan's layer.
+    """The arrays with gradients, padded to whole blocks; cumulative log-forget of all heads of the
+    config's layer.
 
-    H is the head dim of values and results; turned queries and keys may have more columns.
+    H is the head dim of values and results; rotated queries and keys may have more columns.
     """
 
     q_BNTH: jax.Array
@@ -76,22 +78,20 @@ class Operands(NamedTuple):
 
     @property
     def root_H(self) -> float:
-        """The root of the head dim, by which logits are divided."""
+        """The square root of the head dim, by which logits are divided."""
         return math.sqrt(self.v_BKSH.shape[-1])
 
 
 class TokenPositions(NamedTuple):
-    """What has none: positions and segments, padded like `Operands` (padding has segment 0)."""
+    """Positions and segments, padded like `Operands`; padding has segment 0."""
 
-    q_pos_BT: jax.Array
-    q_seg_BT: jax.Array
-    k_pos_BS: jax.Array
-    k_seg_BS: jax.Array
-    first_head: jax.Array  # of the plan's layer, where this device has some of its heads only
+    queries: TokenSide
+    keys: TokenSide
+    first_head: jax.Array  # index in the layer, where this device holds only some of its heads
 
 
 class Tile:
-    """One (sequence, head or heads, query block) of the work, and its cuts through the arrays."""
+    """One (sequence, heads, query block): reads its slices and adds to them."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Tile:
         )  # n counts the heads here, head those of the layer
 
     def lower(self) -> "Tile":
-        """Returns the lower half of the tile's rows, as a tile of its own."""
+        """Returns the tile of the lower half of the rows."""
         half = copy.copy(self)
         half.config = dataclasses.replace(self.config, q_block=self.config.q_block // 2)
         half.i = 2 * self.i + 1
@@ -132,18 +132,18 @@ class Tile:
         return jnp.repeat(x_KSH, self.config.tile_heads // self.kv_heads, axis=0)
 
     def add_to_keys(self, x_BKHS, j, d_GHS):
-        """Returns x_BKHS with key block j grown by d_GHS, summed over the heads that share a key."""
+        """Returns x_BKHS with d_GHS added to key block j, summed per key head."""
         d_KHS = self.by_key_head(d_GHS)
         at = (self.b, self.kv, 0, j * self.config.k_block)
         old_1KHS = lax.dynamic_slice(x_BKHS, at, (1, *d_KHS.shape))
         return lax.dynamic_update_slice(x_BKHS, old_1KHS + d_KHS[None], at)
 
     def by_key_head(self, d_Gxx):
-        """Returns d_Kxx, summed over the heads that share a key."""
+        """Returns d_Kxx, summed over the query heads of each key head."""
         return d_Gxx.reshape(self.kv_heads, -1, *d_Gxx.shape[1:]).sum(1)
 
     def row(self, x_BTx, start, size):
-        """Returns `size` positions, segments or clocks of the row of the batch."""
+        """Returns x_Tx, `size` slots of the tile's row of the batch."""
         rest = x_BTx.shape[2:]
         return lax.dynamic_slice(x_BTx, (self.b, start, *(0 for _ in rest)), (1, size, *rest))[0]
 
@@ -154,11 +154,11 @@ class Tile:
         return self.row(x_BSx, j * self.config.k_block, blocks * self.config.k_block)
 
     def cum_log_forget(self, x_TN):
-        """Returns the tile's heads of a clock, x_GT."""
+        """Returns x_GT, the heads of the tile."""
         return lax.dynamic_slice_in_dim(x_TN, self.head, self.config.tile_heads, axis=1).T
 
     def add_to_row(self, x_BTN, index, d_TN):
-        """Returns x_BTN, unless None, with block `index` grown by d_TN."""
+        """Returns x_BTN with d_TN added to block `index`; None stays None."""
         if x_BTN is None:
             return None
         at = (self.b, index * d_TN.shape[0], 0)
@@ -170,44 +170,40 @@ class Tile:
         return dot(q_GTH, k_GSH, 2, 2) / self.operands.root_H
 
     def learned(self, j, blocks=1):
-        """Returns parameters and clocks of the tile, as `logits` wants them."""
-        cum_log_forgets = (self.operands.q_cum_log_forget_BTN, self.operands.k_cum_log_forget_BSN)
-        if cum_log_forgets[0] is None:
-            return self.operands.params, None, None
+        """Returns parameters and cumulative log-forget of both sides, for `logits`."""
+        operands = self.operands
+        if operands.q_cum_log_forget_BTN is None:
+            return operands.params, None, None
+        q_cum_log_forget_TN = self.q_row(operands.q_cum_log_forget_BTN)
         return (
-            self.operands.params,
-            self.q_row(cum_log_forgets[0]),
-            self.k_row(cum_log_forgets[1], j, blocks),
+            operands.params,
+            q_cum_log_forget_TN,
+            self.k_row(operands.k_cum_log_forget_BSN, j, blocks),
         )
 
     def logits(self, j, blocks=1):
-        """Returns the function of content, parameters and clocks that gives the tile's logits."""
+        """Returns the function from content logits and `learned` to the tile's logits."""
         layer, positions, heads = self.config.layer, self.positions, self.config.tile_heads
         window = self.config.window_of(self.head, heads)
         if isinstance(window, jax.Array):
             window = window[:, None, None]
-        q_pos_1T, q_seg_1T = (
-            self.q_row(positions.q_pos_BT)[None],
-            self.q_row(positions.q_seg_BT)[None],
-        )
-        k_pos_1S, k_seg_1S = (self.k_row(x, j, blocks)[None] for x in positions[2:4])
+        queries = jax.tree.map(lambda x_BT: self.q_row(x_BT)[None], positions.queries)
+        keys = jax.tree.map(lambda x_BS: self.k_row(x_BS, j, blocks)[None], positions.keys)
 
         def own(x_1NTS):
             return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)
 
         def logits_GTS(content_GTS, params, q_cum_log_forget_TN, k_cum_log_forget_SN):
-            tau_1NTS = layer.temperature(params, q_pos_1T, k_pos_1S)
+            tau_1NTS = layer.temperature(params, queries.pos_BT, keys.pos_BT)
             if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
                 content_GTS = content_GTS * own(tau_1NTS)
-            cum_log_forgets = (
-                c if c is None else c[None] for c in (q_cum_log_forget_TN, k_cum_log_forget_SN)
+            log_forget = (
+                None if x is None else x[None] for x in (q_cum_log_forget_TN, k_cum_log_forget_SN)
             )
-            bias_1NTS = layer.bias(params, q_pos_1T, k_pos_1S, *cum_log_forgets)
+            bias_1NTS = layer.bias(params, queries.pos_BT, keys.pos_BT, *log_forget)
             if bias_1NTS is not None:
                 content_GTS = content_GTS + own(bias_1NTS)
-            mask_GTS = visible(
-                q_pos_1T, k_pos_1S, q_seg_1T, k_seg_1S, causal=self.config.causal, window=window
-            )
+            mask_GTS = visible(queries, keys, causal=self.config.causal, window=window)
             return jnp.where(mask_GTS, content_GTS, MASK_VALUE)
 
         return logits_GTS
@@ -216,9 +212,10 @@ class Tile:
 def visible_blocks(
     config: BlockwiseConfig, positions: TokenPositions
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns first_XBI, end_XBI: key blocks outside of [first, end) are out of sight of query block I.
+    """Returns first_XBI, end_XBI: query block I sees no key block outside of [first, end), for each
+    window X.
 
-    By ranges: the positions and segments that stand in a block, padding left out; for each of the plan's windows.
+    It compares the ranges of positions and segments of blocks, without padding.
     """
 
     def extremes(x_BT, seg_BT, block):
@@ -226,13 +223,9 @@ def visible_blocks(
         x_BIt, live_BIt = (y.reshape(y.shape[0], -1, block) for y in (x_BT, seg_BT != 0))
         return jnp.where(live_BIt, x_BIt, most).min(-1), jnp.where(live_BIt, x_BIt, least).max(-1)
 
-    q_seg, q_pos = (
-        extremes(x, positions.q_seg_BT, config.q_block)
-        for x in (positions.q_seg_BT, positions.q_pos_BT)
-    )
-    k_seg, k_pos = (
-        extremes(x, positions.k_seg_BS, config.k_block)
-        for x in (positions.k_seg_BS, positions.k_pos_BS)
+    (q_pos, q_seg), (k_pos, k_seg) = (
+        [extremes(x, side.seg_BT, block) for x in (side.pos_BT, side.seg_BT)]
+        for side, block in ((positions.queries, config.q_block), (positions.keys, config.k_block))
     )
     (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
     (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
@@ -250,10 +243,12 @@ def visible_blocks(
 
 
 def upper_half_end(config: BlockwiseConfig, positions: TokenPositions) -> jax.Array | None:
-    """Returns whole_XBI: blocks from it to the end of block I's sight are out of sight of the upper half of its rows.
+    """Returns end_XBI for the upper half of the rows of query block I, at most the end of the whole
+    block.
 
-    A causal row of tiles ends on the diagonal, where half of a last tile would be worked on for nothing. None where
-    tiles go side by side, which costs more than that half.
+    On the causal diagonal the last tile is half masked: its upper rows see none of its keys, and
+      this end leaves them
+    out. None where tiles run side by side, where that would cost more than it saves.
     """
     if config.lanes > 1 or not config.causal or config.q_block % 2:
         return None
@@ -270,13 +265,13 @@ def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
 
 
 def even_block(length: int, most: int) -> int:
-    """Returns the size of a block when `length` is cut evenly into as few as `most` allows."""
+    """Returns the block size that cuts `length` evenly into the fewest blocks of at most `most`."""
     size = -(-length // -(-length // most))
     return size if size < 8 else -(-size // 8) * 8
 
 
 def pad(x: jax.Array, axis: int, block: int) -> jax.Array:
-    """Returns x with zeros behind it along `axis`, up to whole blocks."""
+    """Returns x padded with zeros along `axis` to whole blocks."""
     missing = -x.shape[axis] % block
     if not missing:
         return x

@@ -1,1 +1,1 @@
-"""Attention kernels for GPUs and TPUs, and what lets them serve positional biases."""
+"""Attention kernels for GPUs and TPUs, and bias folding for kernels that take no bias."""

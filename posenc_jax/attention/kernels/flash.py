@@ -1,17 +1,20 @@
-"""Our kernel for NVIDIA GPUs: flash attention whose bias is computed inside, and which ends at the cut-off.
+"""FlashAttention-2 (Dao 2023) for NVIDIA GPUs, with a bias and a cut-off in the kernel.
 
-For biases linear in distance, over queries and keys that are the same tokens in the same slots (`aligned`): the key
-at slot c is in sight of the query at slot r where low[r] <= c <= r, low being where its document or the window of the
-head begins (X lows: one for all heads, or one for each). The kernel needs no columns beside q and k, and a block of
-queries starts at the first key block that can matter to any of its rows:
+For fixed biases of distance; queries and keys are the same tokens in the same slots (`aligned`).
+The query at slot r sees the key at slot c if low[r] <= c <= r, where low[r] is the start of its
+document or of the head's window (X lows: one for all heads, or one for each head). A block of
+queries starts at the first key block that can change the result of any of its rows. For a linear
+bias,
 
-    |q_r| |k_c| / sqrt(H) - m (r - c)  over all c with r - c >= W  weigh less than epsilon exp(q_r . k_r / sqrt(H))
+    |q_r| |k_c| / sqrt(H) - m (r - c)  over all c with r - c >= W  weigh less than epsilon exp(q_r .
+    k_r / sqrt(H))
 
-once m W >= |q_r| max |k| / sqrt(H) - q_r . k_r / sqrt(H) - ln epsilon - ln(1 - e^-m): the own key is always in sight,
-so that epsilon is of the row's softmax sum or less. Norms and own logits are those of the block, measured in the graph.
+once m W >= |q_r| max |k| / sqrt(H) - q_r . k_r / sqrt(H) - ln epsilon - ln(1 - e^-m). A query
+always sees its own key, so this is at most epsilon of the row's softmax sum. Norms and own logits
+are taken per block, in the graph.
 
-Forward and backward after Dao 2023 (FlashAttention-2), written in Pallas for Triton: logits to base 2, tiles of T
-queries and S keys, one program per tile of the result. Dims of blocks as in `tiles`: I of queries, J of keys.
+The programs (`flash_programs`) are written in Pallas for Triton: logits to base 2, one program per
+tile of the result. Dims of blocks as in `tiles`: I of queries, J of keys.
 """
 
 import functools
@@ -39,22 +42,23 @@ from posenc_jax.attention.kernels.flash_programs import (
 )
 from posenc_jax.attention.kernels.remat_names import name_residuals
 
-MAX_TOKENS = 2**24  # tokens of a row: the places that float32 holds exactly
-_STRIP = 128  # slots over which a running maximum is taken at once
+MAX_TOKENS = 2**24  # slots are float32 in the kernel, exact up to here
+_STRIP = 128  # slots per block of the running maximum
 
 
 class FlashConfig(NamedTuple):
-    """What is known before tracing: what logits are multiplied by, and the tiles."""
+    """The static part: the scale of the logits and the tiles."""
 
     scale: float
     tiles: TileConfigs
 
 
 class BiasTable(NamedTuple):
-    """A bias by distance, and what is left of its weights: rows of heads, float32.
+    """A bias as a table of distances, and its tail masses, float32.
 
     Attributes:
-      bias_NZ: of every distance up to the length of a row. table_NE: from `cutoff.log_tail_mass`.
+      bias_NZ: the bias at every distance up to the length of a row. table_NE: from
+        `cutoff.log_tail_mass`.
     """
 
     bias_NZ: jax.Array
@@ -73,23 +77,28 @@ def flash_attention(
     epsilon: float = EXACT_EPSILON,
     tiles: TileConfigs | None = None,
 ) -> jax.Array:
-    """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are zero.
+    """Returns out_BTNH: causal softmax(q k / sqrt(H) + bias) v, documents apart; padding rows are
+    zero.
 
     Args:
-      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q and k have
-        more columns, v is padded to as many.
-      bias: slope_N, float32, of a bias -slope x distance, with a gradient; or a `BiasTable`, which has none.
-      sink_N: logits of a key that every query sees and whose value is zero; None: there is none.
-      seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further are out
-        of sight, of all heads or, window_N, of each. epsilon: largest share of a row's softmax sum that may be
-        left out. tiles: None for what was measured to be fast.
+      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q
+        and k have more columns, v is padded to as many.
+      bias: slope_N, float32, of a bias -slope * distance, with a gradient; or a `BiasTable`,
+        without one.
+      seg_BT: documents, whose tokens stand together; 0 is padding.
+      window: one number for all heads, or window_N; keys at this distance or beyond are masked.
+      sink_N: as in `OptionalInputs`.
+      epsilon: largest share of a row's softmax sum that may be left out.
+      tiles: None: the tiles that were measured to be fast.
 
     Raises:
-      ValueError: a row whose places float32 does not hold.
+      ValueError: more than `MAX_TOKENS` tokens.
     """
     T, H = q_BTNH.shape[1], v_BTKH.shape[3]
     if T > MAX_TOKENS:
-        raise ValueError(f"{T} tokens; places are float32 here, exact up to {MAX_TOKENS}")
+        raise ValueError(
+            f"{T} tokens: the flash kernel counts slots in float32, which is exact up to {MAX_TOKENS}"
+        )
     columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % MIN_COLUMNS
     tiles = tiles or tile_configs(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
@@ -111,9 +120,10 @@ def flash_attention(
 
 
 def first_visible_slots(seg_BT: jax.Array, window: int | jax.Array | None) -> jax.Array:
-    """Returns low_BXT, the first slot in sight of each row; of padding the slot after it, so that none is.
+    """Returns low_BXT, the first slot that each row sees; for padding the slot after it, so that it
+    sees none.
 
-    X is 1, or N under window_N.
+    X is 1, or N for window_N.
     """
     slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
     begins_BT = jnp.pad(seg_BT[:, 1:] != seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
@@ -125,9 +135,10 @@ def first_visible_slots(seg_BT: jax.Array, window: int | jax.Array | None) -> ja
 
 
 def _running_max(x_BT: jax.Array) -> jax.Array:
-    """Returns the largest number up to each one, of numbers of at least 0, in two steps of blocks.
+    """Returns the running maximum of nonnegative numbers, first inside blocks and then over blocks.
 
-    A GPU is sent a few operations for it; for `lax.cummax` it is sent dozens, which take longer than attention.
+    On a GPU this takes a few operations; `lax.cummax` takes dozens, which are slower than
+    attention.
     """
 
     def up_to(x_BXx):
@@ -146,11 +157,13 @@ def first_relevant_slots(
     q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | BiasTable, low_BXT: jax.Array, epsilon: float,
     scale: float, block: int,
 ) -> jax.Array:  # fmt: skip
-    """Returns start_BNI, the first slot that can matter to any row of each block of queries."""
+    """Returns start_BNI, the first slot that can change a result of query block I."""
     B, T, N, _ = q_BTNH.shape
     blocks = T // block
     q, k = q_BTNH.astype(jnp.float32), k_BTKH.astype(jnp.float32)
-    sees_BT1 = (low_BXT[:, 0] <= jnp.arange(T)[None])[..., None]  # every window holds the own key
+    sees_BT1 = (low_BXT[:, 0] <= jnp.arange(T)[None])[
+        ..., None
+    ]  # False for padding; every window includes the own key
 
     def by_block(x_BTx, of):
         return of(x_BTx.reshape(B, blocks, block, -1), axis=2)
@@ -165,7 +178,7 @@ def first_relevant_slots(
     lead_BIN = most_BIN - own_BIN + ROUNDING - (math.log(epsilon) if epsilon else -jnp.inf)
     window_BIN = _windows(lead_BIN, bias)
     first_1I1 = (jnp.arange(blocks) * block)[None, :, None].astype(jnp.float32)
-    # A NaN must come out, so it may not end the work; rounding outwards costs one slot.
+    # A NaN must reach the result, so it gives no cut-off. Rounding outwards costs one slot.
     start_BIN = jnp.where(window_BIN < first_1I1, jnp.floor(first_1I1 - window_BIN) - 1, 0.0)
     start_BIN = jnp.minimum(start_BIN, first_1I1)  # a block of padding needs no key
     lowest_BIX = by_block(low_BXT.swapaxes(1, 2), jnp.min)
@@ -174,9 +187,11 @@ def first_relevant_slots(
 
 
 def _windows(lead_BIN: jax.Array, bias: jax.Array | BiasTable) -> jax.Array:
-    """Returns window_BIN: all keys as far away or further, led by at most so many nats, weigh less than one."""
+    """Returns window_BIN: the distance from which keys, if their content leads by lead_BIN nats,
+    weigh less than 1 in all.
+    """
     if isinstance(bias, BiasTable):
-        fall_NE = bias.table_NE - bias.bias_NZ[:, :1]  # the own key is led by its own bias
+        fall_NE = bias.table_NE - bias.bias_NZ[:, :1]  # relative to the bias of the own key
         little_BINE = lead_BIN[..., None] + fall_NE[None, None] <= 0  # never where there is a NaN
         return STRIDE * (~little_BINE).sum(-1).astype(jnp.float32)
     slope_11N = bias[None, None]
@@ -208,12 +223,12 @@ def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
 
 
 def _highest(low_BXT, block):
-    """Returns highest_BXI, the first slot that all rows of a block see; it never falls from block to block."""
+    """Returns highest_BXI, the first slot that all rows of a block see; it never decreases."""
     return low_BXT.reshape(*low_BXT.shape[:2], -1, block).max(-1)
 
 
 class _BlockSpecs:
-    """Where a program that stands for block i of queries, from the last one on, row b and head n finds its arrays."""
+    """Block specs of programs (r, b, n): query block last - r of row b and head n."""
 
     def __init__(self, tiling: TileConfig, T: int, H: int, shares: int, Z: int, X: int):
         t, last = tiling.q_block, T // tiling.q_block - 1
@@ -229,12 +244,12 @@ class _BlockSpecs:
 
 
 def _own(X: int):
-    """Returns the function from a head to its place among X: its own, or that of all."""
+    """Returns the index of head n in an array of X heads: n, or 0 where X is 1."""
     return (lambda n: n) if X > 1 else (lambda n: 0)
 
 
 def _call(kernel, grid, tiling: TileConfig, in_specs, outs):
-    """Returns the kernel as a function of arrays; emulated where programs are made for a CPU."""
+    """Returns the kernel as a function of arrays; on a CPU it is emulated."""
 
     def made(interpret):
         return pl.pallas_call(
@@ -298,21 +313,21 @@ def _backward(how, residuals, d_out_BTNH):
     d_bias_NZ = d_slope_BNT.sum((0, 2))[:, None] if bias_NZ.shape[1] == 1 else None
     d_sink_N = None
     if sink_N is not None:
-        # A weight is at most one; padding, whose lse is no sum, has a pull of zero.
+        # A weight is at most one. Padding has no softmax sum, but its delta is zero.
         weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse_BNT, 0.0))
         d_sink_N = -(weight_BNT * delta_BNT).sum((0, 2))
     return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_NZ, d_sink_N, None, None
 
 
 def _coarser(start_BNI, block, other, length):
-    """Returns the starts of blocks of another size: a multiple of the first one or a part of it."""
+    """Returns the starts for blocks of another size, a multiple or a divisor of `block`."""
     if other >= block:
         return start_BNI.reshape(*start_BNI.shape[:2], length // other, other // block).min(-1)
     return jnp.repeat(start_BNI, block // other, axis=2)
 
 
 def _readers(start_BNI, t, s, length):
-    """Returns end_BNJ: no block of queries from that one on reads key block J."""
+    """Returns end_BNJ: query blocks from this one on do not read key block J."""
     reads_BNJI = (start_BNI // s)[:, :, None, :] <= jnp.arange(length // s)[None, None, :, None]
     return jnp.where(
         reads_BNJI, (jnp.arange(length // t, dtype=jnp.int32) + 1)[None, None, None], 0

@@ -1,8 +1,9 @@
-"""The programs of our kernel for NVIDIA GPUs (`posenc_jax.attention.kernels.flash`): one per tile of a result.
+"""Pallas (Triton) programs of the flash kernel: forward, dq, and dk with dv.
 
-Dims of a tile in lower case: t queries, s keys, H columns. Logits and biases are in units of q k, which scale2 turns
-into logarithms to base 2, as those of sums are. Places are float32, exact below 2^24: to turn an integer into a float
-takes a GPU as long as an exponential, and there would be one for each logit. Written in Pallas for Triton.
+Dims of a tile in lower case: t queries, s keys, H columns. Logits and biases are in units of q . k;
+scale2 converts them to logarithms to base 2, the unit of lse. Slots are converted to float32 (exact
+below 2^24) once per row and column, because on a GPU such a conversion costs as much as an
+exponential.
 """
 
 import functools
@@ -16,13 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 LOG2E = math.log2(math.e)
-MIN_COLUMNS = 16  # columns of a tensor core's product
-# A power of two, so that a multiple of it less the same multiple is nothing, whether or not it is rounded between.
+MIN_COLUMNS = 16  # columns of a product on a tensor core
+# A power of two, so that scale * MASK_VALUE - scale * MASK_VALUE is exactly 0 with any rounding.
 MASK_VALUE = -(2.0**100)
 
 
 class TileConfig(NamedTuple):
-    """Queries and keys of a tile, and how a program of it is laid on a GPU."""
+    """Queries and keys of a tile, and the warps and pipeline stages of its program."""
 
     q_block: int
     k_block: int
@@ -31,7 +32,7 @@ class TileConfig(NamedTuple):
 
 
 class TileConfigs(NamedTuple):
-    """Of the program that computes the result, of the one for the gradient of queries and of that for keys."""
+    """The tiles of the forward program, of the program for dq, and of the program for dk and dv."""
 
     forward: TileConfig
     of_queries: TileConfig
@@ -45,14 +46,15 @@ _WIDE = TileConfigs(TileConfig(128, 64, 8, 3), TileConfig(128, 64, 8, 3), TileCo
 
 
 def tile_configs(columns: int) -> TileConfigs:
-    """Returns the tiles for heads of so many columns."""
+    """Returns the tiles for heads with that number of columns."""
     return _NARROW if columns <= 64 else _MIDDLE if columns < 128 else _WIDE
 
 
 class Arithmetic(NamedTuple):
-    """Operations of a GPU that are written out, as its compiler joins none and guards exp2 with four more.
+    """GPU instructions written out: the compiler does not fuse multiply-add and adds four
+    operations to exp2.
 
-    Emulated they are the same up to their last bit.
+    The emulation differs in the last bit at most.
     """
 
     emulated: bool
@@ -75,47 +77,49 @@ class Arithmetic(NamedTuple):
 
 
 def power_of_two_parts(width: int) -> tuple[slice, ...]:
-    """Returns the columns of a head in powers of two, which is what Triton's arrays come in, from the widest on.
+    """Returns slices of a head's columns whose widths are powers of two, as Triton requires, the
+    widest first.
 
-    A product over the columns is the sum of those over the parts: heads of 96 are worked on as 64 and 32, where
-    padding would compute and move 128.
+    A product over the columns is the sum over the parts: heads of 96 columns are computed as 64 and
+      32 instead of
+    padded to 128.
 
     Raises:
       ValueError: a width that is no multiple of what a tensor core multiplies.
     """
     if width % MIN_COLUMNS:
         raise ValueError(f"heads of {width} columns, not a multiple of {MIN_COLUMNS}")
-    first, found = 0, []
+    first, parts = 0, []
     for power in reversed(range(width.bit_length())):
         if width & 2**power:
-            found.append(slice(first, first + 2**power))
+            parts.append(slice(first, first + 2**power))
             first += 2**power
-    return tuple(found)
+    return tuple(parts)
 
 
 def _rows(ref, rows=slice(None)):
-    """Returns rows of a block, in parts."""
+    """Returns rows of a block as a tuple of column parts."""
     return tuple(
         ref[rows, pl.ds(x.start, x.stop - x.start)] for x in power_of_two_parts(ref.shape[-1])
     )
 
 
 def _logits(a, b):
-    """Returns the products of rows with rows."""
+    """Returns the dot products of rows of a with rows of b."""
     return functools.reduce(jnp.add, (triton.dot(x, y.T) for x, y in zip(a, b, strict=True)))
 
 
-def _mixed(sums, weight, rows, fade=None):
-    """Returns sums grown by weighted rows, after they have faded."""
-    old = sums if fade is None else (x * fade[:, None] for x in sums)
+def _accumulated(sums, weight, rows, alpha=None):
+    """Returns alpha * sums + weight @ rows."""
+    old = sums if alpha is None else (x * alpha[:, None] for x in sums)
     return tuple(x + triton.dot(weight.astype(y.dtype), y) for x, y in zip(old, rows, strict=True))
 
 
-def _blank(rows, length):
+def _zeros(rows, length):
     return tuple(jnp.zeros((length, x.shape[1]), jnp.float32) for x in rows)
 
 
-def _write(ref, rows):
+def _store(ref, rows):
     for columns, x in zip(power_of_two_parts(ref.shape[-1]), rows, strict=True):
         ref[:, pl.ds(columns.start, x.shape[1])] = x.astype(ref.dtype)
 
@@ -129,22 +133,22 @@ def _away(row, col):
 
 
 def _biased(do, content, bias_ref, row, col):
-    """Returns content and the bias between rows and columns: of a slope, or looked up by distance in a table."""
+    """Returns the content logits plus the bias, from a slope or from a table of distances."""
     if bias_ref.shape == (1,):
         return do.times_plus(bias_ref[0], _away(row, col), content)
     return content + triton.load(bias_ref.at[jnp.maximum(row - col, 0)])
 
 
 def _blocks(tiling: TileConfig, i, start_ref, highest_ref):
-    """Returns bounds of key blocks: those before the second hold a key out of sight, and so do those from the third on."""
+    """Returns four bounds of key blocks; blocks between the second and third need no mask."""
     t, s = tiling.q_block, tiling.k_block
     first, diagonal = start_ref[0] // s, i * t // s
     whole = jnp.clip((highest_ref[0] + s - 1) // s, first, jnp.maximum(diagonal, first))
     return first, whole, jnp.maximum(diagonal, whole), ((i + 1) * t + s - 1) // s
 
 
-def _in_turn(bounds, body, carry):
-    """Runs body(masked, j, carry) over the key blocks between bounds."""
+def _over_key_blocks(bounds, body, carry):
+    """Runs body(masked, j, carry) over the key blocks between the bounds."""
     first, whole, diagonal, end = bounds
     carry = lax.fori_loop(first, whole, functools.partial(body, True), carry)
     carry = lax.fori_loop(whole, diagonal, functools.partial(body, False), carry)
@@ -155,7 +159,7 @@ def forward_kernel(
     scale, tiling, do, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, sink_ref, out_ref,
     lse_ref,
 ):  # fmt: skip
-    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where a row sees nothing."""
+    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros for blind rows."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
@@ -170,18 +174,19 @@ def forward_kernel(
             logits_ts = jnp.where(_seen(low_t, row_t, col_s), logits_ts, MASK_VALUE)
         new_t = jnp.maximum(top_t, logits_ts.max(-1))
         weight_ts = do.exp2(do.times_plus(logits_ts, scale2, (-scale2 * new_t)[:, None]))
-        fade_t = do.exp2((top_t - new_t) * scale2)
-        acc_tH = _mixed(acc_tH, weight_ts, v_sH, fade_t)
-        return acc_tH, new_t, sum_t * fade_t + weight_ts.sum(-1)
+        alpha_t = do.exp2((top_t - new_t) * scale2)
+        acc_tH = _accumulated(acc_tH, weight_ts, v_sH, alpha_t)
+        return acc_tH, new_t, sum_t * alpha_t + weight_ts.sum(-1)
 
-    # A sink is met before all keys, with a value of zero; where there is none, it stands at NEVER.
+    # The softmax starts with the sink, whose value is zero; without a sink its logit is MASK_VALUE.
     sink_t = jnp.full((t,), sink_ref[0])
-    blank = _blank(q_tH, t), sink_t, jnp.where(sink_t > MASK_VALUE / 2, 1.0, 0.0)
-    acc_tH, top_t, sum_t = _in_turn(_blocks(tiling, i, start_ref, highest_ref), body, blank)
-    # What a row collects before it sees a key fades to nothing once it does; padding sees none.
+    blank = _zeros(q_tH, t), sink_t, jnp.where(sink_t > MASK_VALUE / 2, 1.0, 0.0)
+    acc_tH, top_t, sum_t = _over_key_blocks(_blocks(tiling, i, start_ref, highest_ref), body, blank)
+    # Masked keys read before the first visible key get factor alpha = 0 at that key; padding sees
+    # no key.
     sees_t = low_t <= row_t
     sum_t = jnp.where(sees_t, sum_t, 1.0)
-    _write(out_ref, (jnp.where(sees_t[:, None], x / sum_t[:, None], 0.0) for x in acc_tH))
+    _store(out_ref, (jnp.where(sees_t[:, None], x / sum_t[:, None], 0.0) for x in acc_tH))
     lse_ref[...] = jnp.where(sees_t, top_t * scale2 + jnp.log2(sum_t), 0.0)
 
 
@@ -189,7 +194,7 @@ def dq_kernel(
     scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, low_ref, start_ref, highest_ref, bias_ref,
     d_q_ref, d_slope_ref,
 ):  # fmt: skip
-    """Writes d_q_tH of one block of queries, and each row's share of the slope's gradient."""
+    """Writes d_q_tH of one block of queries, and each row's part of the gradient of the slope."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
@@ -202,14 +207,14 @@ def dq_kernel(
         logits_ts = _biased(do, _logits(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
         weight_ts = do.exp2(do.times_plus(logits_ts, scale2, -lse_t[:, None]))
         d_logits_ts = weight_ts * (_logits(d_out_tH, v_sH) - delta_t[:, None])
-        if masked:  # last, as a NaN times zero is a NaN
+        if masked:  # masked last, because NaN * 0 is NaN
             d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
         away_ts = _away(row_t[:, None], col_s[None, :])
-        return _mixed(d_q_tH, d_logits_ts, k_sH), d_slope_t + (d_logits_ts * away_ts).sum(-1)
+        return _accumulated(d_q_tH, d_logits_ts, k_sH), d_slope_t + (d_logits_ts * away_ts).sum(-1)
 
-    blank = _blank(q_tH, t), jnp.zeros((t,), jnp.float32)
-    d_q_tH, d_slope_t = _in_turn(_blocks(tiling, i, start_ref, highest_ref), body, blank)
-    _write(d_q_ref, (x * scale for x in d_q_tH))
+    blank = _zeros(q_tH, t), jnp.zeros((t,), jnp.float32)
+    d_q_tH, d_slope_t = _over_key_blocks(_blocks(tiling, i, start_ref, highest_ref), body, blank)
+    _store(d_q_ref, (x * scale for x in d_q_tH))
     d_slope_ref[...] = d_slope_t
 
 
@@ -223,7 +228,7 @@ def dkv_kernel(
     col_s = j * s + jnp.arange(s)
     k_sH, v_sH = _rows(k_ref), _rows(v_ref)
 
-    def body(masked, i, carry):  # tiles lie the other way here: keys by queries
+    def body(masked, i, carry):  # tiles are transposed here: keys by queries
         d_k_sH, d_v_sH = carry
         rows = pl.ds(i * t, t)
         q_tH, d_out_tH = _rows(q_ref, rows), _rows(d_out_ref, rows)
@@ -233,16 +238,16 @@ def dkv_kernel(
         if masked:
             seen_st = _seen(low_ref[rows], row_t, col_s).T
             weight_st = jnp.where(seen_st, weight_st, 0.0)
-        d_v_sH = _mixed(d_v_sH, weight_st, d_out_tH)
+        d_v_sH = _accumulated(d_v_sH, weight_st, d_out_tH)
         d_logits_st = weight_st * (_logits(v_sH, d_out_tH) - delta_ref[rows][None, :])
-        if masked:  # again, as a NaN times zero is a NaN
+        if masked:  # masked again, because NaN * 0 is NaN
             d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
-        return _mixed(d_k_sH, d_logits_st, q_tH), d_v_sH
+        return _accumulated(d_k_sH, d_logits_st, q_tH), d_v_sH
 
     first, end = j * s // t, end_ref[0]
     whole = jnp.clip(((j + 1) * s + t - 1) // t, first, jnp.maximum(end, first))
     free = jnp.clip(free_ref[0], whole, jnp.maximum(end, whole))
-    blank = _blank(k_sH, s), _blank(k_sH, s)
-    d_k_sH, d_v_sH = _in_turn((first, whole, free, end), body, blank)
-    _write(d_k_ref, (x * scale for x in d_k_sH))
-    _write(d_v_ref, d_v_sH)
+    blank = _zeros(k_sH, s), _zeros(k_sH, s)
+    d_k_sH, d_v_sH = _over_key_blocks((first, whole, free, end), body, blank)
+    _store(d_k_ref, (x * scale for x in d_k_sH))
+    _store(d_v_ref, d_v_sH)

@@ -1,11 +1,12 @@
-"""Kernels for biases linear in distance: ours and cuDNN's on NVIDIA GPUs, splash attention on TPUs.
+"""GPU and TPU kernels of attention (flash, cuDNN, splash), and which of them can serve a layer.
 
-Ours (`posenc_jax.attention.kernels.flash`) computes the bias inside. The vendors' know none: with a linear one folded
-into columns of q and k (`posenc_jax.attention.kernels.bias_folding`) they serve ALiBi and its sums with any rotation, in memory
-O(T). All want queries and keys to be the same tokens in the same slots (`aligned`): their causal mask is of slots,
-and distances are counted in them.
+Our kernel (`posenc_jax.attention.kernels.flash`) computes the bias itself. The vendor kernels take
+no bias; with bias folding (`posenc_jax.attention.kernels.bias_folding`) they serve ALiBi, with or
+without a rotation, in memory O(T). All three mask and measure distances in slots, so queries and
+keys must be the same tokens in the same slots (`aligned`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -19,9 +20,10 @@ from posenc_jax.attention.kernels.remat_names import ATTENTION_NAME
 from posenc_jax.attention.mask import head_windows, window_array
 from posenc_jax.attention.sharding import per_shard
 from posenc_jax.encodings.base import Params, Rotation, Temperature
+from posenc_jax.encodings.layer import temperature_depends_on_key
 from posenc_jax.encodings.scheme import PlacedLayer
 
-# Of a device's kernels the first that can serve is taken.
+# Kernel -> device. On a device, the first kernel that can serve is used.
 KERNELS = {"flash": "gpu", "cudnn": "gpu", "splash": "tpu"}
 _CUDNN_WIDEST = 256  # columns; 128 before Hopper
 _FLASH_WIDEST = 128
@@ -29,21 +31,31 @@ _CUDNN_MULTIPLE, _LANES = 8, 128
 _SPLASH_BLOCK = 512
 
 
-def unsupported_reason(
-    kernel: str,
-    layer: PlacedLayer,
-    *,
-    head_dim: int,
-    dtype: str,
-    causal: bool,
-    aligned: bool,
-    sink: bool,
-    consecutive: bool,
-    window: int | None,
-) -> str | None:
+@dataclasses.dataclass(frozen=True)
+class KernelConditions:
+    """The properties of a call of attention that decide which kernels can serve it.
+
+    Attributes:
+      head_dim: H. dtype: of queries. causal, aligned: as in `AttentionSettings`. sink: heads have a
+        sink logit.
+      consecutive: positions of a document rise by one, so that slots and positions give the same
+        distances.
+      window: the model's own window in tokens, None without one.
+    """
+
+    head_dim: int
+    dtype: str
+    causal: bool = True
+    aligned: bool = True
+    sink: bool = False
+    consecutive: bool = True
+    window: int | None = None
+
+
+def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelConditions) -> str | None:
     """Returns why a kernel of `KERNELS` cannot serve a layer, in words; None when it can.
 
-    The device is not asked: a program may be compiled for one that is not here. window: the model's own.
+    The current device does not matter: a program may be compiled for another one.
     """
     if layer.form is not None:
         return "linear attention has no softmax"
@@ -55,17 +67,17 @@ def unsupported_reason(
         return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
     if temperature_depends_on_key(layer):
         return "its temperature depends on the key"
-    if not causal or not aligned:
+    if not conditions.causal or not conditions.aligned:
         return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
-    if not consecutive and (window is not None or _reads_distances(layer)):
+    if not conditions.consecutive and (conditions.window is not None or _reads_distances(layer)):
         return "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or 'auto'"
-    if dtype != "bfloat16" and (kernel == "cudnn" or dtype != "float32"):
-        return f"it computes in bfloat16, not {dtype}"
-    if kernel != "flash" and sink:
+    if conditions.dtype != "bfloat16" and (kernel == "cudnn" or conditions.dtype != "float32"):
+        return f"it computes in bfloat16, not {conditions.dtype}"
+    if kernel != "flash" and conditions.sink:
         return "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set model.sink_logit to False"
-    columns = layer.columns_per_dim * head_dim
+    columns = layer.columns_per_dim * conditions.head_dim
     wide = (
-        f"head dim {head_dim}"
+        f"head dim {conditions.head_dim}"
         if layer.columns_per_dim == 1
         else f"{columns} columns of turned queries"
     )
@@ -86,13 +98,14 @@ def vendor_attention(
     seg_BT: jax.Array,
     window: int | None,
 ) -> jax.Array:
-    """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are zero.
+    """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are
+    zero.
 
     Args:
-      q_BTNH, k_BTKH: rotated, in as many columns as that gives; q with any temperature multiplied in.
-      layer: for the slopes. learned: its parameters, and sink_N of our kernel's heads or None.
-      seg_BT: documents, those of one together; 0 is padding. window: keys at that distance or further
-        are out of sight; heads that the layer gives a smaller one keep it.
+      q_BTNH, k_BTKH: rotated; q_BTNH multiplied by its temperature.
+      layer: for the slopes. learned: its parameters, and sink_N (our kernel only) or None.
+      seg_BT: documents, whose tokens stand together; 0 is padding. window: as in
+        `AttentionSettings`.
 
     Raises:
       ValueError: for cuDNN before Hopper, a head dim above 120.
@@ -151,9 +164,7 @@ def _splash(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
 
 def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool) -> Callable:
     """Returns the kernel over a batch: q_BNTX, k_BKTX, v_BKTH, seg_BT to out_BNTH."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as splash,
-    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (length, length)
@@ -183,7 +194,7 @@ def _linear(layer: PlacedLayer) -> bool:
 
 
 def _reads_distances(layer: PlacedLayer) -> bool:
-    """Whether a kernel needs more of a layer than the order of its tokens: rotation and temperature come before it."""
+    """Whether the layer has parts that the kernel applies: not rotation or temperature."""
     return any(
         not isinstance(part, Rotation | Temperature)
         for group in layer.groups
@@ -197,13 +208,3 @@ def _by_distance(layer: PlacedLayer) -> bool:
     parts = [group.heads.bias for group in layer.groups]
     fixed = (part is None or (part.relative and not part.learns) for part in parts)
     return not layer.gated and all(fixed)
-
-
-@functools.cache
-def temperature_depends_on_key(layer: PlacedLayer) -> bool:
-    """Whether a temperature of the layer depends on the key, so that it cannot go with the queries."""
-    probe = jnp.zeros((1, 2), jnp.int32)
-    tau = jax.eval_shape(
-        lambda key: layer.temperature(layer.init(key), probe, probe), jax.random.key(0)
-    )
-    return tau is not None and tau.shape[-1] != 1

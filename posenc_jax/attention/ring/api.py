@@ -1,19 +1,19 @@
-"""Ring attention: the tokens of a row lie on several devices, and keys travel until they cannot matter.
+"""Ring attention (Liu et al. 2023): tokens are split over devices, and keys are passed around.
 
-Every device keeps its queries. Keys, values, their positions, segments and clocks go from device to device
-along one axis of the mesh (Liu et al. 2023, Ring Attention); a device attends to the keys it holds by
-blocks, and what rows have found is carried on as one result and the logarithm of one softmax sum, float32.
-The transfer to the next device is started before the keys at hand are read, so that both can go on at once.
+Every device keeps its queries. Keys, values, their positions, segments and cumulative log-forget
+move from device to device along one axis of the mesh. A device attends blockwise to the keys that
+it holds and carries the online softmax state in float32. The transfer to the next device starts
+before the current keys are read, so that both overlap.
 
-The ring of a key/value head ends at its cut-off (`posenc_jax.attention.ring.early_stop`): all devices take as many
-hops as the one that needs most, so that collectives inside the loop are met by all. Heads of one group
-that have no proof go around together, as far as anything is in sight.
+The ring of a key/value head stops at its cut-off (`posenc_jax.attention.ring.early_stop`). All
+devices make the number of hops of the device that needs most, so that all take part in every
+collective. Heads of a group without a cut-off go around together, as far as any key is visible.
 
-The backward pass begins with the keys that the forward pass ended with and walks home: the gradients of
-keys travel with them and arrive where they belong with the last hop. Memory is O(T / devices): a second copy
-of the keys, and nothing of size T x S.
+The backward pass starts with the keys that the forward pass ended with and goes around in reverse.
+The gradients of the keys travel with them and arrive at the device of origin with the last hop.
+Memory is O(T / devices): a second copy of the keys, and no array of size T x S.
 
-Dims beside those of tiles: X heads that go around together, one after another; R devices of the ring.
+Dims beside those of tiles: X bundles of heads, one after another; R devices of the ring.
 """
 
 import functools
@@ -23,8 +23,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.attention.blockwise import cutoff
-from posenc_jax.attention.blockwise.api import concatenate_heads, head_groups
+from posenc_jax.attention.blockwise.api import (
+    DEFAULT_SETTINGS,
+    BlockwiseSettings,
+    concatenate_heads,
+    head_groups,
+    shard_arguments,
+)
 from posenc_jax.attention.blockwise.backward import blockwise_backward
 from posenc_jax.attention.blockwise.forward import (
     add_sink,
@@ -48,15 +55,25 @@ def ring_attention(
     v_BSKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
-    **where,
+    queries: TokenSide,
+    keys: TokenSide,
+    settings: BlockwiseSettings = DEFAULT_SETTINGS,
+    sink_N: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns what `blockwise_attention` returns, of queries whose dim T is split over an axis of the mesh.
+    """Returns `blockwise_attention` of arrays whose tokens are split over an axis of the mesh.
 
-    Any positions and segments are served. Arguments as for `blockwise_attention`; `epsilon` is shared
-    evenly among the devices of the ring, so that all that is left out stays below it.
+    Arguments as for `blockwise_attention`. Each device of the ring may leave out its equal part of
+    `epsilon`.
     """
-    run = functools.partial(_of_these_heads, outcome=_attended)
-    return _around(run, "BTNH", q_BTNH, k_BSKH, v_BSKH, layer, params, **where)
+    ring = find_ring(q_BTNH)
+
+    def local(operands, positions, first_head):
+        groups = head_groups(operands, positions, first_head, layer, settings, ring.size)
+        pieces = [_attention(config, ring, *arrays) for config, *arrays in groups]
+        return concatenate_heads(pieces, operands)
+
+    arrays = shard_arguments(q_BTNH, k_BSKH, v_BSKH, (params, sink_N), queries, keys)
+    return per_shard(local, *arrays, ring=ring)
 
 
 def ring_hops(
@@ -65,78 +82,50 @@ def ring_hops(
     v_BSKH: jax.Array,
     layer: PlacedLayer,
     params: Params,
-    **where,
+    queries: TokenSide,
+    keys: TokenSide,
+    settings: BlockwiseSettings = DEFAULT_SETTINGS,
+    sink_N: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns hops_N: how many times the keys of each query head are passed on in `ring_attention`."""
-    run = functools.partial(_of_these_heads, outcome=_counted)
-    return _around(run, "N", q_BTNH, k_BSKH, v_BSKH, layer, params, **where)
-
-
-def _around(
-    run, out, q_BTNH, k_BSKH, v_BSKH, layer, params, *, q_pos_BT, k_pos_BS, q_seg_BT, k_seg_BS,
-    q_cum_log_forget_BTN=None, k_cum_log_forget_BSN=None, sink_N=None, causal=True, window=None, epsilon=cutoff.EXACT_EPSILON, blocks=None, lanes=None,
-):  # fmt: skip
+    """Returns hops_N: how many times `ring_attention` passes on the keys of each query head."""
     ring = find_ring(q_BTNH)
-    local = functools.partial(
-        run, ring=ring, layer=layer, causal=causal, window=window, blocks=blocks, lanes=lanes,
-        epsilon=epsilon / ring.size if causal else 0.0, devices=ring.size,
-    )  # fmt: skip
-    operands = (
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        (params, sink_N),
-        q_cum_log_forget_BTN,
-        k_cum_log_forget_BSN,
-    )
-    positions = (q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS)
-    return per_shard(local, operands, positions, ring=ring, out=out)
 
+    def local(operands, positions, first_head):
+        pieces = []
+        for config, *arrays in head_groups(operands, positions, first_head, layer, settings, ring.size):  # fmt: skip
+            hops_X = _forward(config, ring, *arrays)[1][-2]
+            pieces.append(jnp.repeat(hops_X, arrays[0].q_BNTH.shape[1] // len(hops_X)))
+        return jnp.concatenate(pieces)
 
-def _of_these_heads(operands, positions, first_head, *, ring, outcome, **settings):
-    groups = head_groups(operands, positions, first_head, **settings)
-    return outcome(ring, groups, operands)
-
-
-def _attended(ring: Ring, groups, operands):
-    return concatenate_heads([_attention(group[0], ring, *group[1:]) for group in groups], operands)
-
-
-def _counted(ring: Ring, groups, _floats):
-    pieces = []
-    for config, own, positions, sink_N in groups:
-        hops_X = _forward(config, ring, own, positions, sink_N)[1][-2]
-        pieces.append(jnp.repeat(hops_X, own.q_BNTH.shape[1] // len(hops_X)))
-    return jnp.concatenate(pieces)
+    arrays = shard_arguments(q_BTNH, k_BSKH, v_BSKH, (params, sink_N), queries, keys)
+    return per_shard(local, *arrays, ring=ring, out="N")
 
 
 class HeldKeys(NamedTuple):
-    """The keys that a device holds, wherever they are at home; the clock is of the heads that read them."""
+    """The keys on this device at one hop, with the log-forget of the heads that read them."""
 
     k_BKSH: jax.Array
     v_BKSH: jax.Array
-    cum_log_forget_BSN: jax.Array | None
-    pos_BS: jax.Array
-    seg_BS: jax.Array
+    tokens: TokenSide
 
 
 def _passed(ring: Ring, tree, step: int):
-    """Returns what came from the neighbour when all devices pass a tree on by `step`."""
+    """Returns the arrays of the device `step` places before (collective)."""
     to = [(r, (r + step) % ring.size) for r in range(ring.size)]
     return jax.tree.map(lambda x: lax.ppermute(x, ring.axis, to), tree)
 
 
 class _Bundle:
-    """Heads of a group that go around together: how they are cut out, and their side of a meeting."""
+    """The bundles of heads of a group: the heads of one bundle go around the ring together."""
 
     def __init__(self, config: BlockwiseConfig, operands: Operands, positions: TokenPositions):
         self.config, self.operands, self.positions = config, operands, positions
-        together = config.tile_heads > 1 or not cutoff.has_tail_bound(config.layer, operands.params)
+        together = config.tile_heads > 1 or not cutoff.has_tail_bound(config.layer)
         self.count = 1 if together else operands.k_BKSH.shape[1]
         self.heads = operands.q_BNTH.shape[1] // self.count
 
     def cut(self, x_BNx):
-        """Returns x_XBNx of an array of all heads of the group, here or of the keys."""
+        """Returns x_XBNx from x_BNx, an array of all query heads or key heads of the group."""
         B, N, *rest = x_BNx.shape
         return x_BNx.reshape(B, self.count, N // self.count, *rest).swapaxes(0, 1)
 
@@ -148,13 +137,13 @@ class _Bundle:
         return self.positions.first_head + x * self.heads
 
     def narrow(self, cum_log_forget_BSN, x):
-        """Returns the clocks of the heads of bundle x."""
+        """Returns the cumulative log-forget of the heads of bundle x."""
         if cum_log_forget_BSN is None:
             return None
         return lax.dynamic_slice_in_dim(cum_log_forget_BSN, self.first(x), self.heads, axis=2)
 
     def wide(self, cum_log_forget_BSN, x):
-        """Returns clocks of all heads of the layer, zero but for those of bundle x."""
+        """Returns the cumulative log-forget of all heads of the layer, zero outside bundle x."""
         if cum_log_forget_BSN is None:
             return None
         blank = jnp.zeros(self.operands.k_cum_log_forget_BSN.shape, cum_log_forget_BSN.dtype)
@@ -162,13 +151,12 @@ class _Bundle:
 
     def own(self, x, k_BKSH, v_BKSH) -> HeldKeys:
         cum_log_forget_BSN = self.narrow(self.operands.k_cum_log_forget_BSN, x)
-        return HeldKeys(
-            k_BKSH, v_BKSH, cum_log_forget_BSN, self.positions.k_pos_BS, self.positions.k_seg_BS
-        )
+        tokens = self.positions.keys._replace(cum_log_forget_BTN=cum_log_forget_BSN)
+        return HeldKeys(k_BKSH, v_BKSH, tokens)
 
     def operands_of(self, x, q_BNTH, held: HeldKeys) -> tuple[Operands, TokenPositions]:
-        """Returns what blocks are cut from when the queries of bundle x meet the keys held."""
-        cum_log_forget_BSN = self.wide(held.cum_log_forget_BSN, x)
+        """Returns the operands and positions of the queries of bundle x and the keys held."""
+        cum_log_forget_BSN = self.wide(held.tokens.cum_log_forget_BTN, x)
         operands = Operands(
             q_BNTH,
             held.k_BKSH,
@@ -177,9 +165,8 @@ class _Bundle:
             self.operands.q_cum_log_forget_BTN,
             cum_log_forget_BSN,
         )
-        positions = self.positions._replace(
-            k_pos_BS=held.pos_BS, k_seg_BS=held.seg_BS, first_head=self.first(x)
-        )
+        keys = held.tokens._replace(cum_log_forget_BTN=None)
+        positions = self.positions._replace(keys=keys, first_head=self.first(x))
         return operands, positions
 
 
@@ -266,25 +253,25 @@ def _backward(config: BlockwiseConfig, ring: Ring, residuals, d_out_BNTH: jax.Ar
         d_params, d_q_cum_log_forget_BTN, d_k_cum_log_forget_BSN = shared
 
         def add_gradients(h, held, grads):
-            met, where = bundle.operands_of(x, q_BNTH, held)
+            operands_x, positions_x = bundle.operands_of(x, q_BNTH, held)
             grads = grads._replace(k_cum_log_forget_BSN=bundle.wide(grads.k_cum_log_forget_BSN, x))
-            grads = blockwise_backward(config, met, where, rows, stop_RBNI[h], grads)
+            grads = blockwise_backward(config, operands_x, positions_x, rows, stop_RBNI[h], grads)
             return grads._replace(k_cum_log_forget_BSN=bundle.narrow(grads.k_cum_log_forget_BSN, x))
 
         def hop(carry):
             h, held, grads = carry
-            nearer = _passed(ring, held, -1)
+            arriving = _passed(ring, held, -1)
             grads = add_gradients(h, held, grads)
             d_k, d_v, d_cum_log_forget = _passed(
                 ring, (grads.k_BKSH, grads.v_BKSH, grads.k_cum_log_forget_BSN), -1
             )
             return (
                 h - 1,
-                nearer,
+                arriving,
                 grads._replace(k_BKSH=d_k, v_BKSH=d_v, k_cum_log_forget_BSN=d_cum_log_forget),
             )
 
-        blank = zeros((q_BNTH, far.k_BKSH, far.v_BKSH, far.cum_log_forget_BSN))
+        blank = zeros((q_BNTH, far.k_BKSH, far.v_BKSH, far.tokens.cum_log_forget_BTN))
         grads = Operands(*blank[:3], d_params, d_q_cum_log_forget_BTN, blank[3])
         start = (hops, far, grads)
         h, held, grads = lax.while_loop(lambda carry: carry[0] > 0, hop, start)

@@ -1,9 +1,9 @@
-"""How far a ring must go: which devices hold keys that some row may still need, agreed by all.
+"""Early stop of the ring: the number of hops after which no row needs more keys.
 
-Every device tells the others, once and in a few numbers, what its keys are: their ranges of segments and
-positions, the last one, the largest norm. A device then knows without the keys themselves whether any of
-its rows sees a key over there, and by the proof of `posenc_jax.attention.blockwise.cutoff` whether what lies there
-can still weigh anything beside what the row has found.
+Once, every device sends the others a few numbers about its keys: the ranges of segments and
+positions, the last key, the largest norm. From these a device knows whether any of its rows sees a
+key on another device, and, by the bound of `posenc_jax.attention.blockwise.cutoff`, whether those
+keys can still change the result.
 
 Dims: R devices of the ring, in the order of the tokens.
 """
@@ -15,37 +15,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.attention.blockwise import cutoff
 from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenPositions
 from posenc_jax.attention.sharding import Ring
 
 
 class KeyRanges(NamedTuple):
-    """What devices tell of their keys, padding left out."""
+    """The ranges of the keys of each device, without padding."""
 
     seg_low_BR: jax.Array
     seg_high_BR: jax.Array
     pos_low_BR: jax.Array
     pos_high_BR: jax.Array
-    first_pos_BR: jax.Array  # of the first key, where `ordered_BR`; its segment is the lowest
+    first_pos_BR: (
+        jax.Array
+    )  # position of the first key where `ordered_BR`; its segment is the lowest
     last_pos_BR: jax.Array
     ordered_BR: jax.Array
 
 
-class EarlyStop:
-    """What this device knows of the keys of all devices; `hops_needed` says how far its rows must look."""
+class EarlyStop(NamedTuple):
+    """The key ranges and tail bounds of all devices."""
 
-    def __init__(
-        self,
-        config: BlockwiseConfig,
-        ring: Ring,
-        operands: Operands,
-        positions: TokenPositions,
-        ranges: KeyRanges,
-        tail,
-    ):
-        self.config, self.ring, self.operands, self.positions = config, ring, operands, positions
-        self.ranges, self.tail = ranges, tail
+    config: BlockwiseConfig
+    ring: Ring
+    operands: Operands
+    positions: TokenPositions
+    ranges: KeyRanges
+    tail: cutoff.TailBounds | None
 
     @classmethod
     def gather_ranges(
@@ -56,15 +54,16 @@ class EarlyStop:
         positions: TokenPositions,
         tail_table: tuple | None,
     ) -> "EarlyStop":
-        """Returns what this device knows once all have told each other (collective)."""
-        ranges, tail = _key_ranges(positions.k_pos_BS, positions.k_seg_BS), None
+        """Returns the ranges and bounds of all devices (collective)."""
+        ranges, tail = _key_ranges(positions.keys), None
 
         def gathered(x, dim):
             return lax.all_gather(x, ring.axis, axis=dim, tiled=True)
 
-        if tail_table is not None:  # of the keys of a whole device: what stands before its end
+        if tail_table is not None:  # one block per device: bounds of the keys before its end
             own = cutoff.tail_bounds(
-                *tail_table, config.longest, operands.k_BKSH, operands.k_cum_log_forget_BSN, *positions[:4],
+                *tail_table, config.longest, operands.k_BKSH, positions.queries,
+                positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
                 operands.k_BKSH.shape[2],
             )  # fmt: skip
             tail = cutoff.TailBounds(
@@ -79,15 +78,15 @@ class EarlyStop:
             )
         ranges = KeyRanges(*(gathered(x_B[:, None], 1) for x_B in ranges))
         if tail is not None and tail.table_NE is not None:
-            # The proof's table must reach from any query here to any key there.
-            live = positions.q_seg_BT != 0
-            furthest = jnp.where(live, positions.q_pos_BT, np.iinfo(np.int32).min).max()
+            # The table must reach from every query here to every key there.
+            pos_BT, seg_BT, _ = positions.queries
+            furthest = jnp.where(seg_BT != 0, pos_BT, np.iinfo(np.int32).min).max()
             nearest_R = jnp.minimum(ranges.pos_low_BR.min(0), furthest)
             tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.longest))
         return cls(config, ring, operands, positions, ranges, tail)
 
     def norm_BKR(self, kv_heads: int) -> jax.Array:
-        """Returns the largest key norm on every device; zeros where nothing is proven with it."""
+        """Returns the largest key norm on every device; zeros without a bound."""
         if self.tail is None:
             return jnp.zeros((self.ranges.ordered_BR.shape[0], kv_heads, self.ring.size))
         return self.tail.norm_BKJ
@@ -100,11 +99,13 @@ class EarlyStop:
         least: jax.Array,
         lse_BNT: jax.Array,
     ) -> jax.Array:
-        """Returns the number of hops, at least `least`, after which no device needs more (collective).
+        """Returns the number of hops, at least `least`, after which no device needs more
+        (collective).
 
         Args:
-          first_head: of the plan's layer, of the queries. q_BNTH, norm_BKR: of heads that go around together.
-          lse_BNT: ln of the softmax sums over what was met so far.
+          first_head: index of the first head in the config's layer. q_BNTH, norm_BKR: of one bundle
+            of heads.
+          lse_BNT: ln of the softmax sums over the keys read so far.
         """
         here, size = lax.axis_index(self.ring.axis), self.ring.size
         q_norm_BNT = jnp.sqrt((q_BNTH.astype(jnp.float32) ** 2).sum(-1)) / self.operands.root_H
@@ -131,22 +132,21 @@ class EarlyStop:
                 cum_log_forget_BNT, first_head, heads, 2
             ).swapaxes(1, 2)
 
-        def of_row(b, q_norm_NT, pos_T, seg_T, cum_log_forget_NT, lse_NT):
+        def of_row(b, rows, lse_NT):
             return cutoff.exceeds_epsilon(
-                own, b, first_head, kv_N, r, q_norm_NT, pos_T, seg_T, cum_log_forget_NT, lse_NT,
-                self.operands.k_BKSH.shape[2], self.config.epsilon,
+                own, b, first_head, kv_N, r, rows, lse_NT, self.operands.k_BKSH.shape[2], self.config.epsilon
             )  # fmt: skip
 
-        rows = (q_norm_BNT, positions.q_pos_BT, positions.q_seg_BT, cum_log_forget_BNT, lse_BNT)
-        matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), *rows)
+        rows = cutoff.QueryRows(q_norm_BNT, *positions.queries[:2], cum_log_forget_BNT)
+        matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), rows, lse_BNT)
         return (matters_BNT & sees_BNT).any()
 
     def _sees(self, r, first_head, heads):
-        """Whether a row of each head may see a key of device r; False only where it is certain to see none."""
+        """Returns sees_BNT: False only where the row certainly sees no key of device r."""
         ranges = KeyRanges(*(x_BR[:, r][:, None] for x_BR in self.ranges))
-        pos_BT, seg_BT = self.positions.q_pos_BT, self.positions.q_seg_BT
+        pos_BT, seg_BT, _ = self.positions.queries
         near_BT = (ranges.seg_low_BR <= seg_BT) & (seg_BT <= ranges.seg_high_BR) & (seg_BT != 0)
-        exact_BT = jnp.ones_like(near_BT)  # what the order of keys adds to ranges
+        exact_BT = jnp.ones_like(near_BT)  # tighter conditions where keys are ordered
         if self.config.causal:
             near_BT &= ranges.pos_low_BR <= pos_BT
             exact_BT &= (ranges.seg_low_BR < seg_BT) | (ranges.first_pos_BR <= pos_BT)
@@ -161,7 +161,8 @@ class EarlyStop:
         return near_BNT & (exact_BNT | ~ranges.ordered_BR[:, None])
 
 
-def _key_ranges(pos_BS: jax.Array, seg_BS: jax.Array) -> KeyRanges:
+def _key_ranges(keys: TokenSide) -> KeyRanges:
+    pos_BS, seg_BS, _ = keys
     least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
     live_BS = seg_BS != 0
     before_BS, ordered_BS = cutoff.key_order(pos_BS, seg_BS)

@@ -1,0 +1,16 @@
+"""Hint for a misspelt name, at the end of an error message."""
+
+import difflib
+from collections.abc import Collection
+
+
+def near_names(name: str, known: Collection[str], *, listed: Collection[str] | None = None) -> str:
+    """Returns "; did you mean 'x'?" for a misspelt name, or else the list of known ones.
+
+    Args:
+      listed: shorter list to show instead of all `known` names.
+    """
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; known: " + ", ".join(sorted(known if listed is None else listed))
