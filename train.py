@@ -6,7 +6,7 @@ lost, 130 ended by a second Ctrl-C without a checkpoint.
 
 Several seeds in one program, each with its own folder: --workdir=runs/x-s{seed} --seeds=0,1,2.
 
-Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag (docs/cluster.md); elsewhere
+Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag (docs/operations/cluster.md); elsewhere
 each process gets --coordinator=HOST:PORT --processes=N --process=I.
 """
 

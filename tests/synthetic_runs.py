@@ -87,7 +87,7 @@ def synthetic_rows(arm: str, seed: int) -> list[dict]:
 
 
 def every_row(arm: str, seed: int) -> list[dict]:
-    """Rows of all measures of a language model, as evaluation names them (docs/measures.md)."""
+    """Rows of all measures of a language model, as evaluation names them (docs/evaluation.md)."""
     old = synthetic_rows(arm, seed)
     noise = np.random.default_rng([7, PLACE[arm], seed])
     _, reach = SHAPES[arm]

@@ -116,7 +116,7 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     m = 2.0**-4
     window = (
         2 * 2 + 24 * math.log(2) - math.log(1 - math.exp(-m))
-    ) / m  # docs/attention.md, epsilon 2^-24
+    ) / m  # docs/attention/idea.md, epsilon 2^-24
     assert record["heads"][0]["window"] == pytest.approx(window, abs=1)
     assert record["heads"][3]["window"] is None  # flat: sees everything
     for name in ("bias", "rotation", "kernels", "horizon"):

@@ -1,4 +1,4 @@
-"""Suite C: long-text classification by document length (docs/measures.md).
+"""Suite C: long-text classification by document length (docs/evaluation.md).
 
 The model reads a whole document, up to the longest multiple of L, and predicts its class at SEP; the
 softmax is over the classes only. Every score is a mean over classes of the mean over their documents. A

@@ -1,4 +1,4 @@
-"""Statistics of attention heads (M1 to M11), from sums over rows of text (docs/probes.md).
+"""Statistics of attention heads (M1 to M11), from sums over rows of text (docs/evaluation.md).
 
 `head_sums` runs a model over rows of text and returns one `HeadSums` per softmax layer; the functions
 below compute measures from the sums, in NumPy and float64. L layers, N heads, Z distances.

@@ -1,4 +1,4 @@
-"""Perplexity measures E1 to E8: bits per byte past the training length (docs/measures.md).
+"""Perplexity measures E1 to E8: bits per byte past the training length (docs/evaluation.md).
 
 All measures use the same held-out stretches, so that every context length has the same targets. A stretch
 is (longest multiple) * L + L/2 tokens of one document, cut from its end.

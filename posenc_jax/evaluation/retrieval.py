@@ -1,4 +1,4 @@
-"""Suite R: retrieval accuracy by context length, needle distance and depth (docs/measures.md)."""
+"""Suite R: retrieval accuracy by context length, needle distance and depth (docs/evaluation.md)."""
 
 import dataclasses
 import functools

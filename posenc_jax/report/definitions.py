@@ -1,4 +1,4 @@
-"""What the words on the page mean (EVALUATION.md, sections 1 and 2)."""
+"""What the words on the page mean (docs/evaluation.md)."""
 
 from posenc_jax.results.schema import ACQUIRED, FAR, LEARNT, PASSING, REACHES
 

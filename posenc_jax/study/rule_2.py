@@ -1,4 +1,4 @@
-"""The decision rule, version 2 (EVALUATION.md, section 10): assay, comparisons, guards, reliability.
+"""The decision rule, version 2 (docs/statistics.md): assay, comparisons, guards, reliability.
 
 A statement about bits per byte is tested by a one-sided paired t test. A statement about accuracy takes
 the largest p of three tests: t, exact sign flip, and failing seeds (`hypothesis_tests.failing_seeds`). It

@@ -112,7 +112,9 @@ exit "$code"
 """
 
 
-def write(stages: Sequence[SlurmStage], resources: Resources, *, root: Path, folder: Path) -> list[Path]:
+def write(
+    stages: Sequence[SlurmStage], resources: Resources, *, root: Path, folder: Path
+) -> list[Path]:
     """Writes the script and the task list of every stage; returns the paths of the scripts in order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

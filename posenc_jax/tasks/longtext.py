@@ -1,4 +1,4 @@
-"""Long-text classification (suite C): labelled corpora, labels as additional ids (docs/measures.md).
+"""Long-text classification (suite C): labelled corpora, labels as additional ids (docs/evaluation.md).
 
 An input is BOS, the text, SEP; the class is the target at SEP. The id of a class is never an input, so its
 row of the output head acts as a linear classifier without bias on the last state:

@@ -1,4 +1,4 @@
-"""Passkey (R1) and multi-query associative recall (R3) in filler text (docs/measures.md).
+"""Passkey (R1) and multi-query associative recall (R3) in filler text (docs/evaluation.md).
 
 An instance depends on (task, split, seed, index). A longer one has the same needles in the same order, with
 more of the same filler in every gap, so that accuracies at several lengths are comparable.

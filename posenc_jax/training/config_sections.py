@@ -128,7 +128,7 @@ class TrainSection:
       stall_seconds: time without a finished step after which the stacks of all threads are written
         (ten times as long for the first step of a leg, which is compiled).
       wandb_project: project on Weights & Biases; empty: none.
-      scan_layers: a loop over the layers compiles each different layer once; see docs/memory.md.
+      scan_layers: a loop over the layers compiles each different layer once; see docs/operations/memory.md.
       remat: what the backward pass computes again instead of keeping: "none", "dots", "attention" or
         "full" (`posenc_jax.model.layer_stack.REMAT`).
       loss_chunks: chunks of the vocabulary in the loss, forward and backward.
