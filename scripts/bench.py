@@ -24,7 +24,7 @@ from absl import flags
 from posenc_jax import cli
 
 _READ = {
-    "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between; none: every registered one"),
+    "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between, a switch behind one as in 'nope with token_shift'; none: every registered one, and more"),
     "train_length": flags.DEFINE_integer("train_length", None, "Tokens per sequence", lower_bound=8),
     "batch": flags.DEFINE_integer("batch", None, "Sequences per step, or rows of attention", lower_bound=1),
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),

@@ -11,13 +11,15 @@ import numpy as np
 from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import REGISTRY, Temperature
+from posenc_jax.encodings.scheme_presets import PRESETS
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.near_names import near_names
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.config_sections import ModelSection, TrainSection
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
 
-BASELINE = "nope"
+BASELINE, _WITH = "nope", " with "
 HYBRIDS = (
     "rope+alibi",
     "rope|alibi",
@@ -28,24 +30,36 @@ HYBRIDS = (
     "rope+forget",
     "rope+t5",
     "rope+linear",
+    "alibi&log(c=2.0)",
+    PRESETS["nape"],
+    "pope+alibi",
 )
+SWITCHES = (
+    "output_gate",
+    "sink_logit",
+    "token_shift",
+)  # of the model, after " with " behind a scheme
 SHAPE = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
 VOCABULARY = 256
 GROUP = 4  # schemes compiled and timed at once, beside the baseline
 
 
 def all_schemes() -> tuple[str, ...]:
-    """Returns a line for every registered encoding (a temperature as "nope~name"), and the hybrids."""
+    """Returns a line for every registered encoding (a temperature as "nope~name"), the hybrids, and nope with each switch."""
     alone = (
         f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
         for name, part in REGISTRY.items()
     )
-    return (*alone, *HYBRIDS)
+    return (*alone, *HYBRIDS, *(f"{BASELINE}{_WITH}{switch}" for switch in SWITCHES))
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodingSettings:
-    """Settings of the encoding bench; schemes: in the scheme language, none: all of them."""
+    """Settings of the encoding bench.
+
+    schemes: in the scheme language, none: all of them. Switches of the model may follow a scheme:
+    "rope with token_shift", "nope with output_gate+sink_logit".
+    """
 
     schemes: tuple[str, ...] = ()
     train_length: int = 512
@@ -61,7 +75,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
     a few schemes at a time together with nope. Memory is that of temporaries, as the compiler plans it.
 
     Raises:
-      ValueError: a scheme, length or batch that a decoder does not take, before anything compiles.
+      ValueError: a scheme, switch, length or batch that a decoder does not take, before anything compiles.
     """
     train_length, batch = settings.train_length, settings.batch
     rounds, seed = settings.rounds, settings.seed
@@ -118,8 +132,13 @@ class _CompiledScheme:
 
 
 def _run_config(scheme: str, train_length: int, batch: int) -> RunConfig:
+    line, _, asked = scheme.partition(_WITH)
+    switches = [word.strip() for word in asked.split("+")] if asked else []
+    for word in switches:
+        if word not in SWITCHES:
+            raise ValueError(f"{scheme!r}: no switch {word!r}{near_names(word, list(SWITCHES))}")
     return RunConfig(
-        model=ModelSection(scheme=scheme, **SHAPE),
+        model=ModelSection(scheme=line, **SHAPE, **dict.fromkeys(switches, True)),
         train=TrainSection(length=train_length, batch_size=batch, data_devices=1),
     )
 
