@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Draws the pictures of docs/encodings/ again: one look at one scheme each, before any training.
+# Draws the pictures of docs/ again: one look at one scheme each, before any training, and two of settings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 looks="$(mktemp -d)"
 trap 'rm -rf "$looks"' EXIT
-mkdir -p docs/encodings/figures
+mkdir -p docs/figures docs/encodings/figures
 
 draw() { # page, picture, scheme, then flags of inspect_scheme.py
   local page="$1" picture="$2" scheme="$3"
@@ -29,3 +29,9 @@ draw linear kernels 'rope(base=100.0)+linear' --num_heads=1 --head_dim=16 --trai
 draw window bias 'window(size=L/8)|rope+alibi+window(size=L/2)' --num_heads=2 --train_length=1024 --length=4096
 draw hybrids kernels '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4
 draw hybrids horizon '3*(rope+alibi(slopes=match))|1*nope~logn' --num_heads=4
+
+JAX_PLATFORMS=cpu .venv/bin/python scripts/draw_settings.py --out="$looks/settings" >"$looks/settings.txt"
+for suffix in png csv; do
+  cp "$looks/settings/sink_and_shift.$suffix" "docs/encodings/figures/switches-sink_and_shift.$suffix"
+  cp "$looks/settings/curriculum.$suffix" "docs/figures/recipes-curriculum.$suffix"
+done

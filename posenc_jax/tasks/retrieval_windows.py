@@ -47,11 +47,11 @@ class Curriculum:
         """Returns the part, of as many as there are divisors, that a share of the training lies in; from 0 on."""
         return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
 
-    def most_pairs(self, progress: float) -> int:
-        """Returns the most pairs of an mqar document at that share of the training, where all of them fit."""
+    def most_pairs(self, progress: float, stage: "Stage") -> int:
+        """Returns the most pairs of an mqar document at that share of the training, of those that fit its stage."""
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
-        return low + int(min(grown, 1.0) * (high - low))
+        return min(low + int(min(grown, 1.0) * (high - low)), stage.most_pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +170,7 @@ class RetrievalWindows:
         stage = self._stages[grows.part(progress)]
         name, _ = stage.tasks[np.searchsorted(stage.edges, which, side="right")]
         # Drawn for every task, so that a change of the mixture leaves the other documents alone.
-        most = min(grows.most_pairs(progress), stage.most_pairs)
-        pairs = low + int(how_many * (most - low + 1))
+        pairs = low + int(how_many * (grows.most_pairs(progress, stage) - low + 1))
         task = find(name, pairs, grows.askings)
         shortest = task.shortest(self._filler)
         if shortest > left:
