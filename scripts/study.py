@@ -204,9 +204,9 @@ def _slurm(plan) -> int:
     ):
         if runs:
             tasks = tuple((*command, f"--run={run}") for run in runs)
-            stages.append(slurm.Stage(f"{name}-{what}", tasks, after))
+            stages.append(slurm.SlurmStage(f"{name}-{what}", tasks, after))
             after = stages[-1].name
-    stages.append(slurm.Stage(f"{name}-report", ((*command, "--collect"),), after, gpus=False))
+    stages.append(slurm.SlurmStage(f"{name}-report", ((*command, "--collect"),), after, gpus=False))
     folder = plan.workdir.resolve() / "slurm"
     if not slurm.available():
         for stage in stages:

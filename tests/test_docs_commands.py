@@ -1,6 +1,7 @@
 """The commands that the documents print can be pasted, and the pages of the benches say what their JSON says."""
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -119,7 +120,8 @@ def unknown(script, words, made=()):
         bench, words = words[0], words[1:]
         if bench not in BENCHES:
             return [f"there is no bench {bench}"]
-        taken = [*inspect.signature(BENCHES[bench].measure).parameters, "out"]
+        settings = inspect.signature(BENCHES[bench].measure).parameters["settings"].annotation
+        taken = [*(field.name for field in dataclasses.fields(settings)), "out"]
     config = next((w.partition("=")[2] for w in words if w.startswith("--config=")), "")
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")

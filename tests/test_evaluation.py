@@ -81,7 +81,7 @@ def test_a_planted_dependency_at_distance_w_shows_at_context_w_and_not_before():
 class Revealing:
     """A scorer whose loss at a target is the number of tokens that stood before it in the row."""
 
-    def score(self, rows_RT):
+    def score(self, rows_RT, window=None):
         before = np.broadcast_to(
             np.arange(1.0, rows_RT.shape[1]), (len(rows_RT), rows_RT.shape[1] - 1)
         )

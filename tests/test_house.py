@@ -160,13 +160,6 @@ def test_the_package_is_imported_in_under_three_seconds():
 MAX_ARGUMENTS = 9
 # Pallas calls a kernel with one argument per array.
 PALLAS_KERNELS = {"forward_kernel", "dq_kernel", "dkv_kernel"}
-TO_DO = {  # functions of other rooms that still take more
-    "bench/attention_cost.py:measure",
-    "bench/step_cost.py:measure",
-    "evaluation/context.py:__init__",
-    "interop/harness.py:run_harness",
-    "training/loop.py:_run",
-}
 
 
 def argument_counts(path):
@@ -187,7 +180,7 @@ def test_no_function_takes_more_than_nine_arguments():
         for name, count in argument_counts(path)
         if count > MAX_ARGUMENTS and name not in PALLAS_KERNELS
     }
-    assert long == TO_DO
+    assert long == set()
 
 
 def test_arguments_of_lambdas_methods_and_keywords_are_counted(tmp_path):

@@ -344,7 +344,7 @@ def test_a_run_trains_on_labels_and_is_scored_by_length(tmp_path):
     assert evaluate.evaluate(tmp_path / "c", suites=("C",), **arguments).read_text() == before
     with pytest.raises(ValueError, match="up to 2L; add 2 to --lengths or leave it out"):
         evaluate.evaluate(tmp_path / "c", suites=("C",), **{**arguments, "multiples": (1,)})
-    with pytest.raises(ValueError, match="this run is a classifier; ask for --suite=C"):
+    with pytest.raises(ValueError, match="this run is a classifier; use --suite=C"):
         evaluate.evaluate(tmp_path / "c", suites=("E", "R"), **arguments)
 
 

@@ -408,7 +408,7 @@ def test_initial_values_are_those_of_the_papers():
     [
         ({"attention": "cudnn", "sink_logit": True, "dtype": "bfloat16"}, "'cudnn' cannot serve this layer: its softmax knows no sink logit; take 'flash'"),
         ({"attention": "splash", "sink_logit": True}, "set model.sink_logit to False"),
-        ({"scheme": "rope,linear", "sink_logit": True}, "linear attention has no softmax, and a sink no sum"),
+        ({"scheme": "rope,linear", "sink_logit": True}, "linear attention has no softmax, so it takes no sink logit"),
     ],
 )  # fmt: skip
 def test_what_cannot_serve_a_sink_refuses_in_words(changes, message):

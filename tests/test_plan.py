@@ -408,7 +408,7 @@ def test_a_sequence_axis_is_planned(tmp_path):
     chip = dataclasses.replace(HARDWARE["v5e"], platform="none")
     row = plan_step(config, 260, compile_target(chip, shape, "1x2"))
     assert row["mesh"] == {"sequence": 2}
-    assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring, as far as they can matter)"]  # fmt: skip
+    assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring up to the cut-off)"]  # fmt: skip
     assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
     model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
     alone, ring = (

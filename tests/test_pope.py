@@ -143,7 +143,7 @@ def model(line, **changes):
 def test_switched_off_it_leaves_magnitudes_and_no_place():
     config, params = model("pope(start=uniform)+alibi")
     off = rotation_off(ParameterizedModel(config, params))
-    assert off.config.scheme == "pope(start=uniform,phases=false)+alibi"
+    assert off.config.scheme_line == "pope(start=uniform,phases=false)+alibi"
     layer = off.config.placed.layers[0]
     assert layer.columns_per_dim == 1
     q = tensors()[0]

@@ -135,8 +135,9 @@ X_BTD = jax.random.normal(jax.random.key(8), (1, 256, 32))
 def attended(layer, params, q, k, v, ticks, pos, seg, **settings):
     clock = cumulative_log_forget(ticks, seg) if layer.gated else None
     count = settings.pop("count_BT", visible_key_counts(seg))
+    x_BTD = settings.pop("x_BTD", X_BTD[:, : q.shape[1]])
     settings = AttentionSettings(**{"aligned": True} | settings)
-    optional = OptionalInputs(X_BTD[:, : q.shape[1]], count)
+    optional = OptionalInputs(x_BTD, count)
     tokens = TokenSide(pos, seg, clock)
     return attend(q, k, v, layer, params, tokens, settings=settings, optional=optional)
 
@@ -325,5 +326,5 @@ def test_what_cannot_read_random_positions_is_refused_at_the_door(scheme, change
 
 def test_a_layer_that_would_need_both_counts_and_distances_is_refused():
     (layer,) = placed("nope~scale_invariant|nope~logn")
-    with pytest.raises(ValueError, match="put them on layers of their own"):
+    with pytest.raises(ValueError, match="put them on separate layers"):
         attended(layer, {}, *tensors(L), DRAWN, SEG)

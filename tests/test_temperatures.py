@@ -131,7 +131,7 @@ def test_the_first_token_takes_no_power_of_zero():
 
 def test_attention_does_not_guess_a_temperature_that_tokens_decide():
     layer, (q, k, v, _) = layer_of("nope~adaptive_ssmax"), floats()
-    with pytest.raises(ValueError, match="pass x_BTD, what the queries were projected from"):
+    with pytest.raises(ValueError, match="pass x_BTD, from which the queries were projected"):
         attended(layer, trained(layer), q, k, v, None)
     assert "\n" not in unparse(parse("nope~adaptive_ssmax(floor=0.0,most=1.0)"))
 

@@ -278,12 +278,14 @@ def test_every_scheme_reads_images_or_says_why_it_cannot(line):
 
 
 def test_a_larger_grid_is_written_into_the_parts_that_know_one_and_nowhere_else():
-    wide = read_at(configured("mixed|axial(base=50.0)+alibi2d,nope|fire(width=8)"), (12, 20))
+    wide = read_at(
+        configured("mixed|axial(base=50.0)+alibi2d,nope|fire(width=8)", num_layers=2), (12, 20)
+    )
     assert unparse(wide.model.scheme) == (
         "mixed(width=10)|axial(width=10,base=50.0)+alibi2d(width=10),nope|fire(width=8)"
     )
     assert wide.width == 10
-    same = dataclasses.replace(wide.model, scheme=BASE.model.scheme)
+    same = dataclasses.replace(wide.model, scheme=BASE.model.scheme, num_layers=1)
     assert same == BASE.model
     for size in ((12, 12), (24, 12), (4, 6)):  # taller or smaller: the grid is wide enough
         assert read_at(BASE, size) is BASE
@@ -343,7 +345,7 @@ def test_an_encoder_that_cannot_be_is_refused_with_its_field(changes, message):
         ("axial", (1, 0, 12, 3), "does not divide"),
         ("axial", (1, 12, 12, 4), "3 channels"),
         ("axial", (12, 12, 3), r"must be \[batch, height, width, 3 channels\]"),
-        ("axial", (1, 12, 14, 3), "7 columns of patches under a scheme whose grid has 6"),
+        ("axial", (1, 12, 14, 3), "7 columns of patches and the grid of the scheme 6"),
         ("learned", (1, 14, 12, 3), "7 x 6 patches needs 42 positions; 'learned' has 36"),
         ("learned+axial", (1, 14, 2, 3), "7 x 1 patches needs 37 positions"),
     ],

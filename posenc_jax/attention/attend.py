@@ -32,9 +32,9 @@ from posenc_jax.encodings.scheme import PlacedLayer
 IMPLEMENTATIONS = ("auto", "dense", "blockwise", *KERNELS)
 # Logits of one head and row up to which dense attention is as fast and its memory is small.
 DENSE_LOGITS, DENSE_LOGITS_ON_GPU = 384 * 384, 512 * 512
-_FOLDED = "the vendor's kernel, a linear bias folded in"
+_FOLDED = "a vendor kernel with a folded linear bias"
 _HOW = {
-    "flash": "our kernel, any fixed bias of distance inside; one that falls ends the work early",
+    "flash": "our kernel, with a fixed bias of distance and a cut-off",
     "cudnn": _FOLDED,
     "splash": _FOLDED,
 }
@@ -92,7 +92,10 @@ def choose_implementation(
         return ImplementationChoice(implementation, "requested")
     if queries * keys <= DENSE_LOGITS:
         return ImplementationChoice("dense", f"{queries} x {keys} logits are few")
-    many = f"{queries} x {keys} logits are many: memory linear in length, and a bias that falls ends the work early"  # fmt: skip
+    many = (
+        f"{queries} x {keys} logits are many: blockwise attention has memory linear in length "
+        "and a cut-off for decreasing biases"
+    )
     device, reasons = device or current_backend(), []
     for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
         reason = unsupported_reason(kernel, layer, conditions) or _not_by_itself(
@@ -115,18 +118,16 @@ def _ring_choice(
     if layer.form is not None:
         if implementation != "auto" or not in_order:
             raise ValueError(f"{split}: linear attention goes through tokens in order (aligned, causal), by 'auto' alone")  # fmt: skip
-        return ImplementationChoice("linear", f"{split}: each tells the others its sums")
+        return ImplementationChoice("linear", f"{split}: devices exchange their sums")
     if implementation not in ("auto", "blockwise"):
         raise ValueError(f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}")  # fmt: skip
-    return ImplementationChoice(
-        "blockwise", f"{split}: keys go around a ring, as far as they can matter"
-    )
+    return ImplementationChoice("blockwise", f"{split}: keys go around a ring up to the cut-off")
 
 
 def _not_by_itself(kernel: str, layer: PlacedLayer, dtype: str) -> str | None:
     """Returns why a kernel that could serve is used only on request, or None."""
     if dtype != "bfloat16":
-        return f"it would round the factors of {dtype} products"
+        return f"it would round the inputs of {dtype} products"
     if kernel != "flash" and any(
         group.heads.bias is not None and group.heads.bias.learns for group in layer.groups
     ):
@@ -174,21 +175,26 @@ def attend(
 
 
 def _attend(
-    q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, queries: TokenSide, keys: TokenSide, settings, optional
-) -> jax.Array:  # fmt: skip
+    q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, queries, keys, settings, optional
+) -> jax.Array:
     """Returns `attend` of arrays whose shardings name no mesh axis of one device."""
     ring = find_ring(q_BTNH)
     conditions = KernelConditions(
-        q_BTNH.shape[3], q_BTNH.dtype.name, settings.causal, settings.aligned,
-        sink=optional.sink_N is not None, consecutive=optional.count_BT is None, window=settings.window,
-    )  # fmt: skip
+        head_dim=q_BTNH.shape[3],
+        dtype=q_BTNH.dtype.name,
+        causal=settings.causal,
+        aligned=settings.aligned,
+        sink=optional.sink_N is not None,
+        consecutive=optional.count_BT is None,
+        window=settings.window,
+    )
+    lengths, sequence = (q_BTNH.shape[1], k_BSKH.shape[1]), ring.size if ring else 1
     path = choose_implementation(
-        layer, q_BTNH.shape[1], k_BSKH.shape[1], settings.implementation, conditions, sequence=ring.size if ring else 1
-    )  # fmt: skip
+        layer, *lengths, settings.implementation, conditions, sequence=sequence
+    )
     _check_inputs(q_BTNH, k_BSKH, layer, queries, keys, settings, optional)
 
-    # The position of the last visible key, for temperatures that depend on the number of visible
-    # keys.
+    # Temperatures that depend on the number of visible keys use the position of the last one.
     last_BT = queries.pos_BT if optional.count_BT is None else optional.count_BT - 1
     q_BTNH, layer = layer.tempered(params, q_BTNH, optional.x_BTD, last_BT)
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
@@ -207,8 +213,9 @@ def _attend(
     num_heads, by_key = q_BTNH.shape[2], temperature_depends_on_key(layer)
     if by_key and optional.count_BT is not None and _counts_keys(layer):
         raise ValueError(
-            "random positions: one layer cannot have both a temperature that depends on the number of visible keys "
-            "and one that depends on the distance; put them on separate layers, with ','"
+            "random positions: one layer cannot have both a temperature that depends on the number "
+            "of visible keys and one that depends on the distance; put them on separate layers, "
+            "with ','"
         )
     if not by_key:
         tau_BNT1 = layer.temperature(params, last_BT, keys.pos_BT)
@@ -255,7 +262,8 @@ def _check_inputs(
         raise ValueError(f"scheme was placed on {layer.num_heads} heads; queries have {N}")
     if (queries.pos_BT.shape[1], keys.pos_BT.shape[1]) != (T, S):
         raise ValueError(
-            f"{T} queries and {S} keys have {queries.pos_BT.shape[1]} and {keys.pos_BT.shape[1]} positions"
+            f"{T} queries and {S} keys have {queries.pos_BT.shape[1]} and {keys.pos_BT.shape[1]} "
+            "positions"
         )
     if optional.sink_N is not None and optional.sink_N.shape != (N,):
         raise ValueError(f"sink_N holds one logit per query head, {N}; its shape is {optional.sink_N.shape}")  # fmt: skip
@@ -268,7 +276,8 @@ def _check_inputs(
         )
     if layer.tempered_by_tokens and optional.x_BTD is None:
         raise ValueError(
-            "a temperature of this scheme depends on the tokens: pass x_BTD, from which the queries were projected"
+            "a temperature of this scheme depends on the tokens: pass x_BTD, from which the queries "
+            "were projected"
         )
 
 

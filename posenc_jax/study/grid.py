@@ -20,10 +20,8 @@ class Arm:
     Attributes:
       name: in folders, tables and figures. scheme: in the scheme language, or a preset.
       overrides: settings by "section.key" that differ from the base configuration, such as a head count.
-      length: its own training length in tokens, 0 for that of the study. The batch size changes with it, so
-        that every step has the same number of tokens (the oracle is trained at 4L).
-      readings: stretches (`yarn:4`) under which its trained runs are also evaluated. Each is an arm named
-        "<name> <stretch>" that trains nothing.
+      length: its own training length in tokens, 0: the study's. Every step keeps its number of tokens.
+      readings: stretches (`yarn:4`) that also evaluate its runs, each an arm named "<name> <stretch>".
       factors: its levels in the factorial of the study, such as {"rotation": "full", "bias": "linear"}.
       parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one. It is
         measured in units of the study's length, and takes the tuned learning rate of its parent.

@@ -152,7 +152,7 @@ def _train(train: dict, order: dict) -> None:
         from faults import corrupted_batches
 
         corrupted_batches.arm(**order["corrupted"])
-    ended_by(lambda: train["cli"].enter(train["main"]))
+    ended_by(lambda: train["cli"].run_main(train["main"]))
 
 
 def ended_by(main: Callable[[], None]) -> NoReturn:

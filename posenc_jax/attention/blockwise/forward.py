@@ -129,9 +129,7 @@ def blockwise_forward(
 
     B, N = operands.q_BNTH.shape[:2]
     blank_BNI = jnp.zeros((B, N, counts[2]), jnp.int32)
-    start = (
-        initial_state(operands.q_BNTH, operands.v_BKSH) if softmax_state is None else softmax_state
-    )
+    start = softmax_state or initial_state(operands.q_BNTH, operands.v_BKSH)
     return lax.fori_loop(0, math.prod(counts), task, (start, blank_BNI))
 
 
@@ -175,22 +173,24 @@ def _tile_rows(
             count = jnp.where((count == 0) & matters, before + 1, count)
         return count
 
+    def updated(carry, j, m_GT, mass_GT, sum_GTH):
+        """Returns the carry with the maximum m, and with new weights and weighted values added."""
+        _, acc_GTH, old_m_GT, l_GT, _ = carry
+        alpha_GT = jnp.exp(old_m_GT - m_GT)
+        l_GT = l_GT * alpha_GT + mass_GT
+        return j, acc_GTH * alpha_GT[..., None] + sum_GTH, m_GT, l_GT, more(j, m_GT + jnp.log(l_GT))
+
     def read(blocks, carry):
-        j, acc_GTH, m_GT, l_GT, _ = carry
-        j = j - blocks
+        j = carry[0] - blocks
         k_GSH, v_GSH = (tile.keys(x, j, blocks) for x in (operands.k_BKSH, operands.v_BKSH))
         logits_GTS = tile.logits(j, blocks)(tile.content(q_GTH, k_GSH), *tile.learned(j, blocks))
-        new_m_GT = jnp.maximum(m_GT, logits_GTS.max(-1))
-        weight_GTS = jnp.exp(logits_GTS - new_m_GT[..., None])
-        alpha_GT = jnp.exp(m_GT - new_m_GT)
-        l_GT = l_GT * alpha_GT + weight_GTS.sum(-1)
-        acc_GTH = acc_GTH * alpha_GT[..., None] + dot(weight_GTS, v_GSH, 2, 1)
-        return j, acc_GTH, new_m_GT, l_GT, more(j, new_m_GT + jnp.log(l_GT))
+        m_GT = jnp.maximum(carry[2], logits_GTS.max(-1))
+        weight_GTS = jnp.exp(logits_GTS - m_GT[..., None])
+        return updated(carry, j, m_GT, weight_GTS.sum(-1), dot(weight_GTS, v_GSH, 2, 1))
 
     def read_diagonal(carry):
         """Reads two blocks; only the lower half of the rows sees the later one."""
-        j, acc_GTH, m_GT, l_GT, _ = carry
-        j, half, lower = j - 2, config.q_block // 2, tile.lower()
+        j, half, lower = carry[0] - 2, config.q_block // 2, tile.lower()
 
         def below(x_GTx, y_GTx):
             return jnp.concatenate([x_GTx[:, :half], y_GTx], axis=1)
@@ -203,18 +203,15 @@ def _tile_rows(
             lower.content(q_GTH[:, half:], near_k_GSH), *lower.learned(j + 1)
         )
         most_GT = logits_GTS.max(-1)
-        new_m_GT = jnp.maximum(
-            m_GT, below(most_GT, jnp.maximum(most_GT[:, half:], near_GTS.max(-1)))
-        )
-        weight_GTS = jnp.exp(logits_GTS - new_m_GT[..., None])
-        near_GTS = jnp.exp(near_GTS - new_m_GT[:, half:, None])
-        alpha_GT = jnp.exp(m_GT - new_m_GT)
+        most_GT = below(most_GT, jnp.maximum(most_GT[:, half:], near_GTS.max(-1)))
+        m_GT = jnp.maximum(carry[2], most_GT)
+        weight_GTS = jnp.exp(logits_GTS - m_GT[..., None])
+        near_GTS = jnp.exp(near_GTS - m_GT[:, half:, None])
         mass_GT = weight_GTS.sum(-1)
-        l_GT = l_GT * alpha_GT + below(mass_GT, mass_GT[:, half:] + near_GTS.sum(-1))
+        mass_GT = below(mass_GT, mass_GT[:, half:] + near_GTS.sum(-1))
         sum_GTH = dot(weight_GTS, v_GSH, 2, 1)
         sum_GTH = below(sum_GTH, sum_GTH[:, half:] + dot(near_GTS, near_v_GSH, 2, 1))
-        acc_GTH = acc_GTH * alpha_GT[..., None] + sum_GTH
-        return j, acc_GTH, new_m_GT, l_GT, more(j, new_m_GT + jnp.log(l_GT))
+        return updated(carry, j, m_GT, mass_GT, sum_GTH)
 
     reads = [functools.partial(read, n) for n in range(1, config.at_once + 1)]
 
