@@ -37,8 +37,7 @@ def token_shift(
 
     The previous token is the one in the slot before, if it belongs to the same document. For the
     first token of a document and for padding, k_(t-1) and v_(t-1) are zero. Batch, tokens and heads
-    may be split over explicit axes of
-    the mesh: a device receives the last token of its neighbour.
+    may be split over explicit axes of the mesh: a device receives the last token of its neighbour.
 
     Args:
       k_BTKH, v_BTKH: keys and values as projected. seg_BT: documents; 0 is padding.

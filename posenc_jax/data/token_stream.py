@@ -55,9 +55,8 @@ class TokenStream:
 def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: str) -> TokenStream:
     """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
-    Safe against kills and against other processes: the folder is written under another name and renamed
-    when it is whole. Raises ValueError for text that the tokenizer
-    cannot read.
+    Safe against kills and against other processes: the folder is written under another name and
+    renamed when it is whole. Raises ValueError for text that the tokenizer cannot read.
     """
     documents = corpus.documents(split)
     key = f"{corpus.fingerprint} {tokenizer.fingerprint} {split}"

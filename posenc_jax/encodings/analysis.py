@@ -162,8 +162,7 @@ def decay_bound(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.nd
     phasors|.
 
     Source: Su et al. 2021, sec. 3.4.3, eq. 37. It bounds the logit of fixed vectors; the
-      expectation over random
-    vectors is zero at every distance.
+    expectation over random vectors is zero at every distance.
     """
     phase_Sh = np.exp(2j * np.pi * distance_S[:, None] / np.asarray(wavelengths)[None, :])
     return np.abs(np.cumsum(phase_Sh, axis=-1)).mean(-1)

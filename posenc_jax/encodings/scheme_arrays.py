@@ -21,10 +21,9 @@ def scheme_arrays(
       grid_G: positions at which the full bias matrix is sampled.
 
     The arrays: `bias_LNS` at the distances and `grid_bias_LNGG`, both nan for masked keys (after
-      the query, or outside of
-    the head's window), and `temperature_LNG` of the first key at the positions of the grid. Without
-    such a part the bias is 0 and the temperature 1. The bias of a forget gate is that of tokens
-    with x = 0.
+    the query, or outside of the head's window), and `temperature_LNG` of the first key at the
+    positions of the grid. Without such a part the bias is 0 and the temperature 1. The bias of a
+    forget gate is that of tokens with x = 0.
     """
     last = int(distance_S.max())
     query_11 = jnp.full((1, 1), last, jnp.int32)

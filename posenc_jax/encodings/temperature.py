@@ -23,8 +23,7 @@ def log_n(pos_BT: jax.Array, length: int) -> jax.Array:
     """Returns tau_BT = ln(n) / ln(length), n = pos + 1 visible keys, float32.
 
     It keeps attention equally sharp as the number of keys grows: the entropy of a softmax over n
-      keys grows as ln n
-    unless the logits grow too. Source: Chiang and Cholak 2022, sec. 5.3.
+    keys grows as ln n unless the logits grow too. Source: Chiang and Cholak 2022, sec. 5.3.
     """
     return jnp.log1p(pos_BT.astype(jnp.float32)) / math.log(length)
 
@@ -54,8 +53,7 @@ class SSMax(Temperature):
     eq. 2).
 
     The initial s is one over the mean of ln n within the training length, so that the mean
-    temperature is 1 (0.168 at L = 1,024). s is not bounded. The first token has one key and tau =
-    0.
+    temperature is 1 (0.168 at L = 1,024). s is not bounded. The first token has one key: tau = 0.
     """
 
     learns: ClassVar[bool] = True

@@ -32,6 +32,7 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
 
 
 def normal_init(fan_in: int):
+    """Returns the initializer of a projection: normal, variance 1 / fan_in."""
     return nn.initializers.normal(fan_in**-0.5)
 
 

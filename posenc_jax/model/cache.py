@@ -120,13 +120,11 @@ def required_slots(
     weight.
 
     Tokens before a window, the head group's or the model's, are never read, whatever epsilon is. To
-    drop tokens by
-    their bias, a bound on the content logits is needed before the tokens are known: qk-norm gives
-      one, its gains times
-    sqrt(H), times the temperature and the amplitude of the rotation. Without such a bound, for
-    heads without a decreasing bias and for a temperature that depends on tokens, all visible tokens
-    are kept. A layer with a forget gate keeps all tokens, because its sums run over all of them.
-    Tokens are in the order of their positions.
+    drop tokens by their bias, a bound on the content logits is needed before the tokens are known:
+    qk-norm gives one, its gains times sqrt(H), times the temperature and the amplitude of the
+    rotation. Without such a bound, for heads without a decreasing bias and for a temperature that
+    depends on tokens, all visible tokens are kept. A layer with a forget gate keeps all tokens,
+    because its sums run over all of them. Tokens are in the order of their positions.
 
     Args:
       params: of the decoder, concrete.

@@ -160,8 +160,7 @@ class Encoder(nn.Module):
     """The image encoder: patches, non-causal blocks, a final norm, a mean over patches, a head.
 
     ``apply({"params": p}, image_BHWC)`` returns logits_BV, float32. With seg_BT, patches of segment
-    0
-    are padding: masked in attention and left out of the mean. For patches that do not fill a
+    0 are padding: masked in attention and left out of the mean. For patches that do not fill a
     grid, pass their positions: ``apply({"params": p}, patch_BTP, pos_BT, seg_BT, method="read")``.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of settings, from plain arrays: what switches of the model do, and how a curriculum grows."""
+"""Figures of the model switches and of a retrieval curriculum, from plain arrays."""
 
 from collections.abc import Mapping
 

@@ -17,13 +17,13 @@ from posenc_jax.tasks.task_registry import Task, find
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """How retrieval documents grow while a run is trained (Bengio et al. 2009), and how often recall asks.
+    """Schedule of lengths and pairs of retrieval documents over a training run (Bengio et al. 2009).
 
     Attributes:
-      pairs: fewest and most key-value pairs of an mqar document. askings: times that recall asks each pair.
-      windows: retrieval windows that the whole run reads; 0: everything stands at its end.
-      pairs_warmup: share of them in which the most pairs grow from the fewest, linearly.
-      divisors: the longest document is L divided by these, one after another in equal parts of the windows.
+      pairs: fewest and most key-value pairs of an mqar document. askings: questions per pair.
+      windows: retrieval windows of the whole run; 0: every schedule is at its end.
+      pairs_warmup: share of the windows over which the most pairs grow linearly from the fewest.
+      divisors: the longest document of part i of the run is L / divisors[i]; parts are equal.
     """
 
     pairs: tuple[int, int]
@@ -37,18 +37,18 @@ class Curriculum:
         check_pairs(low)
         check_pairs(high)
         if low > high:
-            raise ValueError(f"mqar pairs run from fewest to most; not {self.pairs}")
+            raise ValueError(f"mqar pairs must be (fewest, most), not {self.pairs}")
 
     def progress(self, index: int) -> float:
-        """Returns the share of the training that is done at a window, below 1 up to its end."""
+        """Returns the share of the run that precedes a window, in [0, 1); 1 without schedules."""
         return index / self.windows if self.windows else 1.0
 
     def part(self, progress: float) -> int:
-        """Returns the part, of as many as there are divisors, that a share of the training lies in; from 0 on."""
+        """Returns the index of the part that contains this share of the run."""
         return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
 
     def most_pairs(self, progress: float, stage: "Stage") -> int:
-        """Returns the most pairs of an mqar document at that share of the training, of those that fit its stage."""
+        """Returns the most pairs of an mqar document at this share of the run, limited by its stage."""
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
         return min(low + int(min(grown, 1.0) * (high - low)), stage.most_pairs)
@@ -56,11 +56,11 @@ class Curriculum:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one part of the training draws its documents from.
+    """Documents of one part of the run.
 
     Attributes:
-      longest: tokens of its longest document. tasks: (name, share) of those that fit into so many.
-      most_pairs: most pairs of an mqar document that do, whatever the training has grown to.
+      longest: tokens of its longest document. tasks: (name, share) of the tasks that fit.
+      most_pairs: the most pairs with which an mqar document fits.
     """
 
     longest: int
@@ -75,20 +75,20 @@ class Stage:
 
     @functools.cached_property
     def edges(self) -> np.ndarray:
-        """Where the interval [0, 1) is cut, so that each task has its share of it."""
+        """Upper ends of the intervals of [0, 1) that belong to the tasks, but for the last one."""
         return np.cumsum(self.shares)[:-1]
 
 
 def stages(
     tasks: Sequence[tuple[str, float]], filler: Filler, curriculum: Curriculum, length: int
 ) -> tuple[Stage, ...]:
-    """Returns the stage of every part of the training, in windows of `length` tokens.
+    """Returns the stage of every part of the run, in windows of `length` tokens.
 
-    The longest document of a part is L by its divisor, to the token: a task that is not so short is left out
-    and its share goes to the others, in proportion; mqar has as many pairs as fit.
+    No document is longer than its part allows. A task that does not fit is left out, and its share
+    goes to the others in proportion. mqar has as many pairs as fit.
 
     Raises:
-      ValueError: a part that no task fits into. It names the part and what the shortest task needs.
+      ValueError: no task fits a part; the message names the part and the length of the shortest task.
     """
     low, high = curriculum.pairs
     found = []
@@ -117,10 +117,9 @@ class RetrievalWindows:
     """Endless training windows of packed retrieval documents, functions of (seed, split, index).
 
     tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having 1.
-    Documents are uniform in [longest/4, longest] tokens, longest being `length` unless the curriculum says
-    otherwise (`stages`), and never shorter than their task allows;
-    the last of a window takes what is left, and what no document fits into is padding. Raises ValueError
-    if a task does not fit into the length, or none into a part of the training.
+    Lengths are uniform in [longest/4, longest] tokens, where longest is that of the stage, and at
+    least what the task needs. The last document of a window has the tokens that are left; the rest
+    is padding. Raises ValueError if a task does not fit the length, or no task fits a part.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class RetrievalWindows:
             raise ValueError(
                 f"retrieval tasks need shares that are at least 0 and not all 0: {tasks}"
             )
-        if not curriculum.windows:  # everything stands at its end: no other part is read
+        if not curriculum.windows:  # only the last part is read
             curriculum = dataclasses.replace(curriculum, divisors=curriculum.divisors[-1:])
         self._stages = stages(tasks, filler, curriculum, length)
         self._filler, self._pad, self._answer_weight = filler, tokenizer.pad, answer_weight
@@ -169,7 +168,7 @@ class RetrievalWindows:
         grows, low = self._curriculum, self._curriculum.pairs[0]
         stage = self._stages[grows.part(progress)]
         name, _ = stage.tasks[np.searchsorted(stage.edges, which, side="right")]
-        # Drawn for every task, so that a change of the mixture leaves the other documents alone.
+        # Drawn for every task, so that another mixture does not change the other documents.
         pairs = low + int(how_many * (grows.most_pairs(progress, stage) - low + 1))
         task = find(name, pairs, grows.askings)
         shortest = task.shortest(self._filler)

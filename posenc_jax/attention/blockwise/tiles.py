@@ -247,8 +247,8 @@ def upper_half_end(config: BlockwiseConfig, positions: TokenPositions) -> jax.Ar
     block.
 
     On the causal diagonal the last tile is half masked: its upper rows see none of its keys, and
-      this end leaves them
-    out. None where tiles run side by side, where that would cost more than it saves.
+    this end leaves them out. None where tiles run side by side, where that would cost more than it
+    saves.
     """
     if config.lanes > 1 or not config.causal or config.q_block % 2:
         return None

@@ -99,9 +99,8 @@ def fold_bias(
     keys; query columns hold the slopes.
 
     Error: for weights above e^-50 of the row's largest, at most 50 * 2^-17 = 4e-4 nats, plus
-      float32 rounding of a
-    sum as large as m S / 2 (2^-24 of it per addition: 4e-3 at m = 1 and 131,072 keys). Rounding q
-    to bfloat16 costs 2^-9 of the content logit.
+    float32 rounding of a sum as large as m S / 2 (2^-24 of it per addition: 4e-3 at m = 1 and
+    131,072 keys). Rounding q to bfloat16 costs 2^-9 of the content logit.
 
     Args:
       q_BTNH: rotated queries, unscaled, multiplied by their temperature. k_BSKH: rotated keys.

@@ -81,8 +81,7 @@ def power_of_two_parts(width: int) -> tuple[slice, ...]:
     widest first.
 
     A product over the columns is the sum over the parts: heads of 96 columns are computed as 64 and
-      32 instead of
-    padded to 128.
+    32 instead of padded to 128.
 
     Raises:
       ValueError: a width that is no multiple of what a tensor core multiplies.
