@@ -2,7 +2,7 @@
 
 import os
 
-import machine
+from support import machine
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} {machine.QUICK} --xla_force_host_platform_device_count=8"
@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = (
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # here and in what a test starts
 
-import entries
+from support import entries
 import jax
 import pytest
 

@@ -1,0 +1,184 @@
+"""The commands as a user types them, in processes of their own, at toy size."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support import machine
+import pytest
+from support.entries import ROOT, typed
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The quickstart's path at toy size: study, evaluation and report."""
+    workdir = tmp_path_factory.mktemp("studies") / "smoke"
+    run = typed("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return workdir
+
+
+@pytest.mark.slow  # .ci/run walks the same path with scripts/quickstart.sh smoke
+def test_a_study_ends_in_rows_for_every_run_and_a_report(study, forks):
+    for arm in ("rope", "coupled"):
+        rows = (study / "runs" / f"{arm}-s0" / "evaluation_dev" / "rows.jsonl").read_text()
+        for metric in ("bpb_nonoverlap", "bpb_ctx", "nll_pos", "passkey_accuracy", "mqar_accuracy"):
+            assert f'"{metric}"' in rows
+    report = forks.run("scripts/report.py", f"--workdir={study}")
+    assert report.returncode == 0, report.stderr
+    page = Path(report.stdout.splitlines()[-1])
+    assert page == study / "report.html"
+    assert "http://" not in page.read_text().replace("http://www.w3.org", "")
+    figures = {path.stem for path in (study / "figures").glob("*.png")}
+    assert len(figures) > 5
+    assert figures <= {path.stem for path in (study / "figures").glob("*.csv")}
+
+
+@pytest.mark.slow
+def test_running_a_study_again_does_nothing_twice(study, forks):
+    before = {p: p.read_bytes() for p in study.rglob("*.jsonl")}
+    run = forks.run("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={study}")
+    assert run.returncode == 0, run.stderr
+    assert {p: p.read_bytes() for p in study.rglob("*.jsonl")} == before
+
+
+def smoke(*overrides):
+    return ("train.py", "--config=configs/smoke.py:rope", *overrides)
+
+
+WRONG = [
+    (("train.py", "--config=configs/smoke.py:ropee"), "did you mean 'rope'"),
+    (("train.py", "--config=configs/nosuch.py"), "configs/nosuch.py"),
+    (
+        ("train.py", "--config=configs/large.py:1.4b"),
+        "1.4b: configs/large.py has the sizes 1.3b, 7b",
+    ),
+    (("train.py",), "--config"),
+    (smoke("--config.train.stpes=3"), 'Did you mean "steps"'),
+    (smoke("--config.train.steps=many"), "config.train.steps=many"),
+    (smoke("--config.optimizer.learning_rate=nan"), "config.optimizer.learning_rate"),
+    (smoke("--config.optimizer.learning_rate=-1"), "config.optimizer.learning_rate"),
+    (smoke("--config.model.num_heads=5"), "model.num_heads=5"),
+    (smoke("--config.model.head_dim=7"), "head dim 7 is odd"),
+    (smoke("--config.data.corpus=text_folder", "--config.data.folder={empty}"), "{empty}"),
+    (smoke("--config.data.corpus=text_folder", "--config.data.folder={latin}"), "b.txt"),
+    (smoke("--config.data.tokenizer=nosuch.model"), "nosuch.model"),
+    (smoke("--config.train.nosuch=3"), "nosuch is not a setting of the configuration"),
+    (smoke("--wrokdir=x"), "Did you mean: workdir"),
+    (smoke("extra"), "unexpected argument 'extra'"),
+    (("scripts/evaluate.py",), "no trained run"),
+    (("scripts/evaluate.py", "--lengths=1,x"), "--lengths must be whole numbers"),
+    (("scripts/report.py",), "is no folder"),
+    (("scripts/report.py", "--results=results/cpu"), "one of them"),
+    (("scripts/verdict.py", "--results=results/cpu"), "one of them"),
+    (("scripts/publish.py", "--out={empty}"), "is no folder"),
+    (("scripts/publish.py",), "--out must have a value"),
+    (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
+    (("scripts/study.py", "--study=README.md"), "README.md is no file of Python"),
+]
+
+
+def refused(run, tmp_path, arguments, message):
+    """Asserts that `run(*arguments)` says in a line what is wrong with them, and does nothing."""
+    empty, latin = tmp_path / "empty", tmp_path / "latin"
+    empty.mkdir()
+    latin.mkdir()
+    for name in "abc":
+        (latin / f"{name}.txt").write_bytes(b"text " * 50)
+    (latin / "b.txt").write_bytes(b"caf\xe9 au lait")
+    places = {"empty": empty, "latin": latin}
+    workdir = tmp_path / "workdir"
+    ended = run(
+        *(a.format(**places) for a in arguments),
+        f"--workdir={workdir}",
+        *([f"--config.data.data_dir={tmp_path / 'data'}"] if len(arguments) > 1 and arguments[0] == "train.py" and "nosuch.py" not in arguments[1] else []),
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert message.format(**places) in ended.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, forks, arguments, message):  # fmt: skip
+    refused(forks.run, tmp_path, arguments, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (smoke("--config.model.head_dim=7"), "head dim 7 is odd"),
+        (("scripts/evaluate.py",), "no trained run"),
+        (("scripts/study.py", "--study=configs/nosuch.py"), "configs/nosuch.py is no file"),
+    ],
+)
+def test_so_it_is_in_a_process_that_a_user_starts(tmp_path, arguments, message):
+    refused(typed, tmp_path, arguments, message)
+
+
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path, forks):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_bytes(b"text " * 50)
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait")
+    run = forks.run(
+        *smoke("--config.data.corpus=text_folder", f"--config.data.folder={tmp_path}"),
+        f"--workdir={tmp_path / 'w'}", f"--config.data.data_dir={tmp_path / 'data'}",
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "b.txt" in run.stderr
+    assert " 3" in run.stderr
+
+
+@pytest.mark.parametrize("entry", ["train", "study"])
+@pytest.mark.parametrize("place", ["{file}", "{file}/below", "/proc/nothere/x"])
+def test_a_workdir_that_cannot_be_is_one_line(tmp_path, forks, entry, place):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    workdir = f"--workdir={place.format(file=file)}"
+    data = f"--config.data.data_dir={tmp_path / 'data'}"
+    run = (
+        forks.run(*smoke(data), workdir)
+        if entry == "train"
+        else forks.run("scripts/study.py", "--study=configs/studies/smoke.py", workdir)
+    )
+    assert run.returncode == 2, run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.slow  # test_grid.py kills a study of stand-ins
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_later(tmp_path, how):
+    workdir = tmp_path / "study"
+    arguments = [sys.executable, "scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}"]  # fmt: skip
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **machine.ONE_DEVICE})  # fmt: skip
+    while not list(workdir.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    getattr(process, how)()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (75 if how == "terminate" else -signal.SIGKILL)
+    assert "Warning" not in said.decode()
+    deadline = time.time() + 30
+    while children_of(workdir) and time.time() < deadline:
+        time.sleep(0.2)  # after a kill they save and end by themselves
+    assert not children_of(workdir)
+    again = typed("scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.splitlines()[-1] == str(workdir / "report.html")
+
+
+def children_of(workdir):
+    """Processes whose command line names the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(workdir) in text and int(path.parent.name) != os.getpid():
+            found.append(text)
+    return found

@@ -1,0 +1,68 @@
+"""The schemes that properties are asserted for: every registered part, alone, and the hybrids."""
+
+import jax
+import pytest
+
+from posenc_jax.encodings import REGISTRY, Temperature, parse
+
+HYBRIDS = (
+    "rope+alibi",
+    "rope|alibi",
+    "3*(rope+alibi)|1*nope~logn",
+    "rope+alibi(slopes=match)|nope~logn(clip=false)",
+    "rope(fraction=0.5,pairing=interleaved,stretch=yarn(factor=2.0))+alibi(factor=2.0)",
+    "rope+alibi,nope~logn",
+    "sinusoidal+t5|fire",
+    "prope+log(c=2.0,t=10.0)~scale_invariant",
+    "rope+forget(start=match)|nope~scale_invariant",
+    "mixed|axial+alibi2d",
+    "rope+linear,rope+annealed~yarn_temperature",
+    "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
+)
+ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
+ALL = ("nope", *ALONE, *HYBRIDS)
+SHAPE = {"num_layers": 1, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
+
+
+def placed(line, **shape):
+    """The scheme in a model of this shape; what is not given is that of SHAPE."""
+    return parse(line).place(**SHAPE | shape)
+
+
+def layer_of(line, **shape):
+    """The scheme in its first layer."""
+    return placed(line, **shape).layers[0]
+
+
+def projected_from(layer, shape):
+    """x_BTD, where tokens decide a temperature of the layer; None elsewhere."""
+    if not layer.tempered_by_tokens:
+        return None
+    return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].context.model_dim))
+
+
+def parts(line):
+    """Every part of a scheme."""
+    scheme = parse(line)
+    inside = [part for layer in scheme.layers for heads in layer for part in heads.parts()]
+    return inside + ([scheme.absolute] if scheme.absolute else [])
+
+
+# One for each way that an encoding enters a model: the others are left to another tier.
+FEW = (
+    "rope",
+    "alibi",
+    "learned",
+    "linear",
+    "rope+forget(start=match)|nope~scale_invariant",
+    "rope+alibi,nope~logn",
+    "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
+    "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
+)
+RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))
+
+
+def some(otherwise):
+    """ALL, of which the default run takes FEW; the others carry the mark `otherwise`."""
+    return [pytest.param(line, marks=() if line in FEW else otherwise) for line in ALL]

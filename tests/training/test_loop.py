@@ -1,0 +1,438 @@
+"""The step, the mesh, resuming: equalities, and what must be refused."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import runs
+from support import schemes
+
+from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.encodings import parse
+from posenc_jax.model.decoder import Decoder
+from posenc_jax.training.config import RunConfig, differences, from_sections, read
+from posenc_jax.training.loop import Diverged, Preempted, check_mesh, train
+from posenc_jax.training.loss import token_losses
+from posenc_jax.training.sharding import MESH_AXES, make_mesh, optimizer_layout, parameter_layout
+from posenc_jax.training.step import make_optimizer, make_step, state_builder
+
+
+def losses(rows):
+    return [row["loss"] for row in rows]
+
+
+def final_state(config, workdir):
+    model = Decoder(config.model_config(260))
+    mesh = make_mesh(1, 1)
+    with jax.set_mesh(mesh), CheckpointManager(workdir, 2) as checkpoints:
+        _, shapes = state_builder(config, model, mesh)
+        return jax.device_get(checkpoints.restore(checkpoints.latest(), shapes))
+
+
+@pytest.mark.parametrize(("data", "model"), [pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4)])  # fmt: skip
+@pytest.mark.thorough
+def test_eight_devices_give_the_losses_of_one(tmp_path, data_dir, data, model):
+    one = runs.config(data_dir, train={"data_devices": 1, "model_devices": 1})
+    many = runs.config(data_dir, train={"data_devices": data, "model_devices": model})
+    a = losses(runs.finished(one, tmp_path / "one"))
+    b = losses(runs.finished(many, tmp_path / "many"))
+    assert len(a) == 12
+    np.testing.assert_allclose(a, b, rtol=2e-5)
+
+
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
+    config = runs.config(data_dir, train={"data_devices": 1, "save_every": 4})
+    whole = runs.finished(config, tmp_path / "whole")
+    resumed = tmp_path / "resumed"
+
+    # Stopped by a signal in the middle, at whatever step that is; then run again to the end.
+    halted = threading.Thread(target=_stop_after, args=(resumed / "metrics.jsonl", 3))
+    halted.start()
+    with pytest.raises(Preempted, match="stopped by SIGTERM after step"):
+        train(config, resumed, "a test")
+    halted.join()
+    record = json.loads((resumed / "run.json").read_text())
+    stopped = int(max((resumed / "checkpoints").iterdir(), key=lambda f: int(f.name)).name)
+    assert (record["steps"], record["steps_done"], record["finished"]) == (12, stopped, False)
+    assert not record["finished"]
+    stopped_at = len(runs.rows(resumed / "metrics.jsonl"))
+    assert 3 <= stopped_at < 12
+    again = runs.finished(config, resumed)
+    assert json.loads((resumed / "run.json").read_text())["began"] == record["began"]
+    for a, b in zip(whole, again, strict=True):
+        for name in ("step", "loss", "grad_norm", "learning_rate", "chain", "data_chain"):
+            assert a[name] == b[name]
+    assert len({row["chain"] for row in whole}) == 12
+    ends = [
+        json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "whole", resumed)
+    ]
+    assert len(ends[0]["state_sha256"]) > 10
+    assert ends[0]["unigram_bpb"].keys() == {"dev", "test"}
+    assert ends[0]["unigram_bpb"]["dev"] != ends[0]["unigram_bpb"]["test"]
+    for name in ("chain", "data_chain", "state_sha256"):
+        assert ends[0][name] == ends[1][name]
+    for a, b in zip(*map(jax.tree.leaves, (final_state(config, tmp_path / "whole"), final_state(config, resumed))), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+
+
+def _stop_after(metrics, lines):
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_finished_run_is_left_alone(tmp_path, data_dir, capsys):
+    config = runs.config(data_dir)
+    runs.finished(config, tmp_path / "x")
+    before = (tmp_path / "x" / "metrics.jsonl").read_text()
+    train(config, tmp_path / "x", "a test")
+    assert "has finished its 12 steps" in capsys.readouterr().out
+    assert (tmp_path / "x" / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_with_another_runs_config_is_refused_with_the_difference(tmp_path, data_dir):
+    runs.finished(runs.config(data_dir), tmp_path / "x")
+    other = runs.config(data_dir, optimizer={"learning_rate": 0.1})
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.1 here, 0.003 there"):
+        train(other, tmp_path / "x", "a test")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="neither empty nor a run's folder"):
+        train(other, tmp_path / "y", "a test")
+    assert [p.name for p in (tmp_path / "y").iterdir()] == ["thesis.tex"]
+
+
+def test_another_text_under_the_same_name_is_refused(tmp_path, data_dir):
+    config = runs.config(data_dir)
+    runs.finished(config, tmp_path / "x")
+    record = json.loads((tmp_path / "x" / "run.json").read_text())
+    (tmp_path / "x" / "run.json").write_text(json.dumps(record | {"corpus_fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match="was begun with corpus_fingerprint 000000000000"):
+        train(config, tmp_path / "x", "a test")
+
+
+def test_a_second_trainer_in_one_folder_is_refused(tmp_path, data_dir):
+    from posenc_jax.training.workdir import lock_workdir
+
+    with (
+        lock_workdir(tmp_path / "x"),
+        pytest.raises(ValueError, match="another trainer is at work"),
+        lock_workdir(tmp_path / "x"),
+    ):
+        pass
+    with lock_workdir(tmp_path / "x"):
+        pass
+
+
+def steps(config, batches):
+    """States after each batch [slices, B, T], on the devices of the configuration (one, if unsaid)."""
+    mesh = make_mesh(config.train.data_devices or 1, config.train.model_devices)
+    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    with jax.set_mesh(mesh):
+        model = Decoder(config.model_config(260))
+        build, _ = state_builder(config, model, mesh)
+        state, step, seen = build(jax.random.key(0)), make_step(config, model), []
+        seen.append(jax.device_get(state))
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, rows))
+            seen.append(jax.device_get(state) | {"metrics": jax.device_get(metrics)})
+    return seen
+
+
+def random_batch(slices=1, rows=8, length=16, seed=0, weights=None):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 256, (slices, rows, length + 1), dtype=np.int32)
+    ones = np.ones((slices, rows, length), np.int32)
+    return {
+        "tokens_BT": tokens[..., :-1],
+        "targets_BT": tokens[..., 1:],
+        "positions_BT": np.broadcast_to(np.arange(length, dtype=np.int32), ones.shape),
+        "segments_BT": ones,
+        "weights_BT": rng.integers(0, 2, ones.shape).astype(np.float32)
+        if weights is None
+        else weights,
+    }
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_accumulating_gradients_over_slices_changes_nothing_but_rounding(tmp_path, name):
+    whole = runs.config(
+        tmp_path, train={"accumulation": 1}, optimizer={"name": name, "epsilon": 1e-4}
+    )
+    sliced = dataclasses.replace(whole, train=dataclasses.replace(whole.train, accumulation=4))
+    batch = random_batch()
+    cut = {k: v.reshape(4, 2, *v.shape[2:]) for k, v in batch.items()}
+    assert len({float(w.sum()) for w in cut["weights_BT"]}) > 1  # slices of unequal weight
+    a, b = steps(whole, [batch])[1], steps(sliced, [cut])[1]
+    np.testing.assert_allclose(a["metrics"]["loss"], b["metrics"]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(a["metrics"]["grad_norm"], b["metrics"]["grad_norm"], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(a["params"]), jax.tree.leaves(b["params"]), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_a_non_finite_update_is_skipped_and_counted(tmp_path):
+    good = random_batch()
+    bad = random_batch(weights=np.full((1, 8, 16), np.nan, np.float32))
+    start, after_bad, after_good = steps(runs.config(tmp_path), [bad, good])
+    for x, y in zip(
+        jax.tree.leaves(start["params"]), jax.tree.leaves(after_bad["params"]), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert (after_bad["skipped"], after_bad["skipped_in_a_row"]) == (1, 1)
+    assert (after_good["skipped"], after_good["skipped_in_a_row"], after_good["step"]) == (1, 0, 2)
+    moved = [
+        (x != y).any()
+        for x, y in zip(
+            jax.tree.leaves(start["params"]), jax.tree.leaves(after_good["params"]), strict=True
+        )
+    ]
+    assert all(moved)
+
+
+def test_too_many_bad_updates_in_a_row_end_the_run_between_rows_too(
+    tmp_path, data_dir, monkeypatch
+):
+    """Steps 2 to 6 are bad and the later ones good, with a row every 8: the third bad one is step 4."""
+
+    def poisoned(*args, **kwargs):
+        for step, batch in enumerate(feed(*args, **kwargs), 1):
+            bad = {"weights_BT": batch["weights_BT"] * np.nan} if 2 <= step <= 6 else {}
+            yield batch | bad
+
+    from posenc_jax.training import loop
+
+    feed = loop.training_batches
+    monkeypatch.setattr(loop, "training_batches", poisoned)
+    config = runs.config(data_dir, train={"bad_steps": 3, "log_every": 8, "save_every": 8})
+    with pytest.raises(Diverged, match="3 updates in a row were not finite, up to step 4"):
+        train(config, tmp_path / "x", "a test")
+    rows = runs.rows(tmp_path / "x" / "metrics.jsonl")
+    assert [(row["step"], row["skipped_in_a_row"]) for row in rows] == [(4, 3)]
+    assert not list((tmp_path / "x" / "checkpoints").iterdir())
+
+
+def test_token_losses_are_those_of_optax():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 11)) * 5
+    targets = jnp.array([[0, 10, 4], [3, 3, 9]])
+    want = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    np.testing.assert_allclose(token_losses(logits, targets), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [("adamw", 4), ("adamw", 2), ("muon", 1)])
+def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name, kv_heads):
+    config = runs.config(tmp_path, optimizer={"name": name}, model={"num_kv_heads": kv_heads})
+    mesh = jax.sharding.AbstractMesh((8, 8, 1, 4), MESH_AXES)
+    model = Decoder(config.model_config(260))
+    ones = jnp.ones((1, 8), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ones, ones, ones)["params"]
+    layout = parameter_layout(params, mesh)
+    for key in ("key_DKH", "value_DKH"):  # whole in K where four devices do not divide it
+        want = jax.P("fsdp", "model" if kv_heads == 4 else None, None)
+        assert layout["layer_0"]["attention"][key] == want
+    state = jax.eval_shape(make_optimizer(config).init, params)
+    places = optimizer_layout(state, layout)
+    by_path = {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(layout, is_leaf=lambda x: isinstance(x, jax.P))}  # fmt: skip
+    found = 0
+    for path, spec in jax.tree_util.tree_leaves_with_path(
+        places, is_leaf=lambda x: isinstance(x, jax.P)
+    ):
+        owner = [s for p, s in by_path.items() if jax.tree_util.keystr(path).endswith(p)]
+        if owner:
+            assert spec == owner[0]
+            found += 1
+    assert found >= len(by_path)
+
+
+SINGLE = [line for line in schemes.ALL if "," not in line and parse(line).absolute is None]
+STACKS = [",".join(SINGLE[i : i + 6]) for i in range(0, len(SINGLE), 6)]
+STACKS += [line for line in schemes.ALL if line not in SINGLE]  # interleaved, absolute
+
+
+def on_mesh(tmp_path, stack, data, model):
+    """The configuration of a stack, one layer per scheme, on a mesh."""
+    return runs.config(
+        tmp_path, stack, model={"num_layers": len(parse(stack).layers)}, optimizer={"epsilon": 1e-3},
+        train={"data_devices": data, "model_devices": model},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.thorough
+def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_out(
+    tmp_path, stack
+):
+    """Layers of different schemes; gradients are laid out (a wrong layout raises), not compiled."""
+    batch = random_batch(weights=np.ones((1, 8, 16), np.float32))
+    losses, state = [], None
+    for data, tensor in ((1, 1), (2, 4)):
+        config = on_mesh(tmp_path, stack, data, tensor)
+        mesh, model = make_mesh(data, tensor), Decoder(config.model_config(260))
+        rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+        with jax.set_mesh(mesh):
+            build, like = state_builder(config, model, mesh)
+            if state is None:
+                state = build(jax.random.key(0))
+            state = jax.tree.map(
+                lambda x, s: jax.device_put(np.asarray(x), s.sharding), state, like
+            )
+            placed = jax.device_put(batch, rows)
+
+            def loss(params, batch, model=model):
+                read = (batch[k][0] for k in ("tokens_BT", "positions_BT", "segments_BT"))
+                logits, _ = model.apply({"params": params}, *read)
+                return token_losses(logits, batch["targets_BT"][0]).mean()
+
+            losses.append(float(jax.jit(loss)(state["params"], placed)))
+            jax.eval_shape(make_step(config, model), state, placed)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_scheme_trains_on_a_mesh_as_on_one_device(tmp_path, stack):
+    batch = random_batch(weights=np.ones((1, 8, 16), np.float32))
+    one, many = (steps(on_mesh(tmp_path, stack, *axes), [batch])[1] for axes in ((1, 1), (2, 4)))
+    np.testing.assert_allclose(one["metrics"]["loss"], many["metrics"]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["metrics"]["grad_norm"], many["metrics"]["grad_norm"], rtol=1e-4)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one["params"]), jax.tree.leaves(many["params"]), strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_step_of_multi_query_attention_can_be_laid_out_over_more_devices_than_key_heads(tmp_path):
+    """One key head on two devices; tests of the mesh take such steps."""
+    config = on_mesh(tmp_path, "rope+alibi|nope~logn", 2, 2)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_kv_heads=1))
+    mesh, model = make_mesh(2, 2), Decoder(config.model_config(260))
+    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    check_mesh(config, mesh)
+    with jax.set_mesh(mesh):
+        _, state = state_builder(config, model, mesh)
+        batch = jax.device_put(random_batch(), rows)
+        after, _ = jax.eval_shape(make_step(config, model), state, batch)
+    layouts = [s["params"]["layer_0"]["attention"]["key_DKH"].sharding.spec for s in (state, after)]
+    assert layouts == [jax.P("fsdp", None, None)] * 2
+
+
+def test_a_parameter_without_a_row_in_the_layout_raises():
+    with pytest.raises(ValueError, match="parameter layer_0/attention/surprise"):
+        parameter_layout({"layer_0": {"attention": {"surprise": np.zeros(3)}}}, make_mesh(1, 1))
+
+
+BAD = [
+    ({"train": {"stpes": 3}}, "config.train.stpes is not a setting; did you mean 'steps"),
+    ({"trian": {}}, "config.trian is not a setting; did you mean 'train"),
+    ({"train": {"steps": "3"}}, "config.train.steps must be int, not '3'"),
+    ({"train": {"steps": 2.5}}, "config.train.steps must be int"),
+    ({"model": {"qk_norm": 1}}, "config.model.qk_norm must be bool"),
+    ({"optimizer": {"learning_rate": float("nan")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": -1.0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": 0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"learning_rate": float("inf")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    ({"optimizer": {"name": "sgd"}}, "config.optimizer.name must be one of adamw, muon"),
+    ({"model": {"num_heads": 3}}, "model.model_dim=64 does not divide over model.num_heads=3"),
+    ({"model": {"scheme": "rope", "head_dim": 5}}, "head dim 5 is odd"),
+    ({"model": {"model_dim": 2**40}}, r"config.model.model_dim must lie in \[1, 1048576\], not 1099511627776"),
+    ({"train": {"length": 2**40}}, "config.train.length must lie in"),
+    ({"train": {"batch_size": 2**40}}, "config.train.batch_size must lie in"),
+    ({"data": {"threads": 2**40}}, "config.data.threads must lie in"),
+    ({"model": {"num_layers": 10**5}}, r"config.model.num_layers must lie in \[1, 4096\], not 100000"),
+    ({"train": {"loss_chunks": 10**9}}, r"config.train.loss_chunks must lie in \[1, 4096\]"),
+    ({"train": {"seed": 2**32}}, "config.train.seed must lie in"),
+    ({"optimizer": {"beta1": 0.9999999999}}, "config.optimizer.beta1 must lie in"),
+    ({"model": {"scheme": "ropee"}}, "did you mean 'rope'"),
+    ({"train": {"batch_size": 10, "accumulation": 3}}, "does not divide into"),
+    ({"train": {"tier": "huge"}}, "config.train.tier must be"),
+    ({"data": {"retrieval_share": 1.5}}, r"config.data.retrieval_share must lie in \[0, 1\]"),
+    ({"data": {"min_pairs": 9, "max_pairs": 2}}, "exceeds config.data.max_pairs"),
+    ({"optimizer": {"beta1": 1.0}}, r"config.optimizer.beta1 must lie in \[0, 0.999999\]"),
+    ({"data": {"folder": "/books"}}, "is read by config.data.corpus=text_folder only"),
+    ({"data": {"corpus": "text_folder"}}, "config.data.folder must name a folder"),
+    ({"evaluation": {"multiples": []}}, "config.evaluation.multiples"),
+    ({"evaluation": {"multiples": "1,2"}}, "config.evaluation.multiples must be whole numbers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sections", "message"), BAD)
+def test_a_wrong_setting_is_refused_in_one_line_that_names_it(sections, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        from_sections(sections)
+    assert "\n" not in str(caught.value)
+
+
+def numbers(section):
+    """Names of the numeric settings of a section, tuples of numbers among them."""
+    return {f.name for f in dataclasses.fields(section) if f.type in (int, float, tuple[int, ...])}
+
+
+BOUNDS = {
+    section.name: {
+        f.name: f.metadata["bounds"]
+        for f in dataclasses.fields(section.type)
+        if "bounds" in f.metadata
+    }
+    for section in dataclasses.fields(RunConfig)
+}
+
+
+def test_every_number_has_a_range_and_what_lies_outside_is_refused_in_one_line():
+    sections = {f.name: f.type for f in dataclasses.fields(RunConfig)}
+    assert {name: set(of) for name, of in BOUNDS.items()} == {
+        name: numbers(of) for name, of in sections.items()
+    }
+    for section, bounds in BOUNDS.items():
+        for name, (least, most) in bounds.items():
+            kind = {f.name: f.type for f in dataclasses.fields(sections[section])}[name]
+            wrong = [least - 1, 2 * most + 1]
+            wrong += [1e39, -1e39, math.nan, math.inf] if kind is float else [-1, 10**39]
+            for value in wrong:
+                asked = kind(value) if kind in (int, float) else [1, value]
+                with pytest.raises(ValueError, match=rf"config\.{section}\.{name} must ") as said:
+                    from_sections({section: {name: asked}})
+                assert "\n" not in str(said.value)
+
+
+def test_bounds_leave_room_for_squares_in_float32():
+    for section in BOUNDS.values():
+        for least, most in section.values():
+            assert np.isfinite(np.float32(most) ** 2)
+            assert least == 0 or np.float32(least) > 0
+    assert 1 - np.float32(BOUNDS["optimizer"]["beta1"][1]) > 0  # Adam divides by it
+
+
+def test_a_config_survives_its_json(tmp_path):
+    config = from_sections({"train": {"steps": 7}, "evaluation": {"multiples": [1, 3]}})
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert read(tmp_path / "config.json") == config
+    assert config != RunConfig()
+
+
+def test_only_what_changes_the_numbers_makes_another_run():
+    one = from_sections({})
+    assert (
+        differences(one, from_sections({"data": {"threads": 7}, "train": {"save_every": 9}})) == []
+    )
+    assert differences(one, from_sections({"evaluation": {"instances": 9}})) == []
+    assert differences(one, from_sections({"train": {"seed": 1}})) == [
+        "train.seed: 0 here, 1 there"
+    ]
+
+
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, data_dir):
+    with pytest.raises(ValueError, match="this machine has 8"):
+        make_mesh(5, 2)
+    for train_section, message in (
+        ({"batch_size": 6}, "6 rows do not divide over 8 data x fsdp devices"),
+        ({"model_devices": 8, "data_devices": 1}, "model.num_heads=4 does not divide over 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(runs.config(data_dir, train=train_section), tmp_path / "x", "a test")
+    assert not (tmp_path / "x").exists()
