@@ -10,9 +10,9 @@ os.environ["XLA_FLAGS"] = (
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # here and in what a test starts
 
-from support import entries
 import jax
 import pytest
+from support import entries
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -6,7 +6,6 @@ Comparisons of float32 with float32 ask for whole float32 products: by default J
 to TF32, of 10 bits. Angles and biases must stay whole without asking.
 """
 
-from support.attention_inputs import qkv
 import functools
 import os
 import re
@@ -19,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support import schemes
+from support import runs, schemes
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -34,7 +33,7 @@ from posenc_jax.attention import (
 )
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.kernels.flash import flash_attention
-from posenc_jax.encodings import cumulative_log_forget, parse
+from posenc_jax.encodings import cumulative_log_forget
 from posenc_jax.training.loop import train
 
 pytestmark = [

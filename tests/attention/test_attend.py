@@ -1,16 +1,14 @@
 """Attention against a float64 loop, and the properties every registered scheme must have."""
 
-from support.attention_inputs import qkv
 import functools
-from support import schemes
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import schemes
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -20,7 +18,6 @@ from posenc_jax.attention import (
     attend,
     choose_implementation,
     dense_attention,
-    visible,
 )
 from posenc_jax.encodings import cumulative_log_forget, parse
 
@@ -63,18 +60,6 @@ def test_dense_attention_equals_the_float64_loop_under_a_coupled_split():
         "rope+alibi|nope~logn", *tensors(1, 12), jnp.asarray(pos)[None], jnp.asarray(seg)[None]
     )
     np.testing.assert_allclose(got[0], want, atol=2e-6)
-
-
-def test_mask_equals_a_hand_written_matrix():
-    pos, seg = jnp.array([[0, 0, 1, 2, 0]]), jnp.array([[0, 1, 1, 1, 2]])
-    want = np.array(
-        [[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
-    )
-    np.testing.assert_array_equal(
-        visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=True)[0], want
-    )
-    both = visible(TokenSide(pos, seg), TokenSide(pos, seg), causal=False)[0]
-    np.testing.assert_array_equal(both, (np.array(seg) == np.array(seg).T) & (np.array(seg) != 0))
 
 
 def test_a_row_that_sees_nothing_gives_zero_and_a_finite_gradient():

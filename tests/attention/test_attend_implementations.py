@@ -1,7 +1,5 @@
 """One harness: every path of `attend` over every scheme, against the definition: result, gradients, twice."""
 
-from support.attention_inputs import qkv
-import functools
 import dataclasses
 import functools
 import re
@@ -10,9 +8,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import schemes
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -23,7 +21,7 @@ from posenc_jax.attention import (
     choose_implementation,
 )
 from posenc_jax.attention.blockwise.api import BlockwiseSettings
-from posenc_jax.encodings import cumulative_log_forget, parse
+from posenc_jax.encodings import cumulative_log_forget
 
 T, N, K, H = 72, 4, 2, 16
 SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])

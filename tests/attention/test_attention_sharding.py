@@ -1,9 +1,5 @@
 """`attend` on a mesh gives the numbers of one device: axes of one device by any name, keys shared by several shards."""
 
-from support.attention_inputs import qkv
-from support.marks import thorough
-import functools
-from support.schemes import layer_of
 import functools
 import re
 
@@ -12,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import schemes
+from support.attention_inputs import qkv
+from support.marks import thorough
+from support.schemes import layer_of
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -21,12 +20,9 @@ from posenc_jax.attention import (
     cumulative_log_forget,
 )
 from posenc_jax.attention.sharding import drop_unit_axes, shard_keys_like_queries
-from posenc_jax.encodings import parse
 
 N, H, T, L = 4, 8, 12, 16
 AXES = ("data", "sequence", "model")
-
-
 
 
 def mesh_of(*sizes, axes=AXES):

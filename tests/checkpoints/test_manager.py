@@ -11,28 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.train_states import state
 
 from posenc_jax.checkpoints import manager as checkpoints_module
 from posenc_jax.checkpoints import manifest
-from posenc_jax.checkpoints.fingerprint import fingerprint, sha256
 from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed, has_checkpoint
 from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 from posenc_jax.training.sharding import make_mesh
-
-
-def state(seed=0, mesh=None):
-    """A small state of every kind of leaf that a run has."""
-    rng = np.random.default_rng(seed)
-    values = {
-        "params": {"up_DF": rng.normal(size=(16, 64)).astype(np.float32)},
-        "optimizer": {"mu": rng.normal(size=(16, 64)).astype(jnp.bfloat16)},
-        "step": np.int32(seed),
-    }
-    mesh = mesh or make_mesh(1, 1)
-    places = {"params": {"up_DF": jax.P("data", "model")}, "optimizer": {"mu": jax.P(None, "model")}, "step": jax.P()}  # fmt: skip
-    return jax.tree.map(
-        lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), values, places
-    )
 
 
 def shapes(of):
@@ -191,25 +176,6 @@ def test_a_checkpoint_moves_from_mesh_to_mesh_without_losing_a_bit(tmp_path):
             here = checkpoints.restore(step, shapes(state(0, mesh)))
         assert here["params"]["up_DF"].sharding.mesh.devices.size == data * model
         assert equal(here, state(1))
-
-
-def test_sha256_of_a_leaf_is_that_of_its_bytes_on_any_mesh():
-    want = hashlib.sha256(np.asarray(state(3)["params"]["up_DF"]).tobytes()).hexdigest()
-    for mesh in (make_mesh(1, 1), make_mesh(2, 4)):
-        assert sha256(state(3, mesh))["params/up_DF"] == want
-
-
-def test_a_fingerprint_changes_with_every_bit_and_with_the_place_of_every_element():
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    seen = {fingerprint(jnp.asarray(x)).tobytes()}
-    for element in range(6):
-        for bit in range(32):
-            y = x.copy()
-            y.view(np.uint32).reshape(-1)[element] ^= np.uint32(1 << bit)
-            seen.add(fingerprint(jnp.asarray(y)).tobytes())
-    assert len(seen) == 1 + 6 * 32
-    seen.add(fingerprint(jnp.asarray(x[::-1])).tobytes())
-    assert len(seen) == 2 + 6 * 32
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,12 @@
 """Tokenizers give their text back, and say how many bytes an id stands for."""
 
-import io
-
 import numpy as np
 import pytest
-import sentencepiece
+from support.sentencepiece_models import train_sentencepiece
 
 from posenc_jax.data.tokenizers import open_tokenizer
 
 TEXT = "Once  upon\ta time\r\n\n there was 12 % caf\u00e9 \u2581 \U0001f642 key=5.\n" * 3
-
-
-def train_sentencepiece(folder, **options) -> str:
-    text = "the quick brown fox jumps over the lazy dog and key value pairs 0123456789 = . ?"
-    words = text.split()
-    draw = np.random.default_rng(0)
-    lines = [" ".join(draw.choice(words, 9)) for _ in range(300)]
-    model = io.BytesIO()
-    settings = {
-        "vocab_size": 300,
-        "model_type": "bpe",
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, **(settings | options)
-    )
-    path = folder / "tiny.model"
-    path.write_bytes(model.getvalue())
-    return str(path)
 
 
 @pytest.fixture(params=["bytes", "sentencepiece"])

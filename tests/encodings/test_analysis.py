@@ -1,7 +1,6 @@
 """What a scheme can see, against brute force and closed forms."""
 
 import functools
-from support import schemes
 import json
 import math
 import subprocess
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from support import oracles
 import pytest
-from support import schemes
+from support import oracles, schemes
 
-from posenc_jax.encodings import analysis, parse
+from posenc_jax.encodings import analysis
 
 ROOT = Path(__file__).parents[2]
 

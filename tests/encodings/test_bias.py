@@ -1,4 +1,4 @@
-"""Every bias against its own float64 loop, and the limits that tie one to another."""
+"""Biases without parameters against float64 loops, and the limits that tie one to another."""
 
 import dataclasses
 import math
@@ -6,10 +6,19 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
+from support import oracles
+from support.bias_values import looped, values
 
-from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, HeadContext
+from posenc_jax import encodings
+from posenc_jax.encodings import (
+    REGISTRY,
+    Alibi,
+    Bias,
+    Forget,
+    GatedBias,
+    HeadContext,
+)
 from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_factors
 from posenc_jax.encodings.learned_bias import (
     T5,
@@ -18,25 +27,18 @@ from posenc_jax.encodings.learned_bias import (
     KerpleLog,
     KerplePower,
     LearnedSlopes,
-    t5_buckets,
-    t5_starts,
 )
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+
+
 QUERY = 5000
+
+
 DISTANCES = np.array([0, 1, 2, 3, 15, 16, 17, 31, 64, 100, 127, 128, 129, 1000, 5000])
+
+
 BIASES = [name for name, part in REGISTRY.items() if issubclass(part, Bias)]
-
-
-def values(part, params=None, place=PLACE, query=QUERY):
-    """bias[head, distance] of one query."""
-    params = part.init(jax.random.key(0), place) if params is None else params
-    keys = jnp.asarray(query - DISTANCES)[None]
-    return np.asarray(part.bias(params, jnp.array([[query]]), keys, place)[0, :, 0])
-
-
-def looped(function, heads=4):
-    return np.array([[function(n, int(d)) for d in DISTANCES] for n in range(heads)])
 
 
 SLOPES = oracles.alibi_slopes(4)
@@ -86,67 +88,6 @@ def test_ntk_slopes_follow_steepness_where_head_order_does_not():
     assert (np.diff(ratio[np.argsort(-slopes)]) > 0).all()
 
 
-def test_learned_slopes_start_where_asked_and_never_fall_below_their_floor():
-    start = values(LearnedSlopes())
-    np.testing.assert_allclose(-start[:, 1], np.geomspace(0.25, 4 / 64, 4), rtol=1e-5)
-    sunk = {"raw_N": jnp.full(4, -50.0)}
-    np.testing.assert_allclose(-values(LearnedSlopes(floor=4.0), sunk)[:, 1], 4 / 64, rtol=1e-6)
-    np.testing.assert_allclose(values(LearnedSlopes(), sunk), 0, atol=1e-9)
-
-
-def softplus(x):
-    return math.log1p(math.exp(float(x)))
-
-
-def test_kerple_equals_its_float64_loop_and_starts_positive():
-    params = KerpleLog().init(jax.random.key(1), PLACE)
-    r1, r2 = ([softplus(x) for x in row] for row in params["raw_rN"])
-    assert min(r1 + r2) > 0.04
-    np.testing.assert_allclose(values(KerpleLog(), params), looped(lambda n, d: -r1[n] * math.log(1 + r2[n] * d)), rtol=2e-6)  # fmt: skip
-    params = KerplePower().init(jax.random.key(1), PLACE)
-    r1 = [softplus(x) for x in params["raw_rN"][0]]
-    r2 = [2 / (1 + math.exp(-float(x))) for x in params["raw_rN"][1]]
-    assert 0 < min(r2) < max(r2) < 2
-    np.testing.assert_allclose(values(KerplePower(), params), looped(lambda n, d: -r1[n] * d ** r2[n] if d else 0.0), rtol=2e-5)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("buckets", "longest"),
-    [(32, 128), (32, 256), (8, 20), (16, 1000), (32, 2048), (64, 2048), (64, 4096), (128, 131_072), (128, 10_000), (32, 17)],
-)  # fmt: skip
-def test_t5_buckets_equal_whole_number_arithmetic_at_every_distance_to_two_to_the_seventeen(buckets, longest):  # fmt: skip
-    distance = np.arange(2**17 + 1)
-    want = oracles.t5_buckets(distance, buckets, longest)
-    np.testing.assert_array_equal(t5_buckets(jnp.asarray(distance), buckets, longest), want)
-    assert want[-1] == buckets - 1
-    np.testing.assert_array_equal(np.searchsorted(t5_starts(buckets, longest), distance, side="right") - 1, want)  # fmt: skip
-    if longest <= 2048:  # the same rule, one distance at a time, by real logarithms
-        some = np.r_[0:60, 61 : 2 * longest : 7]
-        np.testing.assert_array_equal(want[some], [oracles.t5_bucket(int(d), buckets, longest) for d in some])  # fmt: skip
-
-
-def test_t5_reads_its_table():
-    params = T5().init(jax.random.key(2), PLACE)
-    want = looped(lambda n, d: params["table_NU"][n, oracles.t5_bucket(d)])
-    np.testing.assert_array_equal(values(T5(), params), want)
-
-
-def test_fire_normalises_by_the_query_position_and_equals_its_float64_loop():
-    params = Fire().init(jax.random.key(3), PLACE)
-    p = {k: np.asarray(v, np.float64) for k, v in params.items()}
-    c, threshold = softplus(p["raw_c"]), softplus(p["raw_threshold"]) * 64
-    assert (c, threshold) == (pytest.approx(0.1, rel=1e-5), pytest.approx(64, rel=1e-5))
-
-    def oracle(n, i, d):
-        share = math.log(c * d + 1) / math.log(c * max(i, threshold) + 1)
-        hidden = np.maximum(share * p["in_W"] + p["in_bias_W"], 0)
-        return hidden @ p["out_WN"][:, n] + p["out_bias_N"][n]
-
-    np.testing.assert_allclose(values(Fire(), params), looped(lambda n, d: oracle(n, QUERY, d)), rtol=1e-5, atol=1e-6)  # fmt: skip
-    near = Fire().bias(params, jnp.array([[10]]), jnp.array([[7]]), PLACE)[0, 0, 0, 0]
-    assert float(near) == pytest.approx(oracle(0, 10, 3), rel=1e-4, abs=1e-6)
-
-
 @pytest.mark.parametrize("name", ["alibi", "capped", "power", "log", "slopes", "kerple_log", "kerple_power"])  # fmt: skip
 def test_a_monotone_bias_never_rises_with_distance_up_to_sixteen_training_lengths(name):
     part = REGISTRY[name]()
@@ -161,6 +102,8 @@ def test_a_monotone_bias_never_rises_with_distance_up_to_sixteen_training_length
 
 
 WORDS = {"match": "standard", "standard": "match", "half": "match", "euclidean": "manhattan"}
+
+
 NUMBERS = {"width": 5, "begin": 0.4, "end": 0.95, "last": 0.5}
 
 
@@ -223,3 +166,60 @@ def test_every_setting_of_a_bias_changes_it(name):
 def test_a_bias_that_makes_no_sense_says_why(part, message):
     with pytest.raises(ValueError, match=message):
         part.check(PLACE)
+
+
+def test_worked_example_alibi_adds_a_quarter_per_token_of_distance():
+    bias = encodings.linear_bias(np.array([0.25]), jnp.array([[[2.0, 1.0, 0.0]]]))
+    np.testing.assert_array_equal(jnp.array([9.0, 8.0, 7.0]) + bias[0, 0, 0], [8.5, 7.75, 7.0])
+
+
+@pytest.mark.parametrize("n", [*range(1, 41), 64, 71, 96, 112, 128])
+def test_alibi_slopes_equal_the_published_recursion_for_every_head_count(n):
+    np.testing.assert_allclose(encodings.alibi_slopes(n), oracles.alibi_slopes(n), rtol=1e-12)
+
+
+@pytest.mark.parametrize("most", [4.0, 8.0, 10.0])
+def test_slopes_of_any_maximum_exponent_are_mpts_for_every_head_count(most):
+    for n in range(1, 41):
+        np.testing.assert_allclose(encodings.alibi_slopes(n, most), oracles.mpt_slopes(n, most), rtol=1e-12)  # fmt: skip
+        matched = encodings.matched_slopes(n, n, 512, most)
+        assert matched[0] == pytest.approx(max(2.0 ** (-most / n), 4 / 512))
+    twelve = dataclasses.replace(PLACE, heads=12, num_heads=12)
+    np.testing.assert_allclose(Alibi(max_exponent=most).slope_N(twelve), oracles.mpt_slopes(12, most))  # fmt: skip
+
+
+def test_alibi_slopes_of_twelve_heads_end_as_published():
+    slopes = encodings.alibi_slopes(12)
+    np.testing.assert_allclose(slopes[-4:], [0.70711, 0.35355, 0.17678, 0.08839], atol=5e-6)
+    assert (np.diff(slopes) > 0).any()  # not monotone
+    assert not np.allclose(slopes, 2.0 ** (-8 * np.arange(1, 13) / 12))
+
+
+def test_alibi_is_blind_beyond_the_published_distances():
+    """exp(-m d) falls below the smallest float32, 2^-149, after these distances."""
+    slopes = Alibi().slope_N(dataclasses.replace(PLACE, heads=8, num_heads=8))
+    blind = np.floor(149 * math.log(2) / slopes)
+    np.testing.assert_array_equal(blind, [206, 413, 826, 1652, 3304, 6609, 13219, 26439])
+
+
+def test_matched_slopes_reach_four_nats_over_the_training_length():
+    np.testing.assert_allclose(encodings.matched_slopes(2, 4, 64), [0.25, 0.0625])
+    np.testing.assert_allclose(
+        encodings.matched_slopes(4, 4, 64) * 64, [16, 10.0794, 6.3496, 4], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        encodings.matched_slopes(3, 2, 16), [0.25] * 3
+    )  # never shallower than 4/L
+
+
+def test_alibi_subtracts_integers_before_the_cast():
+    far = 2**24 + 1  # float32 cannot hold it, its distance to a neighbour it can
+    pos = jnp.array([[far]])
+    bias = Alibi().bias({}, pos, jnp.array([[far - 1, far - 3]]), PLACE)
+    np.testing.assert_array_equal(bias[0, 0, 0], [-0.25, -0.75])
+
+
+def test_alibi_is_symmetric_in_distance():
+    bias = Alibi().bias({}, jnp.arange(6)[None], jnp.arange(6)[None], PLACE)
+    np.testing.assert_array_equal(bias, bias.swapaxes(-1, -2))
+    assert (bias[0, :, 0, 1:] < 0).all()

@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
+from support import oracles
 
 from posenc_jax.encodings import REGISTRY, Bias, HeadContext, Temperature, extend_length, parse
 

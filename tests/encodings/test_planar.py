@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
+from support import oracles
 
 from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import HeadContext, parse

@@ -1,8 +1,5 @@
 """PoPE against its equation in float64, and what a layer does with queries wider than its values."""
 
-from support.attention_inputs import qkv
-import functools
-from support import schemes
 import dataclasses
 import functools
 import math
@@ -10,8 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import (
     AttentionSettings,

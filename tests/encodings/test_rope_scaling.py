@@ -4,8 +4,8 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
+from support import oracles
 
 from posenc_jax.encodings import (
     HeadContext,

@@ -7,9 +7,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import runs
+from support import oracles, runs
 
 from configs import smoke
 from configs.studies import cpu

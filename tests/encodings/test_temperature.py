@@ -1,28 +1,44 @@
 """Temperatures that heads learn, or that tokens decide, against float64 loops and their published starts."""
 
-from support.schemes import layer_of
-from support.attention_inputs import qkv
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from test_forget_gate import model
+from support import oracles
+from support.attention_inputs import qkv
+from support.decoders import model
+from support.schemes import layer_of, placed
 
 from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend
-from posenc_jax.encodings import HeadContext, parse, unparse
-from posenc_jax.encodings.temperature import AdaptiveSSMax, LogN, SSMax
+from posenc_jax.encodings import (
+    HeadContext,
+    Rope,
+    angles,
+    parse,
+    rotate,
+    unparse,
+)
+from posenc_jax.encodings.rope_scaling import Yarn
+from posenc_jax.encodings.temperature import (
+    AdaptiveSSMax,
+    LogN,
+    ScaleInvariant,
+    SSMax,
+    YarnTemperature,
+)
 from posenc_jax.evaluation.properties import shift_errors
 from posenc_jax.model.cache import required_slots
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+
+
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
+
+
 SEG = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2])
-
-
 
 
 def trained(layer):
@@ -50,6 +66,8 @@ def by_loop(tau, slopes, q, k, v, window=10**6):
 
 
 NAPE = [1.0, 0.5, 0.0, 0.0]
+
+
 CASES = {"alibi(slopes=harmonic)|nope~ssmax": (NAPE, 2), "alibi(slopes=harmonic)|nope~adaptive_ssmax": (NAPE, 2),
          "nope~ssmax": ([0.0] * 4, 0), "nope~adaptive_ssmax": ([0.0] * 4, 0)}  # fmt: skip
 
@@ -163,3 +181,48 @@ def test_a_shift_is_exact_where_keys_in_sight_are_counted_and_not_where_they_are
     loose = shift_errors(config, params, rows, (64,), 96, counted=False)[64]
     assert exact.max() < 1e-4
     assert loose.min() > 1e-2
+
+
+def test_scale_invariant_temperature_and_bias_equal_the_paper_and_its_two_properties():
+    layer = placed("log(c=2.0,t=10.0)~scale_invariant").layers[0]
+    distance = np.array([0, 1, 5, 100, 10_000, 131_071])
+    query, keys = jnp.array([[131_071]]), jnp.asarray(131_071 - distance)[None]
+    tau, bias = layer.temperature({}, query, keys), layer.bias({}, query, keys)
+    for s, d in enumerate(distance):
+        factor, shift = oracles.scale_invariant(int(d), 10.0)
+        np.testing.assert_allclose(tau[0, :, 0, s], factor, rtol=1e-6)
+        np.testing.assert_allclose(bias[0, :, 0, s], shift, rtol=1e-6, atol=1e-6)
+    # Gaussian content of unit variance: e^(m + a^2 / 2) summed over octaves is level far out.
+    a, m = (np.array([oracles.scale_invariant(d, 10.0)[i] for d in range(1 << 15)]) for i in (0, 1))
+    weight = np.exp(m + a**2 / 2)
+    octaves = [weight[1 << e : 1 << (e + 1)].sum() for e in range(10, 15)]
+    np.testing.assert_allclose(octaves, 10 * math.sqrt(math.e) * math.log(2), rtol=0.01)
+    np.testing.assert_allclose(m + a**2, 1)  # what makes entropy grow slower than log t
+
+
+def test_yarn_temperature_is_what_the_stretch_does_to_fully_rotated_content():
+    q, k, v = (jax.random.normal(jax.random.key(s), (1, 7, 4, 16)) for s in range(3))
+    pos, ones = jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32)
+    tokens = TokenSide(pos, ones)
+    stretched = attend(q, k, v, placed("rope(stretch=yarn(factor=16.0))").layers[0], {}, tokens)
+    angle = angles(pos, Rope(stretch=Yarn(factor=16.0)).frequencies(PLACE))
+    turned = [rotate(x, angle, "half", 1.0) for x in (q, k)]
+    plain, hot = (
+        attend(*turned, v, placed(line).layers[0], {}, tokens)
+        for line in ("nope", "nope~yarn_temperature(factor=16.0)")
+    )
+    np.testing.assert_allclose(stretched, hot, atol=2e-6)
+    assert np.abs(stretched - plain).max() > 1e-2
+    assert float(YarnTemperature(1.0).temperature({}, pos, pos, PLACE).max()) == 1.0
+
+
+def test_the_scale_invariant_temperature_is_read_further_with_its_bias():
+    assert ScaleInvariant(t=10.0).stretched(4.0) == ScaleInvariant(t=40.0)
+
+
+def test_log_n_temperature_is_one_at_the_training_length():
+    pos = jnp.array([[0, 7, 63, 64, 511]])
+    clipped = LogN().temperature({}, pos, pos, PLACE)[:, 0, :, 0]
+    np.testing.assert_allclose(clipped[0], [1, 1, 1, math.log(65) / math.log(64), 1.5], rtol=1e-6)
+    free = LogN(clip=False).temperature({}, pos, pos, PLACE)[:, 0, :, 0]
+    np.testing.assert_allclose(free[0, :2], [0, 0.5], atol=1e-6)

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from support import machine
 import pytest
+from support import machine
 from support.entries import ROOT, typed
 
 

@@ -1,15 +1,15 @@
 """Probes against walks over all pairs in float64, and against answers known in closed form."""
 
 import functools
-from support.schemes import layer_of
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles_probes as oracle
 import pytest
+from support import oracles_probes as oracle
 from support import schemes
+from support.schemes import layer_of
 
 from posenc_jax.attention import attention_statistics
 from posenc_jax.data.tokenizers import open_tokenizer

@@ -1,40 +1,24 @@
-"""Interventions, properties and the receptive field, on tiny models with known answers."""
+"""Interventions on heads and parts of tiny models with known answers."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import runs
-from support import schemes
+from support.parameterized_models import SMALL, model
 
-from posenc_jax.encodings import Temperature, parse
+from posenc_jax.encodings import parse
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation import interventions as change
-from posenc_jax.evaluation.capture import over_batches
 from posenc_jax.evaluation.interventions import ParameterizedModel
-from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
-from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
-from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
 T, V = 24, 50
-SMALL = ModelConfig(
-    scheme="rope+alibi", vocab_size=V, train_length=T, num_layers=2, model_dim=32, num_heads=4,
-    num_kv_heads=2, head_dim=8, mlp_dim=32, activation="gelu", qk_norm=True, tied_head=True,
-    embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="dense",
-)  # fmt: skip
+
+
 TOKENS = np.asarray(jax.random.randint(jax.random.key(5), (3, T), 0, V))
-
-
-@functools.cache
-def model(scheme="rope+alibi", **changes):
-    config = dataclasses.replace(SMALL, scheme=scheme, **changes)
-    places = jnp.arange(4)[None]
-    params = Decoder(config).init(jax.random.key(0), places, places, places * 0 + 1)["params"]
-    return ParameterizedModel(config, jax.tree.map(lambda x: x + 0.03, params))
 
 
 def logits(m):
@@ -106,125 +90,6 @@ def test_every_head_and_part_is_named_once():
     names = list(change.every_intervention(SMALL, T))
     assert names[:3] == ["slopes off", "rotation off", "window L"]
     assert names[3:] == [f"head:{i}.{n} off" for i in range(2) for n in range(4)]
-
-
-QUICK = (
-    "nope", "rope", "alibi", "xpos", "sinusoidal", "learned", "forget", "linear",
-    "rope+alibi", "3*(rope+alibi)|1*nope~logn", "prope+log(c=2.0,t=10.0)~scale_invariant",
-)  # fmt: skip
-EVERY = [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in schemes.ALL]
-
-
-# P1: a scheme whose parts are all relative reads only distances; the others show what they have.
-@pytest.mark.parametrize("line", EVERY)
-def test_relative_schemes_do_not_notice_a_shift(line):
-    m = model(line, num_layers=1 if "," not in line else 2)
-    limit = m.config.placed.longest()
-    rows_RT = TOKENS if limit is None or limit > T else TOKENS[:, : limit - 7]
-    shifts = tuple(s for s in (1, 7, T, 8 * T) if limit is None or rows_RT.shape[1] + s <= limit)
-    assert shifts
-    errors = shift_errors(m.config, m.params, rows_RT, shifts, 1000)
-    parts = schemes.parts(line)
-    if all(part.relative or isinstance(part, Temperature) for part in parts):
-        assert max(error_LN.max() for error_LN in errors.values()) <= 1e-4
-    elif "sinusoidal" in line or "learned" in line:
-        assert min(error_LN.max() for error_LN in errors.values()) > 1e-2
-    # Log-n counts keys in sight; taken for a position, it is one.
-    moved = shift_errors(m.config, m.params, rows_RT, shifts, 1000, counted=False)
-    if any(isinstance(part, Temperature) and not part.relative for part in parts):
-        assert max(error_LN.max() for error_LN in moved.values()) > 1e-2
-    else:
-        assert all((moved[shift] == errors[shift]).all() for shift in shifts)
-
-
-def test_a_shift_past_a_learned_table_is_refused():
-    with pytest.raises(ValueError, match=r"24 tokens moved by 192 exceed the \d+ positions"):
-        shift_errors(model("learned").config, model("learned").params, TOKENS, (8 * T,), 1000)
-
-
-def layer_of(line):
-    layer = schemes.layer_of(line, head_dim=8)
-    return layer, layer.init(jax.random.key(0))
-
-
-@pytest.mark.parametrize("line", ["nope", "rope+alibi", "log", "capped", "power", "kerple_log"])
-def test_a_monotone_bias_never_rises_to_16_l(line):
-    assert (largest_rise(*layer_of(line), (65, 257, 1025)) == 0).all()
-
-
-def test_a_bias_that_rises_says_by_how_much():
-    rise_N = largest_rise(*layer_of("sandwich"), (1025,))
-    bias_Z = np.array([
-        -sum(1 - np.cos(d * 10_000 ** (-2 * i / 128)) for i in range(1, 65)) / (8 / 4)
-        for d in range(1025)
-    ])  # fmt: skip
-    assert rise_N[0] == pytest.approx(np.diff(bias_Z).max(), rel=1e-3)
-    assert (rise_N > 0).all()
-
-
-def test_open_gates_never_raise_a_bias_and_none_is_measured_without_gates():
-    m = model("rope+forget|nope", num_layers=1)
-    (rise_N,) = largest_gate_rise(m.config, m.params, TOKENS, 1000).values()
-    assert (rise_N == 0).all()
-    assert largest_gate_rise(model().config, model().params, TOKENS, 1000) == {}
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_gradient_is_what_moving_an_embedding_does_to_the_loss(tied):
-    m = model(num_layers=1, tied_head=tied)
-    tokens_T, target = TOKENS[0], 7
-    norm_Z = np.asarray(jax.jit(lambda p, t: gradient_by_distance(m.config, p, t, target))(m.params, tokens_T))  # fmt: skip
-    assert norm_Z.shape == (T,)
-
-    # The same loss with a table of one word a place, by central differences.
-    table = np.asarray(m.params["embedding_VD"])
-    head = table if tied else np.asarray(m.params["head_VD"])
-    config = dataclasses.replace(m.config, tied_head=False)
-
-    @jax.jit
-    def loss(own_TD):
-        words = jnp.zeros((V, 32)).at[:T].set(own_TD)
-        params = {**m.params, "embedding_VD": words, "head_VD": jnp.asarray(head)}
-        places = jnp.arange(T)[None]
-        out = Decoder(config).apply({"params": params}, places, places, places * 0 + 1)[0][0, -1]
-        return jax.nn.logsumexp(out) - out[target]
-
-    own_TD, step = table[tokens_T], 2e-3
-    for distance in (0, 1, 5):
-        place = T - 1 - distance
-        slopes = []
-        for d in range(32):
-            bump = np.zeros((T, 32), np.float32)
-            bump[place, d] = step
-            slopes.append((loss(own_TD + bump) - loss(own_TD - bump)) / (2 * step))
-        assert norm_Z[distance] == pytest.approx(np.linalg.norm(slopes), rel=2e-2, abs=2e-4)
-
-
-def test_a_window_bounds_the_receptive_field_of_one_layer():
-    cut = change.windowed(5)(model(num_layers=1))
-    norm_Z = np.asarray(gradient_by_distance(cut.config, cut.params, TOKENS[0], 3))
-    assert (norm_Z[:5] > 0).all()
-    assert (norm_Z[5:] == 0).all()
-
-
-def test_the_reach_is_the_first_distance_that_completes_the_share():
-    norm_Z = np.array([5.0, 1.0, 3.0, 1.0])
-    assert [reach_of_share(norm_Z, s) for s in (0.5, 0.6, 0.61, 0.9, 1.0)] == [0, 1, 2, 2, 3]
-    with pytest.raises(ValueError, match="no gradient"):
-        reach_of_share(np.zeros(4), 0.5)
-
-
-def test_batches_are_filled_up_and_the_filling_is_cut_off():
-    shapes = []
-
-    def program(x_BT):
-        shapes.append(x_BT.shape)
-        return x_BT.sum(1)
-
-    rows = np.arange(15).reshape(5, 3)
-    found = np.concatenate(over_batches(program, 6, rows))
-    np.testing.assert_array_equal(found, rows.sum(1))
-    assert shapes == [(2, 3)] * 3
 
 
 @pytest.mark.slow

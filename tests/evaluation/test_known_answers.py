@@ -13,42 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import runs
-from test_evaluate import BYTES, stream_of, text
-from test_passkey_mqar import FILLER, TOKENIZER
+from support.byte_streams import BYTES, stream_of, text
+from support.known_scorers import Constant, Oracle, scorer_of
+from support.task_fillers import FILLER, TOKENIZER
 
 from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
-from posenc_jax.evaluation import scorer as scoring
 from posenc_jax.evaluation.context import EvaluatedModel, EvaluationContext, Multiples
-from posenc_jax.evaluation.scorer import DecoderModel, Scorer
+from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder
 from posenc_jax.results import schema
-from posenc_jax.results.retrieval_summary import longest_passing
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.study import tuning
 from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.tasks.task_registry import find
 from posenc_jax.training.inputs import open_inputs
-from posenc_jax.training.sharding import make_mesh, parameter_layout
 
 V = TOKENIZER.vocab_size
+
+
 L = 16
+
+
 LENGTHS = (L + L // 2, 8 * L + L // 2)
-
-
-class Oracle:
-    """A model that gives log-probabilities straight away; equal ones are one program."""
-
-    def logits(self, params, x_BTX):
-        return x_BTX
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant(Oracle):
-    """The same distribution everywhere: params are its log-probabilities."""
-
-    def stream(self, params, tokens_BT, pos_BT, seg_BT, window):
-        return jnp.broadcast_to(params[None, None], (*tokens_BT.shape, V))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +76,6 @@ class Assigned(Oracle):
 
 def stretches(document, count=5):
     return perplexity.held_out_stretches(stream_of(document), 8 * L + L // 2, count)
-
-
-def scorer_of(model, params=None, lengths=LENGTHS):
-    return Scorer(dict.fromkeys(lengths, model), params, 4 * lengths[-1])
 
 
 def every_bpb(scorer, rows):
@@ -379,8 +361,14 @@ def test_copying_the_first_or_the_last_value_answers_one_cue_and_not_the_other()
 # that the kernel peaks o tokens back. Layer 1's first head asks with (token, one back, two back) and
 # finds the place whose (one, two, three back) are these; the token there is the answer.
 CODES, CONSTANT, HEADS = V - FILLER.keys, 20.0, 3
+
+
 D, H = 5 * CODES + 1, 3 * CODES
+
+
 WEIGHTS = (1.0, 0.4, 0.3)  # of the token, and of those before it: a later one breaks ties alone
+
+
 BASE = 10.0
 
 
@@ -483,85 +471,3 @@ def test_the_window_ends_between_needles_at_l_minus_one_and_at_l():
     scorer = Scorer({256: config}, params, 1024)
     assert retrieval.score_instances(scorer, instances).correct.all()
     assert retrieval.score_instances(scorer, instances, 64).correct.tolist() == [True, False, False]
-
-
-def small(**changes):
-    config = ModelConfig(
-        scheme="rope+alibi", vocab_size=V, train_length=32, num_layers=1, model_dim=16, num_heads=2,
-        num_kv_heads=2, head_dim=8, mlp_dim=16, activation="gelu", qk_norm=True, tied_head=True,
-        embedding_scale=4.0, norm_epsilon=1e-6, dtype="float32", attention="auto", **changes,
-    )  # fmt: skip
-    ones = np.ones((1, 4), np.int32)
-    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
-
-
-def test_rows_over_eight_devices_score_as_on_one():
-    config, params = small()
-    rows = np.stack([text(33, s) for s in range(11)])
-    one = Scorer({32: config}, params, 160).score(rows)
-    mesh = make_mesh(8, 1)
-    places = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
-    scorer = Scorer({32: config}, jax.device_put(params, places), 160, mesh)
-    eight = scorer.score(rows)
-    np.testing.assert_allclose(eight.nll_RT, one.nll_RT, atol=1e-5)
-    np.testing.assert_array_equal(eight.rank_RT, one.rank_RT)
-    batch = scorer._on_devices(np.zeros((8, 32), np.int32))[0]
-    assert len({shard.device for shard in batch.addressable_shards}) == 8
-
-
-def test_scores_are_the_same_bits_on_any_number_of_devices():
-    """A budget that no device of this kind takes up leaves each device the same rows at a time."""
-    config, params = small()
-    rows = np.stack([text(33, s) for s in range(150)])
-    assert len(rows) > 2 * scoring.CPU_TOKENS // 32
-    budget = 8 * scoring.CPU_TOKENS
-    one = Scorer({32: config}, params, budget).score(rows)
-    for count in (2, 8):
-        mesh = make_mesh(count, 1)
-        places = jax.tree.map(lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
-        spread = Scorer({32: config}, jax.device_put(params, places), budget, mesh).score(rows)
-        np.testing.assert_array_equal(spread.nll_RT, one.nll_RT)
-        np.testing.assert_array_equal(spread.rank_RT, one.rank_RT)
-
-
-def test_logits_in_pieces_give_the_same_scores_and_hold_fewer_at_a_time(monkeypatch):
-    config, params = small()
-    rows = np.stack([text(33, s) for s in range(4)])
-    whole = Scorer({32: config}, params, 128).score(rows)
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 4 * 4 * V)
-    assert scoring._pieces(32, 4 * 32 * V) == 8
-    assert scoring._pieces(30, 4 * 30 * V) == 10
-    cut = Scorer({32: config}, params, 128)
-    np.testing.assert_allclose(cut.score(rows).nll_RT, whole.nll_RT, atol=1e-5)
-    np.testing.assert_array_equal(cut.score(rows).rank_RT, whole.rank_RT)
-    arrays = [np.zeros((4, 32), np.int32)] * 4
-    hlo = jax.jit(scoring._scored, static_argnums=(0, 1)).lower(DecoderModel(config), None, params, *arrays).as_text()  # fmt: skip
-    assert f"4x4x{V}xf32" in hlo
-    assert f"4x32x{V}xf32" not in hlo
-
-
-def test_a_logit_that_is_no_number_is_never_a_right_answer():
-    scorer = scorer_of(Constant(), jnp.full(V, jnp.nan), (16,))
-    assert (scorer.score(text(17)[None]).rank_RT > 0).all()
-
-
-def test_ranks_count_the_tokens_put_before_the_target():
-    log_share = jnp.log(jnp.arange(1.0, V + 1) / (V * (V + 1) / 2))
-    scorer = scorer_of(Constant(), log_share, (16,))
-    row = np.r_[0, 259, 258, 0, 10]
-    assert scorer.score(row[None]).rank_RT.tolist() == [[0, 1, 259, 249]]
-    flat = scorer_of(Constant(), jnp.zeros(V), (16,))
-    assert flat.score(row[None]).rank_RT.tolist() == [[259, 258, 0, 10]]  # ties as in argmax
-
-
-def test_the_longest_passing_length_ends_at_the_first_failure():
-    assert longest_passing({16: 0.9, 32: 0.8, 64: 0.5, 128: 0.9}, 0.85) == 32
-    assert longest_passing({16: 0.9, 32: 0.9}, 0.85) == 32
-    assert longest_passing({16: 0.9, 32: 0.1}, 0.85) == 16
-    assert longest_passing({16: 0.5, 32: 0.43}, 0.85) == 32
-
-
-def test_a_task_that_is_not_learnt_at_the_shortest_length_passes_nowhere():
-    """Equal scores at every length, as of a guess, would otherwise reach the longest."""
-    assert longest_passing({16: 0.49, 32: 0.49, 64: 0.49}, 0.85) is None
-    assert longest_passing({16: 0.0, 32: 0.9}, 0.85) is None

@@ -1,16 +1,19 @@
 """Rows of retrieval: accuracy with its chance, and summaries that the answers kept beside them give again."""
 
 import dataclasses
+import math
 import shutil
 import types
 
 import numpy as np
 import pytest
 from support import runs
+from support.known_scorers import Known
 
 from posenc_jax.evaluation import evaluate, properties, retrieval
 from posenc_jax.evaluation.suites import chosen_measures
 from posenc_jax.results.schema import SUMMARY_TASKS
+from posenc_jax.tasks.instances import Answer, Instance
 
 L = 96
 
@@ -137,3 +140,40 @@ def test_text_under_a_window_says_what_it_lacks(trained, tmp_path):
     assert missing["skipped"] == "bpb_ctx at 4L is not measured"
     evaluated((4,), "E3")  # its row stands when the next evaluation asks for other lengths
     assert evaluated((1, 2), "E8")["window_check"]["skipped"] == "4L is not among the lengths"
+
+
+def test_an_answer_is_right_only_when_all_its_tokens_are():
+    tokens = np.arange(10)
+    instance = Instance(
+        tokens, (Answer(4, 6, 3, 0.0, 0.1), Answer(6, 7, 1, 0.5, 1.0), Answer(7, 9, 5, 0.95, 0.2))
+    )
+    known = Known(lambda row, t: 0.1 if t + 1 == 5 else 0.9)
+    answers = retrieval.score_instances(known, [instance])
+    assert answers.correct.tolist() == [False, True]
+    assert answers.rank.tolist() == [3, 0]
+    assert answers.instance.tolist() == [0, 0]
+    assert answers.chance.tolist() == [0.1, 0.2]  # the one that is given away is not scored
+    np.testing.assert_allclose(answers.nll, [-(math.log(0.9) + math.log(0.1)) / 2, -math.log(0.9)])
+    by_bucket = {name: chosen.tolist() for name, chosen in retrieval.buckets(answers, 4)}
+    assert by_bucket["distance:L/4-L"] == [True, False]
+    assert by_bucket["distance:L-2L"] == [False, True]
+    assert by_bucket["depth:0"] == [True, False]
+    assert by_bucket["depth:9"] == [False, True]
+
+
+def test_distance_bins_cover_every_distance_once():
+    distance = np.arange(0, 700)
+    answers = retrieval.Answers(
+        distance > 0,
+        distance * 1.0,
+        distance,
+        distance,
+        distance / 700,
+        distance * 0.0,
+        np.full(700, ""),
+        distance,
+    )
+    bins = [
+        chosen for name, chosen in retrieval.buckets(answers, 64) if name.startswith("distance")
+    ]
+    np.testing.assert_array_equal(np.sum(bins, axis=0), 1)

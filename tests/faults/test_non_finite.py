@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from faults import corrupted_batches, non_finite
 from faults.small_run import SmallRun, finished, record
 from faults.trial import failed

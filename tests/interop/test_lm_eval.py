@@ -16,10 +16,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from support import oracles_harness as oracle
 import pytest
+from support import oracles_harness as oracle
 from support import runs
-from test_tokenizers import train_sentencepiece
+from support.sentencepiece_models import train_sentencepiece
 
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.evaluation import evaluate

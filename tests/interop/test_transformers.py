@@ -4,14 +4,14 @@ Most angles there are a float32 product, off by position * 6e-8 rad: so rotation
 positions, to 1e-6 of the largest value. Frequencies of stretches are float32 powers, good to 2e-6.
 """
 
-from support.torch_comparison import close, differ, heads_first, normal
-from support import schemes
 import math
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import schemes
+from support.torch_comparison import close, differ, heads_first, normal
 
 from posenc_jax.attention import TokenSide, attend
 from posenc_jax.encodings import (
@@ -21,7 +21,6 @@ from posenc_jax.encodings import (
     Sinusoidal,
     alibi_slopes,
     inverse_frequencies,
-    parse,
     rotate,
 )
 from posenc_jax.encodings.learned_bias import T5, t5_buckets
@@ -189,14 +188,6 @@ PLACE = HeadContext(
     heads=HEADS, num_heads=HEADS, head_dim=HEAD, model_dim=HEADS * HEAD, train_length=T
 )
 POS, SEG = jnp.arange(T)[None], jnp.ones((1, T), int)
-
-
-
-
-
-
-
-
 
 
 def attended(line, q_BTNH, k_BSKH, v_BSKH):

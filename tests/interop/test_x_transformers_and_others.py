@@ -5,10 +5,8 @@ and one file of it is enough: pip install --no-deps timm. Their float32 angles a
 position * 6e-8 rad, so rotations are compared at few positions, to 1e-6 of the largest value.
 """
 
-from support.torch_comparison import close, differ, heads_first, normal
-import functools
-from support import schemes
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import pathlib
@@ -20,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import schemes
+from support.torch_comparison import close, differ, heads_first, normal
 
 from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import (
@@ -31,7 +31,6 @@ from posenc_jax.encodings import (
     Sinusoidal,
     Xpos,
     cumulative_log_forget,
-    parse,
 )
 from posenc_jax.encodings.learned_bias import T5
 from posenc_jax.encodings.planar import Axial, Mixed
@@ -58,14 +57,6 @@ def module_of(package, folder, name):
     shell.__path__ = [str(pathlib.Path(found.submodule_search_locations[0], folder))]
     sys.modules[shell.__name__] = shell
     return importlib.import_module(f"{shell.__name__}.{name}")
-
-
-
-
-
-
-
-
 
 
 layer_of = functools.partial(

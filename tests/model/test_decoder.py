@@ -8,11 +8,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import schemes
+from support import oracles, schemes
+from support.decoder_of_scheme import BASE, assert_same, model, of_scheme, row
 
-from posenc_jax.encodings import parse
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.evaluation.capture import capture_qk
 from posenc_jax.evaluation.scorer import DecoderModel, _scored
@@ -20,39 +19,6 @@ from posenc_jax.model.blocks import swiglu
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.generate import Sampling, generate, sample_token
-
-BASE = ModelConfig(
-    scheme="nope", vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
-    num_kv_heads=2, head_dim=8, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
-    embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto",
-)  # fmt: skip
-
-
-@functools.cache
-def model(line: str, **changes):
-    config = dataclasses.replace(BASE, scheme=line, **changes)
-    decoder = Decoder(config)
-    ones = jnp.ones((1, 4), jnp.int32)
-    params = decoder.init(jax.random.key(3), ones, ones, ones)["params"]
-    # Larger weights than a fresh model has, so that attention is far from uniform.
-    params = jax.tree.map(lambda p: 2 * p, params)
-    return config, params, jax.jit(lambda p, *a: decoder.apply({"params": p}, *a))
-
-
-def of_scheme(line):
-    """A model of as many layers as the scheme describes."""
-    return model(line, num_layers=len(parse(line).layers))
-
-
-def row(T, seed=0):
-    tokens = np.random.default_rng(seed).integers(0, BASE.vocab_size, (1, T))
-    return jnp.asarray(tokens), jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
-
-
-def assert_same(got, want):
-    """Equal up to rounding: half an ulp on every parameter moves the largest of these logits by 1e-5."""
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 4, "qk_norm": False, "tied_head": False}])
@@ -134,62 +100,6 @@ def test_left_padding_changes_nothing(line):
     assert_same(out[:, 7:], apply(params, tokens, pos, seg)[0])
 
 
-@pytest.mark.parametrize("line", ["learned", "rope+alibi|nope~logn", "fire"])
-def test_a_prompt_is_continued_alike_alone_and_beside_a_longer_one(line):
-    config, params, _ = model(line)
-    tokens, _, _ = row(7)
-    prompts = [np.asarray(tokens[0]), np.asarray(tokens[0, :3])]
-    ask = {"new_tokens": 5, "pad": 0, "sampling": Sampling(), "key": jax.random.key(0)}
-    both = generate(params, config, prompts, **ask)
-    for prompt, together in zip(prompts, both, strict=True):
-        np.testing.assert_array_equal(generate(params, config, [prompt], **ask)[0], together)
-
-
-def test_greedy_generation_repeats_the_argmax_of_full_forward_passes():
-    config, params, apply = model("rope+alibi")
-    tokens, _, _ = row(4)
-    sequence = list(np.asarray(tokens[0]))
-    for _ in range(6):
-        T = len(sequence)
-        logits, _ = apply(
-            params, jnp.asarray([sequence]), jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
-        )
-        sequence.append(int(logits[0, -1].argmax()))
-    got = generate(
-        params, config, [np.asarray(tokens[0])], new_tokens=6, pad=0, sampling=Sampling(),
-        key=jax.random.key(0),
-    )  # fmt: skip
-    assert got[0].tolist() == sequence[4:]
-
-
-def test_sampling_keeps_to_top_k_and_to_the_nucleus():
-    logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
-    keys = jax.random.split(jax.random.key(0), 2000)
-
-    def shares(**how):
-        drawn = jax.vmap(lambda k: sample_token(logits, k, Sampling(temperature=1.0, **how))[0])(
-            keys
-        )
-        return np.bincount(np.asarray(drawn), minlength=5) / 2000
-
-    np.testing.assert_allclose(shares(), [0.5, 0.25, 0.15, 0.07, 0.03], atol=0.04)
-    np.testing.assert_allclose(shares(top_k=2), [2 / 3, 1 / 3, 0, 0, 0], atol=0.04)
-    np.testing.assert_allclose(shares(top_p=0.7), [2 / 3, 1 / 3, 0, 0, 0], atol=0.04)
-    np.testing.assert_allclose(
-        shares(top_p=0.76), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0, 0], atol=0.04
-    )
-    assert sample_token(logits, keys[0], Sampling())[0] == 0
-
-
-def test_a_learned_table_refuses_to_generate_past_its_end():
-    config, params, _ = model("learned")
-    with pytest.raises(ValueError, match="70 positions are needed"):
-        generate(
-            params, config, [np.arange(10)], new_tokens=60, pad=0, sampling=Sampling(),
-            key=jax.random.key(0),
-        )  # fmt: skip
-
-
 def test_a_gate_has_the_gradient_of_its_definition():
     gate, x, d = (np.random.default_rng(i).normal(0, 4, (3, 50)) for i in range(3))
 
@@ -204,16 +114,6 @@ def test_a_gate_has_the_gradient_of_its_definition():
         np.testing.assert_allclose(grad, want, rtol=1e-5, atol=1e-5)
     low = jax.vjp(swiglu, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](jnp.asarray(d, jnp.bfloat16))  # fmt: skip
     assert all(grad.dtype == jnp.bfloat16 for grad in low)
-
-
-def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():
-    config, params, _ = model("rope+alibi")
-    forced = dataclasses.replace(config, attention="flash", dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"'flash' cannot use a cache.*attention='auto'"):
-        generate(
-            params, forced, [np.arange(4)], new_tokens=2, pad=0, sampling=Sampling(),
-            key=jax.random.key(0),
-        )  # fmt: skip
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():

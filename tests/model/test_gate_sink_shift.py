@@ -4,28 +4,21 @@ import dataclasses
 import functools
 import json
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import runs
+from support import oracles, runs
 
 from posenc_jax.attention import (
-    AttentionSettings,
     KernelConditions,
     OptionalInputs,
-    ShiftWeights,
     TokenSide,
     attend,
     choose_implementation,
-    ring_hops,
-    token_shift,
 )
 from posenc_jax.costs.flops import hardware_flops, model_flops
-from posenc_jax.encodings import cumulative_log_forget, parse
 from posenc_jax.model.cache import empty_cache, required_slots
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -41,9 +34,17 @@ BASE = ModelConfig(
     num_kv_heads=2, head_dim=8, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
     embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto",
 )  # fmt: skip
+
+
 SWITCHES = ("output_gate", "sink_logit", "token_shift")
+
+
 ALL = dict.fromkeys(SWITCHES, True)
+
+
 EACH = [pytest.param({name: True}, id=name) for name in SWITCHES]
+
+
 LINES = ("rope+alibi|nope~logn", "forget", "fire", "xpos")
 
 
@@ -228,134 +229,6 @@ def test_bfloat16_is_float32_to_its_rounding():
         for name in ("off", "on")
     }
     assert 0 < error["on"] < max(0.02, 1.5 * error["off"])
-
-
-# The shift itself, and the sink in every path: tests/attention/test_attend_implementations.py.
-
-
-def weights_of(K):
-    return ShiftWeights(
-        *(jax.random.normal(key, (K,)) for key in jax.random.split(jax.random.key(7), 4))
-    )
-
-
-def packed_rows(T):
-    seg = np.stack([np.repeat([0, 1, 2, 5, 0], [2, 4, 1, T - 8, 1]), np.repeat([3], [T])])
-    pos = np.zeros_like(seg)
-    for b, t in np.ndindex(2, T - 1):
-        pos[b, t + 1] = pos[b, t] + 1 if seg[b, t] == seg[b, t + 1] else 0
-    return jnp.asarray(pos), jnp.asarray(seg)
-
-
-def test_a_shift_is_its_loop_over_each_document():
-    T, K, H = 16, 2, 4
-    k, v = jax.random.normal(jax.random.key(0), (2, 2, T, K, H))
-    k = k.at[0, :2].set(jnp.nan)  # padding is never heard
-    shift, (_, seg) = weights_of(K), packed_rows(T)
-    got = token_shift(k, v, seg, shift)
-    for b, a, z in ((0, 2, 6), (0, 6, 7), (0, 7, 15), (1, 0, T)):
-        for x, y, weights in ((k, got[0], shift[:2]), (v, got[1], shift[2:])):
-            want = oracles.token_shift(np.asarray(x[b, a:z], np.float64), *map(np.asarray, weights))
-            np.testing.assert_allclose(y[b, a:z], want, rtol=1e-5, atol=1e-6)
-    coarse = token_shift(*(x[1:].astype(jnp.bfloat16) for x in (k, v)), seg[1:], shift)
-    for x, y in zip(coarse, got, strict=True):
-        assert x.dtype == jnp.bfloat16
-        np.testing.assert_allclose(x.astype(jnp.float32), y[1:], rtol=0.02, atol=0.05)
-
-
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 1), (1, 8, 1), (2, 1, 4)])
-def test_a_shift_over_a_mesh_is_that_of_one_device(sizes):
-    T, K, H = 16, 2, 4
-    axes = ("data", "sequence", "model")
-    k, v, aim = jax.random.normal(jax.random.key(0), (3, 2, T, K, H))
-    shift, (_, seg) = weights_of(K), packed_rows(T)
-
-    @jax.jit
-    def run(k, v, shift, seg, aim):
-        out, vjp = jax.vjp(lambda *x: token_shift(*x[:2], seg, x[2]), k, v, shift)
-        return out, vjp((aim, aim * aim))
-
-    want = run(k, v, shift, seg, aim)
-    mesh = jax.make_mesh(sizes, axes, axis_types=(jax.sharding.AxisType.Explicit,) * 3)
-    heads = "model" if K % sizes[2] == 0 else None
-    with jax.set_mesh(mesh):
-        put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
-        k, v, aim = (put(x, "data", "sequence", heads) for x in (k, v, aim))
-        got = run(k, v, jax.tree.map(put, shift), put(seg, "data", "sequence"), aim)
-        program = run.lower(k, v, shift, put(seg, "data", "sequence"), aim).compile().as_text()
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert "collective-permute" in program or sizes[1] == 1
-    of_tokens = r"\[\d+,\d+,\d+,\d+\]\S* all-gather"
-    assert not re.search(of_tokens, program)
-
-
-@pytest.mark.parametrize(
-    ("line", "sizes", "K"),
-    [
-        ("rope+slopes|nope~logn", (2, 2, 2), 2),
-        ("nope", (1, 1, 4), 1),
-        pytest.param("forget", (1, 4, 2), 4, marks=pytest.mark.slow),
-        pytest.param("fire", (2, 4, 1), 2, marks=pytest.mark.slow),
-        pytest.param("alibi", (1, 8, 1), 4, marks=pytest.mark.slow),
-    ],
-)
-def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
-    B, T, N, H = 2, 32, 4, 8
-    layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16).layers[0]  # fmt: skip
-    keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v, aim = (jax.random.normal(key, (B, T, n, H)) for key, n in zip(keys, (N, K, K, N), strict=False))  # fmt: skip
-    ticks = -0.1 * jax.nn.softplus(jax.random.normal(keys[4], (B, T, N)))
-    pos, seg = packed_rows(T)
-    sink = jnp.array([0.0, 3.0, -2.0, 1.0])
-
-    @functools.partial(jax.jit, static_argnames="implementation")
-    def run(q, k, v, params, sink, clock, pos, seg, aim, implementation):
-        tokens = TokenSide(pos, seg, clock if layer.gated else None)
-        settings = AttentionSettings(implementation=implementation)
-
-        def attended(q, k, v, params, sink):
-            optional = OptionalInputs(sink_N=sink)
-            return attend(q, k, v, layer, params, tokens, settings=settings, optional=optional)
-
-        out, vjp = jax.vjp(attended, q, k, v, params, sink)
-        return out, vjp(aim)
-
-    params, clock = layer.init(keys[4]), cumulative_log_forget(ticks, seg)
-    want = run(q, k, v, params, sink, clock, pos, seg, aim, implementation="dense")
-    axes = ("data", "sequence", "model")
-    mesh = jax.make_mesh(sizes, axes, axis_types=(jax.sharding.AxisType.Explicit,) * 3)
-    with jax.set_mesh(mesh):
-        put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
-        heads = "model" if K % sizes[2] == 0 else None
-        q, aim = (put(x, *axes) for x in (q, aim))
-        k, v = (put(x, "data", "sequence", heads) for x in (k, v))
-        pos, seg, clock = (put(x, "data", "sequence") for x in (pos, seg, clock))
-        params, sink = jax.tree.map(put, (params, sink))
-        got = run(q, k, v, params, sink, clock, pos, seg, aim, implementation="blockwise")
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(b).max()))
-
-
-def test_a_ring_stops_no_later_for_a_sink_that_takes_all():
-    T, N, H = 128, 4, 8
-    layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16).layers[0]  # fmt: skip
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, T, N, H))
-    pos, seg = jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
-    axes = ("data", "sequence", "model")
-    mesh = jax.make_mesh((1, 8, 1), axes, axis_types=(jax.sharding.AxisType.Explicit,) * 3)
-    with jax.set_mesh(mesh):
-        put = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
-        tensors = [put(x, "data", "sequence") for x in (q, k, v, pos, seg)]
-
-        @jax.jit
-        def hops(sink, q, k, v, pos, seg):
-            tokens = TokenSide(pos, seg)
-            return ring_hops(q, k, v, layer, {}, tokens, tokens, sink_N=sink)
-
-        quiet, loud = (np.asarray(hops(jnp.full((N,), x), *tensors)) for x in (-50.0, 60.0))
-    assert (loud <= quiet).all()
-    assert loud.sum() < quiet.sum()
 
 
 # A run's settings.

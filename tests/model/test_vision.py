@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from support import oracles
 import pytest
-from support import schemes
+from support import oracles, schemes
 
 from posenc_jax.encodings import REGISTRY, Absolute, sinusoid, unparse
 from posenc_jax.encodings.planar import raster

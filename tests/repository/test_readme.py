@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import machine
 import pytest
+from support import machine
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -73,7 +73,11 @@ def test_an_encoding_added_from_the_readme_trains_evaluates_and_is_drawn(copy):
 
 @pytest.mark.thorough
 def test_an_encoding_added_from_the_readme_brings_its_own_property_tests(copy):
-    files = ["tests/attention/test_attend.py", "tests/model/test_decoder.py", "tests/encodings/test_scheme.py"]
+    files = [
+        "tests/attention/test_attend.py",
+        "tests/model/test_decoder.py",
+        "tests/encodings/test_scheme.py",
+    ]
     out = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *files, "-k", "gauss")
     assert out.returncode == 0, out.stdout
     for file in files:

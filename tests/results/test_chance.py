@@ -3,10 +3,10 @@
 import random
 
 import numpy as np
-from support import oracles_chance
 import pytest
-from test_passkey_mqar import FILLER, TOKENIZER
-from test_task_registry import SOLVERS, filler_of, made
+from support import oracles_chance
+from support.task_fillers import FILLER, TOKENIZER
+from support.task_solvers import SOLVERS, filler_of, made
 
 from posenc_jax.results.chance import CHANCE, corrected, passkey_only
 from posenc_jax.results.schema import SUMMARY_TASKS

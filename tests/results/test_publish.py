@@ -8,7 +8,14 @@ import shutil
 import numpy as np
 import pytest
 from support.result_folders import L, row, write_run
-from support.synthetic_verdicts import HYBRID, ROTATIONLESS, YARN, add_instances, edit, write_outcome_study
+from support.synthetic_verdicts import (
+    HYBRID,
+    ROTATIONLESS,
+    YARN,
+    add_instances,
+    edit,
+    write_outcome_study,
+)
 
 from posenc_jax.data import document_files
 from posenc_jax.data.corpora import open_corpus

@@ -1,10 +1,18 @@
 """rows.jsonl while an evaluation goes on: what a damaged file keeps, measures again or refuses."""
 
-import pytest
-from support.result_folders import L, row
+import json
+import math
+from pathlib import Path
 
-from posenc_jax.results.row_file import RowFile
-from posenc_jax.results.schema import row_from_json
+import numpy as np
+import pytest
+from support import runs
+from support.result_folders import L, row
+from support.result_rows import row_of_8_tokens
+
+from posenc_jax.evaluation.context import EvaluationContext, Multiples
+from posenc_jax.results.row_file import RowFile, headline
+from posenc_jax.results.schema import DEFINITIONS, row_from_json
 
 STAMPS = {"E": "x"}
 
@@ -58,3 +66,55 @@ def test_a_line_that_is_no_row_is_refused_by_its_number(tmp_path, line):
 def test_rows_of_a_suite_that_is_not_asked_for_are_replaced(tmp_path):
     written(tmp_path / "rows.jsonl")
     assert RowFile(tmp_path / "rows.jsonl", {"R": "x"}).dropped == 4
+
+
+def test_rows_of_an_item_are_written_whole_and_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "one", "R": "one"})
+    rows.add("E1/1", [row_of_8_tokens(value=1.0), row_of_8_tokens(value=2.0)])
+    again = RowFile(path, {"E": "one", "R": "two"})
+    assert again.has("E1/1")
+    assert not again.has("E1/2")
+    assert RowFile(path, {"E": "two", "R": "one"}).dropped == 2
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_too(tmp_path):
+    """E7 without 4L stayed skipped for ever, also once 4L was measured."""
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "one"})
+    rows.add(
+        "E7", [row_of_8_tokens(metric="context_gain", skipped="bpb_ctx at 4L is not measured")]
+    )
+    assert not rows.has("E7")
+    rows.add("E7", [row_of_8_tokens(metric="context_gain", value=0.5)])
+    assert rows.has("E7")
+    assert len(runs.rows(path)) == 1
+    older = runs.rows(path)[0] | {"definitions": DEFINITIONS - 1, "value": math.nan}
+    path.write_text(json.dumps(older) + "\n")
+    assert RowFile(path, {"E": "one"}).dropped == 1
+
+
+def test_the_headline_names_the_loss_within_l_and_past_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "one"})
+    rows.add("E1/1", [row_of_8_tokens(metric="bpb_nonoverlap", value=9.0)])
+    assert headline(path) == ""
+    for length, value in ((4, 2.0), (8, 2.5), (32, 3.0), (64, None)):
+        rows.add(f"E3/{length}", [row_of_8_tokens(length=length, value=value)])
+    assert headline(path) == "bits per byte of dev: 2.000 within L (c = L/2), 3.000 after 4L"
+
+
+def test_a_value_that_is_not_finite_is_no_value_and_says_so():
+    config = runs.config("unused", "rope")
+    lengths = Multiples((1,), (1,), 1)
+    work = EvaluationContext(Path("x/evaluation"), config, None, "dev", None, lengths, None)
+    for value in (math.nan, np.float32("inf"), -math.inf):
+        found = work.row("E", "bpb_ctx", 32, "all", value, np.int64(3))
+        assert (found.value, found.skipped) == (None, f"not finite ({value})")
+        json.dumps(found.to_json(), allow_nan=False)
+    found = work.row("E", "bpb_ctx", np.int64(64), "all", np.float32(0.5), 3)
+    assert json.loads(json.dumps(found.to_json()))["k"] == 2.0
+    assert (
+        row_of_8_tokens(length=4, train_length=9).k == 0.5
+    )  # of an odd L too, the loss within L is found at k = 1/2

@@ -4,9 +4,8 @@ import os
 import subprocess
 import sys
 
-from support import machine
 import pytest
-from support import toy_study
+from support import machine, toy_study
 from test_grid import results
 from test_slurm import stand_in
 

@@ -1,48 +1,13 @@
-"""Rule 1 on truth tables, its refusals, attribution, and simulated studies."""
-
-import json
-import subprocess
-import sys
+"""Rule 1 on truth tables, and what it refuses."""
 
 import pytest
 from scipy import stats
+from support.rule_1_tables import outcomes, said
 
-from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.rule_1 import CLAUSES, decide
-from posenc_jax.study.simulation_rule_1 import scenarios_rule_1, tally
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
-GOOD = {
-    ("rope", "Y_E"): 2.0, ("alibi", "Y_E"): 1.0, ("H", "Y_E"): 1.0,
-    ("rope", "Y_R"): 0.1, ("alibi", "Y_R"): 0.2, ("H", "Y_R"): 0.9,
-    ("rope", "Y_R_far"): 0.0, ("alibi", "Y_R_far"): 0.1, ("H", "Y_R_far"): 0.8,
-    ("rope", "Y_R_id"): 0.9, ("alibi", "Y_R_id"): 0.9, ("H", "Y_R_id"): 0.9,
-    ("rope", "bpb_id"): 1.0, ("alibi", "bpb_id"): 1.0, ("H", "bpb_id"): 1.0,
-    ("rope", "P3"): 0.9, ("H", "P3"): 0.9, ("H", "P1"): 0.0, ("H", "P5"): 1.0,
-    ("H", "context_gain"): 0.1, ("H", "repeat_gain"): 0.1, ("H", "window_check"): 0.1,
-}  # fmt: skip
-
-
-def outcomes(n=5, **changes):
-    """The table above with some values changed (H_Y_E=1.2), a little noise on every seed."""
-    table = dict(GOOD)
-    for name, value in changes.items():
-        key = tuple(name.split("_", 1))
-        assert key in table
-        table[key] = value
-    noisy = {}
-    for index, (key, value) in enumerate(table.items()):
-        wobble = NOISE[index % 3 :] + NOISE[: index % 3]
-        exact = key[1] in ("P1", "P5")
-        noisy[key] = {s: value + (0 if exact else wobble[s]) for s in range(n)}
-    return noisy
-
-
-def said(table, n=5, hybrids=("H",)):
-    return decide(
-        table, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=Margins()
-    )[0]  # fmt: skip
 
 
 def test_all_clauses_make_yes_and_beating_alibi_too_makes_it_strong():
@@ -193,71 +158,11 @@ def test_a_gain_that_lacks_a_seed_gives_way_to_the_other_and_is_named():
     assert said(table).verdict == "INCONCLUSIVE"
 
 
-def ablated(**changes):
-    """Outcomes of H, and of N without the factor: as good on both axes unless changed."""
-    table = outcomes()
-    for metric, value in ({"Y_E": 1.0, "Y_R": 0.9} | changes).items():
-        table["N", metric] = {s: value + NOISE[s + 1] for s in range(5)}
-    return table
-
-
-@pytest.mark.parametrize(
-    ("changes", "finding"),
-    [
-        ({"Y_E": 1.01}, "needed"),
-        ({"Y_R": 0.8}, "needed"),
-        ({"Y_E": 1.01, "Y_R": 0.8}, "needed"),
-        ({}, "dispensable"),
-        ({"Y_E": 0.9}, "dispensable"),  # better without it
-        ({"Y_E": 1.01, "Y_R": 0.96}, "open"),  # won on one axis, lost on the other
-        ({"Y_E": 1.0051}, "open"),  # too near the margin
-        ({"Y_R": None}, "open"),
-    ],
-)
-@pytest.mark.parametrize("factor", ["rotation", "bias"])
-def test_a_factor_is_needed_when_one_axis_is_lost_without_it_and_the_other_not_won(
-    changes, finding, factor
-):
-    table = ablated(**{k: v for k, v in changes.items() if v is not None})
-    if None in changes.values():
-        table["N", "Y_R"][1] = None
-    (found,) = attribute(table, "H", {factor: "N"}, seeds=range(5), margins=Margins())
-    assert found.finding == finding
-    other = {"rotation": "bias", "bias": "rotation"}[factor]
-    says = {"needed": f"{factor} is needed", "dispensable": f"{other} suffices", "open": "open"}
-    assert says[finding] in found.words
-
-
 def test_a_fourth_hybrid_or_a_parent_as_hybrid_is_refused():
     with pytest.raises(ValueError, match="1 to 3 hybrids"):
         said(outcomes(), hybrids=("a", "b", "c", "d"))
     with pytest.raises(ValueError, match="must all differ"):
         said(outcomes(), hybrids=("rope",))
-
-
-def test_the_theory_of_a_truth_is_the_noncentral_t():
-    truth = next(t for t in scenarios_rule_1() if t.name == "whole rule, three axes apart")
-    one = stats.nct.sf(stats.t.ppf(0.95, 7), 7, 2.0 * 8**0.5)
-    assert truth.expected(8) == pytest.approx(one**3, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "name", ["C2 on its boundary", "C2 past its threshold", "G1 refuted", "G3: one of the gains"]
-)
-def test_a_few_simulated_studies_are_as_often_yes_as_theory_says(name):
-    """Three standard errors of 150 studies; 2,000 and every truth by scripts/simulate_decisions.py."""
-    truth = next(t for t in scenarios_rule_1() if t.name == name)
-    hits, answers = tally(truth, n=5, studies=150, seed=0, margins=Margins())
-    theory = truth.expected(5)
-    assert sum(answers.values()) == 150
-    assert abs(hits / 150 - theory) < 3 * (theory * (1 - theory) / 150) ** 0.5
-
-
-def test_a_study_of_many_boundaries_is_hardly_ever_refuted():
-    """Without Holm over the statements it would be in four of ten studies."""
-    truth = next(t for t in scenarios_rule_1() if t.name == "all on their boundaries: refuted")
-    hits, _ = tally(truth, n=5, studies=150, seed=0, margins=Margins())
-    assert hits / 150 < 0.05 + 3 * (0.05 * 0.95 / 150) ** 0.5
 
 
 def test_a_statement_has_the_p_of_scipys_one_sided_t_against_its_margin():
@@ -270,23 +175,6 @@ def test_a_statement_has_the_p_of_scipys_one_sided_t_against_its_margin():
     gain = next(s for s in said(table, 8).statements if s.clause == "G3")
     alone = stats.ttest_1samp(gain.values, 0.0, alternative="greater").pvalue
     assert gain.p == pytest.approx(2 * alone)
-
-
-def test_every_statement_of_the_rule_has_a_truth_on_its_boundary():
-    statements = [s for s in said(outcomes()).statements if not s.check]
-    boundaries = [t for t in scenarios_rule_1() if t.kind == "at most" and len(t.effects) == 1]
-    alone = [t for t in boundaries if set(t.effects[0].values()) == {0.0} and t.counted[0] != "NO"]
-    assert len(alone) == len(statements) + 1  # and all of them at once
-
-
-def test_the_simulation_command_writes_a_row_for_every_truth_and_n(tmp_path):
-    command = [sys.executable, "scripts/simulate_decisions.py", "--rule=1", f"--out={tmp_path}", "--studies=1", "--only=G1"]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode in (0, 1), run.stderr  # one study settles nothing
-    rows = [json.loads(line) for line in (tmp_path / "rule_1_rows.jsonl").read_text().splitlines()]
-    first = [row for row in rows if row["studies"] == 1]
-    assert len(first) == 2 * sum("G1" in t.name for t in scenarios_rule_1()) > 0
-    assert all(row["studies"] in (1, 10) for row in rows)
 
 
 def test_seeds_with_one_value_are_refused_and_are_no_yes():

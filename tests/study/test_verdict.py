@@ -1,18 +1,15 @@
-"""From rows to both verdicts: outcomes by name, the frozen plan, what bars a confirmation, the command."""
+"""From rows to both verdicts: what confirms, what bars a confirmation, the command."""
 
-import csv
 import dataclasses
 import datetime
-import html
-import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from support import committed_verdicts
 import pytest
+from support import committed_verdicts
 from support.synthetic_verdicts import (
     BIASLESS,
     HYBRID,
@@ -25,19 +22,20 @@ from support.synthetic_verdicts import (
     write_run,
 )
 
-from posenc_jax.report import StudyView, style, write_report
-from posenc_jax.report.verdict_section import forest, section
 from posenc_jax.results.load import load
-from posenc_jax.results.schema import row_from_json
-from posenc_jax.study import preregistration, rule_1, rule_2
+from posenc_jax.study import preregistration, rule_1
 from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
 from posenc_jax.study.decision import Margins
-from posenc_jax.study.outcomes import oracle_gain, read_outcomes
+from posenc_jax.study.outcomes import oracle_gain
 from posenc_jax.study.preregistration import AnalysisPlan
-from posenc_jax.study.verdict import banner, judge, verdict_text
+from posenc_jax.study.verdict import judge, verdict_text
 
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
+
+
 N = 12
+
+
 CONFIRMED = tuple(range(100, 100 + N))
 
 
@@ -60,109 +58,6 @@ def verdict(folder, seeds, lookup=None, *, split="test", ablations=ABLATIONS, **
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return write_outcome_study(tmp_path_factory.mktemp("verdict"), range(N))
-
-
-def rows_of(arm, seed):
-    return [row_from_json(row) for row in outcome_rows(arm, seed)]
-
-
-def changed(rows, metric, length, /, **fields):
-    """The rows with one of them changed; it must be there."""
-    hits = [r for r in rows if (r.metric, r.length, r.bucket) == (metric, length, "all")]
-    assert len(hits) == 1
-    return [dataclasses.replace(r, **fields) if r in hits else r for r in rows]
-
-
-def test_each_outcome_of_rule_2_is_read_from_its_own_rows():
-    rows = rows_of(HYBRID, 0)
-    values = read_outcomes(rows).values
-    by_place = {(r.metric, r.length, r.bucket): r.value for r in rows}
-    wanted = {
-        "Y_E": ("bpb_ctx", 256, "all"), "Y_id": ("bpb_ctx", 32, "all"), "Y_R": ("Y_R", 256, "all"),
-        "Y_R_far": ("Y_R_far", 256, "all"), "Y_R_8": ("Y_R", 512, "all"), "Y_R_id": ("Y_R_id", 64, "all"),
-        "least_id": ("least_id", 64, "all"), "P1": ("P1_shift_error", 64, "all shift:512"),
-        "P4": ("P4_bpb_ctx_change", 64, "rotation off"), "P5": ("P5_monotone_share", 1024, "all"),
-    }  # fmt: skip
-    assert {m: values[HYBRID, m][0] for m in wanted} == {m: by_place[p] for m, p in wanted.items()}
-    near, far = by_place["bpb_ctx", 32, "all"], by_place["bpb_ctx", 256, "all"]
-    assert values[HYBRID, "context_gain"][0] == -values[HYBRID, "price"][0] == near - far
-    window = by_place["Y_R_window", 256, "all"]
-    assert values[HYBRID, "window_drop"][0] == by_place["Y_R", 256, "all"] - window
-    assert {metric for _, metric in values} == set(rule_2.METRICS)
-
-
-def test_the_outcomes_of_rule_1_are_those_it_was_defined_with():
-    """bpb at c = L, chance 1/64 from the accuracies, the gain from c = L on."""
-    rows = rows_of("rope", 0)
-    values = read_outcomes(rows, rule_1.RULE).values
-    by_place = {(r.metric, r.length, r.bucket): r.value for r in rows}
-    assert values["rope", "bpb_id"][0] == by_place["bpb_ctx", 64, "all"]
-    assert values["rope", "context_gain"][0] == by_place["bpb_ctx", 64, "all"] - by_place["bpb_ctx", 256, "all"]  # fmt: skip
-    guess = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}
-    for outcome, length, bucket in (("Y_R", 256, "all"), ("Y_R_id", 64, "all"), ("Y_R_far", 256, "distance:L-2L")):  # fmt: skip
-        found = [(by_place[f"{t}_accuracy", length, bucket] - g) / (1 - g) for t, g in guess.items()]  # fmt: skip
-        assert values["rope", outcome][0] == pytest.approx(sum(found) / 3, rel=1e-12)
-    gains = [by_place["repeat_gain", k * L, "all"] for k in (2, 4)]
-    assert values["rope", "repeat_gain"][0] == pytest.approx(sum(gains) / 2)
-    assert {metric for _, metric in values} == set(rule_1.METRICS)
-
-
-def test_the_worst_shift_counts_and_a_missing_one_is_a_gap():
-    rows = rows_of("rope", 0)
-    worse = [dataclasses.replace(r, value=0.5) if r.bucket == "all shift:7" else r for r in rows]
-    assert read_outcomes(worse).values["rope", "P1"][0] == 0.5
-    fewer = [r for r in rows if r.bucket != "all shift:512"]
-    reading = read_outcomes(fewer)
-    assert reading.values["rope", "P1"][0] is None
-    assert reading.gaps == ("rope, seed 0: no P1: not measured (no row P1_shift_error at all shift:512)",)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"value": float("nan")}, "bpb_ctx is nan"),
-        ({"value": None, "skipped": "too long"}, "skipped (too long)"),
-        ({"length": 255}, "no row bpb_ctx at 256 tokens"),
-    ],
-)
-def test_a_value_that_is_not_there_is_listed_with_its_reason(fields, says):
-    reading = read_outcomes(changed(rows_of("alibi", 3), "bpb_ctx", 4 * L, **fields))
-    assert reading.values["alibi", "Y_E"] == {3: None}
-    gap = next(gap for gap in reading.gaps if gap.startswith("alibi, seed 3: no Y_E: "))
-    assert says in gap
-
-
-def test_a_scheme_that_does_not_rotate_has_no_p4_and_says_why():
-    rows = [r for r in rows_of("alibi", 0) if not r.metric.startswith("P4")]
-    one = dataclasses.replace(rows[0], metric="P4_change", bucket="rotation off", value=None, skipped="nothing rotates")  # fmt: skip
-    reading = read_outcomes([*rows, one])
-    assert reading.gaps == ("alibi, seed 0: no P4: skipped (nothing rotates)",)
-
-
-def test_a_monotone_share_short_of_16_L_does_not_count():
-    rows = changed(rows_of("rope", 0), "P5_monotone_share", 16 * L, length=8 * L)
-    assert read_outcomes(rows).values["rope", "P5"][0] is None
-
-
-def test_a_row_twice_or_a_seed_from_two_runs_is_an_error():
-    rows = rows_of("rope", 0)
-    with pytest.raises(ValueError, match="two rows of bpb_ctx at 32"):
-        read_outcomes([*rows, rows[0]])
-    with pytest.raises(ValueError, match="both hold arm rope, seed 0"):
-        read_outcomes([*rows, *(dataclasses.replace(r, run="other") for r in rows)])
-
-
-@pytest.mark.parametrize(("field", "value"), [("split", "dev"), ("tier", "gpu"), ("train_length", 128)])  # fmt: skip
-def test_rows_that_do_not_belong_together_are_an_error(field, value):
-    other = [dataclasses.replace(r, **{field: value}) for r in rows_of("rope", 1)]
-    with pytest.raises(ValueError, match=f"one {field}"):
-        read_outcomes(rows_of("rope", 0) + other)
-
-
-def test_runs_with_other_repeat_gaps_are_an_error_under_rule_1():
-    fewer = [r for r in rows_of("rope", 1) if (r.metric, r.length) != ("repeat_gain", 4 * L)]
-    with pytest.raises(ValueError, match=r"repeat_gain has gaps \(128, 256\)"):
-        read_outcomes(rows_of("rope", 0) + fewer, rule_1.RULE)
 
 
 @pytest.mark.parametrize(
@@ -564,66 +459,3 @@ def test_wrong_flags_are_one_line_and_exit_code_two(study, flags, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory):
-    """A study of three judged hybrids; the verdict is written as the command does."""
-    folder = write_outcome_study(tmp_path_factory.mktemp("judged"), range(5))
-    hybrids = (HYBRID, ROTATIONLESS, BIASLESS)
-    three = AnalysisPlan(hybrids, "rope", ("alibi",), tuple(range(5)), {}, stretched=(YARN,))
-    said = judge(load(folder), three, beside=AuxiliaryRuns(), frozen=None, deviations=["<none>"])
-    (folder / "verdict.json").write_text(json.dumps(said))
-    return folder, said
-
-
-def test_the_page_shows_both_rules_and_every_statement(judged):
-    _, said = judged
-    text = section(said)
-    for rule in (said, said["rule_1"]):
-        assert html.escape(banner(rule)) in text
-        for v in rule["verdicts"]:
-            assert v["verdict"] in text
-            for s in v["statements"]:
-                assert html.escape(s["words"]) in text
-                if s["estimate"] is not None:
-                    assert f"{s['detectable']:.4f}".replace("-", "−") in text
-                if s["said"]:
-                    assert html.escape(s["said"]) in text
-    assert "&lt;none&gt;" in text
-
-
-def test_the_forest_plots_table_is_that_of_the_verdict(judged):
-    folder, said = judged
-    records = list(csv.DictReader(io.StringIO(forest(StudyView(load(folder)), said).csv())))
-    tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]
-    assert len(records) == len(tested) == 3 * 15
-    for record, s in zip(records, tested, strict=True):
-        for field in ("estimate", "low", "high", "threshold", "p", "detectable"):
-            assert float(record[field]) == s[field]
-        assert record["state"] == s["state"]
-
-
-def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(judged):
-    folder, said = judged
-    figure = forest(StudyView(load(folder)), said).draw(style.WIDE)
-    lines = [line for axes in figure.axes for line in axes.lines]
-    dots = sorted(x for line in lines if line.get_marker() in "oXD" for x in line.get_xdata())
-    tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]
-    assert dots == sorted(s["estimate"] - s["threshold"] for s in tested)
-
-
-@pytest.mark.thorough
-def test_the_page_opens_with_the_status_and_says_when_rows_changed_after_the_verdict(judged, tmp_path):  # fmt: skip
-    folder = shutil.copytree(judged[0], tmp_path / "copy")
-    text = write_report(load(folder), folder).read_text()
-    assert text.index("EXPLORATORY: tier cpu, 5 seeds planned") < text.index('id="verdict"')
-    assert "The verdict is older" not in text
-    path = folder / "runs" / "arm0-s0" / "evaluation" / "rows.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    text = write_report(load(folder), folder).read_text()
-    assert "The verdict is older than these rows: runs/arm0-s0 changed" in text
-
-
-def test_a_page_without_a_verdict_says_so():
-    assert "None was asked for: scripts/verdict.py writes one." in section(None)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import machine
 from faults.fork_server import ended_by
+
+from support import machine
 
 ROOT = Path(__file__).parents[2]
 _IMPORTED = (

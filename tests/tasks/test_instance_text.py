@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_passkey_mqar import FILLER, TOKENIZER
+from support.task_fillers import FILLER, TOKENIZER
 
 from posenc_jax.tasks.instance_text import render_instance
 from posenc_jax.tasks.task_registry import find

@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_tokenizers import train_sentencepiece
+from support.sentencepiece_models import train_sentencepiece
+from support.task_fillers import FILLER, SENTENCES, TOKENIZER, TextStream
 
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler
@@ -16,34 +17,7 @@ from posenc_jax.tasks.passkey_mqar import mqar, passkey, shortest_length
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 from posenc_jax.tasks.task_registry import find
 
-TOKENIZER = open_tokenizer("bytes")
 LENGTHS = [32, 33, 47, 64, 100, 257, 1024]
-
-
-class TextStream:
-    """A stream full of traps: cues, long numbers, bytes of the key alphabet, many documents."""
-
-    def __init__(self, tokenizer):
-        draw = np.random.default_rng(3)
-        words = [
-            b"key=12345",
-            b" key=",
-            b"0123456789",
-            b"caf\xc3\xa9",
-            b"and",
-            b" so on ",
-            b"99999",
-        ]
-        documents = [
-            b"".join(words[i] for i in draw.integers(0, len(words), 40)) for _ in range(25)
-        ]
-        parts = [np.append(tokenizer.bos, tokenizer.encode(text)) for text in documents]
-        self.tokens = np.concatenate(parts)
-        self.bos = tokenizer.bos
-
-
-FILLER = Filler(TextStream(TOKENIZER), TOKENIZER)
-SENTENCES = Filler(None, TOKENIZER, corpus=False)
 
 
 def occurrences(tokens, piece) -> list[int]:

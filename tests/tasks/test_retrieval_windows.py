@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import runs
-from test_passkey_mqar import FILLER, TOKENIZER
+from support.task_fillers import FILLER, TOKENIZER
 
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows, stages
 from posenc_jax.tasks.task_registry import find

@@ -10,9 +10,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
 import pytest
-from support import runs
+from support import oracles, runs
 
 from configs import drope, finetune, smoke
 from posenc_jax.checkpoints.manager import CheckpointManager

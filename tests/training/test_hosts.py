@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import jax
-from support import machine
 import numpy as np
 import pytest
-from support import runs
+from support import machine, runs
 
 from posenc_jax.training.hosts import connect, launcher, rows_of_process
 from posenc_jax.training.sharding import make_mesh

@@ -8,13 +8,17 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support import runs
 
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import differences, from_sections
-from posenc_jax.training.loss import summed_loss
-from posenc_jax.training.sharding import BATCH, make_mesh
+from posenc_jax.training.loss import summed_loss, token_losses
+from posenc_jax.training.sharding import (
+    BATCH,
+    make_mesh,
+)
 from posenc_jax.training.step import make_step, state_builder
 
 B, T, D, V = 2, 5, 12, 37
@@ -168,6 +172,8 @@ def one_step(**settings):
 
 
 ALL = {"scan_layers": True, "remat": "attention", "loss_chunks": 3, "z_loss": 0.1}
+
+
 MESHES = [
     {"fsdp": 4, "model": 2},
     pytest.param({"data": 2, "fsdp": 2, "model": 2}, marks=pytest.mark.slow),
@@ -264,3 +270,10 @@ def test_how_a_step_is_carried_out_may_change_at_a_resume_and_what_it_minimises_
     assert differences(one, from_sections({"train": {"z_loss": 1e-4}})) == [
         "train.z_loss: 0.0 here, 0.0001 there"
     ]
+
+
+def test_token_losses_are_those_of_optax():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 11)) * 5
+    targets = jnp.array([[0, 10, 4], [3, 3, 9]])
+    want = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    np.testing.assert_allclose(token_losses(logits, targets), want, rtol=1e-5)

@@ -1,6 +1,5 @@
 """Rows, matrices and the tokens of a row on many devices: the same step on every mesh, a piece of every matrix on each."""
 
-from support.marks import slow
 import collections
 import re
 
@@ -9,13 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import runs
+from support.marks import slow
 
 from posenc_jax.model.decoder import Decoder
-from posenc_jax.training.loop import check_mesh, run_mesh
-from posenc_jax.training.sharding import BATCH, MESH_AXES, parameter_layout
-from posenc_jax.training.step import make_step, state_builder
+from posenc_jax.training.loop import check_mesh, run_mesh, train
+from posenc_jax.training.sharding import (
+    BATCH,
+    MESH_AXES,
+    make_mesh,
+    optimizer_layout,
+    parameter_layout,
+)
+from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
 pytestmark = pytest.mark.thorough
+
 
 SCHEME = "rope+alibi|nope~logn"
 
@@ -58,8 +65,6 @@ def trained(config):
             state, metrics = step(state, placed)
             found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return np.array(found), jax.device_get(state["params"])
-
-
 
 
 @pytest.mark.parametrize(
@@ -185,3 +190,45 @@ def test_what_does_not_divide_is_refused_by_name(tmp_path, changes, words):
     sizes = (t.data_devices, t.fsdp_devices, t.sequence_devices, t.model_devices)
     with pytest.raises(ValueError, match=words):
         check_mesh(config, jax.sharding.AbstractMesh(sizes, MESH_AXES))
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [("adamw", 4), ("adamw", 2), ("muon", 1)])
+def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name, kv_heads):
+    config = runs.config(tmp_path, optimizer={"name": name}, model={"num_kv_heads": kv_heads})
+    mesh = jax.sharding.AbstractMesh((8, 8, 1, 4), MESH_AXES)
+    model = Decoder(config.model_config(260))
+    ones = jnp.ones((1, 8), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), ones, ones, ones)["params"]
+    layout = parameter_layout(params, mesh)
+    for key in ("key_DKH", "value_DKH"):  # whole in K where four devices do not divide it
+        want = jax.P("fsdp", "model" if kv_heads == 4 else None, None)
+        assert layout["layer_0"]["attention"][key] == want
+    state = jax.eval_shape(make_optimizer(config).init, params)
+    places = optimizer_layout(state, layout)
+    by_path = {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(layout, is_leaf=lambda x: isinstance(x, jax.P))}  # fmt: skip
+    found = 0
+    for path, spec in jax.tree_util.tree_leaves_with_path(
+        places, is_leaf=lambda x: isinstance(x, jax.P)
+    ):
+        owner = [s for p, s in by_path.items() if jax.tree_util.keystr(path).endswith(p)]
+        if owner:
+            assert spec == owner[0]
+            found += 1
+    assert found >= len(by_path)
+
+
+def test_a_parameter_without_a_row_in_the_layout_raises():
+    with pytest.raises(ValueError, match="parameter layer_0/attention/surprise"):
+        parameter_layout({"layer_0": {"attention": {"surprise": np.zeros(3)}}}, make_mesh(1, 1))
+
+
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, data_dir):
+    with pytest.raises(ValueError, match="this machine has 8"):
+        make_mesh(5, 2)
+    for train_section, message in (
+        ({"batch_size": 6}, "6 rows do not divide over 8 data x fsdp devices"),
+        ({"model_devices": 8, "data_devices": 1}, "model.num_heads=4 does not divide over 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(runs.config(data_dir, train=train_section), tmp_path / "x", "a test")
+    assert not (tmp_path / "x").exists()

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support import schemes
+from support import runs, schemes
 
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder

@@ -1,7 +1,6 @@
-"""The best checkpoint by dev loss: measured on the same windows, kept beside the last, read when asked for."""
+"""Validation during training: the dev loss, on which windows, and the checkpoint it chooses."""
 
 import json
-import math
 import shutil
 
 import jax
@@ -9,120 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import runs
+from support.stored_steps import chosen, steps
 
-from posenc_jax.checkpoints.manager import CheckpointManager
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint, verify
+from posenc_jax.checkpoints.manifest import verify
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop
 from posenc_jax.training.inputs import dev_examples, open_inputs
 from posenc_jax.training.multi_seed import train_seeds
-from posenc_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.thorough
 
+
 MEASURED = {"data_devices": 1, "save_every": 2, "dev_every": 4, "dev_windows": 9, "keep": 1}
+
+
 DIVERGING = {
     "learning_rate": 3.0,
     "warmup_steps": 12,
     "final_fraction": 1.0,
 }  # a rate that grows until the loss does, which no rounding decides: 16, 27 and 48 nats
-
-
-def saved(workdir, losses, keep=1):
-    """Checkpoints of steps 1, 2, ... with the dev losses given; "none" where nothing was measured."""
-    with CheckpointManager(workdir, keep) as checkpoints:
-        for step, loss in enumerate(losses, 1):
-            state = {"params": {"up_DF": jax.device_put(np.full(4, step, np.float32), jax.NamedSharding(make_mesh(1, 1), jax.P()))}}  # fmt: skip
-            checkpoints.save(step, state, {} if loss == "none" else {"dev_loss": loss})
-    return workdir
-
-
-def steps(workdir):
-    with CheckpointManager(workdir, 1, clean=False) as checkpoints:
-        return checkpoints.steps()
-
-
-def chosen(workdir, which):
-    with CheckpointManager(workdir, 1, clean=False) as checkpoints:
-        return checkpoints.chosen(which)
-
-
-def damage(workdir, step):
-    next((workdir / "checkpoints" / str(step) / "state").rglob("manifest.ocdbt")).unlink()
-
-
-@pytest.mark.parametrize(
-    ("losses", "keep", "want"),
-    [
-        ((3.0, 2.0, 2.5, 2.6), 1, [2, 4]),
-        ((3.0, 2.0, 2.5, 2.6), 2, [2, 3, 4]),
-        ((3.0, 2.5, 2.0), 1, [3]),
-        ((3.0, 2.0, 2.0, 2.0), 1, [2, 4]),
-        ((math.nan, 3.0, math.nan, None, "none", -math.inf, "none"), 1, [2, 7]),
-        (("none", None, math.nan), 1, [3]),
-    ],
-)
-def test_the_lowest_dev_loss_outlives_retention_and_no_number_is_never_lowest(
-    tmp_path, losses, keep, want
-):
-    assert steps(saved(tmp_path, losses, keep)) == want
-
-
-def test_the_best_is_kept_and_found_by_a_process_that_did_not_save_it(tmp_path):
-    workdir = saved(tmp_path, (3.0, 2.0, 2.5))
-    assert steps(workdir) == [2, 3]
-    with CheckpointManager(workdir, 1) as checkpoints:
-        assert checkpoints.latest() == 3
-        checkpoints.save(4, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 2.2})
-        checkpoints.wait()
-        assert checkpoints.steps() == [2, 4]
-        checkpoints.save(5, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 1.9})
-    assert steps(workdir) == [5]
-
-
-def test_a_reader_gets_what_it_names_or_a_line_that_says_what_is_there(tmp_path):
-    workdir = saved(tmp_path, (2.0, "none", 2.5))
-    assert [chosen(workdir, which) for which in ("last", "best", "1", "3")] == [3, 1, 1, 3]
-    for which, message in (
-        ("2", "no checkpoint in .* is 2; steps there: 1, 3"),
-        ("01", "is 01"),
-        ("bset", "last, best or the number of a step, not 'bset'"),
-        ("-1", "not '-1'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            chosen(workdir, which)
-    with pytest.raises(ValueError, match=r"has a dev loss .config\.train\.dev_every.*there: 2"):
-        chosen(saved(tmp_path / "other", ("none", "none")), "best")
-
-
-def test_a_damaged_best_is_refused_by_a_reader_and_set_aside_by_the_next_leg(tmp_path, capsys):
-    workdir = saved(tmp_path, (2.0, 2.2, 2.5, 2.4), keep=3)
-    assert steps(workdir) == [1, 2, 3, 4]
-    damage(workdir, 1)
-    with pytest.raises(
-        CorruptedCheckpoint, match=r"checkpoints/1 is damaged: .*is missing; run train\.py"
-    ):
-        chosen(workdir, "best")
-    with pytest.raises(CorruptedCheckpoint, match="checkpoints/1 is damaged"):
-        chosen(workdir, "1")
-    assert chosen(workdir, "last") == 4
-    assert steps(workdir) == [1, 2, 3, 4]
-    with CheckpointManager(workdir, 1) as checkpoints:
-        assert checkpoints.latest() == 4
-        assert "it is now 1.damaged; step 2 is the best sound one" in capsys.readouterr().err
-        checkpoints.save(5, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 2.3})
-    assert steps(workdir) == [2, 5]
-    assert chosen(workdir, "best") == 2
-
-
-def test_the_best_serves_where_every_later_one_is_damaged(tmp_path, capsys):
-    workdir = saved(tmp_path, (2.0, 2.2, 2.5))
-    damage(workdir, 3)
-    with CheckpointManager(workdir, 1) as checkpoints:
-        assert checkpoints.latest() == 1
-    assert "step 1 is the last sound one" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Our kernel for GPUs, emulated: against a float64 loop, its first blocks against their proof, its edges."""
 
-from support.attention_inputs import qkv
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import TokenSide, dense_attention, visible
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, bias_by_distance, log_tail_mass

@@ -1,9 +1,7 @@
 """Kernels of devices: ours and splash emulated, cuDNN's arithmetic by XLA, all compiled for absent chips."""
 
-from support.attention_inputs import qkv
-import functools
-from support import schemes
 import dataclasses
+import functools
 import re
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import schemes
+from support.attention_inputs import qkv
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -23,7 +22,6 @@ from posenc_jax.attention.kernels import vendor
 from posenc_jax.attention.kernels.bias_folding import document_ordinals
 from posenc_jax.bench.plan import DEVICES
 from posenc_jax.costs.hardware import HARDWARE, topology_devices, topology_mesh, tracing_for
-from posenc_jax.encodings import parse
 from posenc_jax.encodings.backend import assume_backend
 
 T, N, K, H = 72, 4, 2, 16

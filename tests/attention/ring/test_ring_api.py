@@ -1,9 +1,5 @@
 """Ring attention: the numbers of one device, as many hops as can matter, and nothing of size T x T."""
 
-from support.attention_inputs import qkv
-from support.marks import slow
-import functools
-from support.schemes import layer_of
 import functools
 import itertools
 import re
@@ -13,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import schemes
+from support.attention_inputs import qkv
+from support.marks import slow
+from support.schemes import layer_of
 
 from posenc_jax.attention import (
     AttentionSettings,
@@ -27,13 +26,10 @@ from posenc_jax.attention import (
 )
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.encodings import cumulative_log_forget as running_clock_of_one_device
-from posenc_jax.encodings import parse
 
 N, K, H, L, DEVICES = 4, 2, 16, 64, 8
 LONG = 1024  # tokens, 128 on a device
 AXES = ("data", "sequence", "model")
-
-
 
 
 def mesh_of(data=1, sequence=DEVICES, model=1):
