@@ -92,6 +92,20 @@ def test_no_two_classes_have_the_same_name():
     assert twice(node.name for node in nodes if isinstance(node, ast.ClassDef)) == set()
 
 
+TESTS = sorted(PACKAGE.parent.glob("tests/**/test_*.py"))
+# Folders of tests that belong to no single room.
+ACROSS_ROOMS = {"accelerators", "entry_points", "faults", "repository"}
+
+
+def test_tests_lie_in_folders_named_as_the_rooms():
+    folders = {path.relative_to(PACKAGE.parent / "tests").parts[0] for path in TESTS}
+    assert folders == {room(path) for path in FILES if path.parent != PACKAGE} | ACROSS_ROOMS
+
+
+def test_no_two_test_files_have_the_same_base_name():
+    assert twice(path.stem for path in TESTS) == set()
+
+
 def test_the_walk_fails_on_an_extra_edge():
     assert list(strangers("x.py", "encodings", ["posenc_jax.model.config"])) == [
         "posenc_jax.model.config"
