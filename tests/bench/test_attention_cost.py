@@ -68,6 +68,7 @@ def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definit
     assert rows["ours"]["difference_to"] == "ours, dense"
 
 
+@pytest.mark.thorough
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
     monkeypatch.setattr(attention_cost, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)
@@ -146,6 +147,7 @@ def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_a
         )
 
 
+@pytest.mark.thorough
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
     outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
         lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"

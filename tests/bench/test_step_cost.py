@@ -56,6 +56,7 @@ def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
     assert "bfloat16" in outcome.caption
 
 
+@pytest.mark.thorough
 def test_our_step_over_devices_lies_on_them_and_takes_the_same_steps():
     model = ModelSection(scheme="alibi", num_layers=1, model_dim=16, num_heads=2, head_dim=8)
     losses = []

@@ -64,6 +64,7 @@ def test_an_arm_that_reads_less_far_scores_the_same_targets(trained, monkeypatch
     assert asked == [8 * 32 + 16]
 
 
+@pytest.mark.thorough
 def test_a_context_too_short_for_a_task_is_written_down_as_skipped(tmp_path, data_dir):
     config = runs.config(data_dir, "rope", train={"length": 16}, data={"retrieval_share": 0.0})
     runs.finished(config, tmp_path / "x")
@@ -134,6 +135,7 @@ def rotary(tmp_path_factory, data_dir):
     return workdir
 
 
+@pytest.mark.thorough
 def test_everything_is_measured_with_whole_float32_products_on_a_gpu(rotary, tmp_path, monkeypatch):
     """P1 of a rotation came out as 4e-3, of TF32, where only the scores had asked for whole products."""
     folder = tmp_path / "as_if_on_a_gpu"
@@ -152,6 +154,7 @@ def test_everything_is_measured_with_whole_float32_products_on_a_gpu(rotary, tmp
     assert jax.config.jax_default_matmul_precision is None
 
 
+@pytest.mark.thorough
 def test_reading_under_a_stretch_is_an_arm_of_its_own_and_factor_one_changes_nothing(rotary):
     ask = {"multiples": (1, 2), "suites": ("E1", "E3"), "split": "test"}
     plain = runs.rows(evaluate.evaluate(rotary, **ask, stretch=None))

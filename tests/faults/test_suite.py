@@ -48,6 +48,7 @@ def test_damage_of_every_kind_to_every_file_is_seen(run, fault):
     assert len({trial.detail.split(":")[0] for trial in done}) > 7  # files by their names
 
 
+@pytest.mark.thorough
 def test_the_table_fails_when_the_digests_are_not_compared(run, monkeypatch):
     monkeypatch.setattr(manifest, "_compare", lambda *args: None)
     done = list(corrupted_checkpoints.flipped(run, 40, random.Random(0)))
@@ -55,6 +56,7 @@ def test_the_table_fails_when_the_digests_are_not_compared(run, monkeypatch):
     assert "FAILED" in table(done)
 
 
+@pytest.mark.thorough
 def test_a_run_is_unlike_the_undisturbed_one_when_a_single_leaf_is(run, tmp_path):
     shutil.copytree(run.folder / "undisturbed", tmp_path / "x")
     assert run.wrong(tmp_path / "x") == 0
@@ -85,6 +87,7 @@ def test_a_real_trainer_that_is_killed_ends_bit_for_bit_as_one_that_was_left_alo
     assert failed([trial]) == []
 
 
+@pytest.mark.thorough
 def test_a_forked_trainer_is_the_run_that_a_started_one_is(run):
     workdir = run.fresh("forked")
     out, err = run.fork(workdir).communicate()
@@ -93,12 +96,14 @@ def test_a_forked_trainer_is_the_run_that_a_started_one_is(run):
     assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 def test_with_its_last_checkpoint_damaged_a_run_goes_on_from_the_one_before(run):
     (trial,) = injected(corrupted_checkpoints.gone_on, run, 1)
     assert trial.lost_steps == 5
     assert f"checkpoints/{STEPS} is damaged" in trial.said
 
 
+@pytest.mark.thorough
 def test_with_all_damaged_a_trainer_stops_with_the_remedy(run):
     (trial,) = injected(corrupted_checkpoints.all_damaged, run, 1)
     assert "bring one back from a copy" in trial.said
@@ -109,6 +114,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(run):
     assert "Read-only file system" in trial.said
 
 
+@pytest.mark.thorough
 def test_typed_settings_of_random_value_are_refused_by_real_trainers_in_seconds(run):
     done = injected(bad_inputs.settings_typed, run, 15)
     refused = [trial for trial in done if trial.said]
