@@ -12,6 +12,7 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from support import entries
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +22,30 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def data_dir(tmp_path_factory):
     """One prepared copy of the embedded corpus for the whole session."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Where `compiled_once` keeps programs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled):
+    """A program that several runs of a module compile alike is compiled once: JAX keeps it on disk."""
+    settings = {
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        compilation_cache.reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is settings:
+            yield
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +63,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         group = item.module.__name__
         line = getattr(item, "callspec", None) and item.callspec.params.get("line")
-        if line and group in ("test_attention", "test_decoder"):
+        if line and group in ("test_attend", "test_decoder"):
             group = line
         item.add_marker(pytest.mark.xdist_group(group))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -18,6 +19,8 @@ from posenc_jax.training.loop import Diverged, Preempted, check_mesh, train
 from posenc_jax.training.loss import token_losses
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def losses(rows):
@@ -84,20 +87,28 @@ def _stop_after(metrics, lines):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_finished_run_is_left_alone(tmp_path, data_dir, capsys):
-    config = runs.config(data_dir)
-    runs.finished(config, tmp_path / "x")
-    before = (tmp_path / "x" / "metrics.jsonl").read_text()
-    train(config, tmp_path / "x", "a test")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """(configuration, workdir) of a run that has ended; tests that change the folder copy it."""
+    config, workdir = runs.config(data_dir), tmp_path_factory.mktemp("finished") / "x"
+    runs.finished(config, workdir)
+    return config, workdir
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+    config, workdir = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    train(config, workdir, "a test")
     assert "has finished its 12 steps" in capsys.readouterr().out
-    assert (tmp_path / "x" / "metrics.jsonl").read_text() == before
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_folder_with_another_runs_config_is_refused_with_the_difference(tmp_path, data_dir):
-    runs.finished(runs.config(data_dir), tmp_path / "x")
+def test_a_folder_with_another_runs_config_is_refused_with_the_difference(
+    finished, tmp_path, data_dir
+):
     other = runs.config(data_dir, optimizer={"learning_rate": 0.1})
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.1 here, 0.003 there"):
-        train(other, tmp_path / "x", "a test")
+        train(other, finished[1], "a test")
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="neither empty nor a run's folder"):
@@ -105,9 +116,9 @@ def test_a_folder_with_another_runs_config_is_refused_with_the_difference(tmp_pa
     assert [p.name for p in (tmp_path / "y").iterdir()] == ["thesis.tex"]
 
 
-def test_another_text_under_the_same_name_is_refused(tmp_path, data_dir):
-    config = runs.config(data_dir)
-    runs.finished(config, tmp_path / "x")
+def test_another_text_under_the_same_name_is_refused(finished, tmp_path):
+    config, workdir = finished
+    shutil.copytree(workdir, tmp_path / "x")
     record = json.loads((tmp_path / "x" / "run.json").read_text())
     (tmp_path / "x" / "run.json").write_text(json.dumps(record | {"corpus_fingerprint": "0" * 64}))
     with pytest.raises(ValueError, match="was begun with corpus_fingerprint 000000000000"):

@@ -21,7 +21,7 @@ from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("compiled_once")]
 
 SEEDS = (0, 3)
 
