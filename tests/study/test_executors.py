@@ -6,8 +6,7 @@ import sys
 
 import pytest
 from support import machine, toy_study
-from test_grid import results
-from test_slurm import stand_in
+from support.toy_study import results, stand_in
 
 pytestmark = pytest.mark.thorough
 

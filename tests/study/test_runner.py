@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import random
 import re
 import signal
@@ -12,6 +11,7 @@ import types
 import pytest
 from support import toy_study
 from support.study_of_arms import base, study
+from support.toy_study import results
 
 from posenc_jax.results.load import load
 from posenc_jax.study import preregistration
@@ -55,13 +55,6 @@ def whole(tmp_path_factory):
     done = toy_study.run(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
-
-
-RESULTS = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
-
-
-def results(folder: pathlib.Path, names=RESULTS) -> dict[str, bytes]:
-    return {name: (folder / "out" / name).read_bytes() for name in names}
 
 
 @pytest.mark.thorough

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from support import toy_study
+from support.toy_study import stand_in
 
 from posenc_jax.study import slurm
 
@@ -18,12 +19,6 @@ STAGE = slurm.SlurmStage("x-runs", (("echo", "one"), ("echo", "two words")), "x-
 
 def text(stage=STAGE, folder=pathlib.Path("/study/slurm"), **resources):
     return slurm.script(stage, slurm.Resources(**resources), root=pathlib.Path("/repo"), folder=folder)  # fmt: skip
-
-
-def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
-    path.chmod(0o755)
 
 
 # What srun does: runs its tasks, ends with the highest code, and when it is itself told to end, kills them (-9).

@@ -22,12 +22,13 @@ HYBRIDS = (
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
 ALL = ("nope", *ALONE, *HYBRIDS)
-SHAPE = {"num_layers": 1, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
+SHAPE = {"num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 
 
 def placed(line, **shape):
-    """The scheme in a model of this shape; what is not given is that of SHAPE."""
-    return parse(line).place(**SHAPE | shape)
+    """The scheme in a model of this shape; defaults: SHAPE, and as many layers as the scheme has."""
+    scheme = parse(line)
+    return scheme.place(**SHAPE | {"num_layers": len(scheme.layers)} | shape)
 
 
 def layer_of(line, **shape):

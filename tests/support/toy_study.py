@@ -128,3 +128,18 @@ def run(folder: pathlib.Path, *flags: str, **environment: str) -> subprocess.Com
 def trained(folder: pathlib.Path) -> list[str]:
     """Returns the folders of what was trained, in order; {0,1} of seeds in one program."""
     return (folder / "journal").read_text().split()
+
+
+RESULTS = ("rows.jsonl", "tuning.jsonl", "tuning.json", "study.json")
+
+
+def results(folder: pathlib.Path, names=RESULTS) -> dict[str, bytes]:
+    """The files that a study in `folder` has written, by name."""
+    return {name: (folder / "out" / name).read_bytes() for name in names}
+
+
+def stand_in(folder: pathlib.Path, name: str, body: str) -> None:
+    """Writes an executable shell script that stands in for a program."""
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
