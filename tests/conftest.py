@@ -50,7 +50,7 @@ def compiled_once(compiled):
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory):
-    """Where scripts are run without the seconds that Python needs to import; see entries.py."""
+    """Where scripts are run without the seconds that Python needs to import; see support/entries.py."""
     with entries.Forks(tmp_path_factory.mktemp("said")) as forks:
         yield forks
 

@@ -49,7 +49,7 @@ class Forks:
         environment = {**os.environ, **machine.ONE_DEVICE, "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "entries"],
+            [sys.executable, "-m", "support.entries"],
             cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
