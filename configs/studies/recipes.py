@@ -1,8 +1,8 @@
-r"""A recipe under which the parents learn recall within L: four arms under six recipes, three seeds.
+r"""A recipe under which the parents learn recall within L: four arms under eight recipes, three seeds.
 
 Command:  python scripts/study.py --study=configs/studies/recipes.py --workdir=studies/recipes
 Reaches:  not measured
-Takes:    not measured; 72 runs of 3,000 steps, 12 of them of twice as many
+Takes:    not measured; 96 runs of 3,000 steps, 24 of them of twice as many
 
 The recipe with the highest least acquisition over the arms is taken for the studies that follow, and
 configs/studies/recipe_rates.py chooses the learning rates under it. Rates decide recall. At L = 64, in one
@@ -31,12 +31,15 @@ PARENTS = (
     Arm("coupled", f"3*({SUM})|1*nope~logn"),
 )
 LENGTHS = {"data.length_warmup": (8, 2, 1)}
+SLOW = {"optimizer.muon_learning_rate": 0.00632}
 RECIPES = {
     "plain": {},
-    "slow": {"optimizer.muon_learning_rate": 0.00632},
+    "slow": SLOW,
     "lengths": LENGTHS,
     "curriculum": {**LENGTHS, "data.pairs_warmup": 0.5, "data.pair_askings": 2},
     "twice": {"train.steps": 6000},
+    "slow_twice": {**SLOW, "train.steps": 6000},
+    "slow_curriculum": {**LENGTHS, **SLOW, "data.pairs_warmup": 0.5, "data.pair_askings": 2},
     "shift": {"model.token_shift": True},
 }
 STUDY = Study(
