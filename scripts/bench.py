@@ -116,50 +116,44 @@ def _written(result, out: Path):
         "rows": list(result.rows),
     }
     write_json(out / f"{result.name}.json", record)
-    picture = _picture(result)
-    (out / f"{result.name}.csv").write_text(picture.csv())
-    (out / f"{result.name}.png").write_bytes(picture.png())
+    figure = _figure(result)
+    (out / f"{result.name}.csv").write_text(figure.csv())
+    (out / f"{result.name}.png").write_bytes(figure.png())
     return [out / f"{result.name}{suffix}" for suffix in (".json", ".csv", ".png")]
 
 
-def _picture(result):
+def _figure(result):
     """Returns the panels of a result side by side, one line of marks per label."""
     from posenc_jax.report import style
+    from posenc_jax.report.figure import Figure, panels_of
 
     shown = [marks for panel in result.panels for marks in panel.series.values()]
     labels = list(dict.fromkeys(mark[0] for marks in shown for mark in marks))
+    crowd = max(len(panel.series) for panel in result.panels)
 
-    def draw(layout):
-        crowd = max(len(panel.series) for panel in result.panels)
-        height = 1.0 + 0.23 * len(labels) * max(1, crowd / 2)
-        figure, grid = style.panels(layout, 1, len(result.panels), height, sharey=True)
-        for axes, panel in zip(grid, result.panels, strict=True):
-            for index, (name, marks) in enumerate(panel.series.items()):
-                names, low, middle, high = zip(*marks, strict=True)
-                spacing = min(0.3, 0.8 / len(panel.series))
-                shift = spacing * (index - (len(panel.series) - 1) / 2)
-                y = [labels.index(label) + shift for label in names]
-                looks = style.line_style(index)
-                axes.hlines(y, low, high, color=looks["color"], linewidth=1.6)
-                axes.plot(
-                    middle, y, label=name,
-                    linestyle="none", color=looks["color"], marker=looks["marker"],
-                )  # fmt: skip
-            axes.axvline(1, color=style.MUTED, linewidth=0.8)
-            if panel.limit:
-                axes.axvline(panel.limit, color=style.INK, linewidth=0.8, linestyle="--")
-            axes.set_xlim(left=0)
-            axes.set_title(panel.title)
-            if len(panel.series) > 1:  # below, where no mark is
-                below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
-                axes.legend(frameon=False, ncols=len(panel.series), **below)
-        grid[0].set_yticks(range(len(labels)), labels)
-        grid[0].set_ylim(len(labels) - 0.4, -0.6)
-        return figure
+    def draw(axes, panel):
+        for index, (name, marks) in enumerate(panel.series.items()):
+            names, low, middle, high = zip(*marks, strict=True)
+            spacing = min(0.3, 0.8 / len(panel.series))
+            shift = spacing * (index - (len(panel.series) - 1) / 2)
+            y = [labels.index(label) + shift for label in names]
+            look = {key: style.line_style(index)[key] for key in ("color", "marker")}
+            axes.hlines(y, low, high, color=look["color"], linewidth=1.6)
+            axes.plot(middle, y, label=name, linestyle="none", **look)
+        axes.axvline(1, color=style.MUTED, linewidth=0.8)
+        if panel.limit:
+            axes.axvline(panel.limit, color=style.INK, linewidth=0.8, linestyle="--")
+        axes.set_xlim(left=0)
+        axes.set_title(panel.title)
+        if len(panel.series) > 1:  # below, where no mark is
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1)}
+            axes.legend(ncols=len(panel.series), **below)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
 
-    return style.Picture(
-        result.name, result.title, result.caption, tuple(result.rows[0]), result.rows, draw
-    )
+    height = 1.0 + 0.23 * len(labels) * max(1, crowd / 2)
+    panels = panels_of(draw, [(panel,) for panel in result.panels], height)
+    return Figure(result.name, result.title, result.caption, result.rows, panels, 2)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The pictures of docs/encodings/switches.md and docs/recipes.md: python scripts/draw_settings.py --out=looks/settings.
+"""The figures of docs/encodings/switches.md and docs/recipes.md: python scripts/draw_settings.py --out=looks/settings.
 
-Writes sink_and_shift.png and curriculum.png with the tables that they were drawn from. Exit code 2 for wrong input.
+Writes sink_and_shift.png and curriculum.png with the CSV files of what they show. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from absl import flags
 
 from posenc_jax import cli
 
-_OUT = flags.DEFINE_string("out", None, "Folder for the pictures", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for the figures", required=True)
 LENGTH = 16_384
 WEIGHTS = (1.0, 0.75, 0.5, 0.25)  # a of a shift whose b is 1 - a
 DOCUMENTS, MARKED = (5, 4), (1, 4)  # slots of two documents, and tokens whose keys are followed
@@ -17,13 +17,13 @@ L, TASKS = 128, (("passkey", 1.0), ("needles_4", 1.0), ("mqar", 3.0))
 
 
 def main() -> None:
-    """Draws both pictures."""
+    """Draws both figures."""
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    for picture in (_switches(), _curriculum()):
-        (out / f"{picture.name}.csv").write_text(picture.csv())
-        (out / f"{picture.name}.png").write_bytes(picture.png())
-        print(out / f"{picture.name}.png")
+    for figure in (_switches(), _curriculum()):
+        (out / f"{figure.name}.csv").write_text(figure.csv())
+        (out / f"{figure.name}.png").write_bytes(figure.png())
+        print(out / f"{figure.name}.png")
 
 
 def _switches():
@@ -33,7 +33,7 @@ def _switches():
     from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend
     from posenc_jax.attention.token_shift import ShiftWeights, token_shift
     from posenc_jax.encodings import parse
-    from posenc_jax.report.setting_figures import switches_picture
+    from posenc_jax.report.setting_figures import switches_figure
 
     scheme = parse("nope|alibi")
     layer = scheme.place(num_layers=1, num_heads=2, head_dim=2, model_dim=4, train_length=LENGTH).layers[0]  # fmt: skip
@@ -58,14 +58,14 @@ def _switches():
     now_K = jnp.array(WEIGHTS)
     mixed, _ = token_shift(key_BTKH, key_BTKH, jnp.asarray(seg_T)[None], ShiftWeights(now_K, 1 - now_K, now_K, 1 - now_K))  # fmt: skip
     shifted_T = {f"a = {a:g}, b = {1 - a:g}": np.asarray(mixed[0, :, i, 0]) for i, a in enumerate(WEIGHTS)}  # fmt: skip
-    return switches_picture(keys_S, sink_S, seg_T, shifted_T, MARKED)
+    return switches_figure(keys_S, sink_S, seg_T, shifted_T, MARKED)
 
 
 def _curriculum():
     import numpy as np
 
     from posenc_jax.data.tokenizers import open_tokenizer
-    from posenc_jax.report.setting_figures import curriculum_picture
+    from posenc_jax.report.setting_figures import curriculum_figure
     from posenc_jax.tasks.filler import Filler
     from posenc_jax.tasks.retrieval_windows import Curriculum, stages
 
@@ -81,7 +81,7 @@ def _curriculum():
     }  # fmt: skip
     drawn_S = [dict(zip(dict(stage.tasks), stage.shares, strict=True)) for stage in at_S]
     shares_S = {task: np.array([drawn.get(task, 0.0) for drawn in drawn_S]) for task, _ in TASKS}
-    return curriculum_picture(progress_S, np.array([stage.longest for stage in at_S]), pairs_S, shares_S)  # fmt: skip
+    return curriculum_figure(progress_S, np.array([stage.longest for stage in at_S]), pairs_S, shares_S)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def _pictures(placed, params, heads, out: Path):
         rope_scaling_ratios,
         scheme_arrays,
     )
-    from posenc_jax.report import encoding_figures, inspection_figures
+    from posenc_jax.report import inspection_figures, scheme_figures
 
     length, train_length = _LENGTH.value, _TRAIN.value
     distance_S = np.unique(
@@ -163,8 +163,8 @@ def _pictures(placed, params, heads, out: Path):
     _, arrays = scheme_arrays(placed, params, distance_S, grid_G)
     if placed.absolute is not None:
         learned = placed.init_absolute(jax.random.key(0))
-        yield from _written(encoding_figures.similarity_picture(grid_G, absolute_similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
-    yield from _written(encoding_figures.stretch_picture(rope_scaling_ratios(placed)), out)
+        yield from _written(inspection_figures.similarity_figure(grid_G, absolute_similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
+    yield from _written(inspection_figures.stretch_figure(rope_scaling_ratios(placed)), out)
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:
         number = placed.layers.index(layer)
@@ -181,12 +181,12 @@ def _pictures(placed, params, heads, out: Path):
         learned = params[number]
         tau_NS = temperature_of_distance(layer, learned, length)[:, distance_S]
         pictures = [
-            inspection_figures.bias_picture(grid_G, arrays["grid_bias_LNGG"][number], train_length),
-            inspection_figures.rotation_picture(rotations, train_length, length / train_length),
-            inspection_figures.kernel_picture(
+            scheme_figures.bias_figure(grid_G, arrays["grid_bias_LNGG"][number], train_length),
+            scheme_figures.rotation_figure(rotations, train_length, length / train_length),
+            inspection_figures.kernel_figure(
                 distance_S, arrays["bias_LNS"][number], curves, train_length
             ),
-            encoding_figures.temperature_picture(
+            inspection_figures.temperature_figure(
                 distance_S,
                 temperature_of_position(layer, learned, distance_S),
                 tau_NS,
@@ -195,25 +195,25 @@ def _pictures(placed, params, heads, out: Path):
         ]
         if layer.form is None:
             pictures.append(
-                inspection_figures.horizon_picture(
+                inspection_figures.horizon_figure(
                     [h.horizon for h in of_layer], length, train_length
                 )
             )
         on_grid = [p.columns(g.context) for g in layer.groups for p in g.heads.parts()]
         for columns in dict.fromkeys(n for n in on_grid if n is not None):
             pictures.append(
-                encoding_figures.plane_picture(**planar_arrays(layer, learned, columns, 16))
+                inspection_figures.plane_figure(**planar_arrays(layer, learned, columns, 16))
             )
         for picture in pictures:
             yield from _written(picture, out, "" if len(kinds) == 1 else f"layer{number}_")
 
 
-def _written(picture, out: Path, before: str = ""):
+def _written(figure, out: Path, before: str = ""):
     """Writes a figure and its CSV, if there is anything to draw, and yields its path."""
-    if picture.draw is not None:
-        (out / f"{before}{picture.name}.csv").write_text(picture.csv())
-        (out / f"{before}{picture.name}.png").write_bytes(picture.png())
-        yield out / f"{before}{picture.name}.png"
+    if figure.panels:
+        (out / f"{before}{figure.name}.csv").write_text(figure.csv())
+        (out / f"{before}{figure.name}.png").write_bytes(figure.png())
+        yield out / f"{before}{figure.name}.png"
 
 
 if __name__ == "__main__":

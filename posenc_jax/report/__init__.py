@@ -1,6 +1,6 @@
-"""Pictures and the one HTML page of a study, from its rows and arrays; imports no jax."""
+"""Figures and the one HTML page of a study, from its rows and arrays; imports no jax."""
 
 from posenc_jax.report.page import write_report
-from posenc_jax.report.study_view import RunView, StudyView
+from posenc_jax.report.study_view import StudyView
 
-__all__ = ["RunView", "StudyView", "write_report"]
+__all__ = ["StudyView", "write_report"]

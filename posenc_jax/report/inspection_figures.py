@@ -1,165 +1,190 @@
-"""Pictures of a scheme before training, from plain arrays: bias, rotation, kernels, horizon."""
+"""Figures of a scheme before training, from plain arrays: kernels, horizon and others."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from posenc_jax.report import style
-from posenc_jax.report.needle_maps import LINE
-from posenc_jax.report.scheme_figures import FLOOR, draw_bias_map, draw_rings, sees_alike
-from posenc_jax.report.style import MUTED, Layout, Picture
+from posenc_jax.report.figure import Figure, Subplot, panels_of
+from posenc_jax.report.style import AT_L, MUTED
+
+LOWEST = -110.0  # nats; float32 weights are 0 below
+DISTANCE = "distance + 1 (tokens); red: L"
 
 
-def bias_picture(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Picture:
-    """The bias b(i, j) of every head of one layer; nan where the head sees no key."""
-    low = max(FLOOR, float(np.nanmin(bias_NGG)))
-
-    def draw(layout: Layout) -> Figure:
-        columns = min(len(bias_NGG), 4)
-        rows = -(-len(bias_NGG) // columns)
-        figure, grid = style.panels(layout, rows, columns, 2.4)
-        for axes in grid:
-            style.blank(axes)
-        for head, (axes, bias_GG) in enumerate(zip(grid, bias_NGG, strict=False)):
-            high = max(0.0, float(np.nanmax(bias_NGG)))
-            image = draw_bias_map(axes, bias_GG, grid_G, length, low, high)
-            axes.set_title(f"head {head}", weight="normal", color=MUTED)
-        bar = figure.colorbar(
-            image, ax=grid, location="bottom", aspect=40, shrink=0.7, ticks=MaxNLocator(5)
-        )
-        bar.set_label("bias added to the logit (nats)")
-        bar.outline.set_visible(False)
-        return figure
-
-    records = tuple(
-        {"head": n, "query": int(grid_G[i]), "key": int(grid_G[j]), "bias": float(bias_GG[i, j])}
-        for n, bias_GG in enumerate(bias_NGG)
-        for i, j in zip(*np.nonzero(np.isfinite(bias_GG)), strict=True)
-    )
-    caption = f"Query down, key across, to position {grid_G[-1]}; the red line is distance = L = {length}."
-    flat = sees_alike(bias_NGG)
-    columns = ("head", "query", "key", "bias")
-    return Picture("bias", "Bias of each head", caption, columns, records, None if flat else draw)
+def _curves(axes: Axes, lines: Mapping[str, tuple], at_L: float | None, log: bool, **look) -> None:
+    """A line per name through (x, y), a legend, and a red line at L."""
+    for index, (name, points) in enumerate(lines.items()):
+        axes.plot(*points, **{"color": style.colour(index), "label": name} | look)
+    if at_L is not None:
+        axes.axvline(at_L, color=AT_L, linewidth=1.0)
+    axes.set_xscale("log" if log else "linear")
+    axes.legend(fontsize="small")
 
 
-def rotation_picture(
-    rotations: Mapping[str, tuple[float, ...]], length: int, reach: float
-) -> Picture:
-    """The arc each rotary pair sweeps within L, and the unseen arc up to `reach` times L."""
-
-    def draw(layout: Layout) -> Figure:
-        figure, grid = style.panels(layout, 1, len(rotations), 3.6, 3.9 * len(rotations))
-        for axes in grid:
-            style.blank(axes)
-        for index, (axes, (name, waves)) in enumerate(zip(grid, rotations.items(), strict=False)):
-            full = draw_rings(axes, waves, length, reach, style.colour(index))
-            axes.set_title(name, color=style.colour(index), loc="center")
-            words = f"solid: within L = {length:,}; hatched: first met by {reach:g} L\n"
-            words += f"{len(waves) - full} of {len(waves)} pairs never complete a turn within L"
-            axes.text(0, -1.1, words, ha="center", va="top", color=MUTED)
-        return figure
-
-    records = tuple(
-        {"heads": name, "pair": pair, "wavelength": wave, "turns_within_L": length / wave,
-         "turns_within_reach": reach * length / wave}
-        for name, waves in rotations.items()
-        for pair, wave in enumerate(waves)
-    )  # fmt: skip
-    columns = ("heads", "pair", "wavelength", "turns_within_L", "turns_within_reach")
-    return Picture(
-        "rotation", "Rotation and its unseen arc", "", columns, records, draw if records else None
-    )
+def _map(axes: Axes, at: np.ndarray, values: np.ndarray, limits: tuple, label: str) -> None:
+    """A square map of values over positions `at`, with its colour bar."""
+    look = {"cmap": style.MAP, "vmin": limits[0], "vmax": limits[1], "rasterized": True}
+    image = axes.pcolormesh(at, at, values, shading="nearest", **look)
+    axes.grid(False)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.figure.colorbar(image, ax=axes, shrink=0.8).set_label(label)
 
 
-def kernel_picture(
+def similarity_figure(grid_G: np.ndarray, cosine_GG: np.ndarray, length: int) -> Figure:
+    """Cosine of the vectors that are added at two positions, as a map and by distance."""
+
+    def draw_map(axes: Axes) -> None:
+        _map(axes, grid_G, cosine_GG, (min(0.0, cosine_GG.min()), 1.0), "cosine of a(i) and a(j)")
+        axes.set(xlabel="position j (tokens)", ylabel="position i (tokens)")
+
+    def draw_curves(axes: Axes) -> None:
+        shown = sorted({0, len(grid_G) // 2, len(grid_G) - 1})
+        lines = {f"i = {grid_G[i]}": (grid_G - grid_G[i], cosine_GG[i]) for i in shown}
+        _curves(axes, lines, length, log=False)
+        axes.axvline(-length, color=AT_L, linewidth=1.0)
+        axes.set_xlabel("j - i (tokens); red: L")
+
+    rows = [
+        {"i": int(grid_G[i]), "j": int(grid_G[j]), "cosine": float(cosine_GG[i, j])}
+        for i, j in np.ndindex(cosine_GG.shape)
+    ]
+    panels = [Subplot(draw_map, 3.6), Subplot(draw_curves, 3.6)]
+    return Figure("similarity", "Absolute vectors", "", rows, panels, 2)
+
+
+def temperature_figure(
+    at_S: np.ndarray, by_position_NS: np.ndarray, by_distance_NS: np.ndarray, length: int
+) -> Figure:
+    """tau by the query's position, on its farthest key, and by distance, of the last query."""
+    sides = (("query position", by_position_NS), ("distance", by_distance_NS))
+    both = np.stack([by_position_NS, by_distance_NS])
+    pad = 0.05 * np.ptp(both) or 0.05
+
+    def draw(axes: Axes, what: str, tau_NS: np.ndarray) -> None:
+        heads: dict[tuple, list[str]] = {}
+        for n, tau_S in enumerate(tau_NS):
+            heads.setdefault(tuple(np.round(tau_S, 6)), []).append(str(n))
+        lines = {f"head {', '.join(names)}": (at_S + 1, tau) for tau, names in heads.items()}
+        _curves(axes, lines, length + 1, log=True)
+        axes.set(xlabel=f"{what} + 1 (tokens); red: L", ylabel="tau, a factor on the content logit")
+        axes.set_ylim(both.min() - pad, both.max() + pad)
+
+    rows = [
+        {"head": n, "by": what, "at": int(x), "tau": float(tau)}
+        for what, tau_NS in sides
+        for n, tau_S in enumerate(tau_NS)
+        for x, tau in zip(at_S, tau_S, strict=True)
+    ]
+    panels = panels_of(draw, sides if (both != 1).any() else (), 3.2)
+    return Figure("temperature", "Temperature", "", rows, panels, 2)
+
+
+def stretch_figure(ratios: Mapping[str, np.ndarray]) -> Figure:
+    """Frequency of every rotary pair after length extension, over its trained frequency."""
+
+    def draw(axes: Axes) -> None:
+        lines = {name: (np.arange(len(ratio_h)), ratio_h) for name, ratio_h in ratios.items()}
+        _curves(axes, lines, None, log=False, marker="o", markersize=3)
+        axes.set(xlabel="rotary pair, fastest first", ylabel="frequency / plain frequency")
+        axes.set_ylim(bottom=0)
+
+    rows = [
+        {"stretch": name, "pair": pair, "ratio": float(ratio)}
+        for name, ratio_h in ratios.items()
+        for pair, ratio in enumerate(ratio_h)
+    ]
+    return Figure("stretch", "Stretched pairs", "", rows, [Subplot(draw, 3.2)] if ratios else ())
+
+
+def plane_figure(away_R: np.ndarray, bias_NRR: np.ndarray, kernel_NRR: np.ndarray) -> Figure:
+    """Bias and mean cosine of the rotary pairs around a query in the middle of a grid, per head."""
+    limits = (float(bias_NRR.min()), 0.0), (-1.0, 1.0)
+    sides = zip(("bias (nats)", "mean cosine"), (bias_NRR, kernel_NRR), limits, strict=True)
+    items = [
+        (what, n, maps[n], limit)
+        for what, maps, limit in sides
+        if np.ptp(maps) > 0
+        for n in range(len(maps))
+    ]
+
+    def draw(axes: Axes, what: str, head: int, map_RR: np.ndarray, limit: tuple) -> None:
+        _map(axes, away_R, map_RR, limit, what)
+        axes.set_title(f"head {head}", weight="normal", color=MUTED)
+
+    rows = [
+        {"what": what, "head": n, "down": int(away_R[i]), "right": int(away_R[j])}
+        | {"value": float(map_RR[i, j])}
+        for what, n, map_RR, _ in items
+        for i, j in np.ndindex(map_RR.shape)
+    ]
+    panels, labels = panels_of(draw, items, 2.2), ("columns right", "rows down")
+    return Figure("plane", "In the plane", "", rows, panels, 4, labels=labels)
+
+
+def kernel_figure(
     distance_S: np.ndarray,
     bias_NS: np.ndarray,
     rotary: Mapping[str, tuple[np.ndarray, np.ndarray]],
     length: int,
-) -> Picture:
-    """The bias of every head as far as it sees (nan beyond its window), and the rotary kernel with RoFormer's bound, over log distance."""
+) -> Figure:
+    """Bias of every head by distance (nan beyond its window), and the rotary kernel."""
+    x = distance_S + 1
 
-    def draw(layout: Layout) -> Figure:
-        drawn = [draw_bias] * bool(bias_NS.any()) + [draw_rotary] * bool(rotary)
-        figure, grid = style.panels(layout, 1, len(drawn), 3.4)
-        for axes, panel in zip(grid, drawn, strict=True):
-            panel(axes)
-            axes.set_xscale("log")
-            axes.axvline(length + 1, color=LINE, linewidth=1.0)
-            axes.set_xlabel("distance + 1 (tokens); red: L")
-        return figure
-
-    def draw_bias(axes: Axes) -> None:
-        for head, bias_S in enumerate(bias_NS):
-            shown_S = np.where(bias_S > -110, bias_S, np.nan)
-            axes.plot(distance_S + 1, shown_S, color=style.colour(head % 8), label=f"head {head}")
+    def biases(axes: Axes) -> None:
+        shown_NS = np.where(bias_NS > LOWEST, bias_NS, np.nan)
+        lines = {f"head {n}": (x, shown_S) for n, shown_S in enumerate(shown_NS)}
+        _curves(axes, lines, length + 1, log=True)
         low, high = float(np.nanmin(bias_NS)), float(np.nanmax(bias_NS))
-        axes.set_ylim(max(-110, low * 1.05 - 1), max(1.0, high + 1))
-        axes.set_title("bias by distance")
-        axes.set_ylabel("nats")
-        axes.legend(frameon=False, fontsize="small", ncols=2)
+        axes.set_ylim(max(LOWEST, low * 1.05 - 1), max(1.0, high + 1))
+        axes.set(title="bias by distance", ylabel="nats", xlabel=DISTANCE)
 
-    def draw_rotary(axes: Axes) -> None:
-        for index, (name, (kernel_S, bound_S)) in enumerate(rotary.items()):
-            hex_ = style.colour(index)
-            axes.plot(distance_S + 1, kernel_S, color=hex_, label=f"{name}: mean cosine")
-            axes.plot(
-                distance_S + 1, bound_S / bound_S[0], color=hex_, linestyle="--",
-                label=f"{name}: RoFormer bound, relative",
-            )  # fmt: skip
-        axes.set_title("rotary kernel of constant vectors")
-        axes.legend(frameon=False, fontsize="small")
+    def kernels(axes: Axes) -> None:
+        for index, (name, (_, bound_S)) in enumerate(rotary.items()):
+            look = {"linestyle": "--", "label": f"{name}: RoFormer bound, relative"}
+            axes.plot(x, bound_S / bound_S[0], color=style.colour(index), **look)
+        lines = {f"{name}: mean cosine": (x, kernel_S) for name, (kernel_S, _) in rotary.items()}
+        _curves(axes, lines, length + 1, log=True)
+        axes.set(title="rotary kernel of constant vectors", xlabel=DISTANCE)
 
-    records = [
-        {"what": f"bias of head {n}", "distance": int(d), "value": float(b)}
-        for n, bias_S in enumerate(bias_NS)
-        for d, b in zip(distance_S, bias_S, strict=True)
-        if np.isfinite(b)
+    named = {f"bias of head {n}": bias_S for n, bias_S in enumerate(bias_NS)}
+    for name, (kernel_S, bound_S) in rotary.items():
+        named |= {f"mean cosine of {name}": kernel_S, f"RoFormer bound of {name}": bound_S}
+    rows = [
+        {"what": what, "distance": int(d), "value": float(value)}
+        for what, values in named.items()
+        for d, value in zip(distance_S, values, strict=True)
+        if np.isfinite(value)
     ]
-    for name, curves in rotary.items():
-        for what, curve in zip(("mean cosine", "RoFormer bound"), curves, strict=True):
-            records += [
-                {"what": f"{what} of {name}", "distance": int(d), "value": float(v)}
-                for d, v in zip(distance_S, curve, strict=True)
-            ]
-    nothing = not rotary and not bias_NS.any()
-    columns = ("what", "distance", "value")
-    return Picture("kernels", "Kernels", "", columns, tuple(records), None if nothing else draw)
+    panels = [Subplot(biases, 3.4)] * bool(bias_NS.any()) + [Subplot(kernels, 3.4)] * bool(rotary)
+    return Figure("kernels", "Kernels", "", rows, panels, 2)
 
 
-def horizon_picture(
+def horizon_figure(
     horizons: Sequence[Mapping[float, int]], length: int, train_length: int
-) -> Picture:
-    """How far each head holds a needle, by content margin."""
-    margins = list(horizons[0])
+) -> Figure:
+    """Largest distance at which each head holds a needle, by content margin."""
+    margins, heads = list(horizons[0]), np.arange(len(horizons))
 
-    def draw(layout: Layout) -> Figure:
-        figure, (axes,) = style.panels(layout, 1, 1, 3.2)
+    def draw(axes: Axes) -> None:
         width = 0.8 / len(margins)
         for index, margin in enumerate(margins):
             reach = [0.8 if h[margin] is None else max(h[margin] + 1, 0.8) for h in horizons]
-            place = np.arange(len(horizons)) + (index - (len(margins) - 1) / 2) * width
-            axes.bar(
-                place, reach, width, color=style.colour(index), label=f"margin {margin:g} nats"
-            )
-        axes.set_yscale("log")
-        axes.set_ylim(0.8, length * 1.6)
-        axes.axhline(train_length, color=LINE, linewidth=1.0)
+            place = heads + (index - (len(margins) - 1) / 2) * width
+            look = {"color": style.colour(index), "label": f"margin {margin:g} nats"}
+            axes.bar(place, reach, width, **look)
+        axes.axhline(train_length, color=AT_L, linewidth=1.0)
         axes.axhline(length, color=MUTED, linewidth=0.8, linestyle="--")
-        axes.set_xticks(range(len(horizons)), [f"head {n}" for n in range(len(horizons))])
+        axes.set(yscale="log", ylim=(0.8, length * 1.6))
         axes.set_ylabel("farthest needle at weight 1/2 (tokens)")
-        axes.set_title(
-            f"red: L = {train_length:,}; dashed: {length:,} keys in sight", weight="normal"
-        )
-        axes.legend(
-            frameon=False, ncols=len(margins), loc="upper center", bbox_to_anchor=(0.5, -0.1)
-        )
-        return figure
+        axes.set_xticks(heads, [f"head {n}" for n in heads])
+        said = f"red: L = {train_length:,}; dashed: {length:,} keys in sight"
+        axes.set_title(said, weight="normal")
+        axes.legend(ncols=len(margins), loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
-    records = tuple(
+    rows = [
         {"head": n, "margin": m, "horizon": d} for n, h in enumerate(horizons) for m, d in h.items()
-    )
-    return Picture("horizon", "Retrieval horizon", "", ("head", "margin", "horizon"), records, draw)
+    ]
+    return Figure("horizon", "Retrieval horizon", "", rows, [Subplot(draw, 3.2)])

@@ -1,152 +1,167 @@
-"""The one HTML page of a study, and the figures beside it."""
+"""The one HTML page of a study or of a single run, and the figures beside it."""
 
-import csv
-import html
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from posenc_jax.report import other_lengths, style, summary, tables, verdict_section
+from posenc_jax.report import contents, markup, style, summary, tables, verdict_section
 from posenc_jax.report.definitions import DEFINITIONS
-from posenc_jax.report.figures import pictures
-from posenc_jax.report.study_view import RunView, StudyView, times
+from posenc_jax.report.figure import Figure
+from posenc_jax.report.markup import fold, items, text
+from posenc_jax.report.study_view import StudyView, times
 from posenc_jax.report.template import PAGE
 from posenc_jax.results.files import replace_bytes
 from posenc_jax.results.schema import BPB
-from posenc_jax.results.study_data import StudyData
+from posenc_jax.results.study_data import RunData, StudyData
 
 QUESTION = (
-    "Can one model keep its perplexity on texts longer than it was trained on, as ALiBi does, and "
-    "still retrieve what stands far back, as rotary attention does within its training length?"
+    "Can one model keep its perplexity on texts longer than its training length, as ALiBi does, "
+    "and still retrieve from far back, as rotary attention does within that length?"
 )
+ELSEWHERE = (
+    "No figure shows these arms, because every figure counts in units of one L. Their own L is "
+    "the unit here: E3's targets are the last L/2 tokens of their own L, and d > L means further "
+    "than they were trained. Their numbers are not to be subtracted from those of the other arms. "
+    "Mean over seeds, with the smallest and the largest."
+)
+UNKNOWN = "not recorded"
 
 
 def write_report(data: StudyData, out: Path) -> Path:
-    """Writes report.html and figures/ into the folder out and returns the page's path.
+    """Writes report.html and figures/ into the folder `out` and returns the page's path.
 
-    Raises ValueError, in one line and before anything is written, if the verdict beside the study is none.
+    Raises:
+      ValueError: verdict.json is no verdict; raised before anything is written.
     """
     study = StudyView(data)
-    drawn = pictures(study)
-    files = {"numbers.csv": _csv(tables.table(study), tables.FIELDS).encode()}
+    sections = contents.sections(study)
+    figures = [figure for found in sections.values() for figure in found]
+    files = {"numbers.csv": tables.records(study).csv(tables.FIELDS).encode()}
     if study.elsewhere:
-        elsewhere = _csv(other_lengths.records(study), other_lengths.FIELDS)
-        files["other_lengths.csv"] = elsewhere.encode()
-    for picture in drawn:
-        if picture.draw is not None:
-            files[f"{picture.name}.png"] = picture.png()
-            files[f"{picture.name}.csv"] = picture.csv().encode()
-    page = render(study, drawn)
+        files["other_lengths.csv"] = tables.elsewhere_records(study).csv().encode()
+    for figure in figures:
+        if figure.panels:
+            files[f"{figure.name}.png"] = figure.png()
+            files[f"{figure.name}.csv"] = figure.csv().encode()
+    page = render(study, sections)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    ours = [f"{picture.name}.{kind}" for picture in drawn for kind in ("png", "csv")]
-    for name in (*ours, "other_lengths.csv"):
-        if name not in files:  # left from an earlier report that still had these rows
-            (folder / name).unlink(missing_ok=True)
+    ours = [f"{figure.name}.{kind}" for figure in figures for kind in ("png", "csv")]
+    for name in {*ours, "other_lengths.csv"} - files.keys():
+        (folder / name).unlink(missing_ok=True)  # left from an earlier report that had these rows
     for name, content in files.items():
         replace_bytes(folder / name, content)
     replace_bytes(out / "report.html", page.encode())
     return out / "report.html"
 
 
-def render(study: StudyView, drawn: list[style.Picture]) -> str:
-    """The page as one string that refers to nothing outside itself."""
+def render(study: StudyView, sections: Mapping[str, Sequence[Figure]]) -> str:
+    """Returns the page as one string; all that it shows is inside it."""
     light, dark = style.css_variables()
+    verdict = verdict_section.read_verdict(study.data)
+    figures = [figure for found in sections.values() for figure in found]
+    parts = [*_figure_parts(sections, verdict), *_table_parts(study, figures)]
     return PAGE.substitute(
-        title=_text(f"{study.name}: reading beyond the training length"),
+        title=text(f"{study.data.name}: reading beyond the training length"),
         light_variables=light,
         dark_variables=dark,
-        eyebrow=_text(_eyebrow(study)),
-        question=_text(QUESTION),
-        banner=_banner(study),
-        reading="".join(f"<p>{_text(s)}</p>" for s in summary.headline(study)),
-        verdict=verdict_section.section(verdict_section.read_verdict(study.data)),
-        arms="".join(_arm(study, arm) for arm in study.arms),
-        figures="\n".join(_figure(p) for p in drawn if p.draw is not None) + _not_drawn(drawn),
-        other_lengths=other_lengths.section(study),
-        numbers=tables.section(study),
-        definitions=_definitions(),
-        runs="\n".join(_run(study, run) for run in study.runs),
-        not_measured=_not_measured(study),
+        eyebrow=text(_eyebrow(study)),
+        question=text(QUESTION),
+        answer="".join(f"<li>{text(line)}</li>" for line in summary.answer(study, verdict)),
+        status=_status(study, verdict),
+        arms="".join(f"<li>{_arm(study, arm)}</li>" for arm in study.arms),
+        pareto="".join(_figure(one) for one in figures if one.name == "pareto" and one.panels),
+        overview=tables.overview(study),
+        contents="".join(_link(name, title, shown) for name, title, _, shown in parts),
+        sections="\n".join(
+            f'<section id="{name}"><h2>{text(title)}</h2>{body}</section>'
+            for name, title, body, _ in parts
+        ),
     )
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _figure_parts(sections, verdict: Mapping | None) -> Iterable[tuple[str, str, str, Sequence]]:
+    """Id, title, HTML and drawn figures of the sections with figures."""
+    for title, found in sections.items():
+        shown = [figure for figure in found if figure.panels and figure.name != "pareto"]
+        body = "".join(map(_figure, shown))
+        if title == "Verdict":
+            body = verdict_section.section(verdict) + body
+        if body:
+            yield title.lower().replace(" ", "_"), title, body, shown
 
 
-def _csv(records: list[dict], names: tuple[str, ...]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+def _table_parts(study: StudyView, figures: Sequence[Figure]) -> Iterable[tuple]:
+    """The same of the sections with tables and words."""
+    if study.elsewhere:
+        caption = f'<p class="caption">{text(ELSEWHERE)}</p>'
+        body = caption + tables.elsewhere_section(study) + _links("other_lengths", "csv")
+        yield "other_lengths", "Trained at another length", body, ()
+    yield "numbers", "All numbers", tables.section(study) + _links("numbers", "csv"), ()
+    lost = [f"{one.title}: {_reasons(one.missing)}" for one in figures if not one.panels]
+    if lost:
+        yield "not_drawn", "Not drawn", items(lost, "missing"), ()
+    if study.not_measured:
+        ks = ", ".join(map(times, study.multiples(BPB))) or "no length"
+        note = f"{len(study.not_measured)} rows; bpb_ctx exists at {ks}"
+        title = "Skipped rows, and rows without a finite number"
+        yield "not_measured", "Not measured", fold(title, items(study.not_measured), note), ()
+    terms = markup.terms({term: text(meaning) for term, meaning in DEFINITIONS.items()})
+    yield "definitions", "Definitions", fold("Terms and measures", terms), ()
+    yield "made", "How this page was made", _made(study), ()
+
+
+def _link(name: str, title: str, figures: Sequence[Figure]) -> str:
+    inner = "".join(_link(figure.name, figure.title, ()) for figure in figures)
+    return f'<li><a href="#{name}">{text(title)}</a>{f"<ul>{inner}</ul>" if inner else ""}</li>'
+
+
+def _links(name: str, *kinds: str) -> str:
+    links = [f'<a href="figures/{name}.{kind}">{kind.upper()}</a>' for kind in kinds]
+    return f'<p class="source">{" ".join(links)}</p>'
 
 
 def _eyebrow(study: StudyView) -> str:
-    infos = [run.data.info for run in study.runs]
-    corpora = sorted({str(info["corpus"]) for info in infos if "corpus" in info})
-    low, high = study.seeds_per_arm
-    seeds = f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low}–{high} seeds"
+    corpora = sorted({str(run.info["corpus"]) for run in study.runs if "corpus" in run.info})
     arms = f"{len(study.arms)} arm{'s' if len(study.arms) > 1 else ''}"
-    parts = [
-        "posenc_jax",
-        f"tier {', '.join(study.tiers)}",
-        f"split {study.data.split}",
-        arms,
-        seeds + " per arm",
-    ]
-    return " · ".join([*parts, f"L = {study.train_length}", *corpora])
+    parts = ["posenc_jax", f"tier {', '.join(study.tiers)}", f"split {study.data.split}", arms]
+    parts += [summary.seeds_words(study), f"L = {study.train_length}", *corpora]
+    return " · ".join(parts)
 
 
-def _banner(study: StudyView) -> str:
-    judged = verdict_section.read_verdict(study.data)
-    said = summary.banner(
-        study, None if judged is None else verdict_section.banner_lines(study, judged)
+def _status(study: StudyView, verdict: Mapping | None) -> str:
+    said = "".join(f"<p>{text(line)}</p>" for line in summary.status(study, verdict))
+    lists = {"Unfinished or failed": study.unfinished, "Not in these results": study.data.notes}
+    return said + "".join(
+        fold(title, items(found), str(len(found)), shown=len(found) <= 3)
+        for title, found in lists.items()
+        if found
     )
-    lines = [f"<p>{_text(line)}</p>" for line in said]
-    for title, found in (
-        ("Unfinished or failed", study.unfinished),
-        ("Not in these results", study.data.notes),
-    ):
-        if found:
-            items = "".join(f"<li>{_text(line)}</li>" for line in found)
-            lines.append(f"<p>{title}:</p><ul>{items}</ul>")
-    return "".join(lines)
 
 
 def _arm(study: StudyView, arm: str) -> str:
-    name, schemes = (
-        study.names[arm],
-        {run.data.info.get("scheme") for run in study.of(arm)} - {None},
+    schemes = {str(run.info["scheme"]) for run in study.of(arm) if "scheme" in run.info}
+    return tables.dot(study, arm) + "".join(f"<code>{text(s)}</code>" for s in sorted(schemes))
+
+
+def _figure(figure: Figure) -> str:
+    svgs, missing = figure.svgs(), items(figure.missing, "missing") if figure.missing else ""
+    if figure.key:
+        svgs[0] = svgs[0].replace("<svg ", '<svg class="key" ', 1)
+    if len(figure.missing) > 3:
+        missing = fold("Not in this figure", missing, str(len(figure.missing)))
+    axes = " · ".join(f"{a} {label}" for a, label in zip("→↑", figure.labels, strict=True) if label)
+    across = (
+        min(figure.across, 2 if len(figure.panels) > 1 else 1)
+        if figure.across < 3
+        else figure.across
     )
-    code = "".join(f" <code>{_text(scheme)}</code>" for scheme in sorted(map(str, schemes)))
-    return f"<li>{tables.dot(study, arm)}<span>{_text(name)}{code}</span></li>"
-
-
-def _figure(picture: style.Picture) -> str:
-    missing = "".join(f"<li>{_text(line)}</li>" for line in picture.missing)
-    missing = f'<ul class="missing">{missing}</ul>' if missing else ""
-    title = f'<section id="{picture.name}"><h2>{_text(picture.title)}</h2>'
-    source = f"figures/{picture.name}.csv</code>, as PNG <code>figures/{picture.name}.png"
     return (
-        f'{title}<p class="caption">{_text(picture.caption)}</p><figure>'
-        f"{picture.svg(style.WIDE)}{picture.svg(style.NARROW)}</figure>"
-        f'{missing}<p class="source">Drawn from <code>{source}</code></p></section>'
+        f'<section id="{figure.name}"><h3>{text(figure.title)}</h3>'
+        f'<p class="caption">{text(figure.caption)}</p><p class="axes">{text(axes)}</p>'
+        f'<figure class="across-{across}">{"".join(svgs)}</figure>'
+        f"{missing}{_links(figure.name, 'csv', 'png')}</section>"
     )
-
-
-def _not_drawn(drawn: list[style.Picture]) -> str:
-    """One line for every figure that nothing was measured for."""
-    lines = [
-        f"<li>{_text(picture.title)}: {_text(_reasons(picture.missing))}</li>"
-        for picture in drawn
-        if picture.draw is None
-    ]
-    if not lines:
-        return ""
-    return f'<section id="not_drawn"><h2>Not drawn</h2><ul class="missing">{"".join(lines)}</ul></section>'
 
 
 def _reasons(missing: Sequence[str]) -> str:
@@ -155,62 +170,38 @@ def _reasons(missing: Sequence[str]) -> str:
     return "; ".join(found[:3]) + (" …" if len(found) > 3 else "") or "nothing was measured"
 
 
-def _definitions() -> str:
-    items = "".join(f"<dt>{_text(a)}</dt><dd>{_text(b)}</dd>" for a, b in DEFINITIONS)
-    return f'<dl class="definitions">{items}</dl>'
+def _made(study: StudyView) -> str:
+    """What runs share, then every run with its command and settings, folded."""
+    shared = {"page": "<code>scripts/report.py</code>, from the rows of these runs alone"}
+    for name in ("hardware", "versions", "environment", "corpus", "corpus_fingerprint"):
+        values = dict.fromkeys(_words(run.info.get(name, UNKNOWN)) for run in study.runs)
+        shared[name.replace("_", " ")] = "<br>".join(values)
+    return markup.terms(shared) + "".join(_run(study, run) for run in study.runs)
 
 
-def _run(study: StudyView, run: RunView) -> str:
-    info, config, unknown = run.data.info, run.data.config, "not recorded"
-    versions, environment = info.get("versions", {}), info.get("environment", {})
+def _run(study: StudyView, run: RunData) -> str:
+    info = run.info
+    asked, unigram = info.get("steps"), study.unigram_of(run)
+    done = info.get("steps_done", asked)  # older records have the steps asked for alone
+    steps = _words(done) if done == asked else f"{_words(done)} of {_words(asked)}"
+    note = (
+        f"{steps} steps, {_words(info.get('tokens'))} tokens, {_words(info.get('wall_seconds'))} s"
+    )
     facts = {
-        "command": f"<code>{_text(info['command'])}</code>" if "command" in info else unknown,
-        "scheme": f"<code>{_text(info['scheme'])}</code>" if "scheme" in info else unknown,
-        "steps": _steps(info),
-        "tokens": _number(info.get("tokens")),
-        "parameters": _number(info.get("parameters")),
-        "wall time": _number(info.get("wall_seconds"), " s"),
-        "tokens per second": _number(info.get("tokens_per_second")),
-        "hardware": _text(info.get("hardware", unknown)),
-        "corpus": _text(info.get("corpus", unknown)),
-        "fingerprint": f"<code>{_text(info.get('corpus_fingerprint', unknown))}</code>",
-        "unigram": _number(study.unigram_of(run), f" bits per byte ({study.data.split})"),
-        "versions": _text(", ".join(f"{k} {v}" for k, v in sorted(versions.items())) or unknown),
-        "environment": _text(
-            ", ".join(f"{k}={v}" for k, v in sorted(environment.items())) or unknown
-        ),
-        "folder": f"<code>{_text(run.data.name)}</code>",
+        name: f"<code>{text(info.get(name, UNKNOWN))}</code>" for name in ("command", "scheme")
     }
-    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
-    shown = json.dumps(config, indent=2, sort_keys=True) if config else "no config.json"
-    short = f"{facts['steps']} steps, {facts['tokens']} tokens, {facts['wall time']}"
-    return (
-        f"<details><summary>{_text(study.names[run.arm])}, seed {_text(run.seed)} <span>{short}</span>"
-        f"</summary><dl>{items}</dl><pre>{_text(shown)}</pre></details>"
-    )
+    facts |= {"folder": f"<code>{text(run.name)}</code>", "steps": steps}
+    for name in ("tokens", "parameters", "wall_seconds", "tokens_per_second"):
+        facts[name.replace("_", " ")] = _words(info.get(name))
+    facts["unigram"] = f"{_words(unigram)} bits per byte ({text(study.data.split)})"
+    config = json.dumps(run.config, indent=2, sort_keys=True) if run.config else "no config.json"
+    return fold(study.label(run), f"{markup.terms(facts)}<pre>{text(config)}</pre>", note)
 
 
-def _steps(info: Mapping) -> str:
-    """Returns the steps taken, and those asked for where they are more; older records say the latter alone."""
-    asked = info.get("steps")
-    done = info.get("steps_done", asked)
-    return _number(done) if done == asked else f"{_number(done)} of {_number(asked)}"
-
-
-def _number(value: object, unit: str = "") -> str:
-    if not isinstance(value, int | float):
-        return "not recorded"
-    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
-
-
-def _not_measured(study: StudyView) -> str:
-    lines = study.not_measured
-    if not lines:
-        return ""
-    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-    ks = ", ".join(times(k) for k in study.multiples(BPB))
-    return (
-        f"<details><summary>Not measured <span>{len(lines)} rows skipped or without a finite "
-        f"number; bpb_ctx exists at {_text(ks or 'no length')}</span></summary>"
-        f'<ul class="missing">{items}</ul></details>'
-    )
+def _words(value: object) -> str:
+    """A recorded fact as escaped text: numbers rounded, pairs of a mapping in a row."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name} {found}" for name, found in sorted(value.items())) or UNKNOWN
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text(UNKNOWN if value is None else value)

@@ -1,236 +1,234 @@
-"""Retrieval figures: the Pareto picture against extrapolation, and accuracy by distance."""
+"""Figures of retrieval: every task at a glance, by depth, by distance, acquisition."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from posenc_jax.report import style
-from posenc_jax.report.labels import label_points
-from posenc_jax.report.line_axes import PERCENT, TOGETHER, bands, finish, seeds_note
-from posenc_jax.report.needle_maps import drawn_tasks, only_in_table
-from posenc_jax.report.retrieval_overview import heat
+from posenc_jax.report import marks
+from posenc_jax.report.figure import Figure, Table, panels_of
 from posenc_jax.report.study_view import StudyView, task_name, times
-from posenc_jax.report.style import INK, MUTED, SURFACE, Layout, Picture
-from posenc_jax.results.schema import BPB, DISTANCE_BUCKETS, FAR, FAR_BUCKETS, SUMMARY_TASKS
+from posenc_jax.report.style import AT_L, INK, SURFACE
+from posenc_jax.results.schema import (
+    ACQUIRED,
+    DISTANCE_BUCKETS,
+    FAR,
+    FAR_BUCKETS,
+    REACHES,
+    SUMMARY_TASKS,
+)
+from posenc_jax.results.study_data import RunData
+
+KINDS = {"kind:LAST": "asked last", "kind:FIRST": "asked first"}  # of latest_first
+SUMMARY = "Y_R"
+NOTHING = "no retrieval task was measured"
 
 
-def pareto(study: StudyView) -> Picture:
-    """Extrapolation against retrieval, one cloud of seeds per arm."""
-    k_text = study.far_multiple(BPB)
-    tasks = study.main_tasks
-    ks = [k for task in tasks if (k := study.far_multiple(f"{task}_corrected")) is not None]
-    k_task = min(ks, default=None)
-    records, missing = [], []
-    for run in study.runs:
-        bpb = None if k_text is None else run.value(BPB, k_text)
-        score = None if k_task is None else run.retrieval(k_task, tasks)
-        if bpb is None or score is None:
-            lacks = [w for w, v in (("bits per byte", bpb), ("retrieval", score)) if v is None]
-            missing.append(f"{study.names[run.arm]}, seed {run.seed}: no {' and no '.join(lacks)}")
-            continue
-        records.append(
-            {"arm": run.arm, "seed": run.seed, "k_text": k_text, "bpb_ctx": bpb}
-            | {"k_retrieval": k_task, "retrieval": score}
-        )
-    task_words = " and ".join(task_name(task) for task in tasks)
-    task_words += ": Y_R" if tasks == SUMMARY_TASKS else ""
-    caption = (
-        "Each arm by what it pays on text and what it retrieves. Left: fewer bits per byte on "
-        f"the same held-out targets with {times(k_text or FAR)} of context. Up: more "
-        f"answers right in contexts of {times(k_task or FAR)} ({task_words or 'no task'}; "
-        "0 % is guessing among the values in sight, less is worse than that). "
-    )
-    if study.seeds_per_arm[1] > 1:
-        caption += "Small marks are seeds, the large mark is their mean."
-    else:
-        caption += "One seed per arm: a mark has no error bar, and may move with another seed."
-
-    close = _close_up(records)
-    if close is not None:
-        caption += " Right: a close-up of the arms that do not break."
-
-    def draw(layout: Layout) -> Figure:
-        height = 3.9 if layout.narrow else 4.6
-        panels = [None] if close is None else [None, close]
-        shape = (len(panels), 1) if layout.narrow else (1, len(panels))
-        width = 7.2 if not layout.narrow and close is None else layout.width
-        figure, grid = style.panels(layout, *shape, height, width)
-        for axes, limits in zip(grid, panels, strict=True):
-            named = _clouds(axes, study, records, limits)
-            axes.set_xlabel(f"bits per byte with {times(k_text)} of context  (fewer is better ←)")
-            if axes is grid[0] or layout.narrow:
-                axes.set_ylabel(f"retrieval at {times(k_task)}, above chance  (more is better ↑)")
-            axes.set_title(
-                "close up" if limits else "↖ better on both", color=MUTED, weight="normal"
-            )
-            marks = [(r["bpb_ctx"], 100 * r["retrieval"]) for r in records]
-            label_points(axes, named, marks, (width / shape[1], height))
-        return figure
-
-    return Picture(
-        "pareto",
-        "Extrapolation against retrieval",
-        caption,
-        ("arm", "seed", "k_text", "bpb_ctx", "k_retrieval", "retrieval"),
-        tuple(records),
-        draw if records else None,
-        tuple(missing),
-    )
+def retrieval_figures(study: StudyView) -> list[Figure]:
+    """Returns the figures of suite R; acquisition only where retrieval at L was measured."""
+    measured = any(run.least(1, study.main_tasks) is not None for run in study.runs)
+    figures = [retrieval_overview(study), needle_maps(study), accuracy_by_distance(study)]
+    return figures + ([acquisition(study)] if measured else [])
 
 
-def _close_up(records: list[dict]) -> tuple[float, float] | None:
-    """Limits of x without the arms that break, where these leave the others no room."""
-    means = sorted(
-        np.mean([r["bpb_ctx"] for r in records if r["arm"] == arm])
-        for arm in {r["arm"] for r in records}
-    )
-    if len(means) < 4:
-        return None
-    limit = means[0] + 4 * (means[len(means) // 2] - means[0])
-    kept = [x for x in means if x <= limit]
-    if len(kept) < 3 or means[-1] - means[0] < 3 * (kept[-1] - kept[0]):
-        return None
-    pad = 0.15 * (kept[-1] - kept[0]) or 0.01
-    return kept[0] - pad, kept[-1] + pad
-
-
-def _clouds(
-    axes: Axes, study: StudyView, records: list[dict], limits: tuple[float, float] | None
-) -> list[tuple[float, float, str, str]]:
-    """Seeds and means of each arm inside the limits; where the means are, and their names."""
-    named = []
-    for arm in study.arms:
-        points = [(r["bpb_ctx"], 100 * r["retrieval"]) for r in records if r["arm"] == arm]
-        if not points:
-            continue
-        x, y = np.mean(points, axis=0)
-        if limits and not limits[0] <= x <= limits[1]:
-            continue
-        look = style.line_style(study.colours[arm]) | {"linestyle": "none"}
-        if len(points) > 1:
-            for a, b in points:
-                axes.plot([x, a], [y, b], color=look["color"], linewidth=0.7, alpha=0.45)
-            axes.plot(*zip(*points, strict=True), markersize=4, alpha=0.65, **look)
-        axes.plot(x, y, markersize=10, markeredgecolor=SURFACE, zorder=4, **look)
-        named.append((x, y, study.names[arm], look["color"]))
-    axes.margins(x=0.16)
-    axes.set_ylim(min(0.0, *(100 * r["retrieval"] for r in records)) - 6, 108)
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.autoscale_view()
-    return named
-
-
-def accuracy_by_distance(study: StudyView) -> Picture:
-    """Accuracy by how far back the needle lies, at the longest context measured."""
-    records, missing = [], []
-    longest = {}
+def retrieval_overview(study: StudyView) -> Figure:
+    """Accuracy above chance of every arm, task and length, mean over seeds."""
+    ks = sorted({k for task in study.tasks for k in study.multiples(f"{task}_corrected")})
+    columns = {SUMMARY: SUMMARY} if study.main_tasks == SUMMARY_TASKS else {}
     for task in study.tasks:
-        metric = f"{task}_accuracy"
+        asked = [kind for kind in KINDS if study.multiples(f"{task}_corrected", kind)]
+        columns |= {task: task_name(task)} | {f"{task} {kind}": KINDS[kind] for kind in asked}
+    rows = Table()
+    for k in ks:
+        for needles in ("all", "d > L"):
+            for arm in study.arms:
+                for column in columns:
+                    scores = [_score(run, column, k, needles != "all") for run in study.of(arm)]
+                    found = [score for score in scores if score is not None]
+                    if found:
+                        where = {"arm": arm, "k": k, "needles": needles, "task": column}
+                        spread = {"min": min(found), "max": max(found), "seeds": len(found)}
+                        rows.append(where | {"corrected": float(np.mean(found))} | spread)
+    arms = study.arms_of(rows)
+    names = [study.names[arm] for arm in arms]
+
+    def draw(axes: Axes, far: bool, k: float) -> None:
+        here = rows.where(k=k, needles="d > L" if far else "all")
+        values = here.matrix("arm", arms, "task", columns, "corrected")
+        marks.heat(axes, values, names, list(columns.values()))
+        axes.xaxis.tick_top()
+        if SUMMARY in columns:
+            axes.axvline(1, color=SURFACE, linewidth=3)
+        axes.set_title(times(k) + (", d > L" if far else ""), pad=8)
+
+    summary = "Y_R is the mean of passkey, needles 4 and MQAR 16. " if SUMMARY in columns else ""
+    caption = (
+        "Answers right above chance without binding, mean over seeds; 0 is guessing among the "
+        "values in sight, 100 is perfect. Each map is one length of the context; maps named d > L "
+        f"count only needles further back than L. {summary}An empty cell was not measured. The "
+        "smallest and the largest seed are in the CSV."
+    )
+    many = sum(map(len, columns.values())) > 25
+    order = sorted({(row["needles"] != "all", row["k"]) for row in rows})
+    panels = panels_of(draw, order, 0.8 + 0.25 * len(arms) + 0.6 * many)
+    title, key = "Every retrieval task", marks.share_bar()
+    return Figure("retrieval_overview", title, caption, rows, panels, 2 if many else 3, key)
+
+
+def _score(run: RunData, column: str, k: float, far: bool) -> float | None:
+    if column == SUMMARY:
+        return run.far_mean(k, SUMMARY_TASKS) if far else run.retrieval(k, SUMMARY_TASKS)
+    task, _, bucket = column.partition(" ")
+    if far:
+        found = None if bucket else run.far(task, k)
+        return None if found is None else found[0]
+    return run.value(f"{task}_corrected", k, bucket or "all")
+
+
+def _drawn_tasks(study: StudyView, measured: Sequence[str], most: int) -> tuple[list, list[str]]:
+    """The tasks that a figure shows, those of the summary first; sentences about the others."""
+    first = [task for task in study.main_tasks if task in measured]
+    order = [*first, *(task for task in measured if task not in first)]
+    rest = [task_name(task) for task in measured if task not in order[:most]]
+    missing = [] if measured else [NOTHING]
+    return order[:most], [f"In the CSV and not drawn: {', '.join(rest)}"] if rest else missing
+
+
+def needle_maps(study: StudyView) -> Figure:
+    """Accuracy above chance by context length and depth, a map per arm and task."""
+    rows = Table()
+    for task in study.tasks:
+        metric, depths = f"{task}_corrected", [f"depth:{decile}" for decile in range(10)]
+        ks = sorted({k for depth in depths for k in study.multiples(metric, depth)})
+        for arm in study.arms:
+            for k in ks:
+                for decile, depth in enumerate(depths):
+                    found = [row for run in study.of(arm) if (row := run.row(metric, k, depth))]
+                    if found:
+                        mean = float(np.mean([row.value for row in found]))
+                        where = {"arm": arm, "task": task, "k": k, "decile": decile}
+                        count = {"seeds": len(found), "n": sum(row.n for row in found)}
+                        rows.append(where | {"corrected": mean} | count)
+    tasks, missing = _drawn_tasks(study, list(dict.fromkeys(rows.column("task"))), 3)
+    arms = study.arms_of(rows)
+    numbers = len(arms) <= marks.TOGETHER
+
+    def draw(axes: Axes, task: str, arm: str) -> None:
+        ks, here = rows.where(task=task).distinct("k"), rows.where(task=task, arm=arm)
+        values = here.matrix("decile", range(10), "k", ks, "corrected")
+        # Distance is about (1 - depth) * kL, so distance = L at depth 1 - 1/k.
+        edge = np.array([10 * max(0.0, 1 - 1 / k) for k in ks])
+
+        def middle(line: int, column: int) -> float:  # of a cell's larger part beside the line
+            at = edge[column] - line
+            if not 0.1 < at < 0.9:
+                return line + 0.5
+            return line + (at / 2 if at > 0.5 else (1 + at) / 2)
+
+        marks.heat(axes, values, [""] * 10, [times(k) for k in ks], numbers, middle)
+        xs, ys = np.repeat(np.arange(len(ks) + 1), 2)[1:-1], np.repeat(edge, 2)
+        axes.plot(xs, ys, color=SURFACE, linewidth=2.8, clip_on=False)
+        axes.plot(xs, ys, color=AT_L, linewidth=1.5, clip_on=False)
+        axes.set_yticks([0.5, 4.5, 9.5], ["0", "4", "9"])
+        marks.arm_title(axes, study, arm, task_name(task), 22 if numbers else 18)
+
+    caption = (
+        "Answers right above chance by context length (across, multiples of L) and by depth of "
+        "the needle (down, in tenths of the context: 0 is its beginning, 9 just before the "
+        "question); means over seeds. On the stepped red line the distance to the needle is L; "
+        "above it the needle is further back than any distance of training. An arm that sees only "
+        "a window is bright below the line and dark above it."
+    )
+    items, key = [(task, arm) for task in tasks for arm in arms], marks.share_bar()
+    panels, across = panels_of(draw, items, 2.6 if numbers else 1.7), 4 if numbers else 6
+    return Figure("needle_maps", "Needle maps", caption, rows, panels, across, key, missing=missing)
+
+
+def accuracy_by_distance(study: StudyView) -> Figure:
+    """Accuracy above chance by distance to the needle, in the longest contexts, a map per task."""
+    rows, missing, longest = Table(), [], {}
+    for task in study.tasks:
+        right, metric = f"{task}_corrected", f"{task}_accuracy"
         ks = [k for bucket in DISTANCE_BUCKETS for k in study.multiples(metric, bucket)]
         if not ks:
             missing.append(f"{task_name(task)}: no accuracy by distance")
             continue
-        longest[task] = max(ks)
-        records += [
-            {"arm": run.arm, "seed": run.seed, "task": task, "k": max(ks), "bucket": bucket}
-            | {"accuracy": row.value, "chance": row.chance, "n": row.n}
-            | {"corrected": run.value(f"{task}_corrected", max(ks), bucket)}
+        k = longest[task] = max(ks)
+        rows += [
+            run.key
+            | {"task": task, "k": k, "bucket": bucket, "accuracy": row.value, "chance": row.chance}
+            | {"corrected": run.value(right, k, bucket), "n": row.n}
             for run in study.runs
             for bucket in DISTANCE_BUCKETS
-            if (row := run.row(metric, max(ks), bucket))
+            if (row := run.row(metric, k, bucket))
         ]
-    together = len(study.arms) <= TOGETHER
-    drawn = drawn_tasks(study, list(longest), 3 if together else 6)
-    missing += only_in_table(list(longest), drawn)
-    have = {(r["arm"], r["task"]) for r in records}
-    missing += [f"{study.names[arm]}: no {task_name(task)} at {times(k)}"
-                for task, k in longest.items() for arm in study.arms
-                if (arm, task) not in have]  # fmt: skip
+    drawn, rest = _drawn_tasks(study, list(longest), 6)
+    arms = study.arms_of(rows)
 
-    def draw(layout: Layout) -> Figure:
-        if not together:
-            return _distance_maps(study, records, {task: longest[task] for task in drawn}, layout)
-        height = 3.3 if layout.narrow else 3.6
-        rows, columns = (len(drawn), 1) if layout.narrow else (1, len(drawn))
-        figure, grid = style.panels(layout, rows, columns, height)
-        for axes, task in zip(grid, drawn, strict=True):
-            k = longest[task]
-            here = [
-                r | {"x": DISTANCE_BUCKETS.index(r["bucket"]), "percent": 100 * r["accuracy"]}
-                for r in records
-                if r["task"] == task
-            ]
-            ends = bands(axes, study, here, "x", "percent")
-            axes.axvline(1.5, color=INK, linewidth=1)
-            _chance_line(axes, here)
-            axes.text(1.56, 103, "further than L", color=MUTED, va="bottom")
-            last = max(r["x"] for r in here)
-            axes.set_xticks(range(last + 1), [_bin_words(b) for b in DISTANCE_BUCKETS[: last + 1]])
-            axes.set_ylim(-4, 112)
-            axes.set_yticks(range(0, 101, 25))
-            axes.yaxis.set_major_formatter(PERCENT)
-            axes.set_title(f"{task_name(task)}, contexts of {times(k)}")
-            axes.set_xlabel("distance from the question back to the needle")
-            if axes is grid[0] or layout.narrow:
-                axes.set_ylabel("answers right")
-            if axes is grid[-1] or layout.narrow:
-                finish(axes, ends, height)
-        return figure
+    def draw(axes: Axes, task: str) -> None:
+        here = rows.where(task=task)
+        shown = [bucket for bucket in DISTANCE_BUCKETS if here.where(bucket=bucket)]
+        words = [b.removeprefix("distance:").replace("<=", "≤ ").replace("-", "–") for b in shown]
+        values = here.matrix("arm", arms, "bucket", shown, "corrected")
+        chance = Table(row | {"arm": ""} for row in here).matrix(
+            "arm", [""], "bucket", shown, "chance"
+        )
+        names = [*(study.names[arm] for arm in arms), "chance itself"]
+        marks.heat(axes, np.concatenate([values, chance]), names, words)
+        axes.axvline(sum(b not in FAR_BUCKETS for b in shown), color=SURFACE, linewidth=3)
+        axes.axhline(len(arms), color=SURFACE, linewidth=3)
+        axes.set_title(f"{task_name(task)}, contexts of {times(longest[task])}")
 
-    return Picture(
-        "accuracy_by_distance",
-        "Retrieval by distance",
-        "How many answers are right when the needle lies this far back, in the longest contexts "
-        "measured. "
-        + (
-            "Dashed: chance, the best policy that sees every token and binds no value to its key (not corrected "
-            f"here). {seeds_note(study)}"
-            if together
-            else "Means over seeds, %, above chance without binding (below 0: worse than guessing among what is in sight); right of the white line: further than L."
-        ),
-        ("arm", "seed", "task", "k", "bucket", "accuracy", "chance", "corrected", "n"),
-        tuple(records),
-        draw if records else None,
-        tuple(missing or ["no retrieval task was measured"] * (not records)),
+    caption = (
+        "Answers right above chance (%) by how far back the needle lies, in the longest contexts "
+        "measured; means over seeds. Below 0 is worse than guessing among the values in sight. "
+        "Right of the white line the needle is further back than L. The last line is chance "
+        "itself, in percent of answers: the best policy that sees every token and binds no value "
+        "to its key."
+    )
+    panels = panels_of(draw, [(task,) for task in drawn], 1.1 + 0.25 * len(arms))
+    title, key, labels = "Retrieval by distance", marks.share_bar(), ("distance to the needle", "")
+    missing, name = missing + rest, "accuracy_by_distance"
+    return Figure(name, title, caption, rows, panels, 3, key, labels, missing)
+
+
+def acquisition(study: StudyView) -> Figure:
+    """The worst task at L and far retrieval of every run, and counts of seeds past a bound."""
+    tasks, rows, missing = study.main_tasks, Table(), []
+    for run in study.runs:
+        least, far = run.least(1, tasks), run.far_mean(FAR, tasks)
+        if least is None:
+            missing.append(f"{study.label(run)}: no retrieval at L")
+            continue
+        reaches = None if far is None else far >= REACHES
+        at_L = {"least_at_L": least, "acquired": least >= ACQUIRED}
+        rows.append(run.key | at_L | {"far_at_4L": far, "reaches": reaches})
+    arms = study.arms_of(rows)
+    sides = (
+        ("least_at_L", "acquired", ACQUIRED, "worst task at L, above chance"),
+        ("far_at_4L", "reaches", REACHES, f"needles beyond L at {FAR}L, above chance"),
     )
 
+    def draw(axes: Axes, value: str, passed: str, bound: float, words: str) -> None:
+        there = Table(row | {"value": 100 * row[value]} for row in rows if row[value] is not None)
+        marks.dots(axes, study, there, arms)
+        for y, arm in enumerate(arms):
+            here = there.where(arm=arm).column(passed)
+            marks.note(axes, f"{sum(here)} of {len(here)}", (1, y), (6, 0))
+        axes.axvline(100 * bound, color=INK, linewidth=1)
+        axes.set_xlim(min(0, *there.column("value")) - 4, 104)
+        axes.xaxis.set_major_formatter(marks.PERCENT)
+        axes.set(title=f"{passed}: seeds at {100 * bound:.0f} % and more", xlabel=words)
 
-def _chance_line(axes: Axes, records: list[dict]) -> None:
-    """The rows' chance over each bin of distance, dashed."""
-    by_x: dict[int, list[float]] = {}
-    for r in records:
-        if r["chance"] is not None:
-            by_x.setdefault(r["x"], []).append(100 * r["chance"])
-    for x, found in by_x.items():
-        level = [float(np.mean(found))] * 2
-        axes.plot([x - 0.5, x + 0.5], level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-
-
-def _distance_maps(study: StudyView, records: list[dict], longest: dict, layout: Layout) -> Figure:
-    """Arms against distance, one map per task: twelve lines on each other tell nothing."""
-    arms = [arm for arm in study.arms if any(r["arm"] == arm for r in records)]
-    across = 1 if layout.narrow else min(3, len(longest))
-    rows = -(-len(longest) // across)
-    figure, grid = style.panels(layout, rows, across, 1.0 + 0.24 * len(arms))
-    for axes in grid[len(longest) :]:
-        style.blank(axes)
-    for index, (axes, (task, k)) in enumerate(zip(grid, longest.items(), strict=False)):
-        cells: dict[tuple[str, str], list[float]] = {}
-        for r in records:
-            if r["task"] == task:
-                value = np.nan if r["corrected"] is None else r["corrected"]
-                cells.setdefault((r["arm"], r["bucket"]), []).append(value)
-        shown = [b for b in DISTANCE_BUCKETS if any(bucket == b for _, bucket in cells)]
-        values = np.array([[np.mean(cells.get((arm, b), [np.nan])) for b in shown] for arm in arms])
-        left = index % across == 0
-        heat(axes, values, [study.names[arm] for arm in arms] if left else None, layout)
-        axes.axvline(sum(b not in FAR_BUCKETS for b in shown), color=SURFACE, linewidth=3)
-        axes.set_xticks(np.arange(len(shown)) + 0.5, [_bin_words(b) for b in shown])
-        axes.set_title(f"{task_name(task)}, contexts of {times(k)}")
-        axes.set_xlabel("distance back to the needle")
-    return figure
-
-
-def _bin_words(bucket: str) -> str:
-    words = bucket.removeprefix("distance:")
-    return words.replace("<=", "≤ ").replace("-", "–")
+    index = " (Y_R_far)" if tasks == SUMMARY_TASKS else ""
+    caption = (
+        "One mark a run, a tick at the mean, and the number of seeds past the line. Acquired: the "
+        f"worst of {', '.join(map(task_name, tasks))} in contexts of L, above chance without "
+        f"binding, is at least {100 * ACQUIRED:.0f} %. Reaches: their mean over needles beyond L "
+        f"in contexts of {FAR}L{index} is at least {100 * REACHES:.0f} %. Runs left of a line "
+        "stay in every mean of the page."
+    )
+    measured = [side for side in sides if any(share is not None for share in rows.column(side[0]))]
+    panels = panels_of(draw, measured, 0.9 + 0.26 * len(arms))
+    title = "Which runs learned to retrieve, and how far"
+    return Figure("acquisition", title, caption, rows, panels, 2, missing=missing)

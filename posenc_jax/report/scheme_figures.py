@@ -1,264 +1,207 @@
-"""What each arm's encoding looks like: bias maps per head, and rings of rotary pairs."""
+"""Figures of encodings: bias of every head, rotary pairs as rings."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Wedge
-from matplotlib.ticker import MaxNLocator
 
-from posenc_jax.report import style
-from posenc_jax.report.labels import wrap
-from posenc_jax.report.needle_maps import LINE
-from posenc_jax.report.study_view import RunView, StudyView, times
-from posenc_jax.report.style import EMPTY, MUTED, RULE, Layout, Picture
+from posenc_jax.report import marks, style
+from posenc_jax.report.figure import Figure, Subplot, Table, panels_of
+from posenc_jax.report.study_view import StudyView, times
+from posenc_jax.report.style import AT_L, EMPTY, MUTED, RULE
+from posenc_jax.results.study_data import RunData
 
 FLOOR = -16.0  # nats; a weight of e^-16 = 1e-7 next to the newest key
-PAIRED_FROM = 5  # maps from which two arms share a line
 GRID = 48  # cells per side drawn, thinned from the evaluation's grid
 
 
-def bias_maps(study: StudyView) -> Picture:
+def bias_maps(study: StudyView) -> Figure:
     """The bias b(i, j) of every head that has one, on one colour scale."""
-    records, missing, maps = [], [], []
+    rows, missing, maps = Table(), [], []
     for arm in study.arms:
         run = _described(study, arm)
-        arrays = run and run.arrays("scheme")
+        arrays = run and run.kept_arrays("scheme")
         if not arrays or "grid_bias_LNGG" not in arrays:
             missing.append(f"{study.names[arm]}: the grid of its bias is not kept")
             continue
-        bias_LNGG, grid_G = arrays["grid_bias_LNGG"], arrays["grid_G"]
-        step = -(-len(grid_G) // GRID)
-        bias_LNGG, grid_G = bias_LNGG[:, :, ::step, ::step], grid_G[::step]
+        step = -(-len(arrays["grid_G"]) // GRID)
+        bias_LNGG = arrays["grid_bias_LNGG"][:, :, ::step, ::step]
+        grid_G = arrays["grid_G"][::step]
         if sees_alike(bias_LNGG):
             missing.append(f"{study.names[arm]} has no bias: zero for every head and distance")
             continue
-        for layer, layers in _distinct(bias_LNGG):
-            maps.append(
-                (arm, layers, bias_LNGG[layer], grid_G, _labels(run.heads, layer, bias_LNGG[layer]))
-            )
-            records += [
-                {"arm": arm, "seed": run.seed, "layer": layer, "head": head}
-                | {"query": int(grid_G[i]), "key": int(grid_G[j]), "bias": float(bias_GG[i, j])}
-                for head, bias_GG in enumerate(bias_LNGG[layer])
-                for i, j in zip(*np.nonzero(np.isfinite(bias_GG)), strict=True)
-            ]
-    far = max((r["query"] for r in records), default=0)
-    lowest = min((r["bias"] for r in records), default=0.0)
-    highest = max((r["bias"] for r in records), default=0.0)
+        for layer, words in _distinct(bias_LNGG).items():
+            for head, bias_GG in enumerate(bias_LNGG[layer]):
+                known = [h for h in run.heads if (h["layer"], h["head"]) == (layer, head)]
+                label = f"{words}\n{_label(head, bias_GG, (known or [{}])[0])}"
+                maps.append((bias_GG, grid_G, arm, label))
+            rows += _bias_rows(bias_LNGG[layer], grid_G, run.key | {"layer": layer})
 
-    def draw(layout: Layout) -> Figure:
-        size = style.matplotlib.rcParams["font.size"] * 0.9
-        heads = max(bias_NGG.shape[0] for _, _, bias_NGG, _, _ in maps)
-        paired = not layout.narrow and heads <= 4 and len(maps) > PAIRED_FROM  # two arms on a line
-        columns = 2 * heads if paired else min(heads, 4 if layout.narrow else 8)
-        slots = [heads if paired else columns * -(-len(m[2]) // columns) for m in maps]
-        lines = -(-sum(slots) // columns)
-        height = 1.55 if layout.narrow or paired else 2.3
-        width = layout.width if layout.narrow else min(layout.width, 1.4 + 1.9 * columns)
-        figure, grid = style.panels(layout, lines, columns, height, width)
-        for axes in grid:
-            style.blank(axes)
-        at, low, high = 0, max(FLOOR, lowest), max(0.0, highest)
-        for slot, (arm, layers, bias_NGG, grid_G, labels) in zip(slots, maps, strict=True):
-            for head, bias_GG in enumerate(bias_NGG):
-                axes = grid[at + head]
-                image = draw_bias_map(axes, bias_GG, grid_G, study.train_length, low, high)
-                title = (
-                    labels[head].replace(", ", "\n") if layout.narrow or paired else labels[head]
-                )
-                axes.set_title(title, weight="normal", color=MUTED, pad=2, fontsize=size)
-                if head == 0:
-                    name = wrap(study.names[arm], 18)
-                    axes.set_ylabel(
-                        f"{name}\n{layers}",
-                        color=style.colour(study.colours[arm]),
-                        weight="bold",
-                        fontsize=size,
-                    )
-            at += slot
-        bar = figure.colorbar(
-            image, ax=grid, location="bottom", aspect=40, shrink=0.7, pad=0.03,
-            ticks=MaxNLocator(5, integer=True),
-            extend="min" if lowest < FLOOR else "neither",
-        )  # fmt: skip
-        bar.set_label("bias added to the logit (nats)")
-        bar.outline.set_visible(False)
-        return figure
+    def title(axes: Axes, arm: str, words: str) -> None:
+        marks.arm_title(axes, study, arm, words, 20)
 
-    floor = " −16 nats and less share the darkest colour: a weight below 1 in 10⁷ next to the newest key."
-    return Picture(
-        "bias_maps",
-        "Bias of each head",
-        "What is added to the logit of a query (down) for a key (across), both from the first "
-        f"position to {far} (L = {study.train_length}). One flat colour: the head sees every "
-        f"distance alike; blank below the diagonal: out of its window. The red line is distance = L.{floor if lowest < FLOOR else ''}",
-        ("arm", "seed", "layer", "head", "query", "key", "bias"),
-        tuple(records),
-        draw if records else None,
-        tuple(missing),
+    made = _bias_panels(maps, title, study.train_length, rows)
+    caption = (
+        "The bias added to the logit of a query (down) for a key (across), both from position 0 "
+        f"to {max(rows.column('query'), default=0)} (L = {study.train_length}). One flat colour: "
+        "the head sees every distance alike. Blank below the diagonal: outside the head's window. "
+        "On the red line the distance is L. Layers with the same maps share one. Biases of −16 "
+        "nats and less share the darkest colour: a weight below 1 in 10⁷."
+    )
+    return Figure("bias_maps", "Bias of each head", caption, rows, missing=missing, **made)
+
+
+def bias_figure(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Figure:
+    """The bias b(i, j) of every head of one layer before training; nan where a head sees no key."""
+    rows = _bias_rows(bias_NGG, grid_G, {})
+    heads = [] if sees_alike(bias_NGG) else bias_NGG
+    maps = [(bias_GG, grid_G, f"head {head}") for head, bias_GG in enumerate(heads)]
+    made = _bias_panels(maps, lambda axes, words: axes.set_title(words), length, rows)
+    caption = f"Query down, key across, to position {grid_G[-1]}; red: distance = L = {length}."
+    return Figure("bias", "Bias of each head", caption, rows, **made)
+
+
+def _bias_rows(bias_NGG: np.ndarray, grid_G: np.ndarray, where: dict) -> Table:
+    """A row for every finite bias b(query, key) of every head."""
+    return Table(
+        where
+        | {"head": n, "query": int(grid_G[i]), "key": int(grid_G[j]), "bias": float(bias_GG[i, j])}
+        for n, bias_GG in enumerate(bias_NGG)
+        for i, j in zip(*np.nonzero(np.isfinite(bias_GG)), strict=True)
     )
 
 
-def rotation_rings(study: StudyView) -> Picture:
+def _bias_panels(maps: Sequence[tuple], title, length: int, rows: Table) -> dict:
+    """A map per head, with a line where the distance is `length`; title(axes, *words)."""
+    low = max(FLOOR, min(rows.column("bias"), default=0.0))
+    high = max(0.0, *rows.column("bias"), 0.0)
+
+    def draw(axes: Axes, bias_GG: np.ndarray, grid_G: np.ndarray, *words: str) -> None:
+        index, look = np.arange(len(grid_G)), {"vmin": low, "vmax": high, "rasterized": True}
+        shown = np.ma.masked_invalid(bias_GG)
+        axes.pcolormesh(index, index, shown, shading="nearest", cmap=style.MAP, **look)
+        query_G = np.interp(grid_G + length, grid_G, index, right=np.nan)  # in cells
+        axes.plot(index, query_G, color=AT_L, linewidth=1.2)
+        span = (-0.5, len(grid_G) - 0.5)
+        axes.set(xticks=[], yticks=[], aspect="equal", xlim=span, ylim=span[::-1])
+        marks.frameless(axes)
+        title(axes, *words)
+
+    key = marks.colour_bar(low, high, "bias added to the logit (nats)")
+    return {"panels": panels_of(draw, maps, 2.7), "across": 4, "key": key}
+
+
+def sees_alike(bias_xGG: np.ndarray) -> bool:
+    """Returns whether heads have neither bias nor window: zero for every key up to the query."""
+    upto_GG = np.tril(np.ones(bias_xGG.shape[-2:], bool))
+    return not np.any(np.nan_to_num(bias_xGG, nan=1.0)[..., upto_GG])
+
+
+def _distinct(bias_LNGG: np.ndarray) -> dict[int, str]:
+    """The first of each set of equal layers, and the set in words."""
+    sets: dict[bytes, list[int]] = {}
+    for layer, bias_NGG in enumerate(bias_LNGG):
+        sets.setdefault((bias_NGG + 0.0).tobytes(), []).append(layer)
+    if len(sets) == 1:
+        return {0: "every layer"}
+    return {same[0]: f"layer {', '.join(map(str, same))}" for same in sets.values()}
+
+
+def _label(head: int, bias_GG: np.ndarray, known: dict) -> str:
+    slope, window, words = known.get("slope"), known.get("window"), [f"head {head}"]
+    if not np.any(np.nan_to_num(bias_GG)):
+        words.append("no bias")
+    elif slope:
+        inverse = round(1 / slope)
+        whole = abs(1 / slope - inverse) < 1e-3 and inverse >= 2
+        words.append(f"slope 1/{inverse}" if whole else f"slope {slope:.3g}")
+    return ", ".join(words + [f"window {window}"] * (window is not None))
+
+
+def _described(study: StudyView, arm: str) -> RunData | None:
+    """The first seed of the arm whose scheme's arrays are kept."""
+    return next((run for run in study.of(arm) if run.heads is not None), None)
+
+
+def rotation_rings(study: StudyView) -> Figure:
     """Each rotary pair as a ring: the arc swept within L, and the arc first met beyond it."""
-    length = study.train_length
-    reach = max([k for m in ("bpb_ctx", "bpb_nonoverlap") for k in study.multiples(m)] + [1])
-    reach = reach if reach > 1 else 8
-    records, missing, rings = [], [], []
+    measured = [k for m in ("bpb_ctx", "bpb_nonoverlap") for k in study.multiples(m)]
+    reach = max([k for k in measured if k > 1], default=8)
+    groups, missing = [], []
     for arm in study.arms:
         run = _described(study, arm)
         if run is None:
             missing.append(f"{study.names[arm]}: its rotary pairs are not kept")
             continue
-        groups = {}
-        for head in run.heads:
-            if head.get("wavelengths"):
-                groups.setdefault(tuple(head["wavelengths"]), []).append(head)
-        if not groups:
+        waves = [tuple(head["wavelengths"]) for head in run.heads if head.get("wavelengths")]
+        colour = style.colour(study.colours[arm])
+        for one in dict.fromkeys(waves):
+            share = f"{waves.count(one)} of {len(run.heads)} heads"
+            groups.append(({"arm": arm, "heads": share}, one, colour, study.names[arm]))
+        if not waves:
             turns = any(head.get("rotates") for head in run.heads)
             why = "turns by rows and columns: no ring" if turns else "rotates no head"
             missing.append(f"{study.names[arm]} {why}")
-        for waves, heads in groups.items():
-            share = f"{len(heads)} of {len(run.heads)} heads"
-            rings.append((arm, share, waves))
-            records += [
-                {"arm": arm, "heads": share, "pair": pair, "wavelength": wave}
-                | {"turns_within_L": length / wave, "turns_within_reach": reach * length / wave}
-                for pair, wave in enumerate(waves)
-            ]
+    made = _ring_panels(groups, study.train_length, reach, times(reach))
+    caption = (
+        "Each ring is one rotary pair, the fastest outside; its angle grows clockwise with "
+        f"distance. Solid: angles met in training (distance up to L = {study.train_length}). "
+        f"Hatched: angles first met between L and {times(reach)}. A pair whose wavelength is at "
+        "most L has seen its whole circle."
+    )
+    title = "Rotation and its unseen arc"
+    return Figure("rotation_rings", title, caption, missing=missing, **made)
 
-    def draw(layout: Layout) -> Figure:
-        columns = min(len(rings), 2 if layout.narrow else 4)
-        lines = -(-len(rings) // columns)
-        panel = 2.45 if layout.narrow else 2.6
-        height = 1.33 * panel + 0.3
-        figure, grid = style.panels(layout, lines, columns, height, columns * panel)
-        for axes in grid[len(rings) :]:
-            style.blank(axes)
-        for axes, (arm, share, waves) in zip(grid, rings, strict=False):
-            hex_ = style.colour(study.colours[arm])
-            full = draw_rings(axes, waves, length, reach, hex_)
-            name = wrap(study.names[arm], 22)
-            axes.set_title(name, color=hex_, loc="center", pad=2)
-            words = f"{share}\nwavelengths {min(waves):.3g} to {max(waves):,.0f}"
-            words += f"\nfull within L: {full} of {len(waves)} pairs"
-            axes.text(0, -1.1, words, fontsize=0.9 * style.matplotlib.rcParams["font.size"],
-                      ha="center", va="top", color=MUTED)  # fmt: skip
-        figure.legend(
-            handles=[
-                Patch(facecolor=MUTED, label="turned within L"),
-                Patch(facecolor="none", edgecolor=MUTED, hatch="//////",
-                      label=f"unseen arc: only between L and {times(reach)}"),
-                Patch(facecolor=EMPTY, label=f"not reached by {times(reach)}"),
-            ],
-            loc="outside lower center", ncols=1 if layout.narrow or columns < 3 else 3, frameon=False,
-            columnspacing=4.0,
-        )  # fmt: skip
-        return figure
 
-    return Picture(
-        "rotation_rings",
-        "Rotation and its unseen arc",
-        "Each ring is one rotary pair, fastest outside; its angle grows clockwise with distance. "
-        f"Solid: angles met in training (distance up to L = {length}). Hatched: angles first met "
-        f"when evaluating up to {times(reach)}. A pair whose wavelength is at most L has seen its "
-        "whole circle; the others are where rotation meets something new.",
-        ("arm", "heads", "pair", "wavelength", "turns_within_L", "turns_within_reach"),
-        tuple(records),
-        draw if records else None,
-        tuple(missing),
+def rotation_figure(rotations: dict[str, tuple[float, ...]], length: int, reach: float) -> Figure:
+    """The rings of a layer before training, a panel per group of heads."""
+    groups = [
+        ({"heads": name}, waves, style.colour(index), "")
+        for index, (name, waves) in enumerate(rotations.items())
+    ]
+    made = _ring_panels(groups, length, reach, f"{reach:g} L")
+    caption = f"Solid: angles within L = {length:,}. Hatched: first met between L and {reach:g} L."
+    return Figure("rotation", "Rotation and its unseen arc", caption, **made)
+
+
+def _ring_panels(groups: Sequence[tuple], length: int, reach: float, words: str) -> dict:
+    """Rows, panels and key of rings: groups of (columns, wavelengths, colour, title)."""
+    rows = Table(
+        where
+        | {"pair": pair, "wavelength": wave, "turns_within_L": length / wave}
+        | {"turns_within_reach": reach * length / wave}
+        for where, waves, *_ in groups
+        for pair, wave in enumerate(waves)
     )
 
+    def draw(axes: Axes, where: dict, waves: Sequence[float], colour: str, title: str) -> None:
+        axes.set_axis_off()
+        axes.set(aspect="equal", xlim=(-1.04, 1.04), ylim=(-1.72, 1.04))
+        axes.set_title(marks.wrap(title, 22), color=colour)
+        thickness = 0.78 / len(waves)
+        for pair, wave in enumerate(waves):
+            outer, width = 1.0 - pair * thickness, 0.72 * thickness
+            seen, later = (min(360.0, 360.0 * far / wave) for far in (length, reach * length))
+            # Angle 90 is twelve o'clock; clockwise is negative.
+            arcs = [(0, 360, {"facecolor": EMPTY, "linewidth": 0})]
+            if later > seen:
+                hatched = {"facecolor": "none", "edgecolor": colour, "hatch": "///////"}
+                arcs.append((90 - later, 90 - seen, {"linewidth": 0.5, **hatched}))
+            arcs.append((90 - seen, 90, {"facecolor": colour, "linewidth": 0}))
+            for start, end, look in arcs:
+                axes.add_patch(Wedge((0, 0), outer, start, end, width=width, **look))
+        axes.plot([0, 0], [0.2, 1.02], color=RULE, linewidth=0.8)
+        full = sum(wave <= length for wave in waves)
+        said = f"{where['heads']}\nwavelengths {min(waves):.3g} to {max(waves):,.0f}\n"
+        said += f"full within L: {full} of {len(waves)} pairs"
+        axes.text(0, -1.1, said, fontsize=0.9 * style.FONT, ha="center", va="top", color=MUTED)
 
-def _described(study: StudyView, arm: str) -> RunView | None:
-    """The first seed of the arm whose scheme's arrays are kept."""
-    return next((run for run in study.of(arm) if run.heads is not None), None)
-
-
-def _distinct(bias_LNGG: np.ndarray) -> list[tuple[int, str]]:
-    """The first of each set of equal layers, and the set in words."""
-    sets = []
-    for layer in range(len(bias_LNGG)):
-        for same in sets:
-            if np.array_equal(bias_LNGG[same[0]], bias_LNGG[layer], equal_nan=True):
-                same.append(layer)
-                break
-        else:
-            sets.append([layer])
-    if len(sets) == 1:
-        return [(0, "every layer")]
-    return [(same[0], "layer " + ", ".join(map(str, same))) for same in sets]
-
-
-def _labels(heads: list[dict], layer: int, bias_NGG: np.ndarray) -> list[str]:
-    known = {h["head"]: h for h in heads if h["layer"] == layer}
-    labels = []
-    for head, bias_GG in enumerate(bias_NGG):
-        slope, window = (known.get(head, {}).get(name) for name in ("slope", "window"))
-        words = [f"head {head}"]
-        if not np.any(np.nan_to_num(bias_GG)):
-            words += ["no bias"]
-        elif slope:
-            words += [f"slope {_fraction(slope)}"]
-        labels.append(", ".join(words + [f"window {window}"] * (window is not None)))
-    return labels
-
-
-def sees_alike(bias_xGG: np.ndarray) -> bool:
-    """Whether heads have neither a bias nor a window: zero for every key up to the query."""
-    upto_GG = np.tril(np.ones(bias_xGG.shape[-2:], bool))
-    return not np.any(np.nan_to_num(bias_xGG, nan=1.0)[..., upto_GG])
-
-
-def _fraction(slope: float) -> str:
-    inverse = 1 / slope
-    whole = abs(inverse - round(inverse)) < 1e-3
-    return f"1/{round(inverse)}" if whole and inverse >= 2 else f"{slope:.3g}"
-
-
-def draw_bias_map(
-    axes: Axes, bias_GG: np.ndarray, grid_G: np.ndarray, length: int, low: float, high: float
-):
-    """Draws b(i, j) of one head with the line of distance = length, and returns the image."""
-    axes.set_axis_on()
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("equal")
-    index = np.arange(len(grid_G))
-    image = axes.pcolormesh(
-        index, index, np.ma.masked_invalid(bias_GG), cmap="cividis", vmin=low, vmax=high,
-        rasterized=True, shading="nearest",
-    )  # fmt: skip
-    # Where the key stands L behind the query, in cells.
-    query_G = np.interp(grid_G + length, grid_G, index, right=np.nan)
-    axes.plot(index, query_G, color=LINE, linewidth=1.2)
-    axes.set_ylim(len(grid_G) - 0.5, -0.5)
-    axes.set_xlim(-0.5, len(grid_G) - 0.5)
-    return image
-
-
-def draw_rings(axes: Axes, waves: tuple, length: int, reach: float, hex_: str) -> int:
-    """Draws one ring per rotary pair and returns how many are full within `length`."""
-    style.blank(axes)
-    axes.set_aspect("equal")
-    axes.set_xlim(-1.04, 1.04)
-    axes.set_ylim(-1.72, 1.04)
-    thickness = 0.78 / len(waves)
-    full = 0
-    for pair, wave in enumerate(waves):
-        outer, width = 1.0 - pair * thickness, 0.72 * thickness
-        seen = min(360.0, 360.0 * length / wave)
-        later = min(360.0, 360.0 * reach * length / wave)
-        full += seen >= 360.0
-        # Angle 90 is twelve o'clock; clockwise is negative.
-        axes.add_patch(Wedge((0, 0), outer, 0, 360, width=width, facecolor=EMPTY, linewidth=0))
-        if later > seen:
-            axes.add_patch(Wedge((0, 0), outer, 90 - later, 90 - seen, width=width, hatch="///////",
-                                 facecolor="none", edgecolor=hex_, linewidth=0.5))  # fmt: skip
-        axes.add_patch(Wedge((0, 0), outer, 90 - seen, 90, width=width, facecolor=hex_,
-                             linewidth=0))  # fmt: skip
-    axes.plot([0, 0], [0.2, 1.02], color=RULE, linewidth=0.8)
-    return full
+    hatched = {"facecolor": "none", "edgecolor": MUTED, "hatch": "//////"}
+    handles = [
+        Patch(facecolor=MUTED, label="turned within L"),
+        Patch(label=f"first met between L and {words}", **hatched),
+        Patch(facecolor=EMPTY, label=f"not reached by {words}"),
+    ]
+    key: Subplot = marks.legend(handles, 2)
+    return {"rows": rows, "panels": panels_of(draw, groups, 3.3), "across": 4, "key": key}

@@ -1,4 +1,4 @@
-"""The page's frame: one string.Template, its style sheet inside, no script, no network."""
+"""Frame of the page: one string.Template with its style sheet inside, no script and no network."""
 
 import string
 
@@ -11,70 +11,74 @@ PAGE = string.Template("""<!doctype html>
 <title>$title</title>
 <style>
 :root { $light_variables; --font: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  --mono: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, monospace; --link: #0060a8;
   --card: #f5f5f7; --note: #fff6e5; --note-edge: #e0a63a; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) { :root { $dark_variables;
+@media (prefers-color-scheme: dark) { :root { $dark_variables; --link: #7cc0ff;
   --card: #1f1f23; --note: #2b2415; --note-edge: #a97b22; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--surface); color: var(--ink); font: 16px/1.55 var(--font); }
-main { max-width: 1040px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 2rem; line-height: 1.15; letter-spacing: -0.02em; margin: 0 0 10px; }
-h2 { font-size: 1.3rem; line-height: 1.25; letter-spacing: -0.01em; margin: 64px 0 8px; }
-h3 { font-size: 1rem; margin: 28px 0 6px; }
-p, ul, dl { max-width: 70ch; margin: 0 0 12px; }
-.eyebrow { color: var(--muted); font-size: 0.85rem; margin: 0 0 6px; }
-.question { font-size: 1.15rem; line-height: 1.45; color: var(--muted); }
-.reading { font-size: 1.1rem; line-height: 1.5; }
-.banner { background: var(--note); border-left: 3px solid var(--note-edge); border-radius: 4px;
-  padding: 12px 16px; margin: 20px 0 28px; max-width: 78ch; }
-.banner p { margin: 0 0 4px; } .banner ul { margin: 4px 0; padding-left: 1.2em; }
-.arms { display: flex; flex-wrap: wrap; gap: 6px 18px; list-style: none; padding: 0; margin: 20px 0 0;
-  max-width: none; font-size: 0.92rem; }
-.arms li { display: flex; align-items: center; gap: 7px; }
-.arms code { color: var(--muted); font-size: 0.85em; }
-th .dot { margin-right: 4px; }
-.dot { display: inline-block; width: 11px; height: 11px; border-radius: 50%; flex: none;
-  background: var(--dot); border: 3px solid var(--dot); }
+main { max-width: 1040px; margin: 0 auto; padding: 32px clamp(16px, 3vw, 24px) 80px; }
+h1 { font-size: clamp(1.5rem, 4vw, 2rem); line-height: 1.15; margin: 0 0 8px; }
+h2 { font-size: 1.4rem; line-height: 1.25; letter-spacing: -0.01em; margin: 56px 0 8px;
+  padding-top: 12px; border-top: 1px solid var(--rule); }
+h3 { font-size: 1.05rem; margin: 36px 0 6px; }
+p, ul, dl { max-width: 76ch; margin: 0 0 10px; }
+a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
+.eyebrow, .question, .caption, .source, .axes, .missing, summary span { color: var(--muted); }
+.eyebrow { font-size: 0.85rem; margin: 0 0 6px; }
+.answer { font-size: 1.08rem; line-height: 1.5; margin: 16px 0; padding: 0; list-style: none; }
+.answer li { margin: 0 0 10px; }
+.status { background: var(--note); border-left: 3px solid var(--note-edge); border-radius: 4px;
+  padding: 10px 16px; margin: 16px 0; max-width: 78ch; font-size: 0.92rem; }
+.status p { margin: 0; } .status ul { margin: 0; padding-left: 1.2em; }
+.status details { border: 0; padding: 4px 0 0; }
+.arms { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0;
+  max-width: none; font-size: 0.9rem; }
+.arms code { color: var(--muted); font-size: 0.85em; margin-left: 5px; }
+.dot { display: inline-block; width: 11px; height: 11px; border-radius: 50%;
+  background: var(--dot); border: 3px solid var(--dot); margin-right: 3px; }
 .hollow { background: none; }
-figure { margin: 16px 0 0; }
+nav ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(15em, 1fr)); gap: 4px 24px;
+  padding: 0; margin: 28px 0 0; list-style: none; max-width: none; font-size: 0.92rem; }
+nav li li { font-size: 0.95em; } nav ul ul { display: block; margin: 0 0 8px; padding-left: 1em; }
+figure { display: grid; gap: 14px 16px; margin: 10px 0 0; align-items: start;
+  grid-template-columns: repeat(var(--across), minmax(0, 1fr)); }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }
-svg.narrow { display: none !important; }
-.caption { color: var(--muted); font-size: 0.92rem; max-width: 78ch; }
-.source { color: var(--muted); font-size: 0.8rem; margin-top: 8px; }
-.missing { color: var(--muted); font-size: 0.86rem; padding-left: 1.2em; }
-.nothing { background: var(--card); border-radius: 6px; padding: 20px; color: var(--muted); }
+figure svg.key { grid-column: 1 / -1; max-width: 480px; }
+figure.across-1 svg { max-width: 600px; }
+figure.across-1 { --across: 1; } figure.across-2 { --across: 2; } figure.across-3 { --across: 3; }
+figure.across-4 { --across: 4; } figure.across-6 { --across: 6; }
+.caption { font-size: 0.92rem; } .axes { font-size: 0.85rem; margin: 4px 0 0; }
+.source { font-size: 0.82rem; margin-top: 8px; }
+.missing { font-size: 0.86rem; padding-left: 1.2em; }
+.nothing { background: var(--card); border-radius: 6px; padding: 16px; color: var(--muted); }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; margin: 12px 0; }
 table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 14px 7px 0; text-align: right; white-space: nowrap; vertical-align: baseline;
-  border-bottom: 1px solid var(--rule); }
+th, td { padding: 6px 14px 6px 0; text-align: right; white-space: nowrap; vertical-align: baseline;
+  border-bottom: 1px solid var(--rule); font-weight: 400; }
 thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; white-space: normal;
   min-width: 5.6em; line-height: 1.3; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--surface); white-space: normal; min-width: 7.5em; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--surface);
+  white-space: normal; min-width: 7.5em; }
 table.clauses :is(td, th):nth-child(2) { white-space: normal; min-width: 17em; text-align: left; }
-table.clauses :is(td, th):first-child { min-width: 3.5em; }
-table.sides td, table.sides th { white-space: normal; min-width: 0; padding-right: 9px; }
+table.clauses th:first-child { min-width: 3.5em; }
+table.sides :is(td, th) { white-space: normal; min-width: 0; padding-right: 9px; }
 td small { display: block; color: var(--muted); font-size: 0.82em; }
 code, pre { font-family: var(--mono); font-size: 0.86em; }
 code { overflow-wrap: anywhere; }
-pre { background: var(--card); border-radius: 6px; padding: 12px 14px; overflow-x: auto; margin: 8px 0; }
-details { border-bottom: 1px solid var(--rule); padding: 10px 0; }
-summary { cursor: pointer; } summary span { color: var(--muted); font-size: 0.9em; }
-details dl { display: grid; grid-template-columns: 9.5em 1fr; gap: 5px 14px; margin: 12px 0;
-  font-size: 0.9rem; max-width: none; }
+pre { background: var(--card); border-radius: 6px; padding: 12px 14px; overflow-x: auto; }
+details { border-bottom: 1px solid var(--rule); padding: 9px 0; }
+figure + details { border: 0; font-size: 0.86rem; padding: 6px 0 0; }
+summary { cursor: pointer; } summary span { font-size: 0.9em; }
+dl { display: grid; grid-template-columns: 9.5em minmax(0, 1fr); gap: 5px 14px; margin: 12px 0;
+  font-size: 0.9rem; max-width: 88ch; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
-dl.definitions { display: grid; grid-template-columns: 6.5em 1fr; gap: 8px 14px; font-size: 0.92rem;
-  max-width: 80ch; }
 @media (max-width: 720px) {
-  main { padding: 24px 16px 60px; }
-  h1 { font-size: 1.6rem; } h2 { margin-top: 48px; }
-  .question, .reading { font-size: 1.02rem; }
-  svg.wide { display: none !important; } svg.narrow { display: block !important; }
-  details dl, dl.definitions { grid-template-columns: 1fr; gap: 0; }
-  details dd, dl.definitions dd { margin: 0 0 8px; }
+  figure[class] { --across: 1; } figure.across-4 { --across: 2; } figure.across-6 { --across: 3; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 8px; }
 }
-@media print { details { break-inside: avoid; } figure { break-inside: avoid; } }
+@media print { details, figure { break-inside: avoid; } }
 </style>
 </head>
 <body>
@@ -83,25 +87,14 @@ dl.definitions { display: grid; grid-template-columns: 6.5em 1fr; gap: 8px 14px;
 <p class="eyebrow">$eyebrow</p>
 <h1>$title</h1>
 <p class="question">$question</p>
-<div class="banner">$banner</div>
-<div class="reading">$reading</div>
+<ul class="answer">$answer</ul>
+<div class="status">$status</div>
 <ul class="arms">$arms</ul>
 </header>
-$verdict
-$figures
-$other_lengths
-<section>
-<h2>Numbers</h2>
-$numbers
-</section>
-<section>
-<h2>How each was obtained</h2>
-<h3>Definitions</h3>
-$definitions
-<h3>Runs</h3>
-$runs
-$not_measured
-</section>
+$pareto
+<section id="overview"><h2>At a glance</h2>$overview</section>
+<nav aria-label="Contents"><ul>$contents</ul></nav>
+$sections
 </main>
 </body>
 </html>

@@ -1,11 +1,12 @@
 """Results of a study or a run as values, the same for run folders and published folders."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from posenc_jax.results.schema import Row
+from posenc_jax.results.schema import FAR_BUCKETS, Row
 
 # Folders of a study: runs that count, runs that chose the learning rates, runs of another training length.
 RUNS, TUNING, OTHER_LENGTHS = "runs", "tuning", "other_lengths"
@@ -34,6 +35,79 @@ class RunData:
     scheme: Mapping
     array_names: tuple[str, ...]
     arrays: Callable[[str], Mapping[str, np.ndarray]]
+
+    @property
+    def arm(self) -> str:
+        return self.info["arm"]
+
+    @property
+    def seed(self) -> int:
+        return self.info["seed"]
+
+    @property
+    def key(self) -> dict:
+        """Arm and seed, the first columns of most tables."""
+        return {"arm": self.arm, "seed": self.seed}
+
+    @property
+    def heads(self) -> list[dict] | None:
+        """What each head of the scheme does, as the evaluation described it, or None."""
+        return self.scheme["heads"] if self.scheme else None
+
+    @functools.cached_property
+    def _measured(self) -> dict[tuple[str, str], dict[float, Row]]:
+        """Rows with a finite value, by metric and bucket, by multiple of L."""
+        found: dict[tuple[str, str], dict[float, Row]] = {}
+        for row in sorted(self.rows, key=lambda row: row.k):
+            if row.measured:
+                found.setdefault((row.metric, row.bucket), {})[row.k] = row
+        return found
+
+    def row(self, metric: str, k: float, bucket: str = "all") -> Row | None:
+        """Returns the row with a finite value for this metric at k times L, or None."""
+        return self._measured.get((metric, bucket), {}).get(k)
+
+    def value(self, metric: str, k: float, bucket: str = "all") -> float | None:
+        """Returns the measured value at k times L, or None."""
+        row = self.row(metric, k, bucket)
+        return None if row is None else row.value
+
+    def multiples(self, metric: str, bucket: str = "all") -> list[float]:
+        """Returns every k at which the metric has a finite value, ascending."""
+        return list(self._measured.get((metric, bucket), ()))
+
+    def _corrected(self, k: float, tasks: Sequence[str]) -> list[float]:
+        values = [self.value(f"{task}_corrected", k) for task in tasks]
+        return [] if None in values else values
+
+    def retrieval(self, k: float, tasks: Sequence[str]) -> float | None:
+        """Returns accuracy above chance at kL, mean over the tasks; None if one is missing."""
+        values = self._corrected(k, tasks)
+        return sum(values) / len(values) if values else None
+
+    def least(self, k: float, tasks: Sequence[str]) -> float | None:
+        """Returns accuracy above chance at kL of the worst of the tasks; None if one is missing."""
+        return min(self._corrected(k, tasks), default=None)
+
+    def far(self, task: str, k: float) -> tuple[float, int] | None:
+        """Returns accuracy above chance over needles further back than L in kL, and n answers."""
+        rows = [row for b in FAR_BUCKETS if (row := self.row(f"{task}_corrected", k, b))]
+        n = sum(row.n for row in rows)
+        return (sum(row.value * row.n for row in rows) / n, n) if n else None
+
+    def far_mean(self, k: float, tasks: Sequence[str]) -> float | None:
+        """Returns `far`, mean over the tasks; None if one is missing."""
+        found = [self.far(task, k) for task in tasks]
+        return (
+            sum(value for value, _ in found) / len(found) if found and None not in found else None
+        )
+
+    def kept_arrays(self, name: str) -> Mapping[str, np.ndarray] | None:
+        """Returns the stored arrays of that name, or None where they are not kept."""
+        try:
+            return self.arrays(name)
+        except ValueError:
+            return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.synthetic_runs import MANY, one_row, synthetic_rows, write_study
 
-from posenc_jax.report import StudyView, head_figures, style
+from posenc_jax.report import StudyView, probe_figures
 from posenc_jax.results.load import load
 
 TASKS, LAYERS, HEADS = ("mqar", "passkey"), 2, 4
@@ -45,12 +45,9 @@ def in_use(figure):
     return [axes for axes in figure.axes if axes.axison]
 
 
-@pytest.mark.parametrize("layout", [style.WIDE, style.NARROW])
-@pytest.mark.parametrize("picture", [head_figures.head_atlas, head_figures.margin_budget])
-def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, picture, layout):
-    made = picture(study)
-    figure = made.draw(layout)
-    panels = in_use(figure)
+@pytest.mark.parametrize("figure", [probe_figures.head_atlas, probe_figures.margin_budget])
+def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, figure):
+    panels = in_use(figure(study).canvas())
     names = {panel.get_title().replace("\n", " ") for panel in panels}
     assert len(panels) == len(names) == len(MANY) * len(TASKS)
     for panel in panels:
@@ -58,15 +55,15 @@ def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, picture, lay
 
 
 def test_a_mark_is_a_head_of_the_panels_arm_and_task(study):
-    made = head_figures.head_atlas(study)
-    panels = in_use(made.draw(style.WIDE))
+    made = probe_figures.head_atlas(study)
+    panels = in_use(made.canvas())
     for number, panel in enumerate(panels):
         task, arm = TASKS[number // len(MANY)], study.arms[number % len(MANY)]
-        own = [r for r in made.records if (r["arm"], r["task"]) == (arm, task)]
+        own = [r for r in made.rows if (r["arm"], r["task"]) == (arm, task)]
         assert len(own) == 2 * LAYERS * HEADS
         drawn = np.concatenate([line.get_ydata() for line in panel.lines])
         assert sorted(drawn) == sorted(r["mass"] for r in own)
         full, hollow = panel.lines
         assert len(full.get_ydata()) == len([r for r in own if r["rotates"]])
         assert len(hollow.get_ydata()) == len([r for r in own if not r["rotates"]])
-    assert {r["k"] for r in made.records} == {4.0}
+    assert {r["k"] for r in made.rows} == {4.0}

@@ -15,10 +15,10 @@ import pytest
 from support.synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
 
 from posenc_jax.report import StudyView, style, tables, write_report
-from posenc_jax.report.figures import pictures
-from posenc_jax.report.loss_curves import octave_means
+from posenc_jax.report.contents import figures, sections
 from posenc_jax.report.page import render
 from posenc_jax.report.study_view import short_name
+from posenc_jax.report.text_figures import octave_means
 from posenc_jax.results.load import load, load_unmigrated
 from posenc_jax.results.publish import publish
 
@@ -57,9 +57,12 @@ def one_run(folder: pathlib.Path, arm: str, rows: list[dict] | None = None) -> p
     return folder
 
 
-def page_without_pictures(folder: pathlib.Path) -> str:
+def page_without_figures(folder: pathlib.Path) -> str:
     study = view_of(folder)
-    undrawn = [dataclasses.replace(p, draw=None) for p in pictures(study)]
+    undrawn = {
+        title: [dataclasses.replace(figure, panels=()) for figure in found]
+        for title, found in sections(study).items()
+    }
     return render(study, undrawn)
 
 
@@ -69,12 +72,12 @@ def test_importing_the_report_imports_no_jax():
 
 
 def test_every_figure_has_its_png_and_its_csv(report):
-    figures = report[0].parent / "figures"
-    pngs = {path.stem for path in figures.glob("*.png")}
-    shown = [p for p in pictures(view_of(report[0].parent)) if p.draw is not None]
-    assert {p.name for p in shown} == pngs
-    assert pngs | {"numbers"} == {path.stem for path in figures.glob("*.csv")}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.glob("*.png"))
+    folder = report[0].parent / "figures"
+    pngs = {path.stem for path in folder.glob("*.png")}
+    shown = [figure for figure in figures(view_of(report[0].parent)) if figure.panels]
+    assert {figure.name for figure in shown} == pngs
+    assert pngs | {"numbers"} == {path.stem for path in folder.glob("*.csv")}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
 
 
 def test_the_csv_of_a_curve_holds_exactly_the_rows_values(report, study_folder):
@@ -120,14 +123,14 @@ def test_needle_maps_hold_the_mean_over_seeds(report, study_folder):
 
 def test_bands_span_the_smallest_and_the_largest_seed(study_folder):
     study = view_of(study_folder)
-    (picture,) = [p for p in pictures(study) if p.name == "bpb_against_length"]
-    panel = picture.draw(style.WIDE).axes[0]
+    (figure,) = [one for one in figures(study) if one.name == "bpb_against_length"]
+    panel = figure.canvas().axes[1]  # after the legend
     spans = [c.get_paths()[0].get_extents() for c in panel.collections]
     assert len(spans) == len(DRAWN)
     ends = [run.value("bpb_ctx", 8) for run in study.of("rope")]
     assert len(set(ends)) == 3
     assert max(span.y1 for span in spans) == max(ends)
-    assert "bands span the smallest and the largest seed" in picture.caption
+    assert "bands span the smallest and the largest seed" in figure.caption
 
 
 def test_positions_are_averaged_over_a_quarter_of_an_octave():
@@ -146,12 +149,10 @@ def test_a_pair_that_turns_fully_within_L_leaves_no_unseen_arc(report, study_fol
         assert float(ring["turns_within_reach"]) == pytest.approx(8 * L / float(ring["wavelength"]))
 
 
-def test_the_headline_says_the_measured_ratios(report, study_folder):
+def test_the_answer_says_the_measured_losses_and_ratios(report, study_folder):
     study = view_of(study_folder)
-    ratios = [run.value("bpb_ctx", 4) / run.value("bpb_ctx", 0.5) for run in study.of("rope")]
-    assert f"RoPE {np.mean(ratios):.2f}×" in report[1]
-    within = np.mean([run.value("bpb_ctx", 0.5) for run in study.of("rope")])
-    assert f"RoPE {within:.3f}" in report[1]
+    within, far = (np.mean([run.value("bpb_ctx", k) for run in study.of("rope")]) for k in (0.5, 4))
+    assert f"RoPE {within:.3f} to {far:.3f} ({far / within:.2f}×)" in report[1]
     assert "a unigram model needs 4.810" in report[1]
     far = [run.far(task, 4)[0] for run in study.of("alibi") for task in ("passkey", "mqar")]
     assert f"ALiBi {100 * np.mean(far):.0f}\u00a0%" in report[1]
@@ -178,10 +179,15 @@ def test_far_accuracy_pools_only_the_bins_beyond_L(tmp_path):
     assert score == pytest.approx(0.4)
 
 
-def test_the_page_refers_to_nothing_outside_itself(report):
+def test_the_page_refers_to_nothing_but_itself_and_every_file_beside_it(report):
     assert "http" not in report[1]
     assert not re.search(r"<(script|link|iframe)\b", report[1])
-    for target in re.findall(r'(?:src|href)="([^"]*)"', report[1]):
+    targets = re.findall(r'(?:src|href)="([^"]*)"', report[1])
+    tables = {target for target in targets if target.startswith("figures/")}
+    assert {path.name for path in (report[0].parent / "figures").iterdir()} == {
+        target.removeprefix("figures/") for target in tables
+    }
+    for target in set(targets) - tables:
         assert target.startswith(("#", "data:")), target
     assert not re.search(r"url\((?!#)", report[1])
 
@@ -202,6 +208,12 @@ def test_figures_follow_the_theme(report):
         assert f"var(--arm-{index})" in svgs
 
 
+def test_coordinates_are_rounded_and_words_are_not():
+    svg = '<svg viewBox="0 0 1 1"><text x="1.23456" style="fill: #1d1d1f">0.00316</text></svg>'
+    made = style.themed(svg, "x", "name")
+    assert made.endswith('<text x="1.23" style="fill: var(--ink)">0.00316</text></svg>')
+
+
 def test_colours_follow_the_arms_name_order_whatever_the_study_lists_first(tmp_path):
     forward = view_of(write_study(tmp_path / "a", ARMS))
     backward = view_of(write_study(tmp_path / "b", ARMS[::-1]))
@@ -212,8 +224,8 @@ def test_colours_follow_the_arms_name_order_whatever_the_study_lists_first(tmp_p
 def test_the_banner_tells_the_tier_and_the_seeds(report, tmp_path):
     assert "CPU tier" in report[1]
     assert "Exploratory: 3 seeds per arm, no verdict" in report[1]
-    page = page_without_pictures(one_run(tmp_path / "x", "rope"))
-    assert "Exploratory: one seed, no verdict" in page
+    page = page_without_figures(one_run(tmp_path / "x", "rope"))
+    assert "Exploratory: one seed, no verdict; RoPE was trained" in page
 
 
 def test_unfinished_and_missing_runs_are_named(tmp_path):
@@ -227,7 +239,7 @@ def test_unfinished_and_missing_runs_are_named(tmp_path):
         "runs/arm1-s0: not evaluated to the end on test",
         "ALiBi: no evaluated run for seed 0",
     )
-    assert "runs/arm1-s0: not evaluated to the end on test" in page_without_pictures(folder)
+    assert "runs/arm1-s0: not evaluated to the end on test" in page_without_figures(folder)
 
 
 def test_a_run_that_is_still_going_is_named(tmp_path):
@@ -255,7 +267,7 @@ def test_what_was_not_measured_is_said_and_never_invented(tmp_path):
     assert "scheme: no finite value" not in page
     section = page[page.index('<section id="not_drawn">') :].partition("</section>")[0]
     said = [line.partition(": ")[0] for line in re.findall("<li>(.*?)</li>", section)]
-    undrawn = [p.title for p in pictures(view_of(folder)) if p.draw is None]
+    undrawn = [figure.title for figure in figures(view_of(folder)) if not figure.panels]
     assert said == undrawn
     assert len(undrawn) > 10
     assert "<svg" not in section
@@ -284,7 +296,7 @@ def test_names_are_escaped(tmp_path):
     info |= {"arm": "<b>&", "command": "train <script>", "corpus": "<script>", "scheme": "<script>"}
     info |= {"versions": {"<script>": "<script>"}, "hardware": "<script>"}
     (folder / "run.json").write_text(json.dumps(info))
-    page = page_without_pictures(folder)
+    page = page_without_figures(folder)
     assert "<b>" not in page
     assert "<script>" not in page
     assert "&lt;b&gt;&amp;" in page
@@ -363,17 +375,19 @@ def test_the_top_says_the_split_the_seeds_and_what_cannot_be_redrawn(report, tmp
     rows = [r | {"definitions": 1} for r in synthetic_rows("rope", 0)]
     older = view_of(one_run(tmp_path / "x", "rope", rows))
     assert older.data.notes
-    top = page_without_pictures(tmp_path / "x").partition("<h2>")[0]
+    top = page_without_figures(tmp_path / "x").partition("<h2>")[0]
     for note in older.data.notes:
         assert html.escape(note) in top
 
 
 def test_a_published_folder_gives_the_tables_of_its_run_folders(study_folder, tmp_path):
     publish(load_unmigrated(study_folder), tmp_path / "out", [])
-    there, here = pictures(view_of(study_folder)), pictures(view_of(tmp_path / "out"))
-    assert [p.csv() for p in here] == [p.csv() for p in there]
-    assert [(p.name, p.draw is None) for p in here] == [(p.name, p.draw is None) for p in there]
-    assert tables.table(view_of(tmp_path / "out")) == tables.table(view_of(study_folder))
+    there, here = figures(view_of(study_folder)), figures(view_of(tmp_path / "out"))
+    assert [one.csv() for one in here] == [one.csv() for one in there]
+    assert [(one.name, len(one.panels)) for one in here] == [
+        (one.name, len(one.panels)) for one in there
+    ]
+    assert tables.records(view_of(tmp_path / "out")) == tables.records(view_of(study_folder))
 
 
 def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_path):
@@ -381,9 +395,13 @@ def test_without_arrays_and_logs_each_lost_figure_is_one_line(study_folder, tmp_
     for name in ("arrays.npz", "metrics.jsonl.gz"):
         (tmp_path / "out" / name).unlink()
     study = view_of(tmp_path / "out")
-    lost = {p.name for p in pictures(study) if p.draw is None} - {p.name for p in pictures(view_of(study_folder)) if p.draw is None}  # fmt: skip
+    undrawn, before = (
+        {figure.name for figure in figures(one) if not figure.panels}
+        for one in (study, view_of(study_folder))
+    )
+    lost = undrawn - before
     assert lost == {"nll_by_position", "bias_maps", "training_curves"}
-    page = page_without_pictures(tmp_path / "out")
+    page = page_without_figures(tmp_path / "out")
     section = page[page.index('<section id="not_drawn">') :].partition("</section>")[0]
     for title in ("Loss by position", "Bias of each head", "Training curves"):
         assert len(re.findall(f"<li>{title}: ", section)) == 1
@@ -417,13 +435,13 @@ def test_no_word_of_a_verdict_or_a_record_is_html(tmp_path):
     curve = [{"rate": 0.1, "bpb_ctx": None}]
     tuned = {EVIL: {"rate": None, "edge": False, "curve": curve}}
     (folder / "tuning.json").write_text(json.dumps({"steps": 1, "seed": 9, "arms": tuned}))
-    said = page_without_pictures(folder)
+    said = page_without_figures(folder)
     assert "<script" not in said
     assert said.count("&lt;script&gt;") > 20
-    forests = [p for p in pictures(view_of(folder)) if p.name.startswith("verdict")]
-    assert [p.name for p in forests] == ["verdict", "verdict_rule_1"]
-    for picture in forests:
-        assert "<script" not in picture.svg(style.NARROW)
+    forests = [figure for figure in figures(view_of(folder)) if figure.name.startswith("verdict")]
+    assert [figure.name for figure in forests] == ["verdict", "verdict_rule_1"]
+    for figure in forests:
+        assert "<script" not in "".join(figure.svgs())
 
 
 def test_both_rules_stand_side_by_side(tmp_path):
@@ -433,8 +451,11 @@ def test_both_rules_stand_side_by_side(tmp_path):
         judged["verdicts"][0] |= {"hybrid": "coupled", "verdict": ("YES", "TRADE-OFF")[number]}
         judged["verdicts"][0]["clauses"] = {("A0", "C1")[number]: "holds"}
     (folder / "verdict.json").write_text(json.dumps(verdict))
-    page = page_without_pictures(folder)
-    assert "coupled: YES under rule 2 (exploratory), TRADE-OFF under rule 1 (exploratory)." in page
+    page = page_without_figures(folder)
+    assert (
+        "Rule 2 (exploratory, 1 seed) finds YES for coupled; "
+        "rule 1 (exploratory, 1 seed) finds TRADE-OFF for coupled." in page
+    )
     table = page[page.index("<table class='sides'>") :].partition("</table>")[0]
     rows = [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:]]
     assert rows == [

@@ -7,6 +7,7 @@ import io
 import json
 import re
 
+import matplotlib
 import numpy as np
 import pytest
 from support.synthetic_runs import (
@@ -24,20 +25,15 @@ from support.synthetic_runs import (
 from posenc_jax.report import (
     StudyView,
     classification_figures,
-    context_figures,
-    factorial_figures,
-    loss_curves,
-    needle_maps,
-    other_lengths,
     pareto_figures,
     retrieval_figures,
-    retrieval_overview,
     structure_figures,
     style,
     tables,
-    tuning_figures,
+    text_figures,
+    training_figures,
 )
-from posenc_jax.report.figures import pictures
+from posenc_jax.report.contents import figures
 from posenc_jax.report.page import render
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import SUMMARY_TASKS
@@ -83,46 +79,46 @@ def outcomes(study, arm):
 
 
 def test_the_front_is_drawn_from_4L_means_with_the_unigram_level_as_reference(study):
-    (picture,) = pareto_figures.pictures(study)
-    assert [r["arm"] for r in picture.records] == list(ARMS)
-    for r in picture.records:
+    (picture,) = pareto_figures.hypervolumes(study)
+    assert [r["arm"] for r in picture.rows] == list(ARMS)
+    for r in picture.rows:
         x, y = np.mean(list(outcomes(study, r["arm"]).values()), axis=0)
         assert (r["bpb_ctx"], r["retrieval"]) == pytest.approx((x, y))
         assert r["reference_bpb"] == 4.81
         assert r["hypervolume"] == pytest.approx(hypervolume([(x, y)], (4.81, 0.0)))
         assert r["low"] <= r["hypervolume"] <= r["high"]
-    best = {r["arm"] for r in picture.records if r["on_front"]}
+    best = {r["arm"] for r in picture.rows if r["on_front"]}
     assert best == {"alibi", ARMS[-1]}
 
 
 def test_an_arm_that_lacks_a_seed_is_named_and_left_out_of_front_and_effects(study):
     left = tuple(r for r in study.data.runs if (r.info["arm"], r.info["seed"]) != ("alibi", 1))
     lacking = StudyView(dataclasses.replace(study.data, runs=left))
-    (front,) = pareto_figures.pictures(lacking)
-    (effect,) = factorial_figures.pictures(lacking)
+    (front,) = pareto_figures.hypervolumes(lacking)
+    (effect,) = pareto_figures.factorial_effects(lacking)
     for picture in (front, effect):
         assert any(line.startswith("ALiBi: not on every seed") for line in picture.missing)
-    assert "alibi" not in {r["arm"] for r in front.records}
-    assert {r["term"] for r in effect.records} == {"rotation", "bias"}
+    assert "alibi" not in {r["arm"] for r in front.rows}
+    assert {r["term"] for r in effect.rows} == {"rotation", "bias"}
     assert any("rotation x bias" in line for line in effect.missing)
 
 
 def test_effects_are_those_of_the_arms_that_name_their_levels(study):
-    (picture,) = factorial_figures.pictures(study)
+    (picture,) = pareto_figures.factorial_effects(study)
     for number, words in enumerate(("bits per byte", "retrieval, points")):
         cells = {
             tuple(levels.values()): {s: (1, 100)[number] * v[number] for s, v in outcomes(study, arm).items()}
             for arm, levels in FACTORS.items()
         }  # fmt: skip
         wanted = {(" x ".join(e.term), ", ".join(e.levels)): e.estimate for e in fit(cells, ("rotation", "bias"), draws=10, seed=0, level=0.95).effects}  # fmt: skip
-        found = {(r["term"], r["levels"]): r["effect"] for r in picture.records if r["outcome"] == words}  # fmt: skip
+        found = {(r["term"], r["levels"]): r["effect"] for r in picture.rows if r["outcome"] == words}  # fmt: skip
         assert found == pytest.approx(wanted)
         assert len(found) == 8
 
 
 def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(study):
-    picture = tuning_figures.pictures(study)[0]
-    chosen = {r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.records if r["chosen"]}  # fmt: skip
+    picture = training_figures.learning_rates(study)
+    chosen = {r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.rows if r["chosen"]}  # fmt: skip
     assert chosen == {"rope": (0.01, False), "alibi": (0.03, True)}
     assert "a rate outside it may be better: alibi" in picture.caption
     assert "rope: no dev loss at learning rate 0.03 (the run failed)" in picture.missing
@@ -132,45 +128,44 @@ def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(stu
 def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_eight_beyond_L(
     measured,
 ):
-    picture = tuning_figures.acquisition(measured)
-    assert len(picture.records) == (len(MANY) - 1) * len(SEEDS)  # nope was not asked for pairs at L
+    picture = retrieval_figures.acquisition(measured)
+    assert len(picture.rows) == (len(MANY) - 1) * len(SEEDS)  # nope was not asked for pairs at L
     assert "NoPE, seed 0: no retrieval at L" in picture.missing
-    for r in picture.records:
+    for r in picture.rows:
         tasks = [value_of(r["arm"], r["seed"], f"{task}_corrected", 1) for task in SUMMARY_TASKS]
         assert r["least_at_L"] == min(tasks) < np.mean(tasks)
         assert r["acquired"] == (min(tasks) >= 0.9)
         assert r["far_at_4L"] == pytest.approx(value_of(r["arm"], r["seed"], "Y_R_far", 4))
         assert r["reaches"] == (r["far_at_4L"] >= 0.8)
     for name in ("acquired", "reaches"):
-        assert {r[name] for r in picture.records} == {True, False}
+        assert {r[name] for r in picture.rows} == {True, False}
     left, right = drawn(picture).axes
     for axes, name in ((left, "acquired"), (right, "reaches")):
         counts = [t.get_text() for t in axes.texts]
         assert counts == [
-            f"{sum(r[name] for r in picture.records if r['arm'] == arm)} of 3" for arm in MANY[1:]
+            f"{sum(r[name] for r in picture.rows if r['arm'] == arm)} of 3" for arm in MANY[1:]
         ]
 
 
 def test_a_rate_that_was_chosen_past_L_says_so(study):
     changed = dataclasses.replace(study.data, tuning=dict(study.data.tuning) | {"k": 0.5})
-    within = tuning_figures.learning_rates(StudyView(changed)).caption
-    assert "at c = L (positions L to 1.5 L)" in tuning_figures.learning_rates(study).caption
+    within = training_figures.learning_rates(StudyView(changed)).caption
+    assert "at c = L (positions L to 1.5 L)" in training_figures.learning_rates(study).caption
     assert "at L/2 (in distribution)" in within
 
 
-def test_all_of_them_can_be_drawn_in_both_layouts(study):
-    for picture in (
-        *pareto_figures.pictures(study),
-        *factorial_figures.pictures(study),
-        *tuning_figures.pictures(study),
+def test_all_of_them_can_be_drawn(study):
+    for figure in (
+        *pareto_figures.hypervolumes(study),
+        *pareto_figures.factorial_effects(study),
+        *training_figures.training_figures(study),
     ):
-        assert picture.svg(style.WIDE).startswith("<svg")
-        assert picture.svg(style.NARROW).startswith("<svg")
-        assert picture.csv().count("\n") == len(picture.records) + 1
+        assert all(svg.startswith("<svg") for svg in figure.svgs())
+        assert figure.csv().count("\n") == len(figure.rows) + 1
 
 
 def test_two_seeds_make_no_front(tmp_path):
-    assert pareto_figures.pictures(view_of(write_study(tmp_path, ARMS, (0, 1)))) == []
+    assert pareto_figures.hypervolumes(view_of(write_study(tmp_path, ARMS, (0, 1)))) == []
 
 
 SEEDS = (0, 1, 2)
@@ -211,10 +206,10 @@ def mean_of(arm, metric, k, bucket="all"):
     return np.mean([value_of(arm, seed, metric, k, bucket) for seed in SEEDS])
 
 
-def drawn(picture, layout=style.WIDE):
-    """The figure, laid out as the page has it."""
-    with style.matplotlib.rc_context(style._rc(layout)):
-        return picture.draw(layout)
+def drawn(figure):
+    """The figure as one canvas."""
+    with matplotlib.rc_context(style.settings()):
+        return figure.canvas()
 
 
 def titled(figure):
@@ -230,8 +225,8 @@ def points(axes):
 
 
 def test_lines_stand_where_rows_end_within_L(measured):
-    for picture, ends in ((context_figures.context_curves(measured), {L / 2}), (context_figures.key_tokens(measured), {L / 2}),
-                          (loss_curves.bpb_against_length(measured), {L / 2, L}), (loss_curves.nll_by_position(measured), {L})):  # fmt: skip
+    for picture, ends in ((text_figures.context_curves(measured), {L / 2}), (text_figures.by_length(measured, "bpb_key"), {L / 2}),
+                          (text_figures.bpb_against_length(measured), {L / 2, L}), (text_figures.nll_by_position(measured), {L})):  # fmt: skip
         for axes in titled(drawn(picture)).values():
             lines = {line.get_xdata()[0] for line in axes.lines
                      if line.get_color() == style.INK and list(line.get_ydata()) == [0, 1]}  # fmt: skip
@@ -239,7 +234,7 @@ def test_lines_stand_where_rows_end_within_L(measured):
 
 
 def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
-    panels = titled(drawn(context_figures.context_curves(measured)))
+    panels = titled(drawn(text_figures.context_curves(measured)))
     assert list(panels) == [measured.names[arm] for arm in MANY]
     for arm in MANY:
         squares = [line for line in panels[measured.names[arm]].lines if line.get_marker() == "s"
@@ -257,7 +252,7 @@ def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
 
 
 def test_far_context_takes_repeats_from_2L_to_4L_back_and_the_fall_of_Y_R_under_a_window(measured):
-    records = context_figures.far_context(measured).records
+    records = text_figures.far_context(measured).rows
     for r in records:
         if r["metric"] == "repeat_gain":
             wanted = np.mean([value_of(r["arm"], r["seed"], "repeat_gain", g) for g in (2, 4)])
@@ -272,19 +267,23 @@ def test_far_context_takes_repeats_from_2L_to_4L_back_and_the_fall_of_Y_R_under_
 
 def test_curves_by_gap_and_length_hold_the_rows(measured):
     for picture, metric, ks in (
-        (context_figures.repeat_gain(measured), "repeat_gain", (0.25, 0.5, 1, 2, 4)),
-        (context_figures.sliding_windows(measured), "early_token_curse", (1, 2, 4, 8)),
-        (context_figures.key_tokens(measured), "bpb_key", (1, 2, 4, 8)),
+        (text_figures.by_length(measured, "repeat_gain"), "repeat_gain", (0.25, 0.5, 1, 2, 4)),
+        (
+            text_figures.by_length(measured, "early_token_curse", "bpb_sliding"),
+            "early_token_curse",
+            (1, 2, 4, 8),
+        ),
+        (text_figures.by_length(measured, "bpb_key"), "bpb_key", (1, 2, 4, 8)),
     ):
-        found = {(r["arm"], r["seed"], r["k"]): r["value"] for r in picture.records if r["metric"] == metric}  # fmt: skip
+        found = {(r["arm"], r["seed"], r["k"]): r["value"] for r in picture.rows if r["metric"] == metric}  # fmt: skip
         assert found == {
             (arm, seed, k): value_of(arm, seed, metric, k) for arm in MANY for seed in SEEDS for k in ks
         }  # fmt: skip
 
 
 def test_the_overview_gives_Y_R_as_evaluation_does_and_far_needles_apart(measured):
-    picture = retrieval_overview.retrieval_overview(measured)
-    found = {(r["arm"], r["k"], r["needles"], r["task"]): r["corrected"] for r in picture.records}
+    picture = retrieval_figures.retrieval_overview(measured)
+    found = {(r["arm"], r["k"], r["needles"], r["task"]): r["corrected"] for r in picture.rows}
     for arm in MANY:
         assert found[arm, 4, "all", "Y_R"] == pytest.approx(mean_of(arm, "Y_R", 4))
         assert found[arm, 4, "d > L", "Y_R"] == pytest.approx(mean_of(arm, "Y_R_far", 4))
@@ -298,11 +297,11 @@ def test_the_overview_gives_Y_R_as_evaluation_does_and_far_needles_apart(measure
 
 
 def test_the_numbers_in_the_overview_stand_in_the_cells_of_their_arm_and_task(measured):
-    picture = retrieval_overview.retrieval_overview(measured)
+    picture = retrieval_figures.retrieval_overview(measured)
     axes = titled(drawn(picture))["4L, d > L"]
     shown = {t.get_position(): t.get_text() for t in axes.texts}
-    tasks = list(dict.fromkeys(r["task"] for r in picture.records if r["arm"] == "coupled"))
-    for r in picture.records:
+    tasks = list(dict.fromkeys(r["task"] for r in picture.rows if r["arm"] == "coupled"))
+    for r in picture.rows:
         if (r["k"], r["needles"]) == (4, "d > L"):
             at = (tasks.index(r["task"]) + 0.5, MANY.index(r["arm"]) + 0.5)
             assert shown.pop(at) == f"{100 * r['corrected']:.0f}"
@@ -310,10 +309,10 @@ def test_the_numbers_in_the_overview_stand_in_the_cells_of_their_arm_and_task(me
 
 
 def test_maps_draw_three_tasks_and_name_the_others(measured):
-    picture = needle_maps.needle_maps(measured)
-    assert {r["task"] for r in picture.records} == {*SUMMARY_TASKS, "latest_first", "flipflop"}
-    assert "In the table and not drawn: latest or first, flip-flop" in picture.missing
-    labels = "".join(a.get_ylabel() for a in drawn(picture).axes)
+    picture = retrieval_figures.needle_maps(measured)
+    assert {r["task"] for r in picture.rows} == {*SUMMARY_TASKS, "latest_first", "flipflop"}
+    assert "In the CSV and not drawn: latest or first, flip-flop" in picture.missing
+    labels = " ".join(titled(drawn(picture)))
     assert [word in labels for word in ("passkey", "needles 4", "MQAR 16", "flip-flop")] == [True, True, True, False]  # fmt: skip
 
 
@@ -327,7 +326,7 @@ def test_many_arms_turn_lines_by_distance_into_a_map(measured):
 
 def test_shift_errors_are_the_largest_over_shifts_and_stand_beside_the_bound(measured):
     picture = structure_figures.structure(measured)
-    for r in picture.records:
+    for r in picture.rows:
         if r["bucket"] == "largest":
             wanted = [value_of(r["arm"], r["seed"], r["metric"], 1, f"all shift:{d}") for d in (1, 7, L, 8 * L)]  # fmt: skip
             assert r["value"] == max(wanted)
@@ -343,7 +342,7 @@ def test_shift_errors_are_the_largest_over_shifts_and_stand_beside_the_bound(mea
 
 
 def test_the_tables_hold_summary_structure_and_reach(measured):
-    found = {(r["arm"], r["metric"]): r for r in tables.table(measured)}
+    found = {(r["arm"], r["metric"]): r for r in tables.records(measured)}
     assert found["coupled", "Y_R_far at 4L"]["mean"] == pytest.approx(
         mean_of("coupled", "Y_R_far", 4)
     )
@@ -362,32 +361,41 @@ def test_the_tables_hold_summary_structure_and_reach(measured):
     ]
     assert found["rope", "bpb_ctx 4L ÷ L/2"]["mean"] == pytest.approx(np.mean(ratios))
     assert found["rope", "least_id at L"]["mean"] == pytest.approx(mean_of("rope", "least_id", 1))
+    assert "A model that finds passkeys and nothing else has Y_R 33\u00a0%" in tables.overview(
+        measured
+    )
     html = tables.section(measured)
-    assert "a model that finds passkeys and nothing else has Y_R 33\u00a0%" in html
-    for title in ("Text", "Use of far context", "Retrieval", "Relative structure"):
-        assert f"<h3>{title}</h3>" in html
-    assert "<details><summary>Every retrieval task" in html
+    for title in (
+        "Text",
+        "Use of far context",
+        "Retrieval",
+        "Every retrieval task",
+        "Relative structure",
+    ):
+        assert f"<details><summary>{title} <span>" in html
 
 
 def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
     assert "rope-4L" not in measured.arms
     assert not [line for line in measured.unfinished if "4L" in line]
-    records = other_lengths.records(measured)
+    records = tables.elsewhere_records(measured)
     assert {(r["arm"], r["seed"], r["train_length"]) for r in records} == {("rope-4L", s, 4 * L) for s in (0, 1)}  # fmt: skip
     at_own = np.mean([value_of("rope", seed, "bpb_ctx", 0.5) for seed in (0, 1)])
-    html = other_lengths.section(measured)
+    html = tables.elsewhere_section(measured)
     assert f"bpb_ctx at L/2 (in distribution), {2 * L} tokens" in html
     assert f"bpb_ctx at c = L (positions L to 1.5 L), {4 * L} tokens" in html
     assert f"<td>{at_own:.3f}<small>" in html
-    assert "not to be subtracted" in html
-    page = render(measured, [dataclasses.replace(p, draw=None) for p in pictures(measured)])
+    page = render(measured, {})
     assert "Trained at another length" in page
-    assert other_lengths.section(StudyView(dataclasses.replace(measured.data, elsewhere=()))) == ""
+    assert "not to be subtracted" in page
+    assert (
+        tables.elsewhere_section(StudyView(dataclasses.replace(measured.data, elsewhere=()))) == ""
+    )
 
 
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
-    for picture in (loss_curves.bpb_against_length(measured), loss_curves.nll_by_position(measured),
-                    loss_curves.training_curves(measured), context_figures.repeat_gain(measured)):  # fmt: skip
+    for picture in (text_figures.bpb_against_length(measured), text_figures.nll_by_position(measured),
+                    training_figures.training_curves(measured), text_figures.by_length(measured, "repeat_gain")):  # fmt: skip
         panels = titled(drawn(picture))
         assert list(panels) == [measured.names[arm] for arm in MANY], picture.name
         for arm, axes in zip(MANY, panels.values(), strict=True):
@@ -401,11 +409,11 @@ def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
 def test_a_study_of_before_says_in_one_line_each_what_it_lacks(tmp_path):
     study = view_of(write_study(tmp_path, ARMS[1:3], (0,), synthetic_rows))
     assert "Y_R" not in tables.section(study)
-    undrawn = {p.name for p in pictures(study) if p.draw is None}
+    undrawn = {p.name for p in figures(study) if not p.panels}
     assert undrawn == {"far_context", "repeat_gain", "early_token_curse", "bpb_key", "structure", "longtext"}  # fmt: skip
-    (curve,) = [p for p in pictures(study) if p.name == "context_curves"]
-    assert curve.missing == ("bpb_window (E8) was not measured, so no square",)
-    assert [a.get_title(loc="left") for a in drawn(curve).axes] == ["RoPE", "ALiBi"]
+    (curve,) = [p for p in figures(study) if p.name == "context_curves"]
+    assert list(curve.missing) == ["bpb_window (E8) was not measured, so no square"]
+    assert list(titled(drawn(curve))) == ["RoPE", "ALiBi"]
 
 
 @pytest.fixture(scope="module")
@@ -416,34 +424,31 @@ def classifiers(tmp_path_factory):
 def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
     picture = classification_figures.classification(classifiers)
     buckets = ["length:<=L", "length:L-2L", "length:2L-4L", "length:4L-8L", "length:>8L", "all"]
-    assert (
-        list(dict.fromkeys(r["bucket"] for r in picture.records if r["arm"] == "rope")) == buckets
-    )
-    for r in picture.records:
+    assert list(dict.fromkeys(r["bucket"] for r in picture.rows if r["arm"] == "rope")) == buckets
+    for r in picture.rows:
         (row,) = [x for x in class_rows(r["arm"], r["seed"]) if (x["metric"], x["bucket"]) == (r["metric"], r["bucket"])]  # fmt: skip
         assert r["value"] == row["value"]
     assert "NoPE: nothing for documents of L–2L" in picture.missing
-    (axes,) = drawn(picture).axes
+    _, axes = drawn(picture).axes  # the legend, then the panel
     bag = [line.get_ydata() for line in axes.lines if line.get_color() == style.INK and len(line.get_xdata()) == 5]  # fmt: skip
     assert np.allclose(bag, [[8, 32, 25, 32, 42]])
 
 
 def test_a_study_of_classifiers_is_summed_up_by_class(classifiers):
-    page = render(classifiers, [])
+    page = render(classifiers, {})
     scores = [run.value("longtext_corrected", 8) for run in classifiers.of("rope")]
     assert f"RoPE {tables.percent(np.mean(scores))}" in page
     assert "a bag of ids has 29" in page
     assert "Bits per byte beyond L were not measured" not in page
 
 
-def test_every_new_picture_has_its_table_and_both_layouts(measured, classifiers):
+def test_figures_of_every_suite_have_their_table_and_are_drawn(measured, classifiers):
     for study, names in ((measured, ("far_context", "structure")), (classifiers, ("longtext",))):
-        for picture in pictures(study):
-            if picture.name in names:
-                table = list(csv.DictReader(io.StringIO(picture.csv())))
-                assert len(table) == len(picture.records)
-                for layout in (style.WIDE, style.NARROW):
-                    assert picture.svg(layout).startswith("<svg")
+        for figure in figures(study):
+            if figure.name in names:
+                table = list(csv.DictReader(io.StringIO(figure.csv())))
+                assert len(table) == len(figure.rows)
+                assert len(figure.svgs()) == len(figure.panels) + (figure.key is not None)
 
 
 def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_path):
@@ -452,24 +457,24 @@ def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_
         return [r | {"definitions": 1} for r in found]
 
     study = view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
-    found = {p.name: p for p in context_figures.pictures(study)}
+    found = {p.name: p for p in text_figures.text_figures(study)}
     other = found["repeat_gain_other_place"]
     assert "place and repetition are confounded" in other.caption
-    assert {r["value"] for r in other.records} == {
+    assert {r["value"] for r in other.rows} == {
         value_of(arm, 0, "repeat_gain", g) for arm in ARMS[1:3] for g in (0.25, 0.5, 1, 2, 4)
     }
-    assert found["repeat_gain"].draw is None
-    assert not [r for r in found["far_context"].records if r["metric"] == "repeat_gain"]
-    assert "repeat_gain_other_place" not in {p.name for p in context_figures.pictures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
+    assert not found["repeat_gain"].panels
+    assert not [r for r in found["far_context"].rows if r["metric"] == "repeat_gain"]
+    assert "repeat_gain_other_place" not in {p.name for p in text_figures.text_figures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
 
 
-def test_chance_is_drawn_from_the_rows(tmp_path):
+def test_chance_stands_below_the_arms_as_the_rows_have_it(tmp_path):
     def rows(arm, seed):
         found = synthetic_rows(arm, seed)
         return [r | {"chance": 0.1} if r["bucket"] == "distance:4L-8L" else r for r in found]
 
-    picture = retrieval_figures.accuracy_by_distance(
-        view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
-    )
-    axes = titled(drawn(picture))["MQAR, contexts of 8L"]
-    assert {(3.5, 10.0), (4.5, 10.0), (0.5, 34.0)} <= points(axes)
+    study = view_of(write_study(tmp_path, ARMS[1:3], (0,), rows))
+    axes = titled(drawn(retrieval_figures.accuracy_by_distance(study)))["MQAR, contexts of 8L"]
+    assert axes.get_yticklabels()[-1].get_text() == "chance itself"
+    shown = {t.get_position(): t.get_text() for t in axes.texts}
+    assert [shown[x + 0.5, 2.5] for x in range(5)] == ["34", "34", "34", "34", "10"]

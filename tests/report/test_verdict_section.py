@@ -15,7 +15,7 @@ from support.synthetic_verdicts import (
     write_outcome_study,
 )
 
-from posenc_jax.report import StudyView, style, write_report
+from posenc_jax.report import StudyView, write_report
 from posenc_jax.report.verdict_section import forest, section
 from posenc_jax.results.load import load
 from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
@@ -63,7 +63,7 @@ def test_the_forest_plots_table_is_that_of_the_verdict(judged):
 
 def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(judged):
     folder, said = judged
-    figure = forest(StudyView(load(folder)), said).draw(style.WIDE)
+    figure = forest(StudyView(load(folder)), said).canvas()
     lines = [line for axes in figure.axes for line in axes.lines]
     dots = sorted(x for line in lines if line.get_marker() in "oXD" for x in line.get_xdata())
     tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]

@@ -212,4 +212,4 @@ def test_verdict_and_tables_are_those_of_the_run_folders(tmp_path):
     said = [judge(data, plan, beside=AuxiliaryRuns(), frozen=None, deviations=[]) for data in (ours, theirs)]  # fmt: skip
     assert json.dumps(said[0]) == json.dumps(said[1])
     assert any("seeds and instances" in str(s) for s in said)  # the arrays were read
-    assert tables.table(StudyView(ours)) == tables.table(StudyView(theirs)) != []
+    assert tables.records(StudyView(ours)) == tables.records(StudyView(theirs)) != []

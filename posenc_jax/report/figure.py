@@ -1,0 +1,141 @@
+"""A figure: a table of named columns, and panels that are drawn from it once.
+
+The page lays the panels out as a grid that fits a phone and a desk; the PNG shows the same panels.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from posenc_jax.report import style
+
+WIDTHS = {1: 5.0, 2: 5.0, 3: 3.3, 4: 2.45, 6: 1.65}  # inches of a panel, by panels on a line
+
+
+class Table(list):
+    """Rows as dicts; the keys of the first row are the names of the columns."""
+
+    def where(self, **wanted) -> "Table":
+        """Returns the rows whose columns have these values."""
+        return Table(row for row in self if all(row[name] == v for name, v in wanted.items()))
+
+    def column(self, name: str) -> list:
+        """Returns the values of one column."""
+        return [row[name] for row in self]
+
+    def distinct(self, name: str) -> list:
+        """Returns the different values of one column, ascending."""
+        return sorted(set(self.column(name)))
+
+    def grouped(self, x: str, y: str) -> dict:
+        """Returns the values of column y by the values of column x, ascending."""
+        return {at: self.where(**{x: at}).column(y) for at in self.distinct(x)}
+
+    def matrix(self, down: str, lines: Iterable, across: str, columns: Iterable, value: str):
+        """Returns means of `value` by the values of two columns, nan where there is no row."""
+        cells: dict[tuple, list[float]] = {}
+        for row in self:
+            number = np.nan if row[value] is None else row[value]
+            cells.setdefault((row[down], row[across]), []).append(number)
+        means = [[np.mean(cells.get((a, b), [np.nan])) for b in columns] for a in lines]
+        return np.array(means).reshape(len(lines), len(columns))
+
+    def csv(self, names: Sequence[str] = ()) -> str:
+        """Returns the rows as CSV; floats in full precision."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, names or list(*self[:1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self)
+        return out.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Subplot:
+    """One pair of axes: the function that draws on them, and their height in inches with labels."""
+
+    draw: Callable[[Axes], None]
+    height: float = 2.4
+
+
+def panels_of(draw: Callable[..., None], items: Iterable[Sequence], height: float) -> list[Subplot]:
+    """Returns a panel for each item, on which `draw(axes, *item)` draws."""
+    return [Subplot(lambda axes, item=item: draw(axes, *item), height) for item in items]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure of a report.
+
+    Attributes:
+      panels: empty where nothing was measured. across: panels on a line of a wide page, in WIDTHS.
+      key: a strip above the panels, a legend or a colour bar. missing: what is left out.
+      labels: what the horizontal and the vertical axes of all panels show; "" where each says it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    rows: Sequence[Mapping]
+    panels: Sequence[Subplot]
+    across: int = 1
+    key: Subplot | None = None
+    labels: tuple[str, str] = ("", "")
+    missing: Sequence[str] = ()
+
+    def csv(self) -> str:
+        """Returns the table as CSV."""
+        return Table(self.rows).csv()
+
+    def png(self) -> bytes:
+        """Returns all panels in the light palette, 200 dpi."""
+        out = io.BytesIO()
+        with matplotlib.rc_context(style.settings()):
+            self.canvas().savefig(out, format="png", dpi=200, facecolor=style.SURFACE)
+        return out.getvalue()
+
+    def canvas(self) -> Canvas:
+        """Returns all panels, and the key above them, as one matplotlib figure."""
+        width, across = WIDTHS[self.across], min(self.across, len(self.panels))
+        lines = [self.panels[i : i + across] for i in range(0, len(self.panels), across)]
+        heights = [max(panel.height for panel in line) for line in lines]
+        above = [self.key.height] if self.key else []
+        canvas = _canvas(across * width, sum(above + heights))
+        grid = canvas.add_gridspec(len(above) + len(lines), across, height_ratios=above + heights)
+        if self.key:
+            self.key.draw(canvas.add_subplot(grid[0, : min(across, round(5 / width))]))
+        for number, line in enumerate(lines, len(above)):
+            for column, panel in enumerate(line):
+                panel.draw(canvas.add_subplot(grid[number, column]))
+        for label, write in zip(self.labels, (canvas.supxlabel, canvas.supylabel), strict=True):
+            if label:
+                write(label, color=style.MUTED, fontsize=style.FONT)
+        return canvas
+
+    def svgs(self) -> list[str]:
+        """Returns the key, if there is one, and every panel as inline SVG elements."""
+        drawn, keys = [], [(self.key, 5.0)] if self.key else []
+        sized = [*keys, *((panel, WIDTHS[self.across]) for panel in self.panels)]
+        for number, (panel, width) in enumerate(sized):
+            out = io.StringIO()
+            with matplotlib.rc_context(style.settings()):
+                canvas = _canvas(width, panel.height)
+                panel.draw(canvas.subplots())
+                canvas.savefig(
+                    out, format="svg", transparent=True, dpi=150, metadata={"Date": None}
+                )
+            drawn.append(style.themed(out.getvalue(), f"{self.name}-{number}", self.title))
+        return drawn
+
+
+def _canvas(width: float, height: float) -> Canvas:
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    canvas.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.03)
+    FigureCanvasAgg(canvas)
+    return canvas

@@ -1,0 +1,265 @@
+"""Marks that figures share: lines with bands, dots, heat maps, names of points, legends, axes."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
+
+from posenc_jax.report import style
+from posenc_jax.report.figure import Subplot, Table, panels_of
+from posenc_jax.report.study_view import StudyView, times
+from posenc_jax.report.style import BACKDROP, INK, MUTED, RULE, SURFACE
+
+PERCENT = StrMethodFormatter("{x:.0f} %")
+TOGETHER = 6  # arms that one panel holds; more get a panel each
+DOTTED, DASHED = (0, (1, 1.5)), (0, (4, 3))
+PARENT_DASHES = ((0, (5, 2)), DOTTED)  # RoPE, ALiBi
+
+
+def wrap(name: str, width: int) -> str:
+    """Returns a long name on two lines, cut off at the end if need be."""
+    lines = textwrap.wrap(name, width, break_long_words=False, max_lines=2, placeholder=" …")
+    return "\n".join(lines) or name
+
+
+def minus(text: str) -> str:
+    """Returns a number as text with a true minus sign."""
+    return text.replace("-", "−")
+
+
+def arm_title(axes: Axes, study: StudyView, arm: str, more: str = "", width: int = 22) -> None:
+    """Titles a panel with an arm's name in its colour."""
+    name = wrap(study.names[arm], width) + (f"\n{more}" if more else "")
+    axes.set_title(name, color=style.colour(study.colours[arm]))
+
+
+def note(axes: Axes, text: str, at: tuple, offset: tuple, frame: str = "y", **look) -> None:
+    """Writes a word at a point: coordinate `frame` in data units, the other in axes units."""
+    place = axes.get_yaxis_transform() if frame == "y" else axes.get_xaxis_transform()
+    kept = {"xycoords": place, "textcoords": "offset points", "color": MUTED, "va": "center"}
+    axes.annotate(text, at, offset, **kept | look)
+
+
+def band(axes: Axes, study: StudyView, rows: Table, arm: str, x: str, y: str, **changes) -> None:
+    """Draws an arm's mean over seeds, and a band from the smallest to the largest seed."""
+    by_x = rows.where(arm=arm).grouped(x, y)
+    look = style.line_style(study.colours[arm]) | changes
+    means = [float(np.mean(values)) for values in by_x.values()]
+    axes.plot(list(by_x), means, markeredgecolor=SURFACE, markeredgewidth=0.5, **look)
+    if any(len(values) > 1 for values in by_x.values()):
+        ends = [[end(values) for values in by_x.values()] for end in (min, max)]
+        axes.fill_between(list(by_x), *ends, color=look["color"], alpha=0.16, linewidth=0)
+
+
+def backdrop(axes: Axes, study: StudyView, rows: Table, arm: str, x: str, y: str) -> None:
+    """Draws the means of all other arms thin and grey; those of the parents dashed."""
+    for other in study.arms:
+        by_x = rows.where(arm=other).grouped(x, y)
+        if other == arm or not by_x:
+            continue
+        look = {"color": BACKDROP, "linewidth": 0.8, "zorder": 1}
+        if other in study.parents:
+            dash = PARENT_DASHES[study.parents.index(other)]
+            look |= {"color": MUTED, "linewidth": 1.1, "linestyle": dash, "zorder": 1.5}
+        axes.plot(list(by_x), [float(np.mean(values)) for values in by_x.values()], **look)
+
+
+def line_panels(
+    study: StudyView,
+    rows: Table,
+    x: str,
+    y: str,
+    dress: Callable[[Axes], None],
+    draw_arm: Callable[[Axes, str], None] | None = None,
+    more: Sequence[Line2D] = (),
+    apart: bool = False,
+) -> dict:
+    """Returns panels, key and across of a line figure: one panel, or one per arm if they are many.
+
+    Args:
+      dress: sets the axes of a panel up after its lines are drawn. draw_arm: draws one arm, its
+        band by default. more: further lines of the legend. apart: a panel per arm in any case.
+    """
+    arms = [arm for arm in study.arms if rows.where(arm=arm)]
+    if not arms:
+        return {"panels": ()}
+    draw_arm = draw_arm or (lambda axes, arm: band(axes, study, rows, arm, x, y))
+    low, high = min(rows.column(y)), max(rows.column(y))
+    pad = 0.06 * (high - low) or 0.01
+    together = len(arms) <= TOGETHER and not apart
+
+    def draw(axes: Axes, *shown: str) -> None:
+        if not together:
+            backdrop(axes, study, rows, shown[0], x, y)
+            arm_title(axes, study, shown[0])
+        for arm in shown:
+            draw_arm(axes, arm)
+        axes.set_ylim(low - pad, high + pad)
+        dress(axes)
+
+    if together:
+        return {"panels": panels_of(draw, [arms], 3.2), "key": arm_legend(study, arms, more)}
+    lines = [Line2D([], [], color=BACKDROP, linewidth=0.8, label="other arms")]
+    for arm, dash in zip(study.parents, PARENT_DASHES, strict=False):
+        look = {"color": MUTED, "linewidth": 1.1, "linestyle": dash}
+        lines.append(Line2D([], [], label=study.names[arm], **look))
+    panels = panels_of(draw, [(arm,) for arm in arms], 1.8)
+    return {"panels": panels, "key": legend([*lines, *more]), "across": 4}
+
+
+def seeds_note(study: StudyView) -> str:
+    """Returns how a line figure shows the seeds, and the arms where each has its panel."""
+    said = "One seed per arm, so there is no band."
+    if study.seeds_per_arm[1] > 1:
+        said = "Lines are means over seeds; bands span the smallest and the largest seed."
+    if len(study.arms) > TOGETHER:
+        said += " Each arm has a panel; grey lines are the other arms, dashed for the parents."
+    return said
+
+
+def legend(handles: Sequence, columns: int = 3) -> Subplot:
+    """Returns a strip with a legend."""
+
+    def draw(axes: Axes) -> None:
+        axes.set_axis_off()
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+        axes.legend(handles=list(handles), ncols=columns, **place).set_in_layout(False)
+
+    return Subplot(draw, 0.12 + 0.19 * -(-len(handles) // columns))
+
+
+def arm_legend(study: StudyView, arms: Sequence[str], more: Sequence[Line2D] = ()) -> Subplot:
+    """Returns a legend of arms."""
+    looks = [style.line_style(study.colours[arm]) | {"label": study.names[arm]} for arm in arms]
+    return legend([*(Line2D([], [], **look) for look in looks), *more])
+
+
+def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}")) -> Subplot:
+    """Returns a strip with the colours of a map from `low` to `high`."""
+
+    def draw(axes: Axes) -> None:
+        axes.grid(False)
+        colours, form = ScalarMappable(Normalize(low, high), style.MAP), lambda x, _: show(x)
+        look = {"cax": axes, "orientation": "horizontal", "format": FuncFormatter(form)}
+        bar = axes.figure.colorbar(colours, **look)
+        bar.outline.set_visible(False)
+        bar.set_label(label)
+
+    return Subplot(draw, 0.5)
+
+
+def share_bar() -> Subplot:
+    """Returns the colour bar of maps of accuracy above chance."""
+    return colour_bar(0, 1, "answers right, above chance", lambda x: f"{100 * x:.0f} %")
+
+
+def dots(axes: Axes, study: StudyView, rows: Table, arms: Sequence[str]) -> None:
+    """Draws one line per arm, the first on top: a mark per seed, a tick at the mean of `value`."""
+    for y, arm in enumerate(arms):
+        found = rows.where(arm=arm).column("value")
+        look = style.line_style(study.colours[arm]) | {"linestyle": "none"}
+        axes.plot(found, [y] * len(found), markersize=5, alpha=0.75, **look)
+        if found:
+            axes.plot([float(np.mean(found))], [y], marker="|", markersize=12, color=INK)
+    axes.set_yticks(range(len(arms)), [wrap(study.names[arm], 18) for arm in arms])
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.grid(True, axis="y", color=RULE)
+
+
+def heat(
+    axes: Axes,
+    values: np.ndarray,
+    names: Sequence[str],
+    columns: Sequence[str],
+    numbers: bool = True,
+    middle: Callable[[int, int], float] = lambda line, column: line + 0.5,
+) -> None:
+    """Draws shares as coloured cells, the first line on top; percents at height `middle`."""
+    lines, across = values.shape
+    axes.set_facecolor(style.EMPTY)
+    look = {"edgecolors": SURFACE, "linewidth": 0.5, "cmap": style.MAP, "vmin": 0, "vmax": 1}
+    edges = np.arange(across + 1), np.arange(lines + 1)
+    axes.pcolormesh(*edges, np.ma.masked_invalid(values), **look)
+    for (line, column), value in np.ndenumerate(values):
+        if numbers and not np.isnan(value):
+            # Not the page's ink: these stand on colours that do not change with the theme.
+            shade = "#fdfdfd" if value < 0.55 else "#111113"
+            look = {"color": shade, "fontsize": 0.8 * style.FONT, "va": "center_baseline"}
+            text = minus(f"{100 * value:.0f}")
+            text = "0" if text == "−0" else text
+            axes.text(column + 0.5, middle(line, column), text, ha="center", **look)
+    axes.set_ylim(lines, 0)
+    axes.set_yticks(np.arange(lines) + 0.5, [wrap(name, 18) for name in names])
+    turned = 90 if sum(map(len, columns)) > 25 else 0
+    axes.set_xticks(np.arange(across) + 0.5, columns, rotation=turned)
+    frameless(axes)
+
+
+def frameless(axes: Axes) -> None:
+    """Removes the grid and the frame of a map."""
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def length_axis(
+    axes: Axes, study: StudyView, multiples: Sequence[float], every: int = 1, within: float = 1
+) -> None:
+    """Sets a log2 axis in tokens with ticks at multiples of L, and a line where rows end within L.
+
+    Args:
+      within: that place in units of L: ID for an axis of context, 1 for segments and positions.
+    """
+    axes.set_xscale("log", base=2)
+    ks = sorted(set(multiples))
+    ks = [k for k in ks if round(np.log2(k)) % every == 0] or ks
+    ticks = [k * study.train_length for k in ks]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    at = within * study.train_length
+    axes.axvline(at, color=INK, linewidth=1)
+    note(axes, times(within), (at, 1), (3, -2), "x", color=INK, va="top", weight="bold")
+
+
+def name_points(
+    axes: Axes,
+    named: Sequence[tuple[float, float, str, str]],
+    others: Sequence[tuple[float, float]],
+    size: tuple[float, float],
+) -> None:
+    """Writes names (x, y, text, colour) beside their points, hiding as few marks as possible.
+
+    Args:
+      others: further marks in data units. size: the panel's width and height in inches.
+    """
+    to_axes = axes.transScale + axes.transLimits
+    point = 1 / (72 * np.array([0.84, 0.82]) * size)  # of one point, in units of the axes
+    marks = to_axes.transform([*others, *((x, y) for x, y, _, _ in named)])
+    placed: list[np.ndarray] = []  # corners of names: low, high
+
+    def cost(box: np.ndarray, at: np.ndarray, reach: float) -> float:
+        outside = np.maximum(0, -box[0]).sum() + np.maximum(0, box[1] - 1).sum()
+        over = sum((box[0] < b[1]).all() and (b[0] < box[1]).all() for b in placed)
+        inside = (box[0] - 5 * point < marks) & (marks < box[1] + 5 * point) & (marks != at)
+        return 0.02 * reach + 20 * outside + 3 * over + inside.all(1).sum()
+
+    for x, y, text, hex_ in named:
+        text, at, boxes = wrap(text, 22), to_axes.transform((x, y)), []
+        lines = text.split("\n")
+        span = style.FONT * point * (0.66 * max(map(len, lines)), 1.25 * len(lines))
+        for reach in (9, 16, 26, 38):
+            for dx, dy in ((1, 0), (-1, 0), (1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8)):
+                low = at + reach * point * (dx, dy) - span * (dx < 0, 0.5)
+                box = np.array([low, low + span])
+                boxes.append((cost(box, at, reach), len(boxes), dx, box))
+        _, _, dx, box = min(boxes, key=lambda found: found[:2])
+        placed.append(box)
+        place = (box[0 if dx > 0 else 1, 0], box[:, 1].mean())
+        arrow = {"arrowstyle": "-", "color": hex_, "linewidth": 0.6, "relpos": (dx < 0, 0.5)}
+        look = {"ha": "left" if dx > 0 else "right", "va": "center", "color": hex_, "zorder": 5}
+        frame = {"xycoords": "axes fraction", "textcoords": "axes fraction", "weight": "bold"}
+        axes.annotate(text, at, place, arrowprops=arrow | {"shrinkA": 0}, **look, **frame)
