@@ -6,6 +6,8 @@ lost, 130 ended by a second Ctrl-C without a checkpoint.
 
 Several seeds in one program, each with its own folder: --workdir=runs/x-s{seed} --seeds=0,1,2.
 
+configs/vision.py trains an image classifier and reads test images of several sizes with it.
+
 Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag (docs/operations/cluster.md); elsewhere
 each process gets --coordinator=HOST:PORT --processes=N --process=I.
 """
@@ -15,11 +17,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
+try:
+    from absl import flags
+    from ml_collections import config_flags
+except ModuleNotFoundError:
+    sys.path.append(os.path.join(os.path.dirname(__file__), "scripts"))
+    import installed  # noqa: F401, ends with a line about the virtual environment
 
 from posenc_jax import cli
-from posenc_jax.results.schema import DONE, FAILED, INTERRUPTED, STOPPED, UNWRITABLE
+from posenc_jax.results.schema import DONE, FAILED, STOPPED, UNWRITABLE
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/lm.py:rope+alibi"
@@ -44,24 +50,14 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> int:
     """Trains the run of the flags; returns the exit code."""
     from posenc_jax.checkpoints.manager import SaveFailed
-    from posenc_jax.training.config import from_sections
-    from posenc_jax.training.hosts import connect, exit_together
-    from posenc_jax.training.loop import Diverged, Preempted, train
-    from posenc_jax.training.multi_seed import train_seeds
-    from posenc_jax.training.profile import NO_PROFILE, parse_profile
+    from posenc_jax.training.loop import Diverged, Preempted
 
-    config = from_sections(_CONFIG.value.to_dict())
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    profile = NO_PROFILE if _PROFILE.value is None else parse_profile(_PROFILE.value)
-    connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    sections = _CONFIG.value.to_dict()
     try:
-        with exit_together(Preempted, Diverged, SaveFailed, ValueError):
-            if _SEEDS.value is None:
-                train(config, Path(_WORKDIR.value), command, profile)
-            elif _PROFILE.value is None:
-                train_seeds(config, _workdirs(), command)
-            else:
-                raise ValueError("--profile traces one run; leave --seeds out")
+        if "image" in sections:
+            _train_images(sections)
+        else:
+            _train_decoder(sections)
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return STOPPED
@@ -71,22 +67,57 @@ def main() -> int:
     except Diverged as error:
         print(error, file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(
-            "ended at once; run the same command to go on from the last checkpoint", file=sys.stderr
-        )
-        return INTERRUPTED
     return DONE
+
+
+def _train_decoder(sections: dict) -> None:
+    from posenc_jax.checkpoints.manager import SaveFailed
+    from posenc_jax.training.config import check_encodings, from_sections
+    from posenc_jax.training.hosts import connect, exit_together
+    from posenc_jax.training.loop import Diverged, Preempted, train
+    from posenc_jax.training.multi_seed import train_seeds
+    from posenc_jax.training.profile import NO_PROFILE, parse_profile
+
+    config = from_sections(sections)
+    check_encodings(config)
+    profile = NO_PROFILE if _PROFILE.value is None else parse_profile(_PROFILE.value)
+    connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with exit_together(Preempted, Diverged, SaveFailed, ValueError):
+        if _SEEDS.value is None:
+            train(config, Path(_WORKDIR.value), _command(), profile)
+        elif _PROFILE.value is None:
+            train_seeds(config, _workdirs(), _command())
+        else:
+            raise ValueError("--profile traces one run; leave --seeds out")
+
+
+def _train_images(sections: dict) -> None:
+    """Trains an image classifier on one device, its seeds one after another."""
+    from posenc_jax.training.image_config import image_config
+    from posenc_jax.training.image_loop import train_images
+
+    for flag in (_COORDINATOR, _PROCESSES, _PROCESS, _PROFILE):
+        if flag.present:
+            raise ValueError(f"--{flag.name} is for decoders; images are trained on one device")
+    seeds = {sections["train"]["seed"]: Path(_WORKDIR.value)}
+    if _SEEDS.value is not None:
+        seeds = _workdirs()
+    for seed, workdir in seeds.items():
+        config = image_config(sections | {"train": sections["train"] | {"seed": seed}})
+        print(train_images(config, workdir, _command()))
+
+
+def _command() -> str:
+    """Returns the command line, for the record."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
 def _workdirs() -> dict[int, Path]:
     """Returns the folder of each seed."""
-    seeds, pattern = _SEEDS.value, _WORKDIR.value
-    if not seeds or not all(s.isdigit() for s in seeds) or len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds must be whole numbers, each once, not {','.join(seeds)!r}")
+    seeds, pattern = cli.whole_numbers("seeds", _SEEDS.value), _WORKDIR.value
     if "{seed}" not in pattern:
         raise ValueError(f"--seeds needs {{seed}} in --workdir, a folder for each, not {pattern!r}")
-    return {int(s): Path(pattern.replace("{seed}", s)) for s in seeds}
+    return {seed: Path(pattern.replace("{seed}", str(seed))) for seed in seeds}
 
 
 if __name__ == "__main__":

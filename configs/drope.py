@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from posenc_jax.encodings import Scheme, parse, unparse
+from posenc_jax.encodings import parse, unparse
+from posenc_jax.encodings.length_extension import rotation_dropped
 from posenc_jax.training.config import read
 
 SHARE = 0.15  # of all steps, without the rotation
@@ -37,7 +38,7 @@ def get_config(folder: str = "") -> ConfigDict:
     peak = 1.0 if source.model.qk_norm else 1 / 3
 
     config = ConfigDict(dataclasses.asdict(source))
-    config.model.scheme = unparse(dropped(parse(source.model.scheme)))
+    config.model.scheme = unparse(rotation_dropped(parse(source.model.scheme)))
     config.train.update(
         arm=f"{source.arm} dropped",
         init_from=folder,
@@ -52,14 +53,3 @@ def get_config(folder: str = "") -> ConfigDict:
         warmup_steps=max(round(steps * WARMUP), 1),
     )
     return config
-
-
-def dropped(scheme: Scheme) -> Scheme:
-    """Returns the scheme without its rotations; ValueError if it has none."""
-    layers = tuple(
-        tuple(dataclasses.replace(heads, rotation=None) for heads in layer)
-        for layer in scheme.layers
-    )
-    if layers == scheme.layers:
-        raise ValueError(f"{unparse(scheme)!r} has no rotation that could be dropped")
-    return dataclasses.replace(scheme, layers=layers)

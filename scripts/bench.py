@@ -19,6 +19,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

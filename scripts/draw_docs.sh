@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws the pictures of docs/ again: one look at one scheme each, before any training, and two of settings.
+# Makes the generated parts of docs/ again: looks at one scheme each, before any training, two pictures of settings, and the list of settings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 looks="$(mktemp -d)"
@@ -35,3 +35,5 @@ for suffix in png csv; do
   cp "$looks/settings/sink_and_shift.$suffix" "docs/encodings/figures/switches-sink_and_shift.$suffix"
   cp "$looks/settings/curriculum.$suffix" "docs/figures/recipes-curriculum.$suffix"
 done
+
+.venv/bin/python -c 'from posenc_jax.training.setting_help import settings_page; print(settings_page(), end="")' >docs/settings.md

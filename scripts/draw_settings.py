@@ -5,6 +5,7 @@ Writes sink_and_shift.png and curriculum.png with the CSV files of what they sho
 
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli
@@ -33,7 +34,7 @@ def _switches():
     from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend
     from posenc_jax.attention.token_shift import ShiftWeights, token_shift
     from posenc_jax.encodings import parse
-    from posenc_jax.report.setting_figures import switches_figure
+    from posenc_jax.report.inspection_figures import switches_figure
 
     scheme = parse("nope|alibi")
     layer = scheme.place(num_layers=1, num_heads=2, head_dim=2, model_dim=4, train_length=LENGTH).layers[0]  # fmt: skip
@@ -65,7 +66,7 @@ def _curriculum():
     import numpy as np
 
     from posenc_jax.data.tokenizers import open_tokenizer
-    from posenc_jax.report.setting_figures import curriculum_figure
+    from posenc_jax.report.inspection_figures import curriculum_figure
     from posenc_jax.tasks.filler import Filler
     from posenc_jax.tasks.retrieval_windows import Curriculum, stages
 

@@ -12,8 +12,10 @@ that of a step, each with its own folder. On CPU rows are spread over the cores 
 use. Exit code 2 for wrong input.
 """
 
+import shlex
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli
@@ -32,7 +34,7 @@ _WRITE_KEY_TARGETS = flags.DEFINE_string(
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,
-    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4",
+    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4, rotation.off",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string(
@@ -44,7 +46,7 @@ def main() -> None:
     """Evaluates the run of the flags."""
     from posenc_jax.evaluation.cpu_devices import use_all_cores
     from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
-    from posenc_jax.results.row_file import headline
+    from posenc_jax.results.run_table import run_table
 
     use_all_cores()
     if _WRITE_KEY_TARGETS.value:
@@ -68,9 +70,9 @@ def main() -> None:
         key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
         checkpoint=_CHECKPOINT.value,
     )
-    if said := headline(path):
-        print(said)
+    print(*run_table(path), sep="\n")
     print(path)
+    print(f"next: {shlex.join(['python', 'scripts/report.py', f'--workdir={_WORKDIR.value}'])}")
 
 
 if __name__ == "__main__":

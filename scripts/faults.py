@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli
@@ -18,13 +19,18 @@ _SCHEME = flags.DEFINE_string(
 _LAYERS = flags.DEFINE_integer(
     "num_layers", 0, "Layers; 0: one period of the scheme", lower_bound=0
 )
-_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads", lower_bound=1)
-_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Dims per head", lower_bound=1)
-_TRAIN = flags.DEFINE_integer("train_length", 1024, "L, tokens", lower_bound=2)
-_LENGTH = flags.DEFINE_integer("length", 16384, "Number of keys, tokens", lower_bound=2)
+_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads", lower_bound=1, upper_bound=1024)
+_HEAD_DIM = flags.DEFINE_integer("head_dim", 64, "Dims per head", lower_bound=1, upper_bound=2**16)
+_TRAIN = flags.DEFINE_integer("train_length", 1024, "L, tokens", lower_bound=2, upper_bound=2**30)
+_LENGTH = flags.DEFINE_integer(
+    "length", 16384, "Number of keys, tokens", lower_bound=2, upper_bound=2**24
+)
 _MARGINS = flags.DEFINE_list("margins", ["10", "20", "30"], "Content margins, nats")
 _BOUND = flags.DEFINE_float(
     "bound", 8.0, "Largest |content logit|, for the windows of attention", lower_bound=0.0
+)
+_STRETCH = flags.DEFINE_string(
+    "stretch", None, "Length extension of the trained scheme, yarn:4, as in scripts/evaluate.py"
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for reach.json and the pictures")
 
@@ -34,7 +40,7 @@ def main() -> None:
     import jax
 
     from posenc_jax.attention.blockwise.cutoff import cutoff_windows
-    from posenc_jax.encodings import parse
+    from posenc_jax.encodings import extend_length, parse
     from posenc_jax.encodings.analysis import (
         analyze_heads,
         angle_errors,
@@ -43,14 +49,10 @@ def main() -> None:
     )
     from posenc_jax.encodings.scheme_presets import line_of
 
-    scheme = parse(_SCHEME.value)
-    placed = scheme.place(
-        num_layers=_LAYERS.value or len(scheme.layers),
-        num_heads=_HEADS.value,
-        head_dim=_HEAD_DIM.value,
-        model_dim=_HEADS.value * _HEAD_DIM.value,
-        train_length=_TRAIN.value,
-    )
+    trained = placed = _placed(scheme := parse(_SCHEME.value))
+    if _STRETCH.value:
+        rule = {"length": _LENGTH.value, "train_length": _TRAIN.value}
+        placed = _placed(extend_length(scheme, _STRETCH.value, **rule))
     if placed.longest() is not None and _LENGTH.value > placed.longest():
         raise ValueError(
             f"--length={_LENGTH.value} exceeds the {placed.longest()} positions of {_SCHEME.value}"
@@ -62,7 +64,7 @@ def main() -> None:
     if not margins or not all(0 < m < 700 for m in margins):
         raise ValueError(f"--margins must lie between 0 and 700 nats, not {margins}")
     params = initial_parameters(placed, jax.random.key(0))
-    heads = analyze_heads(placed, params, _LENGTH.value, margins)
+    heads = analyze_heads(placed, params, _LENGTH.value, margins, trained)
     window_N = [
         None if layer.form or n >= _LENGTH.value else int(n)
         for layer, learned in zip(placed.layers, params, strict=True)
@@ -79,6 +81,10 @@ def main() -> None:
         warnings.append(
             f"positions are read on a grid of {columns} columns; distances in this table run in raster order"
         )
+    if any(getattr(g.heads.rotation, "stretch", None) for layer in trained.layers for g in layer.groups):  # fmt: skip
+        warnings.append(
+            "the stretch in the scheme counts as trained; for a reading of a run trained without it, give --stretch"
+        )
     gated = sum(layer.gated for layer in placed.layers)
     if gated:
         warnings.append(
@@ -90,18 +96,23 @@ def main() -> None:
             f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x = 0"
         )
 
-    print(f"{line_of(_SCHEME.value)}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
+    stretched = f" under {_STRETCH.value}" if _STRETCH.value else ""
+    print(f"{line_of(_SCHEME.value)}{stretched}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
     print(_table(heads, margins, window_N))
+    print(_COLUMNS)
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
         print(f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} to {max(waves):,.0f} tokens): {shown} rad")  # fmt: skip
     for line in warnings:
         print(f"! {line}")
+    if not warnings:
+        print("nothing stands out")
     if _OUT.value:
         out = Path(_OUT.value)
         out.mkdir(parents=True, exist_ok=True)
         record = {
             "scheme": line_of(_SCHEME.value),
+            "stretch": _STRETCH.value,
             "train_length": _TRAIN.value,
             "length": _LENGTH.value,
             "content_bound": _BOUND.value,
@@ -116,18 +127,38 @@ def main() -> None:
             print(path)
 
 
+def _placed(scheme):
+    return scheme.place(
+        num_layers=_LAYERS.value or len(scheme.layers),
+        num_heads=_HEADS.value,
+        head_dim=_HEAD_DIM.value,
+        model_dim=_HEADS.value * _HEAD_DIM.value,
+        train_length=_TRAIN.value,
+    )
+
+
 def _table(heads, margins, window_N) -> str:
-    names = ["layer", "head", "slope", "slope x L", "tau", *(f"horizon {m:g}" for m in margins), "sight", "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
+    names = ["layer", "head", "slope", "lost by L", "tau", *(f"horizon {m:g}" for m in margins), "sight", "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
     lines = [names]
     for h, w in zip(heads, window_N, strict=True):
         blind = ["-" if h.blind[n] is None else f"{h.blind[n]:,}" for n in ("float32", "bfloat16")]
         unseen = f"{h.unseen_pairs} of {len(h.wavelengths)}" if h.wavelengths else "-"
         reach = [_tokens(h.horizon[m]) for m in margins]
-        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.slope_times_length:.3g}", f"{h.temperature:.3g}", *reach, "all" if h.sight is None else f"{h.sight:,}", *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
+        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.bias_over_L:.3g}", f"{h.temperature:.3g}", *reach, "all" if h.sight is None else f"{h.sight:,}", *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
     )
+
+
+_COLUMNS = """slope: bias lost from distance 0 to 1, nats. lost by L: bias lost from distance 0 to L, nats, as trained.
+tau: temperature of the last query for the farthest key.
+horizon m: the largest distance at which a needle whose content logit is m nats above all other keys keeps
+  weight 1/2 among all keys; temperature and rotation change m; none: not even at distance 0.
+sight: the window of the scheme, tokens. blind: the largest distance with a weight above 0 in that dtype; -: all.
+window: keys further back weigh less than 2^-24 together if content logits are within the bound; -: none.
+pairs unseen: rotary pairs that turn less than once within L, without those that a stretch keeps within the
+  trained arc."""
 
 
 def _tokens(horizon: int | None) -> str:
@@ -142,8 +173,7 @@ def _pictures(placed, params, heads, out: Path):
     import numpy as np
 
     from posenc_jax.encodings.analysis import (
-        decay_bound,
-        rotary_kernel,
+        rotation_curves,
         temperature_of_distance,
         temperature_of_position,
     )
@@ -169,15 +199,15 @@ def _pictures(placed, params, heads, out: Path):
     for layer in kinds:
         number = placed.layers.index(layer)
         of_layer = [h for h in heads if h.layer == number]
-        waves = list(dict.fromkeys(h.wavelengths for h in of_layer if h.wavelengths))
-        rotations = {
-            f"heads {', '.join(str(h.head) for h in of_layer if h.wavelengths == w)}": w
-            for w in waves
-        }
-        curves = {
-            name: (rotary_kernel(w, distance_S), decay_bound(w, distance_S))
-            for name, w in rotations.items()
-        }
+        turning = {}  # rotation and wavelengths -> groups
+        for group in layer.groups:
+            if group.heads.rotation and (waves := group.heads.rotation.wavelengths(group.context)):
+                turning.setdefault((group.heads.rotation, waves), []).append(group)
+        rotations, curves = {}, {}
+        for (_, waves), groups in turning.items():
+            numbers = (str(n) for group in groups for n in range(group.first, group.stop))
+            rotations[name := f"heads {', '.join(numbers)}"] = waves
+            curves[name] = rotation_curves(groups[0], distance_S)
         learned = params[number]
         tau_NS = temperature_of_distance(layer, learned, length)[:, distance_S]
         pictures = [

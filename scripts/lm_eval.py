@@ -14,6 +14,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
+import installed  # noqa: F401
 from absl import flags
 from ml_collections import config_flags
 

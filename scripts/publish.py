@@ -13,6 +13,7 @@ Exit code 2 for wrong input.
 
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

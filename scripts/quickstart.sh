@@ -11,5 +11,5 @@ if ! [ -f "configs/studies/$study.py" ]; then
   exit 2
 fi
 source scripts/setup.sh
-setup_venv ""
+setup_venv train
 .venv/bin/python scripts/study.py --study="configs/studies/$study.py" --workdir="studies/$study"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sourced by quickstart.sh and test.sh: makes .venv and installs what is asked for, once.
-#   setup_venv ""       the package and requirements.txt
-#   setup_venv "[dev]"  and the tools of the tests
+#   setup_venv train  the package and what training needs, as in requirements.txt
+#   setup_venv dev    and the tools of the tests
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 
 find_python() {
@@ -17,8 +17,8 @@ find_python() {
 }
 
 setup_venv() {
-  local extras="$1" stamp wanted python
-  stamp=".venv/installed${extras//[^a-z]/}"
+  local extra="$1" stamp wanted python
+  stamp=".venv/installed-$extra"
   wanted="$(cat requirements.txt pyproject.toml | cksum)"
   if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
@@ -28,7 +28,7 @@ setup_venv() {
     echo "making .venv with $("$python" --version)"
     "$python" -m venv .venv
   fi
-  echo "installing requirements.txt${extras:+ and $extras} (about a minute the first time)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+  echo "installing the extra $extra (about a minute the first time)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
   echo "$wanted" >"$stamp"
 }

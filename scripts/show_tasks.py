@@ -4,6 +4,7 @@ Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; answers ar
 the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
 """
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

@@ -13,6 +13,7 @@ Exit codes: 0 within the bounds, 1 not (after the second draw), 2 wrong input.
 import platform
 from pathlib import Path
 
+import installed  # noqa: F401
 import numpy as np
 import scipy
 from absl import flags

@@ -4,7 +4,8 @@ Trains and evaluates every run, several at a time: first the learning-rate searc
 the runs that count. Rows are of dev unless the study has split="test". Then it writes rows.jsonl, the verdict
 if the study names hybrids, and report.html. The same command resumes a stopped study.
 
---launch=slurm submits the study as array jobs, one task a run; without Slurm it prints them.
+--launch=slurm submits the study as array jobs, one task a run; with --dry_run, or without Slurm, it prints
+them. Finished runs are left out. A second submission is refused while the first is at work.
 --run=NAME runs one run of the study; --collect writes rows, verdict and report from the runs that exist.
 
 Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped, can be resumed.
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli
@@ -29,14 +31,28 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study", required=
 _WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core on CPU, one on accelerators, as many as Slurm starts", lower_bound=0)  # fmt: skip
 _LAUNCH = flags.DEFINE_enum("launch", "local", ["local", "slurm"], "Where the runs are started")
 _RUN = flags.DEFINE_string("run", None, "One run by its name, e.g. rope-s0 or rope-s90-lr0.01")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Slurm: print the jobs, write and submit nothing")
 _COLLECT = flags.DEFINE_bool(
     "collect", False, "Only write rows, verdict and report, from the runs that exist"
 )
 _SLURM = {
-    "partition": flags.DEFINE_string("partition", "", "Slurm: partition"),
+    "partition": flags.DEFINE_string("partition", "", "Slurm: partition of the runs"),
+    "report_partition": flags.DEFINE_string(
+        "report_partition", "", "Slurm: partition of the report, which needs no GPU"
+    ),
     "account": flags.DEFINE_string("account", "", "Slurm: account"),
+    "qos": flags.DEFINE_string("qos", "", "Slurm: quality of service"),
+    "constraint": flags.DEFINE_string("constraint", "", "Slurm: features that a node must have"),
+    "gres": flags.DEFINE_string("gres", "", "Slurm: generic resources of a run, e.g. gpu:a100:4"),
+    "nodes": flags.DEFINE_integer(
+        "nodes", 1, "Slurm: nodes of a run, one process on each", lower_bound=1
+    ),
+    "modules": flags.DEFINE_list("modules", [], "Slurm: environment modules that the tasks load"),
+    "prelude": flags.DEFINE_multi_string(
+        "prelude", [], "Slurm: a line of bash at the start of every task; may be repeated"
+    ),
     "time": flags.DEFINE_string("time", "", "Slurm: time limit of a run, e.g. 4:00:00"),
-    "gpus": flags.DEFINE_integer("gpus", 0, "Slurm: GPUs of a run", lower_bound=0),
+    "gpus": flags.DEFINE_integer("gpus", 0, "Slurm: GPUs of a process", lower_bound=0),
     "cpus": flags.DEFINE_integer("cpus", 0, "Slurm: CPU cores of a run", lower_bound=0),
     "memory": flags.DEFINE_string("memory", "", "Slurm: memory of a run, e.g. 32G"),
     "venv": flags.DEFINE_string("venv", "", "Slurm: virtual environment that the tasks activate"),
@@ -53,7 +69,7 @@ def main() -> int:
     from posenc_jax.training.workdir import lock_workdir
 
     module, workdir = _load(_STUDY.value), Path(_WORKDIR.value)
-    given = [f"--{name}" for name, flag in _SLURM.items() if flag.present]
+    given = [f"--{f.name}" for f in (*_SLURM.values(), _DRY_RUN) if f.present]
     if given and _LAUNCH.value != "slurm":
         raise ValueError(f"{', '.join(given)} belong to --launch=slurm")
     if sum((_LAUNCH.value == "slurm", _RUN.value is not None, _COLLECT.value)) > 1:
@@ -110,8 +126,11 @@ def _run_all(plan, runs, what: str):
 
 
 def _run_one(plan) -> int:
-    """Runs one run on all cores and devices of this process, as a task of an array does."""
-    from posenc_jax.study.local_executor import run_all
+    """Runs one run on all cores and devices of this process, as a task of an array does.
+
+    Of several processes of a task the first also evaluates.
+    """
+    from posenc_jax.study.local_executor import finished, run_all
 
     study = plan.study
     groups = {cell.name: (cell,) for cell in study.tuning_grid()}
@@ -124,18 +143,28 @@ def _run_one(plan) -> int:
         if _RUN.value not in groups:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
             return FAILED
-    codes = []
+    codes, process = [], _slurm_process()
     for commands_of in (
         plan.programs,
         plan.runs,
     ):  # the second depends on what the first has trained
-        if not (runs := commands_of(groups[_RUN.value])):
+        runs = commands_of(groups[_RUN.value])
+        if process:
+            runs = [r.of_process(process, plan.logs) for r in runs if not finished(r, plan.logs)]
+        if not runs:
             continue
         outcome = run_all(runs, plan.logs, cores=[None])
         if outcome.stopped:
             return STOPPED
         codes.append(FAILED if outcome.failed else DONE)
-    return max(codes)
+    return max(codes, default=DONE)
+
+
+def _slurm_process() -> int:
+    """Returns the index of this process in a task of several nodes, else 0."""
+    from posenc_jax.training.hosts import launcher
+
+    return int(os.environ["SLURM_PROCID"]) if launcher(os.environ) == "slurm" else 0
 
 
 def _groups(study, rates) -> dict:
@@ -193,34 +222,50 @@ def _slurm(plan) -> int:
     command = (
         "python", "scripts/study.py", f"--study={Path(_STUDY.value).resolve()}", f"--workdir={plan.workdir.resolve()}"
     )  # fmt: skip
-    name = plan.workdir.resolve().name
+    command += (f"--import={','.join(flags.FLAGS['import'].value)}",) if flags.FLAGS["import"].value else ()  # fmt: skip
+    if resources.nodes > 1 and study.together:
+        raise ValueError(
+            "--nodes is for runs that train alone; seeds in one program have one device"
+        )
+    name, folder = plan.workdir.resolve().name, plan.workdir.resolve() / "slurm"
     stages, after = [], ""
-    groups = _groups(study, {arm.name: None for arm in study.arms})
-    tuned = [run for run, group in groups.items() if group[0].arm.parent]
-    for what, runs in (
-        ("tuning", [c.name for c in study.tuning_grid()]),
-        ("runs", [run for run in groups if run not in tuned]),
-        ("finetuning", tuned),
-    ):
+    for what, runs in _queued(plan):
         if runs:
             tasks = tuple((*command, f"--run={run}") for run in runs)
             stages.append(slurm.SlurmStage(f"{name}-{what}", tasks, after))
             after = stages[-1].name
-    stages.append(slurm.SlurmStage(f"{name}-report", ((*command, "--collect"),), after, gpus=False))
-    folder = plan.workdir.resolve() / "slurm"
-    if not slurm.available():
+    collect = ((*command, "--collect"),)
+    stages.append(slurm.SlurmStage(f"{name}-report", collect, after, computes=False))
+    if _DRY_RUN.value or not slurm.available():
         for stage in stages:
             submission = slurm.submission(stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages})  # fmt: skip
             print(f"# {shlex.join(submission)}")
             print(slurm.script(stage, resources, root=_ROOT, folder=folder))
             print("\n".join(f"#   {shlex.join(task)}" for task in stage.tasks), end="\n\n")
-        print("# no sbatch on the PATH: nothing was written or submitted")
+        why = "--dry_run" if _DRY_RUN.value else "no sbatch on the PATH"
+        print(f"# {why}: nothing was written or submitted")
         return DONE
+    slurm.refuse_second_submission(folder)
     plan.begin()
     paths = slurm.write(stages, resources, root=_ROOT, folder=folder)
     for stage, job in slurm.submit(stages, paths).items():
         print(f"{stage}: job {job}")
     return DONE
+
+
+def _queued(plan) -> list[tuple[str, list[str]]]:
+    """Returns the names of the tasks of each stage, without runs that are finished."""
+    study = plan.study
+    tuning = [c.name for c in study.tuning_grid() if not plan.finished((c,))]
+    known = {arm.name: None for arm in study.arms} if tuning else plan.rates()[0]
+    groups = _groups(study, known)
+    left = [run for run, group in groups.items() if tuning or not plan.finished(group)]
+    tuned = [run for run in left if groups[run][0].arm.parent]
+    return [
+        ("tuning", tuning),
+        ("runs", [run for run in left if run not in tuned]),
+        ("finetuning", tuned),
+    ]
 
 
 def _stopped(names) -> int:
@@ -235,7 +280,10 @@ def _load(path: str):
     sys.path.insert(0, str(_ROOT))
     spec = importlib.util.spec_from_file_location("study", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"--study={path}: {cli.fault_of_file(error, path)}") from error
     missing = [n for n in ("STUDY", "get_config") if not hasattr(module, n)]
     if missing:
         raise ValueError(f"--study={path} is no study file: it has no {', '.join(missing)}")

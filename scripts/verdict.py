@@ -16,6 +16,7 @@ import json
 import re
 from pathlib import Path
 
+import installed  # noqa: F401
 from absl import flags
 
 from posenc_jax import cli

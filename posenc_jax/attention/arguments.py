@@ -14,11 +14,19 @@ class TokenSide(NamedTuple):
       seg_BT: document of each token inside the row; 0 is padding.
       cum_log_forget_BTN: running sums of `PlacedLayer.log_forget` (`cumulative_log_forget`), for a
         scheme with a forget gate; otherwise None.
+      order_BT: the order that causality compares, integer, for positions that repeat or restart
+        inside a document; the slots, for example. None: the positions. Both sides have one or none.
     """
 
     pos_BT: jax.Array
     seg_BT: jax.Array
     cum_log_forget_BTN: jax.Array | None = None
+    order_BT: jax.Array | None = None
+
+    @property
+    def causal_BT(self) -> jax.Array:
+        """The order of the tokens: a causal query sees the keys that are not after it."""
+        return self.pos_BT if self.order_BT is None else self.order_BT
 
 
 class OptionalInputs(NamedTuple):
@@ -44,12 +52,14 @@ class AttentionSettings:
     """Static settings of `attend`.
 
     Attributes:
-      causal: a query does not see keys at later positions.
+      causal: a query does not see keys at later positions (or later in `TokenSide.order_BT`).
       window: a query does not see keys at this distance or beyond, in both directions, in all
         heads. Where the scheme gives a head its own window, the smaller one holds.
       aligned: queries and keys are the same tokens in the same slots, the tokens of a document
         stand in consecutive slots, and positions rise, by one where `OptionalInputs.count_BT` is
         None. Linear attention then takes time linear in T, and vendor kernels can be used.
+      softcap: c of c tanh(logit/c) on content logits, temperature included, before the bias
+        (Gemma 2, arXiv 2408.00118, sec. 2); 0: none.
       implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our
         kernel for NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a
         linear bias folded in, bfloat16), or "auto"; see `choose_implementation`. All give the same
@@ -60,6 +70,7 @@ class AttentionSettings:
     window: int | None = None
     aligned: bool = False
     implementation: str = "auto"
+    softcap: float = 0.0
 
 
 CAUSAL = AttentionSettings()

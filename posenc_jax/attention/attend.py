@@ -24,6 +24,13 @@ from posenc_jax.attention.linear import causal_linear_attention, linear_attentio
 from posenc_jax.attention.mask import head_windows, visible, visible_by_head
 from posenc_jax.attention.ring.api import ring_attention
 from posenc_jax.attention.sharding import drop_unit_axes, find_ring, shard_keys_like_queries
+from posenc_jax.attention.tokens import (
+    check_positions,
+    integer_side,
+    readable_keys,
+    zero_padding,
+    zero_where_unread,
+)
 from posenc_jax.encodings.backend import current_backend
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.layer import temperature_depends_on_key
@@ -71,6 +78,8 @@ def choose_implementation(
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, not {implementation!r}")
+    if conditions.softcap and layer.form is not None:
+        raise ValueError("linear attention has no logits to cap: set model.attention_softcap to 0")
     if conditions.sink and layer.form is not None:
         raise ValueError("linear attention has no softmax, so it takes no sink logit: set model.sink_logit to False")  # fmt: skip
     if sequence > 1:
@@ -158,16 +167,31 @@ def attend(
       v_BSKH: values; the result has their dtype.
       layer: the scheme of this layer, from `Scheme.place(...).layers[i]`.
       params: the learned parameters, from `layer.init(key)`.
-      queries, keys: the tokens of both sides. keys=None: the same tokens.
+      queries, keys: the tokens of both sides. keys=None: the same tokens. Padding, and keys that no
+        query can see, may have any values and positions: neither the result nor a gradient depends
+        on them, even if they are NaN.
 
     Raises:
       ValueError: an unknown implementation or one that cannot serve the layer, arrays that do not
         fit together, a forget gate without `cum_log_forget_BTN` or without causality, a token
-        temperature without `x_BTD`.
+        temperature without `x_BTD`, positions or segments that are not integer. Outside jit also
+        two keys of one document at the same position under causality.
     """
-    arrays = (q_BTNH, k_BSKH, v_BSKH, params, queries, keys or queries, optional)
+    same = keys is None or settings.aligned
+    queries, keys = integer_side(queries), integer_side(queries if keys is None else keys)
+    if settings.causal:
+        check_positions(keys)
+    arrays = (q_BTNH, k_BSKH, v_BSKH, params, queries, keys, optional)
     *tensors, params, queries, keys, optional = drop_unit_axes(arrays)
-    out_BTNH = _attend(*tensors, layer, params, queries, keys, settings, optional)
+    _check_inputs(*tensors[:2], layer, queries, keys, settings, optional)
+    real_BT = queries.seg_BT != 0
+    read_BS = real_BT if same else readable_keys(queries, keys, settings)
+    tensors = [zero_where_unread(x, read) for x, read in zip(tensors, (real_BT, read_BS, read_BS), strict=True)]  # fmt: skip
+    if optional.x_BTD is not None:
+        optional = optional._replace(x_BTD=zero_where_unread(optional.x_BTD, real_BT))
+    sides = zero_padding(queries), zero_padding(keys)
+    out_BTNH = _attend(*tensors, layer, params, *sides, settings, optional)
+    out_BTNH = zero_where_unread(out_BTNH, real_BT)  # its gradient at padding may be NaN, too
     layout = jax.typeof(q_BTNH).sharding.spec
     if jax.typeof(out_BTNH).sharding.spec == layout:
         return out_BTNH
@@ -185,21 +209,23 @@ def _attend(
         causal=settings.causal,
         aligned=settings.aligned,
         sink=optional.sink_N is not None,
-        consecutive=optional.count_BT is None,
+        consecutive=optional.count_BT is None and queries.order_BT is None,
         window=settings.window,
+        softcap=settings.softcap > 0,
     )
     lengths, sequence = (q_BTNH.shape[1], k_BSKH.shape[1]), ring.size if ring else 1
     path = choose_implementation(
         layer, *lengths, settings.implementation, conditions, sequence=sequence
     )
-    _check_inputs(q_BTNH, k_BSKH, layer, queries, keys, settings, optional)
-
     # Temperatures that depend on the number of visible keys use the position of the last one.
-    last_BT = queries.pos_BT if optional.count_BT is None else optional.count_BT - 1
+    last_BT = queries.pos_BT
+    if optional.count_BT is not None:
+        last_BT = zero_where_unread(optional.count_BT - 1, queries.seg_BT != 0)
     q_BTNH, layer = layer.tempered(params, q_BTNH, optional.x_BTD, last_BT)
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
     if layer.form is not None:
         in_order = settings.aligned and settings.causal and settings.window is None
+        in_order &= queries.order_BT is None
         if ring is not None and not in_order:
             raise ValueError(f"linear attention has no window where the tokens of a row lie on {ring.size} devices")  # fmt: skip
         tensors = _linear_tensors(
@@ -228,7 +254,7 @@ def _attend(
     k_BSKH = layer.rotate(params, k_BSKH, keys.pos_BT, "key")
     if path.name == "blockwise":
         attention = blockwise_attention if ring is None else ring_attention
-        blockwise = BlockwiseSettings(settings.causal, settings.window)
+        blockwise = BlockwiseSettings(settings.causal, settings.window, softcap=settings.softcap)
         return attention(
             q_BTNH, k_BSKH, v_BSKH, layer, params, queries, keys, blockwise, optional.sink_N
         )
@@ -248,6 +274,7 @@ def _attend(
         ),
         layer.temperature(params, queries.pos_BT, keys.pos_BT) if by_key else None,
         optional.sink_N,
+        settings.softcap,
     )
 
 
@@ -265,6 +292,10 @@ def _check_inputs(
             f"{T} queries and {S} keys have {queries.pos_BT.shape[1]} and {keys.pos_BT.shape[1]} "
             "positions"
         )
+    if (queries.order_BT is None) != (keys.order_BT is None):
+        raise ValueError("order_BT: give it to both the queries and the keys, or to neither")
+    if queries.order_BT is not None and find_ring(q_BTNH) is not None:
+        raise ValueError("order_BT: where the tokens of a row are split over devices, causality compares positions")  # fmt: skip
     if optional.sink_N is not None and optional.sink_N.shape != (N,):
         raise ValueError(f"sink_N holds one logit per query head, {N}; its shape is {optional.sink_N.shape}")  # fmt: skip
     if layer.gated and not settings.causal:

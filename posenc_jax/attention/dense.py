@@ -8,6 +8,11 @@ import jax.numpy as jnp
 MASK_VALUE = -1e30  # finite, so that a blind row gives zeros and not NaN
 
 
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """Returns softcap tanh(logits / softcap); the logits themselves where softcap is 0."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
 def dense_attention(
     q_BTNH: jax.Array,
     k_BSNH: jax.Array,
@@ -16,6 +21,7 @@ def dense_attention(
     mask: jax.Array,
     tau_BNTS: jax.Array | None = None,
     sink_N: jax.Array | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Returns softmax(tau q k / sqrt(H) + bias) v per head; blind rows are zero.
 
@@ -29,11 +35,13 @@ def dense_attention(
       tau_BNTS: float32 or None; multiplies the content logit alone.
       sink_N: float32 or None; a logit per head of a key that every query sees and whose value is
         zero.
+      softcap: as in `AttentionSettings`.
     """
     logits_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
     logits_BNTS = logits_BNTS / math.sqrt(v_BSNH.shape[-1])
     if tau_BNTS is not None:
         logits_BNTS = logits_BNTS * tau_BNTS
+    logits_BNTS = capped(logits_BNTS, softcap)
     if bias_BNTS is not None:
         logits_BNTS = logits_BNTS + bias_BNTS
     mask_BNTS = mask if mask.ndim == 4 else mask[:, None]

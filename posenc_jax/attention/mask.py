@@ -15,7 +15,7 @@ def visible(
     """Returns mask_BTS: True where the query sees the key.
 
     A query sees the keys of its own segment (0 is padding, which no query sees), if causal only
-    those at its position or before, and under a window (a number, or an array that broadcasts
+    those at its position (or in its place of `order_BT`) or before, and under a window (a number, or an array that broadcasts
     against mask_BTS) only those nearer than `window`. The mask depends on positions and segments
     alone, so packed documents, left padding and a cache with empty slots need no other rule.
     """
@@ -23,7 +23,7 @@ def visible(
     q_pos_BT1, k_pos_B1S = queries.pos_BT[:, :, None], keys.pos_BT[:, None, :]
     mask_BTS = (q_seg_BT1 == k_seg_B1S) & (k_seg_B1S != 0)
     if causal:
-        mask_BTS &= q_pos_BT1 >= k_pos_B1S
+        mask_BTS &= queries.causal_BT[:, :, None] >= keys.causal_BT[:, None, :]
     if window is not None:
         mask_BTS &= jnp.abs(q_pos_BT1 - k_pos_B1S) < window
     return mask_BTS

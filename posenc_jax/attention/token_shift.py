@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from posenc_jax.attention.sharding import Ring, find_ring
+from posenc_jax.attention.tokens import zero_where_unread
 
 
 class LastToken(NamedTuple):
@@ -44,6 +45,7 @@ def token_shift(
       last: the token before the first slot, from a cache, whose tokens are not split; None: no such
         token.
     """
+    k_BTKH, v_BTKH = (zero_where_unread(x, seg_BT != 0) for x in (k_BTKH, v_BTKH))
     tokens, ring = (k_BTKH, v_BTKH, seg_BT), find_ring(k_BTKH)
     if ring is not None:
         before = _shift_right_on_ring(ring, tokens)

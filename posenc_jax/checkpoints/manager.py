@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.fingerprint import describe, fingerprints
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
 from posenc_jax.checkpoints.store import SAVING, CheckpointStore, checkpoint_steps
+from posenc_jax.results import manifest
+from posenc_jax.results.files import sync_folder
+from posenc_jax.results.manifest import Corrupted
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make the file system writable",
+    errno.EIO: "check the disk",
+    errno.EACCES: "make the folder writable",
+}
+
+FILES = 40  # more than a checkpoint has, of one process
 
 
 class SaveFailed(Exception):
@@ -45,13 +57,16 @@ class CheckpointManager:
     """
 
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
-        self._folder = workdir.resolve() / "checkpoints"
+        self._workdir = workdir.resolve()
+        self._folder = self._workdir / "checkpoints"
         self._keep, self._owner = keep, clean and jax.process_index() == 0
-        self._store = CheckpointStore(self._folder, owner=self._owner)
+        self._store = CheckpointStore(self._folder, owner=self._owner)  # makes the folder
+        self._inode = _inode(self._workdir)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._saved: int | None = None  # the last step whose save started here
         logging.getLogger("absl").addFilter(_not_of_orbax)
+        sys.excepthook = _report  # tensorstore calls it for callbacks of a save that has failed
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -68,16 +83,18 @@ class CheckpointManager:
           record: other values that a resume needs, of JSON's types.
 
         Raises:
-          SaveFailed: the previous save failed.
+          SaveFailed: the previous save failed, or see `check_folder`.
         """
         self.wait()
         if step == self._saved or self._store.known(step):
             return
+        self.check_folder()
         self._saved = step
         sums = fingerprints(state)  # dispatched before the next step may reuse these buffers
         staging = self._folder / f"{SAVING}{step}"
         try:
             staging.mkdir(parents=True, exist_ok=True)
+            _check_inodes(staging)
             written = ocp.save_async(staging / "state", state)
         except Exception as error:  # orbax and its libraries raise any kind
             self._failure = error
@@ -95,12 +112,20 @@ class CheckpointManager:
                 self._failure,
             )
 
+    def check_folder(self) -> None:
+        """Raises SaveFailed if the run's folder has been renamed, removed or replaced since the start."""
+        if _inode(self._workdir) != self._inode:
+            raise SaveFailed(
+                f"{self._workdir} was renamed, removed or replaced during the run, and what was written is no "
+                "longer below it; rename it back and run the same command to go on"
+            )
+
     def failed(self, message: str, error: BaseException) -> SaveFailed:
         """Returns the error of a run that cannot write, with the last whole checkpoint."""
         sound = [step for step in self.steps() if step != self._saved or self._failure is None]
         kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
         return SaveFailed(
-            f"{message} ({_line(error)}); {kept}; make room and run the same command to go on"
+            f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command to go on"
         )
 
     def wait(self) -> None:
@@ -121,22 +146,22 @@ class CheckpointManager:
           fall_back: False raises for a damaged last checkpoint instead of taking an earlier one.
 
         Raises:
-          CorruptedCheckpoint: every checkpoint is damaged, and a new start would lose the run.
+          Corrupted: every checkpoint is damaged, and a new start would lose the run.
         """
         if jax.process_count() == 1:
             step = self._newest(fall_back)
         else:  # process 0 reads the shared disk for all
-            fault: CorruptedCheckpoint | None = None
+            fault: Corrupted | None = None
             step = -1
             if jax.process_index() == 0:
                 try:
                     newest = self._newest(fall_back)
                     step = -1 if newest is None else newest
-                except CorruptedCheckpoint as error:
+                except Corrupted as error:
                     fault, step = error, -2
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
             if step == -2:
-                raise fault or CorruptedCheckpoint(f"{self._folder}: damaged; process 0 says how")
+                raise fault or Corrupted(f"{self._folder}: damaged; process 0 says how")
             step = None if step == -1 else step
         return step
 
@@ -163,15 +188,13 @@ class CheckpointManager:
             raise ValueError(f"no checkpoint in {self._folder} {why}; steps there: {there}")
         try:
             store.verified(step)
-        except CorruptedCheckpoint as error:
-            raise CorruptedCheckpoint(
-                f"checkpoint {store.path(step)} is damaged: {error}"
-            ) from None
+        except Corrupted as error:
+            raise Corrupted(f"checkpoint {store.path(step)} is damaged: {error}") from None
         return step
 
     def record(self, step: int) -> dict:
         """Returns the record that was saved with the state of a step."""
-        return self._store.verified(step)["record"]
+        return self._store.record(step)
 
     def digest(self, step: int) -> str:
         """Returns SHA-256 over the fingerprints of all leaves: equal digests mean equal states."""
@@ -188,7 +211,7 @@ class CheckpointManager:
         """Returns the state of `step`, laid out as `shapes` (ShapeDtypeStructs with shardings).
 
         Raises:
-          CorruptedCheckpoint: other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
+          Corrupted: other leaves, shapes or dtypes than `shapes`, or other bits than were saved.
         """
         contents = self._store.verified(step)
         self._compare(step, contents["leaves"], shapes)
@@ -198,7 +221,7 @@ class CheckpointManager:
         """Returns the parameters of `step` only, laid out as `shapes`, for any optimizer.
 
         Raises:
-          CorruptedCheckpoint: as `restore`.
+          Corrupted: as `restore`.
         """
         self.compare_parameters(step, shapes)
         part = ocp.Context()
@@ -208,7 +231,7 @@ class CheckpointManager:
             return self._loaded(step, {"params": shapes}, sums)["params"]
 
     def compare_parameters(self, step: int, shapes) -> None:
-        """Raises CorruptedCheckpoint, naming leaves, unless the parameters have these shapes and dtypes."""
+        """Raises Corrupted, naming leaves, unless the parameters have these shapes and dtypes."""
         leaves = self._store.verified(step)["leaves"]
         saved = {name: leaf for name, leaf in leaves.items() if name.startswith("params/")}
         self._compare(step, saved, {"params": shapes})
@@ -221,7 +244,7 @@ class CheckpointManager:
             if saved.get(name) != wanted.get(name)
         ]
         if differing:
-            raise CorruptedCheckpoint(
+            raise Corrupted(
                 f"checkpoint {self._store.path(step)} is of another model: {'; '.join(differing[:3])}"
                 f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}"
             )
@@ -231,11 +254,11 @@ class CheckpointManager:
         try:
             state = ocp.load(self._store.path(step) / "state", shapes)
         except Exception as error:  # orbax and its libraries raise any kind
-            raise CorruptedCheckpoint(f"{where} cannot be read: {_line(error)}") from error
+            raise Corrupted(f"{where} cannot be read: {_line(error)}") from error
         sums = {name: x.tobytes().hex() for name, x in jax.device_get(fingerprints(state)).items()}
         wrong = [name for name, sum_ in sums.items() if sum_ != saved[name]]
         if wrong:
-            raise CorruptedCheckpoint(f"{where}: {', '.join(wrong[:3])} came back with other bits")
+            raise Corrupted(f"{where}: {', '.join(wrong[:3])} came back with other bits")
         return state
 
     def _newest(self, fall_back: bool) -> int | None:
@@ -258,7 +281,7 @@ class CheckpointManager:
                 return  # orbax has waited for every process; process 0 renames the folder
             manifest.seal(staging, contents)
             staging.rename(self._folder / str(step))
-            manifest.sync_folder(self._folder)
+            sync_folder(self._folder)
             self._store.retain(self._keep)
         except BaseException as error:  # `check` raises it in the main thread
             self._failure = error
@@ -275,6 +298,22 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(checkpoint_steps(workdir.resolve() / "checkpoints"))
 
 
+def _check_inodes(folder: Path) -> None:
+    """Raises OSError where a checkpoint's files find no inodes; orbax would wait five minutes for them."""
+    disk = os.statvfs(folder)
+    if disk.f_files and disk.f_favail < FILES:  # some file systems count none
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {disk.f_favail} free inodes")
+
+
+def _inode(folder: Path) -> tuple[int, int] | None:
+    """Returns what identifies a folder under any name, None if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _line(error: BaseException) -> str:
     """Returns the first line of an error's message, shortened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -282,6 +321,20 @@ def _line(error: BaseException) -> str:
     return full if full in lines[0] else lines[0][:300]
 
 
+def _remedy(error: BaseException) -> str:
+    """Returns what to do about an error of writing; libraries put the system's words into their own message."""
+    for number, words in _REMEDIES.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return words
+    return "find out why"
+
+
 def _not_of_orbax(logged: logging.LogRecord) -> bool:
     """Whether a log record is not orbax's traceback of a failure, which `check` reports in one line."""
     return not (logged.exc_info and "orbax" in logged.pathname)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Prints an error that nobody catches, unless it follows from the failure that `check` reports."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)

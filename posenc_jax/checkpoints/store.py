@@ -8,11 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from posenc_jax.checkpoints import manifest
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
+from posenc_jax.results import manifest
+from posenc_jax.results.manifest import Corrupted
+from posenc_jax.results.record_schema import CHECKPOINT
 
 SAVING, _DELETING = ".saving-", ".deleting-"
-_CONTENTS = {"step", "leaves", "sums", "record"}
 
 
 class CheckpointStore:
@@ -30,10 +30,10 @@ class CheckpointStore:
         if owner:
             folder.mkdir(parents=True, exist_ok=True)
             for stale in (*folder.glob(f"{SAVING}*"), *folder.glob(f"{_DELETING}*")):
-                shutil.rmtree(stale)
+                _remove(stale)
 
     def steps(self) -> list[int]:
-        """Returns the steps with a folder that is not empty, sound or not, ascending."""
+        """Returns the steps with anything but an empty folder, sound or not, ascending."""
         return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
@@ -45,15 +45,19 @@ class CheckpointStore:
         return step in self._contents
 
     def verified(self, step: int) -> dict:
-        """Returns the contents of a manifest; raises CorruptedCheckpoint unless all bytes are sound."""
+        """Returns the contents of a manifest; raises Corrupted unless all bytes are sound."""
         if step not in self._contents:
-            contents = manifest.verify(self.path(step))
-            if set(contents) != _CONTENTS:
-                raise CorruptedCheckpoint(f"{manifest.NAME} is not one of ours")
+            contents = manifest.checked(manifest.verify(self.path(step)), CHECKPOINT, manifest.NAME)
             if contents["step"] != step:
-                raise CorruptedCheckpoint(f"it is the checkpoint of step {contents['step']}")
+                raise Corrupted(f"it is the checkpoint of step {contents['step']}")
+            if contents["leaves"].keys() != contents["sums"].keys():
+                raise Corrupted(f"{manifest.NAME} lacks the fingerprint of a leaf")
             self._contents[step] = contents
         return self._contents[step]
+
+    def record(self, step: int) -> dict:
+        """Returns the record that was saved with the state of a step."""
+        return self.verified(step)["record"]
 
     def newest(self, *, fall_back: bool) -> int | None:
         """Returns the last sound step, or None without checkpoints.
@@ -64,9 +68,9 @@ class CheckpointStore:
           fall_back: False raises for a damaged last checkpoint.
 
         Raises:
-          CorruptedCheckpoint: every checkpoint is damaged.
+          Corrupted: every checkpoint is damaged.
         """
-        faults: dict[int, CorruptedCheckpoint] = {}
+        faults: dict[int, Corrupted] = {}
         for step in reversed(self.steps()):
             fault = self._fault(step, fall_back, "goes on from the last sound one")
             if fault is None:
@@ -75,7 +79,7 @@ class CheckpointStore:
         else:
             if faults:
                 reasons = "; ".join(f"{step}: {error}" for step, error in faults.items())
-                raise CorruptedCheckpoint(
+                raise Corrupted(
                     f"every checkpoint in {self.folder} is damaged ({reasons}); bring one back from a copy, "
                     "or remove that folder to start over"
                 )
@@ -88,7 +92,7 @@ class CheckpointStore:
 
         Damaged checkpoints and `fall_back`: as in `newest`.
         """
-        faults: dict[int, CorruptedCheckpoint] = {}
+        faults: dict[int, Corrupted] = {}
         best = None
         for step in self._by_loss():
             fault = self._fault(step, fall_back, "sets it aside and keeps the next best")
@@ -108,8 +112,9 @@ class CheckpointStore:
     def delete(self, step: int) -> None:
         """Deletes a checkpoint; renames it first, so that a kill leaves no partial numbered folder."""
         going = self.folder / f"{_DELETING}{step}"
+        _remove(going)
         self.path(step).rename(going)
-        shutil.rmtree(going)
+        _remove(going)
         self._forget(step)
 
     def _by_loss(self) -> list[int]:
@@ -122,30 +127,30 @@ class CheckpointStore:
         if step not in self._losses:
             try:
                 loss = manifest.read(self.path(step))["contents"]["record"].get("dev_loss")
-            except (CorruptedCheckpoint, KeyError, AttributeError):
+            except (Corrupted, KeyError, AttributeError):
                 loss = None
             finite = isinstance(loss, float) and math.isfinite(loss)
             self._losses[step] = loss if finite else math.inf
         return self._losses[step]
 
-    def _fault(self, step: int, fall_back: bool, remedy: str) -> CorruptedCheckpoint | None:
+    def _fault(self, step: int, fall_back: bool, remedy: str) -> Corrupted | None:
         try:
             self.verified(step)
-        except CorruptedCheckpoint as error:
+        except Corrupted as error:
             if fall_back:
                 return error
-            raise CorruptedCheckpoint(
+            raise Corrupted(
                 f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same --workdir, "
                 f"which {remedy}"
             ) from None
         return None
 
-    def _name(self, faults: dict[int, CorruptedCheckpoint], instead: str) -> None:
+    def _name(self, faults: dict[int, Corrupted], instead: str) -> None:
         for bad, error in faults.items():
             aside = f"; it is now {bad}.damaged" if self._owner else ""
             print(f"checkpoint {self.path(bad)} is damaged: {error}{aside}; {instead}", file=sys.stderr)  # fmt: skip
             if self._owner:
-                shutil.rmtree(self.folder / f"{bad}.damaged", ignore_errors=True)
+                _remove(self.folder / f"{bad}.damaged")
                 self.path(bad).rename(self.folder / f"{bad}.damaged")
                 self._forget(bad)
 
@@ -155,12 +160,24 @@ class CheckpointStore:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Returns the steps that name a folder that is not empty, ascending."""
+    """Returns the steps that name anything but an empty folder, ascending; a link or a file is damaged."""
     if not folder.is_dir():
         return []
     named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())
     return sorted(
         int(child.name)
         for child in named
-        if str(int(child.name)) == child.name and child.is_dir() and any(child.iterdir())
+        if len(child.name) < 19 and str(int(child.name)) == child.name and not _empty(child)
     )
+
+
+def _empty(path: Path) -> bool:
+    return not path.is_symlink() and path.is_dir() and not any(path.iterdir())
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, a file or a link, not what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -72,13 +72,14 @@ def model_flops(model: ModelConfig, rows: int, length: int) -> Flops:
             for _ in range(group.context.heads):
                 pairs = causal_pairs(length, next(windows_N))
                 attention += 2 * (H + columns) * (pairs if layer.form is None else H * length)
-    return dataclasses.replace(_matrices(model, rows * length), attention=rows * attention).times(3)
+    matrices = _matrices(model, rows * length, experts=model.experts_per_token or 1)
+    return dataclasses.replace(matrices, attention=rows * attention).times(3)
 
 
-def _matrices(c: ModelConfig, tokens: int, key_copies: int = 1) -> Flops:
+def _matrices(c: ModelConfig, tokens: int, key_copies: int = 1, experts: int = 1) -> Flops:
     D, N, K, H = c.model_dim, c.num_heads, key_copies * c.num_kv_heads, c.head_dim
     projections = 2 * D * H * ((3 if c.output_gate else 2) * N + 2 * K) * c.num_layers
-    mlp = 2 * D * c.mlp_dim * (3 if c.activation == "swiglu" else 2) * c.num_layers
+    mlp = 2 * D * c.mlp_dim * (3 if c.gated else 2) * c.num_layers * experts
     return Flops(tokens * projections, tokens * mlp, 0.0, tokens * 2 * D * c.vocab_size)
 
 
@@ -111,9 +112,9 @@ def hardware_flops(
         layer, which only the next layer reads.
       head_again: the backward pass computes the vocabulary logits again (`loss.is_chunked`).
     """
-    forward = _matrices(model, rows * length, key_copies)
+    forward = _matrices(model, rows * length, key_copies, model.experts or 1)
     again = remat in ("attention", "full")
-    down = forward.mlp / (3 if model.activation == "swiglu" else 2)
+    down = forward.mlp / (3 if model.gated else 2)
     return Flops(
         projections=(3 + again) * forward.projections,
         mlp=3 * forward.mlp + again * (forward.mlp - down),

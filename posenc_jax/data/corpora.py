@@ -2,20 +2,26 @@
 
 A corpus is written once as array_record below data_dir and then read by random access, without TensorFlow.
 Our corpora are stored under the hash of their contents, so that another interpreter or an edited folder is
-prepared again.
+prepared again. One process prepares, others wait for it; what was changed on disk since is prepared again.
 """
 
 import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Sequence
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
 from posenc_jax.data import document_files, tfds_sets
 from posenc_jax.data.document_files import SPLITS, TextFile
 from posenc_jax.data.tfds_sets import Documents
+from posenc_jax.results import manifest
+from posenc_jax.results.locks import locked
+from posenc_jax.results.manifest import Corrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +49,9 @@ class _FileBuilder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, text_files: Sequence[TextFile], data_dir: str):
+    def __init__(self, *, text_files: Sequence[TextFile], root: pathlib.Path):
         self._text_files = text_files
-        key = document_files.fingerprint(text_files)[:16]
-        super().__init__(
-            data_dir=os.path.join(data_dir, f"{self.name}-{key}"), file_format="array_record"
-        )
+        super().__init__(data_dir=str(root), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -98,25 +101,46 @@ def open_corpus(
 def _corpus_of_files(
     name: str, builder_class: type, text_files: Sequence[TextFile], data_dir: str
 ) -> Corpus:
-    builder = builder_class(text_files=text_files, data_dir=data_dir)
-    if not builder.data_path.exists():
-        _prepare(builder)
-        # A new builder reads the files on disk, whichever process wrote them.
-        builder = builder_class(text_files=text_files, data_dir=data_dir)
+    fingerprint = document_files.fingerprint(text_files)
+    root = pathlib.Path(data_dir, f"{name}-{fingerprint[:16]}")
+    try:
+        _verify(root)
+    except Corrupted:
+        os.makedirs(data_dir, exist_ok=True)
+        with locked(pathlib.Path(data_dir, f".{root.name}.lock"), wait=True):
+            _prepare(root, lambda: builder_class(text_files=text_files, root=root))
+    # A new builder reads the files on disk, whichever process wrote them.
+    builder = builder_class(text_files=text_files, root=root)
     splits = {}
     for split in SPLITS:
         source = builder.as_data_source(split)
         splits[split] = Documents(source, "text", "name", split, 0, len(source))
-    return Corpus(name, document_files.fingerprint(text_files), splits)
+    return Corpus(name, fingerprint, splits)
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+def _verify(root: pathlib.Path) -> None:
+    """Raises Corrupted unless a corpus is prepared below `root` and no bit of it was changed."""
+    if not root.exists():
+        raise Corrupted("it is not prepared")
+    manifest.verify(root)
+
+
+def _prepare(root: pathlib.Path, make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
+    """Prepares a corpus, unless another process was first; one that is damaged is named and made again."""
+    try:
+        return _verify(root)
+    except Corrupted as fault:
+        if root.exists():
+            print(f"{root} is damaged ({fault}); it is prepared again", file=sys.stderr)
+            shutil.rmtree(root)
     # TFDS prints progress bars and a message about a download, though nothing is downloaded.
     silence = io.StringIO()
+    builder = make_builder()
     try:
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             builder.download_and_prepare()
     except OSError:
-        # If another process was first, its folder is whole, for TFDS renames it into place.
+        # Where files cannot be locked another process may be first; TFDS renames a whole folder into place.
         if not builder.data_path.exists():
             raise
+    manifest.seal(root, {})

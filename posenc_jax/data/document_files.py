@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -70,10 +71,10 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
     """
     root = pathlib.Path(sysconfig.get_paths()["stdlib"]) if root is None else root
     paths = {}
-    for path in sorted(root.rglob("*.py")):
+    for path in _library_files(root):
         name = path.relative_to(root)
         built_here = name.parts[0].startswith(("_sysconfigdata", "config-"))
-        if not built_here and _NOT_LIBRARY.isdisjoint(name.parts) and path.stat().st_size:
+        if not built_here and path.stat().st_size:
             paths[name.as_posix()] = path
     module = {name: name.split("/")[0].removesuffix(".py") for name in paths}
     if len(set(module.values())) < len(SPLITS):
@@ -85,6 +86,15 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
         TextFile(split[module[name]], name, path, _utf8_digest(path)[0])
         for name, path in paths.items()
     ]
+
+
+def _library_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the .py files of a standard library, sorted; never enters site-packages, which may be huge."""
+    found = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = set(inside) - _NOT_LIBRARY
+        found += [pathlib.Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found)
 
 
 def text_folder_files(folder: str | None) -> list[TextFile]:

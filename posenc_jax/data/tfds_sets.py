@@ -6,6 +6,7 @@ must have prepared it.
 
 import hashlib
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -14,12 +15,16 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from posenc_jax.results.files import read_json
+from posenc_jax.results.locks import locked
 from posenc_jax.results.near_names import near_names
 
 # Names of the text feature, in order of preference.
 _TEXT_KEYS = ("text", "book_text", "passage", "article", "document", "content")
-_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # the last one of older folders
+_OWN_CLASSES = "tensorflow_datasets.core.features."
 
 
 class Documents(Sequence):
@@ -36,14 +41,24 @@ class Documents(Sequence):
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
         number = self._range[index]
-        record = self._source[number]
+        record = self._record(number)
         if self._name_key is None:
             return f"{self._split}[{number}]", bytes(record[self._text_key])
         return record[self._name_key].decode(), bytes(record[self._text_key])
 
     def column(self, key: str) -> np.ndarray:
         """Returns a whole-number feature of every example."""
-        return np.array([self._source[number][key] for number in self._range], np.int32)
+        return np.array([self._record(number)[key] for number in self._range], np.int32)
+
+    def _record(self, number: int) -> dict:
+        try:
+            return self._source[number]
+        except Exception as error:  # array_record and TFDS raise any kind
+            folder = self._source.dataset_info.data_dir
+            raise ValueError(
+                f"{folder}: record {number} of {self._split} cannot be read ({_line(error)}); remove the folder "
+                "and prepare it again"
+            ) from error
 
 
 def split_ranges(sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
@@ -112,9 +127,50 @@ def open_labelled(
     return _fingerprint(builder), splits, tuple(label.names), classes
 
 
-def _opened(
+def open_pictures(
+    name: str, data_dir: str, *, download: bool, also: Sequence[str]
+) -> tuple[str, dict[str, tuple[Sequence, np.ndarray]], tuple[str, ...]]:
+    """Fingerprint, by split (images [H, W, C] uint8, classes), and names of the classes of a TFDS set.
+
+    The splits are train and test. Raises ValueError as `open_public` does, and for a set without the
+    features image and label.
+    """
+    builder = _builder(name, data_dir, download, also)
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    for key, kind in kinds.items():
+        if not isinstance(builder.info.features.get(key), kind):
+            raise ValueError(
+                f"data.corpus={name} has no {key} among its features ({', '.join(builder.info.features)})"
+            )
+    ranges = _ranges(name, builder)
+    splits = {}
+    for split in ("train", "test"):
+        part, start, stop = ranges[split]
+        pictures = Pictures(_source(name, builder, part), start, stop)
+        splits[split] = (pictures, pictures.labels())
+    return _fingerprint(builder), splits, tuple(builder.info.features["label"].names)
+
+
+class Pictures(Sequence):
+    """The images [H, W, C], uint8, of the examples start..stop of a TFDS data source."""
+
+    def __init__(self, source, start: int, stop: int):
+        self._source, self._range = source, range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._source[self._range[index]]["image"]
+
+    def labels(self) -> np.ndarray:
+        """Returns the class of every image, int32."""
+        return np.array([self._source[number]["label"] for number in self._range], np.int32)
+
+
+def _builder(
     name: str, data_dir: str, download: bool, also: Sequence[str]
-) -> tuple[tfds.core.DatasetBuilder, dict[str, Documents]]:
+) -> tfds.core.DatasetBuilder:
     parts = _NAME.fullmatch(name)
     if parts is None or not _known(parts["set"], data_dir):
         hint = near_names(name, [*also, *_set_names()], listed=also)
@@ -126,13 +182,24 @@ def _opened(
                 f"data.corpus={name} is not prepared below {data_dir}; prepare it on a connected machine "
                 f"with data.download=True and copy {pathlib.Path(data_dir, parts['set'])} here"
             )
-        folder = _download(name, data_dir)
-    builder = tfds.builder_from_directory(folder)
-    text = _text_key(name, builder)
+        pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
+        with locked(pathlib.Path(data_dir, f".{parts['set']}.lock"), wait=True):
+            folder = _prepared_folder(name, parts, data_dir) or _download(name, data_dir)
+    return _reader(name, folder)
+
+
+def _ranges(name: str, builder: tfds.core.DatasetBuilder) -> dict[str, tuple[str, int, int]]:
     try:
-        ranges = split_ranges({key: info.num_examples for key, info in builder.info.splits.items()})
+        return split_ranges({key: info.num_examples for key, info in builder.info.splits.items()})
     except ValueError as error:
         raise ValueError(f"data.corpus={name} {error}") from None
+
+
+def _opened(
+    name: str, data_dir: str, download: bool, also: Sequence[str]
+) -> tuple[tfds.core.DatasetBuilder, dict[str, Documents]]:
+    builder = _builder(name, data_dir, download, also)
+    text, ranges = _text_key(name, builder), _ranges(name, builder)
     sources = {
         part: _source(name, builder, part) for part in {part for part, _, _ in ranges.values()}
     }
@@ -141,6 +208,45 @@ def _opened(
         for split, (part, start, stop) in ranges.items()
     }
     return builder, splits
+
+
+def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
+    """Returns the reader of a prepared folder.
+
+    Raises:
+      ValueError: a damaged description, or a feature of a class that is not TFDS's own: TFDS would import it.
+    """
+    features = pathlib.Path(folder, "features.json")
+    if not features.exists():
+        raise ValueError(f"data.corpus={name}: there is no {features}; prepare the corpus again")
+    _refuse_foreign_classes(name, read_json(features))
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # of JSON, protobuf and TFDS
+        raise ValueError(
+            f"data.corpus={name}: {folder} cannot be read ({_line(error)}); remove it and prepare it again"
+        ) from error
+
+
+def _refuse_foreign_classes(name: str, value: object) -> None:
+    """Raises ValueError for a class in features.json, also in JSON inside its strings, that is not of TFDS."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        if key in _CLASS_KEYS and isinstance(inner, str) and not inner.startswith(_OWN_CLASSES):
+            raise ValueError(
+                f"data.corpus={name}: its features.json names the class {inner!r:.80}; only TFDS's own are read, "
+                "for another one would be imported and run"
+            )
+        if key == "json" and isinstance(inner, str):
+            inner = json.loads(inner)
+        _refuse_foreign_classes(name, inner)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _set_names() -> list[str]:
@@ -182,9 +288,8 @@ def _download(name: str, data_dir: str) -> str:
     except Exception as error:  # mirrors, proxies and missing packages raise any kind
         if isinstance(error, FileExistsError) and builder.data_path.exists():
             return str(builder.data_path)
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"data.corpus={name} could not be downloaded ({type(error).__name__}: {reason}); prepare it on a "
+            f"data.corpus={name} could not be downloaded ({_line(error)}); prepare it on a "
             f"connected machine with data.download=True and copy {pathlib.Path(data_dir, base)} here"
         ) from error
     return str(builder.data_path)

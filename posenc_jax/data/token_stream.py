@@ -6,38 +6,78 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
-import tempfile
+import sys
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posenc_jax.data.tokenizers import Tokenizer
+from posenc_jax.results import manifest
+from posenc_jax.results.files import sync_folder
+from posenc_jax.results.locks import locked
+from posenc_jax.results.manifest import Corrupted
+from posenc_jax.results.record_schema import STREAM
 
 if TYPE_CHECKING:  # importing corpora imports TFDS, which a stream does not need
     from posenc_jax.data.corpora import Corpus
 
 
-class TokenStream:
-    """Ids of documents one after another, memory-mapped from a folder that `open_stream` wrote.
+class TokenFile:
+    """Ids in a file, read by slices.
 
-    tokens: ids, uint16 or uint32. starts: index of each document's BOS, and the total length at the
-    end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus, tokenizer and split.
+    It is read, not mapped: a mapped file that somebody shortens ends the process with SIGBUS.
+
+    Args:
+      path: the file. dtype: of its ids.
+    """
+
+    def __init__(self, path: pathlib.Path, dtype: str):
+        self._path, self.dtype = path, np.dtype(dtype)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._count = os.fstat(self._file).st_size // self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """Returns the ids of a slice of step 1; ValueError if the file was shortened since it was opened."""
+        start, stop, _ = part.indices(self._count)
+        size = max(stop - start, 0) * self.dtype.itemsize
+        content = bytearray()
+        while len(content) < size:
+            at = start * self.dtype.itemsize + len(content)
+            try:
+                piece = os.pread(self._file, size - len(content), at)
+            except OSError as error:
+                raise ValueError(f"{self._path} cannot be read: {error.strerror}") from None
+            if not piece:
+                raise ValueError(f"{self._path} was shortened while it was read; start again")
+            content += piece
+        return np.frombuffer(content, self.dtype)
+
+
+class TokenStream:
+    """Ids of documents one after another, in a folder that `open_stream` wrote.
+
+    tokens: ids, uint16 or uint32, read by slices. starts: index of each document's BOS, and the total length
+    at the end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus, tokenizer and split.
+
+    Raises:
+      Corrupted: the folder is not whole, or any bit of it was changed.
     """
 
     def __init__(self, folder: pathlib.Path):
+        about = manifest.checked(manifest.verify(folder), STREAM, manifest.NAME)
         self._folder = folder
-        about = json.loads((folder / "about.json").read_text())
         self.bos, self.pad = about["bos"], about["pad"]
         self.fingerprint = about["fingerprint"]
         self.starts = np.load(folder / "starts.npy")
-        dtype, count = np.dtype(about["dtype"]), int(self.starts[-1])
-        if (folder / "tokens.bin").stat().st_size != count * dtype.itemsize:
-            raise ValueError(
-                f"{folder}/tokens.bin is damaged; remove {folder} to have it made again"
-            )
-        self.tokens = np.memmap(folder / "tokens.bin", dtype, "r", shape=(count,))
+        self.tokens = TokenFile(folder / "tokens.bin", about["dtype"])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -55,26 +95,51 @@ class TokenStream:
 def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: str) -> TokenStream:
     """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
-    Safe against kills and against other processes: the folder is written under another name and
-    renamed when it is whole. Raises ValueError for text that the tokenizer cannot read.
+    A damaged one is named on stderr and made again. Safe against kills and against other processes: one of
+    them writes, under another name, and renames the folder when it is whole. Raises ValueError for text that
+    the tokenizer cannot read.
     """
     documents = corpus.documents(split)
     key = f"{corpus.fingerprint} {tokenizer.fingerprint} {split}"
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     label = re.sub(r"[^\w.\-]+", "-", corpus.name)
-    folder = pathlib.Path(data_dir).expanduser() / "streams" / f"{label}-{split}-{fingerprint[:16]}"
-    if not folder.exists():
+    root = pathlib.Path(data_dir).expanduser()
+    folder = root / "streams" / f"{label}-{split}-{fingerprint[:16]}"
+    try:
+        return _opened(folder, fingerprint)
+    except Corrupted:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    with locked(root / f".{folder.name}.lock", wait=True):
         try:
-            _write(unfinished, documents, tokenizer, fingerprint)
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.exists():  # else another process was first, and its folder is whole
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return TokenStream(folder)
+            return _opened(folder, fingerprint)  # another process was first
+        except Corrupted as fault:
+            if folder.exists():
+                print(f"{folder} is damaged ({fault}); it is made again", file=sys.stderr)
+        _replace(folder, documents, tokenizer, fingerprint)
+        return _opened(folder, fingerprint)
+
+
+def _opened(folder: pathlib.Path, fingerprint: str) -> TokenStream:
+    stream = TokenStream(folder)
+    if stream.fingerprint != fingerprint:
+        raise Corrupted("it is the stream of another text or tokenizer")
+    return stream
+
+
+def _replace(folder: pathlib.Path, documents, tokenizer: Tokenizer, fingerprint: str) -> None:
+    """Writes a stream under another name and renames it; processes that read the old one go on."""
+    name = secrets.token_hex(4)
+    unfinished, old = (folder.with_name(f".{word}-{name}") for word in ("unfinished", "damaged"))
+    try:
+        unfinished.mkdir()  # not tempfile's, which nobody else could read
+        _write(unfinished, documents, tokenizer, fingerprint)
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(
@@ -96,10 +161,5 @@ def _write(
             names.append(name)
     np.save(folder / "starts.npy", np.array(starts, np.int64))
     (folder / "names.json").write_text(json.dumps(names))
-    about = {
-        "dtype": dtype.name,
-        "bos": tokenizer.bos,
-        "pad": tokenizer.pad,
-        "fingerprint": fingerprint,
-    }
-    (folder / "about.json").write_text(json.dumps(about))
+    about = {"dtype": dtype.name, "bos": tokenizer.bos, "pad": tokenizer.pad}
+    manifest.seal(folder, about | {"fingerprint": fingerprint})

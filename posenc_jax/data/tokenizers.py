@@ -6,24 +6,31 @@ Such models are refused when they are opened.
 
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
 
+SYMBOL_IDS = 128  # keys and values of retrieval tasks: the last ids below the special ones
 _SPECIALS = 4  # BOS, SEP, PAD, ANS: always the last four ids, in this order
-_SPACE = "\u2581"  # SentencePiece's code for a space; it cannot encode the character itself
-_PROBE = "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u672c \U0001f642 "
+SPACE = "\u2581"  # SentencePiece's code for a space; it cannot encode the character itself
+PROBE = "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u672c \U0001f642 "
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text."""
+    """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
+
+    symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids that end
+    a text when a model writes them.
+    """
 
     vocab_size: int
     bos: int
     sep: int
     pad: int
     ans: int
+    symbols: int
+    ends: tuple[int, ...]
     byte_lengths_V: np.ndarray
     fingerprint: str
 
@@ -40,6 +47,7 @@ class _PieceTable:
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
         self.bos, self.sep, self.pad, self.ans = range(first, first + _SPECIALS)
+        self.symbols, self.ends = first - SYMBOL_IDS, (self.bos,)
         self.vocab_size = first + _SPECIALS
         self._pieces = [*pieces, *[b""] * _SPECIALS]
         self.byte_lengths_V = np.array([len(piece) for piece in self._pieces], np.int32)
@@ -68,17 +76,30 @@ class SentencePieceTokenizer(_PieceTable):
     """
 
     def __init__(self, model: bytes, name: str):
+        try:
+            pieces = self._load(model)
+            super().__init__(pieces, hashlib.sha256(model).hexdigest())
+            same = self.decode(self._ids(PROBE)) == PROBE.encode()
+        except Exception as error:  # protobuf and SentencePiece raise any kind
+            raise ValueError(
+                f"data.tokenizer={name} is not a SentencePiece model, or a damaged one "
+                f"({' '.join(str(error).split())[:100]})"
+            ) from error
+        if not same:
+            raise ValueError(
+                f"data.tokenizer={name} does not give its text back (bits per byte would be wrong); train it "
+                "with --normalization_rule_name=identity --byte_fallback=true"
+            )
+
+    def _load(self, model: bytes) -> list[bytes]:
+        """Loads the model and returns the bytes of its pieces."""
         # Imported here: the protobuf runtime is slow to import, and bytes do not need it.
         import sentencepiece
-        from google.protobuf.message import DecodeError
         from sentencepiece import sentencepiece_model_pb2
 
-        try:
-            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-            if not proto.pieces:
-                raise DecodeError("no pieces")
-        except DecodeError:
-            raise ValueError(f"data.tokenizer={name} is not a SentencePiece model") from None
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        if not proto.pieces:
+            raise ValueError("no pieces")
         proto.normalizer_spec.add_dummy_prefix = False
         proto.normalizer_spec.remove_extra_whitespaces = False
         kind = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -87,35 +108,35 @@ class SentencePieceTokenizer(_PieceTable):
             if piece.type == kind.BYTE:
                 pieces.append(bytes([int(piece.piece[3:5], 16)]))
             elif piece.type in (kind.NORMAL, kind.USER_DEFINED):
-                pieces.append(piece.piece.replace(_SPACE, " ").encode())
+                pieces.append(piece.piece.replace(SPACE, " ").encode())
             else:
                 pieces.append(b"")
-        super().__init__(pieces, hashlib.sha256(model).hexdigest())
         self._processor = sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
         )
         self._space_bytes = [
-            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()
+            self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()
         ]
-        if self.decode(self._ids(_PROBE)) != _PROBE.encode():
-            raise ValueError(
-                f"data.tokenizer={name} does not give its text back (bits per byte would be wrong); train it "
-                "with --normalization_rule_name=identity --byte_fallback=true"
-            )
+        return pieces
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.array(self._ids(text.decode("utf-8")), np.int32)
 
     def _ids(self, text: str) -> list[int]:
-        first, *rest = text.split(_SPACE)
-        ids = self._processor.encode(first)
-        for part in rest:
-            ids += self._space_bytes + self._processor.encode(part)
-        return ids
+        return escaped_ids(self._processor.encode, self._space_bytes, text)
+
+
+def escaped_ids(encode: Callable[[str], list[int]], space_bytes: list[int], text: str) -> list[int]:
+    """Returns the ids of a text in which SPACE itself becomes `space_bytes`, the ids of its bytes."""
+    first, *rest = text.split(SPACE)
+    ids = encode(first)
+    for part in rest:
+        ids += space_bytes + encode(part)
+    return ids
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Returns the tokenizer "bytes", or the SentencePiece model at a path.
+    """Returns the tokenizer "bytes", the SentencePiece model or the tokenizer.json at a path.
 
     Raises ValueError if there is no such file, or if its model loses text.
     """
@@ -124,6 +145,11 @@ def open_tokenizer(name: str) -> Tokenizer:
     path = pathlib.Path(name)
     if not path.is_file():
         raise ValueError(
-            f"data.tokenizer={name}: no such file; say 'bytes' or the path of a SentencePiece .model"
+            f"data.tokenizer={name}: no such file; say 'bytes' or the path of a SentencePiece .model "
+            "or of a tokenizer.json"
         )
+    if path.suffix == ".json":
+        from posenc_jax.data.imported_tokenizer import read_tokenizer  # needs the extra interop
+
+        return read_tokenizer(path)
     return SentencePieceTokenizer(path.read_bytes(), name)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.base import HeadContext, Params, Rotation
+from posenc_jax.encodings.layer import PlacedHeadGroup
 from posenc_jax.encodings.rotary import angles
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
@@ -25,27 +26,34 @@ class HeadAnalysis:
 
     Attributes:
       layer, head: indices. wavelengths: of the rotary pairs, tokens per turn (empty: no rotation).
-      sight: the window of the scheme, tokens; None: no window.
-      slope: bias lost from distance 0 to 1, nats. slope_times_length: bias lost over L, nats.
+      sight: the window of the scheme, tokens; None: no window. biased: whether it has a bias.
+      slope: bias lost from distance 0 to 1, nats; negative for a bias that rises.
+      bias_over_L: bias lost from distance 0 to L, nats, in training.
       horizon: content margin in nats -> largest distance at which a needle with this margin over
         every other key keeps weight 1/2 among `length` keys; -1 if not even at distance 0; None in
-        linear attention, which has no softmax.
+        linear attention, which has no softmax. Temperature and rotation change the margin.
       blind: dtype -> largest distance whose weight, relative to distance 0, is not exactly zero;
         None if all `length` distances have weight.
-      unseen_pairs: number of rotary pairs that do not complete a turn within the training length.
+      unseen_pairs: number of rotary pairs that do not complete a turn within the training length,
+        without those that a stretch keeps inside of the arc seen in training up to `length`.
       temperature: tau of the last query for the farthest key.
+      gain_at_L, gain_at_end: factor of the rotation on the content logit at distance L and at the
+        farthest key, see `content_gain`.
     """
 
     layer: int
     head: int
     wavelengths: tuple[float, ...]
     sight: int | None
+    biased: bool
     slope: float
-    slope_times_length: float
+    bias_over_L: float
     horizon: dict[float, int | None]
     blind: dict[str, int | None]
     unseen_pairs: int
     temperature: float
+    gain_at_L: float
+    gain_at_end: float
 
 
 def bias_of_distance(
@@ -102,70 +110,147 @@ def blind_distance(bias_Z: np.ndarray, smallest: float) -> int | None:
     return None if seen[-1] == len(bias_Z) - 1 else int(seen[-1])
 
 
+def content_gain(
+    rotation: Rotation | None, context: HeadContext, distance_S: np.ndarray
+) -> np.ndarray:
+    """Returns gain_S, float64: the mean factor of a rotation on the content logit, without its
+    cosines; dims that do not rotate have the factor 1.
+
+    It is 1 for a pure rotation, at most 1 for xPos and the square of YaRN's amplitude under yarn.
+    """
+    if rotation is None or not rotation.wavelengths(context):
+        return np.ones(len(distance_S))
+    gain_Sh = rotation.pair_gains(context, distance_S)
+    pairs, all_pairs = gain_Sh.shape[1], max(gain_Sh.shape[1], context.head_dim // 2)
+    return (gain_Sh.sum(-1) + all_pairs - pairs) / all_pairs
+
+
 def analyze_heads(
-    scheme: PlacedScheme, params: list[Params], length: int, margins: tuple[float, ...]
+    scheme: PlacedScheme,
+    params: list[Params],
+    length: int,
+    margins: tuple[float, ...],
+    trained: PlacedScheme | None = None,
 ) -> list[HeadAnalysis]:
     """Returns the analysis of every head; equal layers are computed once.
 
     Args:
       scheme: placed. params: learned parameters per layer. length: number of keys. margins: nats.
+      trained: the scheme in training, where `scheme` is a length extension of it; None: `scheme`.
     """
     out, known = [], {}
-    train_length = scheme.whole.train_length
-    for number, (layer, learned) in enumerate(zip(scheme.layers, params, strict=True)):
+    trained = trained or scheme
+    layers = zip(scheme.layers, trained.layers, params, strict=True)
+    for number, (layer, before, learned) in enumerate(layers):
         if layer in known and not learned:
             out += [dataclasses.replace(head, layer=number) for head in known[layer]]
             continue
-        bias_NZ = bias_of_distance(layer, learned, length)
-        tau_NZ = temperature_of_distance(layer, learned, length)
-        heads = []
-        for group in layer.groups:
-            rotation = group.heads.rotation
-            waves = rotation.wavelengths(group.context) if rotation else ()
-            for n in range(group.first, group.stop):
-                b_Z, sight = bias_NZ[n], layer.window_N[n]
-                seen_Z = b_Z if sight is None else np.where(np.arange(length) < sight, b_Z, -np.inf)
-                at_L = min(train_length, length - 1)
-                heads.append(
-                    HeadAnalysis(
-                        layer=number,
-                        head=n,
-                        wavelengths=waves,
-                        sight=sight,
-                        slope=float(b_Z[0] - b_Z[min(1, length - 1)]),
-                        slope_times_length=float(b_Z[0] - b_Z[at_L]) * train_length / max(at_L, 1),
-                        horizon={
-                            m: None if layer.form else retrieval_horizon(seen_Z, m * tau_NZ[n])
-                            for m in margins
-                        },
-                        blind={
-                            name: blind_distance(seen_Z, tiny)
-                            for name, tiny in SMALLEST_POSITIVE.items()
-                        },
-                        unseen_pairs=sum(wave > train_length for wave in waves),
-                        temperature=float(tau_NZ[n, -1]),
-                    )
-                )
-        known[layer] = heads
-        out += heads
+        known[layer] = _analyze_layer(layer, before, learned, length, margins)
+        out += [dataclasses.replace(head, layer=number) for head in known[layer]]
     return out
 
 
-def rotary_kernel(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
-    """Returns the mean cosine over pairs: the logit of equal vectors relative to d = 0."""
-    turns_Sh = distance_S[:, None] / np.asarray(wavelengths)[None, :]
-    return np.cos(2 * np.pi * turns_Sh).mean(-1)
+def _analyze_layer(layer, trained, params, length, margins) -> list[HeadAnalysis]:
+    bias_NZ = bias_of_distance(layer, params, length)
+    tau_NZ = temperature_of_distance(layer, params, length)
+    distance_Z, heads = np.arange(length), []
+    L = layer.groups[0].context.train_length
+    over_L_N = _bias_over(trained, params, L, max(length - 1, L))
+    for group, before in zip(layer.groups, trained.groups, strict=True):
+        rotation = group.heads.rotation
+        gain_Z = content_gain(rotation, group.context, distance_Z)
+        gain_at_L = content_gain(rotation, group.context, np.array([L]))[0]
+        for n in range(group.first, group.stop):
+            b_Z, sight = bias_NZ[n], layer.window_N[n]
+            seen_Z = b_Z if sight is None else np.where(distance_Z < sight, b_Z, -np.inf)
+            horizon = {
+                m: None if layer.form else retrieval_horizon(seen_Z, m * tau_NZ[n] * gain_Z)
+                for m in margins
+            }
+            blind = {name: blind_distance(seen_Z, tiny) for name, tiny in SMALLEST_POSITIVE.items()}
+            heads.append(
+                HeadAnalysis(
+                    layer=0,
+                    head=n,
+                    wavelengths=rotation.wavelengths(group.context) if rotation else (),
+                    sight=sight,
+                    biased=group.heads.bias is not None,
+                    slope=float(b_Z[0] - b_Z[min(1, length - 1)]),
+                    bias_over_L=float(over_L_N[n]),
+                    horizon=horizon,
+                    blind=blind,
+                    unseen_pairs=_unseen_pairs(group, before, length),
+                    temperature=float(tau_NZ[n, -1]),
+                    gain_at_L=float(gain_at_L),
+                    gain_at_end=float(gain_Z[-1]),
+                )
+            )
+    return heads
 
 
-def decay_bound(wavelengths: tuple[float, ...], distance_S: np.ndarray) -> np.ndarray:
+def _bias_over(layer: PlacedLayer, params: Params, distance: int, last: int) -> np.ndarray:
+    """Returns b(0) - b(distance) of every head, for the query at position `last`."""
+    query_11 = jnp.full((1, 1), last, jnp.int32)
+    bias = layer.bias(params, query_11, jnp.array([[last, last - distance]], jnp.int32))
+    if bias is None:
+        return np.zeros(layer.num_heads)
+    return np.asarray(bias[0, :, 0, 0] - bias[0, :, 0, 1], np.float64)
+
+
+def _unseen_pairs(group: PlacedHeadGroup, trained: PlacedHeadGroup, length: int) -> int:
+    """Returns how many pairs do not complete a turn within L, and leave the arc seen in training
+    where a stretch changed their wavelength.
+    """
+    if group.heads.rotation is None:
+        return 0
+    waves, before = (g.heads.rotation.wavelengths(g.context) for g in (group, trained))
+    L = group.context.train_length
+    return sum(
+        old > L and (new == old or length / new > L / old * (1 + 1e-6))
+        for new, old in zip(waves, before, strict=True)
+    )
+
+
+def rotary_kernel(
+    wavelengths: tuple[float, ...], distance_S: np.ndarray, gain_Sh: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the mean over pairs of gain times cosine: the logit of equal vectors relative to
+    d = 0.
+
+    Args:
+      gain_Sh: from `Rotation.pair_gains`; None: 1, a pure rotation. A gain at d = 0 cancels.
+    """
+    return _phasors(wavelengths, distance_S, gain_Sh).real.mean(-1)
+
+
+def decay_bound(
+    wavelengths: tuple[float, ...], distance_S: np.ndarray, gain_Sh: np.ndarray | None = None
+) -> np.ndarray:
     """Returns RoFormer's bound on the decay: the mean over j of |sum of the first j pairs'
-    phasors|.
+    phasors|, with gains as for `rotary_kernel`.
 
     Source: Su et al. 2021, sec. 3.4.3, eq. 37. It bounds the logit of fixed vectors; the
     expectation over random vectors is zero at every distance.
     """
+    return np.abs(np.cumsum(_phasors(wavelengths, distance_S, gain_Sh), axis=-1)).mean(-1)
+
+
+def _phasors(wavelengths, distance_S, gain_Sh) -> np.ndarray:
     phase_Sh = np.exp(2j * np.pi * distance_S[:, None] / np.asarray(wavelengths)[None, :])
-    return np.abs(np.cumsum(phase_Sh, axis=-1)).mean(-1)
+    return phase_Sh if gain_Sh is None else phase_Sh * gain_Sh
+
+
+def rotation_curves(
+    group: PlacedHeadGroup, distance_S: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `rotary_kernel` and `decay_bound` of a head group with wavelengths, relative to the
+    kernel at d = 0.
+    """
+    rotation, context = group.heads.rotation, group.context
+    gain_Sh = rotation.pair_gains(context, distance_S)
+    gain_Sh = gain_Sh / rotation.pair_gains(context, np.zeros(1)).mean()
+    waves = rotation.wavelengths(context)
+    return rotary_kernel(waves, distance_S, gain_Sh), decay_bound(waves, distance_S, gain_Sh)
 
 
 def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float]:
@@ -191,7 +276,9 @@ def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float
 
 
 def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -> list[str]:
-    """Returns warnings about windows, blind distances, horizons, pairs and slopes."""
+    """Returns warnings about windows, blind distances, horizons, pairs, biases and gains; empty if
+    nothing stands out.
+    """
     warnings = []
     total = len(heads)
     sights = sorted({h.sight for h in heads if h.sight is not None})
@@ -230,13 +317,22 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
             f"{unseen} of {pairs} rotary pairs turn less than once within {train_length:,} tokens: "
             f"reading to {length:,} meets angles never seen in training, unless a bias hides them"
         )
-    sloped = [h.slope_times_length for h in heads if h.slope > 0 and h.slope_times_length > 0]
-    if sloped and min(sloped) < 1 and length > train_length:
+    lost = [h.bias_over_L for h in heads if h.biased]
+    if lost and min(lost) < 1 and length > train_length:
         warnings.append(
-            f"{sum(lost < 1 for lost in sloped)} of {total} heads lose less than 1 nat over L = {train_length:,} "
-            f"(the least: {min(sloped):.2g}): training hardly shows them the bias they meet beyond it"
+            f"{sum(nats < 1 for nats in lost)} of {total} heads lose less than 1 nat over L = {train_length:,} "
+            f"(the least: {min(lost):.2g}): training hardly shows them the bias they meet beyond it"
         )
-    return warnings or ["nothing stands out"]
+    fading = [h for h in heads if h.gain_at_end < 0.99]
+    if fading:
+        at_L, at_end = (
+            min(getattr(h, name) for h in fading) for name in ("gain_at_L", "gain_at_end")
+        )
+        warnings.append(
+            f"in {len(fading)} of {total} heads the rotation also shrinks content: a logit is on average "
+            f"{at_L:.2g} times as large at distance {train_length:,} and {at_end:.2g} times at {length - 1:,}"
+        )
+    return warnings
 
 
 def initial_parameters(scheme: PlacedScheme, key: jax.Array) -> list[Params]:

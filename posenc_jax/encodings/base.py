@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = Any
 MATCH = "match"
@@ -127,6 +128,14 @@ class Rotation(Part):
     def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns the wavelength of every rotary pair in tokens; empty if not fixed."""
         return ()
+
+    def pair_gains(self, context: HeadContext, distance_S: np.ndarray) -> np.ndarray:
+        """Returns gain_Sh, float64: the factor of the rotation on the product of two pairs at each
+        distance, beside the cosine.
+
+        One column per wavelength; 1 for a pure rotation, which keeps the length of vectors.
+        """
+        return np.ones((len(distance_S), len(self.wavelengths(context))))
 
 
 @dataclasses.dataclass(frozen=True)

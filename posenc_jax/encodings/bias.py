@@ -52,8 +52,11 @@ def harmonic_slopes(heads: int) -> np.ndarray:
 
 
 def distances(q_pos_BT: jax.Array, k_pos_BS: jax.Array) -> jax.Array:
-    """Returns |i - j| as float32 [B,T,S], exact: the cast comes after the subtraction."""
-    return jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :]).astype(jnp.float32)
+    """Returns |i - j| as float32 [B,T,S], exact: the cast comes after the subtraction.
+
+    The sign is dropped after the cast, because int32 does not hold the absolute value of -2^31.
+    """
+    return jnp.abs((q_pos_BT[:, :, None] - k_pos_BS[:, None, :]).astype(jnp.float32))
 
 
 def linear_bias(slope_N: np.ndarray, distance_BTS: jax.Array) -> jax.Array:
@@ -155,16 +158,39 @@ class Sloped(RankedBias):
 class Alibi(Sloped):
     """ALiBi: a fixed linear penalty on distance, one slope a head; symmetric where j > i.
 
-    Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3). Settings: see
-    `Sloped`: slopes, max_exponent, steep, factor, ntk.
+    Added after the 1/sqrt(H) scale and itself unscaled (Press et al. 2022, sec. 3).
+
+    Attributes:
+      staircase: the bias of Falcon-RW, whose checkpoints were trained with it: slope, position and
+        product rounded to bfloat16, and divided by sqrt(H) (transformers, FalconAttention). Beyond
+        256 positions it is a staircase of the key's position. slopes, max_exponent, steep, factor,
+        ntk: see `Sloped`.
     """
 
+    staircase: bool = False
+
+    @property
+    def relative(self) -> bool:
+        """False for a staircase, whose steps lie at fixed positions."""
+        return not self.staircase
+
     def bias(self, params, q_pos_BT, k_pos_BS, context):
-        """Returns bias_BNTS = -m d."""
+        """Returns bias_BNTS = -m d, or the staircase, 0 at the query's own position."""
+        if self.staircase:
+            slope_N = jnp.asarray(self.slope_N(context), jnp.float32).astype(jnp.bfloat16)
+            slope_11N = slope_N[None, None]
+            q_BTN, k_BSN = (
+                (pos_BT.astype(jnp.bfloat16)[..., None] * slope_11N).astype(jnp.float32)
+                for pos_BT in (q_pos_BT, k_pos_BS)
+            )
+            step_BTSN = k_BSN[:, None] - q_BTN[:, :, None]
+            return jnp.moveaxis(step_BTSN, -1, 1) / math.sqrt(context.head_dim)
         return linear_bias(self.slope_N(context), distances(q_pos_BT, k_pos_BS))
 
-    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array:
-        """Returns m, float32."""
+    def linear_slope_N(self, params: Params, context: HeadContext) -> jax.Array | None:
+        """Returns m, float32; None for a staircase."""
+        if self.staircase:
+            return None
         return jnp.asarray(self.slope_N(context), jnp.float32)
 
 
@@ -254,8 +280,8 @@ class Sandwich(Bias):
 
     def check(self, context: HeadContext) -> None:
         check_positive("sandwich", dim=self.dim, base=self.base, factor=self.factor)
-        if self.dim % 2:
-            raise ValueError(f"sandwich: dim must be even, not {self.dim}")
+        if self.dim % 2 or self.dim > 4096:
+            raise ValueError(f"sandwich: dim must be even and at most 4096, not {self.dim}")
 
     def bias(self, params, q_pos_BT, k_pos_BS, context):
         apart_BTS = jnp.abs(q_pos_BT[:, :, None] - k_pos_BS[:, None, :])

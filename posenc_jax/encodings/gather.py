@@ -23,6 +23,7 @@ def gather_rows(table_VD: jax.Array, ids_BT: jax.Array, mode: str) -> jax.Array:
       mode: of `.at[].get`: "fill", where ids of V and more give NaN and no gradient, or
         "promise_in_bounds".
     """
+    table_VD = jnp.asarray(table_VD)  # parameters may be NumPy arrays
     if current_backend() == "gpu":
         return _summed_in_order(table_VD, jnp.asarray(ids_BT), mode, table_VD.shape[0])
     return _taken(table_VD, ids_BT, mode)

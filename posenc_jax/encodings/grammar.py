@@ -29,7 +29,7 @@ from posenc_jax.encodings.base import Absolute, Bias, Form, Part, Rotation, Temp
 from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.registry import REGISTRY, registered_name
 from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, RopeScaling
-from posenc_jax.encodings.scheme import HeadGroup, Layer, Scheme
+from posenc_jax.encodings.scheme import MOST_LAYERS, HeadGroup, Layer, Scheme
 from posenc_jax.encodings.scheme_presets import PRESETS, line_of
 from posenc_jax.encodings.window import Window
 from posenc_jax.results.near_names import near_names
@@ -46,11 +46,16 @@ _KINDS = {
     Window: "window",
 }
 
+LONGEST_LINE, DEEPEST = 100_000, 20  # characters; brackets inside each other
+SHOWN = 60  # characters of a long line, word or number in an error message
+
 
 def parse(text: str) -> Scheme:
     """Returns the scheme that `text` describes or names (`scheme_presets`); ValueError with the column
     of the first error.
     """
+    if len(text) > LONGEST_LINE:
+        raise ValueError(f"a scheme of {len(text):,} characters; there may be {LONGEST_LINE:,}")
     return _Parser(line_of(text)).scheme()
 
 
@@ -114,11 +119,24 @@ def _unparse_value(value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _cannot_be(name: str, field: dataclasses.Field, text: str) -> str:
+    """Returns why a setting cannot have a value, with the spelling of what it can have."""
+    if isinstance(field.default, bool):
+        near = f": write {field.name}={text.lower()}" if text.lower() in ("true", "false") else ""
+        return f"{name}: {field.name} must be true or false, not {_short(text)!r}{near}"
+    default = _unparse_value(field.default)
+    return f"{name}: {field.name} cannot be {_short(text)!r} (default: {default})"
+
+
 class _Parser:
     """Recursive-descent parser of one line."""
 
     def __init__(self, text: str):
-        self.text, self.tokens, self.at = text, [], 0
+        self.text, self.tokens, self.at, self.depth = text, [], 0, 0
         for match in _TOKEN.finditer(text.rstrip()):
             if match.lastgroup:
                 self.tokens.append(
@@ -127,8 +145,11 @@ class _Parser:
         self.tokens.append(("end", "the end", len(text)))
 
     def fail(self, what: str, token=None) -> ValueError:
-        column = (token or self.tokens[self.at])[2] + 1
-        return ValueError(f"scheme {self.text!r}, character {column}: {what}")
+        at = (token or self.tokens[self.at])[2]
+        first = max(0, min(at - SHOWN // 2, len(self.text) - SHOWN))
+        near = f"{'...' * (first > 0)}{self.text[first:][:SHOWN]}"
+        near += "..." * (first + SHOWN < len(self.text))
+        return ValueError(f"scheme {near!r}, character {at + 1}: {what}")
 
     def take(self, sign: str) -> bool:
         if self.tokens[self.at][:2] == ("sign", sign):
@@ -138,15 +159,17 @@ class _Parser:
 
     def expect(self, sign: str) -> None:
         if not self.take(sign):
-            raise self.fail(f"expected {sign!r}, found {self.tokens[self.at][1]!r}")
+            raise self.fail(f"expected {sign!r}, found {_short(self.tokens[self.at][1])!r}")
 
     def scheme(self) -> Scheme:
         self.absolute: Absolute | None = None
         layers = self.layer()
         while self.take(","):
             layers += self.layer()
+            if len(layers) > MOST_LAYERS:
+                raise self.fail(f"more than {MOST_LAYERS:,} layers")
         if self.tokens[self.at][0] != "end":
-            raise self.fail(f"unexpected {self.tokens[self.at][1]!r}")
+            raise self.fail(f"unexpected {_short(self.tokens[self.at][1])!r}")
         return Scheme(tuple(layers), self.absolute)
 
     def layer(self) -> list[Layer]:
@@ -167,14 +190,18 @@ class _Parser:
         kind, value, _ = self.tokens[self.at]
         if kind == "number":
             if not value.isdigit() or len(value) > 4 or int(value) < 1:
-                raise self.fail(f"a count must be a positive whole number below 10000, not {value}")
+                raise self.fail(f"a count must be a positive whole number below 10000, not {_short(value)}")  # fmt: skip
             count, self.at = int(value), self.at + 1
             self.expect("*")
         if self.take("("):
+            self.depth += 1
+            if self.depth > DEEPEST:
+                raise self.fail(f"more than {DEEPEST} brackets inside each other")
             inner = [self.group()]
             while self.take("|"):
                 inner.append(self.group())
             self.expect(")")
+            self.depth -= 1
             if len(inner) > 1:
                 return count, [dataclasses.replace(g[1][0], share=g[0]) for g in inner]
             if inner[0][0] != 1:
@@ -193,7 +220,7 @@ class _Parser:
             token = self.tokens[self.at]
             part = self.part(REGISTRY)
             if not isinstance(part, Temperature):
-                raise self.fail(f"{token[1]!r} is no temperature", token)
+                raise self.fail(f"{_short(token[1])!r} is no temperature", token)
             if heads.temperature is not None:
                 raise self.fail("a second temperature on the same heads", token)
             heads = dataclasses.replace(heads, temperature=part)
@@ -207,7 +234,7 @@ class _Parser:
         part = self.part(REGISTRY)
         kind = next(kind for base, kind in _KINDS.items() if isinstance(part, base))
         if kind == "temperature":
-            raise self.fail(f"{token[1]!r} is a temperature: attach it with '~'", token)
+            raise self.fail(f"{_short(token[1])!r} is a temperature: attach it with '~'", token)
         if kind == "absolute":
             if self.absolute is not None:
                 raise self.fail("a second absolute part", token)
@@ -236,14 +263,14 @@ class _Parser:
         """Returns the part (or RoPE scaling) at this token."""
         kind, name, _ = token = self.tokens[self.at]
         if kind != "name":
-            raise self.fail(f"expected an encoding, found {name!r}")
+            raise self.fail(f"expected an encoding, found {_short(name)!r}")
         if name not in table:
             if name in PRESETS:
                 raise self.fail(f"{name!r} is the name of a whole line and no part of one: {PRESETS[name]}", token)  # fmt: skip
             known = [*table, "nope"] if table is REGISTRY else list(table)
             known += PRESETS if name == self.text.strip() else ()
             what = "encoding" if table is REGISTRY else "stretch"
-            raise self.fail(f"unknown {what} {name!r}{near_names(name, known)}", token)
+            raise self.fail(f"unknown {what} {_short(name)!r}{near_names(name[:SHOWN], known)}", token)  # fmt: skip
         self.at += 1
         part, given = table[name], {}
         if self.take("("):
@@ -261,8 +288,8 @@ class _Parser:
         """Returns the name and value of the setting at this token."""
         token = self.tokens[self.at]
         if token[0] != "name" or token[1] not in fields:
-            near = near_names(token[1], list(fields))
-            raise self.fail(f"{name} has no setting {token[1]!r}{near}", token)
+            near = near_names(token[1][:SHOWN], list(fields))
+            raise self.fail(f"{name} has no setting {_short(token[1])!r}{near}", token)
         self.at += 1
         self.expect("=")
         return token[1], self.value(name, fields[token[1]])
@@ -293,9 +320,7 @@ class _Parser:
             return self.number(name, field, int)
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             return self.number(name, field, type(field.default))
-        raise self.fail(
-            f"{name}: {field.name} cannot be {text!r} (default: {field.default!r})", token
-        )
+        raise self.fail(_cannot_be(name, field, text), token)
 
     def number(self, name: str, field: dataclasses.Field, kind: type):
         """Returns the number at this token."""
@@ -303,9 +328,8 @@ class _Parser:
         try:
             value = kind(token[1]) if kind is int else float(token[1])
         except ValueError:
-            what = f"{name}: {field.name} cannot be {token[1]!r} (default: {field.default!r})"
-            raise self.fail(what, token) from None
+            raise self.fail(_cannot_be(name, field, token[1]), token) from None
         if token[0] != "number":  # float() accepts the words nan and inf
-            raise self.fail(f"{name}: {field.name} cannot be {token[1]!r}", token)
+            raise self.fail(_cannot_be(name, field, token[1]), token)
         self.at += 1
         return value

@@ -266,6 +266,8 @@ class Fire(Bias):
         check_positive(
             "fire", width=self.width, c=self.c, threshold=self.threshold, factor=self.factor
         )
+        if self.width > 4096:
+            raise ValueError(f"fire: width must be at most 4096 hidden units, not {self.width}")
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns the MLP's weights, raw c and raw threshold (both positive through softplus)."""

@@ -23,7 +23,8 @@ abf:500000     base 500000                           unchanged
 slopes:4       unchanged                             distance / 4
 ============== ===================================== ==========================================
 
-``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule.
+``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule. ``rotation.off`` leaves the
+rotations out (Gelberg et al. 2025, DroPE, before its training).
 
 A scheme that was fine-tuned at a longer length is placed with its first training length. A rule
 then continues from the longer length: slopes divided by 4 are divided by 8 under ``slopes:2``;
@@ -33,6 +34,7 @@ then continues from the longer length: slopes divided by 4 are divided by 8 unde
 import dataclasses
 
 from posenc_jax.encodings.base import MAX_SIZE, MIN_SIZE
+from posenc_jax.encodings.grammar import unparse
 from posenc_jax.encodings.rope_scaling import (
     BaseChange,
     DynamicNtk,
@@ -46,6 +48,7 @@ from posenc_jax.encodings.scheme import HeadGroup, Scheme
 from posenc_jax.results.near_names import near_names
 
 _FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3": Llama3}
+DROPPED = "rotation.off"
 EXTENSION_RULES = (*_FACTORED, "dynamic", "abf", "slopes")
 
 
@@ -62,6 +65,8 @@ def extend_length(
     Raises:
       ValueError: an unknown rule, a bad number, or a rule that changes nothing in this scheme.
     """
+    if rule == DROPPED:
+        return rotation_dropped(scheme)
     half, _, plain = (
         rule.rpartition(".") if rule.split(".")[0] in ("rotation", "bias") else ("", "", rule)
     )
@@ -88,6 +93,17 @@ def extend_length(
     grown = name != "dynamic" or length > train_length
     if layers == scheme.layers and grown:
         raise ValueError(f"stretch {rule!r} changes nothing in this scheme")
+    return dataclasses.replace(scheme, layers=layers)
+
+
+def rotation_dropped(scheme: Scheme) -> Scheme:
+    """Returns the scheme without its rotations; ValueError if it has none."""
+    layers = tuple(
+        tuple(dataclasses.replace(heads, rotation=None) for heads in layer)
+        for layer in scheme.layers
+    )
+    if layers == scheme.layers:
+        raise ValueError(f"{unparse(scheme)!r} has no rotation that could be dropped")
     return dataclasses.replace(scheme, layers=layers)
 
 

@@ -4,6 +4,10 @@ A new encoding is one dataclass and one line here. The scheme language, training
 figures and the tests over all registered parts use this table.
 """
 
+import re
+import sys
+from importlib.machinery import PathFinder
+
 from posenc_jax.encodings.absolute import Learned, Sinusoidal
 from posenc_jax.encodings.base import Part
 from posenc_jax.encodings.bias import Alibi, Capped, Log, Power, Sandwich
@@ -63,14 +67,34 @@ REGISTRY: dict[str, type[Part]] = {
 }
 
 
+_PLUGINS: dict[
+    str, str
+] = {}  # the module that registered a part from outside this package, by name; "": no module
+
+
 def register(name: str, part: type[Part]) -> None:
-    """Registers a part from outside this package; ValueError if another part or a preset has the name."""
+    """Registers a part from outside this package; ValueError if another part or a preset has the name.
+
+    A run whose scheme names it keeps the name of the calling module; see `plugin_modules`.
+    """
     if name in PRESETS:
         raise ValueError(
             f"{name!r} is the name of a preset: {PRESETS[name]}; choose another name for the encoding"
         )
     if REGISTRY.setdefault(name, part) is not part or name == "nope":
         raise ValueError(f"encoding {name!r} is already registered")
+    module = sys._getframe(1).f_globals["__name__"]
+    if not module.startswith("posenc_jax."):
+        found = module != "__main__" and PathFinder.find_spec(module.partition(".")[0])
+        _PLUGINS.setdefault(name, module if found else "")
+
+
+def plugin_modules(line: str) -> tuple[str, ...]:
+    """Returns the modules outside this package that registered the parts of a scheme's line, sorted.
+
+    "" stands for a file that cannot be imported by a name.
+    """
+    return tuple(sorted({_PLUGINS[name] for name in re.findall(r"\w+", line) if name in _PLUGINS}))
 
 
 def registered_name(part: Part | RopeScaling) -> str:

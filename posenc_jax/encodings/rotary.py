@@ -155,6 +155,10 @@ class ScaledFrequencies(FixedFrequencies):
         """Returns the factor of the stretch on cos and sin."""
         return self.stretch.amplitude(context.train_length) if self.stretch else 1.0
 
+    def pair_gains(self, context: HeadContext, distance_S: np.ndarray) -> np.ndarray:
+        """Returns the square of the stretch's factor, at every distance."""
+        return super().pair_gains(context, distance_S) * self.stretch_amplitude(context) ** 2
+
     def stretched(self, stretch: RopeScaling) -> "ScaledFrequencies":
         """Returns the same rotation under `stretch`; ValueError if it already has one."""
         if self.stretch is not None:
@@ -308,6 +312,10 @@ class Xpos(FixedFrequencies):
 
     def frequencies(self, context: HeadContext) -> np.ndarray:
         return inverse_frequencies(context.head_dim, self.base_value(context))
+
+    def pair_gains(self, context: HeadContext, distance_S: np.ndarray) -> np.ndarray:
+        """Returns zeta_h^(d/s)."""
+        return np.exp(np.asarray(distance_S)[:, None] * self.log_zeta(context) / self.scale)
 
     def rotate(self, params, x_BTNH, pos_BT, context, side):
         """Returns x_BTNH rotated and scaled by its position."""

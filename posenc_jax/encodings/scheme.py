@@ -1,12 +1,15 @@
 """A scheme: the absolute part, rotation, bias, temperature and window of every head and layer."""
 
 import dataclasses
+import itertools
 
 import jax
 
 from posenc_jax.encodings.base import Absolute, HeadContext, Params, Part, check_numbers
 from posenc_jax.encodings.layer import HeadGroup, Layer, PlacedHeadGroup, PlacedLayer
 from posenc_jax.encodings.registry import display_name
+
+MOST_LAYERS = 9_999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,16 @@ class Scheme:
         self, *, num_layers: int, num_heads: int, head_dim: int, model_dim: int, train_length: int
     ) -> "PlacedScheme":
         """Returns the scheme for a model of this shape; ValueError names what does not fit."""
+        if num_layers > MOST_LAYERS:
+            raise ValueError(f"{num_layers:,} layers: a model may have {MOST_LAYERS:,}")
         if num_layers < len(self.layers):
             raise ValueError(
                 f"the scheme has {len(self.layers)} layers and the model {num_layers}: give the model at least "
                 f"{len(self.layers)} (num_layers), or the scheme fewer"
             )
         whole = HeadContext(num_heads, num_heads, head_dim, model_dim, train_length)
-        layers = tuple(_place_layer(self.layers[i % len(self.layers)], whole) for i in range(num_layers))  # fmt: skip
+        period = [_place_layer(layer, whole) for layer in self.layers]
+        layers = tuple(itertools.islice(itertools.cycle(period), num_layers))
         placed = PlacedScheme(layers, self.absolute, whole)
         placed.check()
         return placed
@@ -81,7 +87,7 @@ def _place_layer(layer: Layer, whole: HeadContext) -> PlacedLayer:
         raise ValueError(f"head shares must be positive whole numbers, not {tuple(shares)}")
     if whole.num_heads % sum(shares):
         raise ValueError(
-            f"{whole.num_heads} heads do not divide into shares {':'.join(map(str, shares))}; "
+            f"{whole.num_heads} heads do not divide into shares {':'.join(map(str, shares)):.60}; "
             f"use a multiple of {sum(shares)} heads"
         )
     unit, first, groups = whole.num_heads // sum(shares), 0, []

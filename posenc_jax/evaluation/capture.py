@@ -30,11 +30,19 @@ def capture_qk(
         q and k come after projection, token shift, qk-norm and token temperatures, before rotation and other
         temperatures; sink_N as for `attend`.
       modify_layer: PlacedLayer -> the PlacedLayer that runs instead.
+
+    Raises:
+      ValueError: a model with `attention_softcap`, which the statistics of logits do not know.
     """
+    if config.attention_softcap:
+        raise ValueError(
+            f"suites M and P measure logits without a cap; this model has attention_softcap="
+            f"{config.attention_softcap:g}: leave them out of --suite"
+        )
     results = []
 
     def capturing_attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, queries, keys, settings, optional):
-        pos_BT, _, cum_log_forget_BTN = queries
+        pos_BT, _, cum_log_forget_BTN, _ = queries
         q_BTNH, layer = modify_layer(layer).tempered(learned, q_BTNH, optional.x_BTD, pos_BT)
         others = (pos_BT, cum_log_forget_BTN, optional.sink_N)
         results.append(reduce(len(results), q_BTNH, k_BSKH, layer, learned, *others))

@@ -1,9 +1,12 @@
 """Evaluation of a checkpoint: a list of items, each measured once, its rows written at once."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -26,6 +29,7 @@ from posenc_jax.evaluation.perplexity import held_out_stretches
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.evaluation.suites import SUITES, chosen_measures
 from posenc_jax.results.files import write_json
+from posenc_jax.results.locks import is_locked, lock_folder
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.training.inputs import open_inputs
 from posenc_jax.training.progress import Progress
@@ -98,37 +102,49 @@ def evaluate(
     suffixes = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
     folder = workdir / "_".join(["evaluation", *suffixes])
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
-    rows = RowFile(folder / "rows.jsonl", stamps)
-    if rows.dropped:
-        print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
-    scorer = _scorer(by_length, restored.params, config.evaluation.batch_tokens)
-    model = EvaluatedModel(by_length, restored.params, scorer)
-    ctx = EvaluationContext(folder, config, inputs, split, model, lengths, rows, key_targets, extra)
-    items = {"scheme": ctx.scheme}
-    for letter, names in measures.items():
-        items |= SUITES[letter].items(ctx, names)
-    for k in sorted(set(wanted) - set(fitting)):
-        limit = model.config.placed.longest()
-        reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
-        items[f"skipped/{k}"] = functools.partial(ctx.skipped, "all", "skipped", k * L, reason)
-    bar = Progress(f"evaluate {config.arm}", 0, len(items))
-    with float32_matmuls():
-        for done, (item, measure) in enumerate(items.items(), 1):
-            if not rows.has(item):
-                rows.add(item, measure())
-            bar.update(done, item=item)
-    bar.close()
-    write_json(
-        folder / "evaluation.json",
-        settings
-        | {
-            "split": split,
-            "checkpoint": checkpoint,
-            "programs": scorer.compilations,
-            "attention": {n: c.measured.attention_paths(n) for n, c in by_length.items()},
-        },
-    )
+    with _only_evaluation(folder):
+        rows = RowFile(folder / "rows.jsonl", stamps)
+        if rows.dropped:
+            print(f"{rows.dropped} rows of other settings or another checkpoint are replaced")
+        scorer = _scorer(by_length, restored.params, config.evaluation.batch_tokens)
+        model = EvaluatedModel(by_length, restored.params, scorer)
+        ctx = EvaluationContext(
+            folder, config, inputs, split, model, lengths, rows, key_targets, extra
+        )
+        items = {"scheme": ctx.scheme}
+        for letter, names in measures.items():
+            items |= SUITES[letter].items(ctx, names)
+        for k in sorted(set(wanted) - set(fitting)):
+            limit = model.config.placed.longest()
+            reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
+            items[f"skipped/{k}"] = functools.partial(ctx.skipped, "all", "skipped", k * L, reason)
+        bar = Progress(f"evaluate {config.arm}", 0, len(items))
+        with float32_matmuls():
+            for done, (item, measure) in enumerate(items.items(), 1):
+                if not rows.has(item):
+                    rows.add(item, measure())
+                bar.update(done, item=item)
+        bar.close()
+        write_json(
+            folder / "evaluation.json",
+            settings
+            | {
+                "split": split,
+                "checkpoint": checkpoint,
+                "programs": scorer.compilations,
+                "attention": {n: c.measured.attention_paths(n) for n, c in by_length.items()},
+            },
+        )
     return folder / "rows.jsonl"
+
+
+@contextlib.contextmanager
+def _only_evaluation(folder: Path) -> Iterator[None]:
+    """Waits until no other evaluation writes into the folder: each would lose the rows of the other."""
+    if is_locked(folder):
+        print(f"another evaluation is at work in {folder}; waiting for it", file=sys.stderr)
+    with lock_folder(folder, wait=True):
+        yield
 
 
 def write_key_targets(workdir: Path, path: Path, *, split: str) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from posenc_jax.evaluation.perplexity import fixed_targets
 from posenc_jax.evaluation.scorer import Scorer
-from posenc_jax.results.files import write_json
+from posenc_jax.results.files import read_json, write_json
 from posenc_jax.training.inputs import Inputs
 
 REFERENCE_MULTIPLE = 4  # the reference's training length in units of L
@@ -55,9 +55,9 @@ def read(path: Path, about: dict) -> np.ndarray:
       ValueError: a damaged file, or targets of another text, other lengths or other stretches.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         stored = content.pop("sha256")
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except (ValueError, KeyError):
         raise ValueError(f"--key_targets={path} is no list of targets") from None
     if stored != _hash(content):
         raise ValueError(

@@ -1,7 +1,6 @@
 """Loads a trained run for evaluation: configuration, length extension, checkpoint, lengths that fit."""
 
 import dataclasses
-import json
 import re
 import sys
 from pathlib import Path
@@ -18,7 +17,13 @@ from posenc_jax.training.config import RunConfig, read
 from posenc_jax.training.inputs import Inputs, open_inputs
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
-from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner, identity, ownership
+from posenc_jax.training.workdir import (
+    RESTORE_REMEDY,
+    check_owner,
+    identity,
+    ownership,
+    saved_record,
+)
 
 LAST = "last"
 
@@ -132,7 +137,7 @@ def extension_folder(workdir: Path, stretch: str, config: RunConfig, length: int
     folder = workdir / "stretched" / re.sub(r"[^A-Za-z0-9.]+", "_", stretch)
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "config.json", config.to_json())
-    record = json.loads((workdir / "run.json").read_text())
+    record = read_json(workdir / "run.json")
     record |= {"arm": config.arm, "scheme": scheme, "read_with": stretch}
     write_json(folder / "run.json", record)
     return folder
@@ -169,8 +174,8 @@ def restore_checkpoint(
     ):
         _, shapes = state_builder(config, Decoder(model_config), mesh)
         step = checkpoints.chosen(checkpoint)
-        check_owner(workdir, step, owner, checkpoints.record(step)["owner"], RESTORE_REMEDY)
-        state = checkpoints.restore(step, shapes)
+        check_owner(workdir, step, owner, saved_record(checkpoints, step)["owner"], RESTORE_REMEDY)
+        params = checkpoints.parameters(step, shapes["params"])
         done, planned = checkpoints.steps()[-1], config.train.steps
         digests = {
             "run_sha256": identity(owner),
@@ -181,7 +186,7 @@ def restore_checkpoint(
             f"{workdir} is unfinished: {done:,} of {planned:,} steps; rows of it are marked so",
             file=sys.stderr,
         )
-    return RestoredCheckpoint(step, jax.device_get(state["params"]), digests, done < planned)
+    return RestoredCheckpoint(step, jax.device_get(params), digests, done < planned)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,15 +94,16 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
         return np.stack([empty_NZ if s is None else getattr(s, field) for s in layers])
 
     kernel_LNZ, bound_LNZ = (np.full((len(layers), N, length), np.nan) for _ in range(2))
-    for i, heads in enumerate(planes):
-        for n, pairs in enumerate(heads):
+    for i, (layer, heads) in enumerate(zip(probe.placed.layers, planes, strict=True)):
+        of_head = [group for group in layer.groups for _ in range(group.context.heads)]
+        for n, (group, pairs) in enumerate(zip(of_head, heads, strict=True)):
             waves = tuple(pair["wavelength"] for pair in pairs)
             if waves:
-                kernel_LNZ[i, n], bound = (
-                    rotary_kernel(waves, distance_Z),
-                    decay_bound(waves, distance_Z),
-                )
-                bound_LNZ[i, n] = bound / bound[0]
+                gain_Zh = group.heads.rotation.pair_gains(group.context, distance_Z)
+                gain_Zh = gain_Zh if gain_Zh.shape[1] == len(waves) else None  # learned pairs
+                kernel_Z = rotary_kernel(waves, distance_Z, gain_Zh)
+                bound_Z = decay_bound(waves, distance_Z, gain_Zh)
+                kernel_LNZ[i, n], bound_LNZ[i, n] = kernel_Z / kernel_Z[0], bound_Z / bound_Z[0]
     probe.save(
         f"probes_{k}",
         distance_D=distance_Z,

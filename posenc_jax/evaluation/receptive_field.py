@@ -29,6 +29,8 @@ def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.A
     def loss(embedding_TD):
         table_WD = jnp.pad(embedding_TD, ((0, rows - T), (0, 0)))
         changed = {**params, "embedding_VD": table_WD, "head_VD": head_WD}
+        if "head" in config.biases:
+            changed["head_bias_V"] = jnp.pad(params["head_bias_V"], (0, rows - V))
         index_1T = jnp.arange(T)[None]
         logits_1TW, _ = Decoder(own).apply(
             {"params": changed}, index_1T, index_1T, jnp.ones_like(index_1T)

@@ -13,7 +13,7 @@ import numpy as np
 
 from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.model.config import ModelConfig
-from posenc_jax.model.decoder import Decoder, readout
+from posenc_jax.model.decoder import Decoder, check_token_ids, readout
 from posenc_jax.training.loss import token_losses
 
 CHUNK_LOGITS = 2**25  # logits held at a time: 128 MB in float32
@@ -47,8 +47,7 @@ class DecoderModel:
         return decoder.apply({"params": params}, tokens_BT, pos_BT, seg_BT)[0]
 
     def logits(self, params, x_BTX):
-        head = "embedding_VD" if self.config.tied_head else "head_VD"
-        return readout(self.config.measured, params[head], x_BTX)
+        return readout(self.config.measured, params, x_BTX)
 
 
 class Scores(NamedTuple):
@@ -111,7 +110,8 @@ class Scorer:
         sees that many tokens only, the current one included.
 
         Raises:
-          ValueError: rows longer than the longest compiled length: nothing is ever cut off.
+          ValueError: rows longer than the longest compiled length: nothing is ever cut off; ids that
+            are not of a decoder's vocabulary.
         """
         length = rows_RT.shape[1] - 1
         fitting = [n for n in self._lengths if n >= length]
@@ -120,6 +120,8 @@ class Scorer:
                 f"rows of {length} inputs exceed the longest length {self._lengths[-1]}"
             )
         T = fitting[0]
+        if isinstance(self._models[T], DecoderModel):
+            check_token_ids(rows_RT, self._models[T].config.vocab_size)
         B = self._batch_rows(T)
         scored = []
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):

@@ -10,6 +10,7 @@ few compiled lengths, in float32, from the last checkpoint.
 - Documents of our retrieval tasks have token ids (`AnswerDoc`), which are scored as they are.
 """
 
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,11 @@ from posenc_jax.model.generate import Sampling, generate
 
 _SHORTEST_PROMPT = (
     32  # prompts are padded to this times a power of two, so that few programs are compiled
+)
+
+END_NOT_TRAINED = (
+    "the end of a document is no target of training, so generation hardly ever ends by itself: "
+    "it ends at a stop string or after max_gen_toks"
 )
 
 
@@ -103,6 +109,7 @@ class RunModel(LM):
             "train_seed": config.train.seed,
             "step": self.run.step,
             "unfinished": self.run.unfinished,
+            "end_of_document": END_NOT_TRAINED,
             "tokenizer": config.data.tokenizer,
             "window": self._window,
         }
@@ -139,7 +146,9 @@ class RunModel(LM):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Returns the continuation of every context, up to the first stop string, BOS or `max_gen_toks`.
 
-        Bytes that are not UTF-8 become U+FFFD. Samples are a function of the requests and their order.
+        Training gives the last token of a document no target (`posenc_jax.data.packing`), so BOS, the
+        start of a next document, hardly ever comes. Bytes that are not UTF-8 become U+FFFD. Samples are a
+        function of the requests and their order.
 
         Raises:
           ValueError: an unknown generation setting, or more positions than the scheme has.
@@ -148,6 +157,8 @@ class RunModel(LM):
         for number, request in enumerate(requests):
             context, settings = request.args
             groups[_generation(settings)].append((number, self._document(context)))
+        if any(not generation.until for generation in groups):
+            print(f"posenc_jax: {END_NOT_TRAINED}", file=sys.stderr)
         texts, batches = [""] * len(requests), 0
         for generation, prompts in groups.items():
             by_width = defaultdict(list)

@@ -1,183 +1,19 @@
-"""Transformer blocks in Flax Linen: attention and feed-forward, each after RMSNorm.
-
-Pre-norm, grouped-query attention, SwiGLU or GELU, optional qk-norm.
-"""
+"""The transformer block in Flax Linen: attention, feed-forward, norms and residual connections."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from posenc_jax.attention import (
-    AttentionSettings,
-    LastToken,
-    OptionalInputs,
-    ShiftWeights,
-    TokenSide,
-    attend,
-    cumulative_log_forget,
-    token_shift,
-)
-from posenc_jax.model.activation_sharding import ROWS, reshard, token_einsum
-from posenc_jax.model.cache import Cache, CacheView, LayerCache, update_cache
+from posenc_jax.attention import attend
+from posenc_jax.model.array_module import ArrayModule
+from posenc_jax.model.attention_layer import Attention
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.feed_forward import Experts, Mlp
+from posenc_jax.model.norms import learned_norm
 
 
-def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
-    """Returns x / rms(x) * gain over the last dim, in float32, cast back to x's dtype."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)
-    return (wide * jnp.expand_dims(gain, range(x.ndim - 1))).astype(x.dtype)
-
-
-def normal_init(fan_in: int):
-    """Returns the initializer of a projection: normal, variance 1 / fan_in."""
-    return nn.initializers.normal(fan_in**-0.5)
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.uniform(key, shape)
-
-
-class Attention(nn.Module):
-    """Attention of one layer: projections, qk-norm, token shift, output gate."""
-
-    config: ModelConfig
-    index: int
-    causal: bool
-    attend: Callable = attend
-
-    @nn.compact
-    def __call__(self, x_BTD, pos_BT, seg_BT, cache: Cache | None):
-        c, dtype = self.config, self.config.dtype
-        layer = c.placed.layers[self.index]
-        D, N, K, H = c.model_dim, c.num_heads, c.num_kv_heads, c.head_dim
-        query_DNH = self.param("query_DNH", normal_init(D), (D, N, H))
-        key_DKH = self.param("key_DKH", normal_init(D), (D, K, H))
-        value_DKH = self.param("value_DKH", normal_init(D), (D, K, H))
-        out_NHD = self.param("out_NHD", normal_init(N * H * 2 * c.num_layers), (N, H, D))
-        scheme = self.param("scheme", layer.init) if _learns(layer) else {}
-
-        q_BTNH = token_einsum("BTD,DNH->BTNH", x_BTD, query_DNH.astype(dtype))
-        k_BTKH = token_einsum("BTD,DKH->BTKH", x_BTD, key_DKH.astype(dtype))
-        v_BTKH = token_einsum("BTD,DKH->BTKH", x_BTD, value_DKH.astype(dtype))
-        last = None
-        if c.token_shift:
-            before = None
-            if cache is not None:
-                before = cache.last[self.index]
-                last = LastToken(k_BTKH[:, -1:], v_BTKH[:, -1:], seg_BT[:, -1:])
-            k_BTKH, v_BTKH = token_shift(k_BTKH, v_BTKH, seg_BT, self._shift(), before)
-        if c.qk_norm:
-            gains = (
-                self.param(f"{n}_gain_H", nn.initializers.ones, (H,)) for n in ("query", "key")
-            )
-            q_BTNH = rms_norm(q_BTNH, next(gains), c.norm_epsilon)
-            k_BTKH = rms_norm(k_BTKH, next(gains), c.norm_epsilon)
-
-        new = LayerCache(k_BTKH, v_BTKH, layer.log_forget(scheme, x_BTD), pos_BT, seg_BT)
-        sink_N = self.param("sink_N", nn.initializers.zeros, (N,)) if c.sink_logit else None
-        kept, views = None, (CacheView(0, N, layer, scheme, new),)
-        if cache is not None:
-            kept, views = update_cache(cache, self.index, new, layer, scheme)
-        count_BT = None if c.consecutive or cache is not None else visible_key_counts(seg_BT)
-        settings = AttentionSettings(self.causal, c.window, cache is None, c.attention)
-        pieces = []
-        for first, stop, own, learned, stored in views:
-            q_log_forget_BTN = k_log_forget_BSN = None  # cumulative
-            if own.gated:
-                k_log_forget_BSN = cumulative_log_forget(stored.log_forget_BSN, stored.seg_BS)
-                q_log_forget_BTN = k_log_forget_BSN
-                if cache is not None:
-                    q_log_forget_BTN = jax.lax.dynamic_slice_in_dim(
-                        k_log_forget_BSN, cache.filled, x_BTD.shape[1], axis=1
-                    )
-            out_BTNH = self.attend(
-                q_BTNH if len(views) == 1 else q_BTNH[:, :, first:stop],
-                stored.k_BSKH,
-                stored.v_BSKH,
-                own,
-                learned,
-                TokenSide(pos_BT, seg_BT, q_log_forget_BTN),
-                TokenSide(stored.pos_BS, stored.seg_BS, k_log_forget_BSN),
-                settings,
-                OptionalInputs(x_BTD, count_BT, sink_N if sink_N is None else sink_N[first:stop]),
-            )
-            pieces.append(out_BTNH)
-        o_BTNH = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
-        if c.output_gate:
-            gate_DNH = self.param("gate_DNH", normal_init(D), (D, N, H))
-            gate_BTNH = token_einsum("BTD,DNH->BTNH", x_BTD, gate_DNH.astype(dtype))
-            o_BTNH = o_BTNH * jax.nn.sigmoid(gate_BTNH)
-        return token_einsum("BTNH,NHD->BTD", o_BTNH, out_NHD.astype(dtype)), (kept, last)
-
-    def _shift(self) -> ShiftWeights:
-        """Returns the learned factors, which initially add up to one."""
-        weights = []
-        for of in ("key", "value"):
-            now_K = self.param(f"{of}_now_K", _uniform, (self.config.num_kv_heads,))
-            before_K = self.param(f"{of}_before_K", lambda _, now_K=now_K: 1 - now_K)
-            weights += [now_K, before_K]
-        return ShiftWeights(*weights)
-
-
-def visible_key_counts(seg_BT: jax.Array) -> jax.Array:
-    """Returns count_BT, int: tokens of the document up to each token, itself included."""
-    seg_BT = reshard(seg_BT, ROWS, None)
-    before_BT = jnp.pad(seg_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    slot_1T = jnp.arange(seg_BT.shape[1], dtype=jnp.int32)[None]
-    first_BT = jax.lax.cummax(jnp.where(seg_BT != before_BT, slot_1T, 0), axis=1)
-    return reshard(slot_1T - first_BT + 1, ROWS, "sequence")
-
-
-def _learns(layer) -> bool:
-    return any(part.learns for group in layer.groups for part in group.heads.parts())
-
-
-@jax.custom_vjp
-def swiglu(gate, x):
-    """Returns silu(gate) * x (Shazeer 2020); the backward pass recomputes silu."""
-    return jax.nn.silu(gate) * x
-
-
-def _gated_forward(gate, x):
-    return swiglu(gate, x), (gate, x)
-
-
-def _gated_backward(inputs, d_out):
-    gate, x, d = (y.astype(jnp.float32) for y in (*inputs, d_out))
-    open_ = jax.nn.sigmoid(gate)
-    d_gate = d * x * open_ * (1 + gate * (1 - open_))
-    return d_gate.astype(inputs[0].dtype), (d * gate * open_).astype(inputs[1].dtype)
-
-
-swiglu.defvjp(_gated_forward, _gated_backward)
-
-
-class Mlp(nn.Module):
-    """The feed-forward layer, SwiGLU or GELU."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BTD):
-        c, dtype = self.config, self.config.dtype
-        D, F = c.model_dim, c.mlp_dim
-        up_DF = self.param("up_DF", normal_init(D), (D, F))
-        down_FD = self.param("down_FD", normal_init(F * 2 * c.num_layers), (F, D))
-        hidden_BTF = token_einsum("BTD,DF->BTF", x_BTD, up_DF.astype(dtype))
-        if c.activation == "swiglu":
-            gate_DF = self.param("gate_DF", normal_init(D), (D, F))
-            gate_BTF = token_einsum("BTD,DF->BTF", x_BTD, gate_DF.astype(dtype))
-            hidden_BTF = swiglu(gate_BTF, hidden_BTF)
-        else:
-            hidden_BTF = jax.nn.gelu(hidden_BTF)
-        return token_einsum("BTF,FD->BTD", hidden_BTF, down_FD.astype(dtype))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block: attention and feed-forward."""
+class Block(ArrayModule):
+    """A transformer block; see `norm_position` and `parallel` of `posenc_jax.model.config.Architecture`."""
 
     config: ModelConfig
     index: int
@@ -187,12 +23,25 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, pos_BT, seg_BT, cache):
         c = self.config
-        ones = nn.initializers.ones
-        normed = rms_norm(
-            x_BTD, self.param("attention_gain_D", ones, (c.model_dim,)), c.norm_epsilon
-        )
         attention = Attention(c, self.index, self.causal, self.attend, name="attention")
-        out_BTD, kept = attention(normed, pos_BT, seg_BT, cache)
-        x_BTD = x_BTD + out_BTD
-        normed = rms_norm(x_BTD, self.param("mlp_gain_D", ones, (c.model_dim,)), c.norm_epsilon)
-        return x_BTD + Mlp(c, name="mlp")(normed), kept
+        mlp = (Experts if c.experts else Mlp)(c, name="mlp")
+        input_BTD = (
+            x_BTD if c.norm_position == "post" else learned_norm(self, c, "attention", x_BTD)
+        )
+        out_BTD, kept = attention(input_BTD, pos_BT, seg_BT, cache)
+        if c.parallel != "none":
+            if c.parallel == "two_norms":
+                input_BTD = learned_norm(self, c, "mlp", x_BTD)
+            return x_BTD + out_BTD + mlp(input_BTD), kept
+        x_BTD = self._add("attention", x_BTD, input_BTD, out_BTD)
+        input_BTD = x_BTD if c.norm_position == "post" else learned_norm(self, c, "mlp", x_BTD)
+        return self._add("mlp", x_BTD, input_BTD, mlp(input_BTD)), kept
+
+    def _add(self, name, x_BTD, input_BTD, out_BTD):
+        """Returns the residual stream after the sublayer `name`, whose input was input_BTD."""
+        c = self.config
+        if c.norm_position == "post":
+            return learned_norm(self, c, name, x_BTD + out_BTD)
+        if c.norm_position == "both":
+            return x_BTD + learned_norm(self, c, f"{name}_post", out_BTD)
+        return (input_BTD if c.norm_position == "pre_normed_residual" else x_BTD) + out_BTD

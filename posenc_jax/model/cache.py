@@ -22,6 +22,7 @@ from posenc_jax.attention.mask import head_windows
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.norms import gain_factor
 
 
 class LayerCache(NamedTuple):
@@ -136,8 +137,9 @@ def required_slots(
     for i, layer in enumerate(config.placed.layers):
         attention, bound = params[f"layer_{i}"]["attention"], math.inf
         if config.qk_norm and epsilon:
-            gains = (attention["query_gain_H"], attention["key_gain_H"])
-            bound = math.sqrt(config.head_dim) * math.prod(float(jnp.abs(g).max()) for g in gains)
+            gains = (gain_factor(config, attention[f"{n}_gain_H"]) for n in ("query", "key"))
+            bound = config.query_scale * math.sqrt(config.head_dim)
+            bound *= math.prod(float(jnp.abs(gain_H).max()) for gain_H in gains)
         kept.append(
             _slots_of_layer(layer, attention.get("scheme", {}), config, bound, slots, longest_call, epsilon)
         )  # fmt: skip

@@ -8,16 +8,22 @@ and channels of an image, P = size * size * C the numbers of a patch, and V the 
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.attention import TokenSide
+from posenc_jax.attention.tokens import integer_side, zero_padding, zero_where_unread
+from posenc_jax.encodings.absolute import Learned, Sinusoidal
 from posenc_jax.encodings.layer import KINDS
 from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard
-from posenc_jax.model.blocks import Block, rms_norm
+from posenc_jax.model.array_module import ArrayModule
+from posenc_jax.model.blocks import Block
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.norms import learned_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,11 @@ class VisionConfig:
             raise ValueError(
                 "model.token_shift must be False: an image encoder is not causal, and patches have no previous token"
             )
+        for name in ("embedding_norm", "head_transform", "logit_softcap"):
+            if getattr(self.model, name):
+                raise ValueError(f"model.{name} is of decoders; leave it off for an image encoder")
+        if not self.model.final_norm or "head" in self.model.biases:
+            raise ValueError("an image encoder has a final norm, and a head without a bias")
         _ = self.width
 
     @property
@@ -140,6 +151,39 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
     return config
 
 
+def read_tables_at(
+    config: VisionConfig, params: dict | None, image_size: tuple[int, int]
+) -> tuple[VisionConfig, dict | None]:
+    """Returns config and parameters that read images of another size, tables of positions interpolated.
+
+    As `read_at`; in addition a learned or sinusoidal table is resized bilinearly from the grid of training
+    to the grid of the image (Dosovitskiy et al. 2021, sec. 3.2) and becomes a learned one.
+
+    Args:
+      config: as trained on square images. params: as trained; None to check sizes only.
+
+    Raises:
+      ValueError: as `read_at`, or a table that was not trained on a square grid.
+    """
+    grid, model = config.grid(*image_size), config.model
+    side = math.isqrt(model.train_length)
+    if not isinstance(model.placed.absolute, Learned | Sinusoidal) or grid == (side, side):
+        return read_at(config, image_size), params
+    if side * side != model.train_length:
+        raise ValueError(f"a table of {model.train_length} positions is no square grid, and cannot be interpolated")  # fmt: skip
+    size = max(math.prod(grid), model.train_length)
+    scheme = dataclasses.replace(model.parsed_scheme, absolute=Learned(size=size))
+    config = dataclasses.replace(config, model=dataclasses.replace(model, scheme=scheme))
+    if params is not None:
+        pos_1L = jnp.arange(model.train_length)[None]
+        table_RCD = model.placed.embed(params.get("absolute", {}), pos_1L).reshape(side, side, -1)
+        resized_RCD = jax.image.resize(table_RCD, (*grid, model.model_dim), "bilinear")
+        table_LD = resized_RCD.reshape(-1, model.model_dim)
+        unused = ((0, size - len(table_LD)), (0, 0))  # a table has at least the rows of training
+        params = {**params, "absolute": {"table_LD": jnp.pad(table_LD, unused)}}
+    return config, params
+
+
 def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
     """Returns patch_BTP: squares of `size` pixels in raster order, the pixels of each in raster
     order too.
@@ -156,7 +200,7 @@ def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
     return jnp.reshape(squares, flat, out_sharding=place)
 
 
-class Encoder(nn.Module):
+class Encoder(ArrayModule):
     """The image encoder: patches, non-causal blocks, a final norm, a mean over patches, a head.
 
     ``apply({"params": p}, image_BHWC)`` returns logits_BV, float32. With seg_BT, patches of segment
@@ -193,6 +237,8 @@ class Encoder(nn.Module):
         """Returns logits_BV of patches at any positions; padding has segment 0."""
         c, model = self.config, self.config.model
         P, D, V = c.patch_size**2 * c.channels, model.model_dim, c.classes
+        pos_BT, seg_BT = zero_padding(integer_side(TokenSide(pos_BT, seg_BT)))[:2]
+        patch_BTP = zero_where_unread(patch_BTP, seg_BT != 0)
         patch_PD = self.param("patch_PD", nn.initializers.normal(P**-0.5), (P, D))
         x_BTD = jnp.einsum(
             "BTP,PD->BTD",
@@ -211,8 +257,7 @@ class Encoder(nn.Module):
         for i in range(model.num_layers):
             block = Block(model, i, causal=False, name=f"layer_{i}")
             x_BTD, _ = block(x_BTD, pos_BT, seg_BT, None)
-        gain_D = self.param("final_gain_D", nn.initializers.ones, (D,))
-        x_BTD = rms_norm(x_BTD, gain_D, model.norm_epsilon)
+        x_BTD = learned_norm(self, model, "final", x_BTD)
 
         here_BT = (seg_BT != 0).astype(jnp.float32)
         total_BD = jnp.einsum("BTD,BT->BD", x_BTD.astype(jnp.float32), here_BT)

@@ -22,6 +22,16 @@ WIDTHS = {1: 5.0, 2: 5.0, 3: 3.3, 4: 2.45, 6: 1.65}  # inches of a panel, by pan
 class Table(list):
     """Rows as dicts; the keys of the first row are the names of the columns."""
 
+    @classmethod
+    def over(cls, same: Mapping, axes: Mapping[str, Iterable], **values: np.ndarray) -> "Table":
+        """Returns a row per cell of arrays over named axes, where the first array is finite."""
+        marks = [np.asarray(list(at)).tolist() for at in axes.values()]
+        return cls(
+            {**same, **{name: at[i] for name, at, i in zip(axes, marks, cell, strict=True)}}
+            | {name: float(array[tuple(cell)]) for name, array in values.items()}
+            for cell in np.argwhere(np.isfinite(next(iter(values.values()))))
+        )
+
     def where(self, **wanted) -> "Table":
         """Returns the rows whose columns have these values."""
         return Table(row for row in self if all(row[name] == v for name, v in wanted.items()))
@@ -37,6 +47,10 @@ class Table(list):
     def grouped(self, x: str, y: str) -> dict:
         """Returns the values of column y by the values of column x, ascending."""
         return {at: self.where(**{x: at}).column(y) for at in self.distinct(x)}
+
+    def means(self, x: str, y: str) -> dict:
+        """Returns the mean of column y by the values of column x, ascending."""
+        return {at: float(np.mean(values)) for at, values in self.grouped(x, y).items()}
 
     def matrix(self, down: str, lines: Iterable, across: str, columns: Iterable, value: str):
         """Returns means of `value` by the values of two columns, nan where there is no row."""
@@ -95,10 +109,8 @@ class Figure:
 
     def png(self) -> bytes:
         """Returns all panels in the light palette, 200 dpi."""
-        out = io.BytesIO()
         with matplotlib.rc_context(style.settings()):
-            self.canvas().savefig(out, format="png", dpi=200, facecolor=style.SURFACE)
-        return out.getvalue()
+            return _saved(self.canvas(), format="png", dpi=200, facecolor=style.SURFACE)
 
     def canvas(self) -> Canvas:
         """Returns all panels, and the key above them, as one matplotlib figure."""
@@ -120,18 +132,22 @@ class Figure:
 
     def svgs(self) -> list[str]:
         """Returns the key, if there is one, and every panel as inline SVG elements."""
-        drawn, keys = [], [(self.key, 5.0)] if self.key else []
-        sized = [*keys, *((panel, WIDTHS[self.across]) for panel in self.panels)]
-        for number, (panel, width) in enumerate(sized):
-            out = io.StringIO()
+        look = {"format": "svg", "transparent": True, "dpi": 150, "metadata": {"Date": None}}
+        sized = [(self.key, 5.0)] if self.key else []
+        drawn = []
+        for panel, width in [*sized, *((panel, WIDTHS[self.across]) for panel in self.panels)]:
             with matplotlib.rc_context(style.settings()):
                 canvas = _canvas(width, panel.height)
                 panel.draw(canvas.subplots())
-                canvas.savefig(
-                    out, format="svg", transparent=True, dpi=150, metadata={"Date": None}
-                )
-            drawn.append(style.themed(out.getvalue(), f"{self.name}-{number}", self.title))
+                svg = _saved(canvas, **look).decode()
+            drawn.append(style.themed(svg, f"{self.name}-{len(drawn)}", self.title))
         return drawn
+
+
+def _saved(canvas: Canvas, **look) -> bytes:
+    out = io.BytesIO()
+    canvas.savefig(out, **look)
+    return out.getvalue()
 
 
 def _canvas(width: float, height: float) -> Canvas:

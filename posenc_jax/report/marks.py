@@ -1,5 +1,6 @@
 """Marks that figures share: lines with bands, dots, heat maps, names of points, legends, axes."""
 
+import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
 
 from posenc_jax.report import style
 from posenc_jax.report.figure import Subplot, Table, panels_of
+from posenc_jax.report.markup import text_of
 from posenc_jax.report.study_view import StudyView, times
 from posenc_jax.report.style import BACKDROP, INK, MUTED, RULE, SURFACE
 
@@ -47,26 +49,20 @@ def note(axes: Axes, text: str, at: tuple, offset: tuple, frame: str = "y", **lo
 
 def band(axes: Axes, study: StudyView, rows: Table, arm: str, x: str, y: str, **changes) -> None:
     """Draws an arm's mean over seeds, and a band from the smallest to the largest seed."""
-    by_x = rows.where(arm=arm).grouped(x, y)
-    look = style.line_style(study.colours[arm]) | changes
-    means = [float(np.mean(values)) for values in by_x.values()]
-    axes.plot(list(by_x), means, markeredgecolor=SURFACE, markeredgewidth=0.5, **look)
+    here, look = rows.where(arm=arm), style.line_style(study.colours[arm]) | changes
+    means, by_x = here.means(x, y), here.grouped(x, y)
+    look |= {"markeredgecolor": SURFACE, "markeredgewidth": 0.5}
+    axes.plot(list(means), list(means.values()), **look)
     if any(len(values) > 1 for values in by_x.values()):
         ends = [[end(values) for values in by_x.values()] for end in (min, max)]
         axes.fill_between(list(by_x), *ends, color=look["color"], alpha=0.16, linewidth=0)
 
 
-def backdrop(axes: Axes, study: StudyView, rows: Table, arm: str, x: str, y: str) -> None:
-    """Draws the means of all other arms thin and grey; those of the parents dashed."""
-    for other in study.arms:
-        by_x = rows.where(arm=other).grouped(x, y)
-        if other == arm or not by_x:
-            continue
-        look = {"color": BACKDROP, "linewidth": 0.8, "zorder": 1}
-        if other in study.parents:
-            dash = PARENT_DASHES[study.parents.index(other)]
-            look |= {"color": MUTED, "linewidth": 1.1, "linestyle": dash, "zorder": 1.5}
-        axes.plot(list(by_x), [float(np.mean(values)) for values in by_x.values()], **look)
+def _behind(study: StudyView, arm: str) -> dict:
+    if arm not in study.parents:
+        return {"color": BACKDROP, "linewidth": 0.8, "zorder": 1}
+    dash = PARENT_DASHES[study.parents.index(arm)]
+    return {"color": MUTED, "linewidth": 1.1, "linestyle": dash, "zorder": 1.5}
 
 
 def line_panels(
@@ -95,7 +91,9 @@ def line_panels(
 
     def draw(axes: Axes, *shown: str) -> None:
         if not together:
-            backdrop(axes, study, rows, shown[0], x, y)
+            for other in (other for other in arms if other not in shown):
+                means = rows.where(arm=other).means(x, y)
+                axes.plot(list(means), list(means.values()), **_behind(study, other))
             arm_title(axes, study, shown[0])
         for arm in shown:
             draw_arm(axes, arm)
@@ -103,23 +101,20 @@ def line_panels(
         dress(axes)
 
     if together:
-        return {"panels": panels_of(draw, [arms], 3.2), "key": arm_legend(study, arms, more)}
-    lines = [Line2D([], [], color=BACKDROP, linewidth=0.8, label="other arms")]
-    for arm, dash in zip(study.parents, PARENT_DASHES, strict=False):
-        look = {"color": MUTED, "linewidth": 1.1, "linestyle": dash}
-        lines.append(Line2D([], [], label=study.names[arm], **look))
+        looks = [style.line_style(study.colours[arm]) | {"label": study.names[arm]} for arm in arms]
+        key = legend([*(Line2D([], [], **look) for look in looks), *more])
+        return {"panels": panels_of(draw, [arms], 3.2), "key": key}
+    lines = [Line2D([], [], label="other arms", **_behind(study, ""))]
+    lines += [Line2D([], [], label=study.names[p], **_behind(study, p)) for p in study.parents]
     panels = panels_of(draw, [(arm,) for arm in arms], 1.8)
     return {"panels": panels, "key": legend([*lines, *more]), "across": 4}
 
 
 def seeds_note(study: StudyView) -> str:
     """Returns how a line figure shows the seeds, and the arms where each has its panel."""
-    said = "One seed per arm, so there is no band."
-    if study.seeds_per_arm[1] > 1:
-        said = "Lines are means over seeds; bands span the smallest and the largest seed."
-    if len(study.arms) > TOGETHER:
-        said += " Each arm has a panel; grey lines are the other arms, dashed for the parents."
-    return said
+    keys = ["many" if study.seeds_per_arm[1] > 1 else "one"]
+    keys += ["apart"] * (len(study.arms) > TOGETHER)
+    return " ".join(text_of("seeds", key) for key in keys)
 
 
 def legend(handles: Sequence, columns: int = 3) -> Subplot:
@@ -131,12 +126,6 @@ def legend(handles: Sequence, columns: int = 3) -> Subplot:
         axes.legend(handles=list(handles), ncols=columns, **place).set_in_layout(False)
 
     return Subplot(draw, 0.12 + 0.19 * -(-len(handles) // columns))
-
-
-def arm_legend(study: StudyView, arms: Sequence[str], more: Sequence[Line2D] = ()) -> Subplot:
-    """Returns a legend of arms."""
-    looks = [style.line_style(study.colours[arm]) | {"label": study.names[arm]} for arm in arms]
-    return legend([*(Line2D([], [], **look) for look in looks), *more])
 
 
 def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}")) -> Subplot:
@@ -153,9 +142,13 @@ def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}
     return Subplot(draw, 0.5)
 
 
-def share_bar() -> Subplot:
-    """Returns the colour bar of maps of accuracy above chance."""
-    return colour_bar(0, 1, "answers right, above chance", lambda x: f"{100 * x:.0f} %")
+SHARE_BAR = colour_bar(0, 1, "answers right, above chance", lambda x: f"{100 * x:.0f} %")
+
+
+def lines(axes: Axes, names: Sequence[str], width: int = 18) -> None:
+    """Names the lines 0, 1, 2 of a panel, the first on top."""
+    axes.set_yticks(range(len(names)), [wrap(name, width) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def dots(axes: Axes, study: StudyView, rows: Table, arms: Sequence[str]) -> None:
@@ -166,24 +159,16 @@ def dots(axes: Axes, study: StudyView, rows: Table, arms: Sequence[str]) -> None
         axes.plot(found, [y] * len(found), markersize=5, alpha=0.75, **look)
         if found:
             axes.plot([float(np.mean(found))], [y], marker="|", markersize=12, color=INK)
-    axes.set_yticks(range(len(arms)), [wrap(study.names[arm], 18) for arm in arms])
-    axes.set_ylim(len(arms) - 0.4, -0.6)
+    lines(axes, [study.names[arm] for arm in arms])
     axes.grid(True, axis="y", color=RULE)
 
 
-def heat(
-    axes: Axes,
-    values: np.ndarray,
-    names: Sequence[str],
-    columns: Sequence[str],
-    numbers: bool = True,
-    middle: Callable[[int, int], float] = lambda line, column: line + 0.5,
-) -> None:
-    """Draws shares as coloured cells, the first line on top; percents at height `middle`."""
-    lines, across = values.shape
+def heat(axes: Axes, values: np.ndarray, names: list, columns: list, numbers=True) -> None:
+    """Draws shares as coloured cells with their percents, the first line on top."""
+    down, across = values.shape
     axes.set_facecolor(style.EMPTY)
     look = {"edgecolors": SURFACE, "linewidth": 0.5, "cmap": style.MAP, "vmin": 0, "vmax": 1}
-    edges = np.arange(across + 1), np.arange(lines + 1)
+    edges = np.arange(across + 1), np.arange(down + 1)
     axes.pcolormesh(*edges, np.ma.masked_invalid(values), **look)
     for (line, column), value in np.ndenumerate(values):
         if numbers and not np.isnan(value):
@@ -192,9 +177,9 @@ def heat(
             look = {"color": shade, "fontsize": 0.8 * style.FONT, "va": "center_baseline"}
             text = minus(f"{100 * value:.0f}")
             text = "0" if text == "−0" else text
-            axes.text(column + 0.5, middle(line, column), text, ha="center", **look)
-    axes.set_ylim(lines, 0)
-    axes.set_yticks(np.arange(lines) + 0.5, [wrap(name, 18) for name in names])
+            axes.text(column + 0.5, line + 0.5, text, ha="center", **look)
+    axes.set_ylim(down, 0)
+    axes.set_yticks(np.arange(down) + 0.5, [wrap(name, 18) for name in names])
     turned = 90 if sum(map(len, columns)) > 25 else 0
     axes.set_xticks(np.arange(across) + 0.5, columns, rotation=turned)
     frameless(axes)
@@ -206,14 +191,18 @@ def frameless(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
+def symlog_axis(axes: Axes, linear: float, ticks: Sequence[float]) -> None:
+    """Sets a horizontal axis that is logarithmic beyond `linear` on both sides of zero."""
+    axes.set_xscale("symlog", linthresh=linear)
+    both = [0, *(sign * tick for tick in ticks for sign in (-1, 1))]
+    axes.set_xticks(both, [minus(f"{tick:g}") for tick in both])
+    axes.minorticks_off()
+
+
 def length_axis(
     axes: Axes, study: StudyView, multiples: Sequence[float], every: int = 1, within: float = 1
 ) -> None:
-    """Sets a log2 axis in tokens with ticks at multiples of L, and a line where rows end within L.
-
-    Args:
-      within: that place in units of L: ID for an axis of context, 1 for segments and positions.
-    """
+    """Sets a log2 axis in tokens: ticks at multiples of L, a line at `within` L, where rows end."""
     axes.set_xscale("log", base=2)
     ks = sorted(set(multiples))
     ks = [k for k in ks if round(np.log2(k)) % every == 0] or ks
@@ -225,17 +214,8 @@ def length_axis(
     note(axes, times(within), (at, 1), (3, -2), "x", color=INK, va="top", weight="bold")
 
 
-def name_points(
-    axes: Axes,
-    named: Sequence[tuple[float, float, str, str]],
-    others: Sequence[tuple[float, float]],
-    size: tuple[float, float],
-) -> None:
-    """Writes names (x, y, text, colour) beside their points, hiding as few marks as possible.
-
-    Args:
-      others: further marks in data units. size: the panel's width and height in inches.
-    """
+def name_points(axes: Axes, named: Sequence[tuple], others: Sequence[tuple], size: tuple) -> None:
+    """Writes (x, y, name, colour) beside their points, clear of `others`; size: panel, inches."""
     to_axes = axes.transScale + axes.transLimits
     point = 1 / (72 * np.array([0.84, 0.82]) * size)  # of one point, in units of the axes
     marks = to_axes.transform([*others, *((x, y) for x, y, _, _ in named)])
@@ -249,14 +229,13 @@ def name_points(
 
     for x, y, text, hex_ in named:
         text, at, boxes = wrap(text, 22), to_axes.transform((x, y)), []
-        lines = text.split("\n")
-        span = style.FONT * point * (0.66 * max(map(len, lines)), 1.25 * len(lines))
-        for reach in (9, 16, 26, 38):
-            for dx, dy in ((1, 0), (-1, 0), (1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8)):
-                low = at + reach * point * (dx, dy) - span * (dx < 0, 0.5)
-                box = np.array([low, low + span])
-                boxes.append((cost(box, at, reach), len(boxes), dx, box))
-        _, _, dx, box = min(boxes, key=lambda found: found[:2])
+        wide, high = max(map(len, text.split("\n"))), text.count("\n") + 1
+        span = style.FONT * point * (0.66 * wide, 1.25 * high)
+        for reach, dy, dx in itertools.product((9, 16, 26, 38), (0, 0.8, -0.8), (1, -1)):
+            low = at + reach * point * (dx, dy) - span * (dx < 0, 0.5)
+            box = np.array([low, low + span])
+            boxes.append((cost(box, at, reach), len(boxes), dx, box))
+        _, _, dx, box = min(boxes)
         placed.append(box)
         place = (box[0 if dx > 0 else 1, 0], box[:, 1].mean())
         arrow = {"arrowstyle": "-", "color": hex_, "linewidth": 0.6, "relpos": (dx < 0, 0.5)}

@@ -1,7 +1,16 @@
-"""HTML of a report: escaped text, lists, folded parts, and the one frame of its tables."""
+"""Texts and HTML of the page: texts.toml, page.html, lists, folded parts, the frame of tables."""
 
 import html
+import importlib.resources
+import string
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+
+from posenc_jax.results import schema
+
+_FOLDER = importlib.resources.files(__package__)
+PAGE = string.Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
+TEXTS = tomllib.loads((_FOLDER / "texts.toml").read_text(encoding="utf-8"))
 
 
 def text(value: object) -> str:
@@ -11,8 +20,7 @@ def text(value: object) -> str:
 
 def items(lines: Iterable[object], kind: str = "") -> str:
     """Returns lines of plain text as a list."""
-    listed = "".join(f"<li>{text(line)}</li>" for line in lines)
-    return f'<ul class="{kind}">{listed}</ul>' if kind else f"<ul>{listed}</ul>"
+    return f'<ul class="{kind}">{"".join(f"<li>{text(line)}</li>" for line in lines)}</ul>'
 
 
 def fold(title: str, body: str, note: str = "", shown: bool = False) -> str:
@@ -38,3 +46,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
         f"<div class='scroll'><table class='{kind}'><thead><tr>{titles}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def text_of(section: str, key: str, **values: object) -> str:
+    """Returns a text on one line, with values in place of {name}."""
+    return TEXTS[section][key].replace("\n", " ").format(**vars(schema) | values)
+
+
+def captioned(name: str, *more: str | None, **values: object) -> dict:
+    """Returns name, title, caption and axis labels of a figure; more: further sentences' keys."""
+    keys = ("caption", *(key for key in more if key))
+    caption = " ".join(text_of(name, key, **values) for key in keys)
+    labels = tuple(text_of(name, key, **values) if key in TEXTS[name] else "" for key in "xy")
+    return {
+        "name": name,
+        "title": text_of(name, "title", **values),
+        "caption": caption,
+        "labels": labels,
+    }

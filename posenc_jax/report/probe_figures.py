@@ -10,15 +10,15 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from posenc_jax.report import marks, style
 from posenc_jax.report.figure import Figure, Table, panels_of
+from posenc_jax.report.markup import captioned
 from posenc_jax.report.study_view import StudyView, task_name
 from posenc_jax.report.style import AT_L, INK, MUTED
 from posenc_jax.results.study_data import RunData
 
-_HEAD = re.compile(r"head:(\d+)\.(\d+)(?: (.*))?$")
+_HEAD = re.compile(r"head:(\d+)\.(\d+)(?: (?:distance:\[)?([^,)]*).*)?$")
 NO_DISTANCE = 0.5  # where a log axis in tokens shows "no distance at all"
 FLAT = 2.0**-12  # where a log axis of slopes shows a head without one
 CURVES = ("attention", "content", "cosine", "bound")
-NOT_KEPT = "no M9 rows, or the scheme's arrays are not kept"
 
 
 def probe_figures(study: StudyView) -> list[Figure]:
@@ -28,33 +28,33 @@ def probe_figures(study: StudyView) -> list[Figure]:
     return [attention_distance(study), head_atlas(study), margin_budget(study), decay_curves(study)]
 
 
-def _of_heads(run: RunData, metric: str) -> dict[tuple[int, int, str], tuple[float, float]]:
-    """k and value of the longest context, by layer, head and rest of the bucket."""
-    rows = [row for row in run.rows if row.metric == metric and row.measured]
-    found = [(row, at) for row in rows if (at := _HEAD.match(row.bucket))]
-    longest = max((row.k for row, _ in found), default=None)
-    return {
-        (int(at[1]), int(at[2]), at[3] or ""): (row.k, row.value)
-        for row, at in found
-        if row.k == longest
-    }
+def _of_heads(run: RunData, what: str, **metrics: str) -> Table:
+    """Values in the longest context by layer, head and `what`, the rest of a row's bucket."""
+    cells: dict[tuple, dict] = {}
+    for name, metric in metrics.items():
+        rows = [row for row in run.rows if row.metric == metric and row.measured]
+        found = [(row, at) for row in rows if (at := _HEAD.match(row.bucket))]
+        longest = max((row.k for row, _ in found), default=None)
+        for row, at in found:
+            if row.k == longest:
+                where = {"k": row.k, what: at[3], "layer": int(at[1]), "head": int(at[2])}
+                cells.setdefault(at.groups(), where)[name] = row.value
+    return Table(cells.values())
 
 
 def attention_distance(study: StudyView) -> Figure:
     """M1: the weight of every head by octave of distance, in the longest context."""
     rows = Table()
-    for arm in study.arms:
-        probed = [run for run in study.of(arm) if _of_heads(run, "M1_distance")]
-        for run in probed[:1]:
-            for (layer, head, octave), (k, mass) in _of_heads(run, "M1_distance").items():
-                low = int(octave.removeprefix("distance:[").split(",")[0])
-                where = run.key | {"k": k, "layer": layer, "head": head}
-                rows.append(where | {"from_distance": low, "mass": mass})
+    for run in study.runs:
+        if run.arm not in rows.column("arm"):  # one seed an arm
+            found = _of_heads(run, "from_distance", mass="M1_distance")
+            rows += [run.key | row | {"from_distance": int(row["from_distance"])} for row in found]
     top = max(rows.column("mass"), default=1.0)
+    lows = rows.distinct("from_distance")
 
     def draw(axes: Axes, arm: str) -> None:
         here = Table(row | {"at": (row["layer"], row["head"])} for row in rows.where(arm=arm))
-        heads, lows = here.distinct("at"), here.distinct("from_distance")
+        heads = here.distinct("at")
         mass = here.matrix("at", heads, "from_distance", lows, "mass")
         axes.imshow(mass, vmin=0, vmax=top, cmap=style.MAP, aspect="auto")
         at = np.searchsorted(lows, study.train_length, side="right") - 1  # the octave of L
@@ -64,20 +64,11 @@ def attention_distance(study: StudyView) -> Figure:
         axes.set_yticks(range(len(heads)), [f"{layer}.{head}" for layer, head in heads])
         marks.arm_title(axes, study, arm)
 
-    caption = (
-        "M1: mean attention weight of each head by octave of distance, over the queries of the "
-        "second half of the longest context; one seed an arm. Right of the red line the distance "
-        "exceeds L."
-    )
     height = 0.9 + 0.17 * len({(row["layer"], row["head"]) for row in rows})
     panels = panels_of(draw, [(arm,) for arm in study.arms_of(rows)], height)
     key = marks.colour_bar(0, top, "share of a query's attention")
-    labels, missing = (
-        ("distance, octaves from (tokens)", "layer.head"),
-        study.without(rows, "no M1"),
-    )
-    name, title = "attention_distance", "Attention by distance"
-    return Figure(name, title, caption, rows, panels, 3, key, labels, missing)
+    words = captioned("attention_distance") | {"missing": study.without(rows, "no M1")}
+    return Figure(rows=rows, panels=panels, across=3, key=key, **words)
 
 
 def _grid(study: StudyView, rows: Table, draw: Callable[[Axes, str, Table], None]) -> dict:
@@ -93,17 +84,17 @@ def _grid(study: StudyView, rows: Table, draw: Callable[[Axes, str, Table], None
 
 def head_atlas(study: StudyView) -> Figure:
     """M9 against slope and rotation: which heads hold needles."""
-    rows, missing = Table(), []
-    for run in study.runs:
-        found = _of_heads(run, "M9_mass")
-        if not found or run.heads is None:
-            missing.append(f"{study.label(run)}: {NOT_KEPT}")
-            continue
-        known = {(head["layer"], head["head"]): head for head in run.heads}
-        for (layer, head, task), (k, mass) in found.items():
-            what = {"slope": known[layer, head]["slope"] or 0.0}
-            what |= {"rotates": known[layer, head]["rotates"], "mass": mass}
-            rows.append(run.key | {"k": k, "task": task, "layer": layer, "head": head} | what)
+
+    def read(run: RunData) -> list[dict] | str:
+        known = {(head["layer"], head["head"]): head for head in run.heads or ()}
+        rows = []
+        for row in _of_heads(run, "task", mass="M9_mass") if known else ():
+            head = known[row["layer"], row["head"]]
+            what = {"slope": head["slope"] or 0.0, "rotates": head["rotates"]}
+            rows.append(row | what | {"mass": row["mass"]})
+        return rows or "no M9 rows, or the scheme's arrays are not kept"
+
+    rows, missing = study.collect(read)
     top = max(rows.column("mass"), default=1.0)
     lowest = min([FLAT, *(slope / 4 for slope in rows.column("slope") if slope > 0)])
     ticks = [lowest, *(2.0**-e for e in (8, 4, 0) if 2.0**-e > lowest * 2)]
@@ -122,23 +113,15 @@ def head_atlas(study: StudyView) -> Figure:
     look = {"linestyle": "", "color": INK}
     hollow = Line2D([], [], marker="s", markerfacecolor="none", label="does not rotate", **look)
     key = marks.legend([Line2D([], [], marker="o", label="rotates", **look), hollow])
-    caption = (
-        "M9: each mark is one head of one seed. Up: the mean weight that the position predicting "
-        "an answer token puts on that token in the needle, in the longest context with needles."
-    )
-    labels = ("slope: nats lost over the first token", "weight on the needle's token")
-    title, made = "Head atlas: slope, rotation, retrieval", _grid(study, rows, draw)
-    return Figure("head_atlas", title, caption, key=key, labels=labels, missing=missing, **made)
+    words = captioned("head_atlas") | _grid(study, rows, draw)
+    return Figure(key=key, missing=missing, **words)
 
 
 def margin_budget(study: StudyView) -> Figure:
     """M10: predicted against measured reach of every head."""
-    rows, names = Table(), ("predicted_reach", "measured_reach", "margin", "agreement")
-    for run in study.runs:
-        by = {name: _of_heads(run, f"M10_{name}") for name in names}
-        for at, (k, _) in by["margin"].items():
-            where = {"k": k, "task": at[2], "layer": at[0], "head": at[1]}
-            rows.append(run.key | where | {name: by[name][at][1] for name in names})
+    names = ("predicted_reach", "measured_reach", "margin", "agreement")
+    metrics = {name: f"M10_{name}" for name in names}
+    rows, _ = study.collect(lambda run: _of_heads(run, "task", **metrics))
     length = study.train_length
     top = max([*rows.column("k"), 1]) * length * 1.5
     ticks = [NO_DISTANCE, *(4.0**e for e in range(1, 12, 2) if 4.0**e < top)]
@@ -156,42 +139,24 @@ def margin_budget(study: StudyView) -> Figure:
             axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x > 0.5 else "none"))
             axis.set_minor_formatter(NullFormatter())
 
-    caption = (
-        "M10: each mark is one head of one seed. d* is the median over needles of the largest "
-        "distance at which a key of that content margin keeps weight 1/2 under the head's own "
-        f"bias. Dashed: both are equal; red: L = {length}. Marks at 'none' hold no needle."
-    )
-    labels = (
-        "predicted d*: bias and content margin (tokens)",
-        "farthest needle at weight 1/2 (tokens)",
-    )
-    missing, made = study.without(rows, "no M10"), _grid(study, rows, draw)
-    return Figure("margin_budget", "Margin budget", caption, labels=labels, missing=missing, **made)
+    words = captioned("margin_budget", L=length) | _grid(study, rows, draw)
+    return Figure(missing=study.without(rows, "no M10"), **words)
 
 
 def decay_curves(study: StudyView) -> Figure:
     """M6, M1: attention and content by distance, with the cosine kernel and RoFormer's bound."""
     rows, arms = Table(), {}
-    for arm in study.arms:
-        probed = [(run, arrays) for run in study.of(arm) if (arrays := _longest_probe(run))]
-        for run, arrays in probed[:1]:
+    for run in study.runs:
+        arrays = None if run.arm in arms else _longest_probe(run)
+        if arrays is not None:
             edges = np.geomspace(1, len(arrays["distance_D"]) + 1, 40)
             edge = np.unique(np.round(edges).astype(int)) - 1
-            means = [
-                np.add.reduceat(arrays[f"{name}_LND"], edge[:-1], axis=-1) / np.diff(edge)
-                for name in CURVES
-            ]
-            at = (edge[:-1] + edge[1:] - 1) / 2
-            arms[arm] = (at, *means)
-            rows += [
-                run.key
-                | {"layer": layer, "head": head, "distance": float(at[i])}
-                | {
-                    name: float(mean[layer, head, i])
-                    for name, mean in zip(CURVES, means, strict=True)
-                }
-                for layer, head, i in np.ndindex(means[0].shape)
-            ]
+            sums = [np.add.reduceat(arrays[f"{name}_LND"], edge[:-1], axis=-1) for name in CURVES]
+            means = {name: sum_ / np.diff(edge) for name, sum_ in zip(CURVES, sums, strict=True)}
+            at, (layers, heads, _) = (edge[:-1] + edge[1:] - 1) / 2, sums[0].shape
+            arms[run.arm] = (at, *means.values())
+            axes = {"layer": range(layers), "head": range(heads), "distance": at}
+            rows += Table.over(run.key, axes, **means)
 
     def draw(axes: Axes, arm: str, content: bool) -> None:
         at, attention, logits, cosine, bound = arms[arm]
@@ -209,22 +174,14 @@ def decay_curves(study: StudyView) -> Figure:
         words = "content logit / its largest" if content else "mean attention weight"
         marks.arm_title(axes, study, arm, words)
 
-    caption = (
-        "Every head of one seed an arm in the longest probed context; solid lines are layer 0, "
-        "dashed lines layer 1; means over narrow bins of distance. First the mean attention "
-        "weight, down to 1e-12; then the mean content logit by distance over its largest value, "
-        "with the mean cosine and RoFormer's bound of the first rotated head, both relative to "
-        "distance 0. Red: L."
-    )
     kernel = Line2D([], [], color=INK, label="cosine kernel")
     key = marks.legend([kernel, Line2D([], [], color=MUTED, label="RoFormer bound")])
     panels = panels_of(draw, [(arm, content) for arm in arms for content in (False, True)], 2.5)
-    labels = ("distance + 1 (tokens)", "")
     missing = study.without(rows, "no probes were run, or their arrays are not kept")
-    return Figure("decay_curves", "Decay curves", caption, rows, panels, 2, key, labels, missing)
+    words = captioned("decay_curves") | {"rows": rows, "missing": missing}
+    return Figure(panels=panels, across=2, key=key, **words)
 
 
 def _longest_probe(run: RunData) -> Mapping[str, np.ndarray] | None:
-    """The arrays of the longest context that was probed."""
     ks = sorted({row.k for row in run.rows if row.metric == "M1_distance"})
     return run.kept_arrays(f"probes_{ks[-1]:g}") if ks else None

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from posenc_jax.report.figure import Table
 from posenc_jax.results.schema import BPB, FAR, ID, SUMMARY_TASKS, Row
@@ -24,37 +24,38 @@ class StudyView:
     """All runs of a study in the order of its arms, and sentences about missing runs."""
 
     data: StudyData
-
-    @functools.cached_property
-    def runs(self) -> tuple[RunData, ...]:
-        """Every run with rows, by arm and seed."""
-        order = {arm: place for place, arm in enumerate(self.arms)}
-        runs = [run for run in self.data.runs if run.rows]
-        return tuple(sorted(runs, key=lambda run: (order[run.arm], run.seed)))
-
-    @functools.cached_property
-    def elsewhere(self) -> tuple[RunData, ...]:
-        """Runs of another training length."""
-        return tuple(run for run in self.data.elsewhere if run.rows)
+    first_colour: int = 0
 
     @functools.cached_property
     def arms(self) -> tuple[str, ...]:
         """The arms with rows: those that the study names in its order, then the others."""
-        present = {run.info["arm"] for run in self.data.runs if run.rows}
-        named = [arm for arm in self.record.get("arms", ()) if arm in present]
+        present = {run.arm for run in self.data.runs if run.rows}
+        named = [arm for arm in self.data.record.get("arms", ()) if arm in present]
         return (*named, *sorted(present - set(named)))
 
-    @property
-    def record(self) -> Mapping:
-        return self.data.record
+    @functools.cached_property
+    def runs(self) -> tuple[RunData, ...]:
+        """Every run with rows, by arm and seed."""
+        runs = [run for run in self.data.runs if run.rows]
+        return tuple(sorted(runs, key=lambda run: (self.arms.index(run.arm), run.seed)))
+
+    @functools.cached_property
+    def elsewhere(self) -> "tuple[StudyView, ...]":
+        """The arms of another training length, each a study of its own."""
+        arms = list(dict.fromkeys(run.arm for run in self.data.elsewhere if run.rows))
+        of = {arm: tuple(run for run in self.data.elsewhere if run.arm == arm) for arm in arms}
+        alone = functools.partial(dataclasses.replace, self.data, elsewhere=(), record={})
+        return tuple(
+            StudyView(alone(runs=of[arm]), len(self.arms) + i) for i, arm in enumerate(arms)
+        )
 
     @property
     def roles(self) -> Mapping[str, str]:
         """The arm of each role; of several candidates the first."""
-        named = self.record.get("roles", {})
+        named = self.data.record.get("roles", {})
         return {r: arms if isinstance(arms, str) else arms[0] for r, arms in named.items() if arms}
 
-    @functools.cached_property
+    @property
     def parents(self) -> tuple[str, ...]:
         """The RoPE and the ALiBi of the study: by role, or by their plain names."""
         named = [self.roles.get(role, role) for role in ("rope", "alibi")]
@@ -69,9 +70,9 @@ class StudyView:
         """A sentence for each run whose rows may not count or are missing."""
         runs = (*self.data.runs, *self.data.elsewhere)
         lines = [f"{run.name}: {run.why}" for run in runs if run.why]
-        found = {(run.info["arm"], run.info["seed"]) for run in runs if run.rows}
-        for arm in self.record.get("arms", ()):
-            missing = [str(s) for s in self.record.get("seeds", ()) if (arm, s) not in found]
+        found = {(run.arm, run.seed) for run in runs if run.rows}
+        for arm in self.data.record.get("arms", ()):
+            missing = [str(s) for s in self.data.record.get("seeds", ()) if (arm, s) not in found]
             if missing:
                 lines.append(f"{short_name(arm)}: no evaluated run for seed {', '.join(missing)}")
         return tuple(lines)
@@ -79,6 +80,18 @@ class StudyView:
     def of(self, arm: str) -> list[RunData]:
         """Returns the runs of one arm, by seed."""
         return [run for run in self.runs if run.arm == arm]
+
+    def found(self, arm: str, read: Callable[..., object], *args: object) -> list:
+        """Returns what `read(run, *args)` finds in the runs of an arm, without None."""
+        return [value for run in self.of(arm) if (value := read(run, *args)) is not None]
+
+    def collect(self, read: Callable[[RunData], Iterable[Mapping] | str]) -> tuple[Table, list]:
+        """Returns the rows that `read` finds in the runs, and who has none: `read` says why."""
+        found = [(run, read(run)) for run in self.runs]
+        rows = Table(
+            run.key | row for run, rows in found if not isinstance(rows, str) for row in rows
+        )
+        return rows, [f"{self.label(run)}: {why}" for run, why in found if isinstance(why, str)]
 
     def label(self, run: RunData) -> str:
         """Returns the arm's display name and the seed."""
@@ -114,13 +127,9 @@ class StudyView:
     @functools.cached_property
     def colours(self) -> dict[str, int]:
         """Colour index of each arm, by name order: the same in every figure of the page."""
-        return {arm: index for index, arm in enumerate(sorted(self.arms))}
+        return {arm: index for index, arm in enumerate(sorted(self.arms), self.first_colour)}
 
-    @property
-    def tiers(self) -> list[str]:
-        return sorted({run.info["tier"] for run in self.runs})
-
-    @property
+    @functools.cached_property
     def seeds_per_arm(self) -> tuple[int, int]:
         """Smallest and largest number of evaluated seeds of an arm."""
         counts = [len(self.of(arm)) for arm in self.arms]
@@ -130,18 +139,19 @@ class StudyView:
         """Returns every k at which any run has the metric, ascending."""
         return sorted({k for run in self.runs for k in run.multiples(metric, bucket)})
 
-    def far_multiple(self, metric: str) -> float | None:
-        """Returns FAR if it was measured, else the largest multiple beyond L, or None."""
-        measured = [k for k in self.multiples(metric) if k > 1]
-        return FAR if FAR in measured else max(measured, default=None)
+    def far_multiple(self, *metrics: str) -> float | None:
+        """Returns FAR or else the largest k > 1 of each metric, the least of these, or None."""
+        measured = [[k for k in self.multiples(metric) if k > 1] for metric in metrics]
+        return min((FAR if FAR in ks else max(ks) for ks in measured if ks), default=None)
 
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
         """Retrieval tasks with at least one measured accuracy, those of Y_R first."""
         rows = [row for run in self.runs for row in run.rows if row.suite == "R" and row.measured]
         names = [row.metric for row in rows if row.metric.endswith("_accuracy")]
-        found = dict.fromkeys(name.removesuffix("_accuracy") for name in names)
-        return (*_shared(SUMMARY_TASKS, found), *(t for t in found if t not in SUMMARY_TASKS))
+        found = list(dict.fromkeys(name.removesuffix("_accuracy") for name in names))
+        first = [task for task in SUMMARY_TASKS if task in found]
+        return (*first, *(task for task in found if task not in first))
 
     @functools.cached_property
     def main_tasks(self) -> tuple[str, ...]:
@@ -149,7 +159,7 @@ class StudyView:
         scored = tuple(task for task in self.tasks if self.multiples(f"{task}_corrected"))
         if set(SUMMARY_TASKS) <= set(scored):
             return SUMMARY_TASKS
-        return _shared(OLDER_TASKS, scored) or scored
+        return tuple(task for task in OLDER_TASKS if task in scored) or scored
 
     @functools.cached_property
     def unigram(self) -> float | None:
@@ -168,13 +178,14 @@ class StudyView:
         return sorted({s for run in self.runs for row in run.rows if (s := _gap(self, run, row))})
 
 
-def _shared(order: Iterable[str], found: Iterable[str]) -> tuple[str, ...]:
-    return tuple(one for one in order if one in found)
-
-
 def is_number(value: object) -> bool:
     """Returns whether a stored value is a finite number, not None or NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Returns words as an enumeration: a, b and c."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def task_name(task: str) -> str:

@@ -24,6 +24,9 @@ NEUTRALS = {  # light: name, dark
     INK: ("ink", "#f0f0f3"), MUTED: ("muted", "#a0a0a8"), RULE: ("rule", "#3a3a40"),
     SURFACE: ("surface", "#161618"), EMPTY: ("empty", "#2a2a2e"), BACKDROP: ("backdrop", "#55555e"),
 }  # fmt: skip
+PALETTE = [(name, light, dark) for light, (name, dark) in NEUTRALS.items()]
+PALETTE += [(f"arm-{index}", *pair) for index, pair in enumerate(ARM_COLOURS)]
+LIGHT_CSS, DARK_CSS = ("; ".join(f"--{c[0]}: {c[i]}" for c in PALETTE) for i in (1, 2))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "p", "<", ">", "d")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 SETTINGS = {
@@ -51,25 +54,12 @@ def line_style(index: int) -> dict:
     return {"color": colour(index), "marker": marker, "linestyle": dash}
 
 
-def css_variables() -> tuple[str, str]:
-    """Returns the CSS declarations of every figure colour for the light and for the dark theme."""
-    pairs = [(name, light, dark) for light, (name, dark) in NEUTRALS.items()]
-    pairs += [(f"arm-{index}", *pair) for index, pair in enumerate(ARM_COLOURS)]
-    light, dark = ("; ".join(f"--{pair[0]}: {pair[i]}" for pair in pairs) for i in (1, 2))
-    return light, dark
-
-
 @functools.cache
-def _families() -> tuple[str, ...]:
-    """Fonts to measure and draw with; DejaVu comes with matplotlib and has every glyph."""
+def settings() -> dict:
+    """Returns the rcParams of every figure; DejaVu comes with matplotlib and has every glyph."""
     installed = set(font_manager.get_font_names())
     calm = [name for name in ("Helvetica Neue", "Arial", "Liberation Sans") if name in installed]
-    return (*calm[:1], "DejaVu Sans")
-
-
-def settings() -> dict:
-    """Returns the rcParams of every figure."""
-    return SETTINGS | {"font.family": list(_families())}
+    return SETTINGS | {"font.family": [*calm[:1], "DejaVu Sans"]}
 
 
 def themed(svg: str, prefix: str, label: str) -> str:
@@ -79,17 +69,14 @@ def themed(svg: str, prefix: str, label: str) -> str:
     for gone in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>"):
         body = re.sub(gone, "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', body))
-    body = re.sub(
-        r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body
-    )
+    unused = re.compile(r' id="(?!(?:' + "|".join(map(re.escape, used)) + r')")[^"]+"')
+    body = unused.sub("", body).replace(' id="', f' id="{prefix}-')
     body = body.replace("url(#", f"url(#{prefix}-")
     body = body.replace('xlink:href="#', f'href="#{prefix}-').replace("xlink:href", "href")
     body = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", body)
     body = re.sub(r"\n\s*", " ", body)
     # In tags, not in text: a hundredth of a point is finer than a pixel.
     body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), body)
-    names = {light: name for light, (name, _) in NEUTRALS.items()}
-    names |= {light: f"arm-{index}" for index, (light, _) in enumerate(ARM_COLOURS)}
-    for light, name in names.items():
+    for name, light, _ in PALETTE:
         body = body.replace(light, f"var(--{name})")
     return f'<svg role="img" aria-label="{html.escape(label)}" viewBox="{box}">{body}'

@@ -1,11 +1,13 @@
-"""Figures of text loss: by length and context, worth of far context, by position."""
+"""Figures of loss: by length and context, by position, worth of far context, in training."""
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from posenc_jax.report import marks, style
-from posenc_jax.report.figure import Figure, Subplot, Table, panels_of
-from posenc_jax.report.study_view import StudyView, times
+from posenc_jax.report.figure import Figure, Table, panels_of
+from posenc_jax.report.markup import captioned
+from posenc_jax.report.study_view import StudyView, is_number, times, where
 from posenc_jax.report.style import INK, MUTED, SURFACE
 from posenc_jax.results.schema import BPB, FAR, ID, OTHER_PLACE
 from posenc_jax.results.study_data import RunData
@@ -20,36 +22,15 @@ GAINS = (
     ("Y_R_window", "E8: a window of L costs on Y_R", "points of 100"),
     ("repeat_gain", f"E6: a repeat 2L to {FAR}L back saves", BITS),
 )
-BY_LENGTH = {  # metric: title, horizontal axis, caption
-    "repeat_gain": ("A repeated span, by its gap", "gap (tokens)",
-        "E6: bits per byte of a 64-byte span after another order of its bytes, less those after "
-        "the span itself, by the number of tokens between. At zero the repeat does not help."),
-    OTHER_PLACE: ("A repeated span at another place (version 1)", "gap (tokens)",
-        "E6 of version 1: bits per byte of a 64-byte span, less those of the same span inserted "
-        "again later. Its two places differ, so place and repetition are confounded."),
-    "early_token_curse": ("The early-token curse", "segment length (tokens)",
-        "E9: bits per byte of disjoint segments of kL (E1) less those of windows of kL that slide "
-        "by L/4 (E2, in the CSV too), on the same tokens: the cost of the short context of early "
-        "tokens."),
-    "bpb_key": ("Tokens that need far context", "context (tokens)",
-        "E5: bits per byte of the targets for which a reference run needed context beyond L, by "
-        "the context before them. The line at L/2 marks where rows end within L."),
-}  # fmt: skip
 
 
 def text_figures(study: StudyView) -> list[Figure]:
     """Returns the figures of suite E."""
-    repeats = [by_length(study, OTHER_PLACE)] if study.multiples(OTHER_PLACE) else []
-    return [
-        bpb_against_length(study),
-        context_curves(study),
-        far_context(study),
-        by_length(study, "repeat_gain"),
-        *repeats,
-        by_length(study, "early_token_curse", "bpb_sliding"),
-        by_length(study, "bpb_key"),
-        nll_by_position(study),
-    ]
+    repeats = ["repeat_gain"] + [OTHER_PLACE] * bool(study.multiples(OTHER_PLACE))
+    figures = [bpb_against_length(study), context_curves(study), far_context(study)]
+    figures += [by_length(study, metric) for metric in repeats]
+    curse = by_length(study, "early_token_curse", "bpb_sliding")
+    return [*figures, curse, by_length(study, "bpb_key"), nll_by_position(study)]
 
 
 def bpb_against_length(study: StudyView) -> Figure:
@@ -59,15 +40,14 @@ def bpb_against_length(study: StudyView) -> Figure:
     missing = [f"{metric} was not measured" for metric in of if not of[metric]]
     if study.unigram is None:
         missing.append("no single unigram level: run.json files hold none, or different ones")
-    lowest, highest = (f(rows.column("value"), default=0.0) for f in (min, max))
-    top = max(highest, study.unigram or 0.0)
+    lowest = min(rows.column("value"), default=0.0)
+    top = max([study.unigram or 0.0, *rows.column("value")])
 
     def draw_arm(axes: Axes, arm: str) -> None:
         marks.band(axes, study, of[BPB], arm, "length", "value")
-        means = of[SEGMENTS].where(arm=arm).grouped("length", "value")
+        means = of[SEGMENTS].where(arm=arm).means("length", "value")
         look = {"color": style.colour(study.colours[arm]), "linewidth": 1.1}
-        values = [np.mean(found) for found in means.values()]
-        axes.plot(list(means), values, linestyle=marks.DOTTED, **look)
+        axes.plot(list(means), list(means.values()), linestyle=marks.DOTTED, **look)
 
     def dress(axes: Axes) -> None:
         pad = 0.06 * (top - lowest) or 0.01
@@ -81,26 +61,9 @@ def bpb_against_length(study: StudyView) -> Figure:
             marks.note(axes, "unigram", (0, study.unigram), (2, 2), **where)
 
     made = marks.line_panels(study, of[BPB] or of[SEGMENTS], "length", "value", dress, draw_arm)
-    near = [row["value"] for row in of[BPB] if row["k"] <= ID]
-    if len(study.arms) <= marks.TOGETHER and near and highest > 2.5 * max(near) - 1.5 * lowest:
-
-        def close_up(axes: Axes) -> None:
-            made["panels"][0].draw(axes)
-            pad = 0.08 * (max(near) - lowest) or 0.01
-            axes.set_ylim(lowest - pad, max(near) + pad)
-            axes.set_title("close up, without the lines that break", color=MUTED)
-
-        made |= {"panels": [*made["panels"], Subplot(close_up, 3.2)], "across": 2}
-    caption = (
-        "E3 (bpb_ctx, thick) scores the same targets for every arm and changes only the context "
-        "before them. E1 (bpb_nonoverlap, dotted) cuts the text into disjoint segments, as the "
-        "ALiBi paper does. Vertical lines mark where rows end within the training length L = "
-        f"{study.train_length}: at L/2 for E3 (at c = L its targets lie at positions L to 1.5 L), "
-        f"at L for E1. {marks.seeds_note(study)}"
-    )
-    labels, title = ("context or segment length (tokens)", BITS), "Bits per byte against length"
-    name = "bpb_against_length"
-    return Figure(name, title, caption, rows, labels=labels, missing=missing, **made)
+    at = {"L": study.train_length, "seeds": marks.seeds_note(study)}
+    words = captioned("bpb_against_length", **at)
+    return Figure(rows=rows, missing=missing, **words, **made)
 
 
 def context_curves(study: StudyView) -> Figure:
@@ -115,14 +78,12 @@ def context_curves(study: StudyView) -> Figure:
     def draw_arm(axes: Axes, arm: str) -> None:
         colour = style.colour(study.colours[arm])
         marks.band(axes, study, curves, arm, "length", "value")
-        found = curves.where(arm=arm).grouped("length", "value")
-        means = {length: np.mean(values) for length, values in found.items()}
-        for length, values in windowed.where(arm=arm).grouped("length", "value").items():
+        means = curves.where(arm=arm).means("length", "value")
+        for length, loss in windowed.where(arm=arm).means("length", "value").items():
             if means.get(length, np.inf) < top:
-                line = [means[length], float(np.mean(values))]
-                axes.plot([length] * 2, line, color=colour, linewidth=0.9)
+                axes.plot([length] * 2, [means[length], loss], color=colour, linewidth=0.9)
             look = {"marker": "s", "markersize": 6.5, "markerfacecolor": SURFACE, "zorder": 4}
-            axes.plot([length], [float(np.mean(values))], color=colour, **look)
+            axes.plot([length], [loss], color=colour, **look)
         last = list(means.values())[-1]
         place = {"transform": axes.transAxes, "ha": "right"}
         if last > top:
@@ -134,21 +95,9 @@ def context_curves(study: StudyView) -> Figure:
         marks.length_axis(axes, study, curves.column("k"), 2, ID)
         axes.set_ylim(low, top)
 
-    caption = (
-        "E3: the same targets after more and more context; the line at L/2 marks where rows end "
-        f"within L. The hollow square at {FAR}L is the loss when attention sees only the last L "
-        "tokens (E8). On the line it means that the arm does not use what is further back; above "
-        f"the line, that it does. The words give what {FAR}L of context saves against L/2 (E7) "
-        f"and what the window costs (E8). {marks.seeds_note(study)} A line that leaves its panel "
-        "ends at the value given."
-    )
     made = marks.line_panels(study, curves, "length", "value", dress, draw_arm, apart=True)
-    labels, rows = (
-        ("context before the same targets (tokens)", f"{BITS} (E3)"),
-        rows if curves else (),
-    )
-    title = "Who uses far context"
-    return Figure("context_curves", title, caption, rows, labels=labels, missing=missing, **made)
+    words = captioned("context_curves", seeds=marks.seeds_note(study))
+    return Figure(rows=rows if curves else (), missing=missing, **words, **made)
 
 
 def _limits(curves: Table, rows: Table) -> tuple[float, float]:
@@ -165,8 +114,7 @@ def _limits(curves: Table, rows: Table) -> tuple[float, float]:
 def _gains(study: StudyView, arm: str) -> str:
     found = []
     for metric, words in (("context_gain", f"{FAR}L saves"), ("window_check", "window costs")):
-        got = [v for run in study.of(arm) if (v := run.value(metric, FAR)) is not None]
-        if got:
+        if got := study.found(arm, RunData.value, metric, FAR):
             found.append(f"{words} {marks.minus(f'{np.mean(got):+.3f}')}")
     return "\n".join(found).replace("+0.000", "0.000").replace("−0.000", "0.000")
 
@@ -189,22 +137,13 @@ def far_context(study: StudyView) -> Figure:
         marks.dots(axes, study, here, arms)
         if metric in ("context_gain", "window_check"):  # broken arms lie far on the left
             top = 2 * max(map(abs, here.column("value")))
-            ticks = [sign * t for t in (MARGIN, 0.1, 2.0) if t <= top for sign in (-1, 1)]
-            axes.set_xscale("symlog", linthresh=MARGIN)
-            axes.set_xticks([0, *ticks], ["0", *(marks.minus(f"{t:g}") for t in ticks)])
-            axes.minorticks_off()
+            marks.symlog_axis(axes, MARGIN, [t for t in (MARGIN, 0.1, 2.0) if t <= top])
         axes.axvline(0, color=INK, linewidth=1)
         axes.set(title=words, xlabel=unit)
 
-    caption = (
-        "One mark a run, a tick at the arm's mean. E7: bits per byte after L/2 less those after "
-        f"{FAR}L. E8: how much more the targets cost at {FAR}L when attention sees only the last "
-        "L tokens, and the points of Y_R lost then. E6: bits per byte saved by a repeat, mean "
-        f"over gaps of 2L to {FAR}L. Right of zero the arm uses what is further back than L; on "
-        f"zero it does not. Scales with a left side are logarithmic beyond ±{MARGIN:g}."
-    )
-    panels, title = panels_of(draw, shown, 0.7 + 0.26 * len(arms)), "What far context is worth"
-    return Figure("far_context", title, caption, rows, panels, 2, missing=missing)
+    panels = panels_of(draw, shown, 0.7 + 0.26 * len(arms))
+    words = captioned("far_context", margin=MARGIN)
+    return Figure(rows=rows, panels=panels, across=2, missing=missing, **words)
 
 
 def _gain(run: RunData, metric: str) -> float | None:
@@ -219,8 +158,7 @@ def _gain(run: RunData, metric: str) -> float | None:
 
 
 def by_length(study: StudyView, metric: str, *beside: str) -> Figure:
-    """A metric of BY_LENGTH by length or gap; the rows of `beside` are in the table alone."""
-    title, xlabel, caption = BY_LENGTH[metric]
+    """A metric by length or gap; the rows of `beside` are in the table alone."""
     rows = study.table(metric, *beside)
     here = rows.where(metric=metric)
     missing, ks = study.without(here, f"{metric} was not measured"), here.distinct("k")
@@ -235,40 +173,34 @@ def by_length(study: StudyView, metric: str, *beside: str) -> Figure:
             axes.set_ylim(floor, ceiling)
             axes.axhline(0, color=MUTED, linewidth=1, linestyle=marks.DASHED)
 
-    caption += f" Measured at {', '.join(map(times, ks))}. {marks.seeds_note(study)}"
-    if of_gain and floor > lowest:
-        caption += " Lines that leave at the bottom are complete in the CSV."
-    made, labels = marks.line_panels(study, here, "length", "value", dress), (xlabel, BITS)
-    return Figure(metric, title, caption, rows, labels=labels, missing=missing, **made)
+    made = marks.line_panels(study, here, "length", "value", dress)
+    cut = "cut" if of_gain and floor > lowest else None
+    measured = ", ".join(map(times, ks))
+    words = captioned(metric, cut, ks=measured, seeds=marks.seeds_note(study))
+    return Figure(rows=rows, missing=missing, **words, **made)
 
 
 def nll_by_position(study: StudyView) -> Figure:
     """Loss by position to 8L, from the evaluation's arrays."""
-    rows, missing = Table(), []
-    for run in study.runs:
+
+    def read(run: RunData) -> list[dict] | str:
         arrays = run.kept_arrays("nll_pos")
         if arrays is None:
-            missing.append(f"{study.label(run)}: losses by position are not kept")
-            continue
+            return "losses by position are not kept"
         means = octave_means(arrays["position_T"], arrays["nll_T"], arrays["count"])
-        rows += [run.key | {"tokens_read": int(x), "nll": y} for x, y in means]
+        return [{"tokens_read": x, "nll": y} for x, y in means]
+
+    rows, missing = study.collect(read)
     top = max(rows.column("tokens_read"), default=0)
     ks = [2.0**e for e in range(-20, 12) if 1 / 2 <= study.train_length * 2.0**e <= top]
 
-    def draw_arm(axes: Axes, arm: str) -> None:
-        marks.band(axes, study, rows, arm, "tokens_read", "nll", marker="")
-
-    def dress(axes: Axes) -> None:
-        marks.length_axis(axes, study, ks, every=3)
-
-    caption = (
-        "Negative log-likelihood of the next token by the number of tokens read before it; moving "
-        "mean over a quarter of an octave. A line that is flat beyond L tolerates the length; one "
-        f"that rises breaks. {marks.seeds_note(study)}"
-    )
-    made = marks.line_panels(study, rows, "tokens_read", "nll", dress, draw_arm)
-    labels, name = ("tokens read before the target", "nats per token"), "nll_by_position"
-    return Figure(name, "Loss by position", caption, rows, labels=labels, missing=missing, **made)
+    made = marks.line_panels(
+        study, rows, "tokens_read", "nll",
+        lambda axes: marks.length_axis(axes, study, ks, every=3),
+        lambda axes, arm: marks.band(axes, study, rows, arm, "tokens_read", "nll", marker=""),
+    )  # fmt: skip
+    words = captioned("nll_by_position", seeds=marks.seeds_note(study))
+    return Figure(rows=rows, missing=missing, **words, **made)
 
 
 def octave_means(position_T: np.ndarray, nll_T: np.ndarray, count) -> list[tuple[int, float]]:
@@ -285,3 +217,77 @@ def octave_means(position_T: np.ndarray, nll_T: np.ndarray, count) -> list[tuple
             mean = (total_T[b] - total_T[a]) / (weight_T[b] - weight_T[a])
             means.append((int(centre), float(mean)))
     return means
+
+
+def training_figures(study: StudyView) -> list[Figure]:
+    """Returns the training curves, and the learning rates where the study tuned them."""
+    return [training_curves(study)] + ([learning_rates(study)] if study.data.tuning else [])
+
+
+def training_curves(study: StudyView) -> Figure:
+    """Training loss by step, one line per run."""
+
+    def read(run: RunData) -> list[dict] | str:
+        points = [(m["step"], m["loss"]) for m in run.metrics if is_number(m.get("loss"))]
+        sums = np.cumsum([0.0, *(loss for _, loss in points)])
+        end = np.arange(1, len(sums))
+        start = np.maximum(0, end - max(1, len(points) // 40))
+        means = (sums[end] - sums[start]) / (end - start)
+        rows = [
+            {"step": step, "loss": loss, "moving_mean": float(mean)}
+            for (step, loss), mean in zip(points, means, strict=True)
+        ]
+        return rows or "the training log is not kept"
+
+    rows, missing = study.collect(read)
+
+    def draw_arm(axes: Axes, arm: str) -> None:
+        look = style.line_style(study.colours[arm]) | {"marker": "", "linewidth": 1.1}
+        for run in study.of(arm):
+            here = rows.where(**run.key)
+            axes.plot(here.column("step"), here.column("moving_mean"), **look)
+
+    made = marks.line_panels(
+        study, rows, "step", "moving_mean", lambda axes: axes.margins(x=0.01), draw_arm
+    )
+    return Figure(rows=rows, missing=missing, **captioned("training_curves"), **made)
+
+
+def learning_rates(study: StudyView) -> Figure:
+    """Dev bits per byte by learning rate, with the choice marked."""
+    plan = study.data.tuning
+    rows, missing = Table(), []
+    for arm, choice in plan["arms"].items():
+        for point in choice["curve"]:
+            rate, loss = point["rate"], point["bpb_ctx"]
+            if loss is None:
+                missing.append(f"{arm}: no dev loss at learning rate {rate:g} (the run failed)")
+                continue
+            chosen = {"chosen": rate == choice["rate"]}
+            chosen["edge_of_grid"] = chosen["chosen"] and choice["edge"]
+            rows.append({"arm": arm, "learning_rate": rate, "dev_bpb_ctx": loss} | chosen)
+        if choice["rate"] is None:
+            missing.append(f"{arm}: no learning rate could be chosen")
+    others = [arm for arm in rows.distinct("arm") if arm not in study.arms]
+    missing += [f"{arm}: in the CSV and not drawn" for arm in others]
+    rates = rows.distinct("learning_rate")
+
+    def draw_arm(axes: Axes, arm: str) -> None:
+        here, look = rows.where(arm=arm), style.line_style(study.colours[arm])
+        axes.plot(here.column("learning_rate"), here.column("dev_bpb_ctx"), **look)
+        ring = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": look["color"]}
+        for row in here.where(chosen=True):
+            heavy = 2.2 if row["edge_of_grid"] else 1.0
+            axes.plot(row["learning_rate"], row["dev_bpb_ctx"], markeredgewidth=heavy, **ring)
+
+    def dress(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.1)
+
+    edges = ", ".join(rows.where(edge_of_grid=True).column("arm"))
+    asked = {"where": where(BPB, plan.get("k", 1)), "steps": plan["steps"], "seed": plan["seed"]}
+    words = captioned("learning_rates", "edge" if edges else "inside", edges=edges, **asked)
+    made = marks.line_panels(study, rows, "learning_rate", "dev_bpb_ctx", dress, draw_arm)
+    return Figure(rows=rows, missing=missing, **words, **made)

@@ -1,20 +1,20 @@
 """The verdict on the page: status, every clause with its interval, forest plots."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
 
-from posenc_jax.report import style
+from posenc_jax.report import marks, style
 from posenc_jax.report.figure import Figure, Table, panels_of
-from posenc_jax.report.marks import legend, minus, wrap
-from posenc_jax.report.markup import fold, items, table, text
+from posenc_jax.report.marks import legend, minus
+from posenc_jax.report.markup import captioned, fold, items, table, text, text_of
 from posenc_jax.report.study_view import StudyView, short_name
 from posenc_jax.report.style import INK, MUTED, SURFACE
+from posenc_jax.results.files import read_json
+from posenc_jax.results.record_schema import JUDGED, STATEMENT, TEXT, VERDICT, check
 from posenc_jax.results.study_data import StudyData
 from posenc_jax.study.statements import p_words
 from posenc_jax.study.verdict import banner, fingerprint
@@ -23,14 +23,10 @@ LISTS = {
     "deviations": "Deviations", "notes": "Notes", "why": "Not confirmed because",
     "unused": "Missing runs", "unplanned": "Not read", "gaps": "Missing outcomes",
 }  # fmt: skip
-HEAD = (
-    "clause", "statement", "state", "estimate", "90 % interval", "threshold", "p", "sign flip", "n",
-    "detectable",
-)  # fmt: skip
-COLUMNS = (
-    "unit", "n", "estimate", "low", "high", "threshold", "p", "sign_flip", "detectable", "iqm",
-    "ahead", "state",
-)  # fmt: skip
+HEAD = ("clause", "statement", "state", "estimate", "90 % interval", "threshold", "p", "sign flip",
+    "n", "detectable")  # fmt: skip
+COLUMNS = ("unit", "n", "estimate", "low", "high", "threshold", "p", "sign_flip", "detectable",
+    "iqm", "ahead", "state")  # fmt: skip
 UNITS = ("bits per byte", "accuracy")
 
 
@@ -43,18 +39,33 @@ def read_verdict(study: StudyData) -> dict | None:
     path = Path(study.folder) / "verdict.json"
     if not path.exists():
         return None
+    verdict = read_json(path)
     try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(verdict, dict) or "verdicts" not in verdict:
-        raise ValueError(f"{path} is no verdict; write it again with scripts/verdict.py")
+        for judged in rules(verdict) or [verdict]:
+            _check(judged, len(verdict["verdicts"]))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no verdict ({error}); write it again with scripts/verdict.py"
+        ) from None
     return verdict
 
 
-def rules(verdict: Mapping) -> list[Mapping]:
+def _check(judged: Mapping, hybrids: int) -> None:
+    """Raises ValueError unless the verdict of a rule has every field that the page shows."""
+    check(judged, VERDICT, "a rule", VERDICT)
+    if len(judged["verdicts"]) != hybrids:
+        raise ValueError("the rules judge different hybrids")
+    for v in judged["verdicts"]:
+        check(v, JUDGED, "a hybrid", JUDGED)
+        for one in v["attribution"]:
+            check(one, {"words": TEXT}, "an attribution", ("words",))
+        for statement in v["statements"]:
+            check(statement, STATEMENT, "a statement", STATEMENT)
+
+
+def rules(verdict: Mapping | None) -> list[Mapping]:
     """The verdict of every rule that judged, the newest first."""
-    return [verdict, verdict["rule_1"]] if "rule_1" in verdict else [verdict]
+    return [rule for rule in (verdict, (verdict or {}).get("rule_1")) if rule]
 
 
 def status_lines(study: StudyView, verdict: Mapping) -> list[str]:
@@ -72,23 +83,17 @@ def section(verdict: Mapping | None) -> str:
     """Returns HTML: the rules side by side, then per rule its hybrids and remarks, folded."""
     if verdict is None:
         return '<p class="nothing">None was asked for: scripts/verdict.py writes one.</p>'
-    both = [
-        [(r["rule"], v) for r in rules(verdict) for v in (r["verdicts"][i],)]
-        for i in range(len(verdict["verdicts"]))
+    by_hybrid = zip(*(rule["verdicts"] for rule in rules(verdict)), strict=True)
+    judged = [(r["rule"], v) for of in by_hybrid for r, v in zip(rules(verdict), of, strict=True)]
+    names = list(dict.fromkeys(clause for _, v in judged for clause in v["clauses"]))
+    lines = [
+        [text(x) for x in (short_name(v["hybrid"]), rule, v["verdict"])]
+        + [text(v["clauses"].get(clause, "")) for clause in names]
+        for rule, v in judged
     ]
-    names = list(dict.fromkeys(c for pair in both for _, v in pair for c in v["clauses"]))
-    side_by_side = [
-        [short_name(v["hybrid"]), rule, v["verdict"], *(v["clauses"].get(c, "") for c in names)]
-        for pair in both
-        for rule, v in pair
-    ]
-    lines = [list(map(text, line)) for line in side_by_side]
     parts = [
         table(("hybrid", "rule", "verdict", *names), lines, "sides"),
-        '<p class="caption">A clause holds when each of its statements holds, by a one-sided test '
-        "over seeds. The interval is 90 %, so one of its ends is the one-sided limit. Detectable: "
-        "the smallest true distance past the threshold that 80 % of studies of this size and "
-        "spread would find.</p>",
+        f'<p class="caption">{text(text_of("page", "clauses"))}</p>',
     ]
     for rule in rules(verdict):
         said = text(banner(rule))
@@ -109,15 +114,13 @@ def _hybrid(v: Mapping, status: str) -> str:
 
 
 def _cells(s: Mapping) -> list[str]:
-    """The cells of one statement as HTML."""
     found, seen = [""] * 6, ""
     if s["estimate"] is not None:
-        mean, low, high = (
-            "–" if s[k] is None else f"{s[k]:+.4f}" for k in ("estimate", "low", "high")
-        )
+        forms = {"estimate": "+.4f", "low": "+.4f", "high": "+.4f", "detectable": ".4f"}
+        said = {k: "–" if s[k] is None else format(s[k], form) for k, form in forms.items()}
         tests = ["" if s[p] is None else p_words(s[p]) for p in ("p", "sign_flip")]
-        least = "–" if s["detectable"] is None else f"{s['detectable']:.4f}"
-        found = [mean, f"{low} to {high}", f"{s['threshold']:+g}", *tests, least]
+        span, limit = f"{said['low']} to {said['high']}", f"{s['threshold']:+g}"
+        found = [said["estimate"], span, limit, *tests, said["detectable"]]
     elif s.get("said"):  # counts of rule 2
         seen = s["said"]
     else:
@@ -128,11 +131,6 @@ def _cells(s: Mapping) -> list[str]:
     small = "".join(f"<small>{text(note)}</small>" for note in notes if note)
     numbers = [minus(text(cell)) for cell in (*found[:-1], s["n"], found[-1])]
     return [text(s["clause"]), f"{text(s['words'])}{small}", text(s["state"]), *numbers]
-
-
-def forests(study: StudyView, verdict: Mapping) -> list[Figure]:
-    """Returns a forest plot per rule."""
-    return [forest(study, rule) for rule in rules(verdict)]
 
 
 def forest(study: StudyView, verdict: Mapping) -> Figure:
@@ -155,19 +153,13 @@ def forest(study: StudyView, verdict: Mapping) -> Figure:
     margins = zip(UNITS, (verdict["margins"]["bpb"], verdict["margins"]["accuracy"]), strict=True)
     items = [(found, colours, *unit) for unit in margins if (found := rows.where(unit=unit[0]))]
     labels = max((len(set(map(_label, found))) for found, *_ in items), default=0)
-    caption = (
-        f"{banner(verdict)}. Each statement of the rule as its estimate less its threshold, with "
-        "the 90 % interval over seeds. Filled: the whole interval lies right of the line and the "
-        "statement holds. Cross: refuted after Holm. Hollow: open. Hollow diamond: reported "
-        "alone. Grey tick: the smallest true distance that 80 % of studies with these seeds and "
-        "this spread would find. Scales are logarithmic beyond one margin."
-    )
     look = {"marker": "o", "linestyle": "none"}
     key = legend([Line2D([], [], color=colours[h], label=short_name(h), **look) for h in hybrids])
     panels = panels_of(_panel, items, 1.0 + labels * (0.3 + 0.16 * len(hybrids)))
-    name = "verdict" if verdict["rule"] == 2 else f"verdict_rule_{verdict['rule']}"
-    title = f"Clauses of rule {verdict['rule']}"
-    return Figure(name, title, caption, rows, panels, 2, key, missing=missing)
+    words = captioned("verdict", banner=banner(verdict), rule=verdict["rule"])
+    if verdict["rule"] != 2:
+        words["name"] += f"_rule_{verdict['rule']}"
+    return Figure(rows=rows, panels=panels, across=2, key=key, missing=missing, **words)
 
 
 def _panel(axes: Axes, rows: Table, colours: Mapping[str, str], unit: str, margin: float) -> None:
@@ -182,17 +174,13 @@ def _panel(axes: Axes, rows: Table, colours: Mapping[str, str], unit: str, margi
         look = {"markerfacecolor": inside, "markersize": 6.5, "zorder": 4, "linestyle": "none"}
         axes.plot(mean, at, marker=marker, color=colour, **look)
         if row["detectable"]:  # none without a spread between seeds
-            axes.plot(
-                row["detectable"], at, marker="|", color=MUTED, markersize=8, linestyle="none"
-            )
+            axes.plot(row["detectable"], at, "|", color=MUTED, markersize=8)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_xscale("symlog", linthresh=margin)
-    ticks = [sign * margin * 10**power for power in (0, 2) for sign in (-1, 1)]
     low, high = axes.get_xlim()
-    axes.set_xticks([0, *ticks], ["0", *(minus(f"{tick:g}") for tick in ticks)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(range(len(labels)), [wrap(label, 26) for label in labels])
-    axes.set(xlim=(min(low, -2 * margin), max(high, 2 * margin)), ylim=(len(labels) - 0.4, -0.6))
+    marks.symlog_axis(axes, margin, (margin, 100 * margin))
+    marks.lines(axes, labels, 26)
+    axes.set_xlim(min(low, -2 * margin), max(high, 2 * margin))
     axes.set_title("← against the statement   |   for it →", color=MUTED, weight="normal")
     axes.set_xlabel(f"{unit} past the threshold")
     axes.grid(False, axis="y")

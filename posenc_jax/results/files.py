@@ -1,21 +1,49 @@
 """Atomic writes, JSON, and JSON lines, which may end in a line that a kill cut off."""
 
+import contextlib
 import gzip
 import json
 import os
+import secrets
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file atomically: after a kill or a power loss the old or the new content is there, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    """Replaces a file by bytes, atomically."""
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file whose content replaces that of `path` at the end of the block, atomically.
+
+    After a kill or a power loss the old or the new content is there, whole. An error in the block leaves the old.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(3)}.partial")  # two may write at once
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Forces the entries of a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -74,6 +102,23 @@ def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
             raise ValueError(f"{where} must be a JSON object, not a {type(value).__name__}")
         objects.append((number, value))
     return objects, 0
+
+
+def readable_lines(path: Path) -> tuple[list[tuple[int, dict]], list[int]]:
+    """Returns the objects of a JSONL log with their line numbers, and the numbers of damaged lines."""
+    objects, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = _parsed(line.decode("utf-8-sig"), "")
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            objects.append((number, value))
+        else:
+            damaged.append(number)
+    return objects, damaged
 
 
 def _parsed(text: str, where: str) -> object:

@@ -10,7 +10,15 @@ import numpy as np
 from posenc_jax.results.files import read_json, read_json_lines
 from posenc_jax.results.migration import migrate_rows
 from posenc_jax.results.published_folder import PUBLISHED, missing_files, published_runs
-from posenc_jax.results.record_schema import EVALUATION, STUDY, TEXTS, TUNED, check
+from posenc_jax.results.record_schema import (
+    EVALUATION,
+    OBJECT,
+    STUDY,
+    TEXTS,
+    TUNED,
+    check,
+    check_logged,
+)
 from posenc_jax.results.schema import DEFINITIONS, SPLITS
 from posenc_jax.results.stored_run import (
     checked_record,
@@ -80,9 +88,8 @@ def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
         )
     elsewhere = [run for run in runs if run.name.startswith(f"{OTHER_LENGTHS}/")]
     counted = [run for run in runs if not run.name.startswith(f"{OTHER_LENGTHS}/")]
-    _refuse_several_lengths(counted, folder)
-    _refuse_duplicates(counted, folder)
-    _refuse_duplicates(elsewhere, folder)
+    check_comparable(counted, str(folder))
+    _refuse_duplicates(elsewhere, str(folder))
     listed = folder / "texts.json"
     texts = optional_json(listed)
     if listed.exists():
@@ -133,16 +140,18 @@ def _split(folder: Path, record: Mapping) -> str:
     return "dev" if "dev" in splits(folder) else "test"
 
 
-def _refuse_several_lengths(runs: Sequence[RunData], folder: Path) -> None:
+def check_comparable(runs: Sequence[RunData], folder: str) -> None:
+    """Raises ValueError for runs of several training lengths, or an arm and seed twice."""
     lengths = sorted({run.info["train_length"] for run in runs})
     if len(lengths) > 1:
         raise ValueError(
             f"runs below {folder} were trained at different lengths {lengths}; "
             "a study compares one training length, give a narrower folder"
         )
+    _refuse_duplicates(runs, folder)
 
 
-def _refuse_duplicates(runs: Sequence[RunData], folder: Path) -> None:
+def _refuse_duplicates(runs: Sequence[RunData], folder: str) -> None:
     seen: dict[tuple[str, int], str] = {}
     for run in runs:
         arm, seed = run.info["arm"], run.info["seed"]
@@ -199,7 +208,7 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     return RunData(
         name=name,
         info=info,
-        config=optional_json(run / "config.json"),
+        config=_config(run / "config.json"),
         rows=rows,
         settings=record.get("settings", ""),
         metrics=metrics,
@@ -211,7 +220,16 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
 
 
 def _log(path: Path) -> tuple[Mapping, ...]:
-    return tuple(row for _, row in read_json_lines(path)[0]) if path.exists() else ()
+    numbered = read_json_lines(path)[0] if path.exists() else []
+    for number, row in numbered:
+        check_logged(row, f"{path}, line {number}")
+    return tuple(row for _, row in numbered)
+
+
+def _config(path: Path) -> dict:
+    config = optional_json(path)
+    check(config, dict.fromkeys(config, OBJECT), str(path))
+    return config
 
 
 def _read_arrays(arrays: Path, name: str) -> dict[str, np.ndarray]:

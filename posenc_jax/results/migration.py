@@ -30,8 +30,8 @@ def migrate_rows(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...],
       rows: of definitions 1, all of one run. config: config.json of the run, or {}.
     """
     chance = dict(CHANCE)
-    if config and "pairs" in config["evaluation"]:
-        chance["mqar"] = pairs_chance(config["evaluation"]["pairs"])
+    if pairs := {"evaluation": {}, **config}["evaluation"].get("pairs"):
+        chance["mqar"] = pairs_chance(pairs)
     derived = {*SUMMARIES, f"EL_{PASSING}", "context_gain"}
     accuracy, metrics = _Lookup(rows), {row.metric for row in rows}
     migrated = [

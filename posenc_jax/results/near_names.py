@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Collection
 
+NEAR = 0.65  # similarity of names, as difflib measures it, from which one is a suggestion
+
 
 def near_names(name: str, known: Collection[str], *, listed: Collection[str] | None = None) -> str:
     """Returns "; did you mean 'x'?" for a misspelt name, or else the list of known ones.
@@ -10,7 +12,7 @@ def near_names(name: str, known: Collection[str], *, listed: Collection[str] | N
     Args:
       listed: shorter list to show instead of all `known` names.
     """
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
     if near:
         return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
     return "; known: " + ", ".join(sorted(known if listed is None else listed))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.results.files import read_json, read_json_lines
-from posenc_jax.results.record_schema import OBJECT, RUN, TEXT, check
+from posenc_jax.results.record_schema import OBJECT, RUN, TEXT, check, check_logged
 from posenc_jax.results.schema import Row
 from posenc_jax.results.stored_run import (
     checked_record,
@@ -58,8 +58,11 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
     logs: dict[str, list[dict]] = {}
     if (folder / "metrics.jsonl.gz").exists():
         for number, one in read_json_lines(folder / "metrics.jsonl.gz")[0]:
-            check(one, {"run": TEXT}, f"{folder / 'metrics.jsonl.gz'}, line {number}", ("run",))
-            logs.setdefault(one["run"], []).append({k: v for k, v in one.items() if k != "run"})
+            where = f"{folder / 'metrics.jsonl.gz'}, line {number}"
+            check(one, {"run": TEXT}, where, ("run",))
+            logged = {k: v for k, v in one.items() if k != "run"}
+            check_logged(logged, where)
+            logs.setdefault(one["run"], []).append(logged)
     archive = _Archive(folder / "arrays.npz", own)
     portraits = optional_json(folder / "portraits.json.gz")
     check(portraits, dict.fromkeys(portraits, OBJECT), str(folder / "portraits.json.gz"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posenc_jax.results.files import json_lines, read_json_lines, replace_text
-from posenc_jax.results.schema import BPB, DEFINITIONS, FAR, Row, row_from_json
+from posenc_jax.results.schema import DEFINITIONS, Row
 from posenc_jax.results.stored_run import checked_row
 
 
@@ -62,18 +62,6 @@ class RowFile:
             return  # skipped again: rows keep their order
         self._rows = [row for row in self._rows if _plain(row.item) != name] + new
         replace_text(self._path, json_lines(row.to_json() for row in self._rows))
-
-
-def headline(path: Path) -> str:
-    """Returns E3 within L and beyond it from a file of rows, as one line; "" without E3."""
-    rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
-    found = {row.length: row for row in rows if row.metric == BPB and row.measured}
-    if not found:
-        return ""
-    L = rows[0].train_length
-    places = [("within L (c = L/2)", L // 2), *((f"after {k}L", k * L) for k in (FAR, 2 * FAR))]
-    said = [f"{found[length].value:.3f} {where}" for where, length in places if length in found]
-    return f"bits per byte of {rows[0].split}: {', '.join(said)}"
 
 
 def _plain(item: str) -> str:

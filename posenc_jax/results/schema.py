@@ -58,6 +58,9 @@ SPLITS = ("dev", "test")
 DONE, FAILED, WRONG_INPUT, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
+LARGEST = 2**63  # no whole number in a file may reach it: NumPy holds 64 bits
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One measured number.
@@ -148,9 +151,9 @@ def _check(name: str, value: object) -> None:
     if value is None and name in ("value", "chance", "step"):
         return
     if kind is float:
-        valid = type(value) in (int, float) and math.isfinite(value)
+        valid = type(value) in (int, float) and abs(value) < math.inf
     elif kind is int:
-        valid = type(value) is int
+        valid = type(value) is int and abs(value) < LARGEST
     else:
         valid = isinstance(value, kind)
     if not valid:

@@ -173,10 +173,10 @@ class Study:
         Raises:
           ValueError: no such run, or a rate that is missing, not on the grid, or not expected.
         """
-        match = re.fullmatch(r"(.+?)-s(\d+)(?:-lr([0-9.e+-]+))?", setting)
+        match = re.fullmatch(r"(.+?)-s(0|[1-9][0-9]*)(?:-lr([0-9.e+-]+))?", setting)
         arms, t = {arm.name: arm for arm in self.arms}, self.tuning
         if not match or match[1] not in arms:
-            hint = near_names(setting, self.slots(), listed=arms)
+            hint = near_names(setting.partition("-lr")[0], self.slots(), listed=arms)
             raise ValueError(f"the study has no run {setting!r} (<arm>-s<seed>[-lr<rate>]){hint}")
         rate = {f"{r:g}": r for r in (t.rates if t else ())}.get(match[3])
         if t and rate is None:
@@ -284,6 +284,8 @@ def _section_and_key(name: str, base, owner: str):
 
 
 ROLES = {"rope", "alibi", "hybrids", "stretched", "oracle"}
+# Settings that a study writes itself (`Study.fill`).
+OWN_SETTINGS = ("model.scheme", "train.arm", "train.tier", "train.seed", "train.length", "train.init_from", "train.original_length")  # fmt: skip
 ONE = ("rope", "oracle")  # roles that a single arm has
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
@@ -300,16 +302,12 @@ def _check(s: "Study") -> None:
             raise ValueError(f"a study needs {what}s, each once; twice: {sorted(twice)}")
     trained: dict[tuple, str] = {}
     for arm in s.arms:
-        training = (
-            arm.scheme,
-            repr(sorted(arm.overrides.items())),
-            arm.length,
-            arm.parent,
-            arm.peak,
-        )
-        other = trained.setdefault(training, arm.name)
+        key = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent, arm.peak)
+        other = trained.setdefault(key, arm.name)
         if other != arm.name:
             raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
+        if own := sorted(arm.overrides.keys() & set(OWN_SETTINGS)):
+            raise ValueError(f"arm {arm.name!r}: the study itself sets {own[0]}; leave it out of overrides")  # fmt: skip
         if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
             raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
         if not 0 < arm.peak <= 1 or (arm.peak != type(arm).peak and not arm.parent):

@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from posenc_jax.evaluation.classification import check_suites
+from posenc_jax.evaluation.load_run import extended_scheme
+from posenc_jax.evaluation.suites import chosen_measures
 from posenc_jax.results.files import (
     json_lines,
     read_json,
@@ -15,10 +18,13 @@ from posenc_jax.results.files import (
     write_json,
 )
 from posenc_jax.results.load import evaluation_folder
-from posenc_jax.results.schema import DEFINITIONS, DONE, STOPPED, row_from_json
+from posenc_jax.results.published_folder import PUBLISHED
+from posenc_jax.results.record_schema import STUDY, check
+from posenc_jax.results.schema import DEFINITIONS, DONE, STOPPED
+from posenc_jax.results.stored_run import checked_record, checked_row
 from posenc_jax.study import local_executor, preregistration, tuning
 from posenc_jax.study.grid import GridCell, Study, group_name
-from posenc_jax.training.config import RunConfig, differences, from_sections
+from posenc_jax.training.config import RunConfig, check_encodings, differences, from_sections
 
 # Fields that identify a measurement; a study holds each at most once.
 KEY = ("arm", "seed", "suite", "metric", "length", "bucket", "split")
@@ -72,6 +78,12 @@ class StudyRunner:
         train = (*self._training(cell), f"--workdir={cell.folder(self.workdir)}")
         return self._as_commands(cell, (train, *self._evaluating(cell)))
 
+    def finished(self, cells: Sequence[GridCell]) -> bool:
+        """Whether all commands of runs that are trained together, or of a single run, have succeeded."""
+        runs = [*self.programs(cells), *self.runs(cells)]
+        whole = len(self.runs(cells)) == len(cells)
+        return whole and all(local_executor.finished(run, self.logs) for run in runs)
+
     def evaluation(self, cell: GridCell) -> Path:
         """Returns the folder of a run's rows."""
         split = tuning.SPLIT if cell.tuning else self.study.split
@@ -80,10 +92,16 @@ class StudyRunner:
     def _training(self, cell: GridCell) -> tuple[str, ...]:
         parent = self.study.parent(cell)
         start = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
-        return ("python", self.train, f"--config={self.file}:{cell.setting}", *start)
+        flags = (f"--config={self.file}:{cell.setting}", *self._imports(cell), *start)
+        return ("python", self.train, *flags)
+
+    def _imports(self, cell: GridCell) -> tuple[str, ...]:
+        modules = self.config(cell.setting).model.imports
+        return (f"--import={','.join(modules)}",) if modules else ()
 
     def _evaluating(self, cell: GridCell) -> tuple[tuple[str, ...], ...]:
-        command = ("python", self.evaluate, f"--workdir={cell.folder(self.workdir)}")
+        workdir = f"--workdir={cell.folder(self.workdir)}"
+        command = ("python", self.evaluate, workdir, *self._imports(cell))
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
             return ((*command, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
@@ -96,7 +114,7 @@ class StudyRunner:
     ) -> local_executor.RunCommands:
         folder = cell.folder(self.workdir)
         products = (self.evaluation(cell) / "evaluation.json",)
-        stamp = _stamp(commands, [self.config(cell.setting)])
+        stamp = self._stamp(commands, [self.config(cell.setting)])
         return local_executor.RunCommands(
             cell.name, cell.arm.name, folder, commands, stamp, products
         )
@@ -108,10 +126,26 @@ class StudyRunner:
         pattern = folders[0].with_name(f"{first.arm.name}-s{{seed}}")
         seeds = ",".join(str(cell.seed) for cell in cells)
         commands = ((*self._training(first), f"--workdir={pattern}", f"--seeds={seeds}"),)
-        products, stamp = tuple(f / "run.json" for f in folders), _stamp(commands, configs)
+        products, stamp = tuple(f / "run.json" for f in folders), self._stamp(commands, configs)
         return local_executor.RunCommands(
             group_name(cells), first.arm.name, folders[0], commands, stamp, products
         )
+
+    def _stamp(self, commands: Sequence[Sequence[str]], configs: Sequence[RunConfig]) -> str:
+        """Returns a hash of what a run depends on, the same however its paths are written."""
+        words = [[self._without_paths(word) for word in command] for command in commands]
+        inputs = [DEFINITIONS, words, *(config.to_json() for config in configs)]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+
+    def _without_paths(self, word: str) -> str:
+        """Returns a word of a command with names in place of the workdir, the study file and the scripts."""
+        if word in (self.train, self.evaluate):
+            return Path(word).name
+        flag, is_flag, value = word.partition("=")
+        for path, name in ((f"{self.workdir}/", "WORKDIR/"), (f"{self.file}:", "STUDY:")):
+            if is_flag and value.startswith(path):
+                return f"{flag}={name}{value.removeprefix(path)}"
+        return word
 
     def check(self) -> None:
         """Raises ValueError for a mistake in a configuration or in the plan, before any run starts."""
@@ -124,14 +158,64 @@ class StudyRunner:
         if s.tuning:
             cells = cells + s.grid({arm.name: s.tuning.rates[0] for arm in s.arms})
         for cell in cells:
+            check_encodings(self.config(cell.setting))
             self.run(cell)
+            self._check_measures(cell)
         self.programs(cells)
+        self._refuse_other_study()
+
+    def _check_measures(self, cell: GridCell) -> None:
+        """Raises ValueError for a suite or a stretch with which the evaluation of a run would end."""
+        config = self.config(cell.setting)
+        name = "tuning_suite" if cell.tuning else "suite"
+        if suite := getattr(self.study, name):
+            try:
+                measures = chosen_measures(suite.split(","))
+                check_suites(config, tuple(measures))
+            except ValueError as error:
+                raise ValueError(f"{name}={suite!r} of the study: {error}") from None
+            if cell.tuning and "E3" not in measures.get("E", ()):
+                raise ValueError(
+                    f"tuning_suite={suite!r} must include E3, by which rates are chosen"
+                )
+        for rule in cell.arm.readings:
+            try:
+                extended_scheme(config, rule, config.train.length)
+            except ValueError as error:
+                raise ValueError(f"arm {cell.arm.name!r}, reading {rule!r}: {error}") from None
+
+    def _refuse_other_study(self) -> None:
+        """Raises ValueError for a folder with a run, published results or the runs of another study."""
+        for name, what in (("config.json", "a run"), (PUBLISHED, "published results")):
+            if (self.workdir / name).exists():
+                raise ValueError(f"{self.workdir} holds {what}; choose another --workdir")
+        before, ours = self._stored(), self.study.record()
+        if not before:
+            return
+        foreign = [
+            f"{name} {', '.join(map(str, lost))} there"
+            for name in ("arms", "seeds")
+            if (lost := [one for one in before[name] if one not in ours[name]])
+        ]
+        if before["tier"] != ours["tier"]:
+            foreign.append(f"tier {before['tier']} there, {ours['tier']} here")
+        if foreign:
+            raise ValueError(
+                f"{self.workdir} holds another study ({'; '.join(foreign)}); choose another --workdir"
+            )
+
+    def _stored(self) -> dict:
+        """Returns study.json, checked; {} where there is none."""
+        path = self.workdir / "study.json"
+        record = read_json(path) if path.exists() else {}
+        check(record, STUDY, str(path), ("tier", "arms", "seeds", "deviations") if record else ())
+        return record
 
     def begin(self) -> None:
         """Makes the folder and writes study.json and the frozen plan; deviations of earlier calls are kept."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         path, record = self.workdir / "study.json", self.study.record()
-        before = read_json(path).get("deviations", []) if path.exists() else []
+        before = {"deviations": [], **self._stored()}["deviations"]
         record["deviations"] = list(dict.fromkeys([*before, *record["deviations"]]))
         write_json(path, {"name": self.workdir.name} | record)
         if self.study.prereg:
@@ -193,14 +277,9 @@ class StudyRunner:
         return path
 
 
-def _stamp(commands: Sequence[Sequence[str]], configs: Sequence[RunConfig]) -> str:
-    inputs = [DEFINITIONS, commands, *(config.to_json() for config in configs)]
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-
-
 def _trained(folder: Path) -> bool:
     path = folder / "run.json"
-    return path.exists() and json.loads(path.read_text())["finished"]
+    return path.exists() and checked_record(read_json(path), str(path))["finished"]
 
 
 def _refuse_different(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -> None:
@@ -228,8 +307,9 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
     for folder in evaluations:
         path = folder / "rows.jsonl"
         run = str(folder.parent.relative_to(workdir))
-        for _, stored in read_json_lines(path)[0] if path.exists() else []:
-            row = dataclasses.replace(row_from_json(stored), run=run, item="", stamp="")
+        for number, stored in read_json_lines(path)[0] if path.exists() else []:
+            row = checked_row(stored, path, number)
+            row = dataclasses.replace(row, run=run, item="", stamp="")
             key = tuple(getattr(row, name) for name in names)
             if key in rows:
                 raise ValueError(f"{path} measures {dict(zip(names, key, strict=True))} twice")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from posenc_jax.results.files import read_json_lines
 from posenc_jax.results.load import evaluation_folder
-from posenc_jax.results.schema import BPB, ID, row_from_json
+from posenc_jax.results.schema import BPB, ID
+from posenc_jax.results.stored_run import checked_row
 from posenc_jax.study.grid import GridCell
 
 SPLIT = "dev"
@@ -51,7 +52,7 @@ def dev_loss(folder: Path) -> float | None:
     path = evaluation_folder(folder, SPLIT) / "rows.jsonl"
     if not path.exists():
         return None
-    rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
+    rows = [checked_row(stored, path, number) for number, stored in read_json_lines(path)[0]]
     at_half = [row for row in rows if row.metric == BPB and row.length == row.train_length // 2]
     if any(row.split != SPLIT for row in at_half) or len(at_half) > 1:
         raise ValueError(f"{path} must hold {BPB} at L/2 once, of the {SPLIT} split; it holds {len(at_half)}")  # fmt: skip

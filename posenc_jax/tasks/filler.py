@@ -3,9 +3,9 @@
 import numpy as np
 
 from posenc_jax.data.token_stream import TokenStream
-from posenc_jax.data.tokenizers import Tokenizer
+from posenc_jax.data.tokenizers import SYMBOL_IDS, Tokenizer
 
-SYMBOLS = 64  # keys, and as many values: the last 128 ids below the special ones
+SYMBOLS = SYMBOL_IDS // 2  # keys, and as many values
 _CUE = b"key="
 CUES = ("FIRST", "LAST")  # the question of R8: which of a key's values
 _LONGEST_TEXT = 2**24  # tokens of a corpus kept for filler: 32 MB, far more than a run repeats
@@ -25,13 +25,13 @@ class Filler:
     """
 
     def __init__(self, stream: TokenStream | None, tokenizer: Tokenizer, *, corpus: bool = True):
-        if tokenizer.bos <= 2 * SYMBOLS:
+        if tokenizer.symbols <= 0:
             raise ValueError(
-                f"retrieval tasks need more than {2 * SYMBOLS} ids for keys and values; this tokenizer has "
-                f"{tokenizer.bos}"
+                f"retrieval tasks need more than {SYMBOL_IDS} ids for keys and values; this tokenizer has "
+                f"{tokenizer.symbols + SYMBOL_IDS}"
             )
         self.fingerprint = tokenizer.fingerprint
-        self.keys, self.values = tokenizer.bos - 2 * SYMBOLS, tokenizer.bos - SYMBOLS
+        self.keys, self.values = tokenizer.symbols, tokenizer.symbols + SYMBOLS
         self.bos, self.sep = tokenizer.bos, tokenizer.sep
         self.cue = tokenizer.encode(_CUE)
         self.space, self.stop = tokenizer.encode(b" "), tokenizer.encode(b".")
@@ -65,7 +65,10 @@ class Filler:
         # np.roll wraps around as `passages` does. The tokens before a token decide whether it is
         # replaced, never those after it.
         digits_V = np.array(
-            [sum(48 <= byte <= 57 for byte in tokenizer.decode([i])) for i in range(tokenizer.bos)],
+            [
+                sum(48 <= byte <= 57 for byte in tokenizer.decode([i]))
+                for i in range(tokenizer.vocab_size)
+            ],
             np.uint8,
         )
         digits = digits_V[text]
@@ -75,16 +78,15 @@ class Filler:
         cue = np.ones(len(text), bool)
         for back, token in enumerate(self.cue[::-1]):
             cue &= np.roll(text, back) == token
-        return np.where(
-            (text >= self.keys) | (digits > 1) | run | cue, self._plain(tokenizer), text
-        )
+        symbol = (text >= self.keys) & (text < self.keys + SYMBOL_IDS)
+        return np.where(symbol | (digits > 1) | run | cue, self._plain(tokenizer), text)
 
     def _plain(self, tokenizer: Tokenizer) -> int:
         special = {*self.cue, *self.digits}
         preferred = [ids[0] for ids in map(tokenizer.encode, (b"?", b"_", b"x")) if len(ids) == 1]
-        for token in [*preferred, *range(self.keys)]:
-            length = tokenizer.byte_lengths_V[token]
-            if token < self.keys and length == 1 and token not in special:
+        special |= set(range(self.keys, self.keys + SYMBOL_IDS))
+        for token in [*preferred, *range(tokenizer.vocab_size)]:
+            if tokenizer.byte_lengths_V[token] == 1 and token not in special:
                 return int(token)
         raise ValueError(
             "retrieval tasks found no plain character in this tokenizer to replace keys with"

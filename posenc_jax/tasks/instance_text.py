@@ -1,7 +1,7 @@
 """An instance as readable text, for inspection."""
 
 from posenc_jax.data.tokenizers import Tokenizer
-from posenc_jax.tasks.filler import Filler
+from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.instances import Instance
 
 LISTED = 8  # answers described one by one; the rest are counted
@@ -33,8 +33,8 @@ def _token(token: int, filler: Filler, tokenizer: Tokenizer) -> str:
     special = {tokenizer.bos: "<BOS>", tokenizer.sep: "<SEP>", tokenizer.pad: "<PAD>", tokenizer.ans: "<ANS>"}  # fmt: skip
     if token in special:
         return special[token]
-    if token >= filler.values:
+    if filler.values <= token < filler.values + SYMBOLS:
         return f"<V{token - filler.values}>"
-    if token >= filler.keys:
+    if filler.keys <= token < filler.values:
         return f"<K{token - filler.keys}>"
     return tokenizer.decode([token]).decode("utf-8", "replace")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from posenc_jax.data.random_positions import FURTHEST
 from posenc_jax.encodings import PlacedScheme
+from posenc_jax.encodings.registry import plugin_modules
 from posenc_jax.encodings.scheme_presets import line_of
-from posenc_jax.model.config import Architecture, ModelConfig
+from posenc_jax.model.config import ACTIVATIONS, Architecture, ModelConfig
 from posenc_jax.model.layer_stack import period
+from posenc_jax.results.files import read_json
 from posenc_jax.results.near_names import near_names
 from posenc_jax.training.config_sections import (
     DataSection,
@@ -47,6 +50,8 @@ class RunConfig:
     def architecture(self) -> Architecture:
         """The decoder without its vocabulary; settings that are 0 take their usual values."""
         m = dataclasses.asdict(self.model)
+        m.pop("imports")
+        del m["vocab_size"]
         m["num_kv_heads"] = m["num_kv_heads"] or m["num_heads"]
         if not m["head_dim"]:
             m["head_dim"], rest = divmod(m["model_dim"], m["num_heads"])
@@ -56,15 +61,26 @@ class RunConfig:
                     f"model.num_heads={m['num_heads']}; set model.head_dim or change one of them"
                 )
         if not m["mlp_dim"]:
-            wide = 8 * m["model_dim"] / 3 if m["activation"] == "swiglu" else 4 * m["model_dim"]
+            wide = (
+                8 * m["model_dim"] / 3 if ACTIVATIONS.get(m["activation"]) else 4 * m["model_dim"]
+            )
             m["mlp_dim"] = 16 * math.ceil(wide / 16)
         return Architecture(
             train_length=self.placed_length, consecutive=not self.data.random_positions, **m
         )
 
     def model_config(self, vocab_size: int) -> ModelConfig:
-        """Returns the decoder's configuration for a tokenizer of `vocab_size` ids."""
-        return ModelConfig(vocab_size=vocab_size, **dataclasses.asdict(self.architecture))
+        """Returns the decoder's configuration for a tokenizer of `vocab_size` ids.
+
+        Raises:
+          ValueError: more ids than `model.vocab_size`.
+        """
+        rows = self.model.vocab_size or vocab_size
+        if rows < vocab_size:
+            raise ValueError(
+                f"config.model.vocab_size={rows} is below the {vocab_size} ids of the tokenizer"
+            )
+        return ModelConfig(vocab_size=rows, **dataclasses.asdict(self.architecture))
 
     @property
     def placed(self) -> PlacedScheme:
@@ -84,11 +100,29 @@ class RunConfig:
 def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
     """Returns a RunConfig from nested mappings; ValueError names an unknown key or a wrong type.
 
-    A scheme's name (`encodings.scheme_presets`) is stored as the line that it stands for, and names the arm if nothing else does.
+    A scheme's name (`encodings.scheme_presets`) is stored as the line that it stands for, and names the arm if
+    nothing else does. `model.imports` becomes the modules that registered the encodings of the scheme; those
+    that it names must have been imported, since no data of a run may start code.
     """
-    _known("config", sections, RunConfig)
+    built = built_sections(RunConfig, sections)
+    model, train = built["model"], built["train"]
+    if missing := [name for name in model.imports if name not in sys.modules]:
+        raise ValueError(
+            f"the encodings of {model.scheme!r} are registered by {', '.join(missing)}: "
+            f"add --import={','.join(missing)}"
+        )
+    if (line := line_of(model.scheme)) != model.scheme:
+        built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())
+    modules = tuple(filter(None, plugin_modules(line)))
+    built["model"] = dataclasses.replace(model, scheme=line, imports=modules)
+    return RunConfig(**built)
+
+
+def built_sections(kind: type, sections: Mapping[str, Mapping]) -> dict[str, object]:
+    """Returns the sections of a configuration, by the field types of `kind`; ValueError as `from_sections`."""
+    _known("config", sections, kind)
     built = {}
-    for field in dataclasses.fields(RunConfig):
+    for field in dataclasses.fields(kind):
         values = sections.get(field.name, {})
         if not isinstance(values, Mapping):
             raise ValueError(f"config.{field.name} must be a section, not {values!r}")
@@ -97,23 +131,34 @@ def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
         built[field.name] = field.type(
             **{k: _typed(f"config.{field.name}.{k}", v, hints[k]) for k, v in values.items()}
         )
-    model, train = built["model"], built["train"]
-    if (line := line_of(model.scheme)) != model.scheme:
-        built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())
-        built["model"] = dataclasses.replace(model, scheme=line)
-    return RunConfig(**built)
+    return built
+
+
+def model_section(config: ModelConfig) -> ModelSection:
+    """Returns the section of a run whose decoder is `config`."""
+    names = {field.name for field in dataclasses.fields(ModelSection)} - {"imports"}
+    return ModelSection(
+        **{name: getattr(config, name) for name in names} | {"scheme": config.scheme_line}
+    )
+
+
+def check_encodings(config: RunConfig) -> None:
+    """Raises ValueError for an encoding that no other command could load."""
+    if "" in plugin_modules(config.model.scheme):
+        raise ValueError(
+            f"an encoding of {config.model.scheme!r} is registered by a file that other commands cannot import; "
+            "register it in a module of its own, and import that there or with --import=MODULE"
+        )
 
 
 def read(path: Path) -> RunConfig:
-    """Returns the configuration stored at `path`."""
-    try:
-        return from_sections(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    """Returns the configuration stored at `path`; ValueError, one line, for a damaged file."""
+    return from_sections(read_json(path))
 
 
 # Settings that change a run's numbers by rounding at most: a resume may change them.
 CHANGEABLE = {
+    "model": ("imports",),
     "data": ("data_dir", "download", "threads"),
     "train": (
         "data_devices",
@@ -189,6 +234,12 @@ def _check(c: RunConfig) -> None:
         )
     _check_data(c)
     _check_lengths(c)
+    chunked = c.train.loss_chunks > 1 or c.train.model_devices > 1
+    if chunked and ("head" in c.model.biases or c.model.logit_softcap):
+        raise ValueError(
+            "config.model.biases with head, and config.model.logit_softcap, need whole logits: set "
+            "config.train.loss_chunks and config.train.model_devices to 1"
+        )
     if c.train.dev_every % c.train.save_every:
         raise ValueError(
             f"config.train.dev_every={c.train.dev_every} must be 0 or a multiple of "

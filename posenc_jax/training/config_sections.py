@@ -19,10 +19,27 @@ from posenc_jax.training.setting_bounds import (
 class ModelSection:
     """Shape of the decoder; see `posenc_jax.model.config.Architecture`. 0 takes the usual value.
 
-    scheme: a line of the scheme language, or the name of one.
-
-    num_kv_heads: 0 = num_heads. head_dim: 0 = model_dim / num_heads. mlp_dim: 0 = 8/3 of model_dim
-    for swiglu and 4 times it for gelu, rounded up to a multiple of 16.
+    Attributes:
+      scheme: a line of the scheme language, or the name of one.
+      num_layers: decoder layers. model_dim: width of the residual stream. num_heads: query heads.
+      num_kv_heads: key/value heads; 0 = num_heads. head_dim: 0 = model_dim / num_heads.
+      mlp_dim: 0 = 8/3 of model_dim for gated activations and 4 times it for others, rounded up to a
+        multiple of 16.
+      activation: "swiglu" (three matrices), "gelu" (two), or another of `posenc_jax.model.config.ACTIVATIONS`.
+      qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
+      tied_head: the output head is the embedding table transposed.
+      embedding_scale: factor on token embeddings (the Transformer: the square root of model_dim).
+      norm_epsilon: added to the mean square.
+      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, norms, positions,
+        softmax and loss stay float32.
+      attention: the implementation; "auto" chooses, see `posenc_jax.attention.AttentionSettings`.
+      output_gate: the result of each head times a sigmoid of the layer's input (Qiu et al. 2025).
+      sink_logit: a learned logit per head in the softmax sum, without key and value.
+      token_shift: keys and values mix each token with the one before it (Xu et al. 2024).
+      norm, norm_position, parallel, final_norm, embedding_norm, biases, query_scale, clip_qkv,
+        attention_softcap, logit_softcap, experts, experts_per_token, head_transform: see Architecture.
+      vocab_size: rows of the embedding table, at least the tokenizer's ids; 0 = as many.
+      imports: modules of yours whose encodings the scheme has, filled in by the run; --import loads them.
     """
 
     scheme: str = "rope"
@@ -42,6 +59,21 @@ class ModelSection:
     output_gate: bool = False
     sink_logit: bool = False
     token_shift: bool = False
+    imports: tuple[str, ...] = ()
+    norm: str = "rms"
+    norm_position: str = "pre"
+    parallel: str = "none"
+    final_norm: bool = True
+    embedding_norm: bool = False
+    biases: tuple[str, ...] = ()
+    query_scale: float = between(1.0, (1e-6, 1e6))
+    clip_qkv: float = between(0.0, (0, 1e6))
+    attention_softcap: float = between(0.0, (0, 1e6))
+    logit_softcap: float = between(0.0, (0, 1e6))
+    experts: int = between(0, (0, 1024))
+    experts_per_token: int = between(0, (0, 1024))
+    head_transform: bool = False
+    vocab_size: int = between(0, (0, 2**24))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +139,15 @@ class TrainSection:
     Attributes:
       arm: the name of this arm in tables and figures; empty takes the scheme.
       tier: smoke, cpu, gpu or cluster: what a result of this run may be called.
+      seed: of the initial parameters and of the order of the data. steps: updates of the whole run.
       length: L, the training context in tokens. batch_size: sequences per step, over all devices.
       accumulation: slices that a batch is cut into; the gradients of all slices make one step.
       data_devices, fsdp_devices, sequence_devices, model_devices: mesh axes. Rows are split over
         data x fsdp. Parameters and moments are split over fsdp too, and gathered where they are used.
         The tokens of a row are split over sequence (ring attention), heads and hidden units over
         model. 0 data devices takes all that are left.
-      save_every, log_every: steps. keep: checkpoints kept.
+      save_every: steps between two checkpoints. log_every: steps between two rows of the log. keep:
+        checkpoints kept.
       init_from: workdir of a run whose last sound checkpoint gives the initial parameters; optimizer,
         step and data order are new. Empty: random initial parameters.
       original_length: L that the scheme is placed with when it is not `length`: that of the run named
@@ -171,6 +205,9 @@ class OptimizerSection:
       name: "adamw", or "muon": orthogonalised momentum for the hidden matrices and AdamW for the
         embedding, the gains and whatever a scheme learns (Jordan et al. 2024).
       learning_rate: peak, of AdamW. muon_learning_rate: peak of the hidden matrices under muon.
+      warmup_steps: steps of the linear warm-up. final_fraction: last rate as a share of the peak.
+      beta1, beta2: decay of Adam's two moments. epsilon: added to the root of the second moment.
+      clip_norm: largest norm of the gradient of all parameters; a larger one is scaled down to it.
       weight_decay: of matrices under adamw, of the hidden matrices alone under muon. Gains, biases
         and the parameters of a positional encoding are never decayed.
     """

@@ -15,7 +15,7 @@ from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import RunConfig, from_sections, read
 from posenc_jax.training.inputs import Inputs
-from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner
+from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner, saved_record
 
 # Fields that may differ between models with interchangeable parameters.
 _MAY_DIFFER = ("scheme", "attention", "train_length", "consecutive")
@@ -67,7 +67,7 @@ def check_init_compatible(
     config: RunConfig, inputs: Inputs, model: Decoder, source: CheckpointManager, step: int
 ) -> None:
     """Raises ValueError for a source with another tokenizer, other parameters or another config.json."""
-    name, owner = config.train.init_from, source.record(step)["owner"]
+    name, owner = config.train.init_from, saved_record(source, step)["owner"]
     stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
     check_owner(Path(name), step, stored, owner, RESTORE_REMEDY)
     ours, theirs = inputs.tokenizer.fingerprint, owner["tokenizer_fingerprint"]
@@ -87,7 +87,7 @@ def init_provenance(config: RunConfig, source: CheckpointManager, step: int, par
 
     For a source that was fine-tuned itself it contains the source's provenance.
     """
-    record = source.record(step)
+    record = saved_record(source, step)
     earlier = from_sections(record["owner"]["config"]).train.init_from
     return {
         "workdir": config.train.init_from,

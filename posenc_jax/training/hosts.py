@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -60,7 +61,7 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
             "--coordinator=host:port, --processes and --process belong together; "
             "under Slurm, OpenMPI or on a TPU pod leave all three out"
         )
-    if by_hand and not coordinator.rpartition(":")[2].isdigit():
+    if by_hand and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
         raise ValueError(f"--coordinator={coordinator} must read host:port")
     if by_hand and not 0 <= process < processes:
         raise ValueError(f"--process={process} must lie in [0, {processes}), the number of --processes")  # fmt: skip
@@ -87,13 +88,14 @@ def _start_witness() -> None:
         stdin=subprocess.PIPE,
         start_new_session=True,  # a signal to the group must not end it first
     )
-    atexit.register(_release_witness)
+    atexit.register(release_witness)
 
 
 _witness: subprocess.Popen | None = None
 
 
-def _release_witness() -> None:
+def release_witness() -> None:
+    """Ends the shell beside this process, which then prints nothing."""
     if _witness is not None:
         with contextlib.suppress(BrokenPipeError):
             _witness.communicate(b"\n")
@@ -123,7 +125,7 @@ def exit_together(*alike: type[Exception]) -> Iterator[None]:
             print(f"{name} failed; the others end with it; {REMEDY}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        _release_witness()
+        release_witness()
         os._exit(1)  # the ordinary way out waits for the others
 
 

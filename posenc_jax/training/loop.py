@@ -15,6 +15,7 @@ from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.costs.flops import model_flops
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import replace_text
+from posenc_jax.training import run_record as records
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.finetune import (
     check_init_compatible,
@@ -27,12 +28,17 @@ from posenc_jax.training.monitor import Monitor
 from posenc_jax.training.preemption import PreemptionRequest
 from posenc_jax.training.profile import NO_PROFILE, Profile
 from posenc_jax.training.progress import check_wandb
-from posenc_jax.training.run_record import make_record, seconds_before, write_finished, write_record
 from posenc_jax.training.sharding import BATCH, batch_rows, make_mesh
 from posenc_jax.training.step import State, make_step, state_builder
 from posenc_jax.training.validation import ValidationLoss
 from posenc_jax.training.watchdog import Watchdog
-from posenc_jax.training.workdir import check_owner, check_same_config, lock_workdir, ownership
+from posenc_jax.training.workdir import (
+    check_owner,
+    check_same_config,
+    lock_workdir,
+    ownership,
+    saved_record,
+)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -85,7 +91,7 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
 
     Raises:
       ValueError: anything wrong with the configuration, the inputs or the folder.
-      Preempted: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
+      Preempted: SIGTERM, SIGHUP or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: `train.bad_steps` non-finite updates in a row.
       SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
@@ -120,6 +126,7 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
                 leg = _start(ctx, workdir, checkpoints, init, validation)
                 _run(ctx, leg, checkpoints, validation, preemption, profile)
         except OSError as error:
+            checkpoints.check_folder()
             if error.errno not in NO_ROOM:
                 raise
             raise checkpoints.failed(f"{workdir} cannot be written", error) from error
@@ -131,8 +138,8 @@ class _Leg:
 
     Attributes:
       workdir: of the run. first: steps finished before. state: after these steps. chain: links up to them.
-      checkpoint_record: entries in the record of every checkpoint. run_record: of run.json.
-      seconds: training time of earlier legs.
+      checkpoint_record: entries in the record of every checkpoint. run_record: of run.json, with the seconds
+      of earlier legs.
     """
 
     workdir: Path
@@ -141,7 +148,6 @@ class _Leg:
     chain: HashChain
     checkpoint_record: dict
     run_record: dict
-    seconds: float
 
 
 def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -> _Leg:
@@ -150,7 +156,7 @@ def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -
     build, shapes = state_builder(config, ctx.model, ctx.mesh)
     owner = ownership(config, ctx.inputs)
     first = checkpoints.latest() or 0
-    stored = checkpoints.record(first) if first else {"links": None}
+    stored = saved_record(checkpoints, first) if first else {"links": None}
     if first:
         check_owner(workdir, first, owner, stored["owner"])
         state = checkpoints.restore(first, shapes)
@@ -166,14 +172,13 @@ def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -
         checkpoint_record["source"] = provenance
     elif t.init_from:
         checkpoint_record["source"] = stored["source"]
-    run_record = make_record(config, ctx.command, ctx.inputs, state["params"], workdir)
+    earlier = records.stored_record(workdir)
+    run_record = records.make_record(config, ctx.command, ctx.inputs, state["params"], earlier)
     if t.init_from:
         run_record["source"] = checkpoint_record["source"]
     run_record["attention"] = ctx.model.config.attention_paths(t.length, t.sequence_devices)
     chain = HashChain(stored["links"])
-    return _Leg(
-        workdir, first, state, chain, checkpoint_record, run_record, seconds_before(workdir)
-    )
+    return _Leg(workdir, first, state, chain, checkpoint_record, run_record)
 
 
 def _run(
@@ -186,20 +191,22 @@ def _run(
 ) -> None:
     config, t, workdir = ctx.config, ctx.config.train, leg.workdir
     first, state, record, chain = leg.first, leg.state, leg.run_record, leg.chain
+    before = record["wall_seconds"]
     profile.check(first, t.steps)
     if first >= t.steps:
         print(f"{workdir} has finished its {t.steps} steps")
-        write_finished(workdir, record, leg.seconds, state, chain)
+        records.write_finished(workdir, record, before, state, chain)
         return
     if jax.process_index() == 0:
+        print(records.opening(record), flush=True)  # before the compilation
         print(f"attention over {t.length} tokens: {'; '.join(record['attention'])}")
         if first:
             print(f"resuming {workdir} after step {first} of {t.steps}")
-    write_record(workdir, record, leg.seconds, first)
+    records.write_record(workdir, record, before, first)
 
     step = make_step(config, ctx.model)
     flops = model_flops(ctx.model.config, t.batch_size, t.length).total
-    started, done = time.time(), first
+    started, done = time.monotonic(), first
     pending = None  # metrics of the previous step, read only after the next step was dispatched
     with (
         Monitor(workdir, config, first, record["began"], flops, chain) as monitor,
@@ -230,16 +237,18 @@ def _run(
                     checkpoints.save(done, state, leg.checkpoint_record | links | measured)
                     if t.wait_for_saves:
                         checkpoints.wait()
-                    write_record(workdir, record, leg.seconds + time.time() - started, done)
+                    records.write_record(workdir, record, before + time.monotonic() - started, done)
             profile.after(done, state)
             if reason:
                 break
         checkpoints.wait()
-    seconds = leg.seconds + time.time() - started
+    seconds = before + time.monotonic() - started
     if done < t.steps:
-        write_record(workdir, record, seconds, done)
+        records.write_record(workdir, record, seconds, done)
         raise Preempted(preempted(reason, done, t.steps))
-    write_finished(workdir, record, seconds, state, chain)
+    records.write_finished(workdir, record, seconds, state, chain)
+    if jax.process_index() == 0:
+        print(records.ending(workdir, monitor.last))
 
 
 def preempted(reason: str, step: int, steps: int) -> str:

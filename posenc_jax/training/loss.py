@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from posenc_jax.attention.dense import capped
 from posenc_jax.model.activation_sharding import ROWS, current_sharding, reshard, token_einsum
 
 NEVER = -1e30  # logit of the ids that pad the vocabulary to whole chunks
@@ -38,15 +39,26 @@ def summed_loss(
     *,
     z_loss: float,
     chunks: int,
+    bias_V: jax.Array | None = None,
+    softcap: float = 0.0,
 ) -> Loss:
     """Returns the sums that training minimises, from the normed residual stream.
 
     Args:
       x_BTD: in the dtype of matrix products; the head is cast to it.
       chunks: of the vocabulary on each device of the axis "model".
+      bias_V, softcap: of the logits (`ModelConfig.biases`, `ModelConfig.logit_softcap`).
+
+    Raises:
+      ValueError: a bias or a softcap of logits that are chunked.
     """
     if not is_chunked(chunks, _size("model")):
-        sum_BT, target_BT = _whole(x_BTD, head_VD, targets_BT)
+        sum_BT, target_BT = _whole(x_BTD, head_VD, targets_BT, bias_V, softcap)
+    elif bias_V is not None or softcap:
+        raise ValueError(
+            "logits with a bias (model.biases head) or model.logit_softcap are computed whole: set "
+            "train.loss_chunks and train.model_devices to 1"
+        )
     else:
         sum_BT, target_BT = _chunked(x_BTD, head_VD, targets_BT, chunks)
     nll = ((sum_BT - target_BT) * weights_BT).sum()
@@ -80,8 +92,11 @@ def _reduced(logits_BTV, targets_BT):
     return jax.nn.logsumexp(logits_BTV, axis=-1), target_BT
 
 
-def _whole(x_BTD, head_VD, targets_BT):
-    return _reduced(_logits_whole(x_BTD, head_VD.astype(x_BTD.dtype)), targets_BT)
+def _whole(x_BTD, head_VD, targets_BT, bias_V, softcap):
+    logits_BTV = _logits_whole(x_BTD, head_VD.astype(x_BTD.dtype))
+    if bias_V is not None:
+        logits_BTV = logits_BTV + bias_V[None, None]
+    return _reduced(capped(logits_BTV, softcap), targets_BT)
 
 
 @jax.custom_vjp

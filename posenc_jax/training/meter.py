@@ -20,6 +20,13 @@ _TPU_KINDS = {
     "TPU v6 lite": "trillium", "TPU v6e": "trillium",
 }  # fmt: skip
 
+_STARTED = time.time() - time.monotonic()
+
+
+def steady_seconds() -> float:
+    """Returns seconds since the epoch by a clock that never goes back, whatever is done to the machine's."""
+    return _STARTED + time.monotonic()
+
 
 class Meter:
     """Sums up the time of steps, waits and saves.
@@ -47,7 +54,7 @@ class Meter:
         began: str | None,
         before: Mapping,
         first: int,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_seconds,
     ):
         self._tokens, self._flops, self._clock = tokens, flops, clock
         self._began = datetime.datetime.fromisoformat(began).timestamp() if began else None

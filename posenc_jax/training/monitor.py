@@ -53,6 +53,11 @@ class Monitor:
             self._log.close()
             self._bar.close()
 
+    @property
+    def last(self) -> dict:
+        """The last row of the log; for process 0."""
+        return self._log.last
+
     def waiting(self, feed: Iterable) -> Iterator:
         """Yields the feed's batches; counts the wait for a batch if no step is running by its end."""
         return self._meter.waiting(feed, self._idle)

@@ -6,7 +6,6 @@ trained alone, and the run may go on alone at any time.
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,9 +30,22 @@ from posenc_jax.training.loop import (
 )
 from posenc_jax.training.preemption import PreemptionRequest
 from posenc_jax.training.progress import MetricLog, Progress
-from posenc_jax.training.run_record import make_record, seconds_before, write_finished, write_record
+from posenc_jax.training.run_record import (
+    ending,
+    make_record,
+    opening,
+    stored_record,
+    write_finished,
+    write_record,
+)
 from posenc_jax.training.step import State, make_step, state_builder
-from posenc_jax.training.workdir import check_owner, check_same_config, lock_workdir, ownership
+from posenc_jax.training.workdir import (
+    check_owner,
+    check_same_config,
+    lock_workdir,
+    ownership,
+    saved_record,
+)
 
 
 @dataclasses.dataclass
@@ -63,7 +75,7 @@ def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -
     Raises:
       ValueError: anything wrong with the configuration, the inputs or a folder; a seed below 0; more
         than one device; runs that have begun and have no step in common.
-      Preempted: SIGTERM or Ctrl-C, after a checkpoint of the last finished step of each.
+      Preempted: SIGTERM, SIGHUP or Ctrl-C, after a checkpoint of the last finished step of each.
       Diverged: at least one run diverged; raised once the others have finished.
     """
     mesh = run_mesh(config)
@@ -110,17 +122,18 @@ def _train(ctx: TrainingContext, runs: list[_SeedRun], preemption: PreemptionReq
     for run in runs:
         step = t.steps if run in ended else first
         run.owner = ownership(run.config, inputs)
-        stored = run.checkpoints.record(step) if step else {"links": None}
+        stored = saved_record(run.checkpoints, step) if step else {"links": None}
         if step:
             check_owner(run.workdir, step, run.owner, stored["owner"])
         run.chain = HashChain(stored["links"])
         key = jax.random.key(run.config.train.seed)
         state = run.checkpoints.restore(step, shapes) if step else build(key)
-        run.record = make_record(run.config, ctx.command, inputs, state["params"], run.workdir) | {
+        before = stored_record(run.workdir)
+        run.record = make_record(run.config, ctx.command, inputs, state["params"], before) | {
             "attention": attention,
-            "seeds_in_program": _seeds_before(run.workdir) if run in ended else len(left),
+            "seeds_in_program": before.get("seeds_in_program", 1) if run in ended else len(left),
         }
-        run.spent = seconds_before(run.workdir)
+        run.spent = run.record["wall_seconds"]
         if run in ended:
             print(f"{run.workdir} has finished its {t.steps} steps")
             write_finished(run.workdir, run.record, run.spent, state, run.chain)
@@ -128,6 +141,7 @@ def _train(ctx: TrainingContext, runs: list[_SeedRun], preemption: PreemptionReq
             states.append(state)
     if not left:
         return
+    print(f"{len(left)} seeds of {opening(left[0].record)}")
     print(f"attention over {t.length} tokens: {'; '.join(attention)}")
     if first:
         print(f"resuming {len(left)} seeds after step {first} of {t.steps}")
@@ -136,11 +150,6 @@ def _train(ctx: TrainingContext, runs: list[_SeedRun], preemption: PreemptionReq
         run.log = MetricLog(run.workdir, run.config, first)
         write_record(run.workdir, run.record, run.spent, first)
     _steps(ctx, left, first, states, preemption)
-
-
-def _seeds_before(workdir: Path) -> int:
-    """Returns the number of seeds in the program that trained a finished run."""
-    return ({"seeds_in_program": 1} | json.loads((workdir / "run.json").read_text()))["seeds_in_program"]  # fmt: skip
 
 
 def _common_step(runs: Sequence[_SeedRun]) -> int:
@@ -176,7 +185,7 @@ def _steps(ctx: TrainingContext, runs, first: int, states, preemption) -> None:
         training_batches(run.config, ctx.inputs, first_step=first, process_index=0, process_count=1)
         for run in runs
     ]
-    started = time.time()
+    started = time.monotonic()
     clock = (started, first)  # time and step of the last row
     pending, done = None, first  # metrics of the previous step, read after the next was dispatched
     try:
@@ -205,18 +214,18 @@ def _steps(ctx: TrainingContext, runs, first: int, states, preemption) -> None:
                     run.checkpoints.wait()
                 for run in runs:
                     if not run.lost:
-                        seconds = run.spent + time.time() - started
+                        seconds = run.spent + time.monotonic() - started
                         write_record(run.workdir, run.record, seconds, done)
             if reason and done < t.steps:
                 raise Preempted(preempted(reason, done, t.steps))
             if all(run.lost for run in runs):
                 break
-        _end(runs, split(state), t, time.time() - started)
+        _end(runs, split(state), t, time.monotonic() - started)
     except Preempted:
         for run in runs:
             run.checkpoints.wait()
             if not run.lost:
-                write_record(run.workdir, run.record, run.spent + time.time() - started, done)
+                write_record(run.workdir, run.record, run.spent + time.monotonic() - started, done)
         raise
     finally:
         for run in runs:
@@ -234,6 +243,7 @@ def _end(runs: Sequence[_SeedRun], states: Sequence[State], t, seconds: float) -
         run.checkpoints.wait()
         if not run.lost:
             write_finished(run.workdir, run.record, run.spent + seconds, state, run.chain)
+            print(ending(run.workdir, run.log.last))
     lost = [run.lost for run in runs if run.lost]
     if lost:
         raise Diverged("; ".join(lost))
@@ -251,7 +261,7 @@ def _report(
     if step % t.log_every and step != t.steps and not any(measured) and not any(lost):
         return clock
     values_of = jax.device_get(metrics)
-    now = time.time()
+    now = time.monotonic()
     rate = t.batch_size * t.length * (step - clock[1]) / max(now - clock[0], 1e-9)
     for i, run in enumerate(runs):
         if run.lost:

@@ -1,6 +1,7 @@
 """Trace of a few steps by JAX's profiler, in `<workdir>/profile`, for xprof and Perfetto."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ NO_PROFILE = Profile(0, 0)
 def parse_profile(text: str) -> Profile:
     """Returns the steps of `first:count`; ValueError for another form."""
     first, _, count = text.partition(":")
-    if not (first.isdigit() and count.isdigit() and int(first) and int(count)):
+    if not all(re.fullmatch("[1-9][0-9]{0,17}", number) for number in (first, count)):
         raise ValueError(
             f"--profile={text} must read first:count, two numbers from 1: --profile=10:5"
         )

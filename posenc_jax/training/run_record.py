@@ -1,22 +1,30 @@
 """Run record (run.json): settings, data, command, versions and the state of a run."""
 
 import datetime
-import json
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from posenc_jax.checkpoints.fingerprint import sha256
 from posenc_jax.checkpoints.hash_chain import HashChain
-from posenc_jax.results.files import write_json
+from posenc_jax.results.files import read_json, write_json
+from posenc_jax.results.record_schema import RUN, check
 from posenc_jax.results.schema import SPLITS
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.inputs import Inputs, unigram_bits_per_byte
 from posenc_jax.training.workdir import provenance
 
+STORED = ("corpus_fingerprint", "tokenizer_fingerprint")  # required fields of a record of any age
 
-def make_record(config: RunConfig, command: str, inputs: Inputs, params, workdir: Path) -> dict:
-    """Returns the record of a run that starts or resumes.
+
+def make_record(config: RunConfig, command: str, inputs: Inputs, params, stored: dict) -> dict:
+    """Returns the record of a run that starts or resumes, with the seconds of earlier legs.
+
+    Args:
+      stored: run.json of the earlier legs, as of `stored_record`.
 
     Raises:
       ValueError: the run started on another corpus or tokenizer of the same name.
@@ -43,21 +51,19 @@ def make_record(config: RunConfig, command: str, inputs: Inputs, params, workdir
         "command": command,
         **provenance(),
     }
-    stored = _stored(workdir)
     if not stored:
-        return record | {"began": datetime.datetime.now(datetime.UTC).isoformat()}
+        return record | {
+            "wall_seconds": 0.0,
+            "began": datetime.datetime.now(datetime.UTC).isoformat(),
+        }
     for name in ("corpus_fingerprint", "tokenizer_fingerprint"):
         if stored[name] != record[name]:
             raise ValueError(
-                f"{workdir} was begun with {name} {stored[name][:12]}, now it is {record[name][:12]}: "
+                f"the run was begun with {name} {stored[name][:12]}, now it is {record[name][:12]}: "
                 "the text or the Python that it comes from has changed; choose another --workdir"
             )
-    return record | {"began": stored.get("began")}  # None: an early record has no time
-
-
-def seconds_before(workdir: Path) -> float:
-    """Returns the recorded training time of earlier legs of the run, in seconds."""
-    return _stored(workdir).get("wall_seconds", 0.0)
+    # An early record has no time of its beginning, and that of a killed first leg no seconds.
+    return record | {name: {"began": None, "wall_seconds": 0.0, **stored}[name] for name in ("began", "wall_seconds")}  # fmt: skip
 
 
 def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None:
@@ -89,6 +95,38 @@ def write_finished(workdir: Path, record: dict, seconds: float, state, chain: Ha
         )
 
 
-def _stored(workdir: Path) -> dict:
+def opening(record: dict) -> str:
+    """Returns the first line of a run: parameters, tokens and devices."""
+    return (
+        f"{record['arm']}: {record['parameters']:,} parameters, {record['tokens']:,} tokens in "
+        f"{record['steps']:,} steps, on {record['hardware']}"
+    )
+
+
+def ending(workdir: Path, row: Mapping) -> str:
+    """Returns the last lines of a finished run: its losses, and the command that evaluates it.
+
+    Args:
+      row: the last row of metrics.jsonl.
+    """
+    losses = f"loss {row['loss']:.4f}" if "loss" in row else "finished"
+    dev = row.get("dev_loss")
+    measured = "not measured (config.train.dev_every)" if dev is None else f"{dev:.4f}"
+    command = shlex.join(["python", "scripts/evaluate.py", f"--workdir={workdir}"])
+    return f"{workdir}: {losses}, dev loss {measured}\nnext: {command}"
+
+
+def stored_record(workdir: Path) -> dict:
+    """Returns run.json; {} where there is none, or a damaged one, which is named on stderr.
+
+    The checkpoints hold everything that a resume needs, so a trainer writes it again.
+    """
     path = workdir / "run.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        record = read_json(path) if path.exists() else {}
+        check(record, RUN, str(path), STORED if record else ())
+    except ValueError as fault:
+        if jax.process_index() == 0:
+            print(f"{fault}; it is written again, without the time before", file=sys.stderr)
+        return {}
+    return record

@@ -60,7 +60,8 @@ def _positional(path) -> bool:
 
 def _decayed(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: p.ndim > 1 and not _positional(path), params
+        lambda path, p: p.ndim > 1 and not _positional(path) and "_bias_" not in path[-1].key,
+        params,
     )
 
 
@@ -74,6 +75,10 @@ _MATRIX_DIMS = {
     "up_DF": ((0,), (1,)),
     "gate_DF": ((0,), (1,)),
     "down_FD": ((0,), (1,)),
+    "up_EDF": ((1,), (2,)),
+    "gate_EDF": ((1,), (2,)),
+    "down_EFD": ((1,), (2,)),
+    "transform_DD": ((0,), (1,)),
 }
 
 
@@ -156,6 +161,7 @@ def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
     """Returns the summed loss as a function of (params, batch [B, T])."""
     stream = model.clone(read_out=False, execution=LayerExecution(train.scan_layers, train.remat))
     head = "embedding_VD" if model.config.tied_head else "head_VD"
+    softcap = model.config.logit_softcap
 
     def loss_of(params, batch) -> Loss:
         x_BTD, _ = stream.apply(
@@ -163,10 +169,17 @@ def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
         )
         return summed_loss(
             x_BTD, params[head], batch["targets_BT"], batch["weights_BT"],
-            z_loss=train.z_loss, chunks=train.loss_chunks,
+            z_loss=train.z_loss, chunks=train.loss_chunks, bias_V=params.get("head_bias_V"), softcap=softcap,
         )  # fmt: skip
 
     return loss_of
+
+
+def apply_gradients(optimizer: optax.GradientTransformation, state: State, grads):
+    """Returns (parameters, optimizer state) after the update of the state's step."""
+    moments = at_step(state["optimizer"], state["step"])
+    updates, moments = optimizer.update(grads, moments, state["params"])
+    return optax.apply_updates(state["params"], updates), moments
 
 
 def all_finite(tree) -> jax.Array:

@@ -2,18 +2,25 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import jax
 
+from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
+from posenc_jax.checkpoints.store import CheckpointStore
+from posenc_jax.results import manifest
 from posenc_jax.results.environment import environment
+from posenc_jax.results.files import read_json
+from posenc_jax.results.locks import lock_folder
+from posenc_jax.results.record_schema import OBJECT, OWNER, SAVED
 from posenc_jax.training.config import RunConfig, deciding, differences, from_sections, read
 from posenc_jax.training.inputs import Inputs
 
@@ -26,7 +33,10 @@ RESTORE_REMEDY = "bring back the config.json or the checkpoint that belongs to t
 def check_same_config(workdir: Path, config: RunConfig) -> None:
     """Raises ValueError, naming the differences, for a folder with another run's config."""
     stored = workdir / "config.json"
-    if stored.exists():
+    if stored.exists() and has_checkpoint(workdir) and not _is_json(stored):
+        _check_last_owner(workdir, config)
+        print(f"{stored} is damaged; it is written again", file=sys.stderr)
+    elif stored.exists():
         differing = differences(config, read(stored))
         if differing:
             raise ValueError(
@@ -53,6 +63,16 @@ def identity(owner: dict) -> str:
     return hashlib.sha256(json.dumps(identifying, sort_keys=True).encode()).hexdigest()
 
 
+def saved_record(checkpoints: CheckpointManager | CheckpointStore, step: int) -> dict:
+    """Returns the record that was saved with a checkpoint of a run; Corrupted if it is none of a run."""
+    where = f"the record of checkpoint {step}"
+    record = manifest.checked(checkpoints.record(step), SAVED, where)
+    owner = manifest.checked(record["owner"], OWNER, f"{where}, owner")
+    if from_sections(owner["config"]).train.init_from:
+        manifest.checked(record, {"source": OBJECT}, where)
+    return record
+
+
 def check_owner(
     workdir: Path, step: int, ours: dict, theirs: dict, remedy: str = "choose another --workdir"
 ) -> None:
@@ -73,6 +93,22 @@ def check_owner(
         )
 
 
+def _check_last_owner(workdir: Path, config: RunConfig) -> None:
+    """Compares a config with that of the last sound checkpoint; raises as `check_owner`."""
+    store = CheckpointStore(workdir.resolve() / "checkpoints", owner=False)
+    step = store.newest(fall_back=True)
+    owner = saved_record(store, step)["owner"]
+    check_owner(workdir, step, {"config": dataclasses.asdict(config)}, owner)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except ValueError:
+        return False
+    return True
+
+
 def _listed(differing: list[str]) -> str:
     more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
     return "; ".join(differing[:4]) + more
@@ -83,26 +119,27 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Locks the folder for this process during the `with` block; a kill releases the lock.
 
     Raises:
-      ValueError: another trainer holds the lock, or the folder cannot be written.
+      ValueError: another trainer holds the lock, or the folder cannot be written or has a name that orbax
+        takes for a pattern.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
+    if pattern := re.search(r"[*?\[]", str(workdir.resolve())):
         raise ValueError(
-            f"{workdir} cannot be written ({error.strerror}); choose another --workdir"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ValueError(
-            f"another trainer is at work in {workdir}; stop it or choose another --workdir"
-        ) from None
-    try:
+            f"{workdir.resolve()}: orbax takes {pattern[0]} in a path for a pattern and loses what it saves there; "
+            "choose another --workdir"
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_folder(workdir))
+        except BlockingIOError:
+            raise ValueError(
+                f"another trainer is at work in {workdir}; stop it or choose another --workdir"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"{workdir} cannot be written ({error.strerror}); choose another --workdir"
+            ) from None
         yield
-    finally:
-        os.close(lock)
 
 
 def provenance() -> dict:

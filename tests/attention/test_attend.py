@@ -31,14 +31,15 @@ def tensors(B, T, K=N, dtype=jnp.float32):
     return qkv(B, T, N, K, H, dtype=dtype)
 
 
-def run(line, q, k, v, pos, seg=None, layer=0):
+def run(line, q, k, v, pos, seg=None, layer=0, order=None):
     place = placed(line).layers[layer]
     seg = jnp.ones_like(pos) if seg is None else seg
     params, clock = place.init(jax.random.key(7)), None
     if place.gated:
         x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
         clock = jax.jit(cumulative_log_forget)(place.log_forget(params, x), seg)
-    return attend(q, k, v, place, params, TokenSide(pos, seg, clock), optional=OptionalInputs(x_BTD=schemes.projected_from(place, pos.shape)))  # fmt: skip
+    side = TokenSide(pos, seg, clock, order)
+    return attend(q, k, v, place, params, side, optional=OptionalInputs(x_BTD=schemes.projected_from(place, pos.shape)))  # fmt: skip
 
 
 def test_dense_attention_equals_the_float64_loop_under_a_coupled_split():
@@ -93,8 +94,9 @@ def test_temperature_never_touches_the_bias():
 def test_a_sum_reduces_to_its_parents():
     q, k, v = tensors(2, 9)
     pos = jnp.broadcast_to(jnp.arange(9), (2, 9))
-    flat = run("rope+alibi", q, k, v, 0 * pos)  # all at one place: no rotation, no distance
-    np.testing.assert_allclose(flat, run("nope", q, k, v, 0 * pos), atol=1e-6)
+    here = {"pos": 0 * pos, "order": pos}  # all at one place: no rotation, no distance
+    flat = run("rope+alibi", q, k, v, **here)
+    np.testing.assert_allclose(flat, run("nope", q, k, v, **here), atol=1e-6)
     gap = run("rope+alibi", q, k, v, pos) - run("rope", q, k, v, pos)
     assert np.abs(gap).max() > 1e-2
 

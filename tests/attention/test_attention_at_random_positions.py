@@ -21,7 +21,7 @@ from posenc_jax.attention import (
 from posenc_jax.attention.attend import choose_implementation
 from posenc_jax.data.random_positions import RandomPositions
 from posenc_jax.encodings import cumulative_log_forget, parse
-from posenc_jax.model.blocks import visible_key_counts
+from posenc_jax.model.attention_layer import visible_key_counts
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 

@@ -179,7 +179,7 @@ def blocks_read(line, length, window=None):
     seg = jnp.ones_like(pos)
     read = []
     for plan, floats, places, _ in head_groups(
-        (q, k, v, ({}, None), None, None), (pos, seg, pos, seg), jnp.int32(0), layer,
+        (q, k, v, ({}, None), None, None), (pos, seg, None, pos, seg, None), jnp.int32(0), layer,
         BlockwiseSettings(window=window, epsilon=0.0, blocks=(32, 32)),
     ):  # fmt: skip
         _, stop_BNI = jax.jit(

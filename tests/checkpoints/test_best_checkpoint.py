@@ -9,7 +9,7 @@ import pytest
 from support.stored_steps import chosen, steps
 
 from posenc_jax.checkpoints.manager import CheckpointManager
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
+from posenc_jax.results.manifest import Corrupted
 from posenc_jax.training.sharding import make_mesh
 
 pytestmark = pytest.mark.thorough
@@ -76,11 +76,9 @@ def test_a_damaged_best_is_refused_by_a_reader_and_set_aside_by_the_next_leg(tmp
     workdir = saved(tmp_path, (2.0, 2.2, 2.5, 2.4), keep=3)
     assert steps(workdir) == [1, 2, 3, 4]
     damage(workdir, 1)
-    with pytest.raises(
-        CorruptedCheckpoint, match=r"checkpoints/1 is damaged: .*is missing; run train\.py"
-    ):
+    with pytest.raises(Corrupted, match=r"checkpoints/1 is damaged: .*is missing; run train\.py"):
         chosen(workdir, "best")
-    with pytest.raises(CorruptedCheckpoint, match="checkpoints/1 is damaged"):
+    with pytest.raises(Corrupted, match="checkpoints/1 is damaged"):
         chosen(workdir, "1")
     assert chosen(workdir, "last") == 4
     assert steps(workdir) == [1, 2, 3, 4]

@@ -14,9 +14,9 @@ import pytest
 from support.train_states import state
 
 from posenc_jax.checkpoints import manager as checkpoints_module
-from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed, has_checkpoint
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
+from posenc_jax.results import manifest
+from posenc_jax.results.manifest import Corrupted
 from posenc_jax.training.sharding import make_mesh
 
 
@@ -132,9 +132,7 @@ def test_a_reader_whom_an_earlier_step_would_mislead_is_told_instead(workdir):
     files(workdir)[-1].write_bytes(b"")
     with (
         CheckpointManager(workdir, 5, clean=False) as checkpoints,
-        pytest.raises(
-            CorruptedCheckpoint, match=r"8 is damaged: .*run train.py with the same --workdir"
-        ),
+        pytest.raises(Corrupted, match=r"8 is damaged: .*run train.py with the same --workdir"),
     ):
         checkpoints.latest(fall_back=False)
 
@@ -146,7 +144,7 @@ def test_when_all_are_damaged_nothing_is_started_over(workdir):
     with (
         CheckpointManager(workdir, 5) as checkpoints,
         pytest.raises(
-            CorruptedCheckpoint, match=r"every checkpoint .* is damaged .*bring one back"
+            Corrupted, match=r"every checkpoint .* is damaged .*bring one back"
         ) as caught,
     ):
         checkpoints.latest()
@@ -192,7 +190,7 @@ def test_another_dtype_shape_or_leaf_is_refused_with_the_difference(workdir, cha
     change(wanted)
     with (
         CheckpointManager(workdir, 5, clean=False) as checkpoints,
-        pytest.raises(CorruptedCheckpoint, match=said),
+        pytest.raises(Corrupted, match=said),
     ):
         checkpoints.restore(8, shapes(wanted))
 
@@ -211,7 +209,7 @@ def test_bits_lost_on_the_way_to_or_from_the_disk_are_seen(workdir):
     resealed(workdir, lambda c: c["sums"].update({"params/up_DF": "0" * 32}))
     with (
         CheckpointManager(workdir, 5, clean=False) as checkpoints,
-        pytest.raises(CorruptedCheckpoint, match="params/up_DF came back with other bits"),
+        pytest.raises(Corrupted, match="params/up_DF came back with other bits"),
     ):
         checkpoints.restore(checkpoints.latest(), shapes(state(8)))
 
@@ -312,7 +310,7 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_is_run_or_followed(
         resealed(workdir, lambda contents: None)
         with (
             CheckpointManager(workdir, 5, clean=False) as checkpoints,
-            pytest.raises(CorruptedCheckpoint, match=r"cannot be read|other bits") as caught,
+            pytest.raises(Corrupted, match=r"cannot be read|other bits") as caught,
         ):
             checkpoints.restore(checkpoints.latest(), shapes(state(8)))
         assert "\n" not in str(caught.value)

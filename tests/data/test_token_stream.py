@@ -22,7 +22,8 @@ def stdlib(data_dir):
 
 def test_train_windows_hold_no_document_of_another_split(stdlib, data_dir):
     stream = open_stream(stdlib, "train", open_tokenizer("bytes"), data_dir)
-    text = stream.tokens[stream.tokens < 256].astype(np.uint8).tobytes()
+    tokens = stream.tokens[:]
+    text = tokens[tokens < 256].astype(np.uint8).tobytes()
     assert text == b"".join(text for _, text in stdlib.documents("train"))
     for split in ("dev", "test"):
         for name, document in stdlib.documents(split):
@@ -43,15 +44,6 @@ def test_a_stream_is_the_documents_each_after_bos(stdlib, data_dir):
     again = open_stream(stdlib, "dev", tokenizer, data_dir)
     assert again.fingerprint == stream.fingerprint
     assert not list(pathlib.Path(data_dir, "streams").glob(".unfinished*"))
-
-
-def test_a_truncated_stream_is_named_and_not_read(stdlib, tmp_path):
-    tokenizer = open_tokenizer("bytes")
-    open_stream(stdlib, "test", tokenizer, str(tmp_path))
-    (path,) = tmp_path.glob("streams/*/tokens.bin")
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"tokens\.bin is damaged; remove"):
-        open_stream(stdlib, "test", tokenizer, str(tmp_path))
 
 
 def test_a_failed_stream_leaves_nothing_behind(stdlib, tmp_path):

@@ -77,7 +77,7 @@ def test_reports_say_how_far_windows_let_heads_see():
     assert [h.sight for h in heads] == [20, 300, None]
     assert [h.horizon[50.0] for h in heads] == [19, 299, 999]
     assert [h.blind["float32"] for h in heads] == [19, 299, None]
-    assert heads[1].slope_times_length == pytest.approx(L * oracles.alibi_slopes(1)[0], rel=1e-5)
+    assert heads[1].bias_over_L == pytest.approx(L * oracles.alibi_slopes(1)[0], rel=1e-5)
     said = analysis.scheme_warnings(heads, 1000, L)
     assert said[0].startswith("2 of 3 heads have a window of 20 to 300 tokens")
     assert not any(

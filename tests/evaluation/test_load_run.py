@@ -13,6 +13,7 @@ from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.environment import environment
+from posenc_jax.training.config import from_sections
 from posenc_jax.training.loop import train
 from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
@@ -63,7 +64,7 @@ def refused_everywhere(workdir, tmp_path, words):
     tuned = dataclasses.replace(
         tuned,
         data=dataclasses.replace(tuned.data, data_dir=config["data"]["data_dir"]),
-        model=dataclasses.replace(tuned.model, **config["model"]),
+        model=from_sections(config).model,
     )
     for read in (
         lambda: measured(workdir),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.checkpoints.fingerprint import leaves
-from posenc_jax.training import loop
+from posenc_jax.training import loop, run_record
 from posenc_jax.training.sharding import BATCH
 
 CORRUPTED = "params/layer_0/mlp/up_DF"  # leaf with the bad gradient, split over fsdp and model
@@ -32,7 +32,7 @@ def arm(what: str, steps: Collection[int], **how) -> None:
         "rows": _rows, "gradient": _gradient, "spike": _spike, "left_out": _left_out, "nothing": _nothing,
     }  # fmt: skip
     kinds[what](frozenset(steps), **how)
-    loop.write_finished = _after(_refuse_unlike_devices, loop.write_finished)
+    run_record.write_finished = _after(_refuse_unlike_devices, run_record.write_finished)
 
 
 def _nothing(steps: Collection[int]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from faults.small_run import SmallRun, last_logged
 from faults.trial import Trial
-from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.manager import CheckpointManager
-from posenc_jax.checkpoints.manifest import CorruptedCheckpoint
+from posenc_jax.results import manifest
+from posenc_jax.results.manifest import Corrupted
 
 
 def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -145,7 +145,7 @@ def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
         ):
             try:
                 used = checkpoints.latest()
-            except CorruptedCheckpoint:  # the other one as well, which nobody touched
+            except Corrupted:  # the other one as well, which nobody touched
                 used = None
         seen = used == steps[-2] and path.name in said.getvalue()
         yield Trial(fault, f"{path.name}: {detail}", undetected=not seen, said=said.getvalue().strip())  # fmt: skip

@@ -3,43 +3,65 @@
 import contextlib
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from faults.small_run import SmallRun, last_logged, without_progress
 from faults.trial import Trial
-from posenc_jax.results.schema import UNWRITABLE, WRONG_INPUT
+from posenc_jax.results.schema import DONE, UNWRITABLE, WRONG_INPUT
+
+_LIMIT = 120.0  # seconds without a step in which a run on a full disk must have ended
 
 
 def full(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
     """A small disk fills up during the run; after it is enlarged, the same command resumes."""
     for index in range(trials):
-        workdir = run.fresh(f"full-{index}")
         size = rng.randrange(300, 1700)  # kB; a checkpoint takes about 500, and two are kept
-        with _mounted(workdir, f"size={size}k") as reason:
-            if reason:
-                yield Trial("disk full", skipped=reason)
-                return
-            process = run.start(workdir / "run")
-            _, err = process.communicate()
-            reached = last_logged(workdir / "run")
-            room = process.returncode == 0
-            said = without_progress(err).splitlines()
-            named = process.returncode == UNWRITABLE and len(said) == 1
-            subprocess.run(["mount", "-o", "remount,size=64m", str(workdir)], check=True)
-            first, _, later = run.finish(workdir / "run")
-            wrong = run.wrong(workdir / "run")
-        detail = f"{size} kB, exit {process.returncode}"
-        bad = not (room or named) or "Traceback" in later
-        yield Trial(
-            "disk full",
-            detail,
-            wrong,
-            bad,
-            0 if room else reached - first,
-            " ".join(said),
-            save_cut=not room,
-        )
+        yield _filled(run, f"full-{index}", "disk full", f"size={size}k", "size=64m")
+
+
+def out_of_inodes(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """A file system that holds a small number of files, until it holds more."""
+    for index in range(trials):
+        count = rng.randrange(10, 60)
+        yield _filled(run, f"inodes-{index}", "out of inodes", f"size=64m,nr_inodes={count}", "nr_inodes=9999")  # fmt: skip
+
+
+def _filled(run: SmallRun, name: str, fault: str, small: str, large: str) -> Trial:
+    """Runs on a file system with small limits, enlarges it, and resumes."""
+    workdir = run.fresh(name)
+    with _mounted(workdir, small) as reason:
+        if reason:
+            return Trial(fault, skipped=reason)
+        process, began = run.start(workdir / "run"), time.monotonic()
+        _end_stalled(process, workdir / "run")
+        _, err = process.communicate()
+        seconds, reached = time.monotonic() - began, last_logged(workdir / "run")
+        room = process.returncode == DONE
+        said = without_progress(err).splitlines()
+        named = process.returncode in (UNWRITABLE, WRONG_INPUT) and len(said) == 1
+        subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
+        first, out, later = run.finish(workdir / "run")
+        wrong = run.wrong(workdir / "run")
+    bad = not (room or named) or "Traceback" in later
+    return Trial(
+        fault, small, wrong, bad, 0 if room else reached - first, " ".join(said)[:300], save_cut=not room,
+        seconds=seconds, exit_codes=str(process.returncode),
+        output=f"{err}{out}{later}"[-2000:] if bad or wrong else "",
+    )  # fmt: skip
+
+
+def _end_stalled(process: subprocess.Popen, workdir: Path) -> None:
+    """Waits for the end of a run; kills one without a step for _LIMIT seconds, or twice that for its first."""
+    since, seen = time.monotonic(), 0
+    while process.poll() is None:
+        time.sleep(0.1)
+        now, step = time.monotonic(), last_logged(workdir)
+        if step != seen:
+            since, seen = now, step
+        if now - since > _LIMIT * (1 if seen else 2):
+            process.kill()
 
 
 def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:

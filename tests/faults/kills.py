@@ -47,7 +47,7 @@ def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iter
             time.sleep(rng.random() * 0.05)
             process.kill()
             process.communicate()
-        yield _resumed(run, workdir, "kill -9, any moment", f"after steps {at}")
+        yield _resumed(run, workdir, "kill -9, any moment", f"after steps {at}", killed=process)
 
 
 def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -61,7 +61,7 @@ def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator
             await_seen(process, there, workdir, pause=0)
             process.kill()
             process.communicate()
-            yield _resumed(run, workdir, f"kill -9, {point}", f"after step {skip}")
+            yield _resumed(run, workdir, f"kill -9, {point}", f"after step {skip}", killed=process)
 
 
 def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -120,10 +120,21 @@ def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: flo
             time.sleep(pause)
 
 
-def _resumed(run, workdir, fault, detail, undetected=False, said="") -> Trial:
-    """Resumes after a fault to the end, and compares with the undisturbed run."""
+def _resumed(run, workdir, fault, detail, undetected=False, said="", killed=None) -> Trial:
+    """Resumes after a fault to the end, and compares with the undisturbed run.
+
+    Args:
+      killed: a process that was to be killed; one that ended by itself before is no trial.
+    """
+    if killed is not None and killed.returncode != -signal.SIGKILL:
+        return Trial(fault, detail, skipped=f"it ended first, with {killed.returncode}")
     taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
-    _, out, err = run.finish(workdir)
+    again = run.start(workdir)
+    out, err = again.communicate()
     elsewhere = resumed(out) not in (None, sound)
-    bad = undetected or elsewhere or "Traceback" in err
-    return Trial(fault, detail, run.wrong(workdir), bad, taken, said.strip(), save_cut=cut)
+    bad, wrong = undetected or elsewhere or "Traceback" in err, run.wrong(workdir)
+    codes = [*([] if killed is None else [killed.returncode]), again.returncode]
+    return Trial(
+        fault, detail, wrong, bad, taken, said.strip(), save_cut=cut, exit_codes=" ".join(map(str, codes)),
+        output=f"{said}{out}{err}"[-2000:] if bad or wrong else "",
+    )  # fmt: skip

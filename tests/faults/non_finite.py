@@ -10,11 +10,11 @@ import numpy as np
 
 from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, record, rows, without_progress
 from faults.trial import Trial
-from posenc_jax.checkpoints import manifest
 from posenc_jax.checkpoints.fingerprint import leaves
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results import manifest
 from posenc_jax.training.config import read
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder

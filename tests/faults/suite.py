@@ -2,10 +2,12 @@
 
 from faults import (
     bad_inputs,
+    checks,
     corrupted_checkpoints,
     disk,
     kills,
     non_finite,
+    readers,
     repeated_kills,
     workers,
 )
@@ -26,7 +28,15 @@ FAULTS = {
     "all_damaged": corrupted_checkpoints.all_damaged,
     "stale": corrupted_checkpoints.stale,
     "disk_full": disk.full,
+    "inodes": disk.out_of_inodes,
     "read_only": disk.read_only,
+    "power": checks.power_loss,
+    "other_config": checks.other_config,
+    "other_bits": checks.other_bits,
+    "other_steps": checks.other_steps,
+    "evaluate": readers.evaluated,
+    "report": readers.reported,
+    "study": readers.studied,
     "nan": non_finite.one_device,
     "nan_in_a_row": non_finite.in_a_row,
     "spike": non_finite.spike,
@@ -35,7 +45,17 @@ FAULTS = {
     "settings_typed": bad_inputs.settings_typed,
     "corpora": bad_inputs.corpora,
 }
-CHEAP = ("flip", "truncate", "delete", "hostile", "settings")  # a trial takes milliseconds
+CHEAP = (
+    "flip",
+    "truncate",
+    "delete",
+    "hostile",
+    "settings",
+    "other_config",
+    "other_bits",
+    "other_steps",
+    "power",
+)  # a trial takes milliseconds
 
 
 def chosen(only: list[str] | None) -> list[str]:

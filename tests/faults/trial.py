@@ -20,7 +20,8 @@ class Trial:
       lost_steps: steps that were taken again. save_cut: the fault interrupted an asynchronous save: the run
         may lose the steps of that save and those since it started. said: the error line.
       seconds: from the start to the refusal or result. peak_mb: of the process. None: not measured.
-      skipped: why the fault could not be tried; empty if it was.
+      skipped: why the fault could not be tried, or did not land; empty if it did.
+      exit_codes: of the processes, in the order of their ends. output: of a failed trial, its end.
     """
 
     fault: str
@@ -33,6 +34,8 @@ class Trial:
     save_cut: bool = False
     seconds: float | None = None
     peak_mb: float | None = None
+    exit_codes: str = ""
+    output: str = ""
 
 
 def stored(path: Path) -> list[Trial]:

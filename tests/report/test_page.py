@@ -15,12 +15,16 @@ import pytest
 from support.synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
 
 from posenc_jax.report import StudyView, style, tables, write_report
-from posenc_jax.report.contents import figures, sections
-from posenc_jax.report.page import render
+from posenc_jax.report.page import render, sections
 from posenc_jax.report.study_view import short_name
 from posenc_jax.report.text_figures import octave_means
 from posenc_jax.results.load import load, load_unmigrated
 from posenc_jax.results.publish import publish
+
+
+def figures(study: StudyView) -> list:
+    """Every figure of the page in its order."""
+    return [figure for found in sections(study).values() for figure in found]
 
 
 def view_of(folder: pathlib.Path) -> StudyView:
@@ -420,7 +424,7 @@ def evil_verdict(rule):
              "sentence": EVIL, "problems": [EVIL], "iqm": None, "ahead": None, "unit": "accuracy"}  # fmt: skip
     hybrid = {"hybrid": EVIL, "verdict": EVIL, "clauses": {EVIL: EVIL}, "reasons": [EVIL],
               "statements": [words | tested, words | counted], "attribution": [{"words": EVIL}]}  # fmt: skip
-    return {"rule": rule, "status": "exploratory", "tier": EVIL, "split": EVIL, "train_length": L, "seeds": [EVIL],
+    return {"rule": rule, "status": "exploratory", "tier": EVIL, "split": EVIL, "train_length": L, "seeds": [3],
             "prereg": None, "margins": {"bpb": 0.005, "accuracy": 0.05}, "runs": {EVIL: ""}, "verdicts": [hybrid]} | {
             name: [EVIL] for name in ("deviations", "notes", "why", "unused", "unplanned", "gaps")}  # fmt: skip
 

@@ -24,21 +24,23 @@ from support.synthetic_runs import (
 
 from posenc_jax.report import (
     StudyView,
-    classification_figures,
     pareto_figures,
     retrieval_figures,
     structure_figures,
     style,
     tables,
     text_figures,
-    training_figures,
 )
-from posenc_jax.report.contents import figures
-from posenc_jax.report.page import render
+from posenc_jax.report.page import render, sections
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.study.factorial import fit
 from posenc_jax.study.pareto import hypervolume
+
+
+def figures(study: StudyView) -> list:
+    """Every figure of the page in its order."""
+    return [figure for found in sections(study).values() for figure in found]
 
 
 def view_of(folder):
@@ -117,7 +119,7 @@ def test_effects_are_those_of_the_arms_that_name_their_levels(study):
 
 
 def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(study):
-    picture = training_figures.learning_rates(study)
+    picture = text_figures.learning_rates(study)
     chosen = {r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.rows if r["chosen"]}  # fmt: skip
     assert chosen == {"rope": (0.01, False), "alibi": (0.03, True)}
     assert "a rate outside it may be better: alibi" in picture.caption
@@ -149,8 +151,8 @@ def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_
 
 def test_a_rate_that_was_chosen_past_L_says_so(study):
     changed = dataclasses.replace(study.data, tuning=dict(study.data.tuning) | {"k": 0.5})
-    within = training_figures.learning_rates(StudyView(changed)).caption
-    assert "at c = L (positions L to 1.5 L)" in training_figures.learning_rates(study).caption
+    within = text_figures.learning_rates(StudyView(changed)).caption
+    assert "at c = L (positions L to 1.5 L)" in text_figures.learning_rates(study).caption
     assert "at L/2 (in distribution)" in within
 
 
@@ -158,7 +160,7 @@ def test_all_of_them_can_be_drawn(study):
     for figure in (
         *pareto_figures.hypervolumes(study),
         *pareto_figures.factorial_effects(study),
-        *training_figures.training_figures(study),
+        *text_figures.training_figures(study),
     ):
         assert all(svg.startswith("<svg") for svg in figure.svgs())
         assert figure.csv().count("\n") == len(figure.rows) + 1
@@ -378,12 +380,15 @@ def test_the_tables_hold_summary_structure_and_reach(measured):
 def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
     assert "rope-4L" not in measured.arms
     assert not [line for line in measured.unfinished if "4L" in line]
-    records = tables.elsewhere_records(measured)
-    assert {(r["arm"], r["seed"], r["train_length"]) for r in records} == {("rope-4L", s, 4 * L) for s in (0, 1)}  # fmt: skip
+    records = {(r["arm"], r["metric"]): r for r in tables.elsewhere_records(measured)}
+    assert {(r["arm"], r["train_length"]) for r in records.values()} == {("rope-4L", 4 * L)}
+    for k, words in ((0.5, "at L/2 (in distribution)"), (1, "at c = L (positions L to 1.5 L)")):
+        found = records["rope-4L", f"bpb_ctx {words}"]
+        values = [value_of("rope", seed, "bpb_ctx", k) for seed in (0, 1)]
+        assert (found["mean"], found["seeds"]) == (pytest.approx(np.mean(values)), 2)
     at_own = np.mean([value_of("rope", seed, "bpb_ctx", 0.5) for seed in (0, 1)])
     html = tables.elsewhere_section(measured)
-    assert f"bpb_ctx at L/2 (in distribution), {2 * L} tokens" in html
-    assert f"bpb_ctx at c = L (positions L to 1.5 L), {4 * L} tokens" in html
+    assert f"rope-4L: L = {4 * L} (4 times that of the others), seeds 0, 1" in html
     assert f"<td>{at_own:.3f}<small>" in html
     page = render(measured, {})
     assert "Trained at another length" in page
@@ -395,7 +400,7 @@ def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
 
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
     for picture in (text_figures.bpb_against_length(measured), text_figures.nll_by_position(measured),
-                    training_figures.training_curves(measured), text_figures.by_length(measured, "repeat_gain")):  # fmt: skip
+                    text_figures.training_curves(measured), text_figures.by_length(measured, "repeat_gain")):  # fmt: skip
         panels = titled(drawn(picture))
         assert list(panels) == [measured.names[arm] for arm in MANY], picture.name
         for arm, axes in zip(MANY, panels.values(), strict=True):
@@ -422,7 +427,7 @@ def classifiers(tmp_path_factory):
 
 
 def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
-    picture = classification_figures.classification(classifiers)
+    picture = structure_figures.classification(classifiers)
     buckets = ["length:<=L", "length:L-2L", "length:2L-4L", "length:4L-8L", "length:>8L", "all"]
     assert list(dict.fromkeys(r["bucket"] for r in picture.rows if r["arm"] == "rope")) == buckets
     for r in picture.rows:

@@ -28,6 +28,7 @@ from posenc_jax.bench import (
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")]
 SCRIPTS = [ROOT / "train.py", *sorted((ROOT / "scripts").glob("*.py"))]
+SCRIPTS.remove(ROOT / "scripts" / "installed.py")  # what the others import
 CONFIGS = sorted(ROOT.glob("configs/**/*.py"))
 BENCHES = {
     "attention": attention_cost,
@@ -131,7 +132,7 @@ def unknown(script, words, made=()):
             section, _, field = name.removeprefix("config.").partition(".")
             if field not in configuration(config).get(section, {}):
                 found.append(f"{name} is no setting")
-        elif not {name, name.removeprefix("no")} & set(taken):
+        elif not {name, name.removeprefix("no")} & {*taken, "help"}:
             found.append(f"--{name} is no flag of {script}")
         elif name in ("config", "study"):
             path = value.partition(":")[0]

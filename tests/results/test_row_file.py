@@ -11,7 +11,7 @@ from support.result_folders import L, row
 from support.result_rows import row_of_8_tokens
 
 from posenc_jax.evaluation.context import EvaluationContext, Multiples
-from posenc_jax.results.row_file import RowFile, headline
+from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.schema import DEFINITIONS, row_from_json
 
 STAMPS = {"E": "x"}
@@ -93,16 +93,6 @@ def test_an_item_that_was_skipped_is_asked_again_and_one_of_older_definitions_to
     older = runs.rows(path)[0] | {"definitions": DEFINITIONS - 1, "value": math.nan}
     path.write_text(json.dumps(older) + "\n")
     assert RowFile(path, {"E": "one"}).dropped == 1
-
-
-def test_the_headline_names_the_loss_within_l_and_past_it(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = RowFile(path, {"E": "one"})
-    rows.add("E1/1", [row_of_8_tokens(metric="bpb_nonoverlap", value=9.0)])
-    assert headline(path) == ""
-    for length, value in ((4, 2.0), (8, 2.5), (32, 3.0), (64, None)):
-        rows.add(f"E3/{length}", [row_of_8_tokens(length=length, value=value)])
-    assert headline(path) == "bits per byte of dev: 2.000 within L (c = L/2), 3.000 after 4L"
 
 
 def test_a_value_that_is_not_finite_is_no_value_and_says_so():

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import types
+from pathlib import Path
 
 import pytest
 from support import toy_study
@@ -282,3 +283,19 @@ def test_a_fine_tuned_arm_needs_a_parent_that_is_there_and_shares_its_fate():
     tuned = study(arms=(SUM, TUNED), tuning=TUNING)
     with pytest.raises(ValueError, match="takes the rate of its parent"):
         tuned.cell("sum-yarn-s9-lr0.001")
+
+
+def test_a_run_is_the_same_however_its_paths_are_written():
+    tuned = Arm("tuned", "rope", length=128, parent="rope")
+    s = study(arms=(ROPE, SUM, tuned))
+
+    def stamps(file, workdir, scripts):
+        def config(run):
+            return types.SimpleNamespace(to_dict=lambda: s.fill(run, base()))
+
+        plan = study_runner(s, config, file, Path(workdir), Path(scripts))
+        return [plan.run(cell).stamp for cell in s.grid({arm.name: None for arm in s.arms})]
+
+    relative = stamps("mine.py", "studies/x", ".")
+    assert relative == stamps("/a/mine.py", "/a/studies/x", "/a")
+    assert len(set(relative)) == len(relative) == 6

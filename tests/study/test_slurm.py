@@ -1,5 +1,6 @@
 """A study as array jobs: what the scripts say, and what they do under a Slurm that is only pretended."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from support import toy_study
 from support.toy_study import stand_in
 
-from posenc_jax.study import slurm
+from posenc_jax.study import local_executor, slurm
 
 STAGE = slurm.SlurmStage("x-runs", (("echo", "one"), ("echo", "two words")), "x-tuning")
 
@@ -62,15 +63,17 @@ def test_one_task_a_run_is_requeued_and_told_in_time():
 
 def test_what_is_not_asked_for_is_left_to_the_cluster():
     assert not [w for w in ("partition", "time=", "gpus", "account", "mem=") if f"--{w}" in text()]
-    report = slurm.SlurmStage("x-report", (("true",),), "x-runs", gpus=False)
+    report = slurm.SlurmStage("x-report", (("true",),), "x-runs", computes=False)
     assert "--gpus" not in text(report, gpus=1)
     assert "--gpus-per-task=1" in text(gpus=1)
 
 
-def test_a_container_or_an_environment_is_entered():
+def test_a_container_or_an_environment_is_entered(tmp_path):
     inside = text(container="/images/jax.sqsh")
     assert "srun --container-image=/images/jax.sqsh --container-mounts=/repo:/repo,/study:/study" in inside  # fmt: skip
-    assert "source /repo/.venv/bin/activate" in text(venv="/repo/.venv")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    assert f"source {tmp_path}/bin/activate" in text(venv=str(tmp_path))
     with pytest.raises(ValueError, match="exclude each other"):
         slurm.Resources(venv=".venv", container="x")
 
@@ -81,8 +84,12 @@ def test_what_sbatch_would_misread_is_refused(wrong):
         slurm.Resources(**wrong)
 
 
-@pytest.mark.parametrize("resources", [{}, {"venv": "/a b/venv"}, {"container": "docker://x"}])
+@pytest.mark.parametrize("resources", [{}, {"venv": "a b"}, {"container": "docker://x"}])
 def test_the_script_passes_shellcheck(tmp_path, resources):
+    if "venv" in resources:
+        resources = {"venv": str(tmp_path / resources["venv"])}
+        (tmp_path / "a b" / "bin").mkdir(parents=True)
+        (tmp_path / "a b" / "bin" / "activate").touch()
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck on the PATH")
     path = tmp_path / "x.sh"
@@ -196,6 +203,14 @@ def test_a_job_without_its_flags_is_one_line(cluster, tmp_path):
     assert len(said.splitlines()) == 1
 
 
+def test_a_job_without_its_environment_is_one_line(cluster, tmp_path):
+    process = submitted(tmp_path, "", "--config=c", "--workdir=w", VENV="/nothere")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert len(said.splitlines()) == 1
+    assert "there is no /nothere/bin/python" in said
+
+
 def test_the_job_script_passes_shellcheck():
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck on the PATH")
@@ -268,3 +283,151 @@ def test_a_run_told_to_stop_ends_with_75(tmp_path):
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert sys.platform != "linux" or not (tmp_path / "out/logs/rope-s9-lr0.001.json").exists()
+
+
+REPORT = slurm.SlurmStage("x-report", (("true",),), "x-runs", computes=False)
+
+
+def test_arguments_reach_the_script_and_the_report_gets_no_gpu_and_no_gpu_partition():
+    asked = {
+        "partition": "gpu", "report_partition": "cpu", "account": "lab", "qos": "high", "constraint": "a100",
+        "gres": "gpu:a100:4", "nodes": 4, "gpus": 2, "memory": "32G",
+    }  # fmt: skip
+    lines = text(**asked).splitlines()
+    for wanted in (
+        "partition=gpu", "account=lab", "qos=high", "constraint=a100", "gres=gpu:a100:4", "nodes=4",
+        "ntasks-per-node=1", "gpus-per-task=2", "mem=32G",
+    ):  # fmt: skip
+        assert f"#SBATCH --{wanted}" in lines
+    report = text(REPORT, **asked)
+    for wanted in ("partition=cpu", "account=lab", "qos=high", "nodes=1"):
+        assert f"#SBATCH --{wanted}\n" in report
+    assert not [word for word in ("gpu", "a100", "kill-on-bad-exit") if word in report]
+
+
+def test_modules_and_the_prelude_come_before_the_strict_mode_and_the_environment(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    said = text(modules=("cuda/12", "gcc 13"), prelude=("export A=1", "ulimit -c 0"), venv=str(tmp_path))  # fmt: skip
+    order = ["export A=1", "ulimit -c 0", "module load cuda/12 || exit 2", "module load 'gcc 13' || exit 2",
+             "set -euo pipefail", f"source {tmp_path}/bin/activate"]  # fmt: skip
+    places = [said.index(f"\n{line}\n") for line in order]
+    assert places == sorted(places)
+
+
+def test_a_task_of_several_nodes_lets_every_process_save():
+    assert "\nsrun --kill-on-bad-exit=0 --wait=60 bash -c" in text(nodes=2)
+    assert "\nsrun bash -c" in text()
+
+
+def test_a_folder_without_an_environment_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"--venv={tmp_path} is no virtual environment"):
+        slurm.Resources(venv=str(tmp_path))
+
+
+@pytest.fixture
+def toy(cluster, tmp_path):
+    toy_study.make(tmp_path / "repo")
+    return tmp_path / "repo"
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_job_ids_are_kept_and_a_second_submission_is_refused_while_the_first_is_at_work(
+    toy, cluster, monkeypatch
+):
+    folder = toy / "out" / "slurm"
+    assert toy_study.run(toy, "--launch=slurm").returncode == 0
+    jobs = json.loads((folder / "jobs.json").read_text())
+    assert jobs == {"out-tuning": "101", "out-runs": "102", "out-report": "103"}
+    stand_in(cluster.parent / "bin", "squeue", f'echo "squeue $*" >>{cluster}; echo 102; echo 102')
+    with pytest.raises(ValueError, match="jobs 102 of this study are queued or at work") as error:
+        slurm.refuse_second_submission(folder)
+    assert "scancel 101 102 103" in str(error.value)
+    assert lines(cluster)[-1] == "squeue --noheader --format=%A --jobs=101,102,103"
+    sent = len(lines(cluster))
+    refused = toy_study.run(toy, "--launch=slurm")
+    assert refused.returncode == 2, refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not [line for line in lines(cluster)[sent:] if line.startswith("sbatch")]
+
+
+@pytest.mark.parametrize(
+    ("squeue", "said"),
+    [
+        ("exit 0", None),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "does not say whether"),
+    ],
+)
+def test_what_squeue_says_of_ended_jobs(cluster, tmp_path, squeue, said):
+    stand_in(tmp_path / "bin", "squeue", squeue)
+    (tmp_path / "jobs.json").write_text('{"x-runs": "5"}')
+    if said is None:
+        slurm.refuse_second_submission(tmp_path)
+        return
+    with pytest.raises(ValueError, match=said):
+        slurm.refuse_second_submission(tmp_path)
+
+
+def test_a_refused_stage_leaves_no_ids(cluster, tmp_path):
+    stand_in(tmp_path / "bin", "sbatch", "[[ $* != *runs* ]] && echo 5")
+    stages = [slurm.SlurmStage("x-tuning", (("true",),)), STAGE]
+    paths = slurm.write(stages, slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
+    with pytest.raises(ValueError, match="sbatch refused"):
+        slurm.submit(stages, paths)
+    assert not (tmp_path / "slurm" / slurm.JOBS).exists()
+
+
+def test_a_dry_run_prints_and_writes_nothing(toy, cluster):
+    done = toy_study.run(toy, "--launch=slurm", "--dry_run", "--qos=high")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#SBATCH --qos=high") == 3
+    assert done.stdout.splitlines()[-1] == "# --dry_run: nothing was written or submitted"
+    assert not (toy / "out").exists()
+    assert not cluster.exists()
+    refused = toy_study.run(toy, "--dry_run")
+    assert refused.returncode == 2
+    assert "--dry_run belong to --launch=slurm" in refused.stderr
+
+
+@pytest.mark.thorough
+def test_finished_runs_are_not_queued_again(toy, cluster):
+    assert toy_study.run(toy).returncode == 0
+    (toy / "out" / "logs" / "sum-s1.json").unlink()
+    done = toy_study.run(toy, "--launch=slurm")
+    assert done.returncode == 0, done.stderr
+    folder = toy / "out" / "slurm"
+    assert [line.split()[-1] for line in lines(folder / "out-runs.tasks")] == ["--run=sum-s1"]
+    assert not (folder / "out-tuning.tasks").exists()
+    assert [line.split()[-1] for line in lines(cluster)] == [
+        f"{folder}/out-runs.sh",
+        f"{folder}/out-report.sh",
+    ]
+
+
+def test_a_further_process_of_a_run_trains_and_nothing_else(tmp_path):
+    train, evaluate = ("python", "train.py"), ("python", "scripts/evaluate.py")
+    run = local_executor.RunCommands("r", "a", tmp_path / "r", (train, evaluate), "s", ())
+    other = run.of_process(1, tmp_path / "logs")
+    assert other.commands == (train,)
+    assert other.name == "r.1"
+    assert not local_executor.finished(other, tmp_path / "logs")
+
+
+@pytest.mark.thorough
+def test_two_processes_of_a_task_train_once_each_and_one_evaluates(tmp_path):
+    toy_study.make(tmp_path)
+    name = "rope-s9-lr0.001"
+    slurm_says = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}  # fmt: skip
+    for process in ("1", "0"):
+        done = toy_study.run(tmp_path, f"--run={name}", SLURM_PROCID=process, **slurm_says)
+        assert done.returncode == 0, done.stdout + done.stderr
+        evaluated = (tmp_path / "out" / "tuning" / name / "evaluation_dev").exists()
+        assert evaluated == (process == "0")
+    assert toy_study.trained(tmp_path) == [name, name]
+    logs = sorted(path.name for path in pathlib.Path(tmp_path / "out" / "logs").glob("*.log"))
+    assert logs == [f"{name}.1.log", f"{name}.log"]
+    assert "evaluate.py" not in (tmp_path / "out" / "logs" / f"{name}.1.log").read_text()

@@ -104,7 +104,8 @@ def make(folder: pathlib.Path) -> pathlib.Path:
     (folder / "study_file.py").write_text(STUDY)
     (folder / "train.py").write_text(TRAIN)
     (folder / "scripts" / "evaluate.py").write_text(EVALUATE)
-    shutil.copy(ROOT / "scripts" / "study.py", folder / "scripts" / "study.py")
+    for name in ("study.py", "installed.py"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts" / name)
     return folder / "scripts" / "study.py"
 
 

@@ -16,6 +16,7 @@ from support import oracles, runs
 from configs import drope, finetune, smoke
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import extend_length, parse, unparse
+from posenc_jax.encodings.length_extension import rotation_dropped
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation.load_run import extended_model, extended_scheme, load_run
 from posenc_jax.model.decoder import Decoder
@@ -372,9 +373,9 @@ def test_a_rotation_is_dropped_for_the_last_15_percent_at_a_rate_that_is_warmed_
     assert config.optimizer.warmup_steps < t.steps
     for name in ("learning_rate", "muon_learning_rate"):
         assert getattr(config.optimizer, name) == getattr(there.optimizer, name)
-    assert unparse(drope.dropped(parse("3*(rope+alibi)|1*xpos~logn,prope"))) == "3*alibi|1*nope~logn,nope"  # fmt: skip
+    assert unparse(rotation_dropped(parse("3*(rope+alibi)|1*xpos~logn,prope"))) == "3*alibi|1*nope~logn,nope"  # fmt: skip
     with pytest.raises(ValueError, match="'nope~logn' has no rotation that could be dropped"):
-        drope.dropped(parse("nope~logn"))
+        rotation_dropped(parse("nope~logn"))
     for wrong in ("", "nowhere"):
         with pytest.raises(ValueError, match=r"drope\.py needs the folder of a run|holds no run"):
             drope.get_config(wrong)

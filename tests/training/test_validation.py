@@ -10,10 +10,10 @@ import pytest
 from support import runs
 from support.stored_steps import chosen, steps
 
-from posenc_jax.checkpoints.manifest import verify
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
+from posenc_jax.results.manifest import verify
 from posenc_jax.training import loop
 from posenc_jax.training.inputs import dev_examples, open_inputs
 from posenc_jax.training.multi_seed import train_seeds

@@ -57,6 +57,7 @@ class BlockwiseSettings:
       blocks: queries and keys in a tile, at most; None: the sizes that were measured to be fast.
         Where tiles run one at a time, the forward pass reads two key blocks together if it needs
         both.
+      softcap: as in `AttentionSettings`; a cap only shrinks content logits, so the cut-off holds.
       lanes: tiles that run side by side, at most; None: as many as fill a GPU, and one on other
         devices.
     """
@@ -66,6 +67,7 @@ class BlockwiseSettings:
     epsilon: float = cutoff.EXACT_EPSILON
     blocks: tuple[int, int] | None = None
     lanes: int | None = None
+    softcap: float = 0.0
 
 
 DEFAULT_SETTINGS = BlockwiseSettings()
@@ -105,7 +107,8 @@ def blockwise_attention(
 def shard_arguments(q_BTNH, k_BSKH, v_BSKH, learned, queries: TokenSide, keys: TokenSide) -> tuple:
     """Returns (operands, positions) for `per_shard`; operands have gradients."""
     forget = (queries.cum_log_forget_BTN, keys.cum_log_forget_BTN)
-    return (q_BTNH, k_BSKH, v_BSKH, learned, *forget), (*queries[:2], *keys[:2])
+    positions = (*queries[:2], queries.order_BT, *keys[:2], keys.order_BT)
+    return (q_BTNH, k_BSKH, v_BSKH, learned, *forget), positions
 
 
 def head_groups(
@@ -118,7 +121,8 @@ def head_groups(
       devices: number of devices that hold the keys of a row, each the same number of keys.
     """
     blocks, lanes = settings.blocks, settings.lanes
-    epsilon = settings.epsilon / devices if settings.causal else 0.0
+    ordered = positions[2] is not None  # the bound of the cut-off needs causality in positions
+    epsilon = settings.epsilon / devices if settings.causal and not ordered else 0.0
     q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_cum_log_forget_BTN, k_cum_log_forget_BSN = operands
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if layer.num_heads == N:  # group by group, so that a bias is computed only for its own heads
@@ -146,9 +150,19 @@ def head_groups(
         longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
         window_N = head_windows(alone, settings.window)
         config = BlockwiseConfig(
-            alone, shares, G, t, s, at_once, width, longest, window_N, settings.causal, epsilon
+            alone,
+            shares,
+            G,
+            t,
+            s,
+            at_once,
+            width,
+            longest,
+            window_N,
+            settings.causal,
+            epsilon,
+            settings.softcap,
         )
-        q_pos_BT, q_seg_BT, k_pos_BS, k_seg_BS = positions
         q_cum_log_forget, k_cum_log_forget = None, None
         if alone.gated:
             own_heads = slice(first, stop) if layer.num_heads == N else slice(None)
@@ -165,14 +179,17 @@ def head_groups(
                     learned, q_cum_log_forget, k_cum_log_forget,
                 ),
                 TokenPositions(
-                    TokenSide(pad(q_pos_BT, 1, t), pad(q_seg_BT, 1, t)),
-                    TokenSide(pad(k_pos_BS, 1, s), pad(k_seg_BS, 1, s)),
-                    first_head,
+                    _padded_side(*positions[:3], t), _padded_side(*positions[3:], s), first_head
                 ),
                 None if sink_N is None else jax.lax.dynamic_slice_in_dim(sink_N, first_head + first, stop - first),
             )
         )  # fmt: skip
     return pieces
+
+
+def _padded_side(pos_BT, seg_BT, order_BT, block: int) -> TokenSide:
+    order_BT = None if order_BT is None else pad(order_BT, 1, block)
+    return TokenSide(pad(pos_BT, 1, block), pad(seg_BT, 1, block), order_BT=order_BT)
 
 
 def concatenate_heads(pieces: list[jax.Array], operands) -> jax.Array:

@@ -85,7 +85,7 @@ def tail_bounds(
       table_NE, longest: from `log_tail_mass` of the layer, over `longest` distances; None for a
         forget gate.
     """
-    S, (k_pos_BS, k_seg_BS, k_cum_log_forget_BSN) = k_BKSH.shape[2], keys
+    S, (k_pos_BS, k_seg_BS, k_cum_log_forget_BSN, _) = k_BKSH.shape[2], keys
     before_BS, ordered_BS = key_order(k_pos_BS, k_seg_BS)
     starts_BJ = before_BS[:, ::block]
     seg_BJ, pos_BJ = (_earlier(x, starts_BJ, empty=-1) for x in (k_seg_BS, k_pos_BS))

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from posenc_jax.attention.arguments import TokenSide
-from posenc_jax.attention.dense import MASK_VALUE
+from posenc_jax.attention.dense import MASK_VALUE, capped
 from posenc_jax.attention.mask import visible, window_array
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -37,6 +37,7 @@ class BlockwiseConfig:
     window_N: tuple[int | None, ...]  # of the heads of the layer; None: no window
     causal: bool
     epsilon: float  # 0: nothing is left out
+    softcap: float = 0.0  # of content logits; 0: none
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -197,6 +198,7 @@ class Tile:
             tau_1NTS = layer.temperature(params, queries.pos_BT, keys.pos_BT)
             if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
                 content_GTS = content_GTS * own(tau_1NTS)
+            content_GTS = capped(content_GTS, self.config.softcap)
             log_forget = (
                 None if x is None else x[None] for x in (q_cum_log_forget_TN, k_cum_log_forget_SN)
             )
@@ -223,15 +225,15 @@ def visible_blocks(
         x_BIt, live_BIt = (y.reshape(y.shape[0], -1, block) for y in (x_BT, seg_BT != 0))
         return jnp.where(live_BIt, x_BIt, most).min(-1), jnp.where(live_BIt, x_BIt, least).max(-1)
 
-    (q_pos, q_seg), (k_pos, k_seg) = (
-        [extremes(x, side.seg_BT, block) for x in (side.pos_BT, side.seg_BT)]
+    (q_pos, q_seg, q_order), (k_pos, k_seg, k_order) = (
+        [extremes(x, side.seg_BT, block) for x in (side.pos_BT, side.seg_BT, side.causal_BT)]
         for side, block in ((positions.queries, config.q_block), (positions.keys, config.k_block))
     )
     (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
     (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
     near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
     if config.causal:
-        near_BIJ &= k_low <= q_high
+        near_BIJ &= k_order[0][:, None, :] <= q_order[1][:, :, None]
     near_XBIJ = jnp.stack([
         near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
         for w in config.windows  # the sums cannot overflow: both blocks hold a position

@@ -41,6 +41,7 @@ class KernelConditions:
       consecutive: positions of a document rise by one, so that slots and positions give the same
         distances.
       window: the model's own window in tokens, None without one.
+      softcap: content logits are capped.
     """
 
     head_dim: int
@@ -50,6 +51,7 @@ class KernelConditions:
     sink: bool = False
     consecutive: bool = True
     window: int | None = None
+    softcap: bool = False
 
 
 def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelConditions) -> str | None:
@@ -65,6 +67,8 @@ def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelCondit
         return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
     if kernel != "flash" and len(set(layer.window_N)) > 1:
         return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
+    if conditions.softcap:
+        return "it has no softcap of attention logits; take 'dense', 'blockwise' or 'auto'"
     if temperature_depends_on_key(layer):
         return "its temperature depends on the key"
     if not conditions.causal or not conditions.aligned:

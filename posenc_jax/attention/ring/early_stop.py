@@ -79,7 +79,7 @@ class EarlyStop(NamedTuple):
         ranges = KeyRanges(*(gathered(x_B[:, None], 1) for x_B in ranges))
         if tail is not None and tail.table_NE is not None:
             # The table must reach from every query here to every key there.
-            pos_BT, seg_BT, _ = positions.queries
+            pos_BT, seg_BT = positions.queries[:2]
             furthest = jnp.where(seg_BT != 0, pos_BT, np.iinfo(np.int32).min).max()
             nearest_R = jnp.minimum(ranges.pos_low_BR.min(0), furthest)
             tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.longest))
@@ -144,7 +144,7 @@ class EarlyStop(NamedTuple):
     def _sees(self, r, first_head, heads):
         """Returns sees_BNT: False only where the row certainly sees no key of device r."""
         ranges = KeyRanges(*(x_BR[:, r][:, None] for x_BR in self.ranges))
-        pos_BT, seg_BT, _ = self.positions.queries
+        pos_BT, seg_BT = self.positions.queries[:2]
         near_BT = (ranges.seg_low_BR <= seg_BT) & (seg_BT <= ranges.seg_high_BR) & (seg_BT != 0)
         exact_BT = jnp.ones_like(near_BT)  # tighter conditions where keys are ordered
         if self.config.causal:
@@ -162,7 +162,7 @@ class EarlyStop(NamedTuple):
 
 
 def _key_ranges(keys: TokenSide) -> KeyRanges:
-    pos_BS, seg_BS, _ = keys
+    pos_BS, seg_BS = keys[:2]
     least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
     live_BS = seg_BS != 0
     before_BS, ordered_BS = cutoff.key_order(pos_BS, seg_BS)
