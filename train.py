@@ -1,15 +1,16 @@
 """Trains one decoder: python train.py --config=configs/lm.py:rope+alibi --workdir=runs/x.
 
-The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 wrong input, 75 stopped and
-resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged or another process was
-lost, 130 ended by a second Ctrl-C without a checkpoint.
+The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 wrong input, 75
+stopped and resumable, 74 cannot write (disk full; resumable once there is room), 1 diverged or
+another process was lost, 130 ended by a second Ctrl-C without a checkpoint.
 
 Several seeds in one program, each with its own folder: --workdir=runs/x-s{seed} --seeds=0,1,2.
 
 configs/vision.py trains an image classifier and reads test images of several sizes with it.
 
-Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag (docs/operations/cluster.md); elsewhere
-each process gets --coordinator=HOST:PORT --processes=N --process=I.
+Several processes of one run: Slurm, OpenMPI, TPU pods and GKE need no flag
+(docs/operations/cluster.md); elsewhere each process gets --coordinator=HOST:PORT --processes=N
+--process=I.
 """
 
 import os

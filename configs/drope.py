@@ -1,16 +1,18 @@
-"""DroPE: continues a run without its rotation, at the same length (Gelberg et al. 2025, arXiv 2512.12167).
+"""DroPE: continues a run without its rotation, at the same length (Gelberg et al. 2025, arXiv
+2512.12167).
 
 Command:  python train.py --config=configs/lm.py:rope --config.train.steps=1020 --workdir=runs/x
           python train.py --config=configs/drope.py:runs/x --workdir=runs/x-drope
 Reaches:  not measured
 Takes:    15/85 of the steps of the run in the folder: a fifth of a minute of one core
 
-The run in the folder has taken 85 % of all steps; this configuration takes the other 15 %. Rotations are
-removed; biases and temperatures are kept. Moments begin at zero; the rate is warmed up again in 2 % of these
-steps and decays by a cosine. Its peak is that of the run under qk-norm, and a third of it otherwise, as in the
-authors' configurations of Llama 2 7B: llama2_7b_drope_qk_norm.yaml (3e-4, the peak of pretraining) and
-llama2_7b_drope.yaml (1e-4), with 100 of 15,000 and of 5,000 steps of warm-up (repository SakanaAI/DroPE). Their
-weight decay of 0 is not used.
+The run in the folder has taken 85 % of all steps; this configuration takes the other 15 %.
+Rotations are removed; biases and temperatures are kept. Moments begin at zero; the rate is warmed
+up again in 2 % of these steps and decays by a cosine. Its peak is that of the run under qk-norm,
+and a third of it otherwise, as in the authors' configurations of Llama 2 7B:
+llama2_7b_drope_qk_norm.yaml (3e-4, the peak of pretraining) and llama2_7b_drope.yaml (1e-4), with
+100 of 15,000 and of 5,000 steps of warm-up (repository SakanaAI/DroPE). Their weight decay of 0 is
+not used.
 """
 
 import dataclasses

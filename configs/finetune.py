@@ -1,14 +1,15 @@
-"""Fine-tuning of a trained run at four times its length, with its encoding stretched as in a zero-shot evaluation.
+"""Fine-tuning of a trained run at four times its length, with its encoding stretched as in a
+zero-shot evaluation.
 
 Command:  python train.py --config=configs/finetune.py:yarn,runs/x --workdir=runs/x-yarn
-          also pi, ntk, llama3, dynamic; slopes (m L / L' of ALiBi, rotations unchanged); none, the control;
-          yarn:8 for eight times the length
+          also pi, ntk, llama3, dynamic; slopes (m L / L' of ALiBi, rotations unchanged); none, the
+          control; yarn:8 for eight times the length
 Reaches:  not measured; run.json has the zero-shot dev loss (`source`), metrics.jsonl the later ones
 Takes:    1,000 steps with as many tokens as those of the run: a minute of one core
 
-Model, data and optimizer are those of the run in the given folder. The peak learning rate is a tenth of that of
-the run, after 20 steps of warm-up (as in Chen et al. 2023, sec. 3.1, and Peng et al. 2023, sec. 4.1). The batch
-is smaller, so that a step has the same number of tokens.
+Model, data and optimizer are those of the run in the given folder. The peak learning rate is a
+tenth of that of the run, after 20 steps of warm-up (as in Chen et al. 2023, sec. 3.1, and Peng et
+al. 2023, sec. 4.1). The batch is smaller, so that a step has the same number of tokens.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ def get_config(arm_and_run: str = "") -> ConfigDict:
     name, _, number = arm.partition(":")
     if name not in RULES or not folder or not (number.isdigit() if number else True):
         raise ValueError(
-            f"configs/finetune.py needs a stretch ({', '.join(RULES)}) and a run, e.g. yarn,runs/x, "
+            f"configs/finetune.py needs a stretch ({', '.join(RULES)}) and a run, e.g. "
+            "yarn,runs/x, "
             f"not {arm_and_run!r}"
         )
     factor, path = int(number or FACTOR), Path(folder) / "config.json"

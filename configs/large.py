@@ -3,14 +3,14 @@
 Plan:     python scripts/plan.py --config=configs/large.py:1.3b,rope+alibi --mesh=fsdp:16 --chips=v5e
 Command:  python train.py --config=configs/large.py:1.3b,rope+alibi --workdir=runs/large
           on every host of the job, with --config.train.fsdp_devices=16 and the like for the mesh
-Reads:    BOOKS, a folder of UTF-8 text files split by file (the environment variable POSENC_JAX_BOOKS
-          names another one), and TOKENIZER, a SentencePiece model of 50,300 pieces
+Reads:    BOOKS, a folder of UTF-8 text files split by file (the environment variable
+          POSENC_JAX_BOOKS names another one), and TOKENIZER, a SentencePiece model of 50,300 pieces
           (POSENC_JAX_TOKENIZER), which has 50,304 ids with our four
 Takes:    results/plan/ has memory and a lower bound of the time of a step
 
-1.3b is the decoder of Press et al. 2022, sec. 4.2 (25 layers, D 2048, 16 heads, F 8192) with our norms
-and GELU; 7b has the shape of LLaMA 7B (Touvron et al. 2023, table 2).
-"""
+1.3b is the decoder of Press et al. 2022, sec. 4.2 (25 layers, D 2048, 16 heads, F 8192) with our
+norms and GELU; 7b has the shape of LLaMA 7B (Touvron et al. 2023, table 2).
+"""  # noqa: E501
 
 import dataclasses
 import os
@@ -22,9 +22,21 @@ from posenc_jax.training.config import RunConfig
 BOOKS = os.environ.get("POSENC_JAX_BOOKS", "data/books")
 TOKENIZER = os.environ.get("POSENC_JAX_TOKENIZER", "data/tokenizer.model")
 SIZES = {
-    "1.3b": {"num_layers": 25, "model_dim": 2048, "num_heads": 16, "mlp_dim": 8192, "activation": "gelu"},
-    "7b": {"num_layers": 32, "model_dim": 4096, "num_heads": 32, "mlp_dim": 11008, "activation": "swiglu"},
-}  # fmt: skip
+    "1.3b": {
+        "num_layers": 25,
+        "model_dim": 2048,
+        "num_heads": 16,
+        "mlp_dim": 8192,
+        "activation": "gelu",
+    },
+    "7b": {
+        "num_layers": 32,
+        "model_dim": 4096,
+        "num_heads": 32,
+        "mlp_dim": 11008,
+        "activation": "swiglu",
+    },
+}
 
 
 def get_config(size_and_scheme: str = "1.3b") -> ConfigDict:

@@ -2,14 +2,14 @@
 
 Command:  python train.py --config=configs/longtext.py:rope+alibi --workdir=runs/c
           python scripts/evaluate.py --workdir=runs/c --suite=C
-Reaches:  not measured over seeds; chance is 0.125, and the row longtext_bag_corrected is naive Bayes on the
-          bag of bytes
+Reaches:  not measured over seeds; chance is 0.125, and the row longtext_bag_corrected is naive
+          Bayes on the bag of bytes
 Takes:    two minutes of training and one of evaluation on two cores
 
 The class is predicted at the end of a document (see posenc_jax/tasks/longtext.py). Whole files:
 --config.data.corpus=stdlib_packages --config.train.length=2048. Positive or negative film reviews:
---config.data.corpus=imdb_reviews --config.train.length=512, with --config.data.download=True the first
-time. Rows are of dev; `--split=test` is for a final measurement.
+--config.data.corpus=imdb_reviews --config.train.length=512, with --config.data.download=True the
+first time. Rows are of dev; `--split=test` is for a final measurement.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,5 @@
-"""A small vision transformer on scikit-learn's digits, read at other resolutions than it was trained at.
+"""A small vision transformer on scikit-learn's digits, read at other resolutions than it was
+trained at.
 
 Command:  python train.py --config=configs/vision.py:axial --workdir=runs/vision/axial-s{seed} --seeds=0,1,2
 Schemes:  axial, mixed, alibi2d, learned, sinusoidal; a line of the scheme language works too
@@ -6,7 +7,7 @@ Reaches:  results/vision has the accuracy of five schemes at 8, 12 and 16 pixels
 Takes:    less than a minute a seed on one idle core
 Other images: --config.image.corpus=cifar10 --config.image.size=32 --config.image.patch_size=4
           --config.image.read_sizes=32,64 (TFDS; --config.image.download on a connected machine)
-"""
+"""  # noqa: E501
 
 import dataclasses
 

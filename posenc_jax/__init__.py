@@ -5,8 +5,8 @@ One equation (head h, query at position i, key at position j, head dim H)::
     logit_h(i, j) = tau_h(i, j) * < R(i) q_i , R(j) k_j > / sqrt(H)  +  b_h(i, j)
     x_0(i)        = token embedding + a(i)
 
-A :class:`posenc_jax.encodings.Scheme` is a choice of ``a`` (absolute), ``R`` (rotation), ``b`` (bias)
-and ``tau`` (temperature), and of the heads and layers that each applies to.
+A :class:`posenc_jax.encodings.Scheme` is a choice of ``a`` (absolute), ``R`` (rotation), ``b``
+(bias) and ``tau`` (temperature), and of the heads and layers that each applies to.
 
 Dims legend, used as suffix of array names everywhere (a scalar carries none)::
 

@@ -1,4 +1,6 @@
-"""Entry points: flag parsing, signals, lost output, and errors of the user as one line and exit code 2."""
+"""Entry points: flag parsing, signals, lost output, and errors of the user as one line and exit
+code 2.
+"""
 
 import contextlib
 import ctypes
@@ -27,9 +29,9 @@ _IMPORT = flags.DEFINE_list(
 def run_main(main: Callable[[], int | None]) -> None:
     """Runs `main()` after the flags are parsed; exits with what it returns.
 
-    Wrong flags, and any ValueError of `main`, become one line on stderr and exit code 2. SIGTERM and SIGHUP
-    end it with STOPPED, Ctrl-C with INTERRUPTED, each with a line. Output that cannot be written is dropped;
-    if it was on stdout and `main` succeeded, the exit code is UNWRITABLE.
+    Wrong flags, and any ValueError of `main`, become one line on stderr and exit code 2. SIGTERM
+    and SIGHUP end it with STOPPED, Ctrl-C with INTERRUPTED, each with a line. Output that cannot be
+    written is dropped; if it was on stdout and `main` succeeded, the exit code is UNWRITABLE.
     """
     _open_standard_streams()
     _follow_parent()
@@ -97,7 +99,8 @@ class _BestEffort:
 def _open_standard_streams() -> None:
     """Makes a closed, full or broken stdout or stderr harmless.
 
-    A file that is opened while number 2 is free becomes stderr, and messages of libraries go into it.
+    A file that is opened while number 2 is free becomes stderr, and messages of libraries go into
+    it.
     """
     for number in range(3):
         try:
@@ -110,7 +113,8 @@ def _open_standard_streams() -> None:
 
 
 def whole_numbers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
-    """Returns the values of a list flag as numbers; ValueError unless they are whole, not negative and distinct.
+    """Returns the values of a list flag as numbers; ValueError unless they are whole, not negative
+    and distinct.
 
     Each has one spelling, since some name a folder: neither 01 nor digits of other scripts.
     """
@@ -121,7 +125,9 @@ def whole_numbers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
 
 
 def fault_of_file(error: BaseException, path: str) -> str:
-    """Returns what is wrong in a Python file of the user, with the last of its lines that was reached."""
+    """Returns what is wrong in a Python file of the user, with the last of its lines that was
+    reached.
+    """
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -155,7 +161,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _print_help() -> None:
-    """Prints the flags of the script, and the settings of a run where it takes them; ends the process."""
+    """Prints the flags of the script, and the settings of a run where it takes them; ends the
+    process.
+    """
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["import"])
     app.usage(shorthelp=True, writeto_stdout=True)
     if "config" in flags.FLAGS:
@@ -192,7 +200,10 @@ def _guarded(work: Callable):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         if _of_backend(error) and isinstance(error, AssertionError):
-            message = f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}; set it to cpu, or unset it"
+            message = (
+                f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}; set "
+                "it to cpu, or unset it"
+            )
         elif isinstance(error, ArithmeticError | ImportError | LookupError | NameError) and not (
             isinstance(error, KeyError)
         ):
@@ -207,7 +218,9 @@ def _guarded(work: Callable):
 
 
 def _one_line(message: str) -> str:
-    """Returns the message on one line, without the traceback of a config file that ml_collections adds."""
+    """Returns the message on one line, without the traceback of a config file that ml_collections
+    adds.
+    """
     before, traceback, after = message.partition("Error whilst parsing config file:")
     if traceback:
         message = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")

@@ -7,11 +7,11 @@
     evaluation  scoring per token, and its memory, from the training length to 256 times that
     loop        whole training runs: the cost of checkpoints and of waiting for data
 
-Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in bursts of
-runs. Prints a table; with --out also writes NAME.json (with versions and hardware), NAME.csv and NAME.png. The
-flags of a bench are the fields of its settings in posenc_jax/bench/; another flag is an error. Exit code 2
-for wrong input.
-"""
+Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in
+bursts of runs. Prints a table; with --out also writes NAME.json (with versions and hardware),
+NAME.csv and NAME.png. The flags of a bench are the fields of its settings in posenc_jax/bench/;
+another flag is an error. Exit code 2 for wrong input.
+"""  # noqa: E501
 
 import dataclasses
 import os
@@ -25,32 +25,59 @@ from absl import flags
 from posenc_jax import cli
 
 _READ = {
-    "schemes": flags.DEFINE_string("schemes", None, "Schemes with ';' between, a switch behind one as in 'nope with token_shift'; none: every registered one, and more"),
-    "train_length": flags.DEFINE_integer("train_length", None, "Tokens per sequence", lower_bound=8),
-    "batch": flags.DEFINE_integer("batch", None, "Sequences per step, or rows of attention", lower_bound=1),
+    "schemes": flags.DEFINE_string(
+        "schemes",
+        None,
+        "Schemes with ';' between, a switch behind one as in 'nope with token_shift'; none: "
+        "every registered one, and more",
+    ),
+    "train_length": flags.DEFINE_integer(
+        "train_length", None, "Tokens per sequence", lower_bound=8
+    ),
+    "batch": flags.DEFINE_integer(
+        "batch", None, "Sequences per step, or rows of attention", lower_bound=1
+    ),
     "lengths": flags.DEFINE_list("lengths", None, "Tokens per tensor, e.g. 4096,65536"),
     "directions": flags.DEFINE_list("directions", None, "forward, forward+backward"),
     "heads": flags.DEFINE_integer("heads", None, "Heads of attention", lower_bound=1),
     "head_dim": flags.DEFINE_integer("head_dim", None, "Columns of a head", lower_bound=2),
-    "candidates": flags.DEFINE_string("candidates", None, "Names of the table with ';' between; none: all"),
-    "qk_norm": flags.DEFINE_bool("qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"),
+    "candidates": flags.DEFINE_string(
+        "candidates", None, "Names of the table with ';' between; none: all"
+    ),
+    "qk_norm": flags.DEFINE_bool(
+        "qk_norm", None, "Queries and keys of RMS 1, or plain Gaussian ones"
+    ),
     "dtype": flags.DEFINE_string("dtype", None, "float32 or bfloat16"),
-    "compiled": flags.DEFINE_bool("compiled", None, "Also the PyTorch reference under torch.compile"),
+    "compiled": flags.DEFINE_bool(
+        "compiled", None, "Also the PyTorch reference under torch.compile"
+    ),
     "layers": flags.DEFINE_integer("layers", None, "Layers of the model", lower_bound=1),
-    "model_dim": flags.DEFINE_integer("model_dim", None, "Width of the model, heads of 64", lower_bound=64),
-    "devices": flags.DEFINE_integer("devices", None, "Devices over which a further row of our step splits the batch", lower_bound=1),
+    "model_dim": flags.DEFINE_integer(
+        "model_dim", None, "Width of the model, heads of 64", lower_bound=64
+    ),
+    "devices": flags.DEFINE_integer(
+        "devices",
+        None,
+        "Devices over which a further row of our step splits the batch",
+        lower_bound=1,
+    ),
     "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
-    "rounds": flags.DEFINE_integer("rounds", None, "Rounds, each with every candidate once", lower_bound=1),
-    "patience": flags.DEFINE_integer("patience", None, "Seconds a single run may take before it is left out", lower_bound=1),
+    "rounds": flags.DEFINE_integer(
+        "rounds", None, "Rounds, each with every candidate once", lower_bound=1
+    ),
+    "patience": flags.DEFINE_integer(
+        "patience", None, "Seconds a single run may take before it is left out", lower_bound=1
+    ),
     "seed": flags.DEFINE_integer("seed", None, "Seed of the data and of the order", lower_bound=0),
-}  # fmt: skip
+}
 _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the picture")
 
 
 def main(name: str | None) -> None:
     """Runs one bench with the settings of the flags."""
     if name in ("attention", "step"):
-        # JAX would reserve three quarters of the GPU memory, which PyTorch in the same process needs.
+        # JAX would reserve three quarters of the GPU memory, which PyTorch in the same process
+        # needs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.append(str(Path(__file__).parent.parent))  # configs/ lies beside the package
     from posenc_jax.bench import (

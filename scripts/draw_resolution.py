@@ -1,8 +1,9 @@
-"""Accuracy against resolution: python scripts/draw_resolution.py --runs=runs/vision --out=results/vision.
+"""Accuracy against resolution: python scripts/draw_resolution.py --runs=runs/vision
+--out=results/vision.
 
-Reads resolution.jsonl of every run below --runs (train.py --config=configs/vision.py). Writes all rows to
-rows.jsonl, and accuracy_by_resolution.csv and .png with the mean and range of each arm's seeds. Exit code 2
-for wrong input.
+Reads resolution.jsonl of every run below --runs (train.py --config=configs/vision.py). Writes all
+rows to rows.jsonl, and accuracy_by_resolution.csv and .png with the mean and range of each arm's
+seeds. Exit code 2 for wrong input.
 """
 
 from pathlib import Path

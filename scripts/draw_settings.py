@@ -1,6 +1,8 @@
-"""The figures of docs/encodings/switches.md and docs/recipes.md: python scripts/draw_settings.py --out=looks/settings.
+"""The figures of docs/encodings/switches.md and docs/recipes.md: python scripts/draw_settings.py
+--out=looks/settings.
 
-Writes sink_and_shift.png and curriculum.png with the CSV files of what they show. Exit code 2 for wrong input.
+Writes sink_and_shift.png and curriculum.png with the CSV files of what they show. Exit code 2 for
+wrong input.
 """
 
 from pathlib import Path
@@ -37,7 +39,9 @@ def _switches():
     from posenc_jax.report.inspection_figures import switches_figure
 
     scheme = parse("nope|alibi")
-    layer = scheme.place(num_layers=1, num_heads=2, head_dim=2, model_dim=4, train_length=LENGTH).layers[0]  # fmt: skip
+    layer = scheme.place(
+        num_layers=1, num_heads=2, head_dim=2, model_dim=4, train_length=LENGTH
+    ).layers[0]
     keys_S = np.unique(np.geomspace(1, LENGTH, 60).astype(int))
     q_pos = jnp.asarray(keys_S - 1)[None]
     k_pos = jnp.arange(LENGTH)[None]
@@ -45,10 +49,16 @@ def _switches():
     shares = {}
     for logit in (0.0, 4.0):
         heard = attend(
-            q, k, jnp.ones_like(k), layer, {}, TokenSide(q_pos, jnp.ones_like(q_pos)),
-            TokenSide(k_pos, jnp.ones_like(k_pos)), AttentionSettings(implementation="dense"),
+            q,
+            k,
+            jnp.ones_like(k),
+            layer,
+            {},
+            TokenSide(q_pos, jnp.ones_like(q_pos)),
+            TokenSide(k_pos, jnp.ones_like(k_pos)),
+            AttentionSettings(implementation="dense"),
             OptionalInputs(sink_N=jnp.full(2, logit)),
-        )  # fmt: skip
+        )
         for head, name in enumerate(("flat head", "slope 1/256")):
             shares[head, f"{name}, s = {logit:g}"] = 1 - np.asarray(heard[0, :, head, 0])
     sink_S = {name: shares[head, name] for head, name in sorted(shares)}
@@ -57,8 +67,15 @@ def _switches():
     marked_T = np.isin(np.arange(len(seg_T)), MARKED).astype(np.float32)
     key_BTKH = jnp.broadcast_to(marked_T[None, :, None, None], (1, len(seg_T), len(WEIGHTS), 1))
     now_K = jnp.array(WEIGHTS)
-    mixed, _ = token_shift(key_BTKH, key_BTKH, jnp.asarray(seg_T)[None], ShiftWeights(now_K, 1 - now_K, now_K, 1 - now_K))  # fmt: skip
-    shifted_T = {f"a = {a:g}, b = {1 - a:g}": np.asarray(mixed[0, :, i, 0]) for i, a in enumerate(WEIGHTS)}  # fmt: skip
+    mixed, _ = token_shift(
+        key_BTKH,
+        key_BTKH,
+        jnp.asarray(seg_T)[None],
+        ShiftWeights(now_K, 1 - now_K, now_K, 1 - now_K),
+    )
+    shifted_T = {
+        f"a = {a:g}, b = {1 - a:g}": np.asarray(mixed[0, :, i, 0]) for i, a in enumerate(WEIGHTS)
+    }
     return switches_figure(keys_S, sink_S, seg_T, shifted_T, MARKED)
 
 
@@ -77,12 +94,16 @@ def _curriculum():
     at_S = [found[grows.part(x)] for x in progress_S]
     whole = found[-1]  # all pairs fit
     pairs_S = {
-        "as many as fit": np.array([grows.most_pairs(x, at) for x, at in zip(progress_S, at_S, strict=True)]),
+        "as many as fit": np.array(
+            [grows.most_pairs(x, at) for x, at in zip(progress_S, at_S, strict=True)]
+        ),
         "pairs_warmup alone": np.array([grows.most_pairs(x, whole) for x in progress_S]),
-    }  # fmt: skip
+    }
     drawn_S = [dict(zip(dict(stage.tasks), stage.shares, strict=True)) for stage in at_S]
     shares_S = {task: np.array([drawn.get(task, 0.0) for drawn in drawn_S]) for task, _ in TASKS}
-    return curriculum_figure(progress_S, np.array([stage.longest for stage in at_S]), pairs_S, shares_S)  # fmt: skip
+    return curriculum_figure(
+        progress_S, np.array([stage.longest for stage in at_S]), pairs_S, shares_S
+    )
 
 
 if __name__ == "__main__":

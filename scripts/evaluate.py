@@ -1,15 +1,16 @@
 """Evaluates a run's checkpoint: python scripts/evaluate.py --workdir=runs/x --lengths=1,2,4,8.
 
 Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
-everything, or with --suite=E3,R2,copy some, on held-out text of dev, and writes evaluation_dev/rows.jsonl
-in the run's folder. --split=test is for what is read once, by a plan that was made before; its rows lie
-in evaluation/. Running it again measures only what is missing. E5 needs the targets that a reference run chose, one
-trained at 4 L: --workdir=runs/rope-4L --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. --stretch
-evaluates the trained scheme under a length extension of its rotations and biases (see
-posenc_jax/encodings/length_extension.py), as another arm under <workdir>/stretched/. Results use the last
-checkpoint; --checkpoint=best takes that of the lowest dev loss (config.train.dev_every), --checkpoint=400
-that of a step, each with its own folder. On CPU rows are spread over the cores that the process may
-use. Exit code 2 for wrong input.
+everything, or with --suite=E3,R2,copy some, on held-out text of dev, and writes
+evaluation_dev/rows.jsonl in the run's folder. --split=test is for what is read once, by a plan that
+was made before; its rows lie in evaluation/. Running it again measures only what is missing. E5
+needs the targets that a reference run chose, one trained at 4 L: --workdir=runs/rope-4L
+--write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. --stretch evaluates
+the trained scheme under a length extension of its rotations and biases (see
+posenc_jax/encodings/length_extension.py), as another arm under <workdir>/stretched/. Results use
+the last checkpoint; --checkpoint=best takes that of the lowest dev loss (config.train.dev_every),
+--checkpoint=400 that of a step, each with its own folder. On CPU rows are spread over the cores
+that the process may use. Exit code 2 for wrong input.
 """
 
 import shlex
@@ -34,7 +35,8 @@ _WRITE_KEY_TARGETS = flags.DEFINE_string(
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,
-    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4, rotation.off",
+    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, "
+    "rotation.yarn:4, rotation.off",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string(

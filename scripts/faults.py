@@ -1,9 +1,9 @@
 """The fault table: python scripts/faults.py --trials=10 --only=kill,flip --out=faults.jsonl.
 
-Injects faults into small runs and reports for each: whether the result equals that of the undisturbed run
-bit for bit, whether the fault was detected, and how many steps were taken again. Exit code 1 if any trial
-failed. --trials: trials of each fault; --cheap: trials of faults that need no process of their own.
---table=a.jsonl,b.jsonl.gz prints the table of stored rows.
+Injects faults into small runs and reports for each: whether the result equals that of the
+undisturbed run bit for bit, whether the fault was detected, and how many steps were taken again.
+Exit code 1 if any trial failed. --trials: trials of each fault; --cheap: trials of faults that need
+no process of their own. --table=a.jsonl,b.jsonl.gz prints the table of stored rows.
 """
 
 import dataclasses

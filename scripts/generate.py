@@ -1,10 +1,11 @@
 """Continues a text: python scripts/generate.py --workdir=runs/x --prompt="The sea".
 
-The folder is that of a run of ours or of an imported checkpoint (scripts/import_checkpoint.py). Without
---prompt the text comes from standard input. The continuation is written to standard output as it arises,
-without the prompt, until --max_tokens or a token that ends a text. --temperature=0 takes the most likely
-token; otherwise --top_k, --top_p and --seed say how one is drawn, and the same seed gives the same text.
---stretch reads with a length extension, as in scripts/evaluate.py. Exit code 2 for wrong input.
+The folder is that of a run of ours or of an imported checkpoint (scripts/import_checkpoint.py).
+Without --prompt the text comes from standard input. The continuation is written to standard output
+as it arises, without the prompt, until --max_tokens or a token that ends a text. --temperature=0
+takes the most likely token; otherwise --top_k, --top_p and --seed say how one is drawn, and the
+same seed gives the same text. --stretch reads with a length extension, as in scripts/evaluate.py.
+Exit code 2 for wrong input.
 """
 
 import codecs

@@ -1,9 +1,11 @@
-"""Imports another project's checkpoint: python scripts/import_checkpoint.py --from=Llama-3.2-1B --workdir=runs/llama.
+"""Imports another project's checkpoint: python scripts/import_checkpoint.py --from=Llama-3.2-1B
+--workdir=runs/llama.
 
-The source is a Hugging Face folder (config.json and safetensors, one file or several) or a .gguf file. The folder
-of a finished run is written, which scripts/evaluate.py opens: lengths, --stretch and suites as for our own
-runs. A checkpoint without a tokenizer needs --tokenizer=bytes or a path. Nothing in the folder is executed;
-what is not understood is named in one line, and nothing is written (exit code 2).
+The source is a Hugging Face folder (config.json and safetensors, one file or several) or a .gguf
+file. The folder of a finished run is written, which scripts/evaluate.py opens: lengths, --stretch
+and suites as for our own runs. A checkpoint without a tokenizer needs --tokenizer=bytes or a path.
+Nothing in the folder is executed; what is not understood is named in one line, and nothing is
+written (exit code 2).
 """
 
 import os

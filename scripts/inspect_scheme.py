@@ -1,7 +1,8 @@
-"""Analyses a scheme before training: python scripts/inspect_scheme.py --scheme=rope+alibi --train_length=1024 --length=16384 --out=looks/x.
+"""Analyses a scheme before training: python scripts/inspect_scheme.py --scheme=rope+alibi
+--train_length=1024 --length=16384 --out=looks/x.
 
-Prints a table of heads and warnings; with --out also writes reach.json and figures (PNG and CSV). Exit code
-2 for wrong input.
+Prints a table of heads and warnings; with --out also writes reach.json and figures (PNG and CSV).
+Exit code 2 for wrong input.
 """
 
 import dataclasses
@@ -76,14 +77,24 @@ def main() -> None:
     warnings = scheme_warnings(heads, _LENGTH.value, _TRAIN.value)
     if any(params) or (placed.absolute is not None and placed.absolute.learns):
         warnings.append("learned parts are shown at their initial values")
-    grids = {n for layer in placed.layers for g in layer.groups for p in g.heads.parts() if (n := p.columns(g.context))}  # fmt: skip
+    grids = {
+        n
+        for layer in placed.layers
+        for g in layer.groups
+        for p in g.heads.parts()
+        if (n := p.columns(g.context))
+    }
     for columns in sorted(grids):
         warnings.append(
-            f"positions are read on a grid of {columns} columns; distances in this table run in raster order"
+            f"positions are read on a grid of {columns} columns; distances in this table run "
+            "in raster order"
         )
-    if any(getattr(g.heads.rotation, "stretch", None) for layer in trained.layers for g in layer.groups):  # fmt: skip
+    if any(
+        getattr(g.heads.rotation, "stretch", None) for layer in trained.layers for g in layer.groups
+    ):
         warnings.append(
-            "the stretch in the scheme counts as trained; for a reading of a run trained without it, give --stretch"
+            "the stretch in the scheme counts as trained; for a reading of a run trained "
+            "without it, give --stretch"
         )
     gated = sum(layer.gated for layer in placed.layers)
     if gated:
@@ -93,16 +104,23 @@ def main() -> None:
     tempered = sum(layer.tempered_by_tokens for layer in placed.layers)
     if tempered:
         warnings.append(
-            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x = 0"
+            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at "
+            "rest, x = 0"
         )
 
     stretched = f" under {_STRETCH.value}" if _STRETCH.value else ""
-    print(f"{line_of(_SCHEME.value)}{stretched}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in sight   {_HEADS.value} heads of {_HEAD_DIM.value}")  # fmt: skip
+    print(
+        f"{line_of(_SCHEME.value)}{stretched}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys "
+        f"in sight   {_HEADS.value} heads of {_HEAD_DIM.value}"
+    )
     print(_table(heads, margins, window_N))
     print(_COLUMNS)
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
-        print(f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} to {max(waves):,.0f} tokens): {shown} rad")  # fmt: skip
+        print(
+            f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} "
+            f"to {max(waves):,.0f} tokens): {shown} rad"
+        )
     for line in warnings:
         print(f"! {line}")
     if not warnings:
@@ -138,13 +156,38 @@ def _placed(scheme):
 
 
 def _table(heads, margins, window_N) -> str:
-    names = ["layer", "head", "slope", "lost by L", "tau", *(f"horizon {m:g}" for m in margins), "sight", "blind f32", "blind bf16", f"window |z|<={_BOUND.value:g}", "pairs unseen"]  # fmt: skip
+    names = [
+        "layer",
+        "head",
+        "slope",
+        "lost by L",
+        "tau",
+        *(f"horizon {m:g}" for m in margins),
+        "sight",
+        "blind f32",
+        "blind bf16",
+        f"window |z|<={_BOUND.value:g}",
+        "pairs unseen",
+    ]
     lines = [names]
     for h, w in zip(heads, window_N, strict=True):
         blind = ["-" if h.blind[n] is None else f"{h.blind[n]:,}" for n in ("float32", "bfloat16")]
         unseen = f"{h.unseen_pairs} of {len(h.wavelengths)}" if h.wavelengths else "-"
         reach = [_tokens(h.horizon[m]) for m in margins]
-        lines.append([str(h.layer), str(h.head), f"{h.slope:.4g}", f"{h.bias_over_L:.3g}", f"{h.temperature:.3g}", *reach, "all" if h.sight is None else f"{h.sight:,}", *blind, "-" if w is None else f"{w:,}", unseen])  # fmt: skip
+        lines.append(
+            [
+                str(h.layer),
+                str(h.head),
+                f"{h.slope:.4g}",
+                f"{h.bias_over_L:.3g}",
+                f"{h.temperature:.3g}",
+                *reach,
+                "all" if h.sight is None else f"{h.sight:,}",
+                *blind,
+                "-" if w is None else f"{w:,}",
+                unseen,
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     return "\n".join(
         "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines
@@ -158,7 +201,7 @@ horizon m: the largest distance at which a needle whose content logit is m nats 
 sight: the window of the scheme, tokens. blind: the largest distance with a weight above 0 in that dtype; -: all.
 window: keys further back weigh less than 2^-24 together if content logits are within the bound; -: none.
 pairs unseen: rotary pairs that turn less than once within L, without those that a stretch keeps within the
-  trained arc."""
+  trained arc."""  # noqa: E501
 
 
 def _tokens(horizon: int | None) -> str:
@@ -193,7 +236,12 @@ def _pictures(placed, params, heads, out: Path):
     _, arrays = scheme_arrays(placed, params, distance_S, grid_G)
     if placed.absolute is not None:
         learned = placed.init_absolute(jax.random.key(0))
-        yield from _written(inspection_figures.similarity_figure(grid_G, absolute_similarity(placed, learned, grid_G), train_length), out)  # fmt: skip
+        yield from _written(
+            inspection_figures.similarity_figure(
+                grid_G, absolute_similarity(placed, learned, grid_G), train_length
+            ),
+            out,
+        )
     yield from _written(inspection_figures.stretch_figure(rope_scaling_ratios(placed)), out)
     kinds = list(dict.fromkeys(placed.layers))
     for layer in kinds:

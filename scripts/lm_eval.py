@@ -1,4 +1,5 @@
-"""Runs lm-evaluation-harness on a run: python scripts/lm_eval.py --workdir=runs/x --tasks=posenc_retrieval.
+"""Runs lm-evaluation-harness on a run: python scripts/lm_eval.py --workdir=runs/x
+--tasks=posenc_retrieval.
 
     --tasks=posenc_retrieval --lengths=1,2,4,8       our retrieval tasks at these multiples of L
     --tasks=posenc_passkey@1024,posenc_distance      one of them at 1024 tokens; all by needle distance
@@ -6,9 +7,9 @@
     --tasks=my_tasks/my_task.yaml                    or one such file
 
 Our tasks are made from the dev split; --split=test is for a confirmation under a frozen plan.
-Needs the extra: pip install -e ".[lm-eval]". Writes results.json and rows.jsonl to <workdir>/lm_eval
-(docs/lm_eval.md). Exit code 2 for wrong input.
-"""
+Needs the extra: pip install -e ".[lm-eval]". Writes results.json and rows.jsonl to
+<workdir>/lm_eval (docs/lm_eval.md). Exit code 2 for wrong input.
+"""  # noqa: E501
 
 import importlib.util
 import sys

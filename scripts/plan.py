@@ -1,8 +1,10 @@
-"""Plans training on other chips: python scripts/plan.py --config=configs/large.py:1.3b --mesh=data:4,model:4 --chips=v5e.
+"""Plans training on other chips: python scripts/plan.py --config=configs/large.py:1.3b
+--mesh=data:4,model:4 --chips=v5e.
 
-Compiles the training step for the chips (extra: plan) and prints memory per device, FLOPs, memory traffic,
-collectives, and a lower bound of the time of a step. If the compiler of a chip is not installed, the estimate
-is that of the CPU compiler and is marked. --out appends a row per chip. Exit code 2 for wrong input.
+Compiles the training step for the chips (extra: plan) and prints memory per device, FLOPs, memory
+traffic, collectives, and a lower bound of the time of a step. If the compiler of a chip is not
+installed, the estimate is that of the CPU compiler and is marked. --out appends a row per chip.
+Exit code 2 for wrong input.
 """
 
 import contextlib
@@ -71,7 +73,9 @@ def main() -> None:
 
 
 def _append(row: dict, out: Path) -> None:
-    """Appends a row, prints a comparison with the last row of the same chips, and rewrites the table."""
+    """Appends a row, prints a comparison with the last row of the same chips, and rewrites the
+    table.
+    """
     from posenc_jax.bench.plan_table import comparison, table
 
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []

@@ -1,14 +1,15 @@
 """Publishes a study: python scripts/publish.py --workdir=studies/x --out=results/x
 
-Writes everything that report and verdict need, without runs and checkpoints: rows, training logs, arrays per
-instance, the record of every run, the learning-rate search, the plan, and the list of texts with their
-SHA-256. Prints the size of each file. Afterwards the published folder is enough for:
+Writes everything that report and verdict need, without runs and checkpoints: rows, training logs,
+arrays per instance, the record of every run, the learning-rate search, the plan, and the list of
+texts with their SHA-256. Prints the size of each file. Afterwards the published folder is enough
+for:
 
     python scripts/verdict.py --results=results/x
     python scripts/report.py --results=results/x
 
-The corpus must be where the runs read it. A folder of another study is not overwritten. Takes seconds.
-Exit code 2 for wrong input.
+The corpus must be where the runs read it. A folder of another study is not overwritten. Takes
+seconds. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -20,7 +21,9 @@ from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study or of a run", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to publish into, e.g. results/x", required=True)
-_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are published; default: the study's")  # fmt: skip
+_SPLIT = flags.DEFINE_enum(
+    "split", None, ["test", "dev"], "Split whose rows are published; default: the study's"
+)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Writes the report of a study or a run: python scripts/report.py --workdir=studies/quickstart
 
 Several runs or studies become one page: --workdir=runs/a --workdir=runs/b --out=pages/ab.
-`--results=results/screening` reads a published folder instead of run folders. Writes report.html (one
-self-contained page) and figures/ (PNG and CSV) into the same folder, or into --out; the last line printed is
-the path of the page. Takes seconds. Exit code 2 for wrong input.
+`--results=results/screening` reads a published folder instead of run folders. Writes report.html
+(one self-contained page) and figures/ (PNG and CSV) into the same folder, or into --out; the last
+line printed is the path of the page. Takes seconds. Exit code 2 for wrong input.
 """
 
 from pathlib import Path
@@ -18,7 +18,9 @@ _WORKDIR = flags.DEFINE_multi_string(
 )
 _RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
 _OUT = flags.DEFINE_string("out", None, "Folder of the page; default: the folder that is read")
-_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are read; default: the study's own")  # fmt: skip
+_SPLIT = flags.DEFINE_enum(
+    "split", None, ["test", "dev"], "Split whose rows are read; default: the study's own"
+)
 
 
 def main() -> None:

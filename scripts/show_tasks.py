@@ -1,7 +1,7 @@
 """Prints retrieval instances as text: python scripts/show_tasks.py --task=needles_4 --length=200.
 
-Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; answers are in [[ ]], their sources in
-the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
+Keys are shown as <K12>, values as <V3>, special ids as <BOS>, <SEP>; answers are in [[ ]], their
+sources in the context in {{ }}. With --task=all every task is shown. Exit code 2 for wrong input.
 """
 
 import installed  # noqa: F401

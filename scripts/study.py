@@ -1,14 +1,18 @@
-"""Runs a study: python scripts/study.py --study=configs/studies/quickstart.py --workdir=studies/quickstart.
+"""Runs a study: python scripts/study.py --study=configs/studies/quickstart.py
+--workdir=studies/quickstart.
 
-Trains and evaluates every run, several at a time: first the learning-rate search, if the study has one, then
-the runs that count. Rows are of dev unless the study has split="test". Then it writes rows.jsonl, the verdict
-if the study names hybrids, and report.html. The same command resumes a stopped study.
+Trains and evaluates every run, several at a time: first the learning-rate search, if the study has
+one, then the runs that count. Rows are of dev unless the study has split="test". Then it writes
+rows.jsonl, the verdict if the study names hybrids, and report.html. The same command resumes a
+stopped study.
 
---launch=slurm submits the study as array jobs, one task a run; with --dry_run, or without Slurm, it prints
-them. Finished runs are left out. A second submission is refused while the first is at work.
---run=NAME runs one run of the study; --collect writes rows, verdict and report from the runs that exist.
+--launch=slurm submits the study as array jobs, one task a run; with --dry_run, or without Slurm, it
+prints them. Finished runs are left out. A second submission is refused while the first is at work.
+--run=NAME runs one run of the study; --collect writes rows, verdict and report from the runs that
+exist.
 
-Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped, can be resumed.
+Exit codes: 0 all runs done, 1 some failed (they are named), 2 wrong input, 75 stopped, can be
+resumed.
 """
 
 import importlib.util
@@ -28,7 +32,12 @@ _STUDY = flags.DEFINE_string(
     "study", None, "Study file, e.g. configs/studies/quickstart.py", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study", required=True)
-_WORKERS = flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core on CPU, one on accelerators, as many as Slurm starts", lower_bound=0)  # fmt: skip
+_WORKERS = flags.DEFINE_integer(
+    "workers",
+    0,
+    "Runs at a time; 0: one per core on CPU, one on accelerators, as many as Slurm starts",
+    lower_bound=0,
+)
 _LAUNCH = flags.DEFINE_enum("launch", "local", ["local", "slurm"], "Where the runs are started")
 _RUN = flags.DEFINE_string("run", None, "One run by its name, e.g. rope-s0 or rope-s90-lr0.01")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Slurm: print the jobs, write and submit nothing")
@@ -119,7 +128,9 @@ def _run_all(plan, runs, what: str):
         return (), ()
     cores, cpu = usable_cores(), _on_cpu()
     workers = _WORKERS.value or (len(cores) if cpu else 1)
-    pinned = [cores[i % len(cores)] if cpu and workers <= len(cores) else None for i in range(workers)]  # fmt: skip
+    pinned = [
+        cores[i % len(cores)] if cpu and workers <= len(cores) else None for i in range(workers)
+    ]
     print(f"{len(runs)} {what}, {workers} at a time; logs in {plan.logs}", flush=True)
     outcome = run_all(runs, plan.logs, cores=pinned)
     return outcome.failed, outcome.stopped
@@ -138,7 +149,10 @@ def _run_one(plan) -> int:
         planned = _groups(study, {arm.name: None for arm in study.arms})
         if _RUN.value not in planned:
             study.cell(_RUN.value)  # raises for an unknown name
-            raise ValueError(f"--run={_RUN.value} is not the name of a run: {', '.join([*groups, *planned][:6])} ...")  # fmt: skip
+            raise ValueError(
+                f"--run={_RUN.value} is not the name of a run: "
+                f"{', '.join([*groups, *planned][:6])} ..."
+            )
         groups = _groups(study, plan.rates()[0])
         if _RUN.value not in groups:
             print(f"{_RUN.value}: no learning rate could be chosen for it", file=sys.stderr)
@@ -189,7 +203,7 @@ def _collect(plan, failed) -> int:
     _verdict(plan)
     print(write_report(load(plan.workdir, plan.study.split), plan.workdir))
     missing = [name for name in plan.study.slots() if name not in {c.name for c in cells}]
-    missing += [c.name for c in cells if not (plan.evaluation(c) / "evaluation.json").exists()]  # fmt: skip
+    missing += [c.name for c in cells if not (plan.evaluation(c) / "evaluation.json").exists()]
     named = list(dict.fromkeys([*failed, *missing]))
     if named:
         print(f"{len(named)} runs failed or have not ended: {', '.join(named)}", file=sys.stderr)
@@ -210,7 +224,10 @@ def _about_split(study) -> str:
     """Returns a line about the split of the rows of the runs that count."""
     if study.split == "dev":
         return "rows are of dev: exploration"
-    return f"rows are of test, {f'by the plan {study.prereg}' if study.prereg else study.record()['deviations'][0]}"
+    return (
+        "rows are of test, "
+        f"{f'by the plan {study.prereg}' if study.prereg else study.record()['deviations'][0]}"
+    )
 
 
 def _slurm(plan) -> int:
@@ -220,9 +237,16 @@ def _slurm(plan) -> int:
     options = {name: flag.value for name, flag in _SLURM.items()}
     resources = slurm.Resources(**options, at_once=_WORKERS.value)
     command = (
-        "python", "scripts/study.py", f"--study={Path(_STUDY.value).resolve()}", f"--workdir={plan.workdir.resolve()}"
-    )  # fmt: skip
-    command += (f"--import={','.join(flags.FLAGS['import'].value)}",) if flags.FLAGS["import"].value else ()  # fmt: skip
+        "python",
+        "scripts/study.py",
+        f"--study={Path(_STUDY.value).resolve()}",
+        f"--workdir={plan.workdir.resolve()}",
+    )
+    command += (
+        (f"--import={','.join(flags.FLAGS['import'].value)}",)
+        if flags.FLAGS["import"].value
+        else ()
+    )
     if resources.nodes > 1 and study.together:
         raise ValueError(
             "--nodes is for runs that train alone; seeds in one program have one device"
@@ -238,7 +262,9 @@ def _slurm(plan) -> int:
     stages.append(slurm.SlurmStage(f"{name}-report", collect, after, computes=False))
     if _DRY_RUN.value or not slurm.available():
         for stage in stages:
-            submission = slurm.submission(stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages})  # fmt: skip
+            submission = slurm.submission(
+                stage, folder / f"{stage.name}.sh", {s.name: f"<{s.name}>" for s in stages}
+            )
             print(f"# {shlex.join(submission)}")
             print(slurm.script(stage, resources, root=_ROOT, folder=folder))
             print("\n".join(f"#   {shlex.join(task)}" for task in stage.tasks), end="\n\n")

@@ -1,16 +1,18 @@
 """Decides a study by both versions of the rule: python scripts/verdict.py --workdir=studies/x
 
-Prints the verdict on each hybrid by rule 2 and rule 1, with every clause in words, and writes verdict.json
-and verdict.txt into the folder of the study, where the report reads them. `--results=results/screening` reads
-a published folder instead of run folders. Arms and seeds are those of study.json unless flags are given. A
-verdict is exploratory unless a plan was frozen before the runs began:
+Prints the verdict on each hybrid by rule 2 and rule 1, with every clause in words, and writes
+verdict.json and verdict.txt into the folder of the study, where the report reads them.
+`--results=results/screening` reads a published folder instead of run folders. Arms and seeds are
+those of study.json unless flags are given. A verdict is exploratory unless a plan was frozen before
+the runs began:
 
     python scripts/verdict.py --workdir=studies/x --freeze --hybrid=coupled --alibi=alibi-match --alibi=alibi --stretched="rope yarn:4" --seeds=100-111
     # train and evaluate seeds 100 to 111
     python scripts/verdict.py --workdir=studies/x --prereg=studies/x/prereg.json --pilot=studies/pilot --lookup=studies/lookup
 
-Takes seconds, or up to a minute with arrays of instances. Exit codes: 0 for every verdict, 2 wrong input.
-"""
+Takes seconds, or up to a minute with arrays of instances. Exit codes: 0 for every verdict, 2 wrong
+input.
+"""  # noqa: E501
 
 import json
 import re
@@ -23,29 +25,65 @@ from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a study's runs")
 _RESULTS = flags.DEFINE_string("results", None, "Published folder, in place of --workdir")
-_OUT = flags.DEFINE_string("out", None, "Folder for verdict.json and verdict.txt; default: what is read")  # fmt: skip
-_PREREG = flags.DEFINE_string("prereg", None, "File of the frozen plan; --freeze writes <workdir>/prereg.json without it")  # fmt: skip
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for verdict.json and verdict.txt; default: what is read"
+)
+_PREREG = flags.DEFINE_string(
+    "prereg", None, "File of the frozen plan; --freeze writes <workdir>/prereg.json without it"
+)
 _FREEZE = flags.DEFINE_bool("freeze", False, "Write the plan and stop")
 _HYBRID = flags.DEFINE_multi_string("hybrid", [], "Arm to judge; up to three times")
 _ROPE = flags.DEFINE_string("rope", None, "Arm of RoPE, tuned")
-_ALIBI = flags.DEFINE_multi_string("alibi", [], "Arm of ALiBi, published or matched slopes; the better on dev is A, rule 1 reads the first")  # fmt: skip
-_STRETCHED = flags.DEFINE_multi_string("stretched", [], "Candidate of R+: RoPE read by YaRN at 4L, or fine-tuned; the better on dev counts")  # fmt: skip
+_ALIBI = flags.DEFINE_multi_string(
+    "alibi",
+    [],
+    "Arm of ALiBi, published or matched slopes; the better on dev is A, rule 1 reads the first",
+)
+_STRETCHED = flags.DEFINE_multi_string(
+    "stretched",
+    [],
+    "Candidate of R+: RoPE read by YaRN at 4L, or fine-tuned; the better on dev counts",
+)
 _ORACLE = flags.DEFINE_string("oracle", None, "Arm of RoPE that was trained at 4L")
 _SEEDS = flags.DEFINE_string("seeds", None, "Planned seeds, e.g. 0-4 or 100,101,103")
 _PILOT_SEEDS = flags.DEFINE_string("pilot_seeds", "", "Seeds of the assay's runs, for --freeze")
-_LOOKUP_SEEDS = flags.DEFINE_string("lookup_seeds", "", "Seeds of the runs of offset lookup, for --freeze")  # fmt: skip
-_PILOT = flags.DEFINE_string("pilot", None, "Folder of the assay's runs (A0); without it the study's own seeds are asked")  # fmt: skip
-_LOOKUP = flags.DEFINE_string("lookup", None, "Folder of runs that were trained on offset lookup alone (P3)")  # fmt: skip
+_LOOKUP_SEEDS = flags.DEFINE_string(
+    "lookup_seeds", "", "Seeds of the runs of offset lookup, for --freeze"
+)
+_PILOT = flags.DEFINE_string(
+    "pilot", None, "Folder of the assay's runs (A0); without it the study's own seeds are asked"
+)
+_LOOKUP = flags.DEFINE_string(
+    "lookup", None, "Folder of runs that were trained on offset lookup alone (P3)"
+)
 _ABLATED = {
     factor: flags.DEFINE_multi_string(
-        f"without_{factor}", [], f"The hybrid without its {factor}; once a --hybrid, in order, empty for none"
+        f"without_{factor}",
+        [],
+        f"The hybrid without its {factor}; once a --hybrid, in order, empty for none",
     )
     for factor in ("rotation", "bias")
-}  # fmt: skip
-_SPLIT = flags.DEFINE_enum("split", None, ["test", "dev"], "Split whose rows are read; default: the study's own")  # fmt: skip
-_DEVIATION = flags.DEFINE_multi_string("deviation", [], "What was done otherwise than planned, in words")  # fmt: skip
+}
+_SPLIT = flags.DEFINE_enum(
+    "split", None, ["test", "dev"], "Split whose rows are read; default: the study's own"
+)
+_DEVIATION = flags.DEFINE_multi_string(
+    "deviation", [], "What was done otherwise than planned, in words"
+)
 
-_PLANNED = ("hybrid", "rope", "alibi", "stretched", "oracle", "seeds", "pilot_seeds", "lookup_seeds", "without_rotation", "without_bias", "split")  # fmt: skip
+_PLANNED = (
+    "hybrid",
+    "rope",
+    "alibi",
+    "stretched",
+    "oracle",
+    "seeds",
+    "pilot_seeds",
+    "lookup_seeds",
+    "without_rotation",
+    "without_bias",
+    "split",
+)
 
 
 def main() -> None:
@@ -67,7 +105,9 @@ def main() -> None:
     if _PREREG.value:
         given = [name for name in _PLANNED if flags.FLAGS[name].present]
         if given:
-            raise ValueError(f"--{given[0]} is in the frozen plan; give --prereg or the plan's flags, not both")  # fmt: skip
+            raise ValueError(
+                f"--{given[0]} is in the frozen plan; give --prereg or the plan's flags, not both"
+            )
         frozen = preregistration.read(path)
         plan = frozen.plan
         data = load(folder, plan.split)
@@ -146,7 +186,9 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _refuse_begun(workdir: Path, plan) -> None:
-    """Raises ValueError if a run of the plan exists: it cannot confirm a plan that is frozen later."""
+    """Raises ValueError if a run of the plan exists: it cannot confirm a plan that is frozen
+    later.
+    """
     from posenc_jax.results.files import read_json
     from posenc_jax.results.stored_run import checked_record
 

@@ -13,6 +13,7 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
 from support import entries
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -4,10 +4,10 @@ Command:  python scripts/study.py --study=configs/studies/cpu.py --workdir=studi
 Reaches:  the table of results/cpu
 Takes:    about 70 minutes on two idle cores: 44 tuning runs, and 33 runs with their rows
 
-The mixture is 35 % text, 60 % retrieval documents and 5 % offset lookup (P3). The usual 15 % of retrieval
-documents is too few for so short a schedule. One of four heads neither rotates nor decays; in the quickstart
-two of four. The factorial of rotation x bias has the six arms with factors; its level "on 3 of 4 heads" also
-has log-n.
+The mixture is 35 % text, 60 % retrieval documents and 5 % offset lookup (P3). The usual 15 % of
+retrieval documents is too few for so short a schedule. One of four heads neither rotates nor
+decays; in the quickstart two of four. The factorial of rotation x bias has the six arms with
+factors; its level "on 3 of 4 heads" also has log-n.
 """
 
 from ml_collections import ConfigDict
@@ -76,5 +76,7 @@ def base() -> ConfigDict:
 
 
 def get_config(run: str) -> ConfigDict:
-    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning, rope-s90-lr0.1."""
+    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning,
+    rope-s90-lr0.1.
+    """
     return STUDY.fill(run, base())

@@ -1,16 +1,17 @@
-"""The search for the hybrid: steepness of the slopes, number and place of flat heads, rotation, log-n, rivals.
+"""The search for the hybrid: steepness of the slopes, number and place of flat heads, rotation,
+log-n, rivals.
 
 Command:  python scripts/study.py --study=configs/studies/hybrids.py --workdir=studies/hybrids
 Reaches:  not measured
 Takes:    not measured; 25 arms with 8 seeds of 3,000 steps, about three minutes a run on one core
 
-Exploration on dev: its seeds count nowhere. The recipe is `slow` of configs/studies/recipes.py. The endpoint is the
-number of seeds that reach (retrieval beyond L of at least 0.8 at 4L), then text within L and at 4L. At most three
-hybrids go on to the confirmation.
+Exploration on dev: its seeds count nowhere. The recipe is `slow` of configs/studies/recipes.py. The
+endpoint is the number of seeds that reach (retrieval beyond L of at least 0.8 at 4L), then text
+within L and at 4L. At most three hybrids go on to the confirmation.
 
-The hypothesis to break: rotation lets a shallow decaying head read well enough within L, and the flat head then
-learns nothing. If it is right, steeper slopes bring more seeds that reach, and steepness in the first layer alone
-brings fewer, since there the second layer reads as before.
+The hypothesis to break: rotation lets a shallow decaying head read well enough within L, and the
+flat head then learns nothing. If it is right, steeper slopes bring more seeds that reach, and
+steepness in the first layer alone brings fewer, since there the second layer reads as before.
 """
 
 from ml_collections import ConfigDict

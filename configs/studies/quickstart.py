@@ -1,4 +1,5 @@
-"""Quickstart study: perplexity beyond L and retrieval distance of five encodings, with equal data and budget.
+"""Quickstart study: perplexity beyond L and retrieval distance of five encodings, with equal data
+and budget.
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart

@@ -1,9 +1,12 @@
-"""Learning-rate search for the arms of the quickstart, by dev loss within L; it has tuning runs only.
+"""Learning-rate search for the arms of the quickstart, by dev loss within L; it has tuning runs
+only.
 
 Command:  python scripts/study.py --study=configs/studies/quickstart_rates.py --workdir=studies/quickstart_rates
-Reaches:  the curves of results/quickstart: 0.01 for all arms except nope, whose best rate is the lowest
-Takes:    24 minutes on the same cores, with other load: 20 runs of the quickstart and their loss on dev
-"""
+Reaches:  the curves of results/quickstart: 0.01 for all arms except nope, whose best rate is the
+          lowest
+Takes:    24 minutes on the same cores, with other load: 20 runs of the quickstart and their loss on
+          dev
+"""  # noqa: E501
 
 import dataclasses
 

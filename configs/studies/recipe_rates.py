@@ -1,12 +1,14 @@
-"""The learning rate of four parents within L, and which of its near ties lets recall be learnt: tuning runs alone.
+"""The learning rate of four parents within L, and which of its near ties lets recall be learnt:
+tuning runs alone.
 
 Command:  python scripts/study.py --study=configs/studies/recipe_rates.py --workdir=studies/recipe_rates
 Reaches:  not measured
 Takes:    not measured; 16 runs of 3,000 steps
 
-The same four rates for every arm, a factor sqrt 10 apart. Among those within 0.005 bits per byte of the best within L
-the one with the highest `least_id` is taken (the least of Y_R's tasks at L, above chance).
-"""
+The same four rates for every arm, a factor sqrt 10 apart. Among those within 0.005 bits per byte of
+the best within L the one with the highest `least_id` is taken (the least of Y_R's tasks at L, above
+chance).
+"""  # noqa: E501
 
 from ml_collections import ConfigDict
 

@@ -1,15 +1,17 @@
-"""Study of training recipes on two CPU cores: random positions, DroPE, RoPE trained or fine-tuned at 4L.
+"""Study of training recipes on two CPU cores: random positions, DroPE, RoPE trained or fine-tuned
+at 4L.
 
 Command:  python scripts/study.py --study=configs/studies/rivals.py --workdir=studies/rivals
 Reaches:  not measured
 Takes:    not measured; 24 tuning runs, and 12 arms with 3 seeds each
 
-R+ of the verdict is RoPE evaluated with YaRN at 4L or RoPE fine-tuned with YaRN at 4L, whichever is better on
-dev. ALiBi and the hybrid are fine-tuned in the same way, for 1,000 steps at 4L. The parent of DroPE takes 85 %
-of the steps and DroPE the rest (configs/drope.py has the recipe and its source); with qk-norm the rate is
-warmed up again to the peak of the parent. Every arm has the same curriculum of recall: documents of up to L/8,
-L/2 and L by thirds; pairs grow from 2 to 16 over the first half, and each is asked twice. The
-first third has documents of 16 tokens: mqar of two pairs (14 tokens) alone fits.
+R+ of the verdict is RoPE evaluated with YaRN at 4L or RoPE fine-tuned with YaRN at 4L, whichever is
+better on dev. ALiBi and the hybrid are fine-tuned in the same way, for 1,000 steps at 4L. The
+parent of DroPE takes 85 % of the steps and DroPE the rest (configs/drope.py has the recipe and its
+source); with qk-norm the rate is warmed up again to the peak of the parent. Every arm has the same
+curriculum of recall: documents of up to L/8, L/2 and L by thirds; pairs grow from 2 to 16 over the
+first half, and each is asked twice. The first third has documents of 16 tokens: mqar of two pairs
+(14 tokens) alone fits.
 """
 
 from ml_collections import ConfigDict
@@ -68,7 +70,9 @@ STUDY = Study(
 
 
 def get_config(run: str) -> ConfigDict:
-    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning, rope-s90-lr0.1."""
+    """Returns the configuration of one run, e.g. rope-s0-lr0.01 or, of the tuning,
+    rope-s90-lr0.1.
+    """
     config = cpu.base()
     config.data.update(length_warmup=(8, 2, 1), pairs_warmup=0.5, pair_askings=2)
     return STUDY.fill(run, config)

@@ -81,7 +81,10 @@ def choose_implementation(
     if conditions.softcap and layer.form is not None:
         raise ValueError("linear attention has no logits to cap: set model.attention_softcap to 0")
     if conditions.sink and layer.form is not None:
-        raise ValueError("linear attention has no softmax, so it takes no sink logit: set model.sink_logit to False")  # fmt: skip
+        raise ValueError(
+            "linear attention has no softmax, so it takes no sink logit: set "
+            "model.sink_logit to False"
+        )
     if sequence > 1:
         return _ring_choice(
             layer, implementation, sequence, in_order=conditions.causal and conditions.aligned
@@ -93,7 +96,9 @@ def choose_implementation(
         return ImplementationChoice(implementation, "requested")
     if layer.form is not None:
         if implementation == "blockwise":
-            raise ValueError("attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'")  # fmt: skip
+            raise ValueError(
+                "attention 'blockwise' has a softmax; linear attention takes 'auto' or 'dense'"
+            )
         if implementation == "dense":
             return ImplementationChoice("linear, dense", "requested")
         return ImplementationChoice("linear", "the scheme's form of attention")
@@ -126,10 +131,15 @@ def _ring_choice(
     split = f"tokens of a row lie on {sequence} devices"
     if layer.form is not None:
         if implementation != "auto" or not in_order:
-            raise ValueError(f"{split}: linear attention goes through tokens in order (aligned, causal), by 'auto' alone")  # fmt: skip
+            raise ValueError(
+                f"{split}: linear attention goes through tokens in order (aligned, causal), "
+                "by 'auto' alone"
+            )
         return ImplementationChoice("linear", f"{split}: devices exchange their sums")
     if implementation not in ("auto", "blockwise"):
-        raise ValueError(f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}")  # fmt: skip
+        raise ValueError(
+            f"{split}: attention must be 'auto' or 'blockwise', not {implementation!r}"
+        )
     return ImplementationChoice("blockwise", f"{split}: keys go around a ring up to the cut-off")
 
 
@@ -186,7 +196,10 @@ def attend(
     _check_inputs(*tensors[:2], layer, queries, keys, settings, optional)
     real_BT = queries.seg_BT != 0
     read_BS = real_BT if same else readable_keys(queries, keys, settings)
-    tensors = [zero_where_unread(x, read) for x, read in zip(tensors, (real_BT, read_BS, read_BS), strict=True)]  # fmt: skip
+    tensors = [
+        zero_where_unread(x, read)
+        for x, read in zip(tensors, (real_BT, read_BS, read_BS), strict=True)
+    ]
     if optional.x_BTD is not None:
         optional = optional._replace(x_BTD=zero_where_unread(optional.x_BTD, real_BT))
     sides = zero_padding(queries), zero_padding(keys)
@@ -227,7 +240,10 @@ def _attend(
         in_order = settings.aligned and settings.causal and settings.window is None
         in_order &= queries.order_BT is None
         if ring is not None and not in_order:
-            raise ValueError(f"linear attention has no window where the tokens of a row lie on {ring.size} devices")  # fmt: skip
+            raise ValueError(
+                f"linear attention has no window where the tokens of a row lie on {ring.size} "
+                "devices"
+            )
         tensors = _linear_tensors(
             q_BTNH, k_BSKH, v_BSKH, layer, params, queries.pos_BT, keys.pos_BT
         )
@@ -295,9 +311,14 @@ def _check_inputs(
     if (queries.order_BT is None) != (keys.order_BT is None):
         raise ValueError("order_BT: give it to both the queries and the keys, or to neither")
     if queries.order_BT is not None and find_ring(q_BTNH) is not None:
-        raise ValueError("order_BT: where the tokens of a row are split over devices, causality compares positions")  # fmt: skip
+        raise ValueError(
+            "order_BT: where the tokens of a row are split over devices, causality compares "
+            "positions"
+        )
     if optional.sink_N is not None and optional.sink_N.shape != (N,):
-        raise ValueError(f"sink_N holds one logit per query head, {N}; its shape is {optional.sink_N.shape}")  # fmt: skip
+        raise ValueError(
+            f"sink_N holds one logit per query head, {N}; its shape is {optional.sink_N.shape}"
+        )
     if layer.gated and not settings.causal:
         raise ValueError("a forget gate weakens earlier tokens: it needs causal=True")
     if layer.gated and (queries.cum_log_forget_BTN is None or keys.cum_log_forget_BTN is None):
@@ -307,7 +328,8 @@ def _check_inputs(
         )
     if layer.tempered_by_tokens and optional.x_BTD is None:
         raise ValueError(
-            "a temperature of this scheme depends on the tokens: pass x_BTD, from which the queries "
+            "a temperature of this scheme depends on the tokens: pass x_BTD, from which the "
+            "queries "
             "were projected"
         )
 

@@ -140,7 +140,9 @@ def attention_statistics(
       ValueError: linear attention, whose weights are not those of a softmax.
     """
     if layer.form is not None:
-        raise ValueError("linear attention has no softmax: its weights may be negative and have no entropy")  # fmt: skip
+        raise ValueError(
+            "linear attention has no softmax: its weights may be negative and have no entropy"
+        )
     positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
     sums = lax.map(lambda one: _row_statistics(one, layer, params, sink_N, first), positioned)
     # The power of the vectors that are rotated; a rotation keeps the sum over each of its pairs.
@@ -179,7 +181,9 @@ def _row_statistics(
         logit_NRc = _skewed(jnp.where(seen_1RS, logit_NRS, 0.0))
         mean_Nc = logit_NRc.sum(1) / jnp.maximum(count_1c, 1)
         squares_Nc = (seen_1Rc * (logit_NRc - mean_Nc[:, None]) ** 2).sum(1)
-        here_Z, here_NZ, squares_NZ = (_to_distance(x, start, R, S) for x in (count_1c, mean_Nc, squares_Nc))  # fmt: skip
+        here_Z, here_NZ, squares_NZ = (
+            _to_distance(x, start, R, S) for x in (count_1c, mean_Nc, squares_Nc)
+        )
         # Chan et al. 1979: merging means and squared deviations avoids the rounding error of a sum
         # of squares.
         both_Z = count_Z + here_Z

@@ -15,9 +15,10 @@ def visible(
     """Returns mask_BTS: True where the query sees the key.
 
     A query sees the keys of its own segment (0 is padding, which no query sees), if causal only
-    those at its position (or in its place of `order_BT`) or before, and under a window (a number, or an array that broadcasts
-    against mask_BTS) only those nearer than `window`. The mask depends on positions and segments
-    alone, so packed documents, left padding and a cache with empty slots need no other rule.
+    those at its position (or in its place of `order_BT`) or before, and under a window (a number,
+    or an array that broadcasts against mask_BTS) only those nearer than `window`. The mask depends
+    on positions and segments alone, so packed documents, left padding and a cache with empty slots
+    need no other rule.
     """
     q_seg_BT1, k_seg_B1S = queries.seg_BT[:, :, None], keys.seg_BT[:, None, :]
     q_pos_BT1, k_pos_B1S = queries.pos_BT[:, :, None], keys.pos_BT[:, None, :]

@@ -73,7 +73,11 @@ def shard_keys_like_queries(
         if times > 1:
             x_BSKH = jax.sharding.reshard(x_BSKH, jax.P(rows, length, None, None))
             x_BSKH, own = jnp.repeat(x_BSKH, times, axis=2), None
-        return x_BSKH if own == heads else jax.sharding.reshard(x_BSKH, jax.P(rows, length, heads, None))  # fmt: skip
+        return (
+            x_BSKH
+            if own == heads
+            else jax.sharding.reshard(x_BSKH, jax.P(rows, length, heads, None))
+        )
 
     return laid(k_BSKH), laid(v_BSKH)
 
@@ -117,7 +121,10 @@ def per_shard(
     if rows is None and heads is None and length is None and dim is None:
         return local(operands, positions, jnp.int32(0))
     if dim is not None or (length is not None) != (ring is not None):
-        raise ValueError("attention: queries may be split over batch and heads, over length for a ring alone, and never over head dim")  # fmt: skip
+        raise ValueError(
+            "attention: queries may be split over batch and heads, over length for a ring "
+            "alone, and never over head dim"
+        )
     names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)
     split = jax.P(rows, length, heads, None)
@@ -135,8 +142,10 @@ def per_shard(
 
     arrays = jax.tree.map(
         lambda spec, x: jax.tree.map(lambda y: jax.sharding.reshard(y, spec), x),
-        layout, arrays, is_leaf=lambda x: isinstance(x, jax.P),
-    )  # fmt: skip
+        layout,
+        arrays,
+        is_leaf=lambda x: isinstance(x, jax.P),
+    )
     # check_vma=False: loop carries start as zeros, whose type says that they are equal on all
     # devices.
     return jax.shard_map(on_device, in_specs=layout, out_specs=result, check_vma=False)(*arrays)

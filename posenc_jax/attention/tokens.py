@@ -100,7 +100,9 @@ def check_positions(tokens: TokenSide) -> None:
     if twice_BT.any():
         b, t = np.argwhere(twice_BT)[0]
         raise ValueError(
-            f"row {b}: slots {slot_BT[b, t]} and {slot_BT[b, t + 1]} of document {seg_BT[b, t]} both have "
-            f"position {pos_BT[b, t]}, so that the earlier one would see the later one: number the documents of "
+            f"row {b}: slots {slot_BT[b, t]} and {slot_BT[b, t + 1]} of document "
+            f"{seg_BT[b, t]} both have "
+            f"position {pos_BT[b, t]}, so that the earlier one would see the later one: "
+            "number the documents of "
             "a row apart in the segments, or give TokenSide an order_BT"
         )

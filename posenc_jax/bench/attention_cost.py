@@ -1,4 +1,6 @@
-"""Bench of attention under ALiBi or a window: ours, with and without cut-off, beside peer kernels."""
+"""Bench of attention under ALiBi or a window: ours, with and without cut-off, beside peer
+kernels.
+"""
 
 import dataclasses
 import functools
@@ -47,12 +49,15 @@ class AttentionBenchSettings:
     """Settings of the attention bench.
 
     Attributes:
-      lengths: T, measured in ascending order. batch: B. directions: of `DIRECTIONS`. heads, head_dim: N, H.
-      qk_norm: queries and keys have RMS 1, as under qk-norm; otherwise they are Gaussian. dtype: of `DTYPES`.
-      patience: seconds; a candidate whose next run is expected to take longer is left out and listed. The
-        expectation extrapolates its growth with length, at first the square of the length.
-      candidates: names of the table to measure; none: all. Ratios are to the first of them in the table if
-        the usual baseline is not among them.
+      lengths: T, measured in ascending order. batch: B. directions: of `DIRECTIONS`. heads,
+        head_dim: N, H.
+      qk_norm: queries and keys have RMS 1, as under qk-norm; otherwise they are Gaussian. dtype: of
+        `DTYPES`.
+      patience: seconds; a candidate whose next run is expected to take longer is left out and
+        listed. The expectation extrapolates its growth with length, at first the square of the
+        length.
+      candidates: names of the table to measure; none: all. Ratios are to the first of them in the
+        table if the usual baseline is not among them.
 
     Raises:
       ValueError: an unknown direction or dtype, or a length below 8.
@@ -73,7 +78,9 @@ class AttentionBenchSettings:
     def __post_init__(self):
         unknown = set(self.directions) - set(DIRECTIONS)
         if unknown or not self.directions:
-            raise ValueError(f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}")  # fmt: skip
+            raise ValueError(
+                f"directions must be some of {', '.join(DIRECTIONS)}, not {sorted(unknown)}"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not self.lengths or min(self.lengths) < 8:
@@ -83,14 +90,14 @@ class AttentionBenchSettings:
 def measure(settings: AttentionBenchSettings) -> BenchResult:
     """Returns time and memory of every candidate at every length, relative to our fastest path.
 
-    Attention is causal. Candidates have ALiBi with the standard slopes, no bias, or a window of the last
-    `WINDOW` tokens without a bias (", window"). In bfloat16 our kernel joins on a GPU, the vendor kernel
-    with the folded bias on a GPU or TPU, and peers that need bfloat16. The baseline of the ratios is the
-    first of these, else the blockwise path. Parity is the largest difference of a result to the dense
-    definition, or to the blockwise path where that is too large ("difference_to"); a candidate with neither
-    bias nor window computes something else and has none. Peak memory is counted by the system, on an
-    accelerator planned by the compiler or counted by PyTorch ("peak_source"). A candidate that fails is
-    listed with its reason.
+    Attention is causal. Candidates have ALiBi with the standard slopes, no bias, or a window of the
+    last `WINDOW` tokens without a bias (", window"). In bfloat16 our kernel joins on a GPU, the
+    vendor kernel with the folded bias on a GPU or TPU, and peers that need bfloat16. The baseline
+    of the ratios is the first of these, else the blockwise path. Parity is the largest difference
+    of a result to the dense definition, or to the blockwise path where that is too large
+    ("difference_to"); a candidate with neither bias nor window computes something else and has
+    none. Peak memory is counted by the system, on an accelerator planned by the compiler or counted
+    by PyTorch ("peak_source"). A candidate that fails is listed with its reason.
 
     Raises:
       ValueError: an unknown candidate, or nothing that can be timed.
@@ -126,14 +133,25 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
             )
             for name, seconds_R in seconds.items():
                 pace[direction].record(name, length, float(np.median(seconds_R)))
-                rows.append({
-                    "bench": "attention", "implementation": name, "length": length, "batch": s.batch,
-                    "direction": direction, "heads": s.heads, "head_dim": s.head_dim, "dtype": s.dtype,
-                    "rounds": s.rounds, "baseline": baseline,
-                    **spread(seconds_R, seconds[baseline]),
-                    **{key: value for key, value in measured[name].items() if key != "seconds"},
-                    "planned_mb": runs[name].planned_bytes / 1e6 if isinstance(runs[name], Compiled) else None,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "bench": "attention",
+                        "implementation": name,
+                        "length": length,
+                        "batch": s.batch,
+                        "direction": direction,
+                        "heads": s.heads,
+                        "head_dim": s.head_dim,
+                        "dtype": s.dtype,
+                        "rounds": s.rounds,
+                        "baseline": baseline,
+                        **spread(seconds_R, seconds[baseline]),
+                        **{key: value for key, value in measured[name].items() if key != "seconds"},
+                        "planned_mb": runs[name].planned_bytes / 1e6
+                        if isinstance(runs[name], Compiled)
+                        else None,
+                    }
+                )
             del runs  # two lengths may not fit into GPU memory
             pytorch.release_memory()
     if not rows:
@@ -142,8 +160,10 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
     return BenchResult(
         name="attention",
         title="Attention under ALiBi, and under a window",
-        caption=f"Batch {s.batch}, {s.heads} heads of {s.head_dim}, {s.dtype}, causal, windows of {WINDOW}; time relative to {_baselines(rows)} in "
-        f"the same round; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
+        caption=f"Batch {s.batch}, {s.heads} heads of {s.head_dim}, {s.dtype}, causal, "
+        f"windows of {WINDOW}; time relative to {_baselines(rows)} in "
+        "the same round; peak memory by "
+        f"{', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings=dataclasses.asdict(s) | {"skipped": skipped, "peers": peers.versions()},
         rows=tuple(rows),
         table=_table(rows, skipped),
@@ -154,7 +174,9 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
 
 
 def _definitions(makers: peers.Makers) -> peers.Makers:
-    """Returns the two references for parity: the first candidate with a bias, and the first with a window."""
+    """Returns the two references for parity: the first candidate with a bias, and the first with a
+    window.
+    """
     ours = [
         next(n for n in makers if n.endswith(WINDOWED) == windowed) for windowed in (False, True)
     ]
@@ -182,7 +204,12 @@ def _tensors(s: AttentionBenchSettings, length: int) -> tuple[jax.Array, jax.Arr
 
 def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
     batch, length, heads, head_dim = tensors[0].shape
-    place = {"num_layers": 1, "num_heads": heads, "head_dim": head_dim, "model_dim": heads * head_dim}  # fmt: skip
+    place = {
+        "num_layers": 1,
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "model_dim": heads * head_dim,
+    }
     alibi, nope, windowed = (
         parse(line).place(train_length=length, **place).layers[0]
         for line in ("alibi", "nope", f"window(size={WINDOW})")
@@ -231,9 +258,11 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
         if jax.default_backend() == device and tensors[0].dtype == jnp.bfloat16:
             if kernel == "flash":
                 more = {
-                    "": {}, ", nothing cut": {"epsilon": 0.0}, ", no bias": {"slopes": 0.0},
+                    "": {},
+                    ", nothing cut": {"epsilon": 0.0},
+                    ", no bias": {"slopes": 0.0},
                     WINDOWED: {"slopes": 0.0, "window": WINDOW},
-                }  # fmt: skip
+                }
                 runs |= {f"{FLASH}{name}": flash(**how) for name, how in more.items()}
             else:
                 runs[f"{FOLDED}{kernel}"] = folded(kernel)
@@ -245,7 +274,9 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
 
 def _with_gradients(attention: Callable, backward: bool) -> Callable:
-    """Returns a function that gives the result, and with `backward` also the gradients of q, k and v."""
+    """Returns a function that gives the result, and with `backward` also the gradients of q, k and
+    v.
+    """
 
     def run(q, k, v, *rest):
         if not backward:
@@ -303,11 +334,28 @@ def _table(rows: list[dict], skipped: list[str]) -> str:
     for row in rows:
         difference = "-" if row["difference"] is None else f"{row['difference']:.1e}"
         peaks = ("-" if row[k] is None else f"{row[k]:.1f}" for k in ("peak_mb", "planned_mb"))
-        times = [ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), *peaks, row["peak_source"]]  # fmt: skip
+        times = [
+            ms(row["min_ms"]),
+            ms(row["median_ms"]),
+            with_quartiles(row),
+            *peaks,
+            row["peak_source"],
+        ]
         lines.append(
             [row["implementation"], f"{row['length']:,}", row["direction"], difference, *times]
         )
-    names = ("implementation", "length", "direction", "difference", "min ms", "median ms", f"x {_baselines(rows)}", "peak MB", "planned MB", "peak by")  # fmt: skip
+    names = (
+        "implementation",
+        "length",
+        "direction",
+        "difference",
+        "min ms",
+        "median ms",
+        f"x {_baselines(rows)}",
+        "peak MB",
+        "planned MB",
+        "peak by",
+    )
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 

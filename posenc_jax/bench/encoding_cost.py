@@ -1,4 +1,6 @@
-"""Bench of encodings: cost of a training step, a forward pass, memory and parameters, relative to nope."""
+"""Bench of encodings: cost of a training step, a forward pass, memory and parameters, relative to
+nope.
+"""
 
 import dataclasses
 import sys
@@ -45,7 +47,9 @@ GROUP = 4  # schemes compiled and timed at once, beside the baseline
 
 
 def all_schemes() -> tuple[str, ...]:
-    """Returns a line for every registered encoding (a temperature as "nope~name"), the hybrids, and nope with each switch."""
+    """Returns a line for every registered encoding (a temperature as "nope~name"), the hybrids, and
+    nope with each switch.
+    """
     alone = (
         f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
         for name, part in REGISTRY.items()
@@ -71,11 +75,13 @@ class EncodingSettings:
 def measure(settings: EncodingSettings) -> BenchResult:
     """Returns the cost of schemes relative to nope, on the first device.
 
-    Timed are the training step (forward, backward, optimizer) and the forward pass of a decoder of 2 layers,
-    a few schemes at a time together with nope. Memory is that of temporaries, as the compiler plans it.
+    Timed are the training step (forward, backward, optimizer) and the forward pass of a decoder of
+    2 layers, a few schemes at a time together with nope. Memory is that of temporaries, as the
+    compiler plans it.
 
     Raises:
-      ValueError: a scheme, switch, length or batch that a decoder does not take, before anything compiles.
+      ValueError: a scheme, switch, length or batch that a decoder does not take, before anything
+        compiles.
     """
     train_length, batch = settings.train_length, settings.batch
     rounds, seed = settings.rounds, settings.seed
@@ -89,7 +95,11 @@ def measure(settings: EncodingSettings) -> BenchResult:
     rows, nope_seconds = [], {"forward+backward": [], "forward": []}
     for first in range(0, len(schemes), GROUP):
         group = schemes[first : first + GROUP]
-        print(f"{first + 1} to {first + len(group)} of {len(schemes)}: {'; '.join(group)}", file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"{first + 1} to {first + len(group)} of {len(schemes)}: {'; '.join(group)}",
+            file=sys.stderr,
+            flush=True,
+        )
         compiled = [nope, *(_compiled(s, train_length, batch, seed, mesh) for s in group)]
         for direction, taken in nope_seconds.items():
             seconds = interleaved(
@@ -111,8 +121,10 @@ def measure(settings: EncodingSettings) -> BenchResult:
     return BenchResult(
         "encodings",
         "What every encoding costs, relative to nope",
-        f"Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) at {train_length} "
-        f"tokens, batch {batch}: medians of {rounds} ratios to nope in the same round, bars from first to "
+        "Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) "
+        f"at {train_length} "
+        f"tokens, batch {batch}: medians of {rounds} ratios to nope in the same round, bars "
+        "from first to "
         "third quartile.",
         {"train_length": train_length, "batch": batch, "rounds": rounds, "seed": seed}
         | SHAPE
@@ -211,12 +223,28 @@ def _table(rows: list[dict]) -> str:
     lines = []
     for step in (row for row in rows if row["direction"] == "forward+backward"):
         ahead = forward[step["scheme"]]
-        lines.append([
-            step["scheme"], f"{step['median_ms']:.1f}", with_quartiles(step),
-            f"{ahead['median_ms']:.1f}", with_quartiles(ahead),
-            f"{step['temp_mb']:.1f}", f"{step['temp_ratio']:.2f}", f"{step['parameters_added']:,}",
-        ])  # fmt: skip
-    names = ("scheme", "step ms", "x nope", "forward ms", "x nope", "temp MB", "x nope", "parameters +")  # fmt: skip
+        lines.append(
+            [
+                step["scheme"],
+                f"{step['median_ms']:.1f}",
+                with_quartiles(step),
+                f"{ahead['median_ms']:.1f}",
+                with_quartiles(ahead),
+                f"{step['temp_mb']:.1f}",
+                f"{step['temp_ratio']:.2f}",
+                f"{step['parameters_added']:,}",
+            ]
+        )
+    names = (
+        "scheme",
+        "step ms",
+        "x nope",
+        "forward ms",
+        "x nope",
+        "temp MB",
+        "x nope",
+        "parameters +",
+    )
     return aligned(names, lines)
 
 

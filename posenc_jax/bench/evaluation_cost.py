@@ -1,4 +1,6 @@
-"""Bench of scoring: time per token and peak memory, from the training length to much longer text."""
+"""Bench of scoring: time per token and peak memory, from the training length to much longer
+text.
+"""
 
 import dataclasses
 import sys
@@ -33,20 +35,24 @@ class EvaluationSettings:
 
 
 def measure(settings: EvaluationSettings) -> BenchResult:
-    """Returns time per token and peak memory of scoring at every length, relative to the training length.
+    """Returns time per token and peak memory of scoring at every length, relative to the training
+    length.
 
-    Every run scores the same number of tokens, that of the longest length, in rows of its own length and by
-    the scorer of evaluation. The forward pass and loss of training, at the training length, are timed beside
-    it. Parameters are random; the norms of trained queries and keys would change the early stop of a bias.
+    Every run scores the same number of tokens, that of the longest length, in rows of its own
+    length and by the scorer of evaluation. The forward pass and loss of training, at the training
+    length, are timed beside it. Parameters are random; the norms of trained queries and keys would
+    change the early stop of a bias.
 
     Raises:
-      ValueError: a length that is no whole multiple of the training length, or a scheme that does not fit.
+      ValueError: a length that is no whole multiple of the training length, or a scheme that does
+        not fit.
     """
     train_length, rounds, seed = settings.train_length, settings.rounds, settings.seed
     schemes, lengths = settings.schemes, sorted({train_length, *settings.lengths})
     if not all(n % train_length == 0 and lengths[-1] % n == 0 for n in lengths):
         raise ValueError(
-            f"lengths must be multiples of train_length={train_length} that divide the longest, not {lengths}"
+            f"lengths must be multiples of train_length={train_length} that divide the "
+            f"longest, not {lengths}"
         )
     tokens = lengths[-1]
     runs = {}
@@ -69,20 +75,28 @@ def measure(settings: EvaluationSettings) -> BenchResult:
     seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0)
     rows = [
         {
-            "bench": "evaluation", "scheme": scheme, "length": length, "direction": what,
-            "tokens": tokens, "rounds": rounds,
+            "bench": "evaluation",
+            "scheme": scheme,
+            "length": length,
+            "direction": what,
+            "tokens": tokens,
+            "rounds": rounds,
             **spread(seconds_R, seconds[scheme, train_length, "scoring"]),
             "us_per_token": float(1e6 * np.median(seconds_R) / tokens),
-            "peak_mb": None if peaks[scheme, length, what] is None else peaks[scheme, length, what] / 1e6,
+            "peak_mb": None
+            if peaks[scheme, length, what] is None
+            else peaks[scheme, length, what] / 1e6,
         }
         for (scheme, length, what), seconds_R in seconds.items()
-    ]  # fmt: skip
+    ]
     used = dataclasses.asdict(settings) | {"lengths": lengths, **SHAPE, "vocab_size": VOCABULARY}
     return BenchResult(
         "evaluation",
         "Scoring longer text than training text",
-        f"Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to scoring at {train_length} "
-        f"tokens; every run scores {tokens:,} tokens. Medians of {rounds} ratios taken in the same round.",
+        "Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to "
+        f"scoring at {train_length} "
+        f"tokens; every run scores {tokens:,} tokens. Medians of {rounds} ratios taken in the "
+        "same round.",
         used,
         tuple(rows),
         _table(rows),
@@ -100,7 +114,9 @@ def _tokens(rows: int, length: int, seed: int) -> np.ndarray:
 
 
 def _forward(config, params, tokens: int, seed: int):
-    """Returns a function that computes the losses of a batch as training does, without gradients."""
+    """Returns a function that computes the losses of a batch as training does, without
+    gradients.
+    """
     T = config.train_length
     rows_BT = _tokens(tokens // T, T + 1, seed)
     pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (len(rows_BT), T))
@@ -116,12 +132,18 @@ def _forward(config, params, tokens: int, seed: int):
 def _table(rows: list[dict]) -> str:
     lines = [
         [
-            row["scheme"], f"{row['length']:,}", row["direction"], f"{row['us_per_token']:.1f}",
-            with_quartiles(row), "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}",
+            row["scheme"],
+            f"{row['length']:,}",
+            row["direction"],
+            f"{row['us_per_token']:.1f}",
+            with_quartiles(row),
+            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}",
         ]
         for row in rows
-    ]  # fmt: skip
-    return aligned(("scheme", "length", "what", "us per token", "x at training length", "peak MB"), lines)  # fmt: skip
+    ]
+    return aligned(
+        ("scheme", "length", "what", "us per token", "x at training length", "peak MB"), lines
+    )
 
 
 def _series(rows: list[dict]) -> dict[str, list]:

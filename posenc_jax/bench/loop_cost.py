@@ -22,7 +22,9 @@ SAVING = 0.03  # target: the largest share of the time that saving may take
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Settings of the loop bench; saves: checkpoints of a run. seed: of the order within the rounds."""
+    """Settings of the loop bench; saves: checkpoints of a run. seed: of the order within the
+    rounds.
+    """
 
     schemes: tuple[str, ...] = ("rope+alibi",)
     saves: int = 1
@@ -31,12 +33,13 @@ class LoopSettings:
 
 
 def measure(settings: LoopSettings) -> BenchResult:
-    """Returns the time of whole training runs of configs/lm.py that save, relative to one that never does.
+    """Returns the time of whole training runs of configs/lm.py that save, relative to one that
+    never does.
 
-    A run calls `train`, for `saves` save intervals and a few steps more. The time is that of all steps after
-    the first, which compiles, and of everything between them. The shares of time blocked on saving and on
-    data are logged by the run (`training.meter`). The cost of a save that runs in the background shows in
-    the ratio alone.
+    A run calls `train`, for `saves` save intervals and a few steps more. The time is that of all
+    steps after the first, which compiles, and of everything between them. The shares of time
+    blocked on saving and on data are logged by the run (`training.meter`). The cost of a save that
+    runs in the background shows in the ratio alone.
 
     Raises:
       ValueError: fewer saves or rounds than one, or a scheme that a decoder does not take.
@@ -58,24 +61,44 @@ def measure(settings: LoopSettings) -> BenchResult:
     rows = []
     for (kind, scheme), runs in runs_of.items():
         t = configs[scheme].train
-        seconds, never = (np.array([run["seconds"] for run in runs_of[k, scheme]]) for k in (kind, NEVER))  # fmt: skip
-        rows.append({
-            "bench": "loop", "implementation": kind, "scheme": scheme, "length": t.length, "direction": "training",
-            "batch": t.batch_size, "steps": t.steps, "save_every": t.save_every, "rounds": rounds,
-            **spread(seconds, never),
-            **{name: value for share in ("save_share", "data_wait_share", "tokens_per_second")
-               for name, value in _quartiles(share, [run[share] for run in runs]).items()},
-        })  # fmt: skip
+        seconds, never = (
+            np.array([run["seconds"] for run in runs_of[k, scheme]]) for k in (kind, NEVER)
+        )
+        rows.append(
+            {
+                "bench": "loop",
+                "implementation": kind,
+                "scheme": scheme,
+                "length": t.length,
+                "direction": "training",
+                "batch": t.batch_size,
+                "steps": t.steps,
+                "save_every": t.save_every,
+                "rounds": rounds,
+                **spread(seconds, never),
+                **{
+                    name: value
+                    for share in ("save_share", "data_wait_share", "tokens_per_second")
+                    for name, value in _quartiles(share, [run[share] for run in runs]).items()
+                },
+            }
+        )
     t = configs[schemes[0]].train
     used = {
-        "config": "configs/lm.py", "schemes": list(schemes), "saves": saves, "steps": t.steps,
-        "save_every": t.save_every, "rounds": rounds, "seed": seed,
-    }  # fmt: skip
+        "config": "configs/lm.py",
+        "schemes": list(schemes),
+        "saves": saves,
+        "steps": t.steps,
+        "save_every": t.save_every,
+        "rounds": rounds,
+        "seed": seed,
+    }
     marks = [mark(f"{row['scheme']}: {row['implementation']}", row) for row in rows]
     return BenchResult(
         "loop",
         "Training with checkpoints, relative to training without",
-        f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of {rounds} ratios taken in the "
+        f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of "
+        f"{rounds} ratios taken in the "
         f"same round, bars from first to third quartile; the dashed line is {1 + SAVING}.",
         used,
         tuple(rows),
@@ -92,7 +115,9 @@ def _config(scheme: str, saves: int) -> RunConfig:
 
 
 def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
-    """Trains once; returns the time of the measured steps, tokens a second, and both shares of the time."""
+    """Trains once; returns the time of the measured steps, tokens a second, and both shares of the
+    time.
+    """
     sections = json.loads(config.to_json())
     sections["train"]["wait_for_saves"] = kind == WAITED
     saved = loop.CheckpointManager
@@ -134,6 +159,13 @@ def _table(rows: list[dict]) -> str:
             f"{100 * row[name]:.2f} [{100 * row[f'{name}_q1']:.2f}, {100 * row[f'{name}_q3']:.2f}]"
             for name in ("save_share", "data_wait_share")
         ]
-        lines.append([f"{row['scheme']}, {row['implementation']}", f"{row['tokens_per_second']:,.0f}", with_quartiles(row), *shares])  # fmt: skip
+        lines.append(
+            [
+                f"{row['scheme']}, {row['implementation']}",
+                f"{row['tokens_per_second']:,.0f}",
+                with_quartiles(row),
+                *shares,
+            ]
+        )
     names = ("loop", "tokens/s", "x never saves", "blocked on saving, %", "waiting for data, %")
     return aligned(names, lines)

@@ -1,8 +1,9 @@
-"""Peak memory of a run: counted by the operating system, planned by the compiler, or counted by PyTorch.
+"""Peak memory of a run: counted by the operating system, planned by the compiler, or counted by
+PyTorch.
 
-The count of the system exists for every candidate; it is in pages and includes what an allocator keeps. The
-plan is exact and exists for programs of XLA. The system does not count memory of an accelerator: there
-`peak` takes the plan, or for PyTorch the count of its allocator.
+The count of the system exists for every candidate; it is in pages and includes what an allocator
+keeps. The plan is exact and exists for programs of XLA. The system does not count memory of an
+accelerator: there `peak` takes the plan, or for PyTorch the count of its allocator.
 """
 
 import ctypes
@@ -19,10 +20,11 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
-    """Returns (bytes, source) of the peak memory of `run`, results included, beyond what was allocated before.
+    """Returns (bytes, source) of the peak memory of `run`, results included, beyond what was
+    allocated before.
 
-    The source is "system" on CPU (`peak_bytes`; bytes may be None). On an accelerator it is "compiler" for a
-    run with `planned_bytes`, and "torch" for tensors of PyTorch on the same GPU.
+    The source is "system" on CPU (`peak_bytes`; bytes may be None). On an accelerator it is
+    "compiler" for a run with `planned_bytes`, and "torch" for tensors of PyTorch on the same GPU.
 
     Args:
       run: a function without arguments that has run before; it runs once more.
@@ -37,10 +39,12 @@ def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Returns the peak of resident pages of this process during `run`, beyond those before; None but on Linux.
+    """Returns the peak of resident pages of this process during `run`, beyond those before; None
+    but on Linux.
 
     Args:
-      run: a function without arguments that has run before, or the memory of compiling is counted too.
+      run: a function without arguments that has run before, or the memory of compiling is counted
+        too.
     """
     try:
         gc.collect()
@@ -58,7 +62,9 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 class Compiled:
-    """A function, compiled and bound to its arguments; planned_bytes: see the function of that name."""
+    """A function, compiled and bound to its arguments; planned_bytes: see the function of that
+    name.
+    """
 
     def __init__(self, function: Callable, arguments: tuple):
         self._arguments = arguments
@@ -70,7 +76,9 @@ class Compiled:
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the bytes of temporaries and results; a result in the memory of a donated argument adds none."""
+    """Returns the bytes of temporaries and results; a result in the memory of a donated argument
+    adds none.
+    """
     memory = program.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 

@@ -1,4 +1,6 @@
-"""Peer attention for the bench: jax.nn, and PyTorch if it is installed (pip install -e ".[peers]")."""
+"""Peer attention for the bench: jax.nn, and PyTorch if it is installed (pip install -e
+".[peers]").
+"""
 
 import functools
 import importlib.util
@@ -30,13 +32,14 @@ _SHAPES = 64  # largest number of variants of compiled FlexAttention (lengths, m
 def attention(
     tensors: tuple, backward: bool, dense: bool, window: int
 ) -> tuple[Makers, dict[str, str]]:
-    """Returns makers of runs (functions without arguments) by name, and the reasons for missing ones.
+    """Returns makers of runs (functions without arguments) by name, and the reasons for missing
+    ones.
 
     A maker compiles, and may raise any error of its library.
 
     Args:
-      tensors: q, k, v, [B, T, N, H]. backward: with gradients. dense: whether to include candidates that
-        store all B N T T logits or N T T biases.
+      tensors: q, k, v, [B, T, N, H]. backward: with gradients. dense: whether to include candidates
+        that store all B N T T logits or N T T biases.
       window: tokens that a query sees in candidates whose names end in ", window".
     """
     makers, missing = _jax_nn(tensors, backward, dense, window)
@@ -76,9 +79,14 @@ def _jax_nn(tensors: tuple, backward: bool, dense: bool, window: int):
         def call(q, k, v, bias_1NTT):
             def f(q, k, v):
                 return jax.nn.dot_product_attention(
-                    q, k, v, bias=bias_1NTT, is_causal=True, implementation=implementation,
+                    q,
+                    k,
+                    v,
+                    bias=bias_1NTT,
+                    is_causal=True,
+                    implementation=implementation,
                     local_window_size=sight,
-                )  # fmt: skip
+                )
 
             if not backward:
                 return (f(q, k, v),)
@@ -115,9 +123,11 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
     pytorch.match_jax_tf32()
     kind = getattr(torch, tensors[0].dtype.name)
     q, k, v = (
-        torch.tensor(np.asarray(x, np.float32), dtype=kind, device=device).transpose(1, 2).contiguous()
+        torch.tensor(np.asarray(x, np.float32), dtype=kind, device=device)
+        .transpose(1, 2)
+        .contiguous()
         for x in tensors
-    )  # fmt: skip
+    )
     slope_N = torch.tensor(alibi_slopes(N), dtype=torch.float32, device=device)
 
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -146,7 +156,11 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
         mask_TT = (distance >= 0) & (distance < window)
         return run(lambda *x: scaled_dot_product_attention(*x, attn_mask=mask_TT))
 
-    makers = {"torch SDPA, no bias": lambda: run(lambda *x: scaled_dot_product_attention(*x, is_causal=True))}  # fmt: skip
+    makers = {
+        "torch SDPA, no bias": lambda: run(
+            lambda *x: scaled_dot_product_attention(*x, is_causal=True)
+        )
+    }
     missing = {}
     if dense:
         makers[HOLD_A_BIAS[2]] = with_bias
@@ -179,7 +193,8 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
 def _flex_attention(
     tensors: tuple, heads: int | None, slope_N, sight: int | None, device
 ) -> Callable:
-    """Returns attention under ALiBi (without, if slope_N is None), with a block mask for a window of `sight` tokens.
+    """Returns attention under ALiBi (without, if slope_N is None), with a block mask for a window
+    of `sight` tokens.
 
     With `heads`, the mask of every head ends at the window of our cut-off.
     """
@@ -197,7 +212,11 @@ def _flex_attention(
     mask = causal if sight is None else lambda b, h, i, j: (i >= j) & (i - j < sight)
     if heads:
         squares = ((np.asarray(x, np.float32) ** 2).sum(-1).max() for x in tensors[:2])
-        layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=T).layers[0]  # fmt: skip
+        layer = (
+            parse("alibi")
+            .place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=T)
+            .layers[0]
+        )
         window_N = torch.tensor(cutoff_windows(layer, {}, float(max(squares)) / H**0.5, T)).to(
             device
         )
@@ -218,8 +237,8 @@ def _compiled_flex_attention() -> Callable:
     import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    # One kernel per length, as a user with a fixed length would have. Beyond the limit PyTorch would warn
-    # and take a slow path; fullgraph makes that an error.
+    # One kernel per length, as a user with a fixed length would have. Beyond the limit PyTorch
+    # would warn and take a slow path; fullgraph makes that an error.
     torch._dynamo.config.cache_size_limit = _SHAPES
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 

@@ -1,8 +1,10 @@
-"""Plan of a training step on other chips: compiled ahead of time, with memory, FLOPs, traffic and a roofline.
+"""Plan of a training step on other chips: compiled ahead of time, with memory, FLOPs, traffic and a
+roofline.
 
-The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is that of the
-compiler. Time is a roofline: arithmetic, memory traffic and communication each take their time at peak, and
-a step takes at least the longest of these. So the time is a lower bound, and the MFU an upper bound.
+The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is
+that of the compiler. Time is a roofline: arithmetic, memory traffic and communication each take
+their time at peak, and a step takes at least the longest of these. So the time is a lower bound,
+and the MFU an upper bound.
 """
 
 import dataclasses
@@ -41,7 +43,8 @@ ARRAYS = {  # of a batch
 
 
 def mesh_shape(text: str) -> dict[str, int]:
-    """Returns the size of every mesh axis from text such as "data:4,model:4"; the default size is 1.
+    """Returns the size of every mesh axis from text such as "data:4,model:4"; the default size is
+    1.
 
     Raises:
       ValueError: an unknown axis, a duplicate, or a size that is no positive whole number.
@@ -81,7 +84,10 @@ def planned_vocabulary(config: RunConfig) -> int:
       ValueError: a task whose number of ids depends on the corpus.
     """
     if config.data.task != "language":
-        raise ValueError(f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids of classes")  # fmt: skip
+        raise ValueError(
+            f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids "
+            "of classes"
+        )
     name = config.data.tokenizer
     return open_tokenizer(name).vocab_size if name == "bytes" or Path(name).exists() else VOCABULARY
 
@@ -117,17 +123,24 @@ def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | Non
     else:
         devices, platform = topology_devices(chip, topology), chip.platform
     if len(devices) != count:
-        raise ValueError(f"--mesh asks for {count} devices ({words}); {topology} of {chip.name} has {len(devices)}")  # fmt: skip
+        raise ValueError(
+            f"--mesh asks for {count} devices ({words}); {topology} of {chip.name} has "
+            f"{len(devices)}"
+        )
     mesh = jax.make_mesh(
-        tuple(shape.values()), tuple(shape), devices=devices,
+        tuple(shape.values()),
+        tuple(shape),
+        devices=devices,
         axis_types=(jax.sharding.AxisType.Explicit,) * len(shape),
-    )  # fmt: skip
+    )
     return CompileTarget(chip, topology, mesh, platform)
 
 
 def _cpu_devices(count: int) -> list:
     if len(jax.devices("cpu")) < count:
-        raise ValueError(f"{count} CPU devices stand in for chips; this process has {len(jax.devices('cpu'))}")  # fmt: skip
+        raise ValueError(
+            f"{count} CPU devices stand in for chips; this process has {len(jax.devices('cpu'))}"
+        )
     return jax.devices("cpu")[:count]
 
 
@@ -145,7 +158,11 @@ def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
     device = assume_backend(DEVICES[target.platform])
     with jax.set_mesh(target.mesh), tracing_for(target.chip), device:
         _, state = state_builder(config, decoder, target.mesh)
-        lowered = make_step(config, decoder).trace(state, batch).lower(lowering_platforms=(target.platform,))  # fmt: skip
+        lowered = (
+            make_step(config, decoder)
+            .trace(state, batch)
+            .lower(lowering_platforms=(target.platform,))
+        )
         try:
             compiled = lowered.compile(
                 compiler_options={} if target.estimate else target.chip.options
@@ -161,13 +178,18 @@ def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
 
 
 def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict:
-    """Returns a row: memory per device, FLOPs, memory traffic, collectives, time and MFU of one step.
+    """Returns a row: memory per device, FLOPs, memory traffic, collectives, time and MFU of one
+    step.
 
     Raises:
-      ValueError: a configuration that does not fit the mesh, or a kernel that the CPU compiler cannot compile.
+      ValueError: a configuration that does not fit the mesh, or a kernel that the CPU compiler
+        cannot compile.
     """
     if target.estimate and config.model.attention in KERNELS:
-        raise ValueError(f"config.model.attention={config.model.attention} is compiled for the chip alone; {target.chip.missing}")  # fmt: skip
+        raise ValueError(
+            f"config.model.attention={config.model.attention} is compiled for the chip alone; "
+            f"{target.chip.missing}"
+        )
     check_mesh(config, target.mesh)
     model, t, chip = config.model_config(vocab_size), config.train, target.chip
     start, spent = time.monotonic(), time.process_time()
@@ -181,10 +203,15 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     device = DEVICES[target.platform]
     on_model = target.mesh.shape["model"]
     executed = flops.hardware_flops(
-        model, t.batch_size, t.length, device, sequence=t.sequence_devices,
+        model,
+        t.batch_size,
+        t.length,
+        device,
+        sequence=t.sequence_devices,
         key_copies=1 if key_heads_axis(model.num_kv_heads, on_model) else on_model,
-        remat=t.remat, head_again=is_chunked(t.loss_chunks, on_model),
-    )  # fmt: skip
+        remat=t.remat,
+        head_again=is_chunked(t.loss_chunks, on_model),
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
@@ -229,7 +256,9 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
 
 
 def _memory(compiled, chip: Hardware) -> dict:
-    """Returns the bytes of one device; results that alias arguments (the state) are counted once."""
+    """Returns the bytes of one device; results that alias arguments (the state) are counted
+    once.
+    """
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     peak = (

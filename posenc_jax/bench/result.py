@@ -8,7 +8,9 @@ Mark = tuple[str, float, float, float]  # label, first quartile, median, third q
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel of a figure of ratios: marks by series, a line at 1, and one at `limit`, a target."""
+    """One panel of a figure of ratios: marks by series, a line at 1, and one at `limit`, a
+    target.
+    """
 
     title: str
     series: Mapping[str, Sequence[Mark]]
@@ -21,7 +23,8 @@ class BenchResult:
 
     Attributes:
       name: of its files. title, caption: of its figure. settings: all arguments, with defaults.
-      rows: one dict per measurement, all with the same keys. table: the rows as text. panels: of the figure.
+      rows: one dict per measurement, all with the same keys. table: the rows as text. panels: of
+        the figure.
     """
 
     name: str

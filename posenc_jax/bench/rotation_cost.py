@@ -1,8 +1,8 @@
 """Bench of RoPE: integer range reduction beside a plain float32 product, a table and polynomials.
 
-XLA on CPU fuses cos and sin into the product with x, and computes them again for every head and both halves
-of a pair. "table" is a rotation without that cost. "polynomial" is a proposal: `angles` returns reduced
-angles, for which cos and sin are short polynomials that are cheap to compute again.
+XLA on CPU fuses cos and sin into the product with x, and computes them again for every head and
+both halves of a pair. "table" is a rotation without that cost. "polynomial" is a proposal: `angles`
+returns reduced angles, for which cos and sin are short polynomials that are cheap to compute again.
 """
 
 import dataclasses
@@ -39,10 +39,10 @@ class RotationSettings:
 def measure(settings: RotationSettings) -> BenchResult:
     """Returns time and error of four ways to rotate a tensor [1, T, N, 64] by its positions.
 
-    "ours" is `angles` and `rotate`; "float32 product" passes pos * freq in float32 to `rotate`; "table"
-    gathers cos and sin that the host has computed; "polynomial" is `angles` with `reduced_cos_sin`. N is 8
-    up to 16,384 tokens, then 2. Positions are inputs, as in the model. Backward is the product with a given
-    gradient of the result.
+    "ours" is `angles` and `rotate`; "float32 product" passes pos * freq in float32 to `rotate`;
+    "table" gathers cos and sin that the host has computed; "polynomial" is `angles` with
+    `reduced_cos_sin`. N is 8 up to 16,384 tokens, then 2. Positions are inputs, as in the model.
+    Backward is the product with a given gradient of the result.
 
     Raises:
       ValueError: a length that is not between 1 and 2^20.
@@ -89,13 +89,14 @@ def measure(settings: RotationSettings) -> BenchResult:
     return BenchResult(
         "rotation",
         "Rotation, relative to the plain float32 product",
-        f"Medians of {rounds} ratios to the float32 product in the same round, bars from first to third "
+        f"Medians of {rounds} ratios to the float32 product in the same round, bars from "
+        "first to third "
         f"quartile; dashed: the target of {TARGET}. One tensor [1, T, N, {HEAD_DIM}].",
         dataclasses.asdict(settings) | {"head_dim": HEAD_DIM, "base": BASE},
         tuple(rows),
         _table(rows, errors),
         (_panel(rows),),
-    )  # fmt: skip
+    )
 
 
 def float32_product(pos_BT: jax.Array, freq_h: np.ndarray) -> jax.Array:
@@ -137,7 +138,9 @@ def tables(freq_h: np.ndarray, pos_L: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def rotations_by_name(freq_h: np.ndarray) -> dict[str, Callable]:
-    """Returns rotation(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are inputs, not constants."""
+    """Returns rotation(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are inputs, not
+    constants.
+    """
     return {
         "ours": lambda x, pos, cos, sin: rotate(x, angles(pos, freq_h), "half", 1.0),
         BASELINE: lambda x, pos, cos, sin: rotate(x, float32_product(pos, freq_h), "half", 1.0),
@@ -147,7 +150,9 @@ def rotations_by_name(freq_h: np.ndarray) -> dict[str, Callable]:
 
 
 def _run(rotation, direction, shape, dtype, cos_Lh, sin_Lh, seed) -> Callable:
-    """Returns a function without arguments that rotates a tensor, and with backward takes its gradient."""
+    """Returns a function without arguments that rotates a tensor, and with backward takes its
+    gradient.
+    """
     keys = jax.random.split(jax.random.key(seed), 2)
     x, grad = (jax.random.normal(key, shape).astype(dtype) for key in keys)
     pos = jnp.arange(shape[1], dtype=jnp.int32)[None]
@@ -186,12 +191,27 @@ def _errors(freq_h: np.ndarray) -> dict[str, float]:
 def _table(rows: list[dict], errors: dict[str, float]) -> str:
     lines = [
         [
-            row["implementation"], f"{row['length']:,}", str(row["heads"]), row["dtype"],
-            row["direction"], f"{row['min_ms']:.2f}", f"{row['median_ms']:.2f}", with_quartiles(row),
+            row["implementation"],
+            f"{row['length']:,}",
+            str(row["heads"]),
+            row["dtype"],
+            row["direction"],
+            f"{row['min_ms']:.2f}",
+            f"{row['median_ms']:.2f}",
+            with_quartiles(row),
         ]
         for row in rows
-    ]  # fmt: skip
-    names = ("implementation", "length", "heads", "dtype", "direction", "min ms", "median ms", f"x {BASELINE}")  # fmt: skip
+    ]
+    names = (
+        "implementation",
+        "length",
+        "heads",
+        "dtype",
+        "direction",
+        "min ms",
+        "median ms",
+        f"x {BASELINE}",
+    )
     shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     ours = [row["ratio"] for row in rows if row["implementation"] == "ours"]
     kept = sum(ratio <= TARGET for ratio in ours)
@@ -205,6 +225,9 @@ def _panel(rows: list[dict]) -> Panel:
     series: dict[str, list] = {}
     for row in rows:
         if row["implementation"] != BASELINE:
-            label = f"{row['length']:,} tokens, {row['heads']} heads, {row['dtype']}, {row['direction']}"  # fmt: skip
+            label = (
+                f"{row['length']:,} tokens, {row['heads']} heads, {row['dtype']}, "
+                f"{row['direction']}"
+            )
             series.setdefault(row["implementation"], []).append(mark(label, row))
     return Panel(f"time, relative to the {BASELINE}", series, TARGET)

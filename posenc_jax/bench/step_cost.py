@@ -1,4 +1,6 @@
-"""Bench of a training step under each encoding, beside the same model in PyTorch and peer decoders."""
+"""Bench of a training step under each encoding, beside the same model in PyTorch and peer
+decoders.
+"""
 
 import dataclasses
 import functools
@@ -34,11 +36,14 @@ class StepSettings:
     """Settings of the step bench.
 
     Attributes:
-      schemes: in the scheme language; peers run the schemes that they know. train_length, batch: T and B.
-      layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16 ours
-        computes under `model.dtype` and PyTorch under `torch.autocast`, both with float32 weights.
+      schemes: in the scheme language; peers run the schemes that they know. train_length, batch: T
+        and B.
+      layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16
+        ours computes under `model.dtype` and PyTorch under `torch.autocast`, both with float32
+        weights.
       compiled: also measure the PyTorch reference under `torch.compile`.
-      devices: number of devices for another row of ours, with the batch split over them; 1: no such row.
+      devices: number of devices for another row of ours, with the batch split over them; 1: no such
+        row.
         None: on CPU the largest number of cores that divides the batch, elsewhere 1.
     """
 
@@ -57,11 +62,12 @@ class StepSettings:
 def measure(settings: StepSettings) -> BenchResult:
     """Returns time and peak memory of whole training steps: loss, gradients, clipping, AdamW.
 
-    Ours is the step of training. The PyTorch reference (posenc_jax.bench.torch_reference), if PyTorch is
-    installed, starts from the same weights and has the same batch; parity is the largest relative difference
-    of the loss over the first updates. Peers with another architecture have no parity. Losses and norms stay
-    on the device while the time is taken; memory is counted as in the attention bench. A peer that fails is
-    listed with its reason. On CPU, call this before JAX has computed anything.
+    Ours is the step of training. The PyTorch reference (posenc_jax.bench.torch_reference), if
+    PyTorch is installed, starts from the same weights and has the same batch; parity is the largest
+    relative difference of the loss over the first updates. Peers with another architecture have no
+    parity. Losses and norms stay on the device while the time is taken; memory is counted as in the
+    attention bench. A peer that fails is listed with its reason. On CPU, call this before JAX has
+    computed anything.
 
     Raises:
       ValueError: a scheme, length, batch, width or dtype that a decoder does not take.
@@ -72,9 +78,13 @@ def measure(settings: StepSettings) -> BenchResult:
     devices = _devices(s.devices, s.batch)
     schemes = tuple(dict.fromkeys((BASELINE[1], *s.schemes)))
     model = ModelSection(
-        qk_norm=False, num_layers=s.layers, model_dim=s.model_dim, num_heads=s.model_dim // HEAD_DIM,
-        head_dim=HEAD_DIM, dtype=s.dtype,
-    )  # fmt: skip
+        qk_norm=False,
+        num_layers=s.layers,
+        model_dim=s.model_dim,
+        num_heads=s.model_dim // HEAD_DIM,
+        head_dim=HEAD_DIM,
+        dtype=s.dtype,
+    )
     train = TrainSection(length=s.train_length, batch_size=s.batch, data_devices=1)
     ours = {
         scheme: _Ours(
@@ -87,9 +97,11 @@ def measure(settings: StepSettings) -> BenchResult:
     if devices > 1:
         over = dataclasses.replace(train, data_devices=devices)
         makers |= {
-            (split, scheme): functools.partial(_Ours, dataclasses.replace(step.config, train=over), s.seed)
+            (split, scheme): functools.partial(
+                _Ours, dataclasses.replace(step.config, train=over), s.seed
+            )
             for scheme, step in ours.items()
-        }  # fmt: skip
+        }
     theirs, missing = _peers(ours, s.compiled)
     runs, losses, peaks = _first_steps(makers | theirs, missing)
     own_weights = {name for name in runs if name[0] in ("transformers, BLOOM", "x-transformers")}
@@ -101,27 +113,51 @@ def measure(settings: StepSettings) -> BenchResult:
         checked = 1 if name[0].startswith("transformers") else CHECKED
         pairs = zip(losses[name][:checked], losses["ours", name[1]], strict=False)
         taken, source = peaks[name]
-        rows.append({
-            "bench": "step", "implementation": name[0], "scheme": name[1], "length": s.train_length,
-            "direction": "step", "batch": s.batch, "dtype": s.dtype, "rounds": s.rounds,
-            **spread(seconds_R, seconds[BASELINE]),
-            **_ratios("same", seconds_R, same),
-            **_ratios("split", seconds_R, seconds.get((split, name[1]))),
-            "peak_mb": None if taken is None else taken / 1e6, "peak_source": source,
-            "difference": None if name in own_weights else max(abs(a / b - 1) for a, b in pairs),
-        })  # fmt: skip
+        rows.append(
+            {
+                "bench": "step",
+                "implementation": name[0],
+                "scheme": name[1],
+                "length": s.train_length,
+                "direction": "step",
+                "batch": s.batch,
+                "dtype": s.dtype,
+                "rounds": s.rounds,
+                **spread(seconds_R, seconds[BASELINE]),
+                **_ratios("same", seconds_R, same),
+                **_ratios("split", seconds_R, seconds.get((split, name[1]))),
+                "peak_mb": None if taken is None else taken / 1e6,
+                "peak_source": source,
+                "difference": None
+                if name in own_weights
+                else max(abs(a / b - 1) for a, b in pairs),
+            }
+        )
     used = {
-        "schemes": list(schemes), "train_length": s.train_length, "batch": s.batch, "rounds": s.rounds,
-        "compiled": s.compiled, "devices": devices, "seed": s.seed, "num_layers": s.layers, "model_dim": s.model_dim,
-        "num_heads": model.num_heads, "head_dim": HEAD_DIM, "dtype": s.dtype, "vocab_size": VOCABULARY,
+        "schemes": list(schemes),
+        "train_length": s.train_length,
+        "batch": s.batch,
+        "rounds": s.rounds,
+        "compiled": s.compiled,
+        "devices": devices,
+        "seed": s.seed,
+        "num_layers": s.layers,
+        "model_dim": s.model_dim,
+        "num_heads": model.num_heads,
+        "head_dim": HEAD_DIM,
+        "dtype": s.dtype,
+        "vocab_size": VOCABULARY,
         "parameters": ours[BASELINE[1]].parameters,
-        "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()], "peers": versions(),
-    }  # fmt: skip
+        "skipped": [f"{', '.join(name)}: {why}" for name, why in missing.items()],
+        "peers": versions(),
+    }
     return BenchResult(
         "step",
         "A training step, relative to ours under nope",
-        f"{s.layers} layers, model dim {s.model_dim}, {model.num_heads} heads of {HEAD_DIM}, {s.train_length} tokens, "
-        f"batch {s.batch}, {s.dtype}: medians of {s.rounds} ratios taken in the same round, bars from first to third "
+        f"{s.layers} layers, model dim {s.model_dim}, {model.num_heads} heads of {HEAD_DIM}, "
+        f"{s.train_length} tokens, "
+        f"batch {s.batch}, {s.dtype}: medians of {s.rounds} ratios taken in the same round, "
+        "bars from first to third "
         f"quartile; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         used,
         tuple(rows),
@@ -131,7 +167,8 @@ def measure(settings: StepSettings) -> BenchResult:
 
 
 def _devices(asked: int | None, batch: int) -> int:
-    """Returns the number of devices for a batch; None: on CPU the largest that divides it, elsewhere 1.
+    """Returns the number of devices for a batch; None: on CPU the largest that divides it,
+    elsewhere 1.
 
     Raises:
       ValueError: a number that does not divide the batch, or more devices than there are.
@@ -157,7 +194,9 @@ def _ratios(name: str, seconds_R: np.ndarray, other_R: np.ndarray | None) -> dic
 
 
 def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
-    """Returns (runs, losses, peak memory) by (name, scheme); a peer that fails is moved to `missing`."""
+    """Returns (runs, losses, peak memory) by (name, scheme); a peer that fails is moved to
+    `missing`.
+    """
     runs, losses, peaks = {}, {}, {}
     for name, make in makers.items():
         print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
@@ -202,7 +241,9 @@ class _Ours:
 
 
 def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
-    """Returns makers of the training steps of peers, by (name, scheme), and the reasons for missing ones."""
+    """Returns makers of the training steps of peers, by (name, scheme), and the reasons for missing
+    ones.
+    """
     if not pytorch.installed():
         return {}, {("torch",): _NOT_INSTALLED}
     from posenc_jax.bench import torch_reference
@@ -217,18 +258,29 @@ def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
             if by_compiler and not compiled:
                 continue
             makers[name, scheme] = functools.partial(
-                torch_reference.TorchReference, step.params, scheme, step.shape,
-                step.batch["tokens_BT"][0], step.batch["targets_BT"][0],
-                dataclasses.asdict(config.optimizer), rates, config.model.dtype, by_compiler,
-            )  # fmt: skip
+                torch_reference.TorchReference,
+                step.params,
+                scheme,
+                step.shape,
+                step.batch["tokens_BT"][0],
+                step.batch["targets_BT"][0],
+                dataclasses.asdict(config.optimizer),
+                rates,
+                config.model.dtype,
+                by_compiler,
+            )
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "x_transformers")):
         missing["transformers, x-transformers",] = _NOT_INSTALLED
         return makers, missing
     rope = ours.get("rope") or ours[BASELINE[1]]  # the parameters are the same under all of SCHEMES
     more = torch_reference.peer_steps(
-        rope.params, rope.shape, VOCABULARY, rope.batch["tokens_BT"][0],
-        rope.batch["targets_BT"][0], rope.config.model.dtype,
-    )  # fmt: skip
+        rope.params,
+        rope.shape,
+        VOCABULARY,
+        rope.batch["tokens_BT"][0],
+        rope.batch["targets_BT"][0],
+        rope.config.model.dtype,
+    )
     return makers | {name: make for name, make in more.items() if name[1] in ours}, missing
 
 
@@ -242,13 +294,30 @@ def _table(rows: list[dict], skipped: list[str], split: str | None) -> str:
             )
             for to in others
         ]
-        lines.append([
-            row["implementation"], row["scheme"],
-            "-" if row["difference"] is None else f"{row['difference']:.1e}",
-            ms(row["min_ms"]), ms(row["median_ms"]), with_quartiles(row), *ratios,
-            "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}", row["peak_source"],
-        ])  # fmt: skip
-    names = ("implementation", "scheme", "difference", "min ms", "median ms", "x ours, nope", *others.values(), "peak MB", "peak by")  # fmt: skip
+        lines.append(
+            [
+                row["implementation"],
+                row["scheme"],
+                "-" if row["difference"] is None else f"{row['difference']:.1e}",
+                ms(row["min_ms"]),
+                ms(row["median_ms"]),
+                with_quartiles(row),
+                *ratios,
+                "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+                row["peak_source"],
+            ]
+        )
+    names = (
+        "implementation",
+        "scheme",
+        "difference",
+        "min ms",
+        "median ms",
+        "x ours, nope",
+        *others.values(),
+        "peak MB",
+        "peak by",
+    )
     return "\n".join([aligned(names, lines), *(f"left out: {line}" for line in skipped)])
 
 

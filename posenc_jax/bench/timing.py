@@ -1,10 +1,11 @@
-"""Interleaved timing: every round runs all candidates in a random order, and ratios are taken within a round.
+"""Interleaved timing: every round runs all candidates in a random order, and ratios are taken
+within a round.
 
-The speed of a shared machine drifts; the ratio of two candidates within a round drifts far less. Medians and
-quartiles are those of the ratios.
+The speed of a shared machine drifts; the ratio of two candidates within a round drifts far less.
+Medians and quartiles are those of the ratios.
 
-An accelerator runs asynchronously, and waiting for a program of microseconds takes longer than the program.
-There, a candidate runs many times (a burst) before the host waits for it.
+An accelerator runs asynchronously, and waiting for a program of microseconds takes longer than the
+program. There, a candidate runs many times (a burst) before the host waits for it.
 """
 
 import time
@@ -30,13 +31,14 @@ def interleaved(
 ) -> dict[str, np.ndarray]:
     """Returns the seconds of one run of every candidate in each of R rounds, seconds_R by name.
 
-    Warm-up runs come first and are not counted, so that `jax.jit` has compiled. One more run sets the number
-    of runs of a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst ends when the results
-    of its last run are ready, since a device runs programs in order. Results of earlier runs are dropped at
-    once; those of the last run are freed after the time is taken.
+    Warm-up runs come first and are not counted, so that `jax.jit` has compiled. One more run sets
+    the number of runs of a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst
+    ends when the results of its last run are ready, since a device runs programs in order. Results
+    of earlier runs are dropped at once; those of the last run are freed after the time is taken.
 
     Args:
-      candidates: functions without arguments, by name. rounds: R. seed: of the order within the rounds.
+      candidates: functions without arguments, by name. rounds: R. seed: of the order within the
+        rounds.
       clock: returns seconds. warm_ups: number of warm-up runs; 0 for candidates that have run.
       burst: seconds; 0: every burst is one run. None: 0 on CPU, `BURST` elsewhere.
 
@@ -87,7 +89,9 @@ def spread(seconds_R: np.ndarray, baseline_R: np.ndarray) -> dict[str, float]:
 
 
 class Pace:
-    """Extrapolates the time of candidates with length, to leave out those that would take too long."""
+    """Extrapolates the time of candidates with length, to leave out those that would take too
+    long.
+    """
 
     def __init__(self, patience: float):
         self._patience, self._seen = patience, {}
@@ -97,7 +101,9 @@ class Pace:
         self._seen.setdefault(name, []).append((length, seconds))
 
     def left_out(self, length: int, names: Iterable[str]) -> dict[str, str]:
-        """Returns the reason, by name, for candidates whose next run would take longer than `patience`."""
+        """Returns the reason, by name, for candidates whose next run would take longer than
+        `patience`.
+        """
         reasons = {}
         for name in names:
             if name not in self._seen:

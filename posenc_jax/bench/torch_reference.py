@@ -1,9 +1,9 @@
 """PyTorch reference of our decoder, from the same weights, and peer decoders of the same size.
 
-The reference has fused attention (`scaled_dot_product_attention`), `F.linear`, `AdamW` and gradient clipping,
-and optionally `torch.compile`. ALiBi is the dense bias that fused attention of PyTorch takes. In bfloat16 the
-weights stay float32 under `torch.autocast`. It runs on the GPU if JAX does. Importing this module needs
-PyTorch (extra: peers).
+The reference has fused attention (`scaled_dot_product_attention`), `F.linear`, `AdamW` and gradient
+clipping, and optionally `torch.compile`. ALiBi is the dense bias that fused attention of PyTorch
+takes. In bfloat16 the weights stay float32 under `torch.autocast`. It runs on the GPU if JAX does.
+Importing this module needs PyTorch (extra: peers).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,9 +23,10 @@ class TorchReference:
     """A training step: a call trains once and returns `Metrics` without waiting for them.
 
     Args:
-      params: ours, as NumPy arrays. scheme: of `SCHEMES`. shape: num_layers, num_heads, head_dim and
-        norm_epsilon of the model. tokens_BT, targets_BT: the batch. optimizer: beta1, beta2, epsilon,
-        weight_decay and clip_norm. rates: learning rate of each update; later updates have the last one.
+      params: ours, as NumPy arrays. scheme: of `SCHEMES`. shape: num_layers, num_heads, head_dim
+        and norm_epsilon of the model. tokens_BT, targets_BT: the batch. optimizer: beta1, beta2,
+        epsilon, weight_decay and clip_norm. rates: learning rate of each update; later updates have
+        the last one.
       dtype: "float32" or "bfloat16". compiled: whether to use `torch.compile`.
 
     Raises:
@@ -54,9 +55,15 @@ class TorchReference:
         matrices = [w for w in self.weights.values() if w.ndim > 1]
         vectors = [w for w in self.weights.values() if w.ndim == 1]
         self._adam = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": optimizer["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}],
-            lr=1.0, betas=(optimizer["beta1"], optimizer["beta2"]), eps=optimizer["epsilon"], fused=True,
-        )  # fmt: skip
+            [
+                {"params": matrices, "weight_decay": optimizer["weight_decay"]},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=1.0,
+            betas=(optimizer["beta1"], optimizer["beta2"]),
+            eps=optimizer["epsilon"],
+            fused=True,
+        )
         self._loss = torch.compile(self.loss) if compiled else self.loss
 
     def __call__(self) -> Metrics:
@@ -84,7 +91,9 @@ class TorchReference:
             )
             if self._rotates:
                 q, k = self._turn(q), self._turn(k)
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias, is_causal=self._bias is None)  # fmt: skip
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=self._bias, is_causal=self._bias is None
+            )
             x = x + F.linear(mixed.transpose(1, 2).reshape(B, T, N * H), w[f"{i}.out"])
             normed = self._norm(x, w[f"{i}.mlp_gain"])
             hidden = F.silu(F.linear(normed, w[f"{i}.gate"])) * F.linear(normed, w[f"{i}.up"])
@@ -150,8 +159,9 @@ def peer_steps(
 ) -> dict[tuple[str, str], Callable[[], Callable[[], Metrics]]]:
     """Returns makers of the training steps of peer decoders, by (name, scheme).
 
-    Llama of transformers has our architecture and gets our weights. BLOOM of transformers (LayerNorm, GELU,
-    linear biases) and x-transformers have the same width, depth and heads, and their own weights.
+    Llama of transformers has our architecture and gets our weights. BLOOM of transformers
+    (LayerNorm, GELU, linear biases) and x-transformers have the same width, depth and heads, and
+    their own weights.
     """
     pytorch.match_jax_tf32()
     device, kind = pytorch.device(), getattr(torch, dtype)
@@ -193,20 +203,39 @@ def _llama(params, shape, vocab_size, length):
     logging.set_verbosity_error()
     llama = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocab_size, hidden_size=shape["model_dim"], intermediate_size=_mlp_dim(params),
-            num_hidden_layers=shape["num_layers"], num_attention_heads=shape["num_heads"],
-            head_dim=shape["head_dim"], rms_norm_eps=shape["norm_epsilon"], tie_word_embeddings=True,
-            max_position_embeddings=length, attn_implementation="sdpa", use_cache=False,
-            pad_token_id=None, bos_token_id=None, eos_token_id=None,
+            vocab_size=vocab_size,
+            hidden_size=shape["model_dim"],
+            intermediate_size=_mlp_dim(params),
+            num_hidden_layers=shape["num_layers"],
+            num_attention_heads=shape["num_heads"],
+            head_dim=shape["head_dim"],
+            rms_norm_eps=shape["norm_epsilon"],
+            tie_word_embeddings=True,
+            max_position_embeddings=length,
+            attn_implementation="sdpa",
+            use_cache=False,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
         )
-    )  # fmt: skip
+    )
     ours = _weights(params, shape)
-    named = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "final_gain", "lm_head.weight": "embedding"}  # fmt: skip
+    named = {
+        "model.embed_tokens.weight": "embedding",
+        "model.norm.weight": "final_gain",
+        "lm_head.weight": "embedding",
+    }
     for i in range(shape["num_layers"]):
         at = f"model.layers.{i}"
-        named |= {f"{at}.self_attn.{t}_proj.weight": f"{i}.{o}" for t, o in zip("qkvo", ("query", "key", "value", "out"), strict=True)}  # fmt: skip
+        named |= {
+            f"{at}.self_attn.{t}_proj.weight": f"{i}.{o}"
+            for t, o in zip("qkvo", ("query", "key", "value", "out"), strict=True)
+        }
         named |= {f"{at}.mlp.{o}_proj.weight": f"{i}.{o}" for o in ("up", "gate", "down")}
-        named |= {f"{at}.input_layernorm.weight": f"{i}.attention_gain", f"{at}.post_attention_layernorm.weight": f"{i}.mlp_gain"}  # fmt: skip
+        named |= {
+            f"{at}.input_layernorm.weight": f"{i}.attention_gain",
+            f"{at}.post_attention_layernorm.weight": f"{i}.mlp_gain",
+        }
     llama.load_state_dict({theirs: ours[name] for theirs, name in named.items()})
     return llama
 
@@ -217,24 +246,43 @@ def _bloom(_params, shape, vocab_size, _length):
     logging.set_verbosity_error()
     return BloomForCausalLM(
         BloomConfig(
-            vocab_size=vocab_size, hidden_size=shape["model_dim"], n_layer=shape["num_layers"],
-            n_head=shape["num_heads"], use_cache=False, hidden_dropout=0.0, attention_dropout=0.0,
-            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            vocab_size=vocab_size,
+            hidden_size=shape["model_dim"],
+            n_layer=shape["num_layers"],
+            n_head=shape["num_heads"],
+            use_cache=False,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 def _x_transformer(params, shape, vocab_size, length, **encoding):
     from x_transformers import Decoder, TransformerWrapper
 
     layers = Decoder(
-        dim=shape["model_dim"], depth=shape["num_layers"], heads=shape["num_heads"],
-        attn_dim_head=shape["head_dim"], attn_flash=True, use_rmsnorm=True, ff_glu=True, ff_swish=True,
-        ff_no_bias=True, ff_mult=_mlp_dim(params) / shape["model_dim"], **encoding,
-    )  # fmt: skip
+        dim=shape["model_dim"],
+        depth=shape["num_layers"],
+        heads=shape["num_heads"],
+        attn_dim_head=shape["head_dim"],
+        attn_flash=True,
+        use_rmsnorm=True,
+        ff_glu=True,
+        ff_swish=True,
+        ff_no_bias=True,
+        ff_mult=_mlp_dim(params) / shape["model_dim"],
+        **encoding,
+    )
     return TransformerWrapper(
-        num_tokens=vocab_size, max_seq_len=length, tie_embedding=True, use_abs_pos_emb=False, attn_layers=layers
-    )  # fmt: skip
+        num_tokens=vocab_size,
+        max_seq_len=length,
+        tie_embedding=True,
+        use_abs_pos_emb=False,
+        attn_layers=layers,
+    )
 
 
 def _mlp_dim(params) -> int:

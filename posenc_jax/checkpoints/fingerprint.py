@@ -13,9 +13,10 @@ _KEYS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)  # odd: one per word of
 def fingerprint(x: jax.Array) -> jax.Array:
     """Returns uint32[4]: sums, modulo 2^32, of a hash of every element's bits and index.
 
-    Each term is a bijection of an element's bits (MurmurHash3's finaliser, Appleby 2011), so one changed
-    element always changes all four words; several changes go undetected with probability 2^-128. The order
-    of a sum does not matter, so each device adds its own elements and nothing is gathered.
+    Each term is a bijection of an element's bits (MurmurHash3's finaliser, Appleby 2011), so one
+    changed element always changes all four words; several changes go undetected with probability
+    2^-128. The order of a sum does not matter, so each device adds its own elements and nothing is
+    gathered.
     """
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = (x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, unsigned)).astype(
@@ -29,7 +30,9 @@ def fingerprint(x: jax.Array) -> jax.Array:
         along = jnp.arange(x.shape[axis], dtype=jnp.uint32).reshape(shape)
         index = index + along * jnp.uint32(stride % 2**32)
         stride *= x.shape[axis]
-    return jnp.stack([_mixed(bits ^ (index * jnp.uint32(key) + jnp.uint32(key >> 3))).sum() for key in _KEYS])  # fmt: skip
+    return jnp.stack(
+        [_mixed(bits ^ (index * jnp.uint32(key) + jnp.uint32(key >> 3))).sum() for key in _KEYS]
+    )
 
 
 def _mixed(h: jax.Array) -> jax.Array:
@@ -41,8 +44,8 @@ def _mixed(h: jax.Array) -> jax.Array:
 def fingerprints(tree) -> dict[str, jax.Array]:
     """Returns the fingerprint of every leaf by its path; dispatches the work and does not wait.
 
-    One program runs all sums over devices in one order. Many small programs, each with a collective, can
-    block each other on a host with more devices than threads.
+    One program runs all sums over devices in one order. Many small programs, each with a
+    collective, can block each other on a host with more devices than threads.
     """
     return _fingerprints(dict(leaves(tree)))
 
@@ -58,7 +61,9 @@ def describe(tree) -> dict[str, str]:
 
 
 def sha256(tree) -> dict[str, str]:
-    """Returns SHA-256 of every leaf's bytes in row-major order, by path; gathers one leaf at a time."""
+    """Returns SHA-256 of every leaf's bytes in row-major order, by path; gathers one leaf at a
+    time.
+    """
     return {name: hashlib.sha256(_whole(leaf).tobytes()).hexdigest() for name, leaf in leaves(tree)}
 
 

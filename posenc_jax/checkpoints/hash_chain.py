@@ -22,11 +22,12 @@ _batch_fingerprints = jax.jit(batch_fingerprints)
 class HashChain:
     """Links of every step: link_t = SHA-256(link_(t-1), inputs and results of step t).
 
-    `data_chain` covers the batches on the devices; it is equal for any number of threads, processes and
-    devices. `chain` also covers the bits of loss and gradient norm, so it holds for one mesh (another order
-    of sums rounds otherwise) and one version of jax.
+    `data_chain` covers the batches on the devices; it is equal for any number of threads, processes
+    and devices. `chain` also covers the bits of loss and gradient norm, so it holds for one mesh
+    (another order of sums rounds otherwise) and one version of jax.
 
-    `add` keeps the arrays of a dispatched step; `through` reads them, so the loop never waits for them.
+    `add` keeps the arrays of a dispatched step; `through` reads them, so the loop never waits for
+    them.
 
     Args:
       stored: the result of `through` at the step of a resume; None for a new run.
@@ -56,4 +57,6 @@ class HashChain:
 
 
 def _link(before: str, *values: np.ndarray) -> str:
-    return hashlib.sha256(b"".join([bytes.fromhex(before), *(np.asarray(v).tobytes() for v in values)])).hexdigest()  # fmt: skip
+    return hashlib.sha256(
+        b"".join([bytes.fromhex(before), *(np.asarray(v).tobytes() for v in values)])
+    ).hexdigest()

@@ -1,14 +1,15 @@
 """Checkpoint manager: asynchronous sharded saves with orbax, verified restores onto any mesh.
 
 `checkpoints/12/` holds `state/`, written by orbax, and `manifest.json`. Both are written in
-`checkpoints/.saving-12/`; one rename follows once the manifest is on disk, so a folder with a number is
-whole or was damaged later. Orbax's own rename is not enough: it allows no manifest before the rename, and
-orbax counts an empty folder as a step.
+`checkpoints/.saving-12/`; one rename follows once the manifest is on disk, so a folder with a
+number is whole or was damaged later. Orbax's own rename is not enough: it allows no manifest before
+the rename, and orbax counts an empty folder as a step.
 
-Two checks detect different faults. SHA-256 of every **file** detects changes on disk, in metadata and data,
-with one read and no device. Shape, dtype and fingerprint of every **leaf**, computed on the devices before a
-save, detect faults outside the disk: a buffer that was reused during the write, or a wrong cast or layout at
-the restore. A fingerprint does not depend on the layout (`fingerprint`), so it holds on another mesh.
+Two checks detect different faults. SHA-256 of every **file** detects changes on disk, in metadata
+and data, with one read and no device. Shape, dtype and fingerprint of every **leaf**, computed on
+the devices before a save, detect faults outside the disk: a buffer that was reused during the
+write, or a wrong cast or layout at the restore. A fingerprint does not depend on the layout
+(`fingerprint`), so it holds on another mesh.
 """
 
 import errno
@@ -52,8 +53,8 @@ class CheckpointManager:
     """The checkpoints of one run, under `<workdir>/checkpoints`; a context manager.
 
     Args:
-      workdir: of the run. keep: number of checkpoints kept. clean: whether to remove the remains of killed
-        saves and to rename damaged checkpoints; only the trainer may, for it may be saving.
+      workdir: of the run. keep: number of checkpoints kept. clean: whether to remove the remains of
+        killed saves and to rename damaged checkpoints; only the trainer may, for it may be saving.
     """
 
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
@@ -113,10 +114,13 @@ class CheckpointManager:
             )
 
     def check_folder(self) -> None:
-        """Raises SaveFailed if the run's folder has been renamed, removed or replaced since the start."""
+        """Raises SaveFailed if the run's folder has been renamed, removed or replaced since the
+        start.
+        """
         if _inode(self._workdir) != self._inode:
             raise SaveFailed(
-                f"{self._workdir} was renamed, removed or replaced during the run, and what was written is no "
+                f"{self._workdir} was renamed, removed or replaced during the run, and what "
+                "was written is no "
                 "longer below it; rename it back and run the same command to go on"
             )
 
@@ -125,7 +129,8 @@ class CheckpointManager:
         sound = [step for step in self.steps() if step != self._saved or self._failure is None]
         kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
         return SaveFailed(
-            f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command to go on"
+            f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command "
+            "to go on"
         )
 
     def wait(self) -> None:
@@ -166,7 +171,8 @@ class CheckpointManager:
         return step
 
     def chosen(self, which: str) -> int:
-        """Returns the step of the checkpoint "last", "best" (by dev loss), or of a step given as text.
+        """Returns the step of the checkpoint "last", "best" (by dev loss), or of a step given as
+        text.
 
         For readers in one process: damaged checkpoints are neither renamed nor replaced by others.
 
@@ -245,7 +251,8 @@ class CheckpointManager:
         ]
         if differing:
             raise Corrupted(
-                f"checkpoint {self._store.path(step)} is of another model: {'; '.join(differing[:3])}"
+                f"checkpoint {self._store.path(step)} is of another model: "
+                f"{'; '.join(differing[:3])}"
                 f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}"
             )
 
@@ -299,7 +306,9 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def _check_inodes(folder: Path) -> None:
-    """Raises OSError where a checkpoint's files find no inodes; orbax would wait five minutes for them."""
+    """Raises OSError where a checkpoint's files find no inodes; orbax would wait five minutes for
+    them.
+    """
     disk = os.statvfs(folder)
     if disk.f_files and disk.f_favail < FILES:  # some file systems count none
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {disk.f_favail} free inodes")
@@ -322,7 +331,9 @@ def _line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """Returns what to do about an error of writing; libraries put the system's words into their own message."""
+    """Returns what to do about an error of writing; libraries put the system's words into their own
+    message.
+    """
     for number, words in _REMEDIES.items():
         if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return words
@@ -330,11 +341,15 @@ def _remedy(error: BaseException) -> str:
 
 
 def _not_of_orbax(logged: logging.LogRecord) -> bool:
-    """Whether a log record is not orbax's traceback of a failure, which `check` reports in one line."""
+    """Whether a log record is not orbax's traceback of a failure, which `check` reports in one
+    line.
+    """
     return not (logged.exc_info and "orbax" in logged.pathname)
 
 
 def _report(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Prints an error that nobody catches, unless it follows from the failure that `check` reports."""
+    """Prints an error that nobody catches, unless it follows from the failure that `check`
+    reports.
+    """
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)

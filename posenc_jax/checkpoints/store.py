@@ -19,8 +19,8 @@ class CheckpointStore:
     """Numbered checkpoints under one folder.
 
     Args:
-      folder: `<workdir>/checkpoints`. owner: whether this is the run's trainer, which may rename damaged
-        checkpoints and delete old ones; the remains of killed saves are then removed.
+      folder: `<workdir>/checkpoints`. owner: whether this is the run's trainer, which may rename
+        damaged checkpoints and delete old ones; the remains of killed saves are then removed.
     """
 
     def __init__(self, folder: Path, *, owner: bool):
@@ -80,7 +80,8 @@ class CheckpointStore:
             if faults:
                 reasons = "; ".join(f"{step}: {error}" for step, error in faults.items())
                 raise Corrupted(
-                    f"every checkpoint in {self.folder} is damaged ({reasons}); bring one back from a copy, "
+                    f"every checkpoint in {self.folder} is damaged ({reasons}); bring one "
+                    "back from a copy, "
                     "or remove that folder to start over"
                 )
             return None
@@ -88,7 +89,8 @@ class CheckpointStore:
         return step
 
     def best(self, *, fall_back: bool) -> int | None:
-        """Returns the sound step of the lowest dev loss, the first of equals; None without any dev loss.
+        """Returns the sound step of the lowest dev loss, the first of equals; None without any dev
+        loss.
 
         Damaged checkpoints and `fall_back`: as in `newest`.
         """
@@ -100,7 +102,12 @@ class CheckpointStore:
                 best = step
                 break
             faults[step] = fault
-        self._name(faults, "there is no other with a dev loss" if best is None else f"step {best} is the best sound one")  # fmt: skip
+        self._name(
+            faults,
+            "there is no other with a dev loss"
+            if best is None
+            else f"step {best} is the best sound one",
+        )
         return best
 
     def retain(self, keep: int) -> None:
@@ -110,7 +117,9 @@ class CheckpointStore:
             self.delete(old)
 
     def delete(self, step: int) -> None:
-        """Deletes a checkpoint; renames it first, so that a kill leaves no partial numbered folder."""
+        """Deletes a checkpoint; renames it first, so that a kill leaves no partial numbered
+        folder.
+        """
         going = self.folder / f"{_DELETING}{step}"
         _remove(going)
         self.path(step).rename(going)
@@ -118,7 +127,9 @@ class CheckpointStore:
         self._forget(step)
 
     def _by_loss(self) -> list[int]:
-        """Returns the steps with a dev loss, lowest loss first, earlier steps first among equals."""
+        """Returns the steps with a dev loss, lowest loss first, earlier steps first among
+        equals.
+        """
         losses = {step: self._loss(step) for step in self.steps()}
         return sorted((s for s in losses if losses[s] < math.inf), key=lambda s: (losses[s], s))
 
@@ -140,7 +151,8 @@ class CheckpointStore:
             if fall_back:
                 return error
             raise Corrupted(
-                f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same --workdir, "
+                f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the "
+                "same --workdir, "
                 f"which {remedy}"
             ) from None
         return None
@@ -148,7 +160,10 @@ class CheckpointStore:
     def _name(self, faults: dict[int, Corrupted], instead: str) -> None:
         for bad, error in faults.items():
             aside = f"; it is now {bad}.damaged" if self._owner else ""
-            print(f"checkpoint {self.path(bad)} is damaged: {error}{aside}; {instead}", file=sys.stderr)  # fmt: skip
+            print(
+                f"checkpoint {self.path(bad)} is damaged: {error}{aside}; {instead}",
+                file=sys.stderr,
+            )
             if self._owner:
                 _remove(self.folder / f"{bad}.damaged")
                 self.path(bad).rename(self.folder / f"{bad}.damaged")
@@ -160,7 +175,9 @@ class CheckpointStore:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Returns the steps that name anything but an empty folder, ascending; a link or a file is damaged."""
+    """Returns the steps that name anything but an empty folder, ascending; a link or a file is
+    damaged.
+    """
     if not folder.is_dir():
         return []
     named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())

@@ -21,7 +21,8 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: of `hlo.COLLECTIVES`. times: number of runs in one run of the program.
-      payload: bytes on each device of the whole array: of the result of an all-gather, else of the operands.
+      payload: bytes on each device of the whole array: of the result of an all-gather, else of the
+        operands.
       group: devices in a group. across: whether a group spans several hosts of `host_devices`.
     """
 
@@ -66,7 +67,9 @@ def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Co
 
 
 def _scattered(i: HloInstruction, beside: dict[str, HloInstruction]) -> bool:
-    """Whether every use of a fused all-reduce keeps this device's piece only: a TPU's reduce-scatter."""
+    """Whether every use of a fused all-reduce keeps this device's piece only: a TPU's
+    reduce-scatter.
+    """
     uses = [use for use in beside.values() if i.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
 
@@ -85,7 +88,8 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
     """Returns the device groups of a collective, one per row, from its line of a program.
 
     Args:
-      text: with {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'b'} after "replica_groups=".
+      text: with {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'b'} after
+        "replica_groups=".
 
     Raises:
       ValueError: another form.
@@ -116,7 +120,9 @@ def _order(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
-    """Returns groups along axes such as 'b', or 'b':(2)4: axis b split as 2 x 4 x rest, of which the 4."""
+    """Returns groups along axes such as 'b', or 'b':(2)4: axis b split as 2 x 4 x rest, of which
+    the 4.
+    """
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
     asked = [
         (name, int(before or 1), int(n or sizes[name]))

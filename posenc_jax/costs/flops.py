@@ -1,8 +1,10 @@
-"""Floating point operations of a training step, by formula: a multiplication and an addition are two.
+"""Floating point operations of a training step, by formula: a multiplication and an addition are
+two.
 
-Only matrix products count, as in the peak of a data sheet; norms, softmax, rotations and the optimizer are
-a few per cent of them in large models. `model_flops` counts the mathematics (causal pairs only, forward
-and twice that backward), for MFU. `hardware_flops` counts the work of the chosen kernels and remat.
+Only matrix products count, as in the peak of a data sheet; norms, softmax, rotations and the
+optimizer are a few per cent of them in large models. `model_flops` counts the mathematics (causal
+pairs only, forward and twice that backward), for MFU. `hardware_flops` counts the work of the
+chosen kernels and remat.
 """
 
 import dataclasses
@@ -50,8 +52,9 @@ class KernelCost:
     backward: int  # matrix products per pair; the forward has two
 
 
-# The backward of all kernels computes the logits again: five products (Dao et al. 2022, alg. 4). Splash and
-# our GPU kernel do it in two passes of four and three. Tiles of 512 are splash's; cuDNN's are not published.
+# The backward of all kernels computes the logits again: five products (Dao et al. 2022, alg. 4).
+# Splash and our GPU kernel do it in two passes of four and three. Tiles of 512 are splash's;
+# cuDNN's are not published.
 _KERNELS = {
     "flash": KernelCost(128, 64, 0, 7),
     "cudnn": KernelCost(128, 128, 8, 5),
@@ -100,16 +103,17 @@ def hardware_flops(
     remat: str = "none",
     head_again: bool = False,
 ) -> Flops:
-    """Returns the FLOPs of a step on "cpu", "gpu" or "tpu", with the kernels that `auto` chooses there.
+    """Returns the FLOPs of a step on "cpu", "gpu" or "tpu", with the kernels that `auto` chooses
+    there.
 
-    Blockwise attention counts whole tiles within the cut-off window of a biased head. Before training this
-    window is known under qk-norm only, at its initial gain.
+    Blockwise attention counts whole tiles within the cut-off window of a biased head. Before
+    training this window is known under qk-norm only, at its initial gain.
 
     Args:
       sequence: devices that the tokens of a row are split over.
       key_copies: devices that each project to all key heads (`activation_sharding.key_heads_axis`).
-      remat: as `posenc_jax.model.layer_stack.REMAT`. The backward pass does not repeat the last product of a
-        layer, which only the next layer reads.
+      remat: as `posenc_jax.model.layer_stack.REMAT`. The backward pass does not repeat the last
+        product of a layer, which only the next layer reads.
       head_again: the backward pass computes the vocabulary logits again (`loss.is_chunked`).
     """
     forward = _matrices(model, rows * length, key_copies, model.experts or 1)
@@ -172,7 +176,9 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 
 
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
-    """Returns the cut-off window of each head at the start of training; `length` where none is known."""
+    """Returns the cut-off window of each head at the start of training; `length` where none is
+    known.
+    """
     params, bound = layer.init(jax.random.key(0)), math.inf
     if c.qk_norm and not layer.tempered_by_tokens:
         rotations = [(g.heads.rotation, g.context) for g in layer.groups if g.heads.rotation]

@@ -1,7 +1,8 @@
 """Hardware for ahead-of-time compilation: data sheets of chips, and meshes of absent devices.
 
-Compiled programs show their true memory and collectives. TPUs use libtpu's topologies, NVIDIA GPUs use JAX's
-CUDA plugin and a description of the card (extra: plan). Nothing is executed. `jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
+Compiled programs show their true memory and collectives. TPUs use libtpu's topologies, NVIDIA GPUs
+use JAX's CUDA plugin and a description of the card (extra: plan). Nothing is executed.
+`jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
 compiler_options=chip.options)` under `jax.set_mesh(topology_mesh(chip, ...))` compiles.
 """
 
@@ -27,13 +28,14 @@ class Hardware:
     """A chip with the numbers of its public data sheet.
 
     Attributes:
-      name: as for `HARDWARE`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU, or the
-        name that the driver gives a card.
-      memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory, bytes per
-        second.
-      interconnect: bytes per second that a chip sends along one mesh axis: for a TPU over one dim of the
-        torus, in both directions; for a GPU over all links, to the switch.
-      network: bytes per second that a GPU sends to other hosts; None for TPUs, planned within a slice.
+      name: as for `HARDWARE`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU,
+        or the name that the driver gives a card.
+      memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory,
+        bytes per second.
+      interconnect: bytes per second that a chip sends along one mesh axis: for a TPU over one dim
+        of the torus, in both directions; for a GPU over all links, to the switch.
+      network: bytes per second that a GPU sends to other hosts; None for TPUs, planned within a
+        slice.
       options: of the compiler.
     """
 
@@ -56,21 +58,31 @@ class Hardware:
         return None
 
 
-# Data sheets: NVIDIA H100 and H200 Tensor Core GPU (SXM: NVLink 900 GB/s, half of it each way; DGX H100:
-# one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400, 1,200 and 800 GB/s
-# both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
+# Data sheets: NVIDIA H100 and H200 Tensor Core GPU (SXM: NVLink 900 GB/s, half of it each way; DGX
+# H100: one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400,
+# 1,200 and 800 GB/s both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
 # Autotuning is off, for it times kernels on the card.
 _GPU, _TPU = {"xla_gpu_autotune_level": 0}, {}
 HARDWARE = {
     chip.name: chip
     for chip in (
-        Hardware("h100", "cuda", "NVIDIA H100 80GB HBM3", 85_000_000_000, 989e12, 3.35e12, 450e9, 50e9, _GPU),
+        Hardware(
+            "h100",
+            "cuda",
+            "NVIDIA H100 80GB HBM3",
+            85_000_000_000,
+            989e12,
+            3.35e12,
+            450e9,
+            50e9,
+            _GPU,
+        ),
         Hardware("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, 450e9, 50e9, _GPU),
         Hardware("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, 100e9, None, _TPU),
         Hardware("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, 200e9, None, _TPU),
         Hardware("trillium", "tpu", "v6e", 34_359_738_368, 918e12, 1.64e12, 200e9, None, _TPU),
     )
-}  # fmt: skip
+}
 
 
 def find_hardware(name: str) -> Hardware:
@@ -81,10 +93,12 @@ def find_hardware(name: str) -> Hardware:
 
 
 def default_topology(chip: Hardware, devices: int) -> str:
-    """Returns the usual topology of that many chips: "1x8" or "2x8" GPUs, the squarest slice of a TPU.
+    """Returns the usual topology of that many chips: "1x8" or "2x8" GPUs, the squarest slice of a
+    TPU.
 
     Raises:
-      ValueError: a number of TPUs that is not a power of two, or of GPUs that fills no hosts of eight.
+      ValueError: a number of TPUs that is not a power of two, or of GPUs that fills no hosts of
+        eight.
     """
     if chip.platform == "cuda":
         if devices > 8 and devices % 8:
@@ -92,7 +106,9 @@ def default_topology(chip: Hardware, devices: int) -> str:
         return f"{math.ceil(devices / 8)}x{min(devices, 8)}"
     doublings = devices.bit_length() - 1
     if devices != 1 << doublings:
-        raise ValueError(f"{devices} chips of {chip.name} make no usual slice; name --topology, e.g. 4x4")  # fmt: skip
+        raise ValueError(
+            f"{devices} chips of {chip.name} make no usual slice; name --topology, e.g. 4x4"
+        )
     dims = 3 if chip.name == "v5p" else 2
     sides = [1 << (doublings + i) // dims for i in range(dims)]
     return "x".join(map(str, sorted(sides, key=lambda side: side == 1)))
@@ -148,7 +164,8 @@ def topology_devices(chip: Hardware, topology: str) -> list:
     """Returns devices to compile for.
 
     Args:
-      topology: of a TPU slice, e.g. "4x4"; of GPUs the number of hosts and of cards each, e.g. "1x8".
+      topology: of a TPU slice, e.g. "4x4"; of GPUs the number of hosts and of cards each, e.g.
+        "1x8".
 
     Raises:
       ModuleNotFoundError: the compiler for this chip is not installed.
@@ -159,8 +176,13 @@ def topology_devices(chip: Hardware, topology: str) -> list:
     if chip.missing:
         raise ModuleNotFoundError(chip.missing)
     sides = topology.split("x")
-    if not all(side.isdigit() and int(side) for side in sides) or (chip.platform == "cuda" and len(sides) != 2):  # fmt: skip
-        raise ValueError(f"a topology of {chip.name} reads like {'1x8' if chip.platform == 'cuda' else '4x4'}, not {topology!r}")  # fmt: skip
+    if not all(side.isdigit() and int(side) for side in sides) or (
+        chip.platform == "cuda" and len(sides) != 2
+    ):
+        raise ValueError(
+            f"a topology of {chip.name} reads like "
+            f"{'1x8' if chip.platform == 'cuda' else '4x4'}, not {topology!r}"
+        )
     if chip.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
         os.environ.setdefault(
@@ -172,7 +194,9 @@ def topology_devices(chip: Hardware, topology: str) -> list:
         except jax.errors.JaxRuntimeError as error:
             if "INVALID_ARGUMENT" not in str(error):
                 raise
-            raise ValueError(f"{chip.name} has no slice {topology}: {str(error).splitlines()[0]}") from None  # fmt: skip
+            raise ValueError(
+                f"{chip.name} has no slice {topology}: {str(error).splitlines()[0]}"
+            ) from None
         return list(described.devices)
     card = _HOPPER.format(bandwidth=int(chip.bandwidth), memory=chip.memory_bytes, kind=chip.kind)
     described = topologies.get_topology_desc(
@@ -182,7 +206,8 @@ def topology_devices(chip: Hardware, topology: str) -> list:
 
 
 def topology_mesh(chip: Hardware, topology: str, **axes: int) -> jax.sharding.Mesh:
-    """Returns an explicit mesh over absent devices, e.g. ``topology_mesh(chip, "4x4", data=4, model=4)``.
+    """Returns an explicit mesh over absent devices, e.g. ``topology_mesh(chip, "4x4", data=4,
+    model=4)``.
 
     Raises:
       ValueError: axes whose product is not the number of devices.

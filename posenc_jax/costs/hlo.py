@@ -1,7 +1,7 @@
 """HLO of a compiled program: instructions, their number of runs, bytes of memory traffic.
 
-XLA's own cost analysis counts the body of a loop once. Here the known trip count of a loop multiplies its
-body. Loops whose trip count depends on data count once; their number is returned.
+XLA's own cost analysis counts the body of a loop once. Here the known trip count of a loop
+multiplies its body. Loops whose trip count depends on data count once; their number is returned.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Bytes that a device sends for one byte of payload, among g devices around a ring; see `collectives`.
+# Bytes that a device sends for one byte of payload, among g devices around a ring; see
+# `collectives`.
 COLLECTIVES = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "reduce-scatter": lambda g: (g - 1) / g,
@@ -19,8 +20,25 @@ COLLECTIVES = {
     "collective-broadcast": lambda g: 1,
     "collective-permute": lambda g: 1,
 }
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
-          "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}  # fmt: skip
+_BYTES = {
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s16": 2,
+    "u16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+    "token": 0,
+    "opaque": 0,
+}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -29,7 +47,9 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class HloInstruction(NamedTuple):
-    """One line of a program: name, shape as text, opcode, names of operands, and the rest of the line."""
+    """One line of a program: name, shape as text, opcode, names of operands, and the rest of the
+    line.
+    """
 
     name: str
     shape: str
@@ -100,7 +120,8 @@ def array_bytes(shape: str, memory_only: bool = False) -> float:
     """Returns the bytes of an array or tuple of arrays.
 
     Args:
-      memory_only: leaves out arrays of another memory space, e.g. S(1), the on-chip memory of a TPU.
+      memory_only: leaves out arrays of another memory space, e.g. S(1), the on-chip memory of a
+        TPU.
     """
     total = 0.0
     for dtype, dims, layout in _ARRAY.findall(shape):
@@ -138,7 +159,9 @@ class ExecutedInstruction(NamedTuple):
 
 
 def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction], int]:
-    """Returns every executed instruction outside of fusions, and the number of loops of unknown length."""
+    """Returns every executed instruction outside of fusions, and the number of loops of unknown
+    length.
+    """
     unknown = 0
 
     def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
@@ -166,16 +189,35 @@ def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction
 
 
 # Instructions without memory traffic of their own.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
-         "after-all", "async-start", "async-update", "async-done", "partition-id", "replica-id",
-         "opt-barrier", "get-dimension-size", "add-dependency", "iota"}  # fmt: skip
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "after-all",
+    "async-start",
+    "async-update",
+    "async-done",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "get-dimension-size",
+    "add-dependency",
+    "iota",
+}
 
 
 def memory_traffic(program: HloProgram) -> float:
-    """Returns the bytes that one device reads from and writes to its memory in a run of the program.
+    """Returns the bytes that one device reads from and writes to its memory in a run of the
+    program.
 
-    Every instruction reads its operands and writes its result once; values inside a fusion cost nothing. A
-    slice reads its result only, an update in place writes its update only. Collectives do not count here.
+    Every instruction reads its operands and writes its result once; values inside a fusion cost
+    nothing. A slice reads its result only, an update in place writes its update only. Collectives
+    do not count here.
     """
     executed, _ = executed_instructions(program)
     return sum(run.times * _moved(program, run) for run in executed)
@@ -240,7 +282,9 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
 
 
 def _named(i: HloInstruction) -> bool:
-    """Whether an instruction only groups values: a tuple, or handles of an asynchronous collective."""
+    """Whether an instruction only groups values: a tuple, or handles of an asynchronous
+    collective.
+    """
     return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
 
 

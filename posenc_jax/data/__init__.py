@@ -10,6 +10,6 @@
     pipeline.py          shuffled, mixed, sharded batches whose only state is the step number
     text_digests.py      names, sizes and SHA-256 of the texts of a corpus
 
-This package imports only `results` of posenc_jax. It imports none of its modules by itself, for TFDS and
-grain take a second to import.
+This package imports only `results` of posenc_jax. It imports none of its modules by itself, for
+TFDS and grain take a second to import.
 """

@@ -1,8 +1,9 @@
 """Corpora: our TFDS builders for text files, and `open_corpus` for these and for TFDS's sets.
 
-A corpus is written once as array_record below data_dir and then read by random access, without TensorFlow.
-Our corpora are stored under the hash of their contents, so that another interpreter or an edited folder is
-prepared again. One process prepares, others wait for it; what was changed on disk since is prepared again.
+A corpus is written once as array_record below data_dir and then read by random access, without
+TensorFlow. Our corpora are stored under the hash of their contents, so that another interpreter or
+an edited folder is prepared again. One process prepares, others wait for it; what was changed on
+disk since is prepared again.
 """
 
 import contextlib
@@ -126,7 +127,9 @@ def _verify(root: pathlib.Path) -> None:
 
 
 def _prepare(root: pathlib.Path, make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
-    """Prepares a corpus, unless another process was first; one that is damaged is named and made again."""
+    """Prepares a corpus, unless another process was first; one that is damaged is named and made
+    again.
+    """
     try:
         return _verify(root)
     except Corrupted as fault:
@@ -140,7 +143,8 @@ def _prepare(root: pathlib.Path, make_builder: Callable[[], tfds.core.DatasetBui
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             builder.download_and_prepare()
     except OSError:
-        # Where files cannot be locked another process may be first; TFDS renames a whole folder into place.
+        # Where files cannot be locked another process may be first; TFDS renames a whole folder
+        # into place.
         if not builder.data_path.exists():
             raise
     manifest.seal(root, {})

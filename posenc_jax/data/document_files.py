@@ -44,7 +44,8 @@ def split_by_hash(
 ) -> dict[str, str]:
     """Returns the split of each unit by the SHA-256 of its name, independent of other units.
 
-    A split that would be empty takes the units with the nearest hashes. Needs at least one unit per split.
+    A split that would be empty takes the units with the nearest hashes. Needs at least one unit per
+    split.
     """
     hashed = {
         unit: int(hashlib.sha256(unit.encode()).hexdigest()[:8], 16) / 2**32 for unit in units
@@ -79,7 +80,8 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
     module = {name: name.split("/")[0].removesuffix(".py") for name in paths}
     if len(set(module.values())) < len(SPLITS):
         raise ValueError(
-            f"data.corpus=python_stdlib: {root} holds no Python sources; use data.corpus=text_folder"
+            f"data.corpus=python_stdlib: {root} holds no Python sources; use "
+            "data.corpus=text_folder"
         )
     split = split_by_hash(set(module.values()))
     return [
@@ -89,7 +91,9 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
 
 
 def _library_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the .py files of a standard library, sorted; never enters site-packages, which may be huge."""
+    """Returns the .py files of a standard library, sorted; never enters site-packages, which may be
+    huge.
+    """
     found = []
     for folder, inside, names in os.walk(root):
         inside[:] = set(inside) - _NOT_LIBRARY
@@ -100,10 +104,10 @@ def _library_files(root: pathlib.Path) -> list[pathlib.Path]:
 def text_folder_files(folder: str | None) -> list[TextFile]:
     """Returns the .txt and .md files below a folder, each in one split.
 
-    Subfolders train/, validation/ and test/ are the splits (without test/, validation/ is halved by file
-    name). Without train/ and validation/ the hash of the relative path decides; copies of a file have one
-    split. Raises ValueError for a missing or empty folder, too few files, and a file that is not
-    UTF-8.
+    Subfolders train/, validation/ and test/ are the splits (without test/, validation/ is halved by
+    file name). Without train/ and validation/ the hash of the relative path decides; copies of a
+    file have one split. Raises ValueError for a missing or empty folder, too few files, and a file
+    that is not UTF-8.
     """
     if not folder:
         raise ValueError(
@@ -150,7 +154,8 @@ def _split_of_folders(folder: str, digest: dict[str, str]) -> dict[str, str]:
         other = first.setdefault(digest[name], name)
         if split[other] != where:
             raise ValueError(
-                f"data.folder={folder}: {other} and {name} are the same text in two splits; remove one"
+                f"data.folder={folder}: {other} and {name} are the same text in two splits; "
+                "remove one"
             )
     return split
 
@@ -161,7 +166,8 @@ def _split_of_contents(folder: str, digest: dict[str, str]) -> dict[str, str]:
         first.setdefault(content, name)
     if len(first) < len(SPLITS):
         raise ValueError(
-            f"data.folder={folder} holds {len(first)} different text file(s); train, dev and test need one "
+            f"data.folder={folder} holds {len(first)} different text file(s); train, dev and "
+            "test need one "
             "each, so put at least 3 there"
         )
     split = split_by_hash(first.values())
@@ -174,6 +180,7 @@ def _utf8_digest(path: pathlib.Path) -> tuple[str, int]:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8: byte {error.start} (0x{text[error.start]:02x}); convert or remove it"
+            f"{path} is not UTF-8: byte {error.start} (0x{text[error.start]:02x}); convert or "
+            "remove it"
         ) from None
     return hashlib.sha256(text).hexdigest(), len(text)

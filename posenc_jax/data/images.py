@@ -20,7 +20,8 @@ class Images:
     label_N: np.ndarray
 
     def at(self, size: int) -> np.ndarray:
-        """Returns image_NHWC, float32 in [0, 1]: the middle square of each, resized to `size` pixels a side.
+        """Returns image_NHWC, float32 in [0, 1]: the middle square of each, resized to `size`
+        pixels a side.
 
         Bilinear, with a wider filter where an image gets smaller.
         """
@@ -42,11 +43,12 @@ class ImageSet:
 
 
 def open_images(name: str, data_dir: str, *, download: bool) -> ImageSet:
-    """Returns the image set "digits" (8 x 8 pixels, scikit-learn), or a TFDS set: "cifar10", "imagenette".
+    """Returns the image set "digits" (8 x 8 pixels, scikit-learn), or a TFDS set: "cifar10",
+    "imagenette".
 
     Raises:
-      ValueError: no such set, one that is not prepared below data_dir and may not be downloaded, or a
-        missing package.
+      ValueError: no such set, one that is not prepared below data_dir and may not be downloaded, or
+        a missing package.
     """
     if name == DIGITS:
         return _digits()

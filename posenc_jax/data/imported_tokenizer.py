@@ -1,9 +1,10 @@
 """Tokenizers of imported models: Hugging Face's tokenizer.json, with the exact bytes of each id.
 
-Reading switches off what would change the text or add to it: Unicode normalization (NFC), an added leading
-space, special ids around a text, and special tokens that are spelt out in a text. The ids of ordinary text
-stay those of the model's own tokenizer, apart from its leading space. So the bytes of a document's ids sum
-to the bytes of the document, and bits per byte compare with those of any other tokenizer.
+Reading switches off what would change the text or add to it: Unicode normalization (NFC), an added
+leading space, special ids around a text, and special tokens that are spelt out in a text. The ids
+of ordinary text stay those of the model's own tokenizer, apart from its leading space. So the bytes
+of a document's ids sum to the bytes of the document, and bits per byte compare with those of any
+other tokenizer.
 """
 
 import copy
@@ -47,16 +48,16 @@ class SpecialTokens:
 class ImportedTokenizer:
     """A tokenizer.json as a `Tokenizer`.
 
-    SEP and ANS are the id of a newline, because the model knows no such ids. `symbols` lies in the middle
-    of the vocabulary, where ids are whole and not too frequent words.
+    SEP and ANS are the id of a newline, because the model knows no such ids. `symbols` lies in the
+    middle of the vocabulary, where ids are whole and not too frequent words.
 
     Args:
-      description: the content of a tokenizer.json, BPE or Unigram. special: its special tokens. name: for
-        errors.
+      description: the content of a tokenizer.json, BPE or Unigram. special: its special tokens.
+        name: for errors.
 
     Raises:
-      ValueError: a description that the package `tokenizers` refuses, a tokenizer that loses text, or
-        special tokens that it does not have.
+      ValueError: a description that the package `tokenizers` refuses, a tokenizer that loses text,
+        or special tokens that it does not have.
     """
 
     def __init__(self, description: dict, special: SpecialTokens, name: str):
@@ -82,12 +83,15 @@ class ImportedTokenizer:
         self.symbols = _symbols(self._pieces)
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Returns the ids (int32) of a text, without special ids; ValueError if they lose a byte of it."""
+        """Returns the ids (int32) of a text, without special ids; ValueError if they lose a byte of
+        it.
+        """
         ids = np.array(self._ids(text.decode("utf-8")), np.int32)
         total = int(self.byte_lengths_V[ids].sum(dtype=np.int64))
         if total != len(text):
             raise ValueError(
-                f"the tokenizer gives {total} bytes for a text of {len(text)}: bits per byte would be wrong"
+                f"the tokenizer gives {total} bytes for a text of {len(text)}: bits per byte "
+                "would be wrong"
             )
         return ids
 
@@ -96,7 +100,9 @@ class ImportedTokenizer:
         return b"".join(self._pieces[i] for i in ids)
 
     def save(self, folder: Path) -> Path:
-        """Writes the tokenizer.json and the special tokens; returns the path for `open_tokenizer`."""
+        """Writes the tokenizer.json and the special tokens; returns the path for
+        `open_tokenizer`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "tokenizer.json", self.description)
         tokens = {f"{which}_token": getattr(self.special, which) for which in ("bos", "eos", "pad")}
@@ -123,17 +129,22 @@ def read_tokenizer(path: Path, vocab_size: int = 0) -> ImportedTokenizer:
     """Returns the tokenizer of a tokenizer.json, with the special tokens of the file beside it.
 
     Args:
-      vocab_size: rows of the model's embedding; 0: as in the file beside it, or as many as there are ids.
+      vocab_size: rows of the model's embedding; 0: as in the file beside it, or as many as there
+        are ids.
 
     Raises:
       ValueError: anything wrong with the two files.
     """
     beside = path.with_name(SETTINGS)
     settings = read_json(beside) if beside.is_file() else {}
-    named = {which: _text_of(settings.get(f"{which}_token"), beside) for which in ("bos", "eos", "pad")}  # fmt: skip
+    named = {
+        which: _text_of(settings.get(f"{which}_token"), beside) for which in ("bos", "eos", "pad")
+    }
     size = vocab_size or settings.get("vocab_size", 0)
     if type(size) is not int or not 0 <= size <= _MOST_IDS:
-        raise ValueError(f"{beside}: vocab_size must be a whole number up to {_MOST_IDS}, not {size!r}")  # fmt: skip
+        raise ValueError(
+            f"{beside}: vocab_size must be a whole number up to {_MOST_IDS}, not {size!r}"
+        )
     return ImportedTokenizer(read_json(path), SpecialTokens(**named, vocab_size=size), str(path))
 
 
@@ -151,7 +162,9 @@ def _opened(description: dict, name: str):
     try:
         from tokenizers import Tokenizer as FastTokenizer
     except ModuleNotFoundError:
-        raise ValueError(f"{name} needs the package tokenizers: pip install 'posenc_jax[real]'") from None  # fmt: skip
+        raise ValueError(
+            f"{name} needs the package tokenizers: pip install 'posenc_jax[real]'"
+        ) from None
     try:
         tokenizer = FastTokenizer.from_str(json.dumps(description))
     except Exception as error:  # the package raises bare ones
@@ -248,7 +261,9 @@ def _byte_level_piece(token: str) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Returns GPT-2's code: printable bytes of Latin-1 stand for themselves, others for 256, 257, ..."""
+    """Returns GPT-2's code: printable bytes of Latin-1 stand for themselves, others for 256, 257,
+    ...
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -258,11 +273,14 @@ _BYTE_OF = _byte_of_character()
 
 
 def _symbols(pieces: list[bytes]) -> int:
-    """Returns the first of SYMBOL_IDS ids in a row, from the middle on, that the tasks use for nothing else.
+    """Returns the first of SYMBOL_IDS ids in a row, from the middle on, that the tasks use for
+    nothing else.
 
     A vocabulary without such a row gives a negative number, and the retrieval tasks refuse it.
     """
-    usable_V = np.array([piece.strip() not in _OF_TASKS and not _DIGIT.search(piece) for piece in pieces])  # fmt: skip
+    usable_V = np.array(
+        [piece.strip() not in _OF_TASKS and not _DIGIT.search(piece) for piece in pieces]
+    )
     usable_before = np.concatenate([[0], np.cumsum(usable_V)])
     whole = np.flatnonzero(usable_before[SYMBOL_IDS:] - usable_before[:-SYMBOL_IDS] == SYMBOL_IDS)
     later = whole[whole >= len(pieces) // 2]

@@ -27,7 +27,8 @@ class Document:
 
 
 def text_window(stream: TokenStream, index: int, length: int) -> Example:
-    """Returns the tokens index*length ... (index+1)*length of a stream, with their successors as targets.
+    """Returns the tokens index*length ... (index+1)*length of a stream, with their successors as
+    targets.
 
     Documents inside the window become segments; one that started before it has position 0 here.
     A document's last token has no target: weight 0.

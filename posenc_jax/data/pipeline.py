@@ -1,7 +1,7 @@
 """Data pipeline: sources of examples, shuffled, mixed by share and divided among processes.
 
-Row r of step s is global example s*batch_size + r for any number of threads and processes; the step number
-is the only state.
+Row r of step s is global example s*batch_size + r for any number of threads and processes; the step
+number is the only state.
 """
 
 import hashlib
@@ -38,7 +38,8 @@ class TextWindows:
         self._count = (len(stream) - 1) // length
         if self._count < 1:
             raise ValueError(
-                f"a text of {len(stream)} tokens has no window of length {length}; take a larger corpus or a "
+                f"a text of {len(stream)} tokens has no window of length {length}; take a "
+                "larger corpus or a "
                 "smaller length"
             )
 
@@ -84,11 +85,13 @@ def batches(
     num_threads: int,
     prefetch: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns this process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT, ...
+    """Returns this process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT,
+    ...
 
-    rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of them,
-    n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the batch does
-    not divide.
+    rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of
+      them,
+    n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the batch
+    does not divide.
     """
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide among {process_count} processes")

@@ -15,7 +15,8 @@ class RandomPositions:
     """Replaces the positions of an example's documents; a function of (seed, row).
 
     Attributes:
-      span: positions are drawn from [0, span); ValueError where int32 does not hold them. seed: of the run.
+      span: positions are drawn from [0, span); ValueError where int32 does not hold them. seed: of
+        the run.
     """
 
     span: int
@@ -24,14 +25,15 @@ class RandomPositions:
     def __post_init__(self):
         if not 1 <= self.span <= FURTHEST:
             raise ValueError(
-                f"random positions are drawn from 1 to {FURTHEST:,} of them (int32), not from {self.span:,}"
+                f"random positions are drawn from 1 to {FURTHEST:,} of them (int32), not from "
+                f"{self.span:,}"
             )
 
     def __call__(self, row: int, example: Example) -> Example:
         """Returns the example with the positions of that row of the run.
 
-        A document of n tokens gets n different positions, sorted; all sets of n are equally likely (Ruoss et
-        al. 2023, sec. 3). Each document of a row has its own draw. Padding stays at 0.
+        A document of n tokens gets n different positions, sorted; all sets of n are equally likely
+        (Ruoss et al. 2023, sec. 3). Each document of a row has its own draw. Padding stays at 0.
 
         Args:
           row: number of the example in the run, over all steps and processes.
@@ -47,7 +49,9 @@ class RandomPositions:
         for segment in range(1, len(counts)):
             n = int(counts[segment])
             if n > self.span:
-                raise ValueError(f"a document of {n} tokens has no {n} different positions below {self.span}")  # fmt: skip
+                raise ValueError(
+                    f"a document of {n} tokens has no {n} different positions below {self.span}"
+                )
             drawn = generator.choice(self.span, n, replace=False, shuffle=False)
             positions_T[example["segments_T"] == segment] = np.sort(drawn)
         return example | {"positions_T": positions_T}

@@ -9,10 +9,17 @@ OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from th
 
 
 def list_texts(corpus: Corpus) -> list[dict]:
-    """Returns split, name, bytes and sha256 of texts: of files all texts, of other sets held-out ones."""
+    """Returns split, name, bytes and sha256 of texts: of files all texts, of other sets held-out
+    ones.
+    """
     splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
     return [
-        {"split": split, "name": name, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+        {
+            "split": split,
+            "name": name,
+            "bytes": len(text),
+            "sha256": hashlib.sha256(text).hexdigest(),
+        }
         for split in splits
         for name, text in sorted(corpus.documents(split))
-    ]  # fmt: skip
+    ]

@@ -1,7 +1,7 @@
 """TFDS sets by name: opened from prepared folders, with splits train, dev and test.
 
-A prepared folder describes itself, so reading needs no TensorFlow, Beam or network; a connected machine
-must have prepared it.
+A prepared folder describes itself, so reading needs no TensorFlow, Beam or network; a connected
+machine must have prepared it.
 """
 
 import hashlib
@@ -56,7 +56,8 @@ class Documents(Sequence):
         except Exception as error:  # array_record and TFDS raise any kind
             folder = self._source.dataset_info.data_dir
             raise ValueError(
-                f"{folder}: record {number} of {self._split} cannot be read ({_line(error)}); remove the folder "
+                f"{folder}: record {number} of {self._split} cannot be read ({_line(error)}); "
+                "remove the folder "
                 "and prepare it again"
             ) from error
 
@@ -118,7 +119,8 @@ def open_labelled(
     label = features.get("label")
     if not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(
-            f"data.corpus={name} has no class label among its features ({', '.join(sorted(features))})"
+            f"data.corpus={name} has no class label among its features "
+            f"({', '.join(sorted(features))})"
         )
     classes = {split: documents.column("label") for split, documents in splits.items()}
     for split, labels in classes.items():
@@ -130,17 +132,19 @@ def open_labelled(
 def open_pictures(
     name: str, data_dir: str, *, download: bool, also: Sequence[str]
 ) -> tuple[str, dict[str, tuple[Sequence, np.ndarray]], tuple[str, ...]]:
-    """Fingerprint, by split (images [H, W, C] uint8, classes), and names of the classes of a TFDS set.
+    """Fingerprint, by split (images [H, W, C] uint8, classes), and names of the classes of a TFDS
+    set.
 
-    The splits are train and test. Raises ValueError as `open_public` does, and for a set without the
-    features image and label.
+    The splits are train and test. Raises ValueError as `open_public` does, and for a set without
+    the features image and label.
     """
     builder = _builder(name, data_dir, download, also)
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     for key, kind in kinds.items():
         if not isinstance(builder.info.features.get(key), kind):
             raise ValueError(
-                f"data.corpus={name} has no {key} among its features ({', '.join(builder.info.features)})"
+                f"data.corpus={name} has no {key} among its features "
+                f"({', '.join(builder.info.features)})"
             )
     ranges = _ranges(name, builder)
     splits = {}
@@ -179,7 +183,8 @@ def _builder(
     if folder is None:
         if not download:
             raise ValueError(
-                f"data.corpus={name} is not prepared below {data_dir}; prepare it on a connected machine "
+                f"data.corpus={name} is not prepared below {data_dir}; prepare it on a "
+                "connected machine "
                 f"with data.download=True and copy {pathlib.Path(data_dir, parts['set'])} here"
             )
         pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
@@ -214,7 +219,8 @@ def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
     """Returns the reader of a prepared folder.
 
     Raises:
-      ValueError: a damaged description, or a feature of a class that is not TFDS's own: TFDS would import it.
+      ValueError: a damaged description, or a feature of a class that is not TFDS's own: TFDS would
+        import it.
     """
     features = pathlib.Path(folder, "features.json")
     if not features.exists():
@@ -224,12 +230,15 @@ def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of JSON, protobuf and TFDS
         raise ValueError(
-            f"data.corpus={name}: {folder} cannot be read ({_line(error)}); remove it and prepare it again"
+            f"data.corpus={name}: {folder} cannot be read ({_line(error)}); remove it and "
+            "prepare it again"
         ) from error
 
 
 def _refuse_foreign_classes(name: str, value: object) -> None:
-    """Raises ValueError for a class in features.json, also in JSON inside its strings, that is not of TFDS."""
+    """Raises ValueError for a class in features.json, also in JSON inside its strings, that is not
+    of TFDS.
+    """
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
@@ -237,7 +246,8 @@ def _refuse_foreign_classes(name: str, value: object) -> None:
     for key, inner in value.items():
         if key in _CLASS_KEYS and isinstance(inner, str) and not inner.startswith(_OWN_CLASSES):
             raise ValueError(
-                f"data.corpus={name}: its features.json names the class {inner!r:.80}; only TFDS's own are read, "
+                f"data.corpus={name}: its features.json names the class {inner!r:.80}; only "
+                "TFDS's own are read, "
                 "for another one would be imported and run"
             )
         if key == "json" and isinstance(inner, str):
@@ -290,7 +300,8 @@ def _download(name: str, data_dir: str) -> str:
             return str(builder.data_path)
         raise ValueError(
             f"data.corpus={name} could not be downloaded ({_line(error)}); prepare it on a "
-            f"connected machine with data.download=True and copy {pathlib.Path(data_dir, base)} here"
+            "connected machine with data.download=True and copy "
+            f"{pathlib.Path(data_dir, base)} here"
         ) from error
     return str(builder.data_path)
 

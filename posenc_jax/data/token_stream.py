@@ -45,7 +45,9 @@ class TokenFile:
         return self._count
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Returns the ids of a slice of step 1; ValueError if the file was shortened since it was opened."""
+        """Returns the ids of a slice of step 1; ValueError if the file was shortened since it was
+        opened.
+        """
         start, stop, _ = part.indices(self._count)
         size = max(stop - start, 0) * self.dtype.itemsize
         content = bytearray()
@@ -64,7 +66,8 @@ class TokenFile:
 class TokenStream:
     """Ids of documents one after another, in a folder that `open_stream` wrote.
 
-    tokens: ids, uint16 or uint32, read by slices. starts: index of each document's BOS, and the total length
+    tokens: ids, uint16 or uint32, read by slices. starts: index of each document's BOS, and the
+      total length
     at the end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus, tokenizer and split.
 
     Raises:
@@ -95,9 +98,9 @@ class TokenStream:
 def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: str) -> TokenStream:
     """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
-    A damaged one is named on stderr and made again. Safe against kills and against other processes: one of
-    them writes, under another name, and renames the folder when it is whole. Raises ValueError for text that
-    the tokenizer cannot read.
+    A damaged one is named on stderr and made again. Safe against kills and against other processes:
+    one of them writes, under another name, and renames the folder when it is whole. Raises
+    ValueError for text that the tokenizer cannot read.
     """
     documents = corpus.documents(split)
     key = f"{corpus.fingerprint} {tokenizer.fingerprint} {split}"

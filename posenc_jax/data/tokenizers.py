@@ -1,7 +1,7 @@
 """Tokenizers: lossless, with the number of bytes of each id.
 
-Bits per byte divide by bytes, so a tokenizer that loses text would silently make the evaluation wrong.
-Such models are refused when they are opened.
+Bits per byte divide by bytes, so a tokenizer that loses text would silently make the evaluation
+wrong. Such models are refused when they are opened.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ PROBE = "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u
 class Tokenizer(Protocol):
     """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
 
-    symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids that end
+    symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids
+      that end
     a text when a model writes them.
     """
 
@@ -71,8 +72,8 @@ class ByteTokenizer(_PieceTable):
 class SentencePieceTokenizer(_PieceTable):
     """A SentencePiece model with the four special ids after its pieces.
 
-    Loading switches off two settings of the model that change the text: the added leading space and the
-    removal of repeated spaces. Raises ValueError for a model that still loses text.
+    Loading switches off two settings of the model that change the text: the added leading space and
+    the removal of repeated spaces. Raises ValueError for a model that still loses text.
     """
 
     def __init__(self, model: bytes, name: str):
@@ -87,7 +88,8 @@ class SentencePieceTokenizer(_PieceTable):
             ) from error
         if not same:
             raise ValueError(
-                f"data.tokenizer={name} does not give its text back (bits per byte would be wrong); train it "
+                f"data.tokenizer={name} does not give its text back (bits per byte would be "
+                "wrong); train it "
                 "with --normalization_rule_name=identity --byte_fallback=true"
             )
 
@@ -127,7 +129,9 @@ class SentencePieceTokenizer(_PieceTable):
 
 
 def escaped_ids(encode: Callable[[str], list[int]], space_bytes: list[int], text: str) -> list[int]:
-    """Returns the ids of a text in which SPACE itself becomes `space_bytes`, the ids of its bytes."""
+    """Returns the ids of a text in which SPACE itself becomes `space_bytes`, the ids of its
+    bytes.
+    """
     first, *rest = text.split(SPACE)
     ids = encode(first)
     for part in rest:
@@ -145,7 +149,8 @@ def open_tokenizer(name: str) -> Tokenizer:
     path = pathlib.Path(name)
     if not path.is_file():
         raise ValueError(
-            f"data.tokenizer={name}: no such file; say 'bytes' or the path of a SentencePiece .model "
+            f"data.tokenizer={name}: no such file; say 'bytes' or the path of a SentencePiece "
+            ".model "
             "or of a tokenizer.json"
         )
     if path.suffix == ".json":

@@ -29,7 +29,8 @@ def table_rows(table_LD: jax.Array, pos_BT: jax.Array) -> jax.Array:
         top, bottom = int(np.asarray(pos_BT).max()), int(np.asarray(pos_BT).min())
         if top >= size or bottom < 0:
             raise ValueError(
-                f"position {top if top >= size else bottom} lies outside the learned table of {size} positions"
+                f"position {top if top >= size else bottom} lies outside the learned table of "
+                f"{size} positions"
             )
     inside_BT = jnp.where(pos_BT < 0, size, pos_BT)  # JAX would wrap negative indices
     return gather_rows(table_LD, inside_BT, "fill")
@@ -74,7 +75,8 @@ class Learned(Absolute):
         check_positive("learned", stddev=self.stddev)
         if self.longest(context) < context.train_length:
             raise ValueError(
-                f"learned: table of {self.size} positions is shorter than the training length {context.train_length}"
+                f"learned: table of {self.size} positions is shorter than the training length "
+                f"{context.train_length}"
             )
 
     def longest(self, context: HeadContext) -> int:

@@ -285,7 +285,10 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
     if sights:
         count = sum(h.sight is not None for h in heads)
         size = f"{sights[0]:,}" if len(sights) == 1 else f"{sights[0]:,} to {sights[-1]:,}"
-        warnings.append(f"{count} of {total} heads have a window of {size} tokens, at any length and under any stretch")  # fmt: skip
+        warnings.append(
+            f"{count} of {total} heads have a window of {size} tokens, at any length and "
+            "under any stretch"
+        )
     free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
     for name in ("float32", "bfloat16"):
         short = sorted({h.blind[name] for h in free if h.blind[name] is not None})
@@ -293,13 +296,15 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
             count = sum(h.blind[name] is not None for h in free)
             where = f"{short[0]:,}" if len(short) == 1 else f"{short[0]:,} to {short[-1]:,}"
             warnings.append(
-                f"{count} of {total} heads cannot see past {where} tokens in {name}: weights beyond are exactly 0"
+                f"{count} of {total} heads cannot see past {where} tokens in {name}: weights "
+                "beyond are exactly 0"
             )
             break
     linear = sum(None in h.horizon.values() for h in heads)
     if linear:
         warnings.append(
-            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no blind distance"
+            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no "
+            "blind distance"
         )
     for margin in heads[0].horizon:
         reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
@@ -320,7 +325,8 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
     lost = [h.bias_over_L for h in heads if h.biased]
     if lost and min(lost) < 1 and length > train_length:
         warnings.append(
-            f"{sum(nats < 1 for nats in lost)} of {total} heads lose less than 1 nat over L = {train_length:,} "
+            f"{sum(nats < 1 for nats in lost)} of {total} heads lose less than 1 nat over L = "
+            f"{train_length:,} "
             f"(the least: {min(lost):.2g}): training hardly shows them the bias they meet beyond it"
         )
     fading = [h for h in heads if h.gain_at_end < 0.99]
@@ -329,8 +335,10 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
             min(getattr(h, name) for h in fading) for name in ("gain_at_L", "gain_at_end")
         )
         warnings.append(
-            f"in {len(fading)} of {total} heads the rotation also shrinks content: a logit is on average "
-            f"{at_L:.2g} times as large at distance {train_length:,} and {at_end:.2g} times at {length - 1:,}"
+            f"in {len(fading)} of {total} heads the rotation also shrinks content: a logit is "
+            "on average "
+            f"{at_L:.2g} times as large at distance {train_length:,} and {at_end:.2g} times "
+            f"at {length - 1:,}"
         )
     return warnings
 

@@ -135,8 +135,10 @@ class Sloped(RankedBias):
         slope_N = self.slope_N(context)
         if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MAX_SIZE:
             raise ValueError(
-                f"{owner}: max_exponent={self.max_exponent:g}, steep={self.steep:g}, factor={self.factor:g} and ntk={self.ntk:g} "
-                f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
+                f"{owner}: max_exponent={self.max_exponent:g}, steep={self.steep:g}, "
+                f"factor={self.factor:g} and ntk={self.ntk:g} "
+                f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which "
+                "float32 cannot use"
             )
 
     def unscaled_slope_N(self, context: HeadContext) -> np.ndarray:

@@ -64,7 +64,9 @@ class BiasSum(Bias):
 
     def longest(self, context: HeadContext) -> int | None:
         """Returns the smallest limit of the terms."""
-        return min((n for term in self.terms if (n := term.longest(context)) is not None), default=None)  # fmt: skip
+        return min(
+            (n for term in self.terms if (n := term.longest(context)) is not None), default=None
+        )
 
     def bias(self, params, q_pos_BT, k_pos_BS, context):
         return sum(

@@ -47,7 +47,9 @@ def _forward(table_VD, ids_BT, mode, size):
 
 def _backward(mode, size, ids_BT, d_BTD):
     *places, dim = jax.typeof(d_BTD).sharding.spec
-    over = tuple(axis for axes in places if axes for axis in ((axes,) if isinstance(axes, str) else axes))  # fmt: skip
+    over = tuple(
+        axis for axes in places if axes for axis in ((axes,) if isinstance(axes, str) else axes)
+    )
 
     def summed(d_BTD, ids_BT):
         d_VD = sum_rows_by_id(d_BTD.reshape(-1, d_BTD.shape[-1]), ids_BT.reshape(-1), size)

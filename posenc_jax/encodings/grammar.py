@@ -51,8 +51,8 @@ SHOWN = 60  # characters of a long line, word or number in an error message
 
 
 def parse(text: str) -> Scheme:
-    """Returns the scheme that `text` describes or names (`scheme_presets`); ValueError with the column
-    of the first error.
+    """Returns the scheme that `text` describes or names (`scheme_presets`); ValueError with the
+    column of the first error.
     """
     if len(text) > LONGEST_LINE:
         raise ValueError(f"a scheme of {len(text):,} characters; there may be {LONGEST_LINE:,}")
@@ -190,7 +190,9 @@ class _Parser:
         kind, value, _ = self.tokens[self.at]
         if kind == "number":
             if not value.isdigit() or len(value) > 4 or int(value) < 1:
-                raise self.fail(f"a count must be a positive whole number below 10000, not {_short(value)}")  # fmt: skip
+                raise self.fail(
+                    f"a count must be a positive whole number below 10000, not {_short(value)}"
+                )
             count, self.at = int(value), self.at + 1
             self.expect("*")
         if self.take("("):
@@ -266,11 +268,16 @@ class _Parser:
             raise self.fail(f"expected an encoding, found {_short(name)!r}")
         if name not in table:
             if name in PRESETS:
-                raise self.fail(f"{name!r} is the name of a whole line and no part of one: {PRESETS[name]}", token)  # fmt: skip
+                raise self.fail(
+                    f"{name!r} is the name of a whole line and no part of one: {PRESETS[name]}",
+                    token,
+                )
             known = [*table, "nope"] if table is REGISTRY else list(table)
             known += PRESETS if name == self.text.strip() else ()
             what = "encoding" if table is REGISTRY else "stretch"
-            raise self.fail(f"unknown {what} {_short(name)!r}{near_names(name[:SHOWN], known)}", token)  # fmt: skip
+            raise self.fail(
+                f"unknown {what} {_short(name)!r}{near_names(name[:SHOWN], known)}", token
+            )
         self.at += 1
         part, given = table[name], {}
         if self.take("("):

@@ -47,9 +47,12 @@ def mixed_angles(row_BT: jax.Array, column_BT: jax.Array, freq_2Nh: jax.Array) -
 
 
 def grid_distances(
-    q_row_BT: jax.Array, q_column_BT: jax.Array, k_row_BS: jax.Array, k_column_BS: jax.Array,
+    q_row_BT: jax.Array,
+    q_column_BT: jax.Array,
+    k_row_BS: jax.Array,
+    k_column_BS: jax.Array,
     metric: str,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Returns the distance on the grid as float32 [B,T,S], in grid steps."""
     down_BTS = (q_row_BT[:, :, None] - k_row_BS[:, None, :]).astype(jnp.float32)
     across_BTS = (q_column_BT[:, :, None] - k_column_BS[:, None, :]).astype(jnp.float32)
@@ -86,7 +89,9 @@ class _PlanarRotation(_OnGrid, Rotation):
         check_pairs(owner, context, self.pairing)
         self.check_width(owner)
         if context.head_dim % 4:
-            raise ValueError(f"{owner}: two axes of pairs need head dim divisible by 4, not {context.head_dim}")  # fmt: skip
+            raise ValueError(
+                f"{owner}: two axes of pairs need head dim divisible by 4, not {context.head_dim}"
+            )
 
     def amplitude(self, context: HeadContext) -> float:
         return 1.0

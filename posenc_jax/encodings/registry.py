@@ -73,13 +73,15 @@ _PLUGINS: dict[
 
 
 def register(name: str, part: type[Part]) -> None:
-    """Registers a part from outside this package; ValueError if another part or a preset has the name.
+    """Registers a part from outside this package; ValueError if another part or a preset has the
+    name.
 
     A run whose scheme names it keeps the name of the calling module; see `plugin_modules`.
     """
     if name in PRESETS:
         raise ValueError(
-            f"{name!r} is the name of a preset: {PRESETS[name]}; choose another name for the encoding"
+            f"{name!r} is the name of a preset: {PRESETS[name]}; choose another name for the "
+            "encoding"
         )
     if REGISTRY.setdefault(name, part) is not part or name == "nope":
         raise ValueError(f"encoding {name!r} is already registered")
@@ -90,7 +92,8 @@ def register(name: str, part: type[Part]) -> None:
 
 
 def plugin_modules(line: str) -> tuple[str, ...]:
-    """Returns the modules outside this package that registered the parts of a scheme's line, sorted.
+    """Returns the modules outside this package that registered the parts of a scheme's line,
+    sorted.
 
     "" stands for a file that cannot be imported by a name.
     """

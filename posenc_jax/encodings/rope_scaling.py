@@ -144,7 +144,9 @@ class Yarn(RopeScaling):
     def check(self):
         super().check()
         if self.attention_factor and (self.mscale != 1 or self.mscale_all_dim):
-            raise ValueError("yarn: attention_factor replaces mscale and mscale_all_dim; give one or the others")  # fmt: skip
+            raise ValueError(
+                "yarn: attention_factor replaces mscale and mscale_all_dim; give one or the others"
+            )
 
     def ramp_ends(self, dim: int, base: float, length: int) -> tuple[float, float]:
         """Returns (low, high): the pair indices at the two ends of the ramp."""
@@ -160,11 +162,14 @@ class Yarn(RopeScaling):
     def frequencies(self, freq_h, base, length):
         """Returns freq_h / s * ramp + freq_h * (1 - ramp); ValueError for an empty ramp."""
         if not base > 1:
-            raise ValueError(f"yarn: needs a base above 1, not {base:g}: its ramp needs decreasing frequencies")  # fmt: skip
+            raise ValueError(
+                f"yarn: needs a base above 1, not {base:g}: its ramp needs decreasing frequencies"
+            )
         turns = (self.original or length) / (2 * math.pi)
         if not self.beta_slow < min(self.beta_fast, turns):
             raise ValueError(
-                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} and below the "
+                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} "
+                "and below the "
                 f"{turns:.3g} turns of the fastest pair within the original length"
             )
         low, high = self.ramp_ends(2 * len(freq_h), base, self.original or length)

@@ -106,7 +106,9 @@ def planar_arrays(
             e_H = pair_vector(
                 group.context.head_dim, getattr(group.heads.rotation, "pairing", "half")
             )
-            x = jnp.broadcast_to(jnp.asarray(e_H, jnp.float32), (1, keys_1S.shape[1], layer.num_heads, len(e_H)))  # fmt: skip
+            x = jnp.broadcast_to(
+                jnp.asarray(e_H, jnp.float32), (1, keys_1S.shape[1], layer.num_heads, len(e_H))
+            )
             q = layer.rotate(params, x[:, :1], query_11, "query")
             k = layer.rotate(params, x, keys_1S, "key")
             product_NS = np.asarray(jnp.einsum("BTNH,BSNH->NS", q, k))
@@ -134,7 +136,10 @@ def rope_scaling_ratios(scheme: PlacedScheme) -> dict[str, np.ndarray]:
             if getattr(rotation, "stretch", None) is not None:
                 plain = dataclasses.replace(rotation, stretch=None).frequencies(group.context)
                 ratio_h = rotation.frequencies(group.context) / plain
-                name = f"{unparse_part(rotation.stretch)}, amplitude {rotation.stretch.amplitude(group.context.train_length):.3f}"  # fmt: skip
+                name = (
+                    f"{unparse_part(rotation.stretch)}, amplitude "
+                    f"{rotation.stretch.amplitude(group.context.train_length):.3f}"
+                )
                 ratios[name] = ratio_h
     return ratios
 

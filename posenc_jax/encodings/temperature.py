@@ -94,7 +94,10 @@ class AdaptiveSSMax(TokenTemperature):
         if self.floor < 0:
             raise ValueError(f"adaptive_ssmax: floor must be zero or above, not {self.floor:g}")
         if self.most > 20:
-            raise ValueError(f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n leave float32")  # fmt: skip
+            raise ValueError(
+                f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n "
+                "leave float32"
+            )
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
         """Returns weights uniform in +-1/sqrt(D), as the authors' layers, and zero biases."""

@@ -26,9 +26,9 @@ def capture_qk(
     Args:
       config, params: of the decoder; it runs in float32, matrix products included.
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
-      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, cum_log_forget_BTN, sink_N) -> any arrays.
-        q and k come after projection, token shift, qk-norm and token temperatures, before rotation and other
-        temperatures; sink_N as for `attend`.
+      reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, cum_log_forget_BTN, sink_N) ->
+        any arrays. q and k come after projection, token shift, qk-norm and token temperatures,
+        before rotation and other temperatures; sink_N as for `attend`.
       modify_layer: PlacedLayer -> the PlacedLayer that runs instead.
 
     Raises:
@@ -66,8 +66,8 @@ def capture_rows(
     """Returns for each batch of rows the results of `capture_qk`, at consecutive positions.
 
     Args:
-      rows_RT: tokens, a document each. batch_tokens: tokens per batch. make_reduce: returns `reduce` from
-        the rows of `arrays` that belong to the batch.
+      rows_RT: tokens, a document each. batch_tokens: tokens per batch. make_reduce: returns
+        `reduce` from the rows of `arrays` that belong to the batch.
     """
 
     @jax.jit
@@ -84,8 +84,8 @@ def over_batches(program: Callable, batch_tokens: int, *arrays: np.ndarray) -> l
 
     Args:
       program: a jitted function of arrays with a leading row dim. batch_tokens: most tokens (rows x
-        columns of the first array) of a piece, which has at least one row. The last piece is padded with
-        copies of its last row, and the padding is cut off, so that one program serves all.
+        columns of the first array) of a piece, which has at least one row. The last piece is padded
+        with copies of its last row, and the padding is cut off, so that one program serves all.
     """
     rows, columns = arrays[0].shape
     size = max(1, min(rows, batch_tokens // columns))

@@ -1,8 +1,9 @@
 """Suite C: long-text classification by document length (docs/evaluation.md).
 
-The model reads a whole document, up to the longest multiple of L, and predicts its class at SEP; the
-softmax is over the classes only. Every score is a mean over classes of the mean over their documents. A
-constant answer therefore has accuracy 1/C, and a uniform one a loss of ln C, for any sizes of the classes.
+The model reads a whole document, up to the longest multiple of L, and predicts its class at SEP;
+the softmax is over the classes only. Every score is a mean over classes of the mean over their
+documents. A constant answer therefore has accuracy 1/C, and a uniform one a loss of ln C, for any
+sizes of the classes.
 """
 
 import functools
@@ -30,14 +31,16 @@ def check_suites(config: RunConfig, suites: Sequence[str]) -> None:
         )
     if classifier and set(suites) != {"C"}:
         raise ValueError(
-            "--suite=E, R, P and M score language models and this run is a classifier; use --suite=C"
+            "--suite=E, R, P and M score language models and this run is a classifier; use "
+            "--suite=C"
         )
 
 
 class Classifier:
     """Logits of the classes at the last token of whole documents, in float32.
 
-    Documents are padded on the right with segment 0 to one of a few lengths; padding changes no result.
+    Documents are padded on the right with segment 0 to one of a few lengths; padding changes no
+    result.
 
     Args:
       configs: the model for each input length to compile for, in tokens. params: of all of them.
@@ -107,7 +110,8 @@ def class_losses(logits_RC: np.ndarray, class_R: np.ndarray) -> np.ndarray:
 def length_buckets(
     lengths_R: np.ndarray, train_length: int, multiples: Sequence[int]
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yields (name, upper multiple, mask_R) of the buckets: up to L, L to 2L, ..., above the last edge.
+    """Yields (name, upper multiple, mask_R) of the buckets: up to L, L to 2L, ..., above the last
+    edge.
 
     lengths_R counts all inputs of a document, with BOS and SEP; a bucket contains its upper edge.
     """
@@ -128,11 +132,12 @@ class ClassScores:
 
     Args:
       ctx: of the evaluation. classifier: the run's, or any other with its `logits` method.
-      corpus, tokenizer: the run's. multiples: edges of the buckets; those up to `ctx.lengths.deepest`
-        fit the model.
+      corpus, tokenizer: the run's. multiples: edges of the buckets; those up to
+        `ctx.lengths.deepest` fit the model.
 
     Raises:
-      ValueError: the measured lengths, which the classifier is compiled for, do not reach the deepest.
+      ValueError: the measured lengths, which the classifier is compiled for, do not reach the
+        deepest.
     """
 
     def __init__(
@@ -149,7 +154,8 @@ class ClassScores:
         self._top, self._fits = max(multiples), ctx.lengths.deepest
         if max(ctx.multiples) < self._fits:
             raise ValueError(
-                f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to --lengths or leave "
+                f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to "
+                "--lengths or leave "
                 "it out"
             )
         self._lengths_R = np.array(
@@ -256,7 +262,8 @@ def bag_of_ids(
 ) -> np.ndarray:
     """Returns log_frequency_VC of ids by class, add-one smoothed: naive Bayes with a uniform prior.
 
-    This baseline ignores the order of tokens, hence positions: with byte tokens, it is a bag of bytes.
+    This baseline ignores the order of tokens, hence positions: with byte tokens, it is a bag of
+    bytes.
     """
     count_VC = np.ones((vocab_size, classes))
     for ids, c in zip(documents, class_R.tolist(), strict=True):

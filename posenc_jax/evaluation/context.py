@@ -1,4 +1,6 @@
-"""Context of one evaluation: the model with its scorer, the lengths, and the rows measured so far."""
+"""Context of one evaluation: the model with its scorer, the lengths, and the rows measured so
+far.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -42,7 +44,8 @@ class Multiples:
     """Lengths of an evaluation, in units of L.
 
     Attributes:
-      measured: the requested lengths that fit the model. study: all lengths of the study, ascending.
+      measured: the requested lengths that fit the model. study: all lengths of the study,
+        ascending.
       deepest: the longest length of the study that fits the model.
     """
 
@@ -61,9 +64,11 @@ class EvaluationContext:
     """Everything that the measures of one checkpoint share.
 
     Attributes:
-      folder: of rows and arrays. config, inputs: of the run. split: of the text. model: that is measured.
-      lengths: at which it is measured. rows: the measured rows so far. key_targets: file of E5's targets,
-        or None. extra: additional fields of every row, such as the checkpoint where it is not the last.
+      folder: of rows and arrays. config, inputs: of the run. split: of the text. model: that is
+        measured.
+      lengths: at which it is measured. rows: the measured rows so far. key_targets: file of E5's
+        targets, or None. extra: additional fields of every row, such as the checkpoint where it is
+        not the last.
     """
 
     folder: Path
@@ -135,7 +140,9 @@ class EvaluationContext:
         return inputs > 0 and (longest is None or inputs <= longest)
 
     def scheme(self) -> list[Row]:
-        """Writes arrays of the scheme (scheme.json, scheme.npz); returns a row that marks this item done."""
+        """Writes arrays of the scheme (scheme.json, scheme.npz); returns a row that marks this item
+        done.
+        """
         top = self.lengths.top * self.L
         distance_S = np.unique(
             np.r_[np.arange(min(top, 129)), np.geomspace(1, top, 128)].astype(int)

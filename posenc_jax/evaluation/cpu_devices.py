@@ -8,8 +8,8 @@ import jax
 def use_all_cores() -> None:
     """Makes a CPU device of every core that this process may use.
 
-    Call it before JAX computes anything. A number set through XLA_FLAGS or JAX_NUM_CPU_DEVICES stays.
-    One program over all cores would leave most of them idle between its matrix products.
+    Call it before JAX computes anything. A number set through XLA_FLAGS or JAX_NUM_CPU_DEVICES
+    stays. One program over all cores would leave most of them idle between its matrix products.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not forced and jax.config.jax_num_cpu_devices < 1:

@@ -50,15 +50,17 @@ def evaluate(
 
     Args:
       workdir: a trained run. multiples: lengths in units of L; None takes the run's own and writes
-        a skipped row for each that does not fit. suites: names of `suites.py`; None takes the run's own.
-        split: "test" or "dev". stretch: a rule of `posenc_jax.encodings.length_extension`, or None; its
-        rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of E5's targets,
-        or None. checkpoint: "last", the one that results use, "best" by dev loss, or a step; rows of
-        another checkpoint than the last go to a folder of their own and name it.
+        a skipped row for each that does not fit. suites: names of `suites.py`; None takes the run's
+        own.
+        split: "test" or "dev". stretch: a rule of `posenc_jax.encodings.length_extension`, or None;
+          its
+        rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of E5's
+        targets, or None. checkpoint: "last", the one that results use, "best" by dev loss, or a
+        step; rows of another checkpoint than the last go to a folder of their own and name it.
 
     Raises:
-      ValueError: no checkpoint or one of another run, an unknown suite or split, or a requested length
-        that does not fit.
+      ValueError: no checkpoint or one of another run, an unknown suite or split, or a requested
+        length that does not fit.
     """
     trained = stored_config(workdir)
     if split not in ("test", "dev"):
@@ -116,7 +118,10 @@ def evaluate(
             items |= SUITES[letter].items(ctx, names)
         for k in sorted(set(wanted) - set(fitting)):
             limit = model.config.placed.longest()
-            reason = f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of {config.model.scheme}"
+            reason = (
+                f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of "
+                f"{config.model.scheme}"
+            )
             items[f"skipped/{k}"] = functools.partial(ctx.skipped, "all", "skipped", k * L, reason)
         bar = Progress(f"evaluate {config.arm}", 0, len(items))
         with float32_matmuls():
@@ -140,7 +145,9 @@ def evaluate(
 
 @contextlib.contextmanager
 def _only_evaluation(folder: Path) -> Iterator[None]:
-    """Waits until no other evaluation writes into the folder: each would lose the rows of the other."""
+    """Waits until no other evaluation writes into the folder: each would lose the rows of the
+    other.
+    """
     if is_locked(folder):
         print(f"another evaluation is at work in {folder}; waiting for it", file=sys.stderr)
     with lock_folder(folder, wait=True):

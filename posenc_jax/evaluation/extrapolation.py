@@ -28,8 +28,8 @@ NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
 def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns the items of the chosen measures.
 
-    All arms score the same targets: stretches have the longest length of the study, also for an arm with
-    fewer positions.
+    All arms score the same targets: stretches have the longest length of the study, also for an arm
+    with fewer positions.
     """
     L, multiples = ctx.L, ctx.multiples
     rows_RT = held_out_stretches(
@@ -42,15 +42,19 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
     gaps = sorted({g for g in gaps if g})
     items = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
-        "E4": {f"E4/{ctx.lengths.deepest}": (text.by_position, ctx.lengths.deepest)} if ctx.lengths.deepest in multiples else {},
+        "E4": {f"E4/{ctx.lengths.deepest}": (text.by_position, ctx.lengths.deepest)}
+        if ctx.lengths.deepest in multiples
+        else {},
         "E3": {f"E3/{c}": (text.fixed, c) for c in contexts},
         "E2": {f"E2/{k}": (text.sliding, k) for k in multiples},
-        "E5": {f"E5/{c}{key_targets.item_suffix(ctx.key_targets)}": (text.key, c) for c in contexts},
+        "E5": {
+            f"E5/{c}{key_targets.item_suffix(ctx.key_targets)}": (text.key, c) for c in contexts
+        },
         "E6": {f"E6/{g}": (text.repeat, g) for g in gaps},
         "E7": {"E7": (text.gain, FAR)},
         "E8": {"E8": (text.window, FAR)},
         "E9": {f"E9/{k}": (text.curse, k) for k in multiples},
-    }  # fmt: skip
+    }
     return {
         name: functools.partial(measure, at)
         for id, entries in items.items()
@@ -82,9 +86,16 @@ class Text:
             count=len(nll),
         )
         return [
-            self._ctx.row("E", "nll_pos", nll.shape[1], f"[{a},{b})", float(nll[:, a:b].mean()), len(nll) * (b - a))
+            self._ctx.row(
+                "E",
+                "nll_pos",
+                nll.shape[1],
+                f"[{a},{b})",
+                float(nll[:, a:b].mean()),
+                len(nll) * (b - a),
+            )
             for a, b in octaves(nll.shape[1])
-        ]  # fmt: skip
+        ]
 
     def fixed(self, context: int) -> list[Row]:
         if not self._ctx.fits(context + self._ctx.L // 2):
@@ -138,7 +149,10 @@ class Text:
             reason = f"a gap of {gap} needs {needed - 1} inputs; the longest scored is {longest}"
             return ctx.skipped("E", "repeat_gain", gap, reason)
         if needed > self._rows_RT.shape[1]:
-            reason = f"a gap of {gap} needs {needed} tokens of text; a stretch has {self._rows_RT.shape[1]}"
+            reason = (
+                f"a gap of {gap} needs {needed} tokens of text; a stretch has "
+                f"{self._rows_RT.shape[1]}"
+            )
             return ctx.skipped("E", "repeat_gain", gap, reason)
         if len(self._rows_RT) < 2:
             return ctx.skipped(

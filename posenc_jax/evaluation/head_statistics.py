@@ -1,7 +1,8 @@
 """Statistics of attention heads (M1 to M11), from sums over rows of text (docs/evaluation.md).
 
-`head_sums` runs a model over rows of text and returns one `HeadSums` per softmax layer; the functions
-below compute measures from the sums, in NumPy and float64. L layers, N heads, Z distances.
+`head_sums` runs a model over rows of text and returns one `HeadSums` per softmax layer; the
+functions below compute measures from the sums, in NumPy and float64. L layers, N heads, Z
+distances.
 """
 
 import dataclasses
@@ -29,10 +30,11 @@ class HeadSums:
     """Sums of one layer over B rows of T tokens, for the queries from `first` on; float64.
 
     Attributes:
-      pairs_Z: pairs of query and key at each distance. weight_NZ, content_NZ, logit_NZ: mean attention
-        weight, content logit and whole logit at each distance. within_NZ: summed squares of the whole
-        logit about that mean. entropy_N, sink_N: mean over queries. blind_N: by dtype, mean share of
-        blind keys. q_power_NH, k_power_NH: mean squares of each dim before the rotation.
+      pairs_Z: pairs of query and key at each distance. weight_NZ, content_NZ, logit_NZ: mean
+        attention weight, content logit and whole logit at each distance. within_NZ: summed squares
+        of the whole logit about that mean. entropy_N, sink_N: mean over queries. blind_N: by dtype,
+        mean share of blind keys. q_power_NH, k_power_NH: mean squares of each dim before the
+        rotation.
     """
 
     pairs_Z: np.ndarray
@@ -60,7 +62,8 @@ def head_sums(
     """Returns the sums of each layer over rows of text, None for a layer of linear attention.
 
     Args:
-      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: tokens per batch.
+      config, params: of the model. rows_RT: tokens, a document each. batch_tokens: tokens per
+        batch.
       first: index of the first query; all queries see every distance up to it.
     """
 
@@ -138,10 +141,12 @@ def monotonicity(sums: HeadSums) -> np.ndarray:
 
 
 def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[list[dict]]:
-    """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest first.
+    """Returns for every head its rotary pairs: {"dims": (a, b), "wavelength": tokens}, fastest
+    first.
 
-    Derived from the rotation of every unit vector at position 1 (of a grid: column 1). A dim without a
-    rotation is in no pair. A dim that becomes a cosine and a sine (PoPE) is {"dims": (a,), ..}.
+    Derived from the rotation of every unit vector at position 1 (of a grid: column 1). A dim
+    without a rotation is in no pair. A dim that becomes a cosine and a sine (PoPE) is {"dims":
+    (a,), ..}.
     """
     N, H = layer.num_heads, head_dim
     unit_1HNH = jnp.broadcast_to(jnp.eye(H)[None, :, None], (1, H, N, H))
@@ -170,8 +175,8 @@ def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[lis
 def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
     """Returns for every head the share of each rotary pair, and of the unrotated dims last (M5).
 
-    The use of a pair is the root mean square of its queries times that of its keys, which bounds its
-    part of the content logit (Barbero et al. 2024, sec. 3). The shares of a head sum to 1.
+    The use of a pair is the root mean square of its queries times that of its keys, which bounds
+    its part of the content logit (Barbero et al. 2024, sec. 3). The shares of a head sum to 1.
     """
     shares = []
     for q_H, k_H, pairs in zip(sums.q_power_NH, sums.k_power_NH, planes, strict=True):
@@ -187,7 +192,8 @@ class NeedleHeads:
     """Attention of each head to needles, one entry per answer token: A of them, over all instances.
 
     Attributes:
-      distance_A: tokens from the predicting position back to the needle's token. weight_NA, margin_NA,
+      distance_A: tokens from the predicting position back to the needle's token. weight_NA,
+        margin_NA,
         reach_NA: as in `attention.attention_statistics.NeedleStatistics`.
     """
 
@@ -198,10 +204,11 @@ class NeedleHeads:
 
 
 def needle_positions(instance: Instance) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (query_A, key_A): positions that predict the answer tokens, and of the needle's tokens.
+    """Returns (query_A, key_A): positions that predict the answer tokens, and of the needle's
+    tokens.
 
-    A token at p is predicted at p - 1. The same token of the needle is `distance` before p - 1, for every
-    token of an answer, as answer and needle are the same ids in the same order.
+    A token at p is predicted at p - 1. The same token of the needle is `distance` before p - 1, for
+    every token of an answer, as answer and needle are the same ids in the same order.
     """
     query_A = np.concatenate([np.arange(a.start - 1, a.stop - 1) for a in instance.answers])
     back_A = np.concatenate([np.full(a.stop - a.start, a.distance) for a in instance.answers])
@@ -247,5 +254,7 @@ def measured_reach(needles: NeedleHeads) -> np.ndarray:
 
 
 def agreement(needles: NeedleHeads) -> np.ndarray:
-    """Returns share_N (M10) of needles for which "within the predicted reach" equals "weight >= 1/2"."""
+    """Returns share_N (M10) of needles for which "within the predicted reach" equals "weight >=
+    1/2".
+    """
     return ((needles.distance_A <= needles.reach_NA) == (needles.weight_NA >= 0.5)).mean(-1)

@@ -34,7 +34,8 @@ def slopes_off(model: ParameterizedModel) -> ParameterizedModel:
 
 
 def rotation_off(model: ParameterizedModel) -> ParameterizedModel:
-    """Returns the model without any rotation: queries and keys as projected (PoPE: their magnitudes).
+    """Returns the model without any rotation: queries and keys as projected (PoPE: their
+    magnitudes).
 
     Raises:
       ValueError: the scheme rotates nothing.
@@ -60,7 +61,8 @@ def head_off(layer: int, head: int) -> Intervention:
         c = model.config
         if not (0 <= layer < c.num_layers and 0 <= head < c.num_heads):
             raise ValueError(
-                f"no head {layer}.{head}: the model has {c.num_layers} layers of {c.num_heads} heads"
+                f"no head {layer}.{head}: the model has {c.num_layers} layers of "
+                f"{c.num_heads} heads"
             )
         name = f"layer_{layer}"
         block = model.params[name]

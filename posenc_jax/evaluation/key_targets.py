@@ -1,7 +1,8 @@
 """Targets of E5, which need far context: chosen once with a reference model, stored in a file.
 
-The reference is a RoPE run trained at 4L. A target is chosen if far context helps it by more than 0.5 nat
-and is sufficient: NLL(context L) - NLL(context 4L) > 0.5 and NLL(context 4L) < 2 (docs/evaluation.md).
+The reference is a RoPE run trained at 4L. A target is chosen if far context helps it by more than
+0.5 nat and is sufficient: NLL(context L) - NLL(context 4L) > 0.5 and NLL(context 4L) < 2
+(docs/evaluation.md).
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""Loads a trained run for evaluation: configuration, length extension, checkpoint, lengths that fit."""
+"""Loads a trained run for evaluation: configuration, length extension, checkpoint, lengths that
+fit.
+"""
 
 import dataclasses
 import re
@@ -45,9 +47,12 @@ def stored_config(workdir: Path) -> RunConfig:
 
 def _refuse_other_record(path: Path, config: RunConfig) -> None:
     ours = {
-        "arm": config.arm, "scheme": config.model.scheme, "seed": config.train.seed, "tier": config.train.tier,
+        "arm": config.arm,
+        "scheme": config.model.scheme,
+        "seed": config.train.seed,
+        "tier": config.train.tier,
         "train_length": config.placed_length,
-    }  # fmt: skip
+    }
     record = read_json(path) if path.exists() else {}
     differing = [
         f"{name}: {value!r} in config.json, {record[name]!r} in run.json"
@@ -73,7 +78,8 @@ def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], strict: bool) 
         k = min(set(wanted) - set(fitting))
         raise ValueError(
             f"--lengths={k} asks for {k * L + L // 2} positions ({k} L and L/2 targets); "
-            f"{config.model.scheme!r} has {longest}: ask for lengths up to {max((longest - L // 2) // L, 1)}"
+            f"{config.model.scheme!r} has {longest}: ask for lengths up to "
+            f"{max((longest - L // 2) // L, 1)}"
         )
     return fitting
 
@@ -83,8 +89,8 @@ def compiled_lengths(
 ) -> list[int]:
     """Returns the few input lengths that all items are padded to.
 
-    Most rows have kL inputs. Rows with fixed targets have L/2 more and are padded to the next multiple,
-    unless the length extension changes the scheme there.
+    Most rows have kL inputs. Rows with fixed targets have L/2 more and are padded to the next
+    multiple, unless the length extension changes the scheme there.
     """
     L = config.placed_length
     longest = config.placed.longest()
@@ -114,7 +120,9 @@ def extended_scheme(config: RunConfig, stretch: str | None, length: int) -> Sche
 def extended_model(
     config: RunConfig, stretch: str | None, length: int, vocab_size: int
 ) -> ModelConfig:
-    """Returns the decoder's configuration under a length extension, for rows of up to `length` tokens."""
+    """Returns the decoder's configuration under a length extension, for rows of up to `length`
+    tokens.
+    """
     model = config.model_config(vocab_size)
     if stretch is None:
         return model
@@ -127,10 +135,12 @@ def with_arm_name(config: RunConfig, arm: str) -> RunConfig:
 
 
 def extension_folder(workdir: Path, stretch: str, config: RunConfig, length: int) -> Path:
-    """Returns the folder of a run's results under a length extension rule; writes its config and record.
+    """Returns the folder of a run's results under a length extension rule; writes its config and
+    record.
 
     Args:
-      config: of the run; its arm names the rule. length: longest rows, for which the scheme is written down.
+      config: of the run; its arm names the rule. length: longest rows, for which the scheme is
+        written down.
     """
     scheme = unparse(extended_scheme(config, stretch, length))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, scheme=scheme))
@@ -146,7 +156,8 @@ def extension_folder(workdir: Path, stretch: str, config: RunConfig, length: int
 class RestoredCheckpoint(NamedTuple):
     """A verified checkpoint of the folder's run.
 
-    step: steps finished. params: of the decoder, float32. identity: digests of the run and of the checkpoint's
+    step: steps finished. params: of the decoder, float32. identity: digests of the run and of the
+      checkpoint's
     leaves; equal identities give equal rows. unfinished: the run has steps left.
     """
 
@@ -159,11 +170,12 @@ class RestoredCheckpoint(NamedTuple):
 def restore_checkpoint(
     workdir: Path, config: RunConfig, inputs: Inputs, checkpoint: str
 ) -> RestoredCheckpoint:
-    """Returns the checkpoint that is "last", "best" or of a step; says on stderr if the run is unfinished.
+    """Returns the checkpoint that is "last", "best" or of a step; says on stderr if the run is
+    unfinished.
 
     Raises:
-      ValueError: no such checkpoint, or one of another run: its settings, text or tokenizer are not those
-        of the folder's config.json.
+      ValueError: no such checkpoint, or one of another run: its settings, text or tokenizer are not
+        those of the folder's config.json.
     """
     owner = ownership(config, inputs)
     model_config = config.model_config(inputs.tokenizer.vocab_size)
@@ -177,10 +189,7 @@ def restore_checkpoint(
         check_owner(workdir, step, owner, saved_record(checkpoints, step)["owner"], RESTORE_REMEDY)
         params = checkpoints.parameters(step, shapes["params"])
         done, planned = checkpoints.steps()[-1], config.train.steps
-        digests = {
-            "run_sha256": identity(owner),
-            "checkpoint_sha256": checkpoints.digest(step),
-        }
+        digests = {"run_sha256": identity(owner), "checkpoint_sha256": checkpoints.digest(step)}
     if done < planned:
         print(
             f"{workdir} is unfinished: {done:,} of {planned:,} steps; rows of it are marked so",
@@ -194,9 +203,9 @@ class LoadedRun:
     """The last checkpoint of a run, for callers other than `evaluate`.
 
     Attributes:
-      workdir, config: of the run; the config's arm names the stretch. stretch: length extension rule, or
-        None. inputs: opened. step: of the checkpoint. params: of the decoder, float32. unfinished: the run
-        has steps left.
+      workdir, config: of the run; the config's arm names the stretch. stretch: length extension
+        rule, or None. inputs: opened. step: of the checkpoint. params: of the decoder, float32.
+        unfinished: the run has steps left.
     """
 
     workdir: Path
@@ -244,8 +253,8 @@ def load_run(workdir: Path, stretch: str | None) -> LoadedRun:
     """Restores the last checkpoint of a run.
 
     Raises:
-      ValueError: no checkpoint or one of another run, or a stretch that is unknown or changes nothing
-        in this scheme.
+      ValueError: no checkpoint or one of another run, or a stretch that is unknown or changes
+        nothing in this scheme.
     """
     trained = stored_config(workdir)
     config = trained if stretch is None else with_arm_name(trained, f"{trained.arm} {stretch}")

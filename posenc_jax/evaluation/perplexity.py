@@ -1,7 +1,7 @@
 """Perplexity measures E1 to E8: bits per byte past the training length (docs/evaluation.md).
 
-All measures use the same held-out stretches, so that every context length has the same targets. A stretch
-is (longest multiple) * L + L/2 tokens of one document, cut from its end.
+All measures use the same held-out stretches, so that every context length has the same targets. A
+stretch is (longest multiple) * L + L/2 tokens of one document, cut from its end.
 """
 
 import itertools
@@ -20,13 +20,17 @@ def held_out_stretches(stream: TokenStream, length: int, count: int) -> np.ndarr
     """Returns rows_RT of `length` + 1 tokens, each inside one document, at most `count` of them.
 
     The first stretch of every document ends with its last token; the next ones precede it without
-    overlap. They are taken in rounds over the documents: one from each, then a second one, and so on.
+    overlap. They are taken in rounds over the documents: one from each, then a second one, and so
+    on.
 
     Raises:
       ValueError: no document is that long.
     """
     size = length + 1
-    per_document = [(stop - start) // size for start, stop in zip(stream.starts[:-1], stream.starts[1:], strict=True)]  # fmt: skip
+    per_document = [
+        (stop - start) // size
+        for start, stop in zip(stream.starts[:-1], stream.starts[1:], strict=True)
+    ]
     candidates = [
         (turn, number, int(stream.starts[number + 1]) - (turn + 1) * size)
         for number, pieces in enumerate(per_document)
@@ -42,7 +46,9 @@ def held_out_stretches(stream: TokenStream, length: int, count: int) -> np.ndarr
 
 
 def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray) -> float:
-    """Returns sum of nats / ln 2 / bytes over the targets; special ids have no bytes and do not count."""
+    """Returns sum of nats / ln 2 / bytes over the targets; special ids have no bytes and do not
+    count.
+    """
     counted = byte_lengths_V[targets] > 0
     return float(nll[counted].sum(dtype=np.float64) / LN2 / byte_lengths_V[targets].sum())
 
@@ -61,8 +67,8 @@ def disjoint_segments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [segments, kL] of E1: the stretches cut into disjoint pieces of kL.
 
-    The first L/2 tokens of a stretch are left out; every k that divides the longest multiple scores the
-    same targets.
+    The first L/2 tokens of a stretch are left out; every k that divides the longest multiple scores
+    the same targets.
     """
     size = k * train_length
     first, whole = _whole_pieces(rows_RT, train_length, size)
@@ -74,18 +80,16 @@ def disjoint_segments(
 
 
 def _whole_pieces(rows_RT: np.ndarray, train_length: int, size: int) -> tuple[int, int]:
-    """Returns (first, whole): index of the first input, and tokens, of the whole pieces of `size` tokens."""
+    """Returns (first, whole): index of the first input, and tokens, of the whole pieces of `size`
+    tokens.
+    """
     inputs = rows_RT.shape[1] - 1
     whole = (inputs - train_length // 2) // size * size
     return inputs - whole, whole
 
 
 def fixed_targets(
-    scorer: Scorer,
-    rows_RT: np.ndarray,
-    train_length: int,
-    context: int,
-    window: int | None = None,
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, context: int, window: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [stretches, L/2] of E3: the last L/2 tokens after `context` others.
 
@@ -105,8 +109,9 @@ def sliding_windows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [stretches, targets] of E2: windows of kL that move on by `stride`.
 
-    The tokens of E1, each scored once: all of the first window, then the new ones of each (Press et al.
-    2021, sec. 2.2). A target past the first window has between kL - stride and kL tokens before it.
+    The tokens of E1, each scored once: all of the first window, then the new ones of each (Press et
+    al. 2021, sec. 2.2). A target past the first window has between kL - stride and kL tokens before
+    it.
     """
     size = k * train_length
     first, whole = _whole_pieces(rows_RT, train_length, size)
@@ -126,16 +131,17 @@ def repeated_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (fresh_R, repeated_R) of E6: bits per byte of a span at the end of a row.
 
-    A row is text, an early span, `gap` tokens of text, and the scored span. One entry compares two rows
-    that differ in the early span only: it equals the scored span (repeated), or has its tokens in another
-    order (fresh). Both orders are shuffles of a piece of the next stretch's text (of the first's, for the
-    last). The two rows have equal scored tokens, equal tokens right before them, and an equal bag of all
-    earlier tokens. Effects of token counts and positions therefore cancel exactly; counts that fade over
-    some 50 tokens lower the gain by less than 0.01 bits per byte. Natural spans would not do as fresh
+    A row is text, an early span, `gap` tokens of text, and the scored span. One entry compares two
+    rows that differ in the early span only: it equals the scored span (repeated), or has its tokens
+    in another order (fresh). Both orders are shuffles of a piece of the next stretch's text (of the
+    first's, for the last). The two rows have equal scored tokens, equal tokens right before them,
+    and an equal bag of all earlier tokens. Effects of token counts and positions therefore cancel
+    exactly; counts that fade over some 50 tokens lower the gain by less than 0.01 bits per byte.
+    Natural spans would not do as fresh
     ones: they differ from the scored span in byte frequencies.
 
-    A piece has the fewest tokens with at least 64 bytes, at most 64; the text in front has at least L/8
-    tokens. A longer gap has the same spans.
+    A piece has the fewest tokens with at least 64 bytes, at most 64; the text in front has at least
+    L/8 tokens. A longer gap has the same spans.
 
     Raises:
       ValueError: a single row, so that no other stretch gives a span.
@@ -157,9 +163,12 @@ def repeated_spans(
         spans.append(scored)
     nll_RT, _ = scorer.score(np.stack(rows))
     bits = [
-        [nll_T[-len(span) :].sum(dtype=np.float64) / (LN2 * byte_lengths_V[span].sum()) for nll_T in pair]
+        [
+            nll_T[-len(span) :].sum(dtype=np.float64) / (LN2 * byte_lengths_V[span].sum())
+            for nll_T in pair
+        ]
         for pair, span in zip(nll_RT.reshape(len(spans), 2, -1), spans, strict=True)
-    ]  # fmt: skip
+    ]
     fresh_R, repeated_R = np.array(bits).T
     return fresh_R, repeated_R
 

@@ -30,7 +30,9 @@ class ProbeContext:
         self.L, self.budget = ctx.L, ctx.config.evaluation.batch_tokens
         self.placed = self.config.placed
         self.learned = layer_parameters(self.placed, ctx.model.params)
-        self.heads = [(i, n) for i in range(self.config.num_layers) for n in range(self.config.num_heads)]  # fmt: skip
+        self.heads = [
+            (i, n) for i in range(self.config.num_layers) for n in range(self.config.num_heads)
+        ]
         self.observed = functools.cache(self._observed)
         self.instances = functools.cache(self._instances)
         self.scorer = functools.cache(self._scorer)
@@ -44,7 +46,9 @@ class ProbeContext:
         return held_out_stretches(stream, self.ctx.lengths.top * self.L + self.L // 2, ROWS)
 
     def text(self, length: int) -> np.ndarray:
-        """Returns the last `length` + 1 tokens of every stretch; the last token is only a target."""
+        """Returns the last `length` + 1 tokens of every stretch; the last token is only a
+        target.
+        """
         return self.stretches_RT[:, -(length + 1) :]
 
     def _observed(self, k: int) -> list[head_statistics.HeadSums | None]:
@@ -92,10 +96,11 @@ class ProbeContext:
         return Scorer({length: config}, self.params, self.budget)
 
     def axes(self, model: ParameterizedModel, k: int) -> dict[str, tuple[float, int, int]]:
-        """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each task at kL.
+        """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each
+        task at kL.
 
-        k = 1 uses a context of L/2, so that all targets are within L. Models of one configuration share
-        compiled programs. bpb_ctx is left out where kL and its targets do not fit the scheme.
+        k = 1 uses a context of L/2, so that all targets are within L. Models of one configuration
+        share compiled programs. bpb_ctx is left out where kL and its targets do not fit the scheme.
         """
         scorer = self.scorer(model.config, k).with_params(model.params)
         longest, scores = self.placed.longest(), {}
@@ -113,7 +118,8 @@ class ProbeContext:
         return self.axes(ParameterizedModel(self.config, self.params), k)
 
     def change(self, suite: str, metric: str, name: str, change: Intervention, k: int) -> list[Row]:
-        """Returns rows `<metric>_<axis>_change` at kL: each axis with an intervention minus without.
+        """Returns rows `<metric>_<axis>_change` at kL: each axis with an intervention minus
+        without.
 
         Returns one skipped row where the intervention does not apply.
         """

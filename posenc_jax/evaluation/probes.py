@@ -44,7 +44,11 @@ def _observation(probe: ProbeContext, k: int) -> list[Row]:
     n = next((sums.queries for sums in layers if sums is not None), 0)
     for low, high in octaves(length):
         window = {"low": low, "high": high}
-        add("M1_distance", functools.partial(head_statistics.mass_between, **window), f" distance:[{low},{high})")  # fmt: skip
+        add(
+            "M1_distance",
+            functools.partial(head_statistics.mass_between, **window),
+            f" distance:[{low},{high})",
+        )
     add("M1_mean_distance", head_statistics.mean_distance)
     add("M1_rho_far", lambda sums: head_statistics.mass_between(sums, L + 1, length))
     add("M2_entropy", lambda sums: sums.entropy_N)
@@ -61,8 +65,10 @@ def _observation(probe: ProbeContext, k: int) -> list[Row]:
             return sums.content_NZ[:, low:high] @ pairs_Z / pairs_Z.sum()
 
         add("M6_content", content, f" distance:[{low},{high})")
-    planes = [head_statistics.rotary_planes(layer, learned, probe.config.head_dim) for layer, learned
-              in zip(probe.placed.layers, probe.learned, strict=True)]  # fmt: skip
+    planes = [
+        head_statistics.rotary_planes(layer, learned, probe.config.head_dim)
+        for layer, learned in zip(probe.placed.layers, probe.learned, strict=True)
+    ]
     rows.extend(_frequency_rows(probe, layers, planes, length))
     _save_observation(probe, layers, planes, k)
     return rows
@@ -74,7 +80,9 @@ def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row
             yield from probe.ctx.skipped("M", "M5_frequency_use", length, LINEAR, f"layer:{i}")
             continue
         tokens = sums.rows * len(sums.pairs_Z)
-        for n, (share, pairs) in enumerate(zip(head_statistics.frequency_use(sums, heads), heads, strict=True)):  # fmt: skip
+        for n, (share, pairs) in enumerate(
+            zip(head_statistics.frequency_use(sums, heads), heads, strict=True)
+        ):
             if not pairs:
                 reason = "this head has no rotation"
                 yield from probe.ctx.skipped(
@@ -83,7 +91,9 @@ def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row
                 continue
             names = [f" wavelength:{pair['wavelength']:.4g}" for pair in pairs] + [" unrotated"]
             for name, value in zip(names, share, strict=True):
-                yield probe.row("M", "M5_frequency_use", length, f"head:{i}.{n}{name}", value, tokens)  # fmt: skip
+                yield probe.row(
+                    "M", "M5_frequency_use", length, f"head:{i}.{n}{name}", value, tokens
+                )
 
 
 def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
@@ -116,7 +126,9 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
 
 
 def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
-    """Returns M3: gradient shares by octave, and the distances within which 50 % and 90 % of it lie."""
+    """Returns M3: gradient shares by octave, and the distances within which 50 % and 90 % of it
+    lie.
+    """
     rows_RT, length = probe.text(k * probe.L), k * probe.L
 
     @jax.jit
@@ -131,8 +143,12 @@ def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
     )
     share_Z = (norm_RZ / norm_RZ.sum(1, keepdims=True)).mean(0, dtype=np.float64)
     probe.save(f"receptive_field_{k}", distance_D=np.arange(length), share_D=share_Z)
-    rows = [probe.row("M", "M3_gradient", length, f"distance:[{a},{b})", share_Z[a:b].sum(), len(rows_RT))
-             for a, b in octaves(length)]  # fmt: skip
+    rows = [
+        probe.row(
+            "M", "M3_gradient", length, f"distance:[{a},{b})", share_Z[a:b].sum(), len(rows_RT)
+        )
+        for a, b in octaves(length)
+    ]
     for share in SHARES:
         reach = reach_of_share(share_Z, share)
         rows.append(probe.row("M", "M3_reach", length, f"share:{share:g}", reach, len(rows_RT)))

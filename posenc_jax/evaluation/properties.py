@@ -1,4 +1,6 @@
-"""Suite P: shift error, relative structure, offset lookup, rotation and monotone bias of a trained model."""
+"""Suite P: shift error, relative structure, offset lookup, rotation and monotone bias of a trained
+model.
+"""
 
 import dataclasses
 import functools
@@ -50,17 +52,26 @@ def _shift_errors(probe: ProbeContext) -> list[Row]:
         for shift, error_LN in errors.items():
             of_shift = f" shift:{shift}"
             rows += probe.of_heads("P", "P1_shift_error", length, error_LN, len(rows_RT), of_shift)
-            rows.append(probe.row("P", "P1_shift_error", length, f"all{of_shift}", error_LN.max(), len(rows_RT)))  # fmt: skip
+            rows.append(
+                probe.row(
+                    "P", "P1_shift_error", length, f"all{of_shift}", error_LN.max(), len(rows_RT)
+                )
+            )
     if fitting and depends_on_key_count(probe.placed):
         moved = shift_errors(
             probe.config, probe.params, rows_RT, fitting, probe.budget, counted=False
         )
         rows += [
-            probe.row("P", "P1_counter_error", length, f"all shift:{shift}", error_LN.max(), len(rows_RT))
+            probe.row(
+                "P", "P1_counter_error", length, f"all shift:{shift}", error_LN.max(), len(rows_RT)
+            )
             for shift, error_LN in moved.items()
-        ]  # fmt: skip
+        ]
     for shift in set(wanted) - set(fitting):
-        reason = f"{length} tokens moved by {shift} exceed the {limit} positions of {probe.config.scheme_line}"
+        reason = (
+            f"{length} tokens moved by {shift} exceed the {limit} positions of "
+            f"{probe.config.scheme_line}"
+        )
         rows += probe.ctx.skipped("P", "P1_shift_error", length, reason, f"all shift:{shift}")
     return rows
 
@@ -77,12 +88,7 @@ def _offset_lookup(probe: ProbeContext, k: int) -> list[Row]:
     offsets = asked_offsets(probe.L)
     instances = [
         offset_lookup(
-            probe.filler,
-            split=probe.ctx.split,
-            seed=SEED,
-            index=i,
-            length=length,
-            offsets=offsets,
+            probe.filler, split=probe.ctx.split, seed=SEED, index=i, length=length, offsets=offsets
         )
         for i in range(ROWS)
     ]
@@ -110,7 +116,9 @@ def _monotone(probe: ProbeContext) -> list[Row]:
             gated = isinstance(group.heads.bias, GatedBias)
             for n in range(group.first, group.stop):
                 rise, length = (measured[i][n], read) if gated else (rises_LN[i][n], farthest - 1)
-                rows.append(probe.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length))  # fmt: skip
+                rows.append(
+                    probe.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length)
+                )
     share = np.mean([row.value == 0 for row in rows])
     return [*rows, probe.row("P", "P5_monotone_share", farthest - 1, "all", share, len(rows))]
 
@@ -177,16 +185,16 @@ def shift_errors(
 ) -> dict[int, np.ndarray]:
     """Returns by shift s error_LN (P1): max |z(p + s) - z(p)| / std(z), float32, over all rows.
 
-    The whole model runs on the same tokens at positions p and p + s, so that the error of a layer includes
-    rounding in the layers below and the effect of an absolute encoding. z are the logits of the last
-    `QUERIES` queries with their visible keys; in linear attention, the products of features. A shift does
-    not change the number of visible keys, but temperatures compute it from positions; they therefore get
-    the positions before the shift.
+    The whole model runs on the same tokens at positions p and p + s, so that the error of a layer
+    includes rounding in the layers below and the effect of an absolute encoding. z are the logits
+    of the last `QUERIES` queries with their visible keys; in linear attention, the products of
+    features. A shift does not change the number of visible keys, but temperatures compute it from
+    positions; they therefore get the positions before the shift.
 
     Args:
       config, params: of the model. rows_RT: tokens, a document each. shifts: tokens.
-      batch_tokens: tokens per batch. counted: False gives temperatures the shifted positions, as if more
-        keys came before the row.
+      batch_tokens: tokens per batch. counted: False gives temperatures the shifted positions, as if
+        more keys came before the row.
 
     Raises:
       ValueError: a shift past the positions of the scheme.
@@ -194,7 +202,10 @@ def shift_errors(
     R, T = rows_RT.shape
     limit = config.placed.longest()
     if limit is not None and T + max(shifts) > limit:
-        raise ValueError(f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of {config.scheme_line!r}")  # fmt: skip
+        raise ValueError(
+            f"{T} tokens moved by {max(shifts)} exceed the {limit} positions of "
+            f"{config.scheme_line!r}"
+        )
     rows = min(QUERIES, T)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -234,7 +245,10 @@ def shift_errors(
                 piece,
                 pos_BT + np.int32(shift),
             )
-            apart = [np.abs(m[:, :, visible_RS] - z).max((0, 2)) for m, z in zip(moved, base, strict=True)]  # fmt: skip
+            apart = [
+                np.abs(m[:, :, visible_RS] - z).max((0, 2))
+                for m, z in zip(moved, base, strict=True)
+            ]
             worst[shift] = np.maximum(worst[shift], apart)
     spread_LN = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
     # The error of logits that neither vary nor move is 0, not 0/0.
@@ -245,22 +259,26 @@ def shift_errors(
 
 
 def largest_rise(layer: PlacedLayer, params: Params, lengths: tuple[int, ...]) -> np.ndarray:
-    """Returns rise_N (P5), nats: the largest growth of the bias from one distance to the next, at least 0.
+    """Returns rise_N (P5), nats: the largest growth of the bias from one distance to the next, at
+    least 0.
 
-    A monotone bias has 0. Computed at every distance, for a query at the end of each of `lengths` (some
-    biases depend on the query). Forget gates have no tokens here: see `largest_gate_rise`.
+    A monotone bias has 0. Computed at every distance, for a query at the end of each of `lengths`
+    (some biases depend on the query). Forget gates have no tokens here: see `largest_gate_rise`.
     """
     rises = [np.diff(bias_of_distance(layer, params, n), axis=1).max(1) for n in lengths]
     return np.maximum(np.max(rises, axis=0), 0.0)
 
 
 def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int) -> dict:
-    """Returns rise_N (P5) by index of each gated layer: as `largest_rise`, with the gates on real text."""
+    """Returns rise_N (P5) by index of each gated layer: as `largest_rise`, with the gates on real
+    text.
+    """
 
     def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
         if cum_log_forget_BTN is None:
             return None
-        # b(i, j) = F(i) - F(j) of the cumulative log-forget F: a key further back adds one log-forget.
+        # b(i, j) = F(i) - F(j) of the cumulative log-forget F: a key further back adds one
+        # log-forget.
         return (cum_log_forget_BTN[:, 1:] - cum_log_forget_BTN[:, :-1]).max(1)
 
     pieces = capture_rows(config, params, rows_RT, batch_tokens, lambda: reduce)

@@ -13,11 +13,13 @@ from posenc_jax.model.decoder import Decoder
 def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.Array:
     """Returns norm_Z: |d loss / d embedding| of the token d before the one that predicts `target`.
 
-    The loss is that of the token after the row's last. Every index of the row has its own row of the
-    embedding table, so that the table's gradient is one vector per index; the head keeps the vocabulary.
+    The loss is that of the token after the row's last. Every index of the row has its own row of
+    the embedding table, so that the table's gradient is one vector per index; the head keeps the
+    vocabulary.
 
     Args:
-      config, params: of a decoder; it runs in float32. tokens_T: one document. target: the next token.
+      config, params: of a decoder; it runs in float32. tokens_T: one document. target: the next
+        token.
     """
     T, V = tokens_T.shape[0], config.vocab_size
     table_VD = params["embedding_VD"]

@@ -24,8 +24,10 @@ NEEDS = {"Y_R": SUMMARY_TASKS, WINDOW: SUMMARY_TASKS}
 class Answers:
     """Scores with one entry per answer, without answers of chance 1.
 
-    correct: the argmax is right on all tokens of the answer. nll: their mean. rank: the highest of theirs;
-    0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance: index of the instance.
+    correct: the argmax is right on all tokens of the answer. nll: their mean. rank: the highest of
+      theirs;
+    0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance: index of
+    the instance.
     """
 
     correct: np.ndarray
@@ -43,8 +45,8 @@ def score_instances(
 ) -> Answers:
     """Returns the answers of instances of one length, scored by teacher-forced argmax.
 
-    `correct` equals that of greedy decoding: an answer is right if each of its tokens is the most likely
-    one after the right tokens before it. window: tokens that attention sees.
+    `correct` equals that of greedy decoding: an answer is right if each of its tokens is the most
+    likely one after the right tokens before it. window: tokens that attention sees.
     """
     nll_RT, rank_RT = scorer.score(np.stack([i.tokens for i in instances]), window)
     rows = []
@@ -58,7 +60,9 @@ def score_instances(
 
 
 def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, mask) of the buckets: all, distance bins in units of L, depth deciles, kinds."""
+    """Yields (name, mask) of the buckets: all, distance bins in units of L, depth deciles,
+    kinds.
+    """
     yield "all", np.ones(len(answers.correct), bool)
     share = answers.distance / train_length
     tops = [edge for edge, _ in DISTANCES[1:]] + [np.inf]
@@ -74,7 +78,10 @@ def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarr
 def retrieval_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns an item per chosen task and multiple, then the summaries."""
     instances = Instances(ctx)
-    items, tasks = {}, [find(name, ctx.config.evaluation.pairs) for name in SCORED if name in chosen]  # fmt: skip
+    items, tasks = (
+        {},
+        [find(name, ctx.config.evaluation.pairs) for name in SCORED if name in chosen],
+    )
     for task in tasks:
         for k in ctx.multiples:
             items[f"{task.name}/{k}"] = functools.partial(_scored, ctx, instances, task, k)
@@ -100,12 +107,16 @@ class Instances:
         return self._sentences() if task.sentences else self._text()
 
     def answers(self, task: Task, length: int) -> Answers:
-        """Returns the answers of the task at a length; "mqar" and mqar_<pairs> are scored once if equal."""
+        """Returns the answers of the task at a length; "mqar" and mqar_<pairs> are scored once if
+        equal.
+        """
         twin = f"mqar_{self._ctx.config.evaluation.pairs}"
         return self._scored(find(twin) if task.name == "mqar" and twin in SCORED else task, length)
 
     def score(self, task: Task, length: int, window: int | None = None) -> Answers:
-        """Returns the answers of the task at a length, with attention to the last `window` tokens only."""
+        """Returns the answers of the task at a length, with attention to the last `window` tokens
+        only.
+        """
         instances = [
             task.instance(
                 self.filler(task), split=self._ctx.split, seed=SEED, index=i, length=length
@@ -201,10 +212,15 @@ def _reach(ctx: EvaluationContext, task: Task) -> list[Row]:
     scores = {length: pair[0] for length, pair in measured.items() if pair is not None}
     metric, longest = f"EL_{PASSING}", max(lengths)
     if not scores:
-        return ctx.skipped("R", metric, longest, f"{task.name} was measured at no length", task.name)  # fmt: skip
+        return ctx.skipped(
+            "R", metric, longest, f"{task.name} was measured at no length", task.name
+        )
     reach = longest_passing(scores, PASSING)
     if reach is None:
         shortest = min(scores)
-        reason = f"{task.name} is not learnt at its shortest length, {shortest}: corrected accuracy {scores[shortest]:.2f} of at least {LEARNT}"  # fmt: skip
+        reason = (
+            f"{task.name} is not learnt at its shortest length, {shortest}: corrected "
+            f"accuracy {scores[shortest]:.2f} of at least {LEARNT}"
+        )
         return ctx.skipped("R", metric, longest, reason, task.name)
     return [ctx.row("R", metric, longest, task.name, float(reach), len(scores))]

@@ -51,7 +51,9 @@ class DecoderModel:
 
 
 class Scores(NamedTuple):
-    """nll_RT in nats; rank_RT, the number of tokens with a higher logit than the target: 0 is the argmax."""
+    """nll_RT in nats; rank_RT, the number of tokens with a higher logit than the target: 0 is the
+    argmax.
+    """
 
     nll_RT: np.ndarray
     rank_RT: np.ndarray
@@ -60,15 +62,17 @@ class Scores(NamedTuple):
 class Scorer:
     """Scores token rows of any length with few compilations.
 
-    Rows are padded on the right with segment 0 to one of a few fixed lengths, and batches to a fixed
-    number of rows, so one program per length serves every task. Results do not depend on the padding.
+    Rows are padded on the right with segment 0 to one of a few fixed lengths, and batches to a
+    fixed number of rows, so one program per length serves every task. Results do not depend on the
+    padding.
 
     Args:
       models: the model for each input length to compile for, in tokens: a decoder configuration or
         another `ScorableModel`. They differ where a length extension depends on the length.
       params: parameters of all of them.
-      batch_tokens: most tokens per batch over all devices; each device has at least one row. A CPU device
-        takes at most CPU_TOKENS, so larger budgets give the same bits on any number of cores.
+      batch_tokens: most tokens per batch over all devices; each device has at least one row. A CPU
+        device takes at most CPU_TOKENS, so larger budgets give the same bits on any number of
+        cores.
       mesh: devices that rows are spread over, or None for one device; parameters then lie on it.
     """
 
@@ -98,7 +102,9 @@ class Scorer:
         return self._lengths[-1]
 
     def with_params(self, params) -> "Scorer":
-        """Returns a scorer with other parameters of the same shapes and the same compiled programs."""
+        """Returns a scorer with other parameters of the same shapes and the same compiled
+        programs.
+        """
         other = copy.copy(self)
         other._params = params
         return other
@@ -106,12 +112,12 @@ class Scorer:
     def score(self, rows_RT: np.ndarray, window: int | None = None) -> Scores:
         """Returns the scores of predicting rows_RT[:, 1:] from the tokens before.
 
-        Both arrays have one column less than `rows_RT`; column t scores token t + 1. window: attention
-        sees that many tokens only, the current one included.
+        Both arrays have one column less than `rows_RT`; column t scores token t + 1. window:
+        attention sees that many tokens only, the current one included.
 
         Raises:
-          ValueError: rows longer than the longest compiled length: nothing is ever cut off; ids that
-            are not of a decoder's vocabulary.
+          ValueError: rows longer than the longest compiled length: nothing is ever cut off; ids
+            that are not of a decoder's vocabulary.
         """
         length = rows_RT.shape[1] - 1
         fitting = [n for n in self._lengths if n >= length]
@@ -174,19 +180,23 @@ def _scores(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT,
         x_BTX.reshape(B, pieces, T // pieces, -1).swapaxes(0, 1),
         targets_BT.reshape(B, pieces, T // pieces).swapaxes(0, 1),
     )
-    nll, rank = jax.lax.map(lambda part: _losses_and_ranks(model.logits(params, part[0]), part[1]), cut)  # fmt: skip
+    nll, rank = jax.lax.map(
+        lambda part: _losses_and_ranks(model.logits(params, part[0]), part[1]), cut
+    )
     return nll.swapaxes(0, 1).reshape(B, T), rank.swapaxes(0, 1).reshape(B, T)
 
 
 def _pieces(length: int, logits: int) -> int:
-    """Returns the fewest equal pieces of a row with at most CHUNK_LOGITS logits, or one token, each."""
+    """Returns the fewest equal pieces of a row with at most CHUNK_LOGITS logits, or one token,
+    each.
+    """
     least = -(-logits // CHUNK_LOGITS)
     return next((n for n in range(least, length) if length % n == 0), length) if least > 1 else 1
 
 
 def _losses_and_ranks(logits_BTV: jax.Array, targets_BT: jax.Array):
-    # Without a gather, as in the loss; a tie goes to the lower id, as in argmax. Counts the logits below
-    # the target, so that a NaN never makes an answer right.
+    # Without a gather, as in the loss; a tie goes to the lower id, as in argmax. Counts the logits
+    # below the target, so that a NaN never makes an answer right.
     ids_11V = jnp.arange(logits_BTV.shape[-1])[None, None]
     target_BT1 = targets_BT[:, :, None]
     at_BT1 = jnp.max(jnp.where(ids_11V == target_BT1, logits_BTV, -jnp.inf), -1, keepdims=True)

@@ -1,6 +1,7 @@
 """Registry of suites: names that --suite understands, and the items of each suite.
 
-A new suite is one entry: a function (context, chosen measures) -> {item: function that returns rows}.
+A new suite is one entry: a function (context, chosen measures) -> {item: function that returns
+rows}.
 """
 
 import dataclasses
@@ -62,13 +63,7 @@ SUITES = {
         extrapolation.NEEDS,
         extrapolation.extrapolation_items,
     ),
-    "R": Suite(
-        "retrieval",
-        retrieval.MEASURES,
-        _TASKS,
-        retrieval.NEEDS,
-        retrieval.retrieval_items,
-    ),
+    "R": Suite("retrieval", retrieval.MEASURES, _TASKS, retrieval.NEEDS, retrieval.retrieval_items),
     "P": Suite(
         "relative structure of the logits",
         ("P1", "P2", "P3", "P4", "P5"),

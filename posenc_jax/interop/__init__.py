@@ -1,4 +1,5 @@
-"""Other people's checkpoints and harnesses; docs/importing.md and docs/lm_eval.md have the commands.
+"""Other people's checkpoints and harnesses; docs/importing.md and docs/lm_eval.md have the
+commands.
 
 huggingface.py    folders of transformers as our parameters, and back; families.py lists the models
 gguf_file.py      GGUF files, checked and dequantised

@@ -36,11 +36,19 @@ def plain_file(folder: Path, name: str) -> Path:
     Raises:
       ValueError: a name with a folder in it, no such file, or a link, which may lead anywhere.
     """
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\0" in name or "\\" in name:  # fmt: skip
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or name in ("", ".", "..")
+        or "\0" in name
+        or "\\" in name
+    ):
         raise ValueError(f"{folder}: {name!r:.80} is not the name of a file in this folder")
     path = folder / name
     if path.is_symlink():
-        raise ValueError(f"{path} is a link; copy the folder with its targets (cp -rL) and import the copy")  # fmt: skip
+        raise ValueError(
+            f"{path} is a link; copy the folder with its targets (cp -rL) and import the copy"
+        )
     if not path.is_file():
         raise ValueError(f"{folder} holds no file {name}")
     return path
@@ -59,7 +67,10 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         return read_header(plain_file(folder, WEIGHTS))
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise ValueError(f"{folder} holds pickled weights ({pickles[0]}), which can run code and are not opened; convert them to {WEIGHTS}")  # fmt: skip
+        raise ValueError(
+            f"{folder} holds pickled weights ({pickles[0]}), which can run code and are not "
+            f"opened; convert them to {WEIGHTS}"
+        )
     raise ValueError(f"{folder} holds no file {WEIGHTS} or {INDEX}")
 
 

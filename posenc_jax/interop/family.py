@@ -17,9 +17,14 @@ from posenc_jax.model.config import ModelConfig
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu": "geglu_exact"}
 PLAIN = {
-    "gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu",
-    "gelu_python": "gelu_exact", "quick_gelu": "gelu_quick", "relu": "relu",
-}  # fmt: skip
+    "gelu": "gelu_exact",
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_python": "gelu_exact",
+    "quick_gelu": "gelu_quick",
+    "relu": "relu",
+}
 Fields = dict[str, Any]
 
 
@@ -49,17 +54,22 @@ class Family:
 def config_of(fields: Fields) -> ModelConfig:
     """Returns the configuration of a reader's fields, with our usual settings for the rest."""
     usual = {
-        "qk_norm": False, "tied_head": True, "embedding_scale": 1.0, "dtype": "float32", "attention": "auto",
-    }  # fmt: skip
+        "qk_norm": False,
+        "tied_head": True,
+        "embedding_scale": 1.0,
+        "dtype": "float32",
+        "attention": "auto",
+    }
     return ModelConfig(**usual | fields)
 
 
 def scheme_of(layers: Sequence[HeadGroup], absolute: Absolute | None = None) -> Scheme:
     """Returns the scheme of these layers, cycled with their smallest period."""
     period = next(
-        p for p in range(1, len(layers) + 1)
+        p
+        for p in range(1, len(layers) + 1)
         if all(layer == layers[i % p] for i, layer in enumerate(layers))
-    )  # fmt: skip
+    )
     return Scheme(tuple((layer,) for layer in layers[:period]), absolute)
 
 
@@ -85,9 +95,13 @@ def canonical(config: ModelConfig) -> ModelConfig:
     if config.window is not None:
         raise ValueError("transformers has no window of a run beside the model's own")
     return dataclasses.replace(
-        config, scheme=scheme, dtype="float32", attention="auto", consecutive=True,
+        config,
+        scheme=scheme,
+        dtype="float32",
+        attention="auto",
+        consecutive=True,
         biases=tuple(sorted(config.biases)),
-    )  # fmt: skip
+    )
 
 
 def layers_of(config: ModelConfig) -> list[HeadGroup]:
@@ -99,7 +113,9 @@ def layers_of(config: ModelConfig) -> list[HeadGroup]:
     layers = []
     for layer in canonical(config).scheme.layers:
         if len(layer) > 1:
-            raise ValueError("transformers has no model whose heads differ in their position encoding")  # fmt: skip
+            raise ValueError(
+                "transformers has no model whose heads differ in their position encoding"
+            )
         parts = {"temperature": layer[0].temperature, "form of attention": layer[0].form}
         for what, part in parts.items():
             if part is not None:

@@ -1,4 +1,6 @@
-"""GGUF files of Llama-like models as our decoder's parameters: names and row order of llama.cpp undone."""
+"""GGUF files of Llama-like models as our decoder's parameters: names and row order of llama.cpp
+undone.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +18,20 @@ from posenc_jax.results.near_names import near_names
 # Architecture -> whether llama.cpp keeps the rows of q and k in pairs (2i, 2i + 1). The family of
 # transformers has the same name, and its rows lie half a head apart.
 PAIRED_ROWS = {"llama": True, "qwen2": False, "qwen3": False}
-_OUTSIDE = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-}  # fmt: skip
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _OF_LAYER = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _FACTORS = "rope_freqs.weight"  # of Llama 3.1: original frequencies over those of the model
 _LLAMA3 = {"low": 1.0, "high": 4.0, "original": 8192}
 
@@ -57,7 +64,9 @@ class RenamedTensor(NamedTuple):
 
 
 def half_split_rows(array: np.ndarray, heads: int) -> np.ndarray:
-    """Returns rows in which pair i of each head is (i, i + H/2), from rows with pairs (2i, 2i + 1)."""
+    """Returns rows in which pair i of each head is (i, i + H/2), from rows with pairs (2i, 2i +
+    1).
+    """
     pairs = array.reshape(heads, -1, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
@@ -66,15 +75,19 @@ def load(path: Path | str, longest: int = 0) -> Loaded:
     """Returns the checkpoint in a GGUF file; tensors are dequantised one at a time.
 
     Args:
-      longest: as for `posenc_jax.interop.huggingface.load`. tokenizer: None where the file has no vocabulary.
+      longest: as for `posenc_jax.interop.huggingface.load`. tokenizer: None where the file has no
+        vocabulary.
 
     Raises:
       ValueError: in one line, anything that is not understood, damaged or missing.
     """
     file = GgufFile(Path(path))
     settings = settings_of(file)
-    stored = {_renamed(name, file): RenamedTensor(file, name, _paired_heads(name, settings))
-              for name in file.tensors if name != _FACTORS}  # fmt: skip
+    stored = {
+        _renamed(name, file): RenamedTensor(file, name, _paired_heads(name, settings))
+        for name in file.tensors
+        if name != _FACTORS
+    }
     family, config = read_config(settings, str(path), stored, longest)
     params = read_parameters(family, config, stored)
     tokenizer = None
@@ -91,8 +104,15 @@ def settings_of(file: GgufFile) -> dict:
     """
     kind, where = file.metadata.get("general.architecture"), str(file.path)
     if kind not in PAIRED_ROWS:
-        raise ValueError(f"{where}: the architecture {kind!r:.60} is not read{near_names(str(kind), PAIRED_ROWS)}")  # fmt: skip
-    own = {key.removeprefix(f"{kind}."): v for key, v in file.metadata.items() if key.startswith(f"{kind}.")}  # fmt: skip
+        raise ValueError(
+            f"{where}: the architecture {kind!r:.60} is not "
+            f"read{near_names(str(kind), PAIRED_ROWS)}"
+        )
+    own = {
+        key.removeprefix(f"{kind}."): v
+        for key, v in file.metadata.items()
+        if key.startswith(f"{kind}.")
+    }
     s = JsonSettings(own, where)
     table = file.tensors.get("token_embd.weight")
     if table is None:
@@ -107,18 +127,31 @@ def settings_of(file: GgufFile) -> dict:
         raise ValueError(
             f"{where}: block_count is {layers}, and there are {len(file.tensors)} tensors"
         )
-    s.only(**{"attention.value_length": H, "rope.dimension_count": H, "vocab_size": table.shape[0],
-              "expert_count": 0, "expert_used_count": 0})  # fmt: skip
+    s.only(
+        **{
+            "attention.value_length": H,
+            "rope.dimension_count": H,
+            "vocab_size": table.shape[0],
+            "expert_count": 0,
+            "expert_used_count": 0,
+        }
+    )
     base = s.number("rope.freq_base", 10_000.0)
     settings = {
-        "model_type": kind, "vocab_size": table.shape[0], "hidden_size": D, "num_attention_heads": N,
-        "num_key_value_heads": K, "head_dim": H, "num_hidden_layers": layers,
-        "intermediate_size": s.whole("feed_forward_length"), "hidden_act": "silu",
+        "model_type": kind,
+        "vocab_size": table.shape[0],
+        "hidden_size": D,
+        "num_attention_heads": N,
+        "num_key_value_heads": K,
+        "head_dim": H,
+        "num_hidden_layers": layers,
+        "intermediate_size": s.whole("feed_forward_length"),
+        "hidden_act": "silu",
         "max_position_embeddings": s.whole("context_length"),
         "rms_norm_eps": s.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "rope_parameters": {"rope_theta": base} | _scaling(s, file, base, H),
-    }  # fmt: skip
+    }
     s.finish()
     return settings
 
@@ -126,7 +159,10 @@ def settings_of(file: GgufFile) -> dict:
 def _scaling(s: JsonSettings, file: GgufFile, base: float, head_dim: int) -> dict:
     kinds = {"none": "default", "linear": "linear", "yarn": "yarn"}
     kind = s.word("rope.scaling.type", kinds, "none")
-    factor, original = s.number("rope.scaling.factor", 1.0), s.whole("rope.scaling.original_context_length", 0)  # fmt: skip
+    factor, original = (
+        s.number("rope.scaling.factor", 1.0),
+        s.whole("rope.scaling.original_context_length", 0),
+    )
     s.forget("rope.scaling.finetuned")  # says only that the model was trained so
     if _FACTORS in file.tensors:
         if kind != "default":
@@ -140,7 +176,9 @@ def _scaling(s: JsonSettings, file: GgufFile, base: float, head_dim: int) -> dic
 
 
 def _llama3(file: GgufFile, base: float, head_dim: int) -> dict:
-    """Returns the scaling of Llama 3.1 whose factors the file holds; ValueError for other factors."""
+    """Returns the scaling of Llama 3.1 whose factors the file holds; ValueError for other
+    factors.
+    """
     factors_h = file.array(_FACTORS).ravel()
     factor = float(factors_h.max())
     freq_h = inverse_frequencies(head_dim, base)
@@ -148,9 +186,12 @@ def _llama3(file: GgufFile, base: float, head_dim: int) -> dict:
     if factors_h.shape != freq_h.shape or not np.allclose(freq_h / scaled_h, factors_h, rtol=1e-4):
         raise ValueError(f"{file.path}: {_FACTORS} holds other factors than those of Llama 3.1")
     return {
-        "rope_type": "llama3", "factor": factor, "low_freq_factor": _LLAMA3["low"],
-        "high_freq_factor": _LLAMA3["high"], "original_max_position_embeddings": _LLAMA3["original"],
-    }  # fmt: skip
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": _LLAMA3["low"],
+        "high_freq_factor": _LLAMA3["high"],
+        "original_max_position_embeddings": _LLAMA3["original"],
+    }
 
 
 def _renamed(name: str, file: GgufFile) -> str:
@@ -160,7 +201,10 @@ def _renamed(name: str, file: GgufFile) -> str:
     block, _, rest = stem.partition(".")
     number, _, rest = rest.partition(".")
     if block != "blk" or not number.isdigit() or rest not in _OF_LAYER:
-        raise ValueError(f"{file.path}: tensor {name!r:.80} has no place in a {file.metadata['general.architecture']}")  # fmt: skip
+        raise ValueError(
+            f"{file.path}: tensor {name!r:.80} has no place in a "
+            f"{file.metadata['general.architecture']}"
+        )
     return f"model.layers.{number}.{_OF_LAYER[rest]}.{kind}"
 
 

@@ -1,8 +1,8 @@
 """GGUF files (llama.cpp): a checked header, and tensors that are dequantised one at a time.
 
-Nothing in a file is trusted. Every count, length, type and offset is checked against the size of the
-file before it is used, and only then does the package `gguf` see the bytes of one tensor. Layout: the
-GGUF specification in the repository ggml-org/ggml, versions 2 and 3, little endian.
+Nothing in a file is trusted. Every count, length, type and offset is checked against the size of
+the file before it is used, and only then does the package `gguf` see the bytes of one tensor.
+Layout: the GGUF specification in the repository ggml-org/ggml, versions 2 and 3, little endian.
 """
 
 import dataclasses
@@ -23,8 +23,19 @@ _TENSORS = 2**17
 _DIMS = 4
 _LARGEST_ALIGNMENT = 2**20
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4",
-            _BOOL: "u1", 10: "<u8", 11: "<i8", 12: "<f8"}  # fmt: skip
+_SCALARS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    _BOOL: "u1",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +43,8 @@ class QuantisedTensor:
     """Where a tensor lies in the file.
 
     Attributes:
-      shape: in NumPy's order, slowest dim first. kind: number of its type in GGML. start: byte of the
-        file. size: bytes.
+      shape: in NumPy's order, slowest dim first. kind: number of its type in GGML. start: byte of
+        the file. size: bytes.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +57,8 @@ class GgufFile:
     """An opened GGUF file.
 
     Attributes:
-      path: of the file. metadata: values by key: str, bool, int, float, lists of str, arrays of numbers.
+      path: of the file. metadata: values by key: str, bool, int, float, lists of str, arrays of
+        numbers.
       tensors: by name.
 
     Raises:
@@ -86,7 +98,9 @@ class GgufFile:
             with np.errstate(all="ignore"):  # a check of the values follows
                 values = dequantize(rows, kind)
         except NotImplementedError:
-            raise ValueError(f"{self.path}: {name} is {kind.name}, which gguf cannot dequantise") from None  # fmt: skip
+            raise ValueError(
+                f"{self.path}: {name} is {kind.name}, which gguf cannot dequantise"
+            ) from None
         if not np.isfinite(values).all():
             raise ValueError(f"{self.path}: {name} holds NaN or infinity")
         return np.ascontiguousarray(values.reshape(stored.shape), np.float32)
@@ -207,7 +221,11 @@ class _Header:
 
 def _alignment(metadata: dict[str, object]) -> int:
     alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 8 <= alignment <= _LARGEST_ALIGNMENT or alignment & (alignment - 1):  # fmt: skip
+    if (
+        type(alignment) is not int
+        or not 8 <= alignment <= _LARGEST_ALIGNMENT
+        or alignment & (alignment - 1)
+    ):
         raise _Fault(f"general.alignment is {alignment!r}, not a power of two of at least 8")
     return alignment
 

@@ -25,11 +25,14 @@ class HarnessRequest:
     """The tasks of one call of the harness, and how they are scored.
 
     Attributes:
-      tasks: names of ours (`posenc_jax.interop.lm_eval_tasks`) and of the harness, or paths of YAML files.
-      multiples, stretch, split: as in `posenc_jax.evaluation.evaluate.evaluate`. instances: of each task of
-        ours. include_path: folder of further YAML tasks. limit: largest number of documents of a task.
-      window: see `RunModel`. samples: whether to write every document with its answer. seed: of sampled
-        generation and few-shot examples. out: folder of the results; None: lm_eval/ in the run's folder.
+      tasks: names of ours (`posenc_jax.interop.lm_eval_tasks`) and of the harness, or paths of YAML
+        files.
+      multiples, stretch, split: as in `posenc_jax.evaluation.evaluate.evaluate`. instances: of each
+        task of ours. include_path: folder of further YAML tasks. limit: largest number of documents
+        of a task.
+      window: see `RunModel`. samples: whether to write every document with its answer. seed: of
+        sampled generation and few-shot examples. out: folder of the results; None: lm_eval/ in the
+        run's folder.
     """
 
     tasks: tuple[str, ...]
@@ -46,7 +49,8 @@ class HarnessRequest:
 
 
 def run_harness(workdir: Path, request: HarnessRequest) -> Path:
-    """Scores the last checkpoint of a run on tasks of the harness and returns the folder of the results.
+    """Scores the last checkpoint of a run on tasks of the harness and returns the folder of the
+    results.
 
     results.json is that of the harness; rows.jsonl has a row for every task, metric and group;
     samples/<task>.jsonl has the documents and answers. A second call replaces them.
@@ -98,7 +102,8 @@ def _resolved(names: tuple[str, ...], ours: RetrievalTasks, include_path: str | 
     ]
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if set(of_harness) - set(manager.all_tasks):
-        # Reading the thousands of task files of the harness takes seconds, so only for one of these tasks.
+        # Reading the thousands of task files of the harness takes seconds, so only for one of these
+        # tasks.
         manager = TaskManager(include_path=include_path)
     for name in of_harness:
         if name not in manager.all_tasks:
@@ -167,4 +172,11 @@ def _rows(results: dict, model: RunModel, ours: RetrievalTasks, leaves: dict) ->
 
 def _key_fields(suite, metric, length, train_length, bucket, split) -> dict:
     k = None if length is None else length / train_length
-    return {"suite": suite, "metric": metric, "length": length, "k": k, "bucket": bucket, "split": split}  # fmt: skip
+    return {
+        "suite": suite,
+        "metric": metric,
+        "length": length,
+        "k": k,
+        "bucket": bucket,
+        "split": split,
+    }

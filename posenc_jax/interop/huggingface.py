@@ -136,7 +136,10 @@ def read_parameters(family: Family, config: ModelConfig, stored: dict[str, Store
             if rule.layout is PLUS_TYPE and shape[0] == 1:  # any number of token types
                 shape = (max(stored[name].shape[0], 1), *shape[1:])
             if stored[name].shape != shape:
-                raise ValueError(f"{stored[name].path.name}: tensor {name!r} has the shape {stored[name].shape}; config.json asks for {shape}")  # fmt: skip
+                raise ValueError(
+                    f"{stored[name].path.name}: tensor {name!r} has the shape "
+                    f"{stored[name].shape}; config.json asks for {shape}"
+                )
         plan.append((rule, found, ours))
         used |= set(found)
     _check_left_over(family, config, stored, used)
@@ -174,8 +177,12 @@ def _check_left_over(family: Family, config: ModelConfig, stored: dict, used: se
             table = _present(family.rules[0].theirs[0], stored)
             if np.array_equal(stored[name].read(), stored[table].read()):
                 continue
-            raise ValueError(f"{stored[name].path.name}: config.json ties {name!r} to {table!r}, and they differ")  # fmt: skip
-        raise ValueError(f"{stored[name].path.name}: tensor {name[:80]!r} has no place in a {family.model_type}")  # fmt: skip
+            raise ValueError(
+                f"{stored[name].path.name}: config.json ties {name!r} to {table!r}, and they differ"
+            )
+        raise ValueError(
+            f"{stored[name].path.name}: tensor {name[:80]!r} has no place in a {family.model_type}"
+        )
 
 
 def _check_sinusoids(table: StoredTensor, config: ModelConfig) -> None:
@@ -183,7 +190,9 @@ def _check_sinusoids(table: StoredTensor, config: ModelConfig) -> None:
     angle_Lh = np.arange(table.shape[0])[:, None] * inverse_frequencies(config.head_dim, 10_000.0)
     want_LH = np.concatenate([np.sin(angle_Lh), np.cos(angle_Lh)], 1)
     if table.shape != want_LH.shape or np.abs(table.read() - want_LH).max() > 1e-3:
-        raise ValueError(f"{table.path.name}: the table of positions does not hold the sinusoids of base 10000")  # fmt: skip
+        raise ValueError(
+            f"{table.path.name}: the table of positions does not hold the sinusoids of base 10000"
+        )
 
 
 def _tokenizer(folder: Path):
@@ -216,7 +225,10 @@ def export_settings(config: ModelConfig) -> tuple[Family, dict]:
             lacking[name] = [str(error)] * len(vars(wanted))  # farther than any that can be read
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     lacking[nearest] = list(dict.fromkeys(lacking[nearest]))
-    raise ValueError(f"transformers has no model with this configuration; {nearest}, the nearest, differs in {', '.join(lacking[nearest])}")  # fmt: skip
+    raise ValueError(
+        f"transformers has no model with this configuration; {nearest}, the nearest, differs "
+        f"in {', '.join(lacking[nearest])}"
+    )
 
 
 def _differing(one: ModelConfig, other: ModelConfig) -> list[str]:
@@ -253,10 +265,25 @@ def save(config: ModelConfig, params: dict, folder: Path | str) -> None:
             names = name.split("|")
             name = names[min(family.alternative(config), len(names) - 1)]
             theirs[name] = shape
-            sources.append((name, lambda rule=rule, ours=ours, k=k: rule.layout.ours_to_theirs([np.asarray(flat[n]) for n in rule.ours], ours)[k]))  # fmt: skip
+            sources.append(
+                (
+                    name,
+                    lambda rule=rule, ours=ours, k=k: rule.layout.ours_to_theirs(
+                        [np.asarray(flat[n]) for n in rule.ours], ours
+                    )[k],
+                )
+            )
     dtype = lossless_dtype(np.asarray(x) for x in flat.values())
     if "torch_dtype" in settings and dtype != "BF16":
-        raise ValueError(f"model.embedding_scale={config.embedding_scale} is rounded to bfloat16, and the weights are not")  # fmt: skip
+        raise ValueError(
+            f"model.embedding_scale={config.embedding_scale} is rounded to bfloat16, and the "
+            "weights are not"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / WEIGHTS, theirs, dtype, sources)
-    write_json(folder / CONFIG, settings | _NO_SPECIAL_TOKENS | {"torch_dtype": {"BF16": "bfloat16", "F32": "float32"}[dtype]})  # fmt: skip
+    write_json(
+        folder / CONFIG,
+        settings
+        | _NO_SPECIAL_TOKENS
+        | {"torch_dtype": {"BF16": "bfloat16", "F32": "float32"}[dtype]},
+    )

@@ -1,4 +1,6 @@
-"""An imported checkpoint as the folder of a run, which evaluation, generation and fine-tuning open."""
+"""An imported checkpoint as the folder of a run, which evaluation, generation and fine-tuning
+open.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +41,9 @@ class ImportSettings:
 
 
 def load_checkpoint(source: Path) -> Loaded:
-    """Returns the checkpoint in a Hugging Face folder or a GGUF file; ValueError as their `load`."""
+    """Returns the checkpoint in a Hugging Face folder or a GGUF file; ValueError as their
+    `load`.
+    """
     if source.is_dir():
         return huggingface.load(source)
     if source.suffix == ".gguf" and source.is_file():
@@ -63,7 +67,11 @@ def import_checkpoint(source: Path, workdir: Path, settings: ImportSettings) -> 
         raise ValueError(f"{workdir} is there and not empty; choose another --workdir")
     config, params, tokenizer = load_checkpoint(source)
     if (tokenizer is None) != bool(settings.tokenizer):
-        what = "has no tokenizer; name one by --tokenizer (bytes, or a path)" if tokenizer is None else "has a tokenizer; leave --tokenizer out"  # fmt: skip
+        what = (
+            "has no tokenizer; name one by --tokenizer (bytes, or a path)"
+            if tokenizer is None
+            else "has a tokenizer; leave --tokenizer out"
+        )
         raise ValueError(f"{source} {what}")
     run = run_config(config, source, settings)
     run.model_config((tokenizer or open_tokenizer(settings.tokenizer)).vocab_size)
@@ -97,7 +105,7 @@ def run_config(config, source: Path, settings: ImportSettings) -> RunConfig:
 
 def _write(run: RunConfig, params: dict, source: Path, workdir: Path, command: str) -> None:
     inputs = open_inputs(run)
-    record = make_record(run, command, inputs, params, workdir)
+    record = make_record(run, command, inputs, params, stored={})
     record |= {"tokens": 0, "imported_from": str(source)}
     chain = HashChain(None)
     entries = {"owner": ownership(run, inputs), "links": chain.through(STEP)}
@@ -111,5 +119,7 @@ def _write(run: RunConfig, params: dict, source: Path, workdir: Path, command: s
 def _on_device(tree: dict) -> dict:
     """Returns the arrays on the device; each NumPy array is let go before the next is copied."""
     for name in tree:
-        tree[name] = _on_device(tree[name]) if isinstance(tree[name], dict) else jax.device_put(tree[name])  # fmt: skip
+        tree[name] = (
+            _on_device(tree[name]) if isinstance(tree[name], dict) else jax.device_put(tree[name])
+        )
     return tree

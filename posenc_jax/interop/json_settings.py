@@ -127,9 +127,10 @@ class JsonSettings:
     def finish(self) -> None:
         """Raises ValueError, naming them, for settings that nobody read and that may matter."""
         unread = sorted(
-            name for name, value in self.values.items()
+            name
+            for name, value in self.values.items()
             if name not in self._read and name not in HARMLESS and value is not None
-        )  # fmt: skip
+        )
         if unread:
             named = ", ".join(f"{name[:60]}={self.values[name]!r:.40}" for name in unread[:4])
             more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""

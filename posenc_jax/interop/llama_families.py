@@ -27,31 +27,48 @@ def _fields(s: JsonSettings, longest: int, theta: float = 10_000.0, **defaults) 
     """Returns what all families of this file read alike; every layer has the same rotation."""
     D, N = s.whole("hidden_size"), s.whole("num_attention_heads")
     H = s.whole("head_dim", defaults.get("head_dim", 0)) or check_divides(s, D, N)
-    length, layers = s.whole("max_position_embeddings", defaults.get("length", 2048)), s.layers("num_hidden_layers")  # fmt: skip
+    length, layers = (
+        s.whole("max_position_embeddings", defaults.get("length", 2048)),
+        s.layers("num_hidden_layers"),
+    )
     shape = RotaryShape(H, length, theta, pairing=defaults.get("pairing", "half"), longest=longest)
     heads = HeadGroup(None if defaults.get("ropes") else rope_of(s, shape))
     name = "hidden_act"
     if "activation" in defaults and s.has("hidden_activation"):  # Gemma's, which overrides it
         name = s.forget("hidden_act") or "hidden_activation"
     return {
-        "scheme": scheme_of([heads] * layers), "train_length": length, "num_layers": layers, "model_dim": D,
-        "num_heads": N, "num_kv_heads": s.whole("num_key_value_heads", N), "head_dim": H,
+        "scheme": scheme_of([heads] * layers),
+        "train_length": length,
+        "num_layers": layers,
+        "model_dim": D,
+        "num_heads": N,
+        "num_kv_heads": s.whole("num_key_value_heads", N),
+        "head_dim": H,
         "mlp_dim": s.whole("intermediate_size"),
         "activation": s.word(name, GATED, defaults.get("activation", "silu")),
         "tied_head": s.flag("tie_word_embeddings", defaults.get("tied", False)),
-        "norm_epsilon": s.number(defaults.get("epsilon_name", "rms_norm_eps"), defaults.get("epsilon", 1e-6)),
+        "norm_epsilon": s.number(
+            defaults.get("epsilon_name", "rms_norm_eps"), defaults.get("epsilon", 1e-6)
+        ),
         "vocab_size": s.whole("vocab_size"),
-    }  # fmt: skip
+    }
 
 
 def _settings(c: ModelConfig) -> dict:
     """Returns what all families of this file write alike, without RoPE."""
     return {
-        "hidden_size": c.model_dim, "num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim, "num_hidden_layers": c.num_layers, "intermediate_size": c.mlp_dim,
-        "hidden_act": named(GATED, c.activation), "max_position_embeddings": c.train_length,
-        "rms_norm_eps": c.norm_epsilon, "vocab_size": c.vocab_size, "tie_word_embeddings": c.tied_head,
-    }  # fmt: skip
+        "hidden_size": c.model_dim,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "num_hidden_layers": c.num_layers,
+        "intermediate_size": c.mlp_dim,
+        "hidden_act": named(GATED, c.activation),
+        "max_position_embeddings": c.train_length,
+        "rms_norm_eps": c.norm_epsilon,
+        "vocab_size": c.vocab_size,
+        "tie_word_embeddings": c.tied_head,
+    }
 
 
 def _rope(c: ModelConfig) -> dict:
@@ -148,7 +165,11 @@ def read_qwen3(s: JsonSettings, longest: int) -> Fields:
 
 
 def _qwen(s: JsonSettings, fields: Fields) -> Fields:
-    used, window, first = s.flag("use_sliding_window", False), s.whole("sliding_window", 4096), s.whole("max_window_layers", 28)  # fmt: skip
+    used, window, first = (
+        s.flag("use_sliding_window", False),
+        s.whole("sliding_window", 4096),
+        s.whole("max_window_layers", 28),
+    )
     usual = [used and i >= first for i in range(fields["num_layers"])]
     return _windowed(fields, window, _layer_types(s, usual))
 
@@ -165,7 +186,11 @@ def write_qwen3(c: ModelConfig) -> dict:
 
 def read_smollm3(s: JsonSettings, longest: int) -> Fields:
     fields = _fields(s, longest, 2e6, length=32768, tied=True)
-    every, used, window = s.whole("no_rope_layer_interval", 4), s.flag("use_sliding_window", False), s.whole("sliding_window", None)  # fmt: skip
+    every, used, window = (
+        s.whole("no_rope_layer_interval", 4),
+        s.flag("use_sliding_window", False),
+        s.whole("sliding_window", None),
+    )
     usual = [int((i + 1) % every != 0) for i in range(fields["num_layers"])] if every else []
     turns = s.items("no_rope_layers", int, usual)
     if len(turns) != fields["num_layers"]:
@@ -189,11 +214,17 @@ def read_smollm3(s: JsonSettings, longest: int) -> Fields:
 
 def write_smollm3(c: ModelConfig) -> dict:
     windows = _window_settings(c)
-    return _settings(c) | windows | {
-        "no_rope_layers": [int(heads.rotation is not None) for heads in layers_of(c)],
-        "use_sliding_window": windows["sliding_window"] is not None, "rope_parameters": _rope(c),
-        "attention_bias": "qkv" in c.biases, "mlp_bias": "mlp" in c.biases,
-    }  # fmt: skip
+    return (
+        _settings(c)
+        | windows
+        | {
+            "no_rope_layers": [int(heads.rotation is not None) for heads in layers_of(c)],
+            "use_sliding_window": windows["sliding_window"] is not None,
+            "rope_parameters": _rope(c),
+            "attention_bias": "qkv" in c.biases,
+            "mlp_bias": "mlp" in c.biases,
+        }
+    )
 
 
 def _gemma(s: JsonSettings, fields: Fields, caps: tuple) -> Fields:
@@ -211,10 +242,13 @@ def _gemma(s: JsonSettings, fields: Fields, caps: tuple) -> Fields:
         s.number(name, 0.0) if name in s.values else usual for name, usual in named_caps
     )
     return fields | {
-        "norm": "rms_plus_one", "norm_position": "both", "embedding_scale": float(scale),
+        "norm": "rms_plus_one",
+        "norm_position": "both",
+        "embedding_scale": float(scale),
         "query_scale": math.sqrt(fields["head_dim"] / s.number("query_pre_attn_scalar", 256)),
-        "attention_softcap": attention, "logit_softcap": final,
-    }  # fmt: skip
+        "attention_softcap": attention,
+        "logit_softcap": final,
+    }
 
 
 def read_gemma2(s: JsonSettings, longest: int) -> Fields:
@@ -233,11 +267,17 @@ def _write_gemma(c: ModelConfig) -> dict:
     scalar = c.head_dim / c.query_scale**2
     scale = np.float32(math.sqrt(c.model_dim))
     rounded = float(scale) != c.embedding_scale
-    return settings | {
-        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 * scalar else scalar,
-        "attn_logit_softcapping": c.attention_softcap or None,
-        "final_logit_softcapping": c.logit_softcap or None,
-    } | ({"torch_dtype": "bfloat16"} if rounded else {})  # fmt: skip
+    return (
+        settings
+        | {
+            "query_pre_attn_scalar": round(scalar)
+            if abs(scalar - round(scalar)) < 1e-6 * scalar
+            else scalar,
+            "attn_logit_softcapping": c.attention_softcap or None,
+            "final_logit_softcapping": c.logit_softcap or None,
+        }
+        | ({"torch_dtype": "bfloat16"} if rounded else {})
+    )
 
 
 def write_gemma2(c: ModelConfig) -> dict:
@@ -245,13 +285,18 @@ def write_gemma2(c: ModelConfig) -> dict:
 
 
 def read_gemma3(s: JsonSettings, longest: int) -> Fields:
-    fields = _fields(s, longest, length=131072, tied=True, activation="gelu_pytorch_tanh", head_dim=256, ropes=2)  # fmt: skip
+    fields = _fields(
+        s, longest, length=131072, tied=True, activation="gelu_pytorch_tanh", head_dim=256, ropes=2
+    )
     every = s.whole("sliding_window_pattern", s.whole("_sliding_window_pattern", 6))
     usual = [bool((i + 1) % every) for i in range(fields["num_layers"])]
     window, sliding = s.whole("sliding_window", 4096), _layer_types(s, usual)
     shape = RotaryShape(fields["head_dim"], fields["train_length"], longest=longest)
     older, newer = s.section("rope_scaling"), s.section("rope_parameters")
-    theta = {"full_attention": s.number("rope_theta", 1e6), "sliding_attention": s.number("rope_local_base_freq", 10_000.0)}  # fmt: skip
+    theta = {
+        "full_attention": s.number("rope_theta", 1e6),
+        "sliding_attention": s.number("rope_local_base_freq", 10_000.0),
+    }
     turns = {}
     for word, slides in _LAYER_TYPES.items():
         own = newer.section(word) if newer is not None else None
@@ -277,7 +322,16 @@ def write_gemma3(c: ModelConfig) -> dict:
 
 
 def read_cohere(s: JsonSettings, longest: int) -> Fields:
-    fields = _fields(s, longest, 5e5, length=8192, tied=True, pairing="interleaved", epsilon_name="layer_norm_eps", epsilon=1e-5)  # fmt: skip
+    fields = _fields(
+        s,
+        longest,
+        5e5,
+        length=8192,
+        tied=True,
+        pairing="interleaved",
+        epsilon_name="layer_norm_eps",
+        epsilon=1e-5,
+    )
     s.only(use_qk_norm=False)
     if s.number("logit_scale", 0.0625) != 1:
         raise ValueError(f"{s.where}: logit_scale is not 1; multiply the final norm's gain by it")
@@ -292,4 +346,7 @@ def write_cohere(c: ModelConfig) -> dict:
         "use_qk_norm": False,
     }
     del settings["rms_norm_eps"]
-    return settings | {"attention_bias": "qkv" in c.biases, "rope_parameters": rope_parameters(one_layer(c).rotation, c.head_dim)}  # fmt: skip
+    return settings | {
+        "attention_bias": "qkv" in c.biases,
+        "rope_parameters": rope_parameters(one_layer(c).rotation, c.head_dim),
+    }

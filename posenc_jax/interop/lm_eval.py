@@ -1,12 +1,12 @@
 """A trained run as a model of lm-evaluation-harness (Gao et al. 2021; package lm-eval).
 
-It is registered as `posenc_jax`. Rows are scored as in our evaluation: by `posenc_jax.evaluation.scorer`, at a
-few compiled lengths, in float32, from the last checkpoint.
+It is registered as `posenc_jax`. Rows are scored as in our evaluation: by
+`posenc_jax.evaluation.scorer`, at a few compiled lengths, in float32, from the last checkpoint.
 
 - Every text is a document: BOS, then its tokens. Nothing is truncated.
-- The whole text is tokenized. The continuation begins at the first token that has a byte of it, which is
-  exact for byte tokens. (Models of the harness move spaces from the end of a context into the continuation;
-  this one does not.)
+- The whole text is tokenized. The continuation begins at the first token that has a byte of it,
+  which is exact for byte tokens. (Models of the harness move spaces from the end of a context into
+  the continuation; this one does not.)
 - Documents of our retrieval tasks have token ids (`AnswerDoc`), which are scored as they are.
 """
 
@@ -61,8 +61,8 @@ class RunModel(LM):
     """The last checkpoint of a run.
 
     Args:
-      workdir: a trained run. stretch: a rule of `posenc_jax.encodings.length_extension`, or None. window:
-        window of the rolling log-likelihood in tokens; None: the training length. seed: of
+      workdir: a trained run. stretch: a rule of `posenc_jax.encodings.length_extension`, or None.
+        window: window of the rolling log-likelihood in tokens; None: the training length. seed: of
         sampled generation.
 
     Raises:
@@ -128,8 +128,8 @@ class RunModel(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Returns ln p of every text, in disjoint windows.
 
-        The first window begins with BOS, each further one with the last token of the window before, so that
-        every token is a target once. This is E1, with k = window / training length.
+        The first window begins with BOS, each further one with the last token of the window before,
+        so that every token is a target once. This is E1, with k = window / training length.
         """
         spans, owners = [], []
         for number, request in enumerate(requests):
@@ -144,11 +144,12 @@ class RunModel(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Returns the continuation of every context, up to the first stop string, BOS or `max_gen_toks`.
+        """Returns the continuation of every context, up to the first stop string, BOS or
+        `max_gen_toks`.
 
-        Training gives the last token of a document no target (`posenc_jax.data.packing`), so BOS, the
-        start of a next document, hardly ever comes. Bytes that are not UTF-8 become U+FFFD. Samples are a
-        function of the requests and their order.
+        Training gives the last token of a document no target (`posenc_jax.data.packing`), so BOS,
+        the start of a next document, hardly ever comes. Bytes that are not UTF-8 become U+FFFD.
+        Samples are a function of the requests and their order.
 
         Raises:
           ValueError: an unknown generation setting, or more positions than the scheme has.
@@ -247,7 +248,8 @@ class RunModel(LM):
         if self._too_long(length + new_tokens):
             raise ValueError(
                 f"a prompt of {length} tokens and {new_tokens} new ones exceed the "
-                f"{self.run.longest} positions of {self.run.config.model.scheme!r}, and nothing is cut "
+                f"{self.run.longest} positions of {self.run.config.model.scheme!r}, and "
+                "nothing is cut "
                 "off: ask for a shorter context or a smaller max_gen_toks"
             )
         width = _SHORTEST_PROMPT
@@ -256,7 +258,8 @@ class RunModel(LM):
         return width if not self._too_long(width + new_tokens) else length
 
     def _generated(self, prompts, width: int, rows: int, generation: Generation, key) -> np.ndarray:
-        # Padding rows of the full width give every batch the same shape, so that programs are shared.
+        # Padding rows of the full width give every batch the same shape, so that programs are
+        # shared.
         padding = [np.full(width, self._tokenizer.bos, np.int32)] * (rows + 1 - len(prompts))
         config = self.run.model_config(width + generation.new_tokens).measured
         tokens = generate(
@@ -286,7 +289,8 @@ def _generation(settings: dict) -> Generation:
     unknown = sorted(set(given) - set(_KNOWN))
     if unknown:
         raise ValueError(
-            f"generation_kwargs: {', '.join(unknown)} is not supported; there are {', '.join(_KNOWN)}"
+            f"generation_kwargs: {', '.join(unknown)} is not supported; there are "
+            f"{', '.join(_KNOWN)}"
         )
     if given["max_gen_toks"] < 1:
         raise ValueError(f"max_gen_toks must be at least 1, not {given['max_gen_toks']}")

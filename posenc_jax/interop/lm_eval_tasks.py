@@ -1,9 +1,10 @@
 """Our retrieval tasks as tasks and groups of lm-evaluation-harness.
 
-A document is one answer: the token ids of its instance, the position of the answer, its distance, depth,
-chance and kind. The harness gets text from which the ids can be read back (`posenc_jax.interop.token_text`),
-but `RunModel` scores the ids, once for all answers of an instance. Decoding and encoding again would change
-keys, separators and, with SentencePiece, the needle.
+A document is one answer: the token ids of its instance, the position of the answer, its distance,
+depth, chance and kind. The harness gets text from which the ids can be read back
+(`posenc_jax.interop.token_text`), but `RunModel` scores the ids, once for all answers of an
+instance. Decoding and encoding again would change keys, separators and, with SentencePiece, the
+needle.
 
 ========================= =============================================================
 name                      what it is
@@ -53,8 +54,9 @@ BUCKETS = {
 class RetrievalTask(HarnessTask):
     """One of our tasks at one length, with all answers or those in one distance bucket.
 
-    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (chance is 0, perfect is 1), nll
-    (nats, mean over its tokens). Standard errors assume independent answers. chance: mean over the documents.
+    Metrics of an answer: accuracy (all its tokens are the argmax), corrected (chance is 0, perfect
+    is 1), nll (nats, mean over its tokens). Standard errors assume independent answers. chance:
+    mean over the documents.
     """
 
     VERSION = 1
@@ -63,7 +65,8 @@ class RetrievalTask(HarnessTask):
     def __init__(
         self, name: str, task: Task, length: int, bucket: str, docs: list, text: TokenText
     ):
-        # Without super().__init__, which needs a configuration; a subclass in the harness does the same.
+        # Without super().__init__, which needs a configuration; a subclass in the harness does the
+        # same.
         self.task, self.length, self.bucket = task, length, bucket
         self._docs, self._text = docs, text
         self.chance = float(np.mean([doc["chance"] for doc in docs]))
@@ -87,10 +90,13 @@ class RetrievalTask(HarnessTask):
         return self._docs
 
     def fewshot_context(self, doc, num_fewshot, **options) -> str:
-        """Returns the context of a document; ValueError for few-shot examples or a chat template."""
+        """Returns the context of a document; ValueError for few-shot examples or a chat
+        template.
+        """
         if num_fewshot or options.get("apply_chat_template") or options.get("system_instruction"):
             raise ValueError(
-                f"{self.task_name} is asked in token ids: few-shot examples, chat templates and system "
+                f"{self.task_name} is asked in token ids: few-shot examples, chat templates "
+                "and system "
                 "instructions do not apply"
             )
         return self.doc_to_text(doc)
@@ -129,7 +135,8 @@ class RetrievalTasks:
     """Makes the tasks of a run by name.
 
     Args:
-      run: gives tokenizer and text. multiples: lengths of groups, in units of L. split: "test" or "dev".
+      run: gives tokenizer and text. multiples: lengths of groups, in units of L. split: "test" or
+        "dev".
         instances: of every task and length; None: as in the configuration of the run.
 
     Attributes:
@@ -174,7 +181,8 @@ class RetrievalTasks:
             near = difflib.get_close_matches(PREFIX + task, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
             raise ValueError(
-                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a distance bucket "
+                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a "
+                "distance bucket "
                 f"(@{', @'.join(BUCKETS)})"
             )
         reason = self._refusal(task, int(length))
@@ -203,7 +211,10 @@ class RetrievalTasks:
         if length < shortest:
             return f"{name} needs {shortest} tokens; {length} is too short"
         if longest is not None and length - 1 > longest:
-            return f"{length} tokens exceed the {longest} positions of {self._run.config.model.scheme!r}"
+            return (
+                f"{length} tokens exceed the {longest} positions of "
+                f"{self._run.config.model.scheme!r}"
+            )
         return None
 
     def _task(self, name: str, length: int, bucket: str) -> RetrievalTask | None:

@@ -42,10 +42,15 @@ def rotation(s: JsonSettings | None, shape: RotaryShape) -> Rotation:
       ValueError: an unknown type or setting, or an odd number of rotary dims.
     """
     s = s or JsonSettings({}, "config.json, rope_parameters")
-    known = dict.fromkeys(("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su", "proportional"))  # fmt: skip
+    known = dict.fromkeys(
+        ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su", "proportional")
+    )
     known |= {name: name for name in known} | {"su": "longrope"}
     kind = s.word("rope_type", known, s.word("type", known, "default"))
-    base, fraction = s.number("rope_theta", shape.base), s.number("partial_rotary_factor", shape.fraction)  # fmt: skip
+    base, fraction = (
+        s.number("rope_theta", shape.base),
+        s.number("partial_rotary_factor", shape.fraction),
+    )
     if kind == "proportional":
         s.only(factor=1.0)
         s.finish()
@@ -100,7 +105,9 @@ def _llama3(s, shape) -> RopeScaling:
 
 def _longrope(s, shape) -> RopeScaling:
     original = _original(s, shape)
-    lists = (tuple(map(float, s.items(f"{name}_factor", (int, float)))) for name in ("short", "long"))  # fmt: skip
+    lists = (
+        tuple(map(float, s.items(f"{name}_factor", (int, float)))) for name in ("short", "long")
+    )
     return LongRope(
         s.number("factor", shape.length / original),
         *lists,
@@ -110,13 +117,23 @@ def _longrope(s, shape) -> RopeScaling:
     )
 
 
-_SCALINGS = {"linear": _linear, "dynamic": _dynamic, "yarn": _yarn, "llama3": _llama3, "longrope": _longrope}  # fmt: skip
+_SCALINGS = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+}
 
 
 def rope_parameters(part: Rotation, head_dim: int) -> dict:
     """Returns the RoPE object of a rotation; ValueError for one that transformers does not have."""
     if isinstance(part, Prope) and part.rounding == "down":
-        return {"rope_type": "proportional", "rope_theta": part.base, "partial_rotary_factor": part.kept}  # fmt: skip
+        return {
+            "rope_type": "proportional",
+            "rope_theta": part.base,
+            "partial_rotary_factor": part.kept,
+        }
     if not isinstance(part, Rope):
         raise ValueError(f"transformers has no {type(part).__name__.lower()}")
     plain = {"rope_theta": part.base}
@@ -133,23 +150,33 @@ def rope_parameters(part: Rotation, head_dim: int) -> dict:
             own = {"rope_type": "dynamic", "factor": stretch.factor}
         case Yarn():
             own = {
-                "rope_type": "yarn", "factor": stretch.factor, "beta_fast": stretch.beta_fast,
-                "beta_slow": stretch.beta_slow, "truncate": stretch.truncate, **original,
-            }  # fmt: skip
+                "rope_type": "yarn",
+                "factor": stretch.factor,
+                "beta_fast": stretch.beta_fast,
+                "beta_slow": stretch.beta_slow,
+                "truncate": stretch.truncate,
+                **original,
+            }
             if stretch.attention_factor:
                 own["attention_factor"] = stretch.attention_factor
             elif stretch.mscale_all_dim:
                 own |= {"mscale": stretch.mscale, "mscale_all_dim": stretch.mscale_all_dim}
         case Llama3():
             own = {
-                "rope_type": "llama3", "factor": stretch.factor, "low_freq_factor": stretch.low,
-                "high_freq_factor": stretch.high, **original,
-            }  # fmt: skip
+                "rope_type": "llama3",
+                "factor": stretch.factor,
+                "low_freq_factor": stretch.low,
+                "high_freq_factor": stretch.high,
+                **original,
+            }
         case LongRope():
             own = {
-                "rope_type": "longrope", "factor": stretch.factor, "short_factor": list(stretch.short),
-                "long_factor": list(stretch.long), **original,
-            }  # fmt: skip
+                "rope_type": "longrope",
+                "factor": stretch.factor,
+                "short_factor": list(stretch.short),
+                "long_factor": list(stretch.long),
+                **original,
+            }
             if stretch.attention_factor:
                 own["attention_factor"] = stretch.attention_factor
         case _:

@@ -1,8 +1,8 @@
 """Safetensors files: a checked header, tensors read and written one at a time, nothing executed.
 
-The format is 8 bytes of header length, a JSON header, and raw arrays. It is read here with NumPy and
-not with the library `safetensors`: a tensor at a time needs no more memory than the tensor, every
-refusal is one line in our words, and imports need no further package.
+The format is 8 bytes of header length, a JSON header, and raw arrays. It is read here with NumPy
+and not with the library `safetensors`: a tensor at a time needs no more memory than the tensor,
+every refusal is one line in our words, and imports need no further package.
 """
 
 import json
@@ -16,9 +16,17 @@ import numpy as np
 from posenc_jax.results.files import replacing
 
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 FLOATS = ("F32", "F16", "BF16")
 MAX_HEADER = 100_000_000  # bytes, as in the library
 _LENGTH = 8  # bytes that hold the length of the header
@@ -67,7 +75,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if first[:4] in (b"\x80\x02}q", b"PK\x03\x04") or first[:2] in (b"\x80\x02", b"\x80\x04"):
             raise ValueError(f"{path.name} is a pickle, not a safetensors file; it is not opened")
         if len(first) < _LENGTH or not 2 <= length <= min(size - _LENGTH, MAX_HEADER):
-            raise ValueError(f"{path.name} is no whole safetensors file: {size} bytes, a header of {length}")  # fmt: skip
+            raise ValueError(
+                f"{path.name} is no whole safetensors file: {size} bytes, a header of {length}"
+            )
         text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)

@@ -12,8 +12,13 @@ from posenc_jax.model.token_streaming import stream_tokens
 
 
 def continuation(
-    workdir: Path, prompt: bytes, max_tokens: int, sampling: Sampling, seed: int, stretch: str | None
-) -> Iterator[bytes]:  # fmt: skip
+    workdir: Path,
+    prompt: bytes,
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stretch: str | None,
+) -> Iterator[bytes]:
     """Yields the bytes of each token that continues a prompt, until one that ends a text.
 
     The prompt is a document: BOS, then its tokens. The last checkpoint is used, in float32.
@@ -23,8 +28,8 @@ def continuation(
         `posenc_jax.encodings.length_extension`, or None.
 
     Raises:
-      ValueError: before the first piece: no trained run, a prompt that is not UTF-8, settings out of
-        range, or more positions than the scheme has.
+      ValueError: before the first piece: no trained run, a prompt that is not UTF-8, settings out
+        of range, or more positions than the scheme has.
     """
     try:
         prompt.decode("utf-8")

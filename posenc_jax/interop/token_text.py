@@ -11,9 +11,9 @@ _TOKEN = re.compile(r"<(\d+)(?::[^<>]*)?>|(.)", re.DOTALL)
 class TokenText:
     """Lossless text of token ids, for any tokenizer.
 
-    A token is written as itself if it is one printable character (or a newline) that the tokenizer encodes
-    as that id. Any other token is written `<id>`, or `<id:piece>` if its bytes are printable. `<` is always
-    written as an id, so that text is never mistaken for one.
+    A token is written as itself if it is one printable character (or a newline) that the tokenizer
+    encodes as that id. Any other token is written `<id>`, or `<id:piece>` if its bytes are
+    printable. `<` is always written as an id, so that text is never mistaken for one.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -1,4 +1,6 @@
-"""Tokenizers of other people's checkpoints: a folder's tokenizer.json, and the vocabulary in a GGUF file."""
+"""Tokenizers of other people's checkpoints: a folder's tokenizer.json, and the vocabulary in a GGUF
+file.
+"""
 
 from pathlib import Path
 
@@ -18,8 +20,8 @@ _CONTROL, _USER_DEFINED = 3, 4  # kinds of a token in GGUF
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Regular expressions that split a text, one after another, by GGUF's tokenizer.ggml.pre; the published
-# tokenizer.json of GPT-2, SmolLM, Llama 3 and Qwen2.
+# Regular expressions that split a text, one after another, by GGUF's tokenizer.ggml.pre; the
+# published tokenizer.json of GPT-2, SmolLM, Llama 3 and Qwen2.
 SPLITS = {
     "gpt-2": (_WORDS,),
     "smollm": (r"\p{N}", _WORDS),
@@ -54,7 +56,8 @@ def of_gguf(metadata: dict, vocab_size: int, name: str) -> ImportedTokenizer:
       metadata: as of `GgufFile`. vocab_size: rows of the model's embedding. name: for errors.
 
     Raises:
-      ValueError: another kind of vocabulary, an unknown way to split text, or fields that do not fit.
+      ValueError: another kind of vocabulary, an unknown way to split text, or fields that do not
+        fit.
     """
     kind, split = (metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if kind != "gpt2":
@@ -78,25 +81,42 @@ def of_gguf(metadata: dict, vocab_size: int, name: str) -> ImportedTokenizer:
     ]  # fmt: skip
     ids = {token: number for number, token in enumerate(tokens)}
     description = _byte_level_bpe(ids, merges, SPLITS[split]) | {"added_tokens": added}
-    special = {which: _special(metadata, f"{key}_token_id", tokens, name)
-               for which, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}  # fmt: skip
+    special = {
+        which: _special(metadata, f"{key}_token_id", tokens, name)
+        for which, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
     return ImportedTokenizer(description, SpecialTokens(**special, vocab_size=vocab_size), name)
 
 
 def _byte_level_bpe(ids: dict[str, int], merges: list[str], splits: tuple[str, ...]) -> dict:
     """Returns a tokenizer.json of byte-level BPE (Radford et al. 2019, sec. 2.2)."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}  # fmt: skip
-    steps = [{"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in splits]  # fmt: skip
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    steps = [
+        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False}
+        for r in splits
+    ]
     return {
         "version": "1.0",
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, byte_level]},
         "decoder": byte_level,
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": splits == SPLITS["llama-bpe"], "vocab": ids, "merges": merges,
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": splits == SPLITS["llama-bpe"],
+            "vocab": ids,
+            "merges": merges,
         },
-    }  # fmt: skip
+    }
 
 
 def _strings(metadata: dict, key: str, name: str) -> list[str]:
@@ -111,5 +131,7 @@ def _special(metadata: dict, key: str, tokens: list[str], name: str) -> str:
     if number is None:
         return ""
     if type(number) is not int or not 0 <= number < len(tokens):
-        raise ValueError(f"{name}: tokenizer.ggml.{key} is {number!r}, and there are {len(tokens)} tokens")  # fmt: skip
+        raise ValueError(
+            f"{name}: tokenizer.ggml.{key} is {number!r}, and there are {len(tokens)} tokens"
+        )
     return tokens[number]

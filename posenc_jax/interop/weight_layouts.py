@@ -26,8 +26,8 @@ class WeightLayout(NamedTuple):
 class Rule(NamedTuple):
     """Tensors of a checkpoint, the parameters that they hold, and the layout between them.
 
-    In names, {i} stands for the layer. Parameters are paths below the layer, or below the root where
-    no name holds {i}.
+    In names, {i} stands for the layer. Parameters are paths below the layer, or below the root
+    where no name holds {i}.
     """
 
     theirs: tuple[str, ...]
@@ -53,7 +53,9 @@ def conv1d(inputs: int = 1) -> WeightLayout:
     """Returns the layout of GPT-2's Conv1D: inputs first, as ours, heads joined."""
 
     def joined(x, _):
-        return [x[0].reshape(int(np.prod(x[0].shape[:inputs])), -1)] if inputs else [x[0].reshape(-1)]  # fmt: skip
+        return (
+            [x[0].reshape(int(np.prod(x[0].shape[:inputs])), -1)] if inputs else [x[0].reshape(-1)]
+        )
 
     return WeightLayout(lambda x, s: [x[0].reshape(s[0])], joined)
 

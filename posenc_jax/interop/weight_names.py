@@ -1,7 +1,8 @@
 """Names of tensors in checkpoints of transformers, with the parameters that they hold.
 
-{i} is the layer, {e} the expert. Where a|b stands, the first name that a checkpoint has is used, and
-an export writes the one of `Family.alternative`. Rules of parameters that a model does not have are left out.
+{i} is the layer, {e} the expert. Where a|b stands, the first name that a checkpoint has is used,
+and an export writes the one of `Family.alternative`. Rules of parameters that a model does not have
+are left out.
 """
 
 from posenc_jax.interop.weight_layouts import (
@@ -17,7 +18,9 @@ from posenc_jax.interop.weight_layouts import (
 )
 
 _QKV = tuple(f"attention/{name}" for name in ("query_DNH", "key_DKH", "value_DKH"))
-_QKV_BIASES = tuple(f"attention/{name}" for name in ("query_bias_NH", "key_bias_KH", "value_bias_KH"))  # fmt: skip
+_QKV_BIASES = tuple(
+    f"attention/{name}" for name in ("query_bias_NH", "key_bias_KH", "value_bias_KH")
+)
 _OUT, _OUT_BIAS = "attention/out_NHD", "attention/out_bias_D"
 
 
@@ -26,7 +29,9 @@ def _one(theirs: str, ours: str, layout: WeightLayout = SAME) -> Rule:
 
 
 def _norm(theirs: str, ours: str) -> list[Rule]:
-    weight, bias = ("|".join(f"{name}.{what}" for name in theirs.split("|")) for what in ("weight", "bias"))  # fmt: skip
+    weight, bias = (
+        "|".join(f"{name}.{what}" for name in theirs.split("|")) for what in ("weight", "bias")
+    )
     return [_one(weight, f"{ours}_gain_D"), _one(bias, f"{ours}_norm_bias_D")]
 
 
@@ -169,8 +174,12 @@ MPT = (
 _LAYER = "roformer.encoder.layer.{i}"
 ROFORMER = (
     Rule(
-        ("roformer.embeddings.word_embeddings.weight", "roformer.embeddings.token_type_embeddings.weight"),
-        ("embedding_VD",), PLUS_TYPE,
+        (
+            "roformer.embeddings.word_embeddings.weight",
+            "roformer.embeddings.token_type_embeddings.weight",
+        ),
+        ("embedding_VD",),
+        PLUS_TYPE,
     ),
     *_norm("roformer.embeddings.LayerNorm", "embedding"),
     *(
@@ -190,4 +199,4 @@ ROFORMER = (
     *_norm("cls.predictions.transform.LayerNorm", "transform"),
     _one("cls.predictions.decoder.weight|roformer.embeddings.word_embeddings.weight", "head_VD"),
     _one("cls.predictions.decoder.bias|cls.predictions.bias", "head_bias_V"),
-)  # fmt: skip
+)

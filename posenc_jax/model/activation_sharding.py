@@ -67,7 +67,10 @@ def token_einsum(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings)
         x_BTx, (B * T, *x_BTx.shape[2:]), out_sharding=current_sharding(ROWS, *x_axes)
     )
     out_Xx = jnp.einsum(
-        f"X{x_dims},{w_dims}->X{out_dims}", x_Xx, weight,
-        out_sharding=current_sharding(ROWS, *out_axes), **settings,
-    )  # fmt: skip
+        f"X{x_dims},{w_dims}->X{out_dims}",
+        x_Xx,
+        weight,
+        out_sharding=current_sharding(ROWS, *out_axes),
+        **settings,
+    )
     return jnp.reshape(out_Xx, (B, T, *out_Xx.shape[1:]), out_sharding=out)

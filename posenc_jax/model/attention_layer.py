@@ -39,7 +39,9 @@ def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Attention(ArrayModule):
-    """Attention of one layer: the switches of `posenc_jax.model.config.Architecture` around `attend`."""
+    """Attention of one layer: the switches of `posenc_jax.model.config.Architecture` around
+    `attend`.
+    """
 
     config: ModelConfig
     index: int

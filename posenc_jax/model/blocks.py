@@ -13,7 +13,9 @@ from posenc_jax.model.norms import learned_norm
 
 
 class Block(ArrayModule):
-    """A transformer block; see `norm_position` and `parallel` of `posenc_jax.model.config.Architecture`."""
+    """A transformer block; see `norm_position` and `parallel` of
+    `posenc_jax.model.config.Architecture`.
+    """
 
     config: ModelConfig
     index: int

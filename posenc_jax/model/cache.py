@@ -141,8 +141,10 @@ def required_slots(
             bound = config.query_scale * math.sqrt(config.head_dim)
             bound *= math.prod(float(jnp.abs(gain_H).max()) for gain_H in gains)
         kept.append(
-            _slots_of_layer(layer, attention.get("scheme", {}), config, bound, slots, longest_call, epsilon)
-        )  # fmt: skip
+            _slots_of_layer(
+                layer, attention.get("scheme", {}), config, bound, slots, longest_call, epsilon
+            )
+        )
     return tuple(kept)
 
 

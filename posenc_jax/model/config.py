@@ -9,7 +9,15 @@ from posenc_jax.encodings import PlacedScheme, Scheme, parse, unparse
 
 DTYPES = ("float32", "bfloat16")
 # Activation -> whether the MLP is gated, with a third matrix. "gelu" and "geglu" are the tanh form.
-ACTIVATIONS = {"swiglu": True, "geglu": True, "geglu_exact": True, "gelu": False, "gelu_exact": False, "gelu_quick": False, "relu": False}  # fmt: skip
+ACTIVATIONS = {
+    "swiglu": True,
+    "geglu": True,
+    "geglu_exact": True,
+    "gelu": False,
+    "gelu_exact": False,
+    "gelu_quick": False,
+    "relu": False,
+}
 NORMS = ("rms", "rms_plus_one", "layer", "layer_no_bias")
 NORM_POSITIONS = ("pre", "pre_normed_residual", "post", "both")
 PARALLEL = ("none", "one_norm", "two_norms")
@@ -25,7 +33,8 @@ class Architecture:
       scheme: positional encoding, a line of the scheme language or a `Scheme`.
       train_length: L, in tokens. num_layers, model_dim (D), num_heads (N),
       num_kv_heads (K; N for plain attention), head_dim (H), mlp_dim (F): shapes.
-      activation: a key of `ACTIVATIONS`: SwiGLU, GeGLU, GELU (tanh, exact, or x sigmoid(1.702 x)), ReLU.
+      activation: a key of `ACTIVATIONS`: SwiGLU, GeGLU, GELU (tanh, exact, or x sigmoid(1.702 x)),
+        ReLU.
       qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
       tied_head: the output head is the embedding table transposed.
       embedding_scale: factor on token embeddings (the Transformer: sqrt(D)).
@@ -97,8 +106,18 @@ class Architecture:
     consecutive: bool = True
 
     def __post_init__(self):
-        for name in ("train_length", "num_layers", "model_dim", "num_heads",
-                     "num_kv_heads", "head_dim", "mlp_dim", "embedding_scale", "norm_epsilon", "query_scale"):  # fmt: skip
+        for name in (
+            "train_length",
+            "num_layers",
+            "model_dim",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "embedding_scale",
+            "norm_epsilon",
+            "query_scale",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
         for name in ("clip_qkv", "attention_softcap", "logit_softcap"):
@@ -141,7 +160,9 @@ class Architecture:
             )
         used, there = self.experts_per_token, self.experts
         if (there or used) and not 0 < used <= there:
-            raise ValueError(f"model.experts_per_token must lie in [1, model.experts={there}], not {used}")  # fmt: skip
+            raise ValueError(
+                f"model.experts_per_token must lie in [1, model.experts={there}], not {used}"
+            )
         if there and "mlp" in self.biases:
             raise ValueError("model.biases: experts have none; leave mlp out")
 
@@ -175,10 +196,16 @@ class Architecture:
         """
         kinds = dict.fromkeys(
             choose_implementation(
-                layer, length, length, self.attention, self.kernel_conditions, device=device, sequence=sequence
+                layer,
+                length,
+                length,
+                self.attention,
+                self.kernel_conditions,
+                device=device,
+                sequence=sequence,
             )
             for layer in self.placed.layers
-        )  # fmt: skip
+        )
         return [f"{path.name} ({path.why})" for path in kinds]
 
     @functools.cached_property
@@ -216,6 +243,8 @@ class ModelConfig(Architecture):
 
     @functools.cached_property
     def measured(self) -> "ModelConfig":
-        """The configuration for measurements: float32, plain positions, no kernel that rounds its factors."""
+        """The configuration for measurements: float32, plain positions, no kernel that rounds its
+        factors.
+        """
         attention = "auto" if self.attention in KERNELS else self.attention
         return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)

@@ -1,7 +1,8 @@
 """The decoder in Flax Linen: modules own the parameters; the mathematics lies in pure functions.
 
 What differs between published decoders is configuration (`posenc_jax.model.config.Architecture`,
-`posenc_jax.model.presets`). The model does not depend on the encoding: it passes queries, keys and positions to `attend`.
+`posenc_jax.model.presets`). The model does not depend on the encoding: it passes queries, keys and
+positions to `attend`.
 """
 
 import dataclasses
@@ -80,14 +81,17 @@ def checked_inputs(
 
 
 def check_token_ids(ids: np.ndarray | jax.Array, vocab_size: int) -> None:
-    """Raises ValueError for ids that are no whole numbers or, outside jit, not of the vocabulary."""
+    """Raises ValueError for ids that are no whole numbers or, outside jit, not of the
+    vocabulary.
+    """
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"token ids must be whole numbers, not {ids.dtype}")
     if is_concrete(ids) and ids.size:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab_size:
             raise ValueError(
-                f"token id {low if low < 0 else high} lies outside of the vocabulary of {vocab_size}"
+                f"token id {low if low < 0 else high} lies outside of the vocabulary of "
+                f"{vocab_size}"
             )
 
 
@@ -110,9 +114,10 @@ class Decoder(ArrayModule):
     ``apply({"params": p}, tokens_BT, pos_BT, seg_BT)`` returns (logits_BTV float32, None); with a
     cache it returns (logits_BTV, cache), where the new cache includes the T tokens. The caller
     keeps track of free slots and of ids: under jit, writing past the last slot and an id outside of
-    the vocabulary raise no error. Padding may have any ids and positions. Without a cache, tokens are in the order of their positions and the tokens of a document stand together;
-    linear attention and the forget gate need this. With read_out=False the normed activations x_BTD
-    are returned instead of the logits; `readout` computes logits from a part of them.
+    the vocabulary raise no error. Padding may have any ids and positions. Without a cache, tokens
+    are in the order of their positions and the tokens of a document stand together; linear
+    attention and the forget gate need this. With read_out=False the normed activations x_BTD are
+    returned instead of the logits; `readout` computes logits from a part of them.
 
     `attend` is called for the layers in order. A probe can replace it by a function of the same
     arguments. `execution` is for passes without a cache; with it, one call may serve several
@@ -158,9 +163,11 @@ class Decoder(ArrayModule):
                 kept.append(layer_cache)
         else:
             blocks = [
-                functools.partial(_apply, Block(c, i, attend=self.attend, parent=None), pos_BT, seg_BT)
+                functools.partial(
+                    _apply, Block(c, i, attend=self.attend, parent=None), pos_BT, seg_BT
+                )
                 for i in range(period(c.placed.layers))
-            ]  # fmt: skip
+            ]
             stored = (self.variables["params"][f"layer_{i}"] for i in range(c.num_layers))
             x_BTD = apply_layers(
                 blocks, [_cast(own, c.dtype) for own in stored], x_BTD, self.execution

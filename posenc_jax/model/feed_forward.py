@@ -102,7 +102,9 @@ class Experts(ArrayModule):
 
 
 def expert_weights(score_BTE: jax.Array, per_token: int) -> jax.Array:
-    """Returns weight_BTE, float32: a softmax, its `per_token` largest entries renormalised, others 0."""
+    """Returns weight_BTE, float32: a softmax, its `per_token` largest entries renormalised, others
+    0.
+    """
     share_BTE = jax.nn.softmax(score_BTE.astype(jnp.float32), -1)
     _, chosen_BTU = jax.lax.top_k(share_BTE, per_token)
     one_hot_BTUE = jax.nn.one_hot(chosen_BTU, share_BTE.shape[-1], dtype=share_BTE.dtype)

@@ -153,5 +153,7 @@ def generate(
     )
     if not np.asarray(finite_B).all():
         rows = ", ".join(map(str, np.flatnonzero(~np.asarray(finite_B))))
-        raise ValueError(f"the logits of prompts {rows} are not finite: look for NaN in the parameters")  # fmt: skip
+        raise ValueError(
+            f"the logits of prompts {rows} are not finite: look for NaN in the parameters"
+        )
     return np.asarray(tokens_BT)

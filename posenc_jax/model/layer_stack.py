@@ -44,9 +44,10 @@ class LayerExecution:
 def period(layers: Sequence) -> int:
     """Returns the smallest period of the sequence of layers; their number if they do not repeat."""
     return next(
-        p for p in range(1, len(layers) + 1)
+        p
+        for p in range(1, len(layers) + 1)
         if all(a == b for a, b in zip(layers, layers[p:], strict=False))
-    )  # fmt: skip
+    )
 
 
 def apply_layers(

@@ -15,7 +15,9 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
 
 
 def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Returns (x - mean) / std * gain + bias over the last dim (Ba et al. 2016), like `rms_norm`."""
+    """Returns (x - mean) / std * gain + bias over the last dim (Ba et al. 2016), like
+    `rms_norm`.
+    """
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)
@@ -36,7 +38,8 @@ def gain_factor(config: ModelConfig, gain: jax.Array) -> jax.Array:
 
 
 def learned_norm(module, config: ModelConfig, name: str, x_BTD: jax.Array) -> jax.Array:
-    """Returns x_BTD after the config's norm, with the parameters `name`_gain_D and `name`_norm_bias_D.
+    """Returns x_BTD after the config's norm, with the parameters `name`_gain_D and
+    `name`_norm_bias_D.
 
     Args:
       module: the Linen module that owns the parameters, inside its compact method.

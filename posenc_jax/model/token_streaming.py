@@ -17,16 +17,22 @@ CALL = 256  # prompt tokens per call of the decoder
 
 
 def stream_tokens(
-    params, config: ModelConfig, prompt_T: np.ndarray, new_tokens: int, sampling: Sampling, key: jax.Array
-) -> Iterator[int]:  # fmt: skip
-    """Yields up to `new_tokens` ids that continue a prompt: those of `posenc_jax.model.generate.generate`.
+    params,
+    config: ModelConfig,
+    prompt_T: np.ndarray,
+    new_tokens: int,
+    sampling: Sampling,
+    key: jax.Array,
+) -> Iterator[int]:
+    """Yields up to `new_tokens` ids that continue a prompt: those of
+    `posenc_jax.model.generate.generate`.
 
     Args:
       prompt_T: ids, at least one. key: of sampled tokens.
 
     Raises:
-      ValueError: before the first id: an empty prompt, an id outside the vocabulary, no new tokens, more
-        positions than the scheme has, or a kernel that cannot use a cache.
+      ValueError: before the first id: an empty prompt, an id outside the vocabulary, no new tokens,
+        more positions than the scheme has, or a kernel that cannot use a cache.
     """
     _check(config, prompt_T, new_tokens)
     call = min(CALL, len(prompt_T))
@@ -44,7 +50,13 @@ def stream_tokens(
             (place_1T[:, piece] >= 0).astype(np.int32),
         )
         logits_1V, cache = _read(params, cache, tokens_1T[:, piece], pos_1T, seg_1T, config=config)
-    return _continued(params, config, (logits_1V, cache), len(prompt_T), (sampling, jax.random.split(key, new_tokens)))  # fmt: skip
+    return _continued(
+        params,
+        config,
+        (logits_1V, cache),
+        len(prompt_T),
+        (sampling, jax.random.split(key, new_tokens)),
+    )
 
 
 def _check(config: ModelConfig, prompt_T: np.ndarray, new_tokens: int) -> None:
@@ -79,4 +91,6 @@ def _continued(params, config: ModelConfig, state, position: int, choice) -> Ite
         if number + 1 < len(keys):
             pos_11 = jnp.full((1, 1), position + number, jnp.int32)
             token_11 = token_1[:, None].astype(jnp.int32)
-            logits_1V, cache = _read(params, cache, token_11, pos_11, jnp.ones_like(pos_11), config=config)  # fmt: skip
+            logits_1V, cache = _read(
+                params, cache, token_11, pos_11, jnp.ones_like(pos_11), config=config
+            )

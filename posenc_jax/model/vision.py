@@ -49,11 +49,13 @@ class VisionConfig:
             raise ValueError("model.tied_head must be False: patches have no embedding table")
         if any(layer.gated for layer in self.model.placed.layers):
             raise ValueError(
-                f"scheme {self.model.scheme!r}: a forget gate weakens earlier tokens; an image encoder is not causal"
+                f"scheme {self.model.scheme!r}: a forget gate weakens earlier tokens; an "
+                "image encoder is not causal"
             )
         if self.model.token_shift:
             raise ValueError(
-                "model.token_shift must be False: an image encoder is not causal, and patches have no previous token"
+                "model.token_shift must be False: an image encoder is not causal, and "
+                "patches have no previous token"
             )
         for name in ("embedding_norm", "head_transform", "logit_softcap"):
             if getattr(self.model, name):
@@ -100,7 +102,8 @@ class VisionConfig:
         width = self.width or columns
         if columns > width:
             raise ValueError(
-                f"an image has {columns} columns of patches and the grid of the scheme {width}: different patches would "
+                f"an image has {columns} columns of patches and the grid of the scheme "
+                f"{width}: different patches would "
                 "get the same position; read it with read_at(config, (height, width))"
             )
         pos_T = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel().astype(np.int32)
@@ -154,10 +157,11 @@ def read_at(config: VisionConfig, image_size: tuple[int, int]) -> VisionConfig:
 def read_tables_at(
     config: VisionConfig, params: dict | None, image_size: tuple[int, int]
 ) -> tuple[VisionConfig, dict | None]:
-    """Returns config and parameters that read images of another size, tables of positions interpolated.
+    """Returns config and parameters that read images of another size, tables of positions
+    interpolated.
 
-    As `read_at`; in addition a learned or sinusoidal table is resized bilinearly from the grid of training
-    to the grid of the image (Dosovitskiy et al. 2021, sec. 3.2) and becomes a learned one.
+    As `read_at`; in addition a learned or sinusoidal table is resized bilinearly from the grid of
+    training to the grid of the image (Dosovitskiy et al. 2021, sec. 3.2) and becomes a learned one.
 
     Args:
       config: as trained on square images. params: as trained; None to check sizes only.
@@ -170,7 +174,10 @@ def read_tables_at(
     if not isinstance(model.placed.absolute, Learned | Sinusoidal) or grid == (side, side):
         return read_at(config, image_size), params
     if side * side != model.train_length:
-        raise ValueError(f"a table of {model.train_length} positions is no square grid, and cannot be interpolated")  # fmt: skip
+        raise ValueError(
+            f"a table of {model.train_length} positions is no square grid, and cannot be "
+            "interpolated"
+        )
     size = max(math.prod(grid), model.train_length)
     scheme = dataclasses.replace(model.parsed_scheme, absolute=Learned(size=size))
     config = dataclasses.replace(config, model=dataclasses.replace(model, scheme=scheme))
@@ -215,7 +222,8 @@ class Encoder(ArrayModule):
         c = self.config
         if image_BHWC.ndim != 4 or image_BHWC.shape[3] != c.channels:
             raise ValueError(
-                f"images must be [batch, height, width, {c.channels} channels], not {image_BHWC.shape}"
+                f"images must be [batch, height, width, {c.channels} channels], not "
+                f"{image_BHWC.shape}"
             )
         if not jnp.issubdtype(image_BHWC.dtype, jnp.floating):
             raise ValueError(f"pixels must be floats of about unit size, not {image_BHWC.dtype}")
@@ -228,7 +236,8 @@ class Encoder(ArrayModule):
             seg_BT = jnp.ones_like(pos_BT)
         elif seg_BT.shape != shape:
             raise ValueError(
-                f"segments {seg_BT.shape} do not fit a batch of {shape[0]} images of {shape[1]} patches"
+                f"segments {seg_BT.shape} do not fit a batch of {shape[0]} images of "
+                f"{shape[1]} patches"
             )
         return self.read(patches(image_BHWC, c.patch_size), pos_BT, seg_BT)
 

@@ -117,7 +117,9 @@ def plane_figure(away_R: np.ndarray, bias_NRR: np.ndarray, kernel_NRR: np.ndarra
 def kernel_figure(
     distance_S: np.ndarray, bias_NS: np.ndarray, rotary: Mapping[str, tuple], length: int
 ) -> Figure:
-    """Bias of each head by distance, nan past its window; mean cosine and bound of rotary groups."""
+    """Bias of each head by distance, nan past its window; mean cosine and bound of rotary
+    groups.
+    """
     x = distance_S + 1
 
     def biases(axes: Axes) -> None:

@@ -12,7 +12,8 @@ from posenc_jax.report.style import MUTED
 
 
 def accuracy_by_arm(rows: Iterable[Mapping]) -> list[dict]:
-    """Returns a record for each arm and size: the mean accuracy over the seeds, the least and the most.
+    """Returns a record for each arm and size: the mean accuracy over the seeds, the least and the
+    most.
 
     Args:
       rows: those of `posenc_jax.training.image_loop`, of any arms and seeds.
@@ -32,10 +33,17 @@ def accuracy_by_arm(rows: Iterable[Mapping]) -> list[dict]:
     records = []
     for (arm, size), seeds in found.items():
         values = [row["accuracy"] for row in seeds.values()]
-        records.append({
-            "arm": arm, "size": size, "train_size": min(sizes), "seeds": len(values),
-            "accuracy": float(np.mean(values)), "least": min(values), "most": max(values),
-        })  # fmt: skip
+        records.append(
+            {
+                "arm": arm,
+                "size": size,
+                "train_size": min(sizes),
+                "seeds": len(values),
+                "accuracy": float(np.mean(values)),
+                "least": min(values),
+                "most": max(values),
+            }
+        )
     return sorted(records, key=lambda record: (record["arm"], record["size"]))
 
 

@@ -12,9 +12,13 @@ from posenc_jax.results.study_data import RunData, StudyData
 
 OLDER_TASKS = ("mqar", "passkey")  # the summary of a study without the tasks of Y_R
 _WORDS = {
-    "mqar": "MQAR", "ngram": "n-gram", "nback": "n-back", "phonebook": "phone book",
-    "latest": "latest or first", "flipflop": "flip-flop",
-}  # fmt: skip
+    "mqar": "MQAR",
+    "ngram": "n-gram",
+    "nback": "n-back",
+    "phonebook": "phone book",
+    "latest": "latest or first",
+    "flipflop": "flip-flop",
+}
 _PROPER = {"rope": "RoPE", "alibi": "ALiBi", "nope": "NoPE", "xpos": "xPos", "yarn": "YaRN"}
 _COUPLED = re.compile(r"(\d+\*)?\(rope[^|]*\+alibi[^|]*\)\|(\d+\*)?nope~logn[^|]*")
 

@@ -16,11 +16,14 @@ from posenc_jax.results.study_data import RunData
 
 FIELDS = ("arm", "metric", "seeds", "mean", "min", "max", "n_per_seed")
 FAR_CONTEXT = {
-    "bpb_key": "bpb_key (E5) at {k}", "context_gain": "context_gain (E7) at {k}",
-    "bpb_window": "bpb_window (E8) at {k}", "window_check": "window_check (E8) at {k}",
-    "early_token_curse": "early_token_curse (E9) at {k}", "repeat_gain": "repeat_gain, gap {k}",
+    "bpb_key": "bpb_key (E5) at {k}",
+    "context_gain": "context_gain (E7) at {k}",
+    "bpb_window": "bpb_window (E8) at {k}",
+    "window_check": "window_check (E8) at {k}",
+    "early_token_curse": "early_token_curse (E9) at {k}",
+    "repeat_gain": "repeat_gain, gap {k}",
     OTHER_PLACE: f"{OTHER_PLACE} (confounded), gap {{k}}",
-}  # fmt: skip
+}
 
 
 def percent(value: float) -> str:

@@ -195,10 +195,13 @@ def nll_by_position(study: StudyView) -> Figure:
     ks = [2.0**e for e in range(-20, 12) if 1 / 2 <= study.train_length * 2.0**e <= top]
 
     made = marks.line_panels(
-        study, rows, "tokens_read", "nll",
+        study,
+        rows,
+        "tokens_read",
+        "nll",
         lambda axes: marks.length_axis(axes, study, ks, every=3),
         lambda axes, arm: marks.band(axes, study, rows, arm, "tokens_read", "nll", marker=""),
-    )  # fmt: skip
+    )
     words = captioned("nll_by_position", seeds=marks.seeds_note(study))
     return Figure(rows=rows, missing=missing, **words, **made)
 

@@ -20,11 +20,25 @@ from posenc_jax.study.statements import p_words
 from posenc_jax.study.verdict import banner, fingerprint
 
 LISTS = {
-    "deviations": "Deviations", "notes": "Notes", "why": "Not confirmed because",
-    "unused": "Missing runs", "unplanned": "Not read", "gaps": "Missing outcomes",
-}  # fmt: skip
-HEAD = ("clause", "statement", "state", "estimate", "90 % interval", "threshold", "p", "sign flip",
-    "n", "detectable")  # fmt: skip
+    "deviations": "Deviations",
+    "notes": "Notes",
+    "why": "Not confirmed because",
+    "unused": "Missing runs",
+    "unplanned": "Not read",
+    "gaps": "Missing outcomes",
+}
+HEAD = (
+    "clause",
+    "statement",
+    "state",
+    "estimate",
+    "90 % interval",
+    "threshold",
+    "p",
+    "sign flip",
+    "n",
+    "detectable",
+)
 COLUMNS = ("unit", "n", "estimate", "low", "high", "threshold", "p", "sign_flip", "detectable",
     "iqm", "ahead", "state")  # fmt: skip
 UNITS = ("bits per byte", "accuracy")

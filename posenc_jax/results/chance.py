@@ -1,8 +1,9 @@
 """Chance: accuracy of the best policy that sees every token but binds no value to its key.
 
-The exact chance of an answer is computed with its instance (`tasks.instances.Answer.chance`), since it may
-depend on the context; a row has the mean over its answers. The table here is for text and for rows of
-definitions 1: means over all answers of tasks whose chance does not depend on the length.
+The exact chance of an answer is computed with its instance (`tasks.instances.Answer.chance`), since
+it may depend on the context; a row has the mean over its answers. The table here is for text and
+for rows of definitions 1: means over all answers of tasks whose chance does not depend on the
+length.
 """
 
 import math

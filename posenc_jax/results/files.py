@@ -21,7 +21,8 @@ def replace_bytes(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yields a file whose content replaces that of `path` at the end of the block, atomically.
 
-    After a kill or a power loss the old or the new content is there, whole. An error in the block leaves the old.
+    After a kill or a power loss the old or the new content is there, whole. An error in the block
+    leaves the old.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(3)}.partial")  # two may write at once
     try:
@@ -74,17 +75,18 @@ def read_json(path: Path, kind: type = dict):
 
 
 def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
-    """Returns the objects of a JSONL file with their line numbers, and the number of a cut-off line.
+    """Returns the objects of a JSONL file with their line numbers, and the number of a cut-off
+    line.
 
-    Blank lines, a byte order mark and Windows line ends are ignored. A last line without a line end that
-    is no JSON was cut off by a kill: it is left out and its number is returned, otherwise 0.
+    Blank lines, a byte order mark and Windows line ends are ignored. A last line without a line end
+    that is no JSON was cut off by a kill: it is left out and its number is returned, otherwise 0.
 
     Args:
       path: the file; .gz is decompressed.
 
     Raises:
-      ValueError: another line that is no JSON object, a file that is not UTF-8, or a damaged gzip file,
-        in one line that names the file.
+      ValueError: another line that is no JSON object, a file that is not UTF-8, or a damaged gzip
+        file, in one line that names the file.
     """
     lines = _text(path).split("\n")  # not splitlines, which also splits at U+2028
     objects = []
@@ -105,7 +107,9 @@ def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
 
 
 def readable_lines(path: Path) -> tuple[list[tuple[int, dict]], list[int]]:
-    """Returns the objects of a JSONL log with their line numbers, and the numbers of damaged lines."""
+    """Returns the objects of a JSONL log with their line numbers, and the numbers of damaged
+    lines.
+    """
     objects, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():

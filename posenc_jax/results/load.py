@@ -34,12 +34,14 @@ def load(folder: Path, split: str | None = None) -> StudyData:
     """Returns the results below a folder; rows of definitions 1 are migrated.
 
     Args:
-      folder: of a run, of a study, or published (with runs.json). split: of the rows; None takes that of
-        study.json (test where it names none), or without a study.json dev if a run was evaluated on it.
+      folder: of a run, of a study, or published (with runs.json). split: of the rows; None takes
+        that of study.json (test where it names none), or without a study.json dev if a run was
+        evaluated on it.
 
     Raises:
-      ValueError: in one line: no evaluated run, a damaged file (its name and line), rows of another run
-        than that of their folder, several training lengths or definitions, or an arm and seed twice.
+      ValueError: in one line: no evaluated run, a damaged file (its name and line), rows of another
+        run than that of their folder, several training lengths or definitions, or an arm and seed
+        twice.
     """
     data = load_unmigrated(folder, split)
     versions: dict[int, str] = {}
@@ -48,10 +50,13 @@ def load(folder: Path, split: str | None = None) -> StudyData:
             versions.setdefault(row.definitions, run.name)
     if unknown := set(versions) - {1, DEFINITIONS}:
         number = min(unknown)
-        raise ValueError(f"{versions[number]} has rows of definitions {number}; known are 1 to {DEFINITIONS}")  # fmt: skip
+        raise ValueError(
+            f"{versions[number]} has rows of definitions {number}; known are 1 to {DEFINITIONS}"
+        )
     if len(versions) > 1:
         raise ValueError(
-            f"{versions[1]} was measured under older definitions than {versions[DEFINITIONS]}; evaluate it again"
+            f"{versions[1]} was measured under older definitions than "
+            f"{versions[DEFINITIONS]}; evaluate it again"
         )
     if DEFINITIONS in versions:
         return data
@@ -67,10 +72,14 @@ def load(folder: Path, split: str | None = None) -> StudyData:
 
 
 def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
-    """Returns what `load` returns, but with the rows as they were written; raises the same errors."""
+    """Returns what `load` returns, but with the rows as they were written; raises the same
+    errors.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give that of a run, of a study or of published results")  # fmt: skip
+        raise ValueError(
+            f"{folder} is no folder; give that of a run, of a study or of published results"
+        )
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be {' or '.join(SPLITS)}, not {split!r}")
     record = optional_json(folder / "study.json")
@@ -121,11 +130,18 @@ def splits(folder: Path) -> tuple[str, ...]:
 
 
 def chosen_folder(workdir: str | None, results: str | None) -> Path:
-    """Returns the folder of --workdir (runs) or --results (published); ValueError unless exactly one is given."""
+    """Returns the folder of --workdir (runs) or --results (published); ValueError unless exactly
+    one is given.
+    """
     if (workdir is None) == (results is None):
-        raise ValueError("give --workdir=FOLDER of a study or a run, or --results=FOLDER that was published, one of them")  # fmt: skip
+        raise ValueError(
+            "give --workdir=FOLDER of a study or a run, or --results=FOLDER that was "
+            "published, one of them"
+        )
     if results is not None and not (Path(results) / PUBLISHED).exists():
-        raise ValueError(f"--results={results} holds no {PUBLISHED}; folders of runs are read by --workdir")  # fmt: skip
+        raise ValueError(
+            f"--results={results} holds no {PUBLISHED}; folders of runs are read by --workdir"
+        )
     return Path(workdir or results)
 
 
@@ -177,7 +193,10 @@ def _read_runs(folder: Path, split: str) -> list[RunData]:
 
 def tuning_runs(folder: Path) -> list[RunData]:
     """Returns the runs of the learning-rate search of a study, with their rows of dev."""
-    return [_read_run(path.parent, folder, "dev") for path in sorted(folder.glob(f"{TUNING}/*/run.json"))]  # fmt: skip
+    return [
+        _read_run(path.parent, folder, "dev")
+        for path in sorted(folder.glob(f"{TUNING}/*/run.json"))
+    ]
 
 
 def _read_run(run: Path, folder: Path, split: str) -> RunData:

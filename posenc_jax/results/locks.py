@@ -41,7 +41,8 @@ def _held(path: Path, kind: int, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock of a folder and of `.lock` in it, so that the removal of `.lock` admits nobody.
+    """Holds the lock of a folder and of `.lock` in it, so that the removal of `.lock` admits
+    nobody.
 
     Raises:
       BlockingIOError: another process holds one of them, and `wait` is False.

@@ -1,4 +1,6 @@
-"""Manifest of a folder: size and SHA-256 of every file, written last and verified before anything is read."""
+"""Manifest of a folder: size and SHA-256 of every file, written last and verified before anything
+is read.
+"""
 
 import hashlib
 import json
@@ -38,8 +40,8 @@ def seal(folder: Path, contents: dict) -> None:
 def verify(folder: Path) -> dict:
     """Returns the contents given to `seal` if every byte below `folder` is unchanged.
 
-    Names in the manifest are only compared with those in the folder and never opened, so a manifest cannot
-    lead to other files.
+    Names in the manifest are only compared with those in the folder and never opened, so a manifest
+    cannot lead to other files.
 
     Raises:
       Corrupted: a changed, missing, additional or unreadable file, a link, or a changed manifest.
@@ -86,7 +88,9 @@ def read(folder: Path) -> dict:
 
 
 def checked(record: object, kinds: Mapping, where: str) -> dict:
-    """Returns a record in which every field of `kinds` is present and of its kind; else raises Corrupted."""
+    """Returns a record in which every field of `kinds` is present and of its kind; else raises
+    Corrupted.
+    """
     if not isinstance(record, dict):
         raise Corrupted(f"{where} must be an object, not {record!r:.60}")
     try:

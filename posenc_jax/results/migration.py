@@ -40,10 +40,14 @@ def migrate_rows(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...],
         if row.metric not in derived
     ]
     look = _Lookup(migrated)
-    older = [dataclasses.replace(row, definitions=DEFINITIONS) for row in rows if row.metric in derived]  # fmt: skip
+    older = [
+        dataclasses.replace(row, definitions=DEFINITIONS) for row in rows if row.metric in derived
+    ]
     migrated += [_context_gain(row, look) for row in older if row.metric == "context_gain"]
     migrated += _summaries(older[0], look) if "Y_R" in metrics else []
-    migrated += [_longest_passing(row, look, chance) for row in older if row.metric == f"EL_{PASSING}"]  # fmt: skip
+    migrated += [
+        _longest_passing(row, look, chance) for row in older if row.metric == f"EL_{PASSING}"
+    ]
     return tuple(migrated), tuple(_sentences(metrics, chance))
 
 
@@ -65,12 +69,16 @@ class _Lookup:
 
     def lengths(self, metric: str) -> list[int]:
         return sorted(
-            at for m, at, bucket in self._rows if m == metric and bucket == "all" and self.row(m, at, bucket)
-        )  # fmt: skip
+            at
+            for m, at, bucket in self._rows
+            if m == metric and bucket == "all" and self.row(m, at, bucket)
+        )
 
 
 def _changes(row: Row, accuracy: _Lookup, chance: Mapping[str, float]) -> dict:
-    """Returns the fields that change: the chance of an accuracy, a corrected accuracy, or the metric."""
+    """Returns the fields that change: the chance of an accuracy, a corrected accuracy, or the
+    metric.
+    """
     if row.metric == "repeat_gain":
         return {"metric": OTHER_PLACE}
     task, _, measure = row.metric.rpartition("_")
@@ -96,7 +104,9 @@ def _context_gain(row: Row, look: _Lookup) -> Row:
 
 
 def _summaries(like: Row, look: _Lookup) -> list[Row]:
-    """Returns Y_R and Y_R_far at every measured multiple from 2 on, and Y_R_id and least_id at L."""
+    """Returns Y_R and Y_R_far at every measured multiple from 2 on, and Y_R_id and least_id at
+    L.
+    """
     L, rows = like.train_length, []
     lengths = sorted({at for task in SUMMARY_TASKS for at in look.lengths(f"{task}_accuracy")})
     summaries = [("Y_R_id", L, False), ("least_id", L, False)]
@@ -106,9 +116,13 @@ def _summaries(like: Row, look: _Lookup) -> list[Row]:
     for metric, length, far in summaries:
         scores, n = summary_scores(look.row, length, far)
         missing = [task for task in SUMMARY_TASKS if task not in scores]
-        row = dataclasses.replace(like, suite="R", metric=metric, length=length, bucket="all", item="", stamp="")  # fmt: skip
+        row = dataclasses.replace(
+            like, suite="R", metric=metric, length=length, bucket="all", item="", stamp=""
+        )
         if missing:
-            reason = f"{missing[0]} was not measured at {length // L}L" + (" beyond L" if far else "")  # fmt: skip
+            reason = f"{missing[0]} was not measured at {length // L}L" + (
+                " beyond L" if far else ""
+            )
             rows.append(dataclasses.replace(row, value=None, n=0, skipped=reason))
         else:
             values = scores.values()
@@ -134,17 +148,28 @@ def _longest_passing(row: Row, look: _Lookup, chance: Mapping[str, float]) -> Ro
 
 
 def _sentences(metrics: set[str], chance: Mapping[str, float]) -> list[str]:
-    tasks = {m.removesuffix("_accuracy") for m in metrics if m.endswith("_accuracy")} - {"P3_offset", "longtext"}  # fmt: skip
-    sentences = ["Measured under older definitions: chance and what rests on it are computed again from the accuracies, "
-            "with the mean chance of a task in place of each answer's own."]  # fmt: skip
+    tasks = {m.removesuffix("_accuracy") for m in metrics if m.endswith("_accuracy")} - {
+        "P3_offset",
+        "longtext",
+    }
+    sentences = [
+        "Measured under older definitions: chance and what rests on it are computed again "
+        "from the accuracies, "
+        "with the mean chance of a task in place of each answer's own."
+    ]
     if any(task.startswith("mqar") for task in tasks):
         sentences.append(
             "The last answer of recalled pairs, which is given away, is among the answers."
         )
     if unknown := sorted(task for task in tasks if task not in chance):
-        sentences.append(f"Chance without binding is not known for {', '.join(unknown)}: no corrected accuracy.")  # fmt: skip
+        sentences.append(
+            f"Chance without binding is not known for {', '.join(unknown)}: no corrected accuracy."
+        )
     if "repeat_gain" in metrics:
-        sentences.append("The repeated span (E6) stood at another place than the fresh one: its gain cannot be redrawn.")  # fmt: skip
+        sentences.append(
+            "The repeated span (E6) stood at another place than the fresh one: its gain "
+            "cannot be redrawn."
+        )
     if "Y_R" in metrics:
         sentences.append("Retrieval under a window of L (E8) was not measured.")
     if "P3_offset_accuracy" in metrics:

@@ -1,4 +1,6 @@
-"""Publication of a study: a folder to commit, from which report and verdict can be made without its runs."""
+"""Publication of a study: a folder to commit, from which report and verdict can be made without its
+runs.
+"""
 
 import dataclasses
 import gzip
@@ -15,7 +17,8 @@ from posenc_jax.results.load import tuning_runs
 from posenc_jax.results.published_folder import PUBLISHED
 from posenc_jax.results.study_data import RunData, StudyData
 
-# All but the last part of an absolute path inside a recorded value: folders of a machine stay private.
+# All but the last part of an absolute path inside a recorded value: folders of a machine stay
+# private.
 _FOLDERS = re.compile(r"(^|[=\s'\"])/(?:[^/\s'\"]+/)+")
 
 
@@ -24,16 +27,17 @@ def publish(
 ) -> dict[str, int]:
     """Writes a published folder and returns the bytes of each of its files.
 
-    It has rows, logs, arrays (exact, in the smallest type) and records of every run, the rows of the
-    learning-rate search, the plan, and the list of texts. The same study gives the same bytes.
+    It has rows, logs, arrays (exact, in the smallest type) and records of every run, the rows of
+    the learning-rate search, the plan, and the list of texts. The same study gives the same bytes.
 
     Args:
-      data: of `load_unmigrated`. out: the folder; figures and pages in it are kept. texts: of the corpus
-        (`list_texts`). beside: the same study on the other split, whose rows are published too.
+      data: of `load_unmigrated`. out: the folder; figures and pages in it are kept. texts: of the
+        corpus (`list_texts`). beside: the same study on the other split, whose rows are published
+        too.
 
     Raises:
-      ValueError: a published study, runs of several corpora, damaged arrays, or an `out` with another
-        study.
+      ValueError: a published study, runs of several corpora, damaged arrays, or an `out` with
+        another study.
     """
     folder, runs = Path(data.folder), (*data.runs, *data.elsewhere)
     other = [] if beside is None else [r for r in (*beside.runs, *beside.elsewhere) if not r.why]
@@ -43,12 +47,22 @@ def publish(
     out.mkdir(parents=True, exist_ok=True)
     files = {
         "study.json": _json({**data.record, "name": data.name, "split": data.split}),
-        "texts.json": _json({"corpus": _only("corpus", runs), "corpus_fingerprint": corpus_fingerprint(data), "texts": texts}),
+        "texts.json": _json(
+            {
+                "corpus": _only("corpus", runs),
+                "corpus_fingerprint": corpus_fingerprint(data),
+                "texts": texts,
+            }
+        ),
         "rows.jsonl.gz": _packed(json_lines(_rows([*runs, *other]))),
-        "metrics.jsonl.gz": _packed(json_lines({"run": run.name, **m} for run in runs for m in run.metrics)),
-        "portraits.json.gz": _packed(json.dumps({run.name: run.scheme for run in runs if run.scheme})),
+        "metrics.jsonl.gz": _packed(
+            json_lines({"run": run.name, **m} for run in runs for m in run.metrics)
+        ),
+        "portraits.json.gz": _packed(
+            json.dumps({run.name: run.scheme for run in runs if run.scheme})
+        ),
         "arrays.npz": _arrays(runs),
-    }  # fmt: skip
+    }
     if data.tuning:
         files["tuning.json"] = _json(data.tuning)
         files["tuning.jsonl.gz"] = _packed(json_lines(_rows(tuning_runs(folder))))
@@ -106,7 +120,13 @@ def _rows(runs: Iterable[RunData]) -> Iterable[dict]:
 
 
 def _record(run: RunData) -> dict:
-    record = {"name": run.name, **run.info, "settings": run.settings, "why": run.why, "config": run.config}  # fmt: skip
+    record = {
+        "name": run.name,
+        **run.info,
+        "settings": run.settings,
+        "why": run.why,
+        "config": run.config,
+    }
     return without_folders(record)
 
 

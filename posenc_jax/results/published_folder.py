@@ -1,4 +1,6 @@
-"""Reader of a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz, logs, schemes."""
+"""Reader of a published folder: runs.json, rows.jsonl.gz (or rows.jsonl), arrays.npz, logs,
+schemes.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,8 @@ BESIDE = {"config": {}, "settings": "", "why": ""}
 def missing_files(folder: Path) -> tuple[str, ...]:
     """Returns a sentence for every optional file that is missing."""
     consequences = {
-        "arrays.npz": "No arrays were published: a bootstrap draws seeds alone, and figures of arrays are left out.",
+        "arrays.npz": "No arrays were published: a bootstrap draws seeds alone, and figures of "
+        "arrays are left out.",
         "metrics.jsonl.gz": "No training logs were published: training curves are left out.",
         "texts.json": "The texts are listed nowhere.",
     }
@@ -93,8 +96,8 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
 def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> dict[str, Mapping]:
     """Returns the entries of runs.json by the name of the run.
 
-    Older entries have no name: it is taken from the rows. A stretched evaluation had no entry; its record
-    is that of its run.
+    Older entries have no name: it is taken from the rows. A stretched evaluation had no entry; its
+    record is that of its run.
     """
     listed, path = read_json(folder / PUBLISHED, list), folder / PUBLISHED
     if not all(isinstance(entry, Mapping) for entry in listed):
@@ -115,7 +118,7 @@ def _entries(folder: Path, lines: Mapping[str, Sequence[tuple[int, Row]]]) -> di
         read = name.partition("/stretched/")[0]
         entry = by_seed.get(owner) or (by_seed.get(owners[read]) if read in owners else None)
         if entry is None:
-            raise ValueError(f"{path} has no run of arm {owner[0]!r}, seed {owner[1]}")  # fmt: skip
+            raise ValueError(f"{path} has no run of arm {owner[0]!r}, seed {owner[1]}")
         by_name[name] = entry if owner in by_seed else entry | {"arm": owner[0]}
     return by_name
 

@@ -40,10 +40,12 @@ def _is_choice(value: object) -> bool:
 def _is_curve(choice: Mapping) -> bool:
     points = choice.get("curve")
     return isinstance(points, list) and all(
-        isinstance(p, Mapping) and {"rate", "bpb_ctx"} <= p.keys()
-        and _is_number(p["rate"]) and (p["bpb_ctx"] is None or _is_number(p["bpb_ctx"]))
+        isinstance(p, Mapping)
+        and {"rate", "bpb_ctx"} <= p.keys()
+        and _is_number(p["rate"])
+        and (p["bpb_ctx"] is None or _is_number(p["bpb_ctx"]))
         for p in points
-    )  # fmt: skip
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -61,9 +63,13 @@ def _is_links(value: object) -> bool:
     if value is None:
         return True
     names = {"chain", "data_chain"}
-    return isinstance(value, Mapping) and value.keys() == names and all(
-        isinstance(link, str) and re.fullmatch("[0-9a-f]{64}", link) for link in value.values()
-    )  # fmt: skip
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == names
+        and all(
+            isinstance(link, str) and re.fullmatch("[0-9a-f]{64}", link) for link in value.values()
+        )
+    )
 
 
 TEXT = FieldKind("a string", lambda v: isinstance(v, str))
@@ -74,16 +80,34 @@ OBJECT = FieldKind("an object", lambda v: isinstance(v, Mapping))
 NAMES = _list_of("a list of names", str)
 SEEDS = _list_of("a list of whole numbers", int)
 OBJECTS = _list_of("a list of objects", dict)
-LEVELS = FieldKind("an object of objects", lambda v: isinstance(v, Mapping) and all(map(OBJECT.holds, v.values())))  # fmt: skip
+LEVELS = FieldKind(
+    "an object of objects", lambda v: isinstance(v, Mapping) and all(map(OBJECT.holds, v.values()))
+)
 ROLES = FieldKind("an arm by role, or a list of arms (rope and oracle: one)", _is_roles)
 TOKEN_TYPE = FieldKind("uint16 or uint32", lambda v: v in ("uint16", "uint32"))
 SPLIT = FieldKind(" or ".join(SPLITS), lambda v: v in SPLITS)
 
-STRINGS = FieldKind("an object of strings", lambda v: isinstance(v, Mapping) and all(map(TEXT.holds, v.values())))  # fmt: skip
-STATUS = FieldKind("smoke, exploratory or confirmed", lambda v: v in ("smoke", "exploratory", "confirmed"))  # fmt: skip
-PLAN = FieldKind("null or a plan", lambda v: v is None or (isinstance(v, Mapping) and {"sha256", "frozen", "rule"} <= v.keys() and TEXT.holds(v["sha256"])))  # fmt: skip
+STRINGS = FieldKind(
+    "an object of strings", lambda v: isinstance(v, Mapping) and all(map(TEXT.holds, v.values()))
+)
+STATUS = FieldKind(
+    "smoke, exploratory or confirmed", lambda v: v in ("smoke", "exploratory", "confirmed")
+)
+PLAN = FieldKind(
+    "null or a plan",
+    lambda v: (
+        v is None
+        or (
+            isinstance(v, Mapping)
+            and {"sha256", "frozen", "rule"} <= v.keys()
+            and TEXT.holds(v["sha256"])
+        )
+    ),
+)
 LIST = FieldKind("a list of numbers", lambda v: isinstance(v, list) and all(map(_is_number, v)))
-NUMBERS = FieldKind("an object of numbers", lambda v: isinstance(v, Mapping) and all(map(_is_number, v.values())))  # fmt: skip
+NUMBERS = FieldKind(
+    "an object of numbers", lambda v: isinstance(v, Mapping) and all(map(_is_number, v.values()))
+)
 LINKS = FieldKind("null or the two links of a chain", _is_links)
 SECONDS = FieldKind("a number of seconds", _is_number)
 NUMBER = FieldKind("a number or null", lambda v: v is None or _is_number(v))
@@ -99,15 +123,38 @@ _LOGGED = {"step": COUNT, "chain": TEXT, "data_chain": TEXT}
 
 # run.json, and an entry of runs.json.
 RUN = {
-    "arm": TEXT, "seed": COUNT, "tier": TEXT, "train_length": COUNT, "steps": COUNT, "finished": TRUTH,
-    "steps_done": COUNT, "tokens": COUNT, "scheme": TEXT, "corpus": TEXT, "corpus_fingerprint": TEXT,
-    "tokenizer_fingerprint": TEXT, "versions": OBJECT, "hardware": TEXT, "began": TIME, "wall_seconds": SECONDS,
-    "name": TEXT, "config": OBJECT, "settings": TEXT, "why": TEXT,
-}  # fmt: skip
+    "arm": TEXT,
+    "seed": COUNT,
+    "tier": TEXT,
+    "train_length": COUNT,
+    "steps": COUNT,
+    "finished": TRUTH,
+    "steps_done": COUNT,
+    "tokens": COUNT,
+    "scheme": TEXT,
+    "corpus": TEXT,
+    "corpus_fingerprint": TEXT,
+    "tokenizer_fingerprint": TEXT,
+    "versions": OBJECT,
+    "hardware": TEXT,
+    "began": TIME,
+    "wall_seconds": SECONDS,
+    "name": TEXT,
+    "config": OBJECT,
+    "settings": TEXT,
+    "why": TEXT,
+}
 STUDY = {
-    "name": TEXT, "tier": TEXT, "arms": NAMES, "seeds": SEEDS, "factors": LEVELS, "roles": ROLES, "split": SPLIT,
-    "deviations": NAMES, "skipped": OBJECT,
-}  # fmt: skip
+    "name": TEXT,
+    "tier": TEXT,
+    "arms": NAMES,
+    "seeds": SEEDS,
+    "factors": LEVELS,
+    "roles": ROLES,
+    "split": SPLIT,
+    "deviations": NAMES,
+    "skipped": OBJECT,
+}
 EVALUATION = {"step": COUNT, "settings": TEXT}
 TEXTS = {"texts": OBJECTS}
 CHOICES = FieldKind(
@@ -116,16 +163,39 @@ CHOICES = FieldKind(
 TUNED = {"arms": CHOICES, "steps": COUNT, "seed": COUNT}
 # verdict.json: of every rule that judged, of a hybrid, and of a statement.
 VERDICT = {
-    "status": STATUS, "tier": TEXT, "split": TEXT, "seeds": SEEDS, "train_length": COUNT, "rule": COUNT, "prereg": PLAN,
-    "verdicts": OBJECTS, "deviations": NAMES, "runs": STRINGS, "margins": NUMBERS,
-} | dict.fromkeys(("why", "unused", "unplanned", "notes", "gaps"), NAMES)  # fmt: skip
+    "status": STATUS,
+    "tier": TEXT,
+    "split": TEXT,
+    "seeds": SEEDS,
+    "train_length": COUNT,
+    "rule": COUNT,
+    "prereg": PLAN,
+    "verdicts": OBJECTS,
+    "deviations": NAMES,
+    "runs": STRINGS,
+    "margins": NUMBERS,
+} | dict.fromkeys(("why", "unused", "unplanned", "notes", "gaps"), NAMES)
 JUDGED = {
-    "hybrid": TEXT, "verdict": TEXT, "clauses": STRINGS, "statements": OBJECTS, "reasons": NAMES, "attribution": OBJECTS,
-}  # fmt: skip
+    "hybrid": TEXT,
+    "verdict": TEXT,
+    "clauses": STRINGS,
+    "statements": OBJECTS,
+    "reasons": NAMES,
+    "attribution": OBJECTS,
+}
 STATEMENT = {
-    "clause": TEXT, "words": TEXT, "note": TEXT, "unit": TEXT, "state": TEXT, "sentence": TEXT, "problems": NAMES,
-    "n": COUNT, "values": LIST,
-} | dict.fromkeys(("estimate", "low", "high", "threshold", "p", "sign_flip", "detectable", "iqm", "ahead"), NUMBER)  # fmt: skip
+    "clause": TEXT,
+    "words": TEXT,
+    "note": TEXT,
+    "unit": TEXT,
+    "state": TEXT,
+    "sentence": TEXT,
+    "problems": NAMES,
+    "n": COUNT,
+    "values": LIST,
+} | dict.fromkeys(
+    ("estimate", "low", "high", "threshold", "p", "sign_flip", "detectable", "iqm", "ahead"), NUMBER
+)
 
 
 def check(
@@ -141,5 +211,7 @@ def check(
 
 
 def check_logged(row: Mapping, where: str) -> None:
-    """Raises ValueError, beginning with `where`, for a line of metrics.jsonl without a step or with nested values."""
+    """Raises ValueError, beginning with `where`, for a line of metrics.jsonl without a step or with
+    nested values.
+    """
     check(row, dict.fromkeys(row, NUMBER) | _LOGGED, where, ("step",))

@@ -10,20 +10,28 @@ FindRow = Callable[[str, int, str], Row | None]
 
 
 def summary_scores(find: FindRow, length: int, far: bool) -> tuple[dict[str, float], int]:
-    """Returns the corrected accuracy of each task of Y_R that was measured, and the number of answers.
+    """Returns the corrected accuracy of each task of Y_R that was measured, and the number of
+    answers.
 
     Args:
       find: looks a row up. length: of the context. far: only over answers further away than L.
 
-    The weight of a bucket is n (1 - chance), which gives the corrected accuracy of all answers together.
+    The weight of a bucket is n (1 - chance), which gives the corrected accuracy of all answers
+    together.
     """
     buckets = FAR_BUCKETS if far else ("all",)
     scores, answers = {}, 0
     for task in SUMMARY_TASKS:
-        rows = [row for row in (find(f"{task}_corrected", length, b) for b in buckets) if row is not None]  # fmt: skip
+        rows = [
+            row
+            for row in (find(f"{task}_corrected", length, b) for b in buckets)
+            if row is not None
+        ]
         weights = [row.n * (1 - row.chance) for row in rows]
         if rows:
-            scores[task] = math.fsum(w * r.value for w, r in zip(weights, rows, strict=True)) / math.fsum(weights)  # fmt: skip
+            scores[task] = math.fsum(
+                w * r.value for w, r in zip(weights, rows, strict=True)
+            ) / math.fsum(weights)
             answers += sum(row.n for row in rows)
     return scores, answers
 

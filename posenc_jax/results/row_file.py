@@ -13,8 +13,8 @@ class RowFile:
     """rows.jsonl of one evaluation; it has all rows of an item (one measure at one length) or none.
 
     Args:
-      path: the file. stamps: a stamp of checkpoint step and settings, by suite. Rows with another stamp or
-        other definitions are dropped when the file is opened.
+      path: the file. stamps: a stamp of checkpoint step and settings, by suite. Rows with another
+        stamp or other definitions are dropped when the file is opened.
 
     Raises:
       ValueError: a line that is no row, in one line that names it.

@@ -14,8 +14,8 @@ _ACCURACY = "_accuracy"
 def run_table(path: Path) -> list[str]:
     """Returns at most LINES lines about a file of rows.
 
-    The first line names the columns: the context c of bits per byte (c = L/2 is in distribution) and the
-    length of a retrieval instance, in units of L. "-" was not measured.
+    The first line names the columns: the context c of bits per byte (c = L/2 is in distribution)
+    and the length of a retrieval instance, in units of L. "-" was not measured.
     """
     rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
     measured = [row for row in rows if row.bucket == "all" and row.measured]

@@ -39,22 +39,64 @@ OTHER_PLACE = "repeat_gain_other_place"  # repeat_gain of definitions 1
 # Metrics by suite; not listed are those of tasks ("<task>_<measure>"), of interventions
 # ("P4_<axis>_change", "M12_<axis>_change") and of lm-eval tasks ("<task>/<metric>").
 METRICS = {
-    "E": (BPB, "bpb_nonoverlap", "bpb_sliding", "nll_pos", "bpb_key", "repeat_gain", OTHER_PLACE,
-          "context_gain", "bpb_window", "window_check", "early_token_curse"),
+    "E": (
+        BPB,
+        "bpb_nonoverlap",
+        "bpb_sliding",
+        "nll_pos",
+        "bpb_key",
+        "repeat_gain",
+        OTHER_PLACE,
+        "context_gain",
+        "bpb_window",
+        "window_check",
+        "early_token_curse",
+    ),
     "R": ("Y_R", "Y_R_far", "Y_R_id", "least_id", "Y_R_window", f"EL_{PASSING}"),
-    "P": ("P1_shift_error", "P1_counter_error", "P2_relative_structure", "P3_offset_accuracy",
-          "P3_offset_corrected", "P3_offset_nll", "P4_change", "P4_bpb_ctx_change", "P5_largest_rise", "P5_monotone_share"),
-    "C": ("longtext_accuracy", "longtext_corrected", "longtext_nll", "longtext_cut_corrected",
-          "longtext_bag_corrected"),
-    "M": ("M1_distance", "M1_mean_distance", "M1_rho_far", "M2_entropy", "M3_gradient", "M3_reach", "M4_sink", "M4_sink_logit",
-          "M5_frequency_use", "M6_content", "M7_kendall", "M9_mass", "M10_margin", "M10_predicted_reach",
-          "M10_measured_reach", "M10_agreement", "M11_blind"),
-}  # fmt: skip
+    "P": (
+        "P1_shift_error",
+        "P1_counter_error",
+        "P2_relative_structure",
+        "P3_offset_accuracy",
+        "P3_offset_corrected",
+        "P3_offset_nll",
+        "P4_change",
+        "P4_bpb_ctx_change",
+        "P5_largest_rise",
+        "P5_monotone_share",
+    ),
+    "C": (
+        "longtext_accuracy",
+        "longtext_corrected",
+        "longtext_nll",
+        "longtext_cut_corrected",
+        "longtext_bag_corrected",
+    ),
+    "M": (
+        "M1_distance",
+        "M1_mean_distance",
+        "M1_rho_far",
+        "M2_entropy",
+        "M3_gradient",
+        "M3_reach",
+        "M4_sink",
+        "M4_sink_logit",
+        "M5_frequency_use",
+        "M6_content",
+        "M7_kendall",
+        "M9_mass",
+        "M10_margin",
+        "M10_predicted_reach",
+        "M10_measured_reach",
+        "M10_agreement",
+        "M11_blind",
+    ),
+}
 MEASURES = ("accuracy", "corrected", "nll")  # of a task
 SPLITS = ("dev", "test")
 
-# Exit codes of every entry point. STOPPED (EX_TEMPFAIL): stopped by a signal, can be resumed. UNWRITABLE
-# (EX_IOERR): could not write, can be resumed when there is disk space.
+# Exit codes of every entry point. STOPPED (EX_TEMPFAIL): stopped by a signal, can be resumed.
+# UNWRITABLE (EX_IOERR): could not write, can be resumed when there is disk space.
 DONE, FAILED, WRONG_INPUT, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
@@ -68,11 +110,15 @@ class Row:
     Attributes:
       run: folder of the run. arm, seed, tier: of the run. suite: its letter, or "all".
       metric, bucket: the metric, and the part it is over ("all", "distance:L-2L", "head:0.3").
-      length: in tokens; for bpb_ctx the context c, for retrieval the whole context. train_length: L.
-      value: None where nothing was measured (`skipped` has the reason). n: number of values averaged.
-      split: of the text and the instances. chance: mean over the same answers, None for metrics without
-      chance. checkpoint: "last" or its name. step: of the checkpoint, if it is not the last or the run had
-      not ended. unfinished: training had not ended. definitions: version of the metric definitions. item,
+      length: in tokens; for bpb_ctx the context c, for retrieval the whole context. train_length:
+        L.
+      value: None where nothing was measured (`skipped` has the reason). n: number of values
+        averaged.
+      split: of the text and the instances. chance: mean over the same answers, None for metrics
+        without
+      chance. checkpoint: "last" or its name. step: of the checkpoint, if it is not the last or the
+      run had not ended. unfinished: training had not ended. definitions: version of the metric
+      definitions. item,
       stamp: identify the row when an evaluation resumes.
     """
 
@@ -99,7 +145,9 @@ class Row:
 
     @property
     def k(self) -> float:
-        """Length in units of L; L // 2 counts as 0.5 for an odd L too, as the in-distribution loss needs."""
+        """Length in units of L; L // 2 counts as 0.5 for an odd L too, as the in-distribution loss
+        needs.
+        """
         return ID if self.length == self.train_length // 2 else self.length / self.train_length
 
     @property
@@ -108,7 +156,9 @@ class Row:
         return self.value is not None and math.isfinite(self.value)
 
     def to_json(self) -> dict:
-        """Returns the row as a JSON object without fields that have their default, except definitions."""
+        """Returns the row as a JSON object without fields that have their default, except
+        definitions.
+        """
         stored = {
             f.name: getattr(self, f.name)
             for f in _FIELDS
@@ -118,8 +168,17 @@ class Row:
 
 
 _FIELDS = dataclasses.fields(Row)
-_TYPES = {"seed": int, "length": int, "train_length": int, "n": int, "definitions": int, "value": float,
-          "chance": float, "step": int, "unfinished": bool}  # fmt: skip
+_TYPES = {
+    "seed": int,
+    "length": int,
+    "train_length": int,
+    "n": int,
+    "definitions": int,
+    "value": float,
+    "chance": float,
+    "step": int,
+    "unfinished": bool,
+}
 _NAMES = {f.name for f in _FIELDS}
 _REQUIRED = {f.name for f in _FIELDS if f.default is dataclasses.MISSING}
 
@@ -128,7 +187,8 @@ def row_from_json(stored: Mapping) -> Row:
     """Returns the row of a JSON object; `definitions` defaults to 1.
 
     Raises:
-      ValueError: a field that is missing, unknown or of the wrong type, or a negative length or count.
+      ValueError: a field that is missing, unknown or of the wrong type, or a negative length or
+        count.
     """
     if not isinstance(stored, Mapping):
         raise ValueError(f"a row is a JSON object, not {type(stored).__name__}")
@@ -146,7 +206,9 @@ def row_from_json(stored: Mapping) -> Row:
 
 
 def _check(name: str, value: object) -> None:
-    """Raises ValueError if a value has not the type of its field; NaN and infinities are no numbers."""
+    """Raises ValueError if a value has not the type of its field; NaN and infinities are no
+    numbers.
+    """
     kind = _TYPES.get(name, str)
     if value is None and name in ("value", "chance", "step"):
         return

@@ -9,12 +9,14 @@ from posenc_jax.results.study_data import RunData, StudyData
 
 
 def load_together(folders: Sequence[Path], split: str | None = None) -> StudyData:
-    """Returns the results below several folders as one study; the name of a run begins with its folder.
+    """Returns the results below several folders as one study; the name of a run begins with its
+    folder.
 
     Tuning, plan and roles belong to one study each and are left out.
 
     Raises:
-      ValueError: as `load`, for each folder; folders of different splits; an arm and seed, or a folder, twice.
+      ValueError: as `load`, for each folder; folders of different splits; an arm and seed, or a
+        folder, twice.
     """
     if len(folders) == 1:
         return load(folders[0], split)
@@ -48,7 +50,8 @@ def load_together(folders: Sequence[Path], split: str | None = None) -> StudyDat
 def load_rows(*folders: Path | str, split: str | None = None) -> list[dict]:
     """Returns all rows below folders of runs, studies or published results, for `pandas.DataFrame`.
 
-    Each row is a dict of every field of `posenc_jax.results.schema.Row` and of `k`, the length in units of L.
+    Each row is a dict of every field of `posenc_jax.results.schema.Row` and of `k`, the length in
+    units of L.
 
     Args:
       split: "dev" or "test"; None takes that of each folder.

@@ -16,9 +16,18 @@ from posenc_jax.results.schema import Row, row_from_json
 
 # Required fields of run.json.
 RECORDED = (
-    "arm", "seed", "tier", "train_length", "steps", "finished", "tokens", "corpus_fingerprint", "tokenizer_fingerprint",
-    "versions", "hardware",
-)  # fmt: skip
+    "arm",
+    "seed",
+    "tier",
+    "train_length",
+    "steps",
+    "finished",
+    "tokens",
+    "corpus_fingerprint",
+    "tokenizer_fingerprint",
+    "versions",
+    "hardware",
+)
 OWNER = ("arm", "seed", "tier", "train_length")  # fields in which a row and its run.json must agree
 
 
@@ -28,13 +37,17 @@ def optional_json(path: Path) -> dict:
 
 
 def checked_record(info: Mapping, where: str) -> Mapping:
-    """Returns run.json, migrated; ValueError, beginning with `where`, if it is incomplete or of a wrong type."""
+    """Returns run.json, migrated; ValueError, beginning with `where`, if it is incomplete or of a
+    wrong type.
+    """
     check(info, RUN, where, RECORDED)
     return migrate_record(info)
 
 
 def checked_row(one: Mapping, path: Path, number: int) -> Row:
-    """Returns the row of a line; a value that is not finite (in older rows) becomes None, with a reason."""
+    """Returns the row of a line; a value that is not finite (in older rows) becomes None, with a
+    reason.
+    """
     value = one.get("value")
     if isinstance(value, float) and not math.isfinite(value):
         one = {**one, "value": None, "skipped": f"not finite ({value})"}
@@ -61,17 +74,21 @@ def rows_of_run(
         for field in OWNER:
             if getattr(row, field) != info[field]:
                 raise ValueError(
-                    f"{where} is of {field} {getattr(row, field)!r}, its run {name} of {info[field]!r}; "
+                    f"{where} is of {field} {getattr(row, field)!r}, its run {name} of "
+                    f"{info[field]!r}; "
                     "evaluate the run again"
                 )
         if row.split != split or row.checkpoint != "last":
             raise ValueError(
-                f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of {split} and the last"
+                f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of "
+                f"{split} and the last"
             )
         key = row.metric, row.length, row.bucket
         line, earlier = first.setdefault(key, (number, row))
         if line != number and _measured(earlier) != _measured(row):
-            raise ValueError(f"{where} and line {line} both give {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
+            raise ValueError(
+                f"{where} and line {line} both give {row.metric} at {row.length}, {row.bucket}"
+            )
     rows = (row for _, row in first.values())
     return tuple(row if row.run == name else dataclasses.replace(row, run=name) for row in rows)
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from posenc_jax.results.schema import FAR_BUCKETS, Row
 
-# Folders of a study: runs that count, runs that chose the learning rates, runs of another training length.
+# Folders of a study: runs that count, runs that chose the learning rates, runs of another training
+# length.
 RUNS, TUNING, OTHER_LENGTHS = "runs", "tuning", "other_lengths"
 
 
@@ -17,12 +18,14 @@ class RunData:
     """The results of one trained run on one split.
 
     Attributes:
-      name: its folder below the study, such as runs/rope-s0. info: run.json. config: config.json, or {}.
+      name: its folder below the study, such as runs/rope-s0. info: run.json. config: config.json,
+        or {}.
         rows: without duplicates; they are here even if they may not count.
       settings: of the evaluation; runs that are compared have the same ones; "" if unknown.
       metrics: the training log. why: the reason why its rows may not count, or "".
       scheme: arrays of the encoding for figures (scheme.json), or {}. array_names: sorted.
-      arrays: returns the arrays of a name ("passkey_4") by field; ValueError if they are missing or damaged.
+      arrays: returns the arrays of a name ("passkey_4") by field; ValueError if they are missing or
+        damaged.
     """
 
     name: str
@@ -116,8 +119,8 @@ class StudyData:
 
     Attributes:
       name: of the study. folder: from which it was read. record: study.json ({} for a single run).
-      split: of the rows. runs: sorted by name, of one training length, each arm and seed once, without
-        those of the learning-rate search. elsewhere: runs of another training length.
+      split: of the rows. runs: sorted by name, of one training length, each arm and seed once,
+        without those of the learning-rate search. elsewhere: runs of another training length.
       tuning: tuning.json, or {}. texts: name, split and SHA-256 of each text, or ().
       plan: content of prereg.json, or None. notes: sentences about missing or incomparable results.
     """

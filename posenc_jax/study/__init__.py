@@ -1,1 +1,3 @@
-"""Studies: arms x seeds under identical conditions, run side by side and resumed where they stopped."""
+"""Studies: arms x seeds under identical conditions, run side by side and resumed where they
+stopped.
+"""

@@ -34,16 +34,17 @@ def attribute(
 ) -> list[Attribution]:
     """Returns, for every removed factor, whether the hybrid needs it.
 
-    - needed: with the factor, the hybrid is better by the margin on one axis and not worse by the margin
-      on the other (two routes, each an intersection-union; the smaller p is doubled).
-    - dispensable: without the factor, it is not worse by the margin on either axis (intersection-union).
-    - open: neither of these, or a planned seed is missing, or neither arm learns recall at L. Two arms
-      without recall are alike, with or without the factor.
+    - needed: with the factor, the hybrid is better by the margin on one axis and not worse by the
+      margin on the other (two routes, each an intersection-union; the smaller p is doubled).
+    - dispensable: without the factor, it is not worse by the margin on either axis
+    (intersection-union).
+    - open: neither of these, or a planned seed is missing, or neither arm learns recall at L. Two
+      arms without recall are alike, with or without the factor.
 
     Args:
-      ablations: the arm without the factor, by factor ("rotation", "bias"). weigh: changes the p of a
-        statement about accuracy; the default keeps that of the t test (rule 1). learnt: whether an arm
-        learns recall at L; rule 1 has no such condition.
+      ablations: the arm without the factor, by factor ("rotation", "bias"). weigh: changes the p of
+        a statement about accuracy; the default keeps that of the t test (rule 1). learnt: whether
+        an arm learns recall at L; rule 1 has no such condition.
 
     Raises:
       ValueError: an unknown factor.
@@ -81,11 +82,14 @@ def _one(outcomes, hybrid, factor, ablation, seeds, m: Margins, weigh, assessabl
         finding = "dispensable"
     other = FACTORS[1 - FACTORS.index(factor)]
     words = {
-        "needed": f"{factor} is needed: without it one axis is lost, and the other is no better for it (p {p_words(p)})",
-        "dispensable": f"{other} suffices: without {factor} neither axis is worse by its margin (p {p_words(p_without)})",
-        "open": f"{factor}: open; neither needed (p {p_words(p)}) nor dispensable (p {p_words(p_without)})"
+        "needed": f"{factor} is needed: without it one axis is lost, and the other is no better "
+        f"for it (p {p_words(p)})",
+        "dispensable": f"{other} suffices: without {factor} neither axis is worse by its margin (p "
+        f"{p_words(p_without)})",
+        "open": f"{factor}: open; neither needed (p {p_words(p)}) nor dispensable (p "
+        f"{p_words(p_without)})"
         if assessable
         else f"{factor}: open; neither {hybrid} nor {ablation} learns recall at L",
-    }[finding]  # fmt: skip
+    }[finding]
     statements = (better["E"], better["R"])
     return Attribution(hybrid, factor, ablation, finding, p, words, statements)

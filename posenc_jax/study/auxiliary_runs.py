@@ -1,4 +1,6 @@
-"""Auxiliary runs of rule 2, beside those that count: dev rows, pilot runs, offset lookup, the oracle."""
+"""Auxiliary runs of rule 2, beside those that count: dev rows, pilot runs, offset lookup, the
+oracle.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -16,8 +18,8 @@ class AuxiliaryRuns:
     """Studies that rule 2 reads beside the runs that count; None where there is none.
 
     Attributes:
-      dev: the same study on dev, which chooses A and R+. pilot: runs of the assay. lookup: runs that were
-        trained on offset lookup alone.
+      dev: the same study on dev, which chooses A and R+. pilot: runs of the assay. lookup: runs
+        that were trained on offset lookup alone.
     """
 
     dev: StudyData | None = None
@@ -41,7 +43,10 @@ def oracle_gains(data: StudyData, plan: AnalysisPlan) -> dict[int, float | None]
     for run in data.elsewhere:
         if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
             if run.info["train_length"] != FAR * length:
-                raise ValueError(f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not at {FAR} x {length}")  # fmt: skip
+                raise ValueError(
+                    f"{run.name} is no oracle: it was trained at {run.info['train_length']}, "
+                    f"not at {FAR} x {length}"
+                )
             gains[run.info["seed"]] = oracle_gain(run.rows, length)
     return gains
 
@@ -53,7 +58,10 @@ def assay(
     arms = [plan.rope, *plan.alibi, *plan.hybrids]
     if pilot is None:
         n = len(plan.seeds)
-        words = f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} of which are asked for"  # fmt: skip
+        words = (
+            f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} "
+            "of which are asked for"
+        )
         values, seeds = outcomes, plan.seeds
     else:
         seeds = plan.pilot or tuple(sorted({r.info["seed"] for r in pilot.runs}))

@@ -16,8 +16,8 @@ FEW = (
 class Stratum:
     """Instances that are resampled together; their value is sum(total) / sum(weight).
 
-    For a mean accuracy, total and weight are right answers and answers of each instance; for bits per
-    byte, bits and bytes of each stretch.
+    For a mean accuracy, total and weight are right answers and answers of each instance; for bits
+    per byte, bits and bytes of each stretch.
     """
 
     total_I: np.ndarray
@@ -38,8 +38,12 @@ def sample_value(sample: Sample) -> float:
 
 
 def paired_difference(a: Sample, b: Sample) -> Sample | None:
-    """Returns a - b instance by instance, so that both are resampled alike; None if their instances differ."""
-    if len(a) != len(b) or not all(np.array_equal(x.weight_I, y.weight_I) for x, y in zip(a, b, strict=True)):  # fmt: skip
+    """Returns a - b instance by instance, so that both are resampled alike; None if their instances
+    differ.
+    """
+    if len(a) != len(b) or not all(
+        np.array_equal(x.weight_I, y.weight_I) for x, y in zip(a, b, strict=True)
+    ):
         return None
     return tuple(Stratum(x.total_I - y.total_I, x.weight_I) for x, y in zip(a, b, strict=True))
 
@@ -50,14 +54,15 @@ def constant_sample(number: float) -> Sample:
 
 
 def bootstrap_means(seeds: Sequence[Sample], *, draws: int, seed: int) -> np.ndarray:
-    """Returns, for each draw, the mean over seeds drawn with replacement, instances drawn within each.
+    """Returns, for each draw, the mean over seeds drawn with replacement, instances drawn within
+    each.
 
     Davison and Hinkley 1997, sec. 3.8. A seed that is drawn twice draws its instances twice;
     every stratum is resampled by itself. Draws are a function of `seed` alone (a Philox counter).
 
     Raises:
-      ValueError: fewer than two seeds, a stratum whose weights are not all positive, or a number that
-        is not finite.
+      ValueError: fewer than two seeds, a stratum whose weights are not all positive, or a number
+        that is not finite.
     """
     if len(seeds) < 2:
         raise ValueError(f"a bootstrap over seeds needs at least 2 seeds, not {len(seeds)}")
@@ -81,13 +86,15 @@ def _drawn(stratum: Stratum, count: int, random: np.random.Generator) -> np.ndar
     """Returns the values of `count` resamples of the instances of a stratum."""
     total_I, weight_I = stratum.total_I, stratum.weight_I
     if not (len(weight_I) and (weight_I > 0).all() and np.isfinite(total_I).all()):
-        raise ValueError("a bootstrap needs instances with a finite total and a weight above 0")  # fmt: skip
+        raise ValueError("a bootstrap needs instances with a finite total and a weight above 0")
     size, alike = len(total_I), bool((weight_I == weight_I[0]).all())
     if size == 1:
         return np.full(count, total_I[0] / weight_I[0])
     distinct_K, times_K = np.unique(total_I, return_counts=True)
     if alike and len(distinct_K) <= FEW:  # how often each value is drawn is a multinomial count
-        return random.multinomial(size, times_K / size, size=count) @ distinct_K / (size * weight_I[0])  # fmt: skip
+        return (
+            random.multinomial(size, times_K / size, size=count) @ distinct_K / (size * weight_I[0])
+        )
     kind = np.uint16 if size <= 2**16 else np.uint64  # uint16 is drawn in half the time
     values_X = np.empty(count)
     step = max(1, CHUNK // size)

@@ -30,8 +30,8 @@ RELIABILITY = "reliability"
 def weighed(s: Statement, *, behind: bool = True) -> Statement:
     """Returns a statement about accuracy with the largest of its p.
 
-    "Not worse by a margin" leaves out the failing seeds of the first arm: no 12 seeds can show that the
-    share that fails is below a margin of 0.05 (59 that all succeed could).
+    "Not worse by a margin" leaves out the failing seeds of the first arm: no 12 seeds can show that
+    the share that fails is below a margin of 0.05 (59 that all succeed could).
     """
     return agreed(s, ahead=s.threshold >= 0, behind=behind)
 
@@ -48,7 +48,9 @@ class Hybrid:
     margins: Margins
 
     def statements(self) -> list[tuple[Statement, str]]:
-        """Returns every statement with the state that is forced on it, "" where its test decides."""
+        """Returns every statement with the state that is forced on it, "" where its test
+        decides.
+        """
         m, passed = self.margins, self._passes()
         statements = [
             (self._assay(), "" if passed else NOT_ASSESSABLE if passed is None else FAILS)
@@ -65,22 +67,48 @@ class Hybrid:
             ("G1", "RoPE", "Y_R_id", -m.accuracy),
             ("G1", "ALiBi", "Y_R_id", -m.accuracy),
         ):
-            statements += [(s, forced or ("" if passed else NOT_ASSESSABLE)) for s, forced in self._recall(*recall)]  # fmt: skip
+            statements += [
+                (s, forced or ("" if passed else NOT_ASSESSABLE))
+                for s, forced in self._recall(*recall)
+            ]
         statements += self._text("G1", "RoPE", "Y_id", -m.bpb)
         statements += self._text("G1", "ALiBi", "Y_id", -m.bpb)
-        statements += [(self._own(*check), "") for check in (
-            ("G2", f"P1, the shift error, is at most {m.shift:g}", "P1", "", m.shift, "at most"),
-            ("G2", "P5, the share of heads with a monotone bias, is 1", "P5", "", 1.0, "equal"),
-            ("G2", "P4, what rotation off costs in bits per byte, is above 0", "P4", "", 0.0, "above"),
-        )]  # fmt: skip
-        window = self._own("G3", "fall of Y_R at 4L under a window of L", "window_drop", ACCURACY, m.accuracy)  # fmt: skip
-        price = self._own("price", "bpb_ctx(4L) less bpb_id, the price of length", "price", BPB, 0.0)  # fmt: skip
+        statements += [
+            (self._own(*check), "")
+            for check in (
+                (
+                    "G2",
+                    f"P1, the shift error, is at most {m.shift:g}",
+                    "P1",
+                    "",
+                    m.shift,
+                    "at most",
+                ),
+                ("G2", "P5, the share of heads with a monotone bias, is 1", "P5", "", 1.0, "equal"),
+                (
+                    "G2",
+                    "P4, what rotation off costs in bits per byte, is above 0",
+                    "P4",
+                    "",
+                    0.0,
+                    "above",
+                ),
+            )
+        ]
+        window = self._own(
+            "G3", "fall of Y_R at 4L under a window of L", "window_drop", ACCURACY, m.accuracy
+        )
+        price = self._own(
+            "price", "bpb_ctx(4L) less bpb_id, the price of length", "price", BPB, 0.0
+        )
         statements += [self._lookup(), (weighed(window), ""), *self._gain(), (price, REPORTED)]
         statements += [(self._reliability(), REPORTED)]
         return [(s, forced or (REFUSED if s.identical else "")) for s, forced in statements]
 
     def _candidates(self, parent: str, axis: str) -> list[tuple[str, str]]:
-        """Returns the arms of a parent, each with its forced state: judged ones first, then reported ones."""
+        """Returns the arms of a parent, each with its forced state: judged ones first, then
+        reported ones.
+        """
         if parent == "RoPE":
             return [(self.roles.rope, "")]
         role, by_axis = {
@@ -91,12 +119,25 @@ class Hybrid:
         others = (arm for arm in self.roles.candidates[role] if arm not in judged)
         return [*((arm, "") for arm in judged), *((arm, REPORTED) for arm in others)]
 
-    def _text(self, clause: str, parent: str, metric: str, threshold: float) -> list[tuple[Statement, str]]:  # fmt: skip
-        claim = Claim(clause, f"{metric} of {parent} less {metric} of the hybrid", (), metric, BPB, threshold)  # fmt: skip
+    def _text(
+        self, clause: str, parent: str, metric: str, threshold: float
+    ) -> list[tuple[Statement, str]]:
+        claim = Claim(
+            clause, f"{metric} of {parent} less {metric} of the hybrid", (), metric, BPB, threshold
+        )
         return self._against(claim, parent, TEXT)
 
-    def _recall(self, clause: str, parent: str, metric: str, threshold: float) -> list[tuple[Statement, str]]:  # fmt: skip
-        claim = Claim(clause, f"{metric} of the hybrid less {metric} of {parent}", (), metric, ACCURACY, threshold)  # fmt: skip
+    def _recall(
+        self, clause: str, parent: str, metric: str, threshold: float
+    ) -> list[tuple[Statement, str]]:
+        claim = Claim(
+            clause,
+            f"{metric} of the hybrid less {metric} of {parent}",
+            (),
+            metric,
+            ACCURACY,
+            threshold,
+        )
         return self._against(claim, parent, RETRIEVAL)
 
     def _against(self, claim: Claim, parent: str, axis: str) -> list[tuple[Statement, str]]:
@@ -104,7 +145,14 @@ class Hybrid:
         candidates = self._candidates(parent, axis)
         if not candidates:
             problem = f"no arm was named for {parent}"
-            return [(Statement(claim.clause, claim.words, "", 0.0, (), (), (problem,), None, 1.0, 1.0), "")]  # fmt: skip
+            return [
+                (
+                    Statement(
+                        claim.clause, claim.words, "", 0.0, (), (), (problem,), None, 1.0, 1.0
+                    ),
+                    "",
+                )
+            ]
         tested_arms = []
         for arm, forced in candidates:
             arms = (arm, self.name) if axis == TEXT else (self.name, arm)
@@ -115,12 +163,17 @@ class Hybrid:
         return tested_arms
 
     def _uncontradicted(self, s: Statement, arm: str) -> Statement:
-        """Returns the statement; it cannot hold (or be refuted) where the counts of seeds say the opposite."""
+        """Returns the statement; it cannot hold (or be refuted) where the counts of seeds say the
+        opposite.
+        """
         count, does = (acquiring, "acquire") if s.metric == "Y_R_id" else (reaching, "reach")
         own, other = (count(self.outcomes, a, self.seeds) for a in (self.name, arm))
         fewer, more = contradicted(own, other, self.margins.alpha)
         if fewer:
-            words = f"its counts contradict it: {own[0]} of {own[1]} seeds {does}, of {arm} {other[0]} of {other[1]}"  # fmt: skip
+            words = (
+                f"its counts contradict it: {own[0]} of {own[1]} seeds {does}, of {arm} "
+                f"{other[0]} of {other[1]}"
+            )
             return dataclasses.replace(s, p=1.0, contradiction=words)
         return dataclasses.replace(s, p_refuted=1.0) if more else s
 
@@ -155,7 +208,9 @@ class Hybrid:
             said = "no such runs were read; name them with --lookup"
             return _counted("G2", words, counts, said, 1.0, 1.0), NOT_ASSESSABLE
         p, refuted, forced = lookup_state(counts[self.name], counts[self.roles.rope])
-        fisher = hypothesis_tests.fisher_fewer(*(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope])))  # fmt: skip
+        fisher = hypothesis_tests.fisher_fewer(
+            *(c[i] for i in (0, 1) for c in (counts[self.name], counts[self.roles.rope]))
+        )
         listed = ", ".join(f"{arm} {k} of {n}" for arm, (k, n) in counts.items())
         said = f"{listed}; that fewer do, Fisher p {p_words(fisher)}"
         return _counted("G2", words, counts, said, p, refuted), forced
@@ -163,11 +218,16 @@ class Hybrid:
     def _gain(self) -> list[tuple[Statement, str]]:
         """Returns the gain of the hybrid from far text, and that of the oracle.
 
-        It is required where the oracle has one. Without an oracle it is required too, but cannot refute.
+        It is required where the oracle has one. Without an oracle it is required too, but cannot
+        refute.
         """
         m, oracle = self.margins, self.roles.oracle
         own = self._own("G3", "context gain", "context_gain", BPB, 0.0)
-        unknown = dataclasses.replace(own, p_refuted=1.0, note="asked for, since no oracle shows whether the text rewards far context")  # fmt: skip
+        unknown = dataclasses.replace(
+            own,
+            p_refuted=1.0,
+            note="asked for, since no oracle shows whether the text rewards far context",
+        )
         if not oracle:
             return [(unknown, "")]
         words = "context gain of the oracle, RoPE trained at 4L, within 4L"
@@ -175,16 +235,32 @@ class Hybrid:
         if shown.test is None:
             return [(shown, REPORTED), (unknown, "")]
         required = shown.p <= m.alpha
-        note = "asked for, since the oracle shows one" if required else "not asked for: the oracle shows none"  # fmt: skip
-        return [(shown, REPORTED), (dataclasses.replace(own, note=note), "" if required else REPORTED)]  # fmt: skip
+        note = (
+            "asked for, since the oracle shows one"
+            if required
+            else "not asked for: the oracle shows none"
+        )
+        return [
+            (shown, REPORTED),
+            (dataclasses.replace(own, note=note), "" if required else REPORTED),
+        ]
 
     def _reliability(self) -> Statement:
         arms = dict.fromkeys([self.name, *self.roles.alibi[RETRIEVAL], self.roles.rope])
         counts = {arm: reaching(self.outcomes, arm, self.seeds) for arm in arms}
         parts, (k, n) = [], counts[self.name]
         for arm, (l, m) in counts.items():  # noqa: E741
-            fewer = f"; that it is fewer, Fisher p {p_words(hypothesis_tests.fisher_fewer(l, k, m, n))}" if arm != self.name and m and n else ""  # fmt: skip
-            limit = f" (at least {hypothesis_tests.clopper_pearson_lower(l, m, self.margins.alpha):.2f}{fewer})" if m else ""  # fmt: skip
+            fewer = (
+                f"; that it is fewer, Fisher p {p_words(hypothesis_tests.fisher_fewer(l, k, m, n))}"
+                if arm != self.name and m and n
+                else ""
+            )
+            limit = (
+                " (at least "
+                f"{hypothesis_tests.clopper_pearson_lower(l, m, self.margins.alpha):.2f}{fewer})"
+                if m
+                else ""
+            )
             parts.append(f"{arm} {l} of {m}{limit}")
         words = f"seeds that reach (Y_R_far at least {REACHES:g} at 4L)"
         unseen = 1 - self.margins.alpha ** (1 / len(self.seeds))

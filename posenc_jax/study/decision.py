@@ -1,4 +1,6 @@
-"""Parts shared by both versions of the decision rule: margins, verdict, states of statements and clauses."""
+"""Parts shared by both versions of the decision rule: margins, verdict, states of statements and
+clauses.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,8 +10,8 @@ from posenc_jax.study.statements import Statement
 
 MOST_HYBRIDS = 3
 BPB, ACCURACY = "bits per byte", "accuracy"
-# States that no test gives: shown, but no part of the verdict; the assay failed; all seeds have one value;
-# of the assay itself.
+# States that no test gives: shown, but no part of the verdict; the assay failed; all seeds have one
+# value; of the assay itself.
 REPORTED, NOT_ASSESSABLE, REFUSED, FAILS = "reported", "not assessable", "refused", "fails"
 
 
@@ -38,7 +40,9 @@ class Verdict:
 
 
 def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there are 1 to 3 hybrids, all arms differ, and seeds are given once each."""
+    """Raises ValueError unless there are 1 to 3 hybrids, all arms differ, and seeds are given once
+    each.
+    """
     if not 1 <= len(hybrids) <= MOST_HYBRIDS:
         raise ValueError(f"the rule takes 1 to {MOST_HYBRIDS} hybrids, not {len(hybrids)}")
     arms = [*hybrids, *parents]
@@ -51,10 +55,12 @@ def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[i
 def tested_states(statements: Sequence[tuple[float, float, bool]], alpha: float) -> list[str]:
     """Returns the state of each statement: "holds", "refuted" or "open".
 
-    Refutations of the tested ones share one Holm correction, since one refuted statement is enough for NO.
+    Refutations of the tested ones share one Holm correction, since one refuted statement is enough
+    for NO.
 
     Args:
-      statements: of each, its p, the p of its opposite, and whether it is checked instead of tested.
+      statements: of each, its p, the p of its opposite, and whether it is checked instead of
+        tested.
     """
     adjusted = iter(
         statistics.holm([opposite for _, opposite, checked in statements if not checked])
@@ -69,7 +75,8 @@ def tested_states(statements: Sequence[tuple[float, float, bool]], alpha: float)
 def clause_states(
     names: Sequence[str], clauses: Sequence[str], states: Sequence[str]
 ) -> dict[str, str]:
-    """Returns the state of each named clause: the worst of its statements, "open" where it has none.
+    """Returns the state of each named clause: the worst of its statements, "open" where it has
+    none.
 
     Args:
       clauses, states: of each statement. Statements that are only reported do not count.

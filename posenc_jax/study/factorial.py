@@ -1,7 +1,8 @@
-"""Main effects and two-way interactions of a factorial study, by least squares on per-seed outcomes.
+"""Main effects and two-way interactions of a factorial study, by least squares on per-seed
+outcomes.
 
-Every effect is a deviation from the grand mean (sum-to-zero coding): the effects of a factor add up to
-zero, with missing cells too. Source: Scheffe 1959, ch. 4.
+Every effect is a deviation from the grand mean (sum-to-zero coding): the effects of a factor add up
+to zero, with missing cells too. Source: Scheffe 1959, ch. 4.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ Levels = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """The estimate of one combination of levels, with a percentile interval over bootstrap draws of seeds.
+    """The estimate of one combination of levels, with a percentile interval over bootstrap draws of
+    seeds.
 
     Attributes:
       term: ("bias",) or ("rotation", "bias"). levels: one per factor of the term.
@@ -31,7 +33,9 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """All effects; `mean` is the grand mean over cells, `left_out` names the terms that are not identifiable."""
+    """All effects; `mean` is the grand mean over cells, `left_out` names the terms that are not
+    identifiable.
+    """
 
     mean: float
     effects: tuple[Effect, ...]
@@ -49,17 +53,19 @@ def fit(
 ) -> Fit:
     """Returns the least-squares fit of mean + main effects + two-way interactions.
 
-    A two-way interaction that is not identifiable (a combination was never run) is left out and named.
-    Seeds are resampled once for all cells: they are paired across arms.
+    A two-way interaction that is not identifiable (a combination was never run) is left out and
+    named. Seeds are resampled once for all cells: they are paired across arms.
 
     Args:
-      outcomes: by cell (a level of every factor) and training seed. factors: names, in the order of the
-        levels; a factor with a single level is left out of the model.
-      draws: number of bootstrap draws, a function of `seed` alone. level: coverage of the intervals.
+      outcomes: by cell (a level of every factor) and training seed. factors: names, in the order of
+        the levels; a factor with a single level is left out of the model.
+      draws: number of bootstrap draws, a function of `seed` alone. level: coverage of the
+        intervals.
 
     Raises:
-      ValueError: cells with different seeds, a value that is not finite, a cell with another number of
-        levels than factors, no factor with two levels, or main effects that are not identifiable.
+      ValueError: cells with different seeds, a value that is not finite, a cell with another number
+        of levels than factors, no factor with two levels, or main effects that are not
+        identifiable.
     """
     cells = sorted(outcomes)
     if any(len(cell) != len(factors) for cell in cells):
@@ -83,7 +89,10 @@ def fit(
         wider_CX = np.concatenate([design_CX, column_CX], 1)
         if np.linalg.matrix_rank(wider_CX) < wider_CX.shape[1]:
             if len(term) == 1:
-                raise ValueError(f"these cells cannot tell {term[0]} from {', '.join(f for f in varied if f != term[0])}")  # fmt: skip
+                raise ValueError(
+                    f"these cells cannot tell {term[0]} from "
+                    f"{', '.join(f for f in varied if f != term[0])}"
+                )
             left_out.append(" x ".join(term))
             continue
         terms.append((term, slice(design_CX.shape[1], wider_CX.shape[1])))
@@ -113,7 +122,9 @@ def _columns(cells, factors, known, term) -> np.ndarray:
 
 
 def _coded(combinations: Sequence[Levels], known: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns the sum-to-zero columns of a term, a row a combination: products of the columns of its factors."""
+    """Returns the sum-to-zero columns of a term, a row a combination: products of the columns of
+    its factors.
+    """
     rows = []
     for levels in combinations:
         row_X = np.ones(1)

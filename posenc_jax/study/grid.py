@@ -19,12 +19,17 @@ class Arm:
 
     Attributes:
       name: in folders, tables and figures. scheme: in the scheme language, or a preset.
-      overrides: settings by "section.key" that differ from the base configuration, such as a head count.
-      length: its own training length in tokens, 0: the study's. Every step keeps its number of tokens.
-      readings: stretches (`yarn:4`) that also evaluate its runs, each an arm named "<name> <stretch>".
-      factors: its levels in the factorial of the study, such as {"rotation": "full", "bias": "linear"}.
-      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one. It is
-        measured in units of the study's length, and takes the tuned learning rate of its parent.
+      overrides: settings by "section.key" that differ from the base configuration, such as a head
+        count.
+      length: its own training length in tokens, 0: the study's. Every step keeps its number of
+        tokens.
+      readings: stretches (`yarn:4`) that also evaluate its runs, each an arm named "<name>
+        <stretch>".
+      factors: its levels in the factorial of the study, such as {"rotation": "full", "bias":
+        "linear"}.
+      parent: the arm whose run of the same seed it fine-tunes, at its own `length` if it has one.
+        It is measured in units of the study's length, and takes the tuned learning rate of its
+        parent.
       peak: a fine-tuned arm's peak learning rates, as a share of its parent's.
     """
 
@@ -44,8 +49,10 @@ class Tuning:
 
     Attributes:
       rates: peaks of `optimizer.learning_rate`, ascending.
-      seed: training seed of the search; no run that counts may have it. steps: 0 for those of the run.
-      scaled: settings that are multiplied by rate / base rate, so that two optimizers keep their ratio.
+      seed: training seed of the search; no run that counts may have it. steps: 0 for those of the
+        run.
+      scaled: settings that are multiplied by rate / base rate, so that two optimizers keep their
+        ratio.
     """
 
     rates: tuple[float, ...]
@@ -77,8 +84,8 @@ class GridCell:
     def folder(self, workdir: Path) -> Path:
         """Returns the folder of the run.
 
-        Tuning runs, and runs that were trained at another length from the start, have folders of their own,
-        since the report does not compare them with the runs that count.
+        Tuning runs, and runs that were trained at another length from the start, have folders of
+        their own, since the report does not compare them with the runs that count.
         """
         other_length = self.arm.length and not self.arm.parent
         below = TUNING if self.tuning else OTHER_LENGTHS if other_length else RUNS
@@ -90,21 +97,22 @@ class Study:
     """The contents of a study file.
 
     Attributes:
-      tier: smoke, cpu, gpu or cluster. arms, seeds: of the runs that count. tuning: None if every arm
-        takes the learning rate of the base configuration.
+      tier: smoke, cpu, gpu or cluster. arms, seeds: of the runs that count. tuning: None if every
+        arm takes the learning rate of the base configuration.
       skip: returns the reason to leave a run out, or None; the reasons are recorded.
-      roles: for the verdict: {"rope": name, "alibi": name or names, "hybrids": [names]}; optional are
-        "stretched": [names] (candidates of R+) and "oracle": name.
+      roles: for the verdict: {"rope": name, "alibi": name or names, "hybrids": [names]}; optional
+        are "stretched": [names] (candidates of R+) and "oracle": name.
       split: of the rows of the runs that count: "dev" to explore, "test" for a frozen plan.
-      prereg: path of the frozen plan, for split "test". Without a plan, study.json records the use of test
-        as a deviation, which the verdict prints.
+      prereg: path of the frozen plan, for split "test". Without a plan, study.json records the use
+        of test as a deviation, which the verdict prints.
       suite: measures of a run that counts; empty: those of its configuration.
       tuning_suite: measures of a tuning run, at L and on dev; they must include bpb_ctx.
       together: whether one program trains all seeds of an arm, on one device.
 
     Raises:
-      ValueError: duplicate names or seeds, two arms that train the same, a tuning seed that is also a seed of
-        the runs that count, rates that do not ascend, a role that no arm has, a frozen plan for dev.
+      ValueError: duplicate names or seeds, two arms that train the same, a tuning seed that is also
+        a seed of the runs that count, rates that do not ascend, a role that no arm has, a frozen
+        plan for dev.
     """
 
     tier: str
@@ -145,12 +153,16 @@ class Study:
         return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
 
     def waves(self, cells: Sequence[GridCell]) -> list[list[GridCell]]:
-        """Returns the runs in two groups: runs from scratch, then those that fine-tune one of them."""
+        """Returns the runs in two groups: runs from scratch, then those that fine-tune one of
+        them.
+        """
         waves = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
         return [wave for wave in waves if wave]
 
     def groups(self, cells: Sequence[GridCell]) -> list[tuple[GridCell, ...]]:
-        """Returns the runs of each training process: one run, or with `together` all seeds of an arm."""
+        """Returns the runs of each training process: one run, or with `together` all seeds of an
+        arm.
+        """
         groups: dict[str, list[GridCell]] = {}
         for cell in cells:
             shared = self.together and not cell.tuning and not cell.arm.parent
@@ -188,20 +200,26 @@ class Study:
             raise ValueError(f"run {setting!r} names a learning rate, but the study tunes none")
         seed, tuned = int(match[2]), t is not None and int(match[2]) == t.seed
         if tuned and arms[match[1]].parent:
-            raise ValueError(f"run {setting!r}: a fine-tuned arm takes the rate of its parent and is not tuned")  # fmt: skip
+            raise ValueError(
+                f"run {setting!r}: a fine-tuned arm takes the rate of its parent and is not tuned"
+            )
         if not tuned and seed not in self.seeds:
-            raise ValueError(f"run {setting!r}: seed {seed} is not of the study; seeds: {', '.join(map(str, self.seeds))}")  # fmt: skip
+            raise ValueError(
+                f"run {setting!r}: seed {seed} is not of the study; seeds: "
+                f"{', '.join(map(str, self.seeds))}"
+            )
         return GridCell(arms[match[1]], rate, seed, tuned)
 
     def fill(self, setting: str, base):
         """Writes the settings of a run into the base configuration, and returns it.
 
         Args:
-          setting: see `cell`. base: section -> key -> value (a ConfigDict or dicts); it is changed in place.
+          setting: see `cell`. base: section -> key -> value (a ConfigDict or dicts); it is changed
+            in place.
 
         Raises:
-          ValueError: an override of an unknown setting, or a length that does not divide the tokens of a
-            step.
+          ValueError: an override of an unknown setting, or a length that does not divide the tokens
+            of a step.
         """
         cell = self.cell(setting)
         arm, train = cell.arm, base["train"]
@@ -259,7 +277,9 @@ class Study:
 
 
 def group_name(cells: Sequence[GridCell]) -> str:
-    """Returns the name of runs that are trained together, e.g. rope-s0+1+2, or that of a single run."""
+    """Returns the name of runs that are trained together, e.g. rope-s0+1+2, or that of a single
+    run.
+    """
     return "+".join([cells[0].name, *(str(cell.seed) for cell in cells[1:])])
 
 
@@ -279,13 +299,23 @@ def unique(cells: Sequence[GridCell]) -> list[GridCell]:
 def _section_and_key(name: str, base, owner: str):
     section, _, key = name.partition(".")
     if section not in base or key not in base[section]:
-        raise ValueError(f"{owner}: {name!r} is not a setting; write section.key, e.g. model.num_heads")  # fmt: skip
+        raise ValueError(
+            f"{owner}: {name!r} is not a setting; write section.key, e.g. model.num_heads"
+        )
     return base[section], key
 
 
 ROLES = {"rope", "alibi", "hybrids", "stretched", "oracle"}
 # Settings that a study writes itself (`Study.fill`).
-OWN_SETTINGS = ("model.scheme", "train.arm", "train.tier", "train.seed", "train.length", "train.init_from", "train.original_length")  # fmt: skip
+OWN_SETTINGS = (
+    "model.scheme",
+    "train.arm",
+    "train.tier",
+    "train.seed",
+    "train.length",
+    "train.init_from",
+    "train.original_length",
+)
 ONE = ("rope", "oracle")  # roles that a single arm has
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~=-]*")
 
@@ -295,7 +325,9 @@ def _check(s: "Study") -> None:
     names = [arm.name for arm in s.arms]
     for name in names:
         if not NAME.fullmatch(name) or re.search(r"-s\d+(-|$)", name):
-            raise ValueError(f"arm {name!r}: a name is a folder: letters, digits and ._+~=-, no -s<number>")  # fmt: skip
+            raise ValueError(
+                f"arm {name!r}: a name is a folder: letters, digits and ._+~=-, no -s<number>"
+            )
     for what, values in (("arm", names), ("seed", s.seeds)):
         twice = {v for v in values if list(values).count(v) > 1}
         if twice or not values:
@@ -305,25 +337,34 @@ def _check(s: "Study") -> None:
         key = (arm.scheme, repr(sorted(arm.overrides.items())), arm.length, arm.parent, arm.peak)
         other = trained.setdefault(key, arm.name)
         if other != arm.name:
-            raise ValueError(f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the other, or drop it")  # fmt: skip
+            raise ValueError(
+                f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of "
+                "the other, or drop it"
+            )
         if own := sorted(arm.overrides.keys() & set(OWN_SETTINGS)):
-            raise ValueError(f"arm {arm.name!r}: the study itself sets {own[0]}; leave it out of overrides")  # fmt: skip
+            raise ValueError(
+                f"arm {arm.name!r}: the study itself sets {own[0]}; leave it out of overrides"
+            )
         if arm.length < 0 or len(set(arm.readings)) < len(arm.readings):
             raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
         if not 0 < arm.peak <= 1 or (arm.peak != type(arm).peak and not arm.parent):
             raise ValueError(
-                f"arm {arm.name!r}: peak={arm.peak:g} is a share, up to 1, of the rates of its parent"
+                f"arm {arm.name!r}: peak={arm.peak:g} is a share, up to 1, of the rates of "
+                "its parent"
             )
         if arm.parent and not any(
             a.name == arm.parent and not (a.parent or a.length) for a in s.arms
         ):
             raise ValueError(
-                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length that has no parent"
+                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's "
+                "length that has no parent"
             )
     if s.tuning:
         rates = s.tuning.rates
         if len(rates) < 2 or list(rates) != sorted(set(rates)) or rates[0] <= 0:
-            raise ValueError(f"tuning.rates must be two or more, positive and ascending, not {rates}")  # fmt: skip
+            raise ValueError(
+                f"tuning.rates must be two or more, positive and ascending, not {rates}"
+            )
         if s.tuning.seed in s.seeds:
             raise ValueError(
                 f"tuning.seed={s.tuning.seed} is also a seed that counts: a run that chose its own "

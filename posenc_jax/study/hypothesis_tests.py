@@ -1,6 +1,8 @@
-"""Hypothesis tests over training seeds, vectorised over studies: t, sign flip, failing seeds, counts.
+"""Hypothesis tests over training seeds, vectorised over studies: t, sign flip, failing seeds,
+counts.
 
-The verdict has one study, the simulation thousands; both call these functions. Dims: X studies, P seeds.
+The verdict has one study, the simulation thousands; both call these functions. Dims: X studies, P
+seeds.
 """
 
 import functools
@@ -35,11 +37,12 @@ def identical(values_XP: np.ndarray) -> np.ndarray:
 
 
 def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the exact one-sided sign-flip p of mean > threshold and of mean < threshold (Fisher 1935, sec. 21).
+    """Returns the exact one-sided sign-flip p of mean > threshold and of mean < threshold (Fisher
+    1935, sec. 21).
 
-    All 2^P sign patterns are counted, the observed one too. The seeds are split in two halves; the sums
-    of each half are sorted and pairs are counted, so 12 seeds cost 2 x 64 sums a study instead of 4,096.
-    Sums closer than 1e-9 of the largest possible sum are ties and count as extreme.
+    All 2^P sign patterns are counted, the observed one too. The seeds are split in two halves; the
+    sums of each half are sorted and pairs are counted, so 12 seeds cost 2 x 64 sums a study instead
+    of 4,096. Sums closer than 1e-9 of the largest possible sum are ties and count as extreme.
     """
     count, n = values_XP.shape
     if n > MOST_SEEDS:
@@ -51,31 +54,35 @@ def sign_flips(values_XP: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
     first_SP, second_SP = _signs(n // 2), _signs(n - n // 2)
     for start in range(0, count, ROWS):
         part_XP = shifted_XP[start : start + ROWS]
-        # Sums are between -1 and 1; shifts of 8 separate the sorted sums of the studies in one array.
+        # Sums are between -1 and 1; shifts of 8 separate the sorted sums of the studies in one
+        # array.
         apart_X1 = 8.0 * np.arange(len(part_XP))[:, None]
         sums_XS = np.sort(part_XP[:, n // 2 :] @ second_SP.T, 1) + apart_X1
         left_XS = part_XP.sum(1, keepdims=True) - part_XP[:, : n // 2] @ first_SP.T + apart_X1
         ends_X1 = len(second_SP) * (np.arange(len(part_XP))[:, None] + 1)
         at_least_XS = ends_X1 - np.searchsorted(sums_XS.reshape(-1), left_XS - TIE, "left")
-        at_most_XS = np.searchsorted(sums_XS.reshape(-1), left_XS + TIE, "right") - (ends_X1 - len(second_SP))  # fmt: skip
+        at_most_XS = np.searchsorted(sums_XS.reshape(-1), left_XS + TIE, "right") - (
+            ends_X1 - len(second_SP)
+        )
         above_X[start : start + ROWS] = at_least_XS.sum(1) / 2**n
         below_X[start : start + ROWS] = at_most_XS.sum(1) / 2**n
     return above_X, below_X
 
 
 def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the p that too few seeds of the arm ahead fail to bring the mean down to the threshold.
+    """Returns the p that too few seeds of the arm ahead fail to bring the mean down to the
+    threshold.
 
-    Recall has two peaks: a seed learns it or fails. A failure that happens to none of n seeds is in no
-    estimate and in no spread, so the t test misses it. A seed fails if it scores less than half of the
-    best seed of its arm. The mean of the values falls to the threshold when a further share
-    (mean - threshold) / best of the seeds scores 0. The p is exact and binomial, against a failing share
-    that high (Clopper and Pearson 1934): it is at most alpha when the upper limit of the failing share is
-    below that share.
+    Recall has two peaks: a seed learns it or fails. A failure that happens to none of n seeds is in
+    no estimate and in no spread, so the t test misses it. A seed fails if it scores less than half
+    of the best seed of its arm. The mean of the values falls to the threshold when a further share
+    (mean - threshold) / best of the seeds scores 0. The p is exact and binomial, against a failing
+    share that high (Clopper and Pearson 1934): it is at most alpha when the upper limit of the
+    failing share is below that share.
 
     Args:
-      values_XP: differences, or the values of one arm. ahead_XP: chance-corrected values of the arm that
-        the claim puts ahead; a failing seed scores about 0.
+      values_XP: differences, or the values of one arm. ahead_XP: chance-corrected values of the arm
+        that the claim puts ahead; a failing seed scores about 0.
     """
     n = values_XP.shape[1]
     best_X = ahead_XP.max(1)
@@ -87,7 +94,8 @@ def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float)
 
 
 def fisher_fewer(first: int, second: int, n_first: int, n_second: int) -> float:
-    """Returns Fisher's exact one-sided p that the first arm has the smaller share: `first` of `n_first` seeds.
+    """Returns Fisher's exact one-sided p that the first arm has the smaller share: `first` of
+    `n_first` seeds.
 
     Raises:
       ValueError: more successes than seeds, or no seed.
@@ -117,7 +125,10 @@ def _fewer(first: int, second: int, n_first: int, n_second: int) -> float:
     total = first + second
     ways = math.comb(n_first + n_second, total)
     low = max(0, total - n_second)
-    return sum(math.comb(n_first, x) * math.comb(n_second, total - x) for x in range(low, first + 1)) / ways  # fmt: skip
+    return (
+        sum(math.comb(n_first, x) * math.comb(n_second, total - x) for x in range(low, first + 1))
+        / ways
+    )
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""Local executor of a study: starts the commands of its runs, one run per core, and waits for them."""
+"""Local executor of a study: starts the commands of its runs, one run per core, and waits for
+them.
+"""
 
 import contextlib
 import dataclasses
@@ -40,9 +42,9 @@ class RunCommands:
     """The commands of one run: training and evaluation.
 
     Attributes:
-      name, arm: for logs and the table. workdir: folder of the run. commands: in order; each is safe to
-        repeat. stamp: a hash of everything the commands depend on. products: files that exist after all
-        commands; a run that has them, under the same stamp, is not started again.
+      name, arm: for logs and the table. workdir: folder of the run. commands: in order; each is
+        safe to repeat. stamp: a hash of everything the commands depend on. products: files that
+        exist after all commands; a run that has them, under the same stamp, is not started again.
     """
 
     name: str
@@ -53,7 +55,9 @@ class RunCommands:
     products: tuple[Path, ...]
 
     def of_process(self, index: int, logs: Path) -> "RunCommands":
-        """Returns what a further process of the same run does: it trains, under a log of its own."""
+        """Returns what a further process of the same run does: it trains, under a log of its
+        own.
+        """
         never = (logs / "never",)  # the first process alone says that the run is finished
         return RunCommands(f"{self.name}.{index}", self.arm, logs, self.commands[:1], "", never)
 
@@ -88,7 +92,9 @@ class _Active:
         return self.spent + time.monotonic() - self.begun
 
     def measured(self) -> float:
-        """Returns the seconds up to now, of training without compilation where its log says them."""
+        """Returns the seconds up to now, of training without compilation where its log says
+        them.
+        """
         seconds = steps_seconds(self.run.workdir) if self.trains else None
         return self.elapsed() if seconds is None else self.spent + seconds
 
@@ -105,8 +111,8 @@ def run_all(
 
     Args:
       runs: their commands must be safe to repeat, so that a study can be resumed.
-      logs: folder of the log and the last exit code of every run. cores: one worker for each, pinned to that
-        core (None: not pinned).
+      logs: folder of the log and the last exit code of every run. cores: one worker for each,
+        pinned to that core (None: not pinned).
       every: seconds between two lines of progress without a terminal.
 
     Raises:
@@ -180,11 +186,12 @@ def usable_cores() -> list[int]:
 
 
 def environment(core: int | None, compiled: Path) -> dict[str, str]:
-    """Returns the environment of a child; a pinned one uses a single thread unless XLA_FLAGS says otherwise.
+    """Returns the environment of a child; a pinned one uses a single thread unless XLA_FLAGS says
+    otherwise.
 
     Args:
-      compiled: cache of compiled programs, which the runs of a study share. JAX_COMPILATION_CACHE_DIR takes
-        precedence.
+      compiled: cache of compiled programs, which the runs of a study share.
+        JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     variables = dict(os.environ) | {PARENT: str(os.getpid())}
     variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.resolve()))
@@ -230,7 +237,9 @@ def exit_code(name: str, logs: Path) -> int | None:
 
 
 def _record(path: Path) -> dict | None:
-    """Returns a JSON object; None where there is none, or where a power loss tore it: its run is repeated."""
+    """Returns a JSON object; None where there is none, or where a power loss tore it: its run is
+    repeated.
+    """
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -244,7 +253,9 @@ def _end_state(run: RunCommands, code: int, logs: Path) -> str:
 
 
 def _startable(run: RunCommands, begun: float) -> bool:
-    """Whether no trainer holds the lock of the folder; one of a killed study may still be saving."""
+    """Whether no trainer holds the lock of the folder; one of a killed study may still be
+    saving.
+    """
     return time.monotonic() - begun > ORPHANS or not is_locked(run.workdir)
 
 

@@ -1,4 +1,6 @@
-"""Instances behind each outcome of a run, for the bootstrap; read from the arrays beside its rows."""
+"""Instances behind each outcome of a run, for the bootstrap; read from the arrays beside its
+rows.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,9 +23,10 @@ InstanceSamples = Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
     """Returns the instances of each outcome of `SAMPLED`, or the reason why they are unknown.
 
-    Y_R, Y_R_far, Y_R_8, Y_R_id: one stratum a task, right answers above chance; the weight of an instance
-    is its number of answers (Y_R_far: those further than L). window_drop: the same less those under the
-    window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
+    Y_R, Y_R_far, Y_R_8, Y_R_id: one stratum a task, right answers above chance; the weight of an
+      instance
+    is its number of answers (Y_R_far: those further than L). window_drop: the same less those under
+    the window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
     """
     samples: dict[str, bootstrap.Sample | str] = {}
     for outcome in SAMPLED:
@@ -35,7 +38,9 @@ def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
 
 
 def matching_sample(sample: bootstrap.Sample | str, value: float) -> bootstrap.Sample | str:
-    """Returns the sample if it gives the value of the rows, otherwise a sentence that they differ."""
+    """Returns the sample if it gives the value of the rows, otherwise a sentence that they
+    differ.
+    """
     if isinstance(sample, str):
         return sample
     from_arrays = bootstrap.sample_value(sample)
@@ -49,7 +54,9 @@ def _sample(outcome: str, load: Callable, length: int) -> bootstrap.Sample:
         k, beyond = RECALL[outcome]
         return _recall(load, f"{k}", length, beyond)
     if outcome == "window_drop":
-        drop = bootstrap.paired_difference(_recall(load, f"{FAR}", length, None), _recall(load, f"{FAR}_window", length, None))  # fmt: skip
+        drop = bootstrap.paired_difference(
+            _recall(load, f"{FAR}", length, None), _recall(load, f"{FAR}_window", length, None)
+        )
         if drop is None:
             raise ValueError("it was scored on other instances under the window")
         return drop
@@ -67,8 +74,11 @@ def _recall(load: Callable, name: str, length: int, beyond: float | None) -> boo
     return tuple(_answers(load(f"{task}_{name}"), length, beyond) for task in SUMMARY_TASKS)
 
 
-def _answers(answers: Mapping[str, np.ndarray], length: int, beyond: float | None) -> bootstrap.Stratum:  # fmt: skip
-    """Returns right answers above chance by instance, for answers further than `beyond` L (None: all).
+def _answers(
+    answers: Mapping[str, np.ndarray], length: int, beyond: float | None
+) -> bootstrap.Stratum:
+    """Returns right answers above chance by instance, for answers further than `beyond` L (None:
+    all).
 
     Chance is the mean over these answers, as in the rows.
     """

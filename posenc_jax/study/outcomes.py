@@ -1,4 +1,6 @@
-"""Outcomes of each version of the decision rule, computed from rows; every missing one has a reason."""
+"""Outcomes of each version of the decision rule, computed from rows; every missing one has a
+reason.
+"""
 
 import dataclasses
 import math
@@ -30,19 +32,22 @@ class OutcomeTable:
 def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
     """Returns the outcomes of every arm and seed that has a row, under a version of the rule.
 
-    Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2. price: Y_E less Y_id; context_gain: Y_id less Y_E. Y_R,
-    Y_R_far: rows at 4L. Y_R_8: Y_R at 8L. Y_R_id, least_id: rows at L. window_drop: Y_R less Y_R_window
+    Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2. price: Y_E less Y_id; context_gain: Y_id less Y_E.
+    Y_R,
+    Y_R_far: rows at 4L. Y_R_8: Y_R at 8L. Y_R_id, least_id: rows at L. window_drop: Y_R less
+      Y_R_window
     at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise of bpb_ctx
     without rotation. P5: share of heads whose bias is monotone to 16L.
 
     Version 1. bpb_id: bpb_ctx at c = L. context_gain: bpb_id less Y_E. Y_R, Y_R_far, Y_R_id: from
-    accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row. repeat_gain:
-    mean over the gaps from 2L to 4L; rows of definitions 1 compare with a span at another place. P3:
+    accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row.
+    repeat_gain: mean over the gaps from 2L to 4L; rows of definitions 1 compare with a span at
+      another place. P3:
     offset accuracy at L.
 
     Raises:
-      ValueError: a duplicate row, an arm and seed in two runs, rows of several tiers, splits or training
-        lengths, or runs whose repeat_gain has different gaps.
+      ValueError: a duplicate row, an arm and seed in two runs, rows of several tiers, splits or
+        training lengths, or runs whose repeat_gain has different gaps.
     """
     for field in SAME:
         distinct = sorted({getattr(row, field) for row in rows})
@@ -58,7 +63,9 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
             )
         of_run, key = runs.setdefault(owner, {}), (row.metric, row.length, row.bucket)
         if key in of_run:
-            raise ValueError(f"{row.run} has two rows of {row.metric} at {row.length}, {row.bucket}")  # fmt: skip
+            raise ValueError(
+                f"{row.run} has two rows of {row.metric} at {row.length}, {row.bucket}"
+            )
         of_run[key] = row
     values: dict[tuple[str, str], dict[int, float | None]] = {}
     gaps, repeats = [], {}
@@ -76,11 +83,12 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
 
 
 def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
-    """Returns bpb_ctx at L/2 less bpb_ctx at 2L of a run that was trained at 4L; None where one is missing.
+    """Returns bpb_ctx at L/2 less bpb_ctx at 2L of a run that was trained at 4L; None where one is
+    missing.
 
-    The targets of the run are 2L tokens. After a context of 2L they end at 4L, its training length. After
-    a context of 4L they would lie at positions 4L to 6L, past the training length, where RoPE loses the
-    gain.
+    The targets of the run are 2L tokens. After a context of 2L they end at 4L, its training length.
+    After a context of 4L they would lie at positions 4L to 6L, past the training length, where RoPE
+    loses the gain.
 
     Args:
       length: L of the study, a quarter of the training length of the run.
@@ -91,8 +99,17 @@ def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
 
 
 def lookup_score(rows: Sequence[Row]) -> float | None:
-    """Returns the accuracy of offset lookup (P3) at L, chance-corrected where its chance is known."""
-    row = next((r for r in rows if r.metric == "P3_offset_accuracy" and r.bucket == "all" and r.length == r.train_length), None)  # fmt: skip
+    """Returns the accuracy of offset lookup (P3) at L, chance-corrected where its chance is
+    known.
+    """
+    row = next(
+        (
+            r
+            for r in rows
+            if r.metric == "P3_offset_accuracy" and r.bucket == "all" and r.length == r.train_length
+        ),
+        None,
+    )
     if row is None or not row.measured:
         return None
     return row.value if row.chance is None else corrected(row.value, row.chance)
@@ -101,12 +118,24 @@ def lookup_score(rows: Sequence[Row]) -> float | None:
 def repeat_lengths(keys: Collection[RowKey], length: int) -> tuple[int, ...]:
     """Returns the gaps of repeat_gain that count, in tokens."""
     low, high = (k * length for k in REPEAT)
-    return tuple(sorted({at for metric, at, _ in keys if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high}))  # fmt: skip
+    return tuple(
+        sorted(
+            {
+                at
+                for metric, at, _ in keys
+                if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high
+            }
+        )
+    )
 
 
 def _value(of_run: RunRows, metric: str, length: int | None, bucket: str) -> Outcome:
     """Returns the value of a row, or None and why; length None: of any length."""
-    rows = [r for (m, at, b), r in of_run.items() if m == metric and b == bucket and length in (None, at)]  # fmt: skip
+    rows = [
+        r
+        for (m, at, b), r in of_run.items()
+        if m == metric and b == bucket and length in (None, at)
+    ]
     if not rows:
         where = bucket if length is None else f"{length} tokens"
         return None, f"not measured (no row {metric} at {where})"
@@ -191,14 +220,31 @@ def _refuse_other_gaps(repeats: Mapping[str, tuple[int, ...]]) -> None:
 _FAR, _NEAR, _AT_L = _at(BPB, FAR), _at(BPB, ID), _at(BPB, 1)
 _MONOTONE = _at("P5_monotone_share", 16)
 RULE_2 = {
-    "Y_E": _FAR, "Y_id": _NEAR, "price": _less(_FAR, _NEAR), "context_gain": _less(_NEAR, _FAR),
-    "Y_R": _at("Y_R", FAR), "Y_R_far": _at("Y_R_far", FAR), "Y_R_8": _at("Y_R", 8), "Y_R_id": _at("Y_R_id", 1),
-    "window_drop": _less(_at("Y_R", FAR), _at("Y_R_window", FAR)), "least_id": _at("least_id", 1),
-    "P1": _shift_error, "P4": _rotation_off, "P5": _MONOTONE,
-}  # fmt: skip
+    "Y_E": _FAR,
+    "Y_id": _NEAR,
+    "price": _less(_FAR, _NEAR),
+    "context_gain": _less(_NEAR, _FAR),
+    "Y_R": _at("Y_R", FAR),
+    "Y_R_far": _at("Y_R_far", FAR),
+    "Y_R_8": _at("Y_R", 8),
+    "Y_R_id": _at("Y_R_id", 1),
+    "window_drop": _less(_at("Y_R", FAR), _at("Y_R_window", FAR)),
+    "least_id": _at("least_id", 1),
+    "P1": _shift_error,
+    "P4": _rotation_off,
+    "P5": _MONOTONE,
+}
 RULE_1 = {
-    "Y_E": _FAR, "Y_R": _older_recall(FAR, False), "Y_R_far": _older_recall(FAR, True), "Y_R_id": _older_recall(1, False),
-    "bpb_id": _AT_L, "P1": _shift_error, "P3": _at("P3_offset_accuracy", 1), "P5": _MONOTONE,
-    "context_gain": _less(_AT_L, _FAR), "repeat_gain": _repeat_gain, "window_check": _at("window_check", FAR),
-}  # fmt: skip
+    "Y_E": _FAR,
+    "Y_R": _older_recall(FAR, False),
+    "Y_R_far": _older_recall(FAR, True),
+    "Y_R_id": _older_recall(1, False),
+    "bpb_id": _AT_L,
+    "P1": _shift_error,
+    "P3": _at("P3_offset_accuracy", 1),
+    "P5": _MONOTONE,
+    "context_gain": _less(_AT_L, _FAR),
+    "repeat_gain": _repeat_gain,
+    "window_check": _at("window_check", FAR),
+}
 RULES = {rule_1.RULE: RULE_1, rule_2.RULE: RULE_2}

@@ -16,9 +16,11 @@ class Standing:
     """The place of one arm on the front.
 
     Attributes:
-      mean: over seeds. on_front: whether the mean of no other arm dominates it. front_share: share of
-        bootstrap draws over seeds in which it is on the front. volume: hypervolume of its mean alone.
-        low, high: 95 % interval of `volume`. contribution: hypervolume of all means less that of the
+      mean: over seeds. on_front: whether the mean of no other arm dominates it. front_share: share
+        of bootstrap draws over seeds in which it is on the front. volume: hypervolume of its mean
+        alone.
+        low, high: 95 % interval of `volume`. contribution: hypervolume of all means less that of
+          the
         other means.
     """
 
@@ -38,14 +40,17 @@ def front(points: Sequence[Point]) -> list[int]:
 
     A point dominates another if it is no worse on both and better on one; equal points both stay.
     """
-    return sorted((i for i, on in enumerate(_on_front(_array(points))) if on), key=lambda i: points[i])  # fmt: skip
+    return sorted(
+        (i for i, on in enumerate(_on_front(_array(points))) if on), key=lambda i: points[i]
+    )
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
     """Returns the area that the points dominate, up to the reference (Zitzler and Thiele 1998).
 
     Args:
-      points: (x, y). reference: largest x and smallest y that count; a point beyond it adds nothing.
+      points: (x, y). reference: largest x and smallest y that count; a point beyond it adds
+        nothing.
     """
     area, best = 0.0, reference[1]
     for x, y in sorted(map(tuple, _array(points)), key=lambda p: (p[0], -p[1])):
@@ -74,20 +79,30 @@ def standings(
     order = next(iter(seeds))
     cloud_APX = np.stack([_array([cloud[s] for s in order]) for cloud in clouds.values()])
     means = [tuple(map(float, m)) for m in cloud_APX.mean(1)]
-    drawn = np.random.Generator(np.random.Philox(seed)).integers(len(order), size=(draws, len(order)))  # fmt: skip
+    drawn = np.random.Generator(np.random.Philox(seed)).integers(
+        len(order), size=(draws, len(order))
+    )
     mean_RAX = cloud_APX[:, drawn].mean(2).transpose(1, 0, 2)
     on_RA = np.stack([_on_front(mean_AX) for mean_AX in mean_RAX])
-    volume_RA = np.maximum(reference[0] - mean_RAX[..., 0], 0) * np.maximum(mean_RAX[..., 1] - reference[1], 0)  # fmt: skip
+    volume_RA = np.maximum(reference[0] - mean_RAX[..., 0], 0) * np.maximum(
+        mean_RAX[..., 1] - reference[1], 0
+    )
     low_A, high_A = np.quantile(volume_RA, (0.025, 0.975), axis=0)
     whole, best = hypervolume(means, reference), front(means)
     return [
         Standing(
-            arm, means[i], len(order), i in best, float(on_RA[:, i].mean()),
-            hypervolume([means[i]], reference), float(low_A[i]), float(high_A[i]),
+            arm,
+            means[i],
+            len(order),
+            i in best,
+            float(on_RA[:, i].mean()),
+            hypervolume([means[i]], reference),
+            float(low_A[i]),
+            float(high_A[i]),
             whole - hypervolume(means[:i] + means[i + 1 :], reference),
         )
         for i, arm in enumerate(clouds)
-    ]  # fmt: skip
+    ]
 
 
 def _on_front(point_AX: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Preregistration: the analysis plan of a confirmation, frozen in a JSON file with hashes of plan and rule."""
+"""Preregistration: the analysis plan of a confirmation, frozen in a JSON file with hashes of plan
+and rule.
+"""
 
 import dataclasses
 import datetime
@@ -14,12 +16,25 @@ from posenc_jax.study.attribution import FACTORS
 from posenc_jax.study.decision import Margins, check_plan
 
 METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
-# Modules that decide under rule 2, with its thresholds and lengths; a change of one changes the rule.
+# Modules that decide under rule 2, with its thresholds and lengths; a change of one changes the
+# rule.
 SOURCES = (
-    "results.chance", "results.schema", "results.retrieval_summary", "study.attribution", "study.auxiliary_runs", "study.clauses",
-    "study.seed_counts", "study.decision", "study.hypothesis_tests", "study.outcomes", "study.roles", "study.rule_2",
-    "study.statements", "study.statistics", "study.verdict",
-)  # fmt: skip
+    "results.chance",
+    "results.schema",
+    "results.retrieval_summary",
+    "study.attribution",
+    "study.auxiliary_runs",
+    "study.clauses",
+    "study.seed_counts",
+    "study.decision",
+    "study.hypothesis_tests",
+    "study.outcomes",
+    "study.roles",
+    "study.rule_2",
+    "study.statements",
+    "study.statistics",
+    "study.verdict",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +44,9 @@ class AnalysisPlan:
     Attributes:
       hybrids: arms that are judged. rope: R. alibi: candidates of A; rule 1 reads the first.
       seeds: of the runs that count. ablations: the arm without a factor, by hybrid and factor.
-      stretched: candidates of R+. oracle: RoPE trained at 4L, or "". pilot: seeds of the runs of the
-        assay; none: those of the study. lookup: seeds of the runs trained on offset lookup alone.
+      stretched: candidates of R+. oracle: RoPE trained at 4L, or "". pilot: seeds of the runs of
+        the assay; none: those of the study. lookup: seeds of the runs trained on offset lookup
+        alone.
       split: of the rows that are judged.
     """
 
@@ -49,7 +65,9 @@ class AnalysisPlan:
     def arms(self) -> list[str]:
         """Returns every arm at the training length of the study, each once."""
         ablated = [arm for factors in self.ablations.values() for arm in factors.values()]
-        return list(dict.fromkeys([self.rope, *self.alibi, *self.stretched, *self.hybrids, *ablated]))  # fmt: skip
+        return list(
+            dict.fromkeys([self.rope, *self.alibi, *self.stretched, *self.hybrids, *ablated])
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +112,9 @@ def digest(body: Mapping) -> str:
 
 
 def rule_digest(sources: Sequence[str] = SOURCES) -> str:
-    """Returns the SHA-256 of the source of rule 2, which shows whether the rule changed after freezing."""
+    """Returns the SHA-256 of the source of rule 2, which shows whether the rule changed after
+    freezing.
+    """
     package = Path(__file__).parents[1]
     read = [(package / f"{name.replace('.', '/')}.py").read_bytes() for name in sources]
     return hashlib.sha256(b"".join(read)).hexdigest()
@@ -126,18 +146,28 @@ def parse(stored: Mapping, path: str) -> Preregistration:
     try:
         return _parsed(body, sha256, path)
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no plan that --freeze wrote: a field is lacking or of another type") from None  # fmt: skip
+        raise ValueError(
+            f"{path} is no plan that --freeze wrote: a field is lacking or of another type"
+        ) from None
 
 
 def _parsed(body: dict, sha256: str, path: str) -> Preregistration:
     rule, metrics, at = body.pop("rule"), body.pop("metrics"), body.pop("frozen")
     if rule not in METRICS or tuple(metrics) != METRICS[rule]:
         known = " and ".join(f"{r} on {', '.join(m)}" for r, m in METRICS.items())
-        raise ValueError(f"{path} is of rule version {rule} on {', '.join(metrics)}; these are versions {known}")  # fmt: skip
+        raise ValueError(
+            f"{path} is of rule version {rule} on {', '.join(metrics)}; these are versions {known}"
+        )
     rule_sha256 = body.pop("rule_sha256") if rule == rule_2.RULE else ""
     alibi, margins = body.pop("alibi"), Margins(**body.pop("margins"))
-    lists = {name: tuple(body.pop(name)) for name in ("hybrids", "seeds", "stretched", "pilot", "lookup") if name in body}  # fmt: skip
-    plan = AnalysisPlan(alibi=(alibi,) if rule == rule_1.RULE else tuple(alibi), margins=margins, **lists, **body)  # fmt: skip
+    lists = {
+        name: tuple(body.pop(name))
+        for name in ("hybrids", "seeds", "stretched", "pilot", "lookup")
+        if name in body
+    }
+    plan = AnalysisPlan(
+        alibi=(alibi,) if rule == rule_1.RULE else tuple(alibi), margins=margins, **lists, **body
+    )
     _check(plan)
     return Preregistration(plan, rule, datetime.datetime.fromisoformat(at), sha256, rule_sha256)
 
@@ -145,8 +175,8 @@ def _parsed(body: dict, sha256: str, path: str) -> Preregistration:
 def objections(frozen: Preregistration, rule: int, began: Mapping[str, str | None]) -> list[str]:
     """Returns the reasons why runs do not confirm the plan under a rule.
 
-    Reasons are: the plan is for another rule, the rule has changed since, a run began before the plan was
-    frozen, or the start of a run is unknown.
+    Reasons are: the plan is for another rule, the rule has changed since, a run began before the
+    plan was frozen, or the start of a run is unknown.
 
     Args:
       began: start of the training of each run (ISO 8601 with time zone, from run.json).
@@ -157,7 +187,9 @@ def objections(frozen: Preregistration, rule: int, began: Mapping[str, str | Non
     elif frozen.rule_sha256 and frozen.rule_sha256 != rule_digest():
         reasons.append("the source of the rule has changed since the plan was frozen")
     unknown = sorted(run for run, at in began.items() if at is None)
-    older = sorted(run for run, at in began.items() if at and datetime.datetime.fromisoformat(at) <= frozen.at)  # fmt: skip
+    older = sorted(
+        run for run, at in began.items() if at and datetime.datetime.fromisoformat(at) <= frozen.at
+    )
     reasons += [f"{run} began before the plan was frozen" for run in older]
     return reasons + [f"{run}: run.json does not say when it began" for run in unknown]
 
@@ -173,7 +205,9 @@ def _check(plan: AnalysisPlan) -> None:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"{name} seeds must be planned, every one once")
     if set(plan.pilot) & set(plan.seeds):
-        raise ValueError("pilot seeds must count nowhere else; choose other seeds for the runs that count")  # fmt: skip
+        raise ValueError(
+            "pilot seeds must count nowhere else; choose other seeds for the runs that count"
+        )
     for hybrid, factors in plan.ablations.items():
         if hybrid not in plan.hybrids:
             raise ValueError(f"ablations of {hybrid}, which is no hybrid of the plan")

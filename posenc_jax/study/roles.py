@@ -1,4 +1,6 @@
-"""Choice of the parent arms: the better candidate on dev, by axis; all candidates without dev rows."""
+"""Choice of the parent arms: the better candidate on dev, by axis; all candidates without dev
+rows.
+"""
 
 import dataclasses
 import math
@@ -16,8 +18,8 @@ class Roles:
 
     Attributes:
       rope: tuned RoPE. stretched, alibi: the judged candidates, by axis. Dev chooses one; where it
-        cannot, all are judged and each clause must hold against every one. candidates: all of them, by
-        role; those that are not judged are reported. oracle: RoPE trained at 4L, or "".
+        cannot, all are judged and each clause must hold against every one. candidates: all of them,
+        by role; those that are not judged are reported. oracle: RoPE trained at 4L, or "".
     """
 
     rope: str
@@ -45,7 +47,11 @@ def choose_parents(
     notes = []
     for role, candidates in names.items():
         if len(candidates) < 2:
-            notes.append(f"{role} is {candidates[0]}, the only candidate" if candidates else f"{role}: no candidate was named")  # fmt: skip
+            notes.append(
+                f"{role} is {candidates[0]}, the only candidate"
+                if candidates
+                else f"{role}: no candidate was named"
+            )
         for axis in BETTER:
             judged[role][axis], why = _better(candidates, axis, dev)
             if len(candidates) > 1:
@@ -62,8 +68,15 @@ def _better(
     values = [(dev or {}).get((arm, metric), {}) for arm in candidates]
     seeds = [s for s in values[0] if all(v.get(s) is not None for v in values)]
     if not seeds:
-        return candidates, f"could not be chosen, since dev rows of {metric} are not there for all candidates: each clause must hold against {' and '.join(candidates)}"  # fmt: skip
-    means = {arm: math.fsum(v[s] for s in seeds) / len(seeds) for arm, v in zip(candidates, values, strict=True)}  # fmt: skip
+        return (
+            candidates,
+            f"could not be chosen, since dev rows of {metric} are not there for all "
+            f"candidates: each clause must hold against {' and '.join(candidates)}",
+        )
+    means = {
+        arm: math.fsum(v[s] for s in seeds) / len(seeds)
+        for arm, v in zip(candidates, values, strict=True)
+    }
     chosen = best(candidates, key=means.__getitem__)
     listed = ", ".join(f"{arm} {mean:.4f}" for arm, mean in means.items())
     return (chosen,), f"is {chosen}, by mean {metric} on dev over {len(seeds)} seeds ({listed})"

@@ -1,12 +1,13 @@
 """The decision rule, version 1: which clauses hold for a hybrid against tuned RoPE and ALiBi.
 
-A clause holds when all its statements hold, each by a one-sided paired t test at alpha. YES needs all
-clauses (intersection-union: its p is the largest of theirs; Berger 1982), with Holm's correction over
-the hybrids. A statement is refuted by the opposite test, with Holm's correction over the tested
-statements of a hybrid, because one refuted statement is enough for NO. A failed check refutes by itself.
+A clause holds when all its statements hold, each by a one-sided paired t test at alpha. YES needs
+all clauses (intersection-union: its p is the largest of theirs; Berger 1982), with Holm's
+correction over the hybrids. A statement is refuted by the opposite test, with Holm's correction
+over the tested statements of a hybrid, because one refuted statement is enough for NO. A failed
+check refutes by itself.
 
-The rule and its older outcomes (`outcomes.RULE_1`) are kept as they were defined, so that verdicts on
-old data do not change.
+The rule and its older outcomes (`outcomes.RULE_1`) are kept as they were defined, so that verdicts
+on old data do not change.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,19 @@ LEAST_SEEDS = 5
 CLAUSES = ("C1", "C2", "C3", "C4", "G1", "G2", "G3")
 AXES = {"extrapolation": ("C1", "C2"), "retrieval": ("C3", "C4")}
 STRONGER = "strong"  # the clause of YES-STRONG
-METRICS = ("Y_E", "Y_R", "Y_R_far", "Y_R_id", "bpb_id", "P1", "P3", "P5", "context_gain", "repeat_gain", "window_check")  # fmt: skip
+METRICS = (
+    "Y_E",
+    "Y_R",
+    "Y_R_far",
+    "Y_R_id",
+    "bpb_id",
+    "P1",
+    "P3",
+    "P5",
+    "context_gain",
+    "repeat_gain",
+    "window_check",
+)
 
 
 def decide(
@@ -50,11 +63,12 @@ def decide(
     - INCONCLUSIVE: none of these. YES from fewer than 5 seeds becomes this.
 
     Args:
-      outcomes: last-checkpoint values by arm, metric and seed. seeds: the planned ones. A seed without a
-        finite value is left out of the estimate, is named, and bars YES.
+      outcomes: last-checkpoint values by arm, metric and seed. seeds: the planned ones. A seed
+        without a finite value is left out of the estimate, is named, and bars YES.
 
     Raises:
-      ValueError: no hybrid or more than three, one twice, one that is also a parent, or seeds twice.
+      ValueError: no hybrid or more than three, one twice, one that is also a parent, or seeds
+        twice.
     """
     check_plan(hybrids, (rope, alibi), seeds)
     statements = [_statements(outcomes, h, rope, alibi, tuple(seeds), margins) for h in hybrids]
@@ -85,7 +99,9 @@ def _verdict(hybrid, statements, stronger, p, p_strong, alpha) -> Verdict:
     else:
         verdict = "INCONCLUSIVE"
         if not reasons and p > alpha:
-            reasons.append(f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})")  # fmt: skip
+            reasons.append(
+                f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})"
+            )
     reasons = (*reasons, *dict.fromkeys(barred))
     return Verdict(hybrid, verdict, clauses, p, reasons, everything, states)
 
@@ -101,19 +117,63 @@ def _statements(
     claims = [
         Claim("C1", "Y_E of RoPE less Y_E of the hybrid", (rope, hybrid), "Y_E", BPB, m.bpb),
         Claim("C2", "Y_E of ALiBi less Y_E of the hybrid", (alibi, hybrid), "Y_E", BPB, -m.bpb),
-        Claim("C3", "Y_R of the hybrid less Y_R of ALiBi", (hybrid, alibi), "Y_R", ACCURACY, m.accuracy),
-        Claim("C3", "Y_R_far of the hybrid less Y_R_far of ALiBi", (hybrid, alibi), "Y_R_far", ACCURACY, 0.0),
+        Claim(
+            "C3",
+            "Y_R of the hybrid less Y_R of ALiBi",
+            (hybrid, alibi),
+            "Y_R",
+            ACCURACY,
+            m.accuracy,
+        ),
+        Claim(
+            "C3",
+            "Y_R_far of the hybrid less Y_R_far of ALiBi",
+            (hybrid, alibi),
+            "Y_R_far",
+            ACCURACY,
+            0.0,
+        ),
         Claim("C4", "Y_R of the hybrid less Y_R of RoPE", (hybrid, rope), "Y_R", ACCURACY, 0.0),
-        Claim("C4", "Y_R_id of the hybrid less Y_R_id of RoPE", (hybrid, rope), "Y_R_id", ACCURACY, -m.accuracy),
-        Claim("C4", "Y_R_id of the hybrid less Y_R_id of ALiBi", (hybrid, alibi), "Y_R_id", ACCURACY, -m.accuracy),
-        Claim("G1", "bpb at c = L of RoPE less that of the hybrid", (rope, hybrid), "bpb_id", BPB, -m.bpb),
-        Claim("G1", "bpb at c = L of ALiBi less that of the hybrid", (alibi, hybrid), "bpb_id", BPB, -m.bpb),
-        Claim("G2", f"P1, the shift error, is at most {m.shift:g}", h, "P1", "", m.shift, "at most"),
+        Claim(
+            "C4",
+            "Y_R_id of the hybrid less Y_R_id of RoPE",
+            (hybrid, rope),
+            "Y_R_id",
+            ACCURACY,
+            -m.accuracy,
+        ),
+        Claim(
+            "C4",
+            "Y_R_id of the hybrid less Y_R_id of ALiBi",
+            (hybrid, alibi),
+            "Y_R_id",
+            ACCURACY,
+            -m.accuracy,
+        ),
+        Claim(
+            "G1",
+            "bpb at c = L of RoPE less that of the hybrid",
+            (rope, hybrid),
+            "bpb_id",
+            BPB,
+            -m.bpb,
+        ),
+        Claim(
+            "G1",
+            "bpb at c = L of ALiBi less that of the hybrid",
+            (alibi, hybrid),
+            "bpb_id",
+            BPB,
+            -m.bpb,
+        ),
+        Claim(
+            "G2", f"P1, the shift error, is at most {m.shift:g}", h, "P1", "", m.shift, "at most"
+        ),
         Claim("G2", "P5, the share of heads with a monotone bias, is 1", h, "P5", "", 1.0, "equal"),
         Claim("G2", "P3 of the hybrid less P3 of RoPE", (hybrid, rope), "P3", ACCURACY, -m.lookup),
         Claim("G3", "context gain", h, "context_gain", BPB, 0.0),
         Claim("G3", "repeat gain", h, "repeat_gain", BPB, 0.0),
         Claim("G3", "rise of the loss at 4L under a window of L", h, "window_check", BPB, 0.0),
-    ]  # fmt: skip
+    ]
     *others, context, repeat, window = (tested(c, outcomes, seeds, m.alpha) for c in claims)
     return [*others, either(context, repeat), window]

@@ -1,11 +1,12 @@
 """The decision rule, version 2 (docs/statistics.md): assay, comparisons, guards, reliability.
 
-A statement about bits per byte is tested by a one-sided paired t test. A statement about accuracy takes
-the largest p of three tests: t, exact sign flip, and failing seeds (`hypothesis_tests.failing_seeds`). It
-also needs that Fisher's test on the seeds that acquire or reach does not say the opposite. YES needs all
-clauses (intersection-union: its p is the largest; Berger 1982), with Holm's correction over the hybrids.
-A statement is refuted by the opposite tests, with Holm's correction over the tested statements of a
-hybrid. A failed exact property refutes by itself.
+A statement about bits per byte is tested by a one-sided paired t test. A statement about accuracy
+takes the largest p of three tests: t, exact sign flip, and failing seeds
+(`hypothesis_tests.failing_seeds`). It also needs that Fisher's test on the seeds that acquire or
+reach does not say the opposite. YES needs all clauses (intersection-union: its p is the largest;
+Berger 1982), with Holm's correction over the hybrids. A statement is refuted by the opposite tests,
+with Holm's correction over the tested statements of a hybrid. A failed exact property refutes by
+itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,21 @@ SEEDS = 12  # of a confirmation; YES needs them in every comparison
 CLAUSES = ("A0", "C1", "C1b", "C2", "C3", "C4", "C4b", "G1", "G2", "G3")
 AXES = {"extrapolation": ("C1", "C1b", "C2"), "retrieval": ("C3", "C4", "C4b")}
 RELIABLE = 0.75  # lower limit of the share of seeds that reach
-METRICS = ("Y_E", "Y_id", "price", "context_gain", "Y_R", "Y_R_far", "Y_R_8", "Y_R_id", "window_drop", "least_id", "P1", "P4", "P5")  # fmt: skip
+METRICS = (
+    "Y_E",
+    "Y_id",
+    "price",
+    "context_gain",
+    "Y_R",
+    "Y_R_far",
+    "Y_R_8",
+    "Y_R_id",
+    "window_drop",
+    "least_id",
+    "P1",
+    "P4",
+    "P5",
+)
 
 
 class Entry(NamedTuple):
@@ -56,8 +71,8 @@ def decide(
 ) -> list[Verdict]:
     """Returns the verdict on every hybrid.
 
-    - YES: all clauses hold at the Holm-adjusted level; every comparison, the assay and offset lookup
-      have 12 seeds, and no planned seed is missing.
+    - YES: all clauses hold at the Holm-adjusted level; every comparison, the assay and offset
+      lookup have 12 seeds, and no planned seed is missing.
     - YES-RELIABLE: YES, and the lower limit of the share of seeds that reach is at least 0.75.
     - TRADE-OFF: all clauses of one axis hold and a clause of the other is refuted.
     - NO: a clause is refuted, and it is no trade-off.
@@ -66,9 +81,13 @@ def decide(
     Raises:
       ValueError: no hybrid or more than three, arms or seeds that repeat.
     """
-    parents = dict.fromkeys([roles.rope, *(a for arms in roles.candidates.values() for a in arms), roles.oracle])  # fmt: skip
+    parents = dict.fromkeys(
+        [roles.rope, *(a for arms in roles.candidates.values() for a in arms), roles.oracle]
+    )
     check_plan(hybrids, [arm for arm in parents if arm], seeds)
-    of_hybrids = [Hybrid(outcomes, h, roles, counts, tuple(seeds), margins).statements() for h in hybrids]  # fmt: skip
+    of_hybrids = [
+        Hybrid(outcomes, h, roles, counts, tuple(seeds), margins).statements() for h in hybrids
+    ]
     entries = [[_entry(s, forced) for s, forced in statements] for statements in of_hybrids]
     adjusted = statistics.holm([p_of_yes(e) for e in entries])
     return [
@@ -95,8 +114,8 @@ def answer(
     """Returns the verdict as a word.
 
     Args:
-      p: of YES, Holm-adjusted. reaches: seeds of the hybrid that reach. complete: whether every comparison
-        has all planned seeds, at least 12.
+      p: of YES, Holm-adjusted. reaches: seeds of the hybrid that reach. complete: whether every
+        comparison has all planned seeds, at least 12.
     """
     if traded(clauses, AXES):
         return "TRADE-OFF"
@@ -120,12 +139,29 @@ def _verdict(hybrid, statements, entries, p, reaches: Count, alpha: float) -> Ve
     counted = [s for s, forced in statements if forced != REPORTED]
     barred = [f"{s.clause}: {'; '.join(s.problems)}" for s in counted if s.problems]
     # The assay and offset lookup count the seeds of every arm, in runs of their own.
-    fewest = min(min((n for _, n in s.counts.values()), default=SEEDS) if s.check == "count" else len(s.seeds) for s in counted)  # fmt: skip
+    fewest = min(
+        min((n for _, n in s.counts.values()), default=SEEDS)
+        if s.check == "count"
+        else len(s.seeds)
+        for s in counted
+    )
     if fewest < SEEDS:
         barred.append(f"YES needs {SEEDS} seeds in every comparison; the fewest is {fewest}")
     word = answer(clauses, p, reaches, complete=not barred, alpha=alpha)
-    reasons = [f"{c} {state}" if state == FAILS else f"{c} is {state}" for c, state in clauses.items() if state != "holds"]  # fmt: skip
+    reasons = [
+        f"{c} {state}" if state == FAILS else f"{c} is {state}"
+        for c, state in clauses.items()
+        if state != "holds"
+    ]
     if word == "INCONCLUSIVE" and not reasons and p > alpha:
         reasons.append(f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})")
     reasons += [s.contradiction for s in counted if s.contradiction]
-    return Verdict(hybrid, word, clauses, p, (*reasons, *dict.fromkeys(barred)), tuple(s for s, _ in statements), states)  # fmt: skip
+    return Verdict(
+        hybrid,
+        word,
+        clauses,
+        p,
+        (*reasons, *dict.fromkeys(barred)),
+        tuple(s for s, _ in statements),
+        states,
+    )

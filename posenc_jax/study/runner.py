@@ -1,4 +1,6 @@
-"""Runner of a study: commands of its runs, choice of the learning rates, and collection of the rows."""
+"""Runner of a study: commands of its runs, choice of the learning rates, and collection of the
+rows.
+"""
 
 import dataclasses
 import hashlib
@@ -52,7 +54,8 @@ class StudyRunner:
         return self.workdir / "logs"
 
     def programs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
-        """Returns the commands that train several seeds in one program; none where every run trains alone.
+        """Returns the commands that train several seeds in one program; none where every run trains
+        alone.
 
         Raises:
           ValueError: seeds that differ in more than their seed.
@@ -60,7 +63,8 @@ class StudyRunner:
         return [self._program(group) for group in self.study.groups(cells) if len(group) > 1]
 
     def runs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
-        """Returns the runs that train alone, and the evaluation of those that a program has trained.
+        """Returns the runs that train alone, and the evaluation of those that a program has
+        trained.
 
         A run that its program did not finish is left out.
         """
@@ -79,7 +83,9 @@ class StudyRunner:
         return self._as_commands(cell, (train, *self._evaluating(cell)))
 
     def finished(self, cells: Sequence[GridCell]) -> bool:
-        """Whether all commands of runs that are trained together, or of a single run, have succeeded."""
+        """Whether all commands of runs that are trained together, or of a single run, have
+        succeeded.
+        """
         runs = [*self.programs(cells), *self.runs(cells)]
         whole = len(self.runs(cells)) == len(cells)
         return whole and all(local_executor.finished(run, self.logs) for run in runs)
@@ -91,7 +97,9 @@ class StudyRunner:
 
     def _training(self, cell: GridCell) -> tuple[str, ...]:
         parent = self.study.parent(cell)
-        start = () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)  # fmt: skip
+        start = (
+            () if parent is None else (f"--config.train.init_from={parent.folder(self.workdir)}",)
+        )
         flags = (f"--config={self.file}:{cell.setting}", *self._imports(cell), *start)
         return ("python", self.train, *flags)
 
@@ -138,7 +146,9 @@ class StudyRunner:
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def _without_paths(self, word: str) -> str:
-        """Returns a word of a command with names in place of the workdir, the study file and the scripts."""
+        """Returns a word of a command with names in place of the workdir, the study file and the
+        scripts.
+        """
         if word in (self.train, self.evaluate):
             return Path(word).name
         flag, is_flag, value = word.partition("=")
@@ -148,7 +158,9 @@ class StudyRunner:
         return word
 
     def check(self) -> None:
-        """Raises ValueError for a mistake in a configuration or in the plan, before any run starts."""
+        """Raises ValueError for a mistake in a configuration or in the plan, before any run
+        starts.
+        """
         s = self.study
         if s.prereg and (planned := preregistration.read(Path(s.prereg)).plan.split) != s.split:
             raise ValueError(
@@ -165,7 +177,9 @@ class StudyRunner:
         self._refuse_other_study()
 
     def _check_measures(self, cell: GridCell) -> None:
-        """Raises ValueError for a suite or a stretch with which the evaluation of a run would end."""
+        """Raises ValueError for a suite or a stretch with which the evaluation of a run would
+        end.
+        """
         config = self.config(cell.setting)
         name = "tuning_suite" if cell.tuning else "suite"
         if suite := getattr(self.study, name):
@@ -185,7 +199,9 @@ class StudyRunner:
                 raise ValueError(f"arm {cell.arm.name!r}, reading {rule!r}: {error}") from None
 
     def _refuse_other_study(self) -> None:
-        """Raises ValueError for a folder with a run, published results or the runs of another study."""
+        """Raises ValueError for a folder with a run, published results or the runs of another
+        study.
+        """
         for name, what in (("config.json", "a run"), (PUBLISHED, "published results")):
             if (self.workdir / name).exists():
                 raise ValueError(f"{self.workdir} holds {what}; choose another --workdir")
@@ -201,7 +217,8 @@ class StudyRunner:
             foreign.append(f"tier {before['tier']} there, {ours['tier']} here")
         if foreign:
             raise ValueError(
-                f"{self.workdir} holds another study ({'; '.join(foreign)}); choose another --workdir"
+                f"{self.workdir} holds another study ({'; '.join(foreign)}); choose another "
+                "--workdir"
             )
 
     def _stored(self) -> dict:
@@ -212,7 +229,9 @@ class StudyRunner:
         return record
 
     def begin(self) -> None:
-        """Makes the folder and writes study.json and the frozen plan; deviations of earlier calls are kept."""
+        """Makes the folder and writes study.json and the frozen plan; deviations of earlier calls
+        are kept.
+        """
         self.workdir.mkdir(parents=True, exist_ok=True)
         path, record = self.workdir / "study.json", self.study.record()
         before = {"deviations": [], **self._stored()}["deviations"]
@@ -224,8 +243,8 @@ class StudyRunner:
     def rates(self) -> tuple[dict[str, float | None], list[str]]:
         """Returns the learning rate of every arm that has one, and remarks on the choice.
 
-        Without a tuning every rate is None, that of the base. Nothing is written, since the tasks of an array
-        call this at the same time.
+        Without a tuning every rate is None, that of the base. Nothing is written, since the tasks
+        of an array call this at the same time.
 
         Raises:
           ValueError: a tuning run has not ended.
@@ -236,9 +255,13 @@ class StudyRunner:
         choices, remarks = self._choices(), []
         for c in choices:
             if c.rate is None:
-                remarks.append(f"{c.arm}: no tuning run has a dev loss, so the arm has no learning rate")  # fmt: skip
+                remarks.append(
+                    f"{c.arm}: no tuning run has a dev loss, so the arm has no learning rate"
+                )
             elif c.edge:
-                remarks.append(f"{c.arm}: its best learning rate, {c.rate:g}, lies on the edge of the grid")  # fmt: skip
+                remarks.append(
+                    f"{c.arm}: its best learning rate, {c.rate:g}, lies on the edge of the grid"
+                )
         return {c.arm: c.rate for c in choices if c.rate is not None}, remarks
 
     def write_tuning(self) -> None:
@@ -255,7 +278,8 @@ class StudyRunner:
             lost = local_executor.exit_code(cell.name, self.logs) not in (None, DONE, STOPPED)
             if tuning.dev_loss(cell.folder(self.workdir)) is None and not lost:
                 raise ValueError(
-                    f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} cannot be chosen"
+                    f"tuning run {cell.name} has not ended; the learning rate of "
+                    f"{cell.arm.name} cannot be chosen"
                 )
         return tuning.choices(cells, self.workdir)
 
@@ -288,7 +312,8 @@ def _refuse_different(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -
         lines = [x for x in differences(config, configs[0]) if not x.startswith("train.seed:")]
         if lines:
             raise ValueError(
-                f"together=True: {cell.name} and {cells[0].name} differ in more than their seed ({lines[0]})"
+                f"together=True: {cell.name} and {cells[0].name} differ in more than their "
+                f"seed ({lines[0]})"
             )
 
 
@@ -320,8 +345,14 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
 def study_runner(
     study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path
 ) -> StudyRunner:
-    """Returns the runner of a study file; scripts: the repository root, relative to the working directory."""
+    """Returns the runner of a study file; scripts: the repository root, relative to the working
+    directory.
+    """
     return StudyRunner(
-        study, file, lambda setting: from_sections(get_config(setting).to_dict()), workdir,
-        str(scripts / "train.py"), str(scripts / "scripts" / "evaluate.py"),
-    )  # fmt: skip
+        study,
+        file,
+        lambda setting: from_sections(get_config(setting).to_dict()),
+        workdir,
+        str(scripts / "train.py"),
+        str(scripts / "scripts" / "evaluate.py"),
+    )

@@ -33,8 +33,9 @@ class Peaks:
     """Distribution of the recall of one arm over seeds, with two peaks.
 
     Attributes:
-      level: chance-corrected accuracy of a seed that recalls, by metric. fails: share of the seeds that
-        do not recall beyond L. unlearnt: share that does not recall at L either. failed: level of both.
+      level: chance-corrected accuracy of a seed that recalls, by metric. fails: share of the seeds
+        that do not recall beyond L. unlearnt: share that does not recall at L either. failed: level
+        of both.
       spread: SD between seeds of one peak.
     """
 
@@ -58,13 +59,15 @@ class Scenario:
     """True values of all simulated studies of a scenario, and the verdicts whose rate is measured.
 
     Attributes:
-      clause: the clause whose boundary is simulated, "" for one about the verdict. kind: "error", of a rate
-        of at most `bound`; "power", of a rate without a bound; "limit", of an error that no rule can hold
-        below 5 % with so few seeds. counted: the verdicts whose rate is measured.
-      recall: arms that differ from `LEVELS`. bits: statements about bits per byte, in SDs of a difference
-        past their threshold; others are certain. drop: mean fall of Y_R under the window; None: certain.
-      lookup: shares of seeds that learn offset lookup, of the hybrid and of RoPE. assay: share of pilot
-        seeds in which each arm acquires. hybrids: number of equal hybrids with the same parents.
+      clause: the clause whose boundary is simulated, "" for one about the verdict. kind: "error",
+        of a rate of at most `bound`; "power", of a rate without a bound; "limit", of an error that
+        no rule can hold below 5 % with so few seeds. counted: the verdicts whose rate is measured.
+      recall: arms that differ from `LEVELS`. bits: statements about bits per byte, in SDs of a
+        difference past their threshold; others are certain. drop: mean fall of Y_R under the
+        window; None: certain.
+      lookup: shares of seeds that learn offset lookup, of the hybrid and of RoPE. assay: share of
+        pilot seeds in which each arm acquires. hybrids: number of equal hybrids with the same
+        parents.
     """
 
     name: str
@@ -95,31 +98,62 @@ def _boundaries() -> Iterator[Scenario]:
             yield Scenario(f"{name}: on its boundary", clause, "error", YES, bits={name: 0.0})
         elif second and metric != "Y_R_id":
             margin = margin_of(threshold, Margins())
-            yield Scenario(f"{name}: on its boundary, one peak", clause, "error", YES, _moved(second, metric, margin, (0, 0), 0.04))  # fmt: skip
+            yield Scenario(
+                f"{name}: on its boundary, one peak",
+                clause,
+                "error",
+                YES,
+                _moved(second, metric, margin, (0, 0), 0.04),
+            )
             for share in SHARES:
-                for where, fails in (("the hybrid", (share, 0)), ("the other arm", (0, share)), ("both arms", (share, share))):  # fmt: skip
+                for where, fails in (
+                    ("the hybrid", (share, 0)),
+                    ("the other arm", (0, share)),
+                    ("both arms", (share, share)),
+                ):
                     words = f"{name}: on its boundary, {share:.0%} of the seeds of {where} fail"
                     yield Scenario(
                         words, clause, "error", YES, _moved(second, metric, margin, fails)
                     )
             words = f"{name}: on its boundary, 20% of the hybrid's seeds fall to 0.5"
-            yield Scenario(words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5))  # fmt: skip
+            yield Scenario(
+                words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5)
+            )
         elif second:
             level = LEVELS[HYBRID] | {"Y_R_id": LEVELS[second]["Y_R_id"] - 0.05}
-            yield Scenario(f"{name}: on its boundary, one peak", clause, "error", YES, {HYBRID: Peaks(level, spread=0.04)})  # fmt: skip
+            yield Scenario(
+                f"{name}: on its boundary, one peak",
+                clause,
+                "error",
+                YES,
+                {HYBRID: Peaks(level, spread=0.04)},
+            )
     yield Scenario("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
         words = f"G3: on its boundary, {share:.0%} of the hybrid's seeds fail"
         yield Scenario(words, "G3", "error", YES, peaks, drop=0.05)
     everything = {name: 0.0 for name, s in STATEMENTS.items() if s[3] in ("Y_E", "Y_id")}
-    yield Scenario("all statements on text on their boundaries", "", "error", YES + NO, bits=everything)  # fmt: skip
-    both = {HYBRID: _of(HYBRID, fails=0.2), ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05})}  # fmt: skip
+    yield Scenario(
+        "all statements on text on their boundaries", "", "error", YES + NO, bits=everything
+    )
+    both = {
+        HYBRID: _of(HYBRID, fails=0.2),
+        ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05}),
+    }
     for name, kind in (("C3", {}), ("C1", {"C1": 0.0})):
         words = f"{name}: on its boundary for three hybrids"
         yield Scenario(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
-    yield Scenario("G2: offset lookup, both learn it in 95% of seeds, refuted", "", "error", NO, lookup=(0.95, 0.95))  # fmt: skip
-    yield Scenario("A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5)  # fmt: skip
+    yield Scenario(
+        "G2: offset lookup, both learn it in 95% of seeds, refuted",
+        "",
+        "error",
+        NO,
+        lookup=(0.95, 0.95),
+    )
+    yield Scenario(
+        "A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5
+    )
     words = "reliability: three quarters of the seeds reach"
     yield Scenario(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
 
@@ -143,28 +177,64 @@ def _powers() -> Iterator[Scenario]:
         yield Scenario(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
-        yield Scenario(f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far", "C3", "power", YES, peaks)  # fmt: skip
+        yield Scenario(
+            f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far",
+            "C3",
+            "power",
+            YES,
+            peaks,
+        )
         peaks = {a: _of(a, fails=share) for a in (HYBRID, ALIBI)}
-        yield Scenario(f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L", "C3", "power", YES, peaks)  # fmt: skip
+        yield Scenario(
+            f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L",
+            "C3",
+            "power",
+            YES,
+            peaks,
+        )
     yield Scenario("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
-    yield Scenario("G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0})  # fmt: skip
+    yield Scenario(
+        "G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0}
+    )
     yield Scenario("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
     for gap in (0.2, 0.3, 0.4):
         level = LEVELS[HYBRID] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap}
         peaks = {HYBRID: Peaks(level), ALIBI: Peaks(LEVELS[HYBRID])}
         yield Scenario(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
-    yield Scenario("C4: false, ALiBi and RoPE carry recall as the hybrid does", "C4", "power", NO, {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)})  # fmt: skip
+    yield Scenario(
+        "C4: false, ALiBi and RoPE carry recall as the hybrid does",
+        "C4",
+        "power",
+        NO,
+        {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)},
+    )
     for share in (0.8, 0.9, 0.95):
-        yield Scenario(f"A0: each arm acquires in {share:.0%} of the pilot seeds", "A0", "power", YES, assay=share)  # fmt: skip
-    yield Scenario("G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97))  # fmt: skip
+        yield Scenario(
+            f"A0: each arm acquires in {share:.0%} of the pilot seeds",
+            "A0",
+            "power",
+            YES,
+            assay=share,
+        )
+    yield Scenario(
+        "G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97)
+    )
 
 
 def _of(arm: str, **fields) -> Peaks:
     return Peaks(LEVELS[arm], **fields)
 
 
-def _moved(second: str, metric: str, margin: float, fails: tuple[float, float], spread: float = 0.015, failed: float = 0.0) -> dict[str, Peaks]:  # fmt: skip
-    """Returns the recall of the hybrid and of the second arm, whose means differ by exactly the margin.
+def _moved(
+    second: str,
+    metric: str,
+    margin: float,
+    fails: tuple[float, float],
+    spread: float = 0.015,
+    failed: float = 0.0,
+) -> dict[str, Peaks]:
+    """Returns the recall of the hybrid and of the second arm, whose means differ by exactly the
+    margin.
 
     fails: shares of failing seeds, of the hybrid and of the second arm.
     """

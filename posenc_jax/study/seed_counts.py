@@ -1,4 +1,6 @@
-"""Counts of seeds for rule 2: seeds that acquire recall, that reach, and that learn offset lookup."""
+"""Counts of seeds for rule 2: seeds that acquire recall, that reach, and that learn offset
+lookup.
+"""
 
 import dataclasses
 import math
@@ -60,10 +62,12 @@ def required_count(share: float, n: int) -> int:
 
 
 def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
-    """Returns p, p_refuted and the forced state of "as many seeds learn offset lookup as with RoPE".
+    """Returns p, p_refuted and the forced state of "as many seeds learn offset lookup as with
+    RoPE".
 
-    It holds where the hybrid's share is not below RoPE's, is refuted where Fisher's test says that it is
-    below, and is open otherwise. It is not assessable where RoPE learns it in fewer than 11 of 12 seeds.
+    It holds where the hybrid's share is not below RoPE's, is refuted where Fisher's test says that
+    it is below, and is open otherwise. It is not assessable where RoPE learns it in fewer than 11
+    of 12 seeds.
     """
     (k, n), (k_rope, n_rope) = hybrid, rope
     if not n or not n_rope or k_rope < required_count(LOOKUP, n_rope):
@@ -72,7 +76,9 @@ def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
 
 
 def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]:
-    """Returns whether Fisher's test says that fewer seeds of the hybrid pass than of the other arm, and the reverse."""
+    """Returns whether Fisher's test says that fewer seeds of the hybrid pass than of the other arm,
+    and the reverse.
+    """
     if not hybrid[1] or not other[1]:
         return False, False
     (k, n), (k_other, n_other) = hybrid, other

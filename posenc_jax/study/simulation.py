@@ -1,9 +1,9 @@
 """Error rates and power of rule 2, by simulated studies whose true values are known.
 
-Bits per byte are Gaussian over seeds. Recall may have two peaks: a share of the seeds of an arm fails. A
-scenario puts one statement on its boundary or past it; all others hold with certainty. The p of every
-statement come from `study.hypothesis_tests`, for all studies at once; states and verdicts come from
-`study.rule_2`, so the rule itself is simulated.
+Bits per byte are Gaussian over seeds. Recall may have two peaks: a share of the seeds of an arm
+fails. A scenario puts one statement on its boundary or past it; all others hold with certainty. The
+p of every statement come from `study.hypothesis_tests`, for all studies at once; states and
+verdicts come from `study.rule_2`, so the rule itself is simulated.
 """
 
 import dataclasses
@@ -34,7 +34,9 @@ from posenc_jax.study.scenarios import (
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """Shares of studies in which the clause holds, is refuted, a counted verdict is given; all verdicts."""
+    """Shares of studies in which the clause holds, is refuted, a counted verdict is given; all
+    verdicts.
+    """
 
     holds: float
     refuted: float
@@ -43,7 +45,9 @@ class Tally:
 
 
 def tally(scenario: Scenario, *, n: int, studies: int, seed: int, margins: Margins) -> Tally:
-    """Draws studies of n seeds and applies rule 2 to each; draws are a function of (seed, name, n)."""
+    """Draws studies of n seeds and applies rule 2 to each; draws are a function of (seed, name,
+    n).
+    """
     words, holds, refuted, counted = Counter(), 0, 0, 0
     for entries, reaches in zip(*draw(scenario, n, studies, seed, margins), strict=True):
         verdicts = judged(entries, reaches, n, margins.alpha)
@@ -69,10 +73,17 @@ def judged(entries, reaches, n: int, alpha: float) -> list[tuple[str, Mapping[st
 
 
 def draw(scenario: Scenario, n: int, studies: int, seed: int, margins: Margins):
-    """Returns for every study the entries of each hybrid, and the number of its n seeds that reach."""
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, n, *scenario.name.encode()])))  # fmt: skip
+    """Returns for every study the entries of each hybrid, and the number of its n seeds that
+    reach.
+    """
+    random = np.random.Generator(
+        np.random.Philox(np.random.SeedSequence([seed, n, *scenario.name.encode()]))
+    )
     parents = {arm: _recall(scenario, arm, n, studies, random) for arm in (ROPE, STRETCHED, ALIBI)}
-    noise = {arm: {m: BITS * random.standard_normal((studies, n)) for m in ("Y_E", "Y_id")} for arm in parents}  # fmt: skip
+    noise = {
+        arm: {m: BITS * random.standard_normal((studies, n)) for m in ("Y_E", "Y_id")}
+        for arm in parents
+    }
     rope_lookup = random.binomial(n, scenario.lookup[1], studies)
     pilot = {arm: random.binomial(n, scenario.assay, studies) for arm in (ROPE, ALIBI)}
     hybrids = []
@@ -95,7 +106,9 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
     acquire_XA = np.stack(list(acquire.values()), 1).tolist()
     counted = zip(acquire_XA, lookup_X.tolist(), rope_lookup_X.tolist(), strict=True)
     for p_S, refuted_S, (acquire_A, lookup, rope) in zip(p_XS, refuted_XS, counted, strict=True):
-        passes = seed_counts.assay_passes({a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A)))  # fmt: skip
+        passes = seed_counts.assay_passes(
+            {a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A))
+        )
         entries = [rule_2.Entry("A0", float(not passes), 1.0, True, "" if passes else FAILS)]
         for (clause, comparison), p, refuted in zip(names, p_S, refuted_S, strict=True):
             forced = NOT_ASSESSABLE if comparison and not passes else ""
@@ -105,7 +118,9 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
 
 
 def _tested(scenario: Scenario, values, noise, margins: Margins):
-    """Returns (clause, whether it compares recall, p, p_refuted) of every statement, for all studies."""
+    """Returns (clause, whether it compares recall, p, p_refuted) of every statement, for all
+    studies.
+    """
     tested = []
     for name, (clause, first, second, metric, threshold) in STATEMENTS.items():
         limit = margin_of(threshold, margins)
@@ -116,19 +131,26 @@ def _tested(scenario: Scenario, values, noise, margins: Margins):
             continue
         first_XP = values[first][metric]
         differences_XP = first_XP - values[second][metric] if second else first_XP
-        t, flips = hypothesis_tests.student_t(differences_XP, limit), hypothesis_tests.sign_flips(differences_XP, limit)  # fmt: skip
+        t, flips = (
+            hypothesis_tests.student_t(differences_XP, limit),
+            hypothesis_tests.sign_flips(differences_XP, limit),
+        )
         p_X, refuted_X = np.maximum(t[0], flips[0]), np.maximum(t[1], flips[1])
         if limit >= 0:
             p_X = np.maximum(p_X, hypothesis_tests.failing_seeds(differences_XP, first_XP, limit))
         if second:
             lost_X = hypothesis_tests.failing_seeds(-differences_XP, values[second][metric], -limit)
-            p_X, refuted_X = _uncontradicted(values, second, metric, p_X, np.maximum(refuted_X, lost_X), margins.alpha)  # fmt: skip
+            p_X, refuted_X = _uncontradicted(
+                values, second, metric, p_X, np.maximum(refuted_X, lost_X), margins.alpha
+            )
         tested.append((clause, bool(second), p_X, refuted_X))
     return tested
 
 
 def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: float):
-    """Returns both p, set to 1 where Fisher's test on the seeds that acquire or reach contradicts."""
+    """Returns both p, set to 1 where Fisher's test on the seeds that acquire or reach
+    contradicts.
+    """
     own, bar = ("least_id", ACQUIRED) if metric == "Y_R_id" else ("Y_R_far", REACHES)
     count_X, second_X = ((values[arm][own] >= bar).sum(1) for arm in (HYBRID, second))
     fewer_KK = _fewer(values[second][own].shape[1], alpha)
@@ -138,8 +160,13 @@ def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: flo
 
 @functools.cache
 def _fewer(n: int, alpha: float) -> np.ndarray:
-    """Returns for each pair of counts out of n whether Fisher's test says that the first is smaller."""
-    pairs = [[seed_counts.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)] for k in range(n + 1)]  # fmt: skip
+    """Returns for each pair of counts out of n whether Fisher's test says that the first is
+    smaller.
+    """
+    pairs = [
+        [seed_counts.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)]
+        for k in range(n + 1)
+    ]
     return np.array(pairs)
 
 
@@ -156,5 +183,7 @@ def _recall(scenario: Scenario, arm: str, n: int, studies: int, random) -> dict[
     # The worst of three tasks: a little below their mean.
     values["least_id"] = values["Y_R_id"] - 0.03
     drop = 0.6 if scenario.drop is None else scenario.drop / (1 - peaks.fails)
-    values["window_drop"] = np.where(fails_XP, 0.0, drop) + peaks.spread * random.standard_normal((studies, n))  # fmt: skip
+    values["window_drop"] = np.where(fails_XP, 0.0, drop) + peaks.spread * random.standard_normal(
+        (studies, n)
+    )
     return values

@@ -16,12 +16,23 @@ from posenc_jax.study.rule_1 import STRONGER, decide
 from posenc_jax.study.scenarios import margin_of
 from posenc_jax.study.statistics import power
 
-# SD of a value between seeds of an arm; a difference of two arms has sqrt(2) times as much. It is small
-# for Y_E: C2 must hold with certainty where YES-STRONG, 0.01 bits further, is on its boundary.
-SPREAD = {"Y_E": 0.0002, "bpb_id": 0.004, "Y_R": 0.04, "Y_R_far": 0.04, "Y_R_id": 0.04, "P3": 0.02,
-          "context_gain": 0.01, "repeat_gain": 0.01, "window_check": 0.01}  # fmt: skip
+# SD of a value between seeds of an arm; a difference of two arms has sqrt(2) times as much. It is
+# small for Y_E: C2 must hold with certainty where YES-STRONG, 0.01 bits further, is on its
+# boundary.
+SPREAD = {
+    "Y_E": 0.0002,
+    "bpb_id": 0.004,
+    "Y_R": 0.04,
+    "Y_R_far": 0.04,
+    "Y_R_id": 0.04,
+    "P3": 0.02,
+    "context_gain": 0.01,
+    "repeat_gain": 0.01,
+    "window_check": 0.01,
+}
 SURE = 20.0
-# Statement -> (arm, metric, sign of the change of its value that makes the statement truer, threshold).
+# Statement -> (arm, metric, sign of the change of its value that makes the statement truer,
+# threshold).
 STATEMENTS = {
     "C1": ("rope", "Y_E", 1, "bpb"), "C2": ("alibi", "Y_E", 1, "-bpb"),
     "C3": ("alibi", "Y_R", -1, "accuracy"), "C3 far": ("alibi", "Y_R_far", -1, "0"),
@@ -40,8 +51,9 @@ class ScenarioRule1:
     """True values of the statements, the verdicts whose share is measured, and the share by theory.
 
     Attributes:
-      effects: SDs past the threshold of every statement that is not certain, by hybrid (`C1` 0.0: on its
-        boundary). counted: verdicts that count. hybrids: a study counts if one of these has such a verdict.
+      effects: SDs past the threshold of every statement that is not certain, by hybrid (`C1` 0.0:
+        on its boundary). counted: verdicts that count. hybrids: a study counts if one of these has
+        such a verdict.
       kind: the share is "at most" `bound`, or "equal" to `expected` within 3 points.
     """
 
@@ -82,28 +94,70 @@ def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
         ScenarioRule1("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
         ScenarioRule1("all statements on their boundaries", (everything,), YES, (0,), "at most"),
         ScenarioRule1("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
-        ScenarioRule1("YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"),
+        ScenarioRule1(
+            "YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"
+        ),
         ScenarioRule1("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
-        ScenarioRule1("three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"),
-        ScenarioRule1("three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"),
+        ScenarioRule1(
+            "three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"
+        ),
+        ScenarioRule1(
+            "three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"
+        ),
         ScenarioRule1("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
-    ]  # fmt: skip
-    scenarios += [ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),)) for s in single]  # fmt: skip
+    ]
+    scenarios += [
+        ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),))
+        for s in single
+    ]
     scenarios += [
         ScenarioRule1("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
-        ScenarioRule1("YES-STRONG past its threshold", ({STRONGER: 1.3},), ("YES-STRONG",), (0,), "equal", ((1.3, alpha),)),
-        ScenarioRule1("whole rule, three axes apart", (near | {"C1": 2.0},), YES, (0,), "equal", ((2.0, alpha),) * 3),
-        ScenarioRule1("one hybrid of three past P3", ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}), YES, (0,), "equal", ((1.8, alpha / 3),)),
-        ScenarioRule1("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), (0,), "equal", ((2.5, alpha / tested),)),
-        ScenarioRule1("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)),
-    ]  # fmt: skip
+        ScenarioRule1(
+            "YES-STRONG past its threshold",
+            ({STRONGER: 1.3},),
+            ("YES-STRONG",),
+            (0,),
+            "equal",
+            ((1.3, alpha),),
+        ),
+        ScenarioRule1(
+            "whole rule, three axes apart",
+            (near | {"C1": 2.0},),
+            YES,
+            (0,),
+            "equal",
+            ((2.0, alpha),) * 3,
+        ),
+        ScenarioRule1(
+            "one hybrid of three past P3",
+            ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}),
+            YES,
+            (0,),
+            "equal",
+            ((1.8, alpha / 3),),
+        ),
+        ScenarioRule1(
+            "C1 refuted beside won retrieval",
+            ({"C1": -2.5},),
+            ("TRADE-OFF",),
+            (0,),
+            "equal",
+            ((2.5, alpha / tested),),
+        ),
+        ScenarioRule1(
+            "G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)
+        ),
+    ]
     return scenarios
 
 
-def tally(scenario: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Margins) -> tuple[int, Counter]:  # fmt: skip
+def tally(
+    scenario: ScenarioRule1, *, n: int, studies: int, seed: int, margins: Margins
+) -> tuple[int, Counter]:
     """Draws studies of n seeds and applies rule 1 to each; draws are a function of (seed, name, n).
 
-    Returns the number of studies in which a hybrid has a counted verdict, and all verdicts of the first one.
+    Returns the number of studies in which a hybrid has a counted verdict, and all verdicts of the
+    first one.
     """
     hybrids = [f"hybrid{i}" for i in range(len(scenario.effects))]
     arms = ("rope", "alibi", *hybrids)
@@ -116,19 +170,26 @@ def tally(scenario: ScenarioRule1, *, n: int, studies: int, seed: int, margins: 
         for metric in SPREAD
         for arm in arms
     }
-    exact = {(h, metric): dict.fromkeys(range(n), value) for h in hybrids for metric, value in (("P1", 0.0), ("P5", 1.0))}  # fmt: skip
+    exact = {
+        (h, metric): dict.fromkeys(range(n), value)
+        for h in hybrids
+        for metric, value in (("P1", 0.0), ("P5", 1.0))
+    }
     rows = {key: values_XP.tolist() for key, values_XP in drawn.items()}
     hits, answers = 0, Counter()
     for study in range(studies):
         outcomes = exact | {key: dict(enumerate(values[study])) for key, values in rows.items()}
-        verdicts = decide(outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins)  # fmt: skip
+        verdicts = decide(
+            outcomes, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=margins
+        )
         hits += any(verdicts[i].verdict in scenario.counted for i in scenario.hybrids)
         answers[verdicts[0].verdict] += 1
     return hits, answers
 
 
 def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
-    """Returns the mean of every arm and metric: the parent of a statement is moved, the hybrids stay at 0.
+    """Returns the mean of every arm and metric: the parent of a statement is moved, the hybrids
+    stay at 0.
 
     Hybrids with different effects share their parents, so their own values are moved instead.
 
@@ -151,5 +212,7 @@ def _means(effects, hybrids, margins: Margins) -> dict[tuple[str, str], float]:
             raise ValueError(f"hybrids cannot differ in {statement}: both parents share {metric}")
         else:
             means[arm, metric] = way * (far + SURE * sd)
-            means |= {(h, metric): way * (SURE - sds) * sd for h, sds in zip(hybrids, moved, strict=True)}  # fmt: skip
+            means |= {
+                (h, metric): way * (SURE - sds) * sd for h, sds in zip(hybrids, moved, strict=True)
+            }
     return means

@@ -1,4 +1,6 @@
-"""Slurm array jobs of a study: one task a run; tasks are safe to repeat and requeued when preempted."""
+"""Slurm array jobs of a study: one task a run; tasks are safe to repeat and requeued when
+preempted.
+"""
 
 import dataclasses
 import re
@@ -22,15 +24,17 @@ class Resources:
     """Resources of a task; empty or 0 means the default of the cluster.
 
     Attributes:
-      partition, account, qos, constraint, gres, time: arguments of sbatch. report_partition: of the report,
-        which gets no GPU and none of partition, constraint and gres. nodes: of a run, with one process on
-        each. gpus, cpus: per process. memory: of a node, such as 32G.
+      partition, account, qos, constraint, gres, time: arguments of sbatch. report_partition: of the
+        report, which gets no GPU and none of partition, constraint and gres. nodes: of a run, with
+        one process on each. gpus, cpus: per process. memory: of a node, such as 32G.
       modules: environment modules to load. prelude: lines of bash that run before the modules.
-      venv: folder of a virtual environment to activate. container: an image for srun's --container-image
-        (pyxis). Only one of these two may be set. at_once: largest number of tasks at a time.
+      venv: folder of a virtual environment to activate. container: an image for srun's
+        --container-image (pyxis). Only one of these two may be set. at_once: largest number of
+        tasks at a time.
 
     Raises:
-      ValueError: a word with a space in it, a wrong time, no venv in the folder, or venv and container.
+      ValueError: a word with a space in it, a wrong time, no venv in the folder, or venv and
+        container.
     """
 
     partition: str = ""
@@ -79,9 +83,9 @@ class SlurmStage:
     """An array job: the commands of its tasks, and the stage it waits for.
 
     Attributes:
-      name: of the job and of its files. tasks: one command each. after: name of an earlier stage that must
-        end first, with or without failed tasks; "" for none. computes: whether its tasks get the nodes, GPUs
-        and partition of runs; False for the report.
+      name: of the job and of its files. tasks: one command each. after: name of an earlier stage
+        that must end first, with or without failed tasks; "" for none. computes: whether its tasks
+        get the nodes, GPUs and partition of runs; False for the report.
     """
 
     name: str
@@ -93,18 +97,23 @@ class SlurmStage:
 def script(stage: SlurmStage, resources: Resources, *, root: Path, folder: Path) -> str:
     """Returns the batch script of a stage.
 
-    Slurm sends SIGTERM when the job is preempted and WARNING_SECONDS before its time ends. The run then
-    saves and exits with STOPPED, and the task requeues itself.
+    Slurm sends SIGTERM when the job is preempted and WARNING_SECONDS before its time ends. The run
+    then saves and exits with STOPPED, and the task requeues itself.
 
     Args:
       root: the repository, in which the commands run. folder: of the task lists and the logs.
     """
     if re.search(r"\s", str(folder)):
-        raise ValueError(f"{folder}: sbatch reads no path with a space in it; choose another --workdir")  # fmt: skip
+        raise ValueError(
+            f"{folder}: sbatch reads no path with a space in it; choose another --workdir"
+        )
     head = [
         f"#SBATCH --{key}={value}" for key, value in _options(stage, resources, folder) if value
     ]
-    before = [*resources.prelude, *(f"module load {shlex.quote(m)} || exit 2" for m in resources.modules)]  # fmt: skip
+    before = [
+        *resources.prelude,
+        *(f"module load {shlex.quote(m)} || exit 2" for m in resources.modules),
+    ]
     activate = ""
     if resources.venv:
         entry = shlex.quote(str(_activate(resources.venv)))
@@ -125,7 +134,7 @@ if [ "$code" -eq {STOPPED} ] && [ "$(squeue --noheader --format=%T --jobs="$SLUR
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"
-"""
+"""  # noqa: E501
 
 
 def _activate(venv: str) -> Path:
@@ -163,18 +172,26 @@ def _srun(stage: SlurmStage, resources: Resources, root: Path, folder: Path) -> 
         srun += ["--kill-on-bad-exit=0", "--wait=60"]
     if resources.container:
         places = f"{root}:{root},{folder.parent}:{folder.parent}"
-        srun += [f"--container-image={resources.container}", f"--container-mounts={places}", f"--container-workdir={root}"]  # fmt: skip
+        srun += [
+            f"--container-image={resources.container}",
+            f"--container-mounts={places}",
+            f"--container-workdir={root}",
+        ]
     return srun
 
 
 def write(
     stages: Sequence[SlurmStage], resources: Resources, *, root: Path, folder: Path
 ) -> list[Path]:
-    """Writes the script and the task list of every stage; returns the paths of the scripts in order."""
+    """Writes the script and the task list of every stage; returns the paths of the scripts in
+    order.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for stage in stages:
-        (folder / f"{stage.name}.tasks").write_text("".join(shlex.join(t) + "\n" for t in stage.tasks))  # fmt: skip
+        (folder / f"{stage.name}.tasks").write_text(
+            "".join(shlex.join(t) + "\n" for t in stage.tasks)
+        )
         path = folder / f"{stage.name}.sh"
         path.write_text(script(stage, resources, root=root, folder=folder))
         paths.append(path)
@@ -192,7 +209,8 @@ def submit(stages: Sequence[SlurmStage], paths: Sequence[Path]) -> dict[str, str
     """Submits every stage and returns the job ids by stage, which JOBS beside the scripts keeps.
 
     Raises:
-      FileNotFoundError: there is no sbatch. ValueError: sbatch refused a stage; earlier stages are cancelled.
+      FileNotFoundError: there is no sbatch. ValueError: sbatch refused a stage; earlier stages are
+        cancelled.
     """
     if not available():
         raise FileNotFoundError("there is no sbatch on the PATH")
@@ -227,11 +245,15 @@ def refuse_second_submission(folder: Path) -> None:
         ["squeue", "--noheader", "--format=%A", f"--jobs={ids}"], capture_output=True, text=True
     )
     if reply.returncode and "Invalid job id" not in reply.stderr:  # Slurm has forgotten ended jobs
-        raise ValueError(f"squeue does not say whether jobs {ids} of {path} have ended: {' '.join(reply.stderr.split())}")  # fmt: skip
+        raise ValueError(
+            f"squeue does not say whether jobs {ids} of {path} have ended: "
+            f"{' '.join(reply.stderr.split())}"
+        )
     alive = list(dict.fromkeys(reply.stdout.split())) if not reply.returncode else []
     if alive:
         raise ValueError(
-            f"jobs {', '.join(alive)} of this study are queued or at work ({path}); wait for them, or "
+            f"jobs {', '.join(alive)} of this study are queued or at work ({path}); wait for "
+            "them, or "
             f"scancel {' '.join(map(str, jobs.values()))} and submit again"
         )
 

@@ -17,7 +17,9 @@ Outcomes = Mapping[tuple[str, str], Mapping[int, float | None]]  # (arm, metric)
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A claim with its values by seed (differences, where it compares two arms), its test and its p."""
+    """A claim with its values by seed (differences, where it compares two arms), its test and its
+    p.
+    """
 
     clause: str
     words: str
@@ -57,7 +59,9 @@ class Statement:
         return statistics.probability_of_improvement(*self.arms) if self.arms[0] else None
 
     def bootstrap(self, alpha: float) -> tuple[float, float] | None:
-        """Percentile interval of the mean over draws of seeds and, where known, of instances; None without a test."""
+        """Percentile interval of the mean over draws of seeds and, where known, of instances; None
+        without a test.
+        """
         if self.test is None:
             return None
         return bootstrap.percentile_interval(self._means_X, 1 - 2 * alpha)
@@ -82,19 +86,24 @@ class Statement:
         return statistics.sign_flip(self.values, threshold=self.threshold, two_sided=False)
 
     def detectable(self, alpha: float) -> float | None:
-        """Distance of a true mean from the threshold at which the power is 80 %; None without a test."""
+        """Distance of a true mean from the threshold at which the power is 80 %; None without a
+        test.
+        """
         if self.test is None:
             return None
         effect = statistics.detectable_effect(self.test.n, alpha=alpha, two_sided=False)
         by_spread = effect * self.test.deviation
         if self.p_failing is None:
             return by_spread
-        # With no failing seed the limit of the failing share is 1 - alpha^(1/n); see hypothesis_tests.failing_seeds.
+        # With no failing seed the limit of the failing share is 1 - alpha^(1/n); see
+        # hypothesis_tests.failing_seeds.
         best = max(self.arms[0] or self.values)
         return max(by_spread, best * (1 - alpha ** (1 / self.test.n)))
 
     def sentence(self, alpha: float) -> str:
-        """Estimate, interval, p, n and detectable effect in words; for a check, the values of the seeds."""
+        """Estimate, interval, p, n and detectable effect in words; for a check, the values of the
+        seeds.
+        """
         gaps = f"; left out: {'; '.join(self.problems)}" if self.problems else ""
         note = f" ({self.note})" if self.note else ""
         said = f"{self.clause}: {self.words}{note}: "
@@ -114,16 +123,25 @@ class Statement:
             return f"{said}not tested ({'; '.join(self.problems) or 'no rows'})"
         t = self.test
         p_t = t.p_above if self.agreed else self.p
-        few = f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds" if t.n < SIGN_FLIP_SEEDS else ""  # fmt: skip
+        few = (
+            f", two-sided never below 0.05 under {SIGN_FLIP_SEEDS} seeds"
+            if t.n < SIGN_FLIP_SEEDS
+            else ""
+        )
         failing = "" if self.p_failing is None else f", {p_words(self.p_failing)} (failing seeds)"
         contradiction = f"; {self.contradiction}" if self.contradiction else ""
         low, high = self.bootstrap(alpha)
         drawn = "seeds and instances" if self.instances else "seeds alone"
         unknown = f"; seeds alone because {self.unknown}" if self.unknown else ""
-        ahead = "" if self.ahead is None else f", first arm higher in {100 * self.ahead:.0f} % of pairs of runs"  # fmt: skip
+        ahead = (
+            ""
+            if self.ahead is None
+            else f", first arm higher in {100 * self.ahead:.0f} % of pairs of runs"
+        )
         return (
             f"{said}{t.mean:+.4f} {self.unit}, {100 * (1 - 2 * alpha):.0f} % interval {t.low:+.4f} "
-            f"to {t.high:+.4f} (bootstrap over {drawn} {low:+.4f} to {high:+.4f}; IQM {self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(p_t)} (t), "
+            f"to {t.high:+.4f} (bootstrap over {drawn} {low:+.4f} to {high:+.4f}; IQM "
+            f"{self.iqm:+.4f}{ahead}), against {self.threshold:+.4f}; p {p_words(p_t)} (t), "
             f"{p_words(self.sign_flip)} (sign flip{few}){failing}, n {t.n} seeds, detectable from "
             f"{self.detectable(alpha):.4f} past it{contradiction}{unknown}{gaps}"
         )
@@ -140,8 +158,8 @@ class Claim:
 
     Attributes:
       arms: one arm, or two whose difference (first less second) is meant. unit: "" for a check.
-      check: "at most", "equal" or "above" compares the value of every seed with the threshold; no mean
-        is tested then. "": the mean is tested.
+      check: "at most", "equal" or "above" compares the value of every seed with the threshold; no
+        mean is tested then. "": the mean is tested.
     """
 
     clause: str
@@ -154,7 +172,9 @@ class Claim:
 
 
 def tested(claim: Claim, outcomes: Outcomes, seeds: Sequence[int], alpha: float) -> Statement:
-    """Returns the statement of a claim, from the planned seeds in which all its arms have a value."""
+    """Returns the statement of a claim, from the planned seeds in which all its arms have a
+    value.
+    """
     values = [
         {s: outcomes.get((arm, claim.metric), {}).get(s) for s in seeds} for arm in claim.arms
     ]
@@ -174,18 +194,35 @@ def tested(claim: Claim, outcomes: Outcomes, seeds: Sequence[int], alpha: float)
     elif len(differences) < 2:
         problems.append(f"{claim.words}: fewer than two seeds")
     elif identical := statistics.identical(differences):
-        problems.append(f"{claim.words}: refused, all {len(differences)} seeds have the same value {differences[0]:g}")  # fmt: skip
+        problems.append(
+            f"{claim.words}: refused, all {len(differences)} seeds have the same value "
+            f"{differences[0]:g}"
+        )
     else:
         test = statistics.against(differences, claim.threshold, alpha)
         p, p_refuted = test.p_above, test.p_below
     return Statement(
-        claim.clause, claim.words, claim.unit, claim.threshold, paired.seeds, differences, tuple(problems),
-        test, p, p_refuted, claim.check, arms=arms, names=claim.arms, metric=claim.metric, identical=identical,
-    )  # fmt: skip
+        claim.clause,
+        claim.words,
+        claim.unit,
+        claim.threshold,
+        paired.seeds,
+        differences,
+        tuple(problems),
+        test,
+        p,
+        p_refuted,
+        claim.check,
+        arms=arms,
+        names=claim.arms,
+        metric=claim.metric,
+        identical=identical,
+    )
 
 
 def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
-    """Returns the statement with the largest p of three tests: t, exact sign flip and failing seeds.
+    """Returns the statement with the largest p of three tests: t, exact sign flip and failing
+    seeds.
 
     Args:
       ahead: whether p includes the test of failing seeds of the first arm.
@@ -207,7 +244,8 @@ def agreed(s: Statement, *, ahead: bool, behind: bool) -> Statement:
 
 
 def either(a: Statement, b: Statement) -> Statement:
-    """Returns the statement with the smaller p of two, of which one suffices; p is doubled (Bonferroni).
+    """Returns the statement with the smaller p of two, of which one suffices; p is doubled
+    (Bonferroni).
 
     A statement with every planned seed is preferred to one without. It is refuted only if both are.
     """
@@ -225,7 +263,8 @@ def either(a: Statement, b: Statement) -> Statement:
 def with_instances(
     s: Statement, samples: Mapping[tuple[str, str], Mapping[int, bootstrap.Sample | str]]
 ) -> Statement:
-    """Returns the statement with the instances of every seed, paired over its arms, or the reason why not.
+    """Returns the statement with the instances of every seed, paired over its arms, or the reason
+    why not.
 
     Args:
       samples: by arm and metric, by seed: the instances, or why they are unknown.
@@ -243,7 +282,9 @@ def with_instances(
                 return dataclasses.replace(s, unknown=f"of {name}, seed {seed}, {part}")
         sample = parts[0] if len(parts) == 1 else bootstrap.paired_difference(*parts)
         if sample is None:
-            return dataclasses.replace(s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances")  # fmt: skip
+            return dataclasses.replace(
+                s, unknown=f"seed {seed} of {' and '.join(s.names)} was scored on other instances"
+            )
         instances.append(sample)
     return dataclasses.replace(s, instances=tuple(instances))
 

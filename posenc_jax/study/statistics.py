@@ -1,4 +1,6 @@
-"""Statistics over training seeds: t test, power, Holm, interquartile mean, probability of improvement."""
+"""Statistics over training seeds: t test, power, Holm, interquartile mean, probability of
+improvement.
+"""
 
 import dataclasses
 import functools
@@ -22,7 +24,8 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class OneSided:
-    """A mean tested against a threshold: p_above is of mean > threshold, p_below of mean < threshold.
+    """A mean tested against a threshold: p_above is of mean > threshold, p_below of mean <
+    threshold.
 
     low and high are the one-sided limits at alpha; together they are a (1 - 2 alpha) interval.
     """
@@ -97,7 +100,8 @@ def sign_flip(differences: Sequence[float], *, threshold: float = 0.0, two_sided
 def iqm(values: Sequence[float]) -> float:
     """Returns the interquartile mean: a quarter of the values trimmed from each end.
 
-    floor(n/4) values go from each end, as scipy.stats.trim_mean and rliable do (Agarwal et al. 2021).
+    floor(n/4) values go from each end, as scipy.stats.trim_mean and rliable do (Agarwal et al.
+    2021).
     """
     values_P = np.sort(_checked(values))
     cut = len(values_P) // 4

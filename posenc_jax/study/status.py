@@ -34,8 +34,8 @@ class Status:
         """Prints the table, or without a terminal a line, if the interval has passed.
 
         Args:
-          states: one of STATES for every run. working: a line for each active run. left: seconds to the
-            end, None if unknown. last: prints the table in any case.
+          states: one of STATES for every run. working: a line for each active run. left: seconds to
+            the end, None if unknown. last: prints the table in any case.
         """
         terminal, now = sys.stdout.isatty(), time.monotonic()
         if not last and now - self._last < (1.0 if terminal else self._every):
@@ -61,7 +61,10 @@ def summary(states: Mapping[str, str], seconds: float, left: float | None) -> st
     """Returns the counts of the states, the time since the start and the time left."""
     count = {state: list(states.values()).count(state) for state in STATES}
     clock = f"{_clock(seconds)} elapsed" + (f", about {_clock(left)} left" if left else "")
-    return f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, {count['failed']} failed]  {clock}"
+    return (
+        f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, "
+        f"{count['failed']} failed]  {clock}"
+    )
 
 
 def table(
@@ -85,8 +88,8 @@ def time_left(
     """Returns the seconds to the end of all runs; None before the first run has ended.
 
     Args:
-      durations: seconds of the runs that ended. elapsed: seconds of each active run so far. waiting: number
-        of runs that have not begun. workers: number of runs at a time.
+      durations: seconds of the runs that ended. elapsed: seconds of each active run so far.
+        waiting: number of runs that have not begun. workers: number of runs at a time.
     """
     if not durations:
         return None
@@ -106,7 +109,9 @@ def training_progress(folder: Path) -> str:
 
 
 def steps_seconds(folder: Path) -> float | None:
-    """Returns the seconds of a run's steps, without compilation and saving; None if its log has none."""
+    """Returns the seconds of a run's steps, without compilation and saving; None if its log has
+    none.
+    """
     return _last_row(folder).get("productive_seconds")
 
 

@@ -31,7 +31,9 @@ class Choice:
 
 
 def choose(arm: str, curve: Mapping[float, float | None]) -> Choice:
-    """Returns the choice from dev bits per byte by rate; a value that is not finite counts as none."""
+    """Returns the choice from dev bits per byte by rate; a value that is not finite counts as
+    none.
+    """
     points = tuple(
         (rate, value if value is not None and math.isfinite(value) else None)
         for rate, value in sorted(curve.items())
@@ -44,7 +46,8 @@ def choose(arm: str, curve: Mapping[float, float | None]) -> Choice:
 
 
 def dev_loss(folder: Path) -> float | None:
-    """Returns a run's dev bits per byte in distribution (E3 at c = L/2), or None where there is none.
+    """Returns a run's dev bits per byte in distribution (E3 at c = L/2), or None where there is
+    none.
 
     Raises:
       ValueError: two such rows, or a row of another split.
@@ -55,12 +58,16 @@ def dev_loss(folder: Path) -> float | None:
     rows = [checked_row(stored, path, number) for number, stored in read_json_lines(path)[0]]
     at_half = [row for row in rows if row.metric == BPB and row.length == row.train_length // 2]
     if any(row.split != SPLIT for row in at_half) or len(at_half) > 1:
-        raise ValueError(f"{path} must hold {BPB} at L/2 once, of the {SPLIT} split; it holds {len(at_half)}")  # fmt: skip
+        raise ValueError(
+            f"{path} must hold {BPB} at L/2 once, of the {SPLIT} split; it holds {len(at_half)}"
+        )
     return at_half[0].value if at_half else None
 
 
 def choices(cells: Sequence[GridCell], workdir: Path) -> list[Choice]:
-    """Returns the choice of every arm from its tuning runs below `workdir`, in the order of the arms."""
+    """Returns the choice of every arm from its tuning runs below `workdir`, in the order of the
+    arms.
+    """
     curves: dict[str, dict[float, float | None]] = {}
     for cell in cells:
         curves.setdefault(cell.arm.name, {})[cell.rate] = dev_loss(cell.folder(workdir))

@@ -15,19 +15,23 @@ _SENTENCES = (
 
 
 class Filler:
-    """Clean text of a split, or repeated sentences; passages start anywhere and wrap around the end.
+    """Clean text of a split, or repeated sentences; passages start anywhere and wrap around the
+    end.
 
-    Cleaning removes BOS, replaces key and value ids by a plain character, and breaks the passkey's cue and
-    every run of five digits. Raises ValueError if the tokenizer has too few ids or no single id for a digit.
+    Cleaning removes BOS, replaces key and value ids by a plain character, and breaks the passkey's
+    cue and every run of five digits. Raises ValueError if the tokenizer has too few ids or no
+    single id for a digit.
 
-    cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. words: ids of each of CUES. keys, values: first ids of
+    cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. words: ids of each of CUES.
+      keys, values: first ids of
     the alphabets. fingerprint: the tokenizer's.
     """
 
     def __init__(self, stream: TokenStream | None, tokenizer: Tokenizer, *, corpus: bool = True):
         if tokenizer.symbols <= 0:
             raise ValueError(
-                f"retrieval tasks need more than {SYMBOL_IDS} ids for keys and values; this tokenizer has "
+                f"retrieval tasks need more than {SYMBOL_IDS} ids for keys and values; this "
+                "tokenizer has "
                 f"{tokenizer.symbols + SYMBOL_IDS}"
             )
         self.fingerprint = tokenizer.fingerprint

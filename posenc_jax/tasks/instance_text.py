@@ -8,7 +8,9 @@ LISTED = 8  # answers described one by one; the rest are counted
 
 
 def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
-    """Returns the tokens with sources in {{ }} and answers in [[ ]], and a line of facts per answer."""
+    """Returns the tokens with sources in {{ }} and answers in [[ ]], and a line of facts per
+    answer.
+    """
     opened = {a.start: "[[" for a in instance.answers}
     closed = {a.stop - 1: "]]" for a in instance.answers}
     for answer in instance.answers:
@@ -30,7 +32,12 @@ def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) ->
 
 
 def _token(token: int, filler: Filler, tokenizer: Tokenizer) -> str:
-    special = {tokenizer.bos: "<BOS>", tokenizer.sep: "<SEP>", tokenizer.pad: "<PAD>", tokenizer.ans: "<ANS>"}  # fmt: skip
+    special = {
+        tokenizer.bos: "<BOS>",
+        tokenizer.sep: "<SEP>",
+        tokenizer.pad: "<PAD>",
+        tokenizer.ans: "<ANS>",
+    }
     if token in special:
         return special[token]
     if filler.values <= token < filler.values + SYMBOLS:

@@ -1,4 +1,6 @@
-"""Instances of tasks with their answers, and randomness as a function of (task, split, seed, index)."""
+"""Instances of tasks with their answers, and randomness as a function of (task, split, seed,
+index).
+"""
 
 import dataclasses
 import hashlib
@@ -16,8 +18,10 @@ class Answer:
     """tokens[start:stop] of an instance, predicted from positions start-1 ... stop-2.
 
     distance: tokens from the first answer token in the needle to the position that must predict it.
-    depth: relative position of the needle in the context, in [0, 1). chance: accuracy of the best policy
-    that knows all tokens before the answer but binds no value to its key; 1 if only one answer is possible.
+    depth: relative position of the needle in the context, in [0, 1). chance: accuracy of the best
+      policy
+    that knows all tokens before the answer but binds no value to its key; 1 if only one answer is
+    possible.
     kind: the form of the question, for tasks with several ("FIRST" or "LAST" of R8); else empty.
     """
 
@@ -85,10 +89,11 @@ def symbols(generator: np.random.Generator, count: int, alphabet: int) -> np.nda
 
 
 def gap_lengths(spare: int, needles: int, cuts: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """Returns uniform spacings of `spare` tokens in needles+1 gaps; no gap shrinks when `spare` grows.
+    """Returns uniform spacings of `spare` tokens in needles+1 gaps; no gap shrinks when `spare`
+    grows.
 
-    Stick breaking: each gap is the smallest of the uniform cuts of the remaining stick. With fixed rounding
-    offsets, both the gap and the remainder grow with the stick.
+    Stick breaking: each gap is the smallest of the uniform cuts of the remaining stick. With fixed
+    rounding offsets, both the gap and the remainder grow with the stick.
     """
     gaps = np.empty(needles + 1, np.int64)
     remaining = spare

@@ -1,9 +1,10 @@
-"""Long-text classification (suite C): labelled corpora, labels as additional ids (docs/evaluation.md).
+"""Long-text classification (suite C): labelled corpora, labels as additional ids
+(docs/evaluation.md).
 
-An input is BOS, the text, SEP; the class is the target at SEP. The id of a class is never an input, so its
-row of the output head acts as a linear classifier without bias on the last state:
-logit_c = <x_last, head_c>. This also holds for a tied head, for no input looks up a class's row. Training,
-checkpoints and sharding are those of a language model; only the loss weights differ.
+An input is BOS, the text, SEP; the class is the target at SEP. The id of a class is never an input,
+so its row of the output head acts as a linear classifier without bias on the last state:
+logit_c = <x_last, head_c>. This also holds for a tied head, for no input looks up a class's row.
+Training, checkpoints and sharding are those of a language model; only the loss weights differ.
 """
 
 import ast
@@ -19,11 +20,9 @@ from posenc_jax.data.document_files import SPLITS, TextFile
 from posenc_jax.data.packing import Document, Example, pack
 from posenc_jax.data.tokenizers import Tokenizer
 
-# Each is large enough for held-out documents of every length up to 2 kB, and part of every Python from
-# 3.11 on (some distributions ship tkinter separately).
-PACKAGES = (
-    "asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml"
-)  # fmt: skip
+# Each is large enough for held-out documents of every length up to 2 kB, and part of every Python
+# from 3.11 on (some distributions ship tkinter separately).
+PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml")
 STDLIB = ("stdlib_definitions", "stdlib_packages")
 _SHARES = (
     0.6,
@@ -58,7 +57,8 @@ class LabelledCorpus:
 def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus:
     """Returns the labelled corpus of that name.
 
-    name: "stdlib_packages" (whole files; the class is one of PACKAGES), "stdlib_definitions" (top-level
+    name: "stdlib_packages" (whole files; the class is one of PACKAGES), "stdlib_definitions"
+      (top-level
     classes and functions, the same classes), or a TFDS set with a class label such as
     "imdb_reviews", found or downloaded as `open_corpus` does. Raises ValueError, one line, for a
     name that is none of these or a set without labels.
@@ -67,7 +67,8 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
         return stdlib_corpus(name, document_files.python_stdlib_files())
     if name in ("python_stdlib", "text_folder"):
         raise ValueError(
-            f"data.corpus={name} has no labels; data.task=classification reads {', '.join(STDLIB)} or a "
+            f"data.corpus={name} has no labels; data.task=classification reads "
+            f"{', '.join(STDLIB)} or a "
             "TFDS set with a label such as imdb_reviews"
         )
     fingerprint, splits, labels, classes = tfds_sets.open_labelled(
@@ -78,11 +79,13 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
 
 
 def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
-    """Returns the labelled documents of PACKAGES among some files; ValueError for a class without documents.
+    """Returns the labelled documents of PACKAGES among some files; ValueError for a class without
+    documents.
 
-    Each package's files are split, so all documents of a file are in one split; a text of several files is
-    kept once, in the first split that has it. Names of packages are removed: the head of a file (licence,
-    author, module docstring) is cut off, and every name of a package becomes `package`.
+    Each package's files are split, so all documents of a file are in one split; a text of several
+    files is kept once, in the first split that has it. Names of packages are removed: the head of a
+    file (licence, author, module docstring) is cut off, and every name of a package becomes
+    `package`.
     """
     cut = _body if name == "stdlib_packages" else _definitions
     inside = {package: {} for package in PACKAGES}
@@ -114,12 +117,16 @@ def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
 
 
 def _balanced_split(documents: dict[str, list]) -> dict[str, str]:
-    """Returns the split of each file: largest files first, each to the split that lacks most documents.
+    """Returns the split of each file: largest files first, each to the split that lacks most
+    documents.
 
-    A split by hash needs hundreds of files; it would hold out a package of five files entirely or not at
-    all. The hash of the name orders files of equal size.
+    A split by hash needs hundreds of files; it would hold out a package of five files entirely or
+    not at all. The hash of the name orders files of equal size.
     """
-    lacking = {s: share * sum(map(len, documents.values())) for s, share in zip(SPLITS, _SHARES, strict=True)}  # fmt: skip
+    lacking = {
+        s: share * sum(map(len, documents.values()))
+        for s, share in zip(SPLITS, _SHARES, strict=True)
+    }
     split = {}
     for file in sorted(
         documents, key=lambda f: (-len(documents[f]), hashlib.sha256(f.encode()).hexdigest())
@@ -155,7 +162,8 @@ def _with_every_class(corpus: LabelledCorpus) -> LabelledCorpus:
         missing = sorted(set(range(len(corpus.labels))) - set(classes.tolist()))
         if missing:
             raise ValueError(
-                f"data.corpus={corpus.name} has no document of class {corpus.labels[missing[0]]} in {split}; "
+                f"data.corpus={corpus.name} has no document of class "
+                f"{corpus.labels[missing[0]]} in {split}; "
                 "every class is needed in train, dev and test"
             )
     return corpus
@@ -195,7 +203,8 @@ def inputs_of(text: bytes, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 class ClassWindows:
     """Training windows of one class: one document each, cut to the length.
 
-    text_weight: weight of the mean loss of a document's text targets, an auxiliary language-modelling loss
+    text_weight: weight of the mean loss of a document's text targets, an auxiliary
+      language-modelling loss
     (Radford et al. 2018, eq. 5: lambda); the class has weight 1.
     """
 

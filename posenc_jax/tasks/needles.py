@@ -1,7 +1,7 @@
 """Needle tasks in corpus text: R2 several keys, R6 variables, R8 latest and first, R10 synonyms.
 
-Every function makes one instance from a generator. Needles have uniform positions (R2: the queried one in a
-given decile) in filler; a longer instance has more filler in every gap.
+Every function makes one instance from a generator. Needles have uniform positions (R2: the queried
+one in a given decile) in filler; a longer instance has more filler in every gap.
 """
 
 import functools
@@ -18,7 +18,9 @@ SYNONYM_PAIRS = 4  # in sight in an instance of R10
 
 
 def needles_length(keys: int) -> int:
-    """Returns the tokens of R2 without filler: BOS, needles of 3, SEP, a question of 2, the answer."""
+    """Returns the tokens of R2 without filler: BOS, needles of 3, SEP, a question of 2, the
+    answer.
+    """
     return 1 + 3 * keys + 1 + 3
 
 
@@ -32,14 +34,17 @@ def asked_needle(
 ) -> Instance:
     """Returns R2: needles `k1 k2 v` in filler, SEP, `k1 k2`, v: the value of one of the keys.
 
-    A key is a pair of ids; splits share no pairs. The queried needle is in the decile, the others are at
-    uniform positions that do not depend on it, so positions do not reveal which needle is queried.
+    A key is a pair of ids; splits share no pairs. The queried needle is in the decile, the others
+    are at uniform positions that do not depend on it, so positions do not reveal which needle is
+    queried.
     """
     draws = generator.random((6, SYMBOLS))
     pairs = _pairs_of(split)
     # Steps of at least one that sum to at most one round: all keys differ.
     first = int(draws[0, 0] * len(pairs))
-    chosen = (first + np.cumsum(1 + (draws[0, :keys] * (len(pairs) // keys - 1)).astype(int))) % len(pairs)  # fmt: skip
+    chosen = (
+        first + np.cumsum(1 + (draws[0, :keys] * (len(pairs) // keys - 1)).astype(int))
+    ) % len(pairs)
     values = np.argsort(draws[1])[:keys]
     depth = float(draws[2, 0] if decile is None else (decile + draws[2, 0]) / 10)
     earlier = int((draws[2, 1:keys] < depth).sum())  # of the other needles precede the queried one
@@ -51,7 +56,9 @@ def asked_needle(
             gap_lengths(spare - before, keys - 1 - earlier, draws[3, ::-1], draws[4, ::-1]),
         ]
     )
-    needles = [[*(filler.keys + pairs[c]), filler.values + v] for c, v in zip(chosen, values, strict=True)]  # fmt: skip
+    needles = [
+        [*(filler.keys + pairs[c]), filler.values + v] for c, v in zip(chosen, values, strict=True)
+    ]
     queried = needles[earlier]
     tokens, needle_starts = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *queried])
     # All needles are equally likely; with one key, the chance is that of the alphabet.
@@ -101,10 +108,11 @@ def tracked_variable(
     decile: int | None,
     hops: int,
 ) -> Instance:
-    """Returns R6: `x0 v`, `x1 x0`, `x2 x1` ... in filler with a second chain; SEP, the last variable, v.
+    """Returns R6: `x0 v`, `x1 x0`, `x2 x1` ... in filler with a second chain; SEP, the last
+    variable, v.
 
-    Variables and values are one id each. The chains are randomly interleaved, each in its order. Bindings
-    are random; variables are the same ids in every split.
+    Variables and values are one id each. The chains are randomly interleaved, each in its order.
+    Bindings are random; variables are the same ids in every split.
     """
     draws = generator.random((6, SYMBOLS))
     names = (filler.keys + np.argsort(draws[0])[: CHAINS * (hops + 1)]).reshape(CHAINS, hops + 1)
@@ -128,7 +136,9 @@ def tracked_variable(
 
 
 def synonym_of(key: np.ndarray | int) -> np.ndarray | int:
-    """Returns the synonym of a concept: a fixed bijection from ids 0..31 to ids 32..63 of the keys."""
+    """Returns the synonym of a concept: a fixed bijection from ids 0..31 to ids 32..63 of the
+    keys.
+    """
     return CONCEPTS + (5 * key + 11) % CONCEPTS
 
 
@@ -140,10 +150,11 @@ def synonyms_length() -> int:
 def latent_match(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R10: pairs of a concept and a value in filler; SEP, the synonym of one concept, its value.
+    """Returns R10: pairs of a concept and a value in filler; SEP, the synonym of one concept, its
+    value.
 
-    The context does not contain the synonym. Splits query different concepts: training shows a test concept
-    in `associations` only, never in a retrieval.
+    The context does not contain the synonym. Splits query different concepts: training shows a test
+    concept in `associations` only, never in a retrieval.
     """
     draws = generator.random((6, SYMBOLS))
     own = _concepts_of(split)
@@ -165,7 +176,8 @@ def associations(
 ) -> Instance:
     """Returns a training document for R10: BOS, filler, SEP, a concept, its synonym.
 
-    The context does not contain the answer; the model must memorise it. Every split has all concepts.
+    The context does not contain the answer; the model must memorise it. Every split has all
+    concepts.
     """
     draws = generator.random(2)
     concept = int(draws[0] * CONCEPTS)
@@ -176,7 +188,9 @@ def associations(
 
 
 def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str = "") -> Instance:
-    """Returns an instance whose last token is its only answer, with the needle's token at `source`."""
+    """Returns an instance whose last token is its only answer, with the needle's token at
+    `source`.
+    """
     start = len(tokens) - 1
     return Instance(tokens, (Answer(start, start + 1, start - 1 - source, depth, chance, kind),))
 
@@ -184,7 +198,9 @@ def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str
 def _laid_out(
     filler: Filler, needles: list, gaps: np.ndarray, draws: np.ndarray, tail: list
 ) -> tuple[np.ndarray, list[int]]:
-    """Returns the tokens (BOS, needles with filler around them, tail) and the start of each needle."""
+    """Returns the tokens (BOS, needles with filler around them, tail) and the start of each
+    needle.
+    """
     starts = (draws[: len(gaps)] * len(filler)).astype(np.int64)
     pieces = np.split(filler.passages(starts, gaps), np.cumsum(gaps)[:-1])
     parts, needle_starts, at = [[filler.bos], pieces[0]], [], 1 + int(gaps[0])

@@ -1,8 +1,9 @@
 """Offset lookup (P3): predict the token exactly t back, which only positions can identify.
 
-An instance is BOS, symbols, SEP, and questions of two tokens: a cue for an offset t, and the symbol t
-tokens before the cue. Symbols are random ids of this task, so only the distance identifies the right one.
-Instances depend on (split, seed, index); a longer one has more symbols in front and the same offsets.
+An instance is BOS, symbols, SEP, and questions of two tokens: a cue for an offset t, and the symbol
+t tokens before the cue. Symbols are random ids of this task, so only the distance identifies the
+right one. Instances depend on (split, seed, index); a longer one has more symbols in front and the
+same offsets.
 """
 
 import numpy as np
@@ -16,7 +17,9 @@ OFFSETS = 8  # questions of every instance; fewer where L is below 64
 
 
 def shortest_length(offsets: tuple[int, ...]) -> int:
-    """Returns the fewest tokens of an instance in which every offset reaches a symbol in any order."""
+    """Returns the fewest tokens of an instance in which every offset reaches a symbol in any
+    order.
+    """
     return 1 + max(offsets) + 2 * len(offsets)
 
 
@@ -45,13 +48,7 @@ def spread_offsets(train_length: int, count: int) -> tuple[int, ...]:
 
 
 def offset_lookup(
-    filler: Filler,
-    *,
-    split: str,
-    seed: int,
-    index: int,
-    length: int,
-    offsets: tuple[int, ...],
+    filler: Filler, *, split: str, seed: int, index: int, length: int, offsets: tuple[int, ...]
 ) -> Instance:
     """Returns an instance that asks every offset once, in random order.
 
@@ -59,7 +56,8 @@ def offset_lookup(
 
     Args:
       filler: its key ids are the cues (the i-th for the i-th offset), its value ids the symbols.
-      split, seed, index: identify the instance. length: tokens. offsets: tokens back, different, rising.
+      split, seed, index: identify the instance. length: tokens. offsets: tokens back, different,
+        rising.
 
     Raises:
       ValueError: a length or an offset that does not fit.
@@ -69,15 +67,21 @@ def offset_lookup(
     order = np.argsort(draws.random(SYMBOLS)[: len(offsets)])
     tokens, starts = _tokens(filler, length, offsets, order, draws)
     answers = tuple(
-        Answer(start, start + 1, offsets[i], (start - 1 - offsets[i]) / length,
-               _chance(tokens[: start - offsets[0]] - filler.values, offsets))
+        Answer(
+            start,
+            start + 1,
+            offsets[i],
+            (start - 1 - offsets[i]) / length,
+            _chance(tokens[: start - offsets[0]] - filler.values, offsets),
+        )
         for i, start in zip(order.tolist(), starts.tolist(), strict=True)
-    )  # fmt: skip
+    )
     return Instance(tokens, answers)
 
 
 def _chance(reached_S: np.ndarray, offsets: tuple[int, ...]) -> float:
-    """Returns the chance of an answer: the most frequent symbol from the nearest to the farthest offset.
+    """Returns the chance of an answer: the most frequent symbol from the nearest to the farthest
+    offset.
 
     reached_S: symbols up to the nearest offset.
     """
@@ -88,8 +92,8 @@ def _chance(reached_S: np.ndarray, offsets: tuple[int, ...]) -> float:
 class OffsetWindows:
     """Endless training windows of one instance each, functions of (seed, split, index).
 
-    As `posenc_jax.tasks.retrieval_windows.RetrievalWindows`: an item is a packed `Example` with weight
-    `answer_weight` on each answer. Every window fills `length`.
+    As `posenc_jax.tasks.retrieval_windows.RetrievalWindows`: an item is a packed `Example` with
+    weight `answer_weight` on each answer. Every window fills `length`.
     """
 
     def __init__(
@@ -138,7 +142,8 @@ def _check(length: int, offsets: tuple[int, ...]) -> None:
         raise ValueError(f"offsets must be 1 to {SYMBOLS} different numbers, rising; not {offsets}")
     if offsets[0] < nearest:
         raise ValueError(
-            f"offset {offsets[0]} would end among {len(offsets)} questions; the nearest that cannot is {nearest}"
+            f"offset {offsets[0]} would end among {len(offsets)} questions; the nearest that "
+            f"cannot is {nearest}"
         )
     if length < shortest_length(offsets):
         raise ValueError(

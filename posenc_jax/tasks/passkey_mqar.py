@@ -1,7 +1,8 @@
 """Passkey (R1) and multi-query associative recall (R3) in filler text (docs/evaluation.md).
 
-An instance depends on (task, split, seed, index). A longer one has the same needles in the same order, with
-more of the same filler in every gap, so that accuracies at several lengths are comparable.
+An instance depends on (task, split, seed, index). A longer one has the same needles in the same
+order, with more of the same filler in every gap, so that accuracies at several lengths are
+comparable.
 """
 
 import functools
@@ -37,7 +38,8 @@ def shortest_length(task: str, filler: Filler, pairs: int = 1, askings: int = 1)
 def passkey(
     tokenizer: Tokenizer, filler: Filler, *, split: str, seed: int, index: int, length: int
 ) -> Instance:
-    """Returns R1: BOS, filler, ` key=12345.`, filler, SEP, `key=`, 12345; the answer is those last digits.
+    """Returns R1: BOS, filler, ` key=12345.`, filler, SEP, `key=`, 12345; the answer is those last
+    digits.
 
     The five digits differ between splits; the needle's depth is in the decile index % 10.
     Raises ValueError if the length is below the task's minimum.
@@ -57,7 +59,8 @@ def mqar(
     length: int,
     pairs: int,
 ) -> Instance:
-    """Returns R3: BOS, key-value pairs at uniform positions in filler, SEP, every pair in random order.
+    """Returns R3: BOS, key-value pairs at uniform positions in filler, SEP, every pair in random
+    order.
 
     Keys and values are one id each, all different; an answer is the value after a repeated key.
     Raises ValueError if the length is below the minimum for so many pairs, or these exceed the
@@ -91,8 +94,8 @@ def recalled_pairs(
 ) -> Instance:
     """Returns R3 from a generator; training may ask every pair several times.
 
-    Each round asks all pairs in a new random order. With one order, later answers would be a fixed number of
-    tokens back and could be copied without the key.
+    Each round asks all pairs in a new random order. With one order, later answers would be a fixed
+    number of tokens back and could be copied without the key.
     """
     draws = generator.random((_MQAR_DRAWS, SYMBOLS + 1))
     orders = [draws[2, :pairs], *generator.random((askings - 1, SYMBOLS + 1))[:, :pairs]]
@@ -109,10 +112,11 @@ def recalled_pairs(
 
 
 def _pair_chance(asked: int, pairs: int) -> float:
-    """Returns the chance of R3's answer after `asked` others of its round: a uniform guess of the rest.
+    """Returns the chance of R3's answer after `asked` others of its round: a uniform guess of the
+    rest.
 
-    All values differ and all are asked, so the last answer of a round has chance 1. With a single pair the
-    chance is that of the alphabet.
+    All values differ and all are asked, so the last answer of a round has chance 1. With a single
+    pair the chance is that of the alphabet.
     """
     return 1 / (pairs - asked) if pairs > 1 else 1 / SYMBOLS
 
@@ -129,16 +133,16 @@ def _passkey_tokens(
     before = int(share * spare)
     starts = (draws[1:3] * len(filler)).astype(np.int64)
     text = filler.passages(starts, np.array([before, spare - before]))
-    parts = [
-        [filler.bos], text[:before], needle, text[before:], [filler.sep], filler.cue, answer
-    ]  # fmt: skip
+    parts = [[filler.bos], text[:before], needle, text[before:], [filler.sep], filler.cue, answer]
     return np.concatenate(parts, dtype=np.int32), 1 + before + len(filler.space) + len(filler.cue)
 
 
 def _mqar_tokens(
     filler: Filler, length: int, query_pairs: np.ndarray, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the tokens, the index of each pair's key, and of each answer in the order of the questions."""
+    """Returns the tokens, the index of each pair's key, and of each answer in the order of the
+    questions.
+    """
     pairs = int(query_pairs.max()) + 1
     keys = filler.keys + np.argsort(draws[0, :SYMBOLS])[:pairs]
     values = filler.values + np.argsort(draws[1, :SYMBOLS])[:pairs]

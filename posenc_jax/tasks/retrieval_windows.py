@@ -17,7 +17,8 @@ from posenc_jax.tasks.task_registry import Task, find
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Schedule of lengths and pairs of retrieval documents over a training run (Bengio et al. 2009).
+    """Schedule of lengths and pairs of retrieval documents over a training run (Bengio et al.
+    2009).
 
     Attributes:
       pairs: fewest and most key-value pairs of an mqar document. askings: questions per pair.
@@ -48,7 +49,9 @@ class Curriculum:
         return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
 
     def most_pairs(self, progress: float, stage: "Stage") -> int:
-        """Returns the most pairs of an mqar document at this share of the run, limited by its stage."""
+        """Returns the most pairs of an mqar document at this share of the run, limited by its
+        stage.
+        """
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
         return min(low + int(min(grown, 1.0) * (high - low)), stage.most_pairs)
@@ -88,7 +91,8 @@ def stages(
     goes to the others in proportion. mqar has as many pairs as fit.
 
     Raises:
-      ValueError: no task fits a part; the message names the part and the length of the shortest task.
+      ValueError: no task fits a part; the message names the part and the length of the shortest
+        task.
     """
     low, high = curriculum.pairs
     found = []
@@ -99,12 +103,18 @@ def stages(
             first = min(least, key=least.get)
             shortest = _fewest(first, curriculum)
             raise ValueError(
-                f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of at most {longest} "
-                f"tokens ({length} / {divisor}), and its shortest task, {shortest.wording or shortest.name}, "
+                f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of "
+                f"at most {longest} "
+                f"tokens ({length} / {divisor}), and its shortest task, "
+                f"{shortest.wording or shortest.name}, "
                 f"needs {least[first]}; take a smaller divisor than {divisor}, or a longer context"
             )
         fitting = tuple((name, share) for name, share in tasks if least.get(name, 0) <= longest)
-        pairs = [n for n in range(low, high + 1) if find("mqar", n, curriculum.askings).shortest(filler) <= longest]  # fmt: skip
+        pairs = [
+            n
+            for n in range(low, high + 1)
+            if find("mqar", n, curriculum.askings).shortest(filler) <= longest
+        ]
         found.append(Stage(longest, fitting, max(pairs, default=low)))
     return tuple(found)
 
@@ -116,7 +126,8 @@ def _fewest(name: str, curriculum: Curriculum) -> Task:
 class RetrievalWindows:
     """Endless training windows of packed retrieval documents, functions of (seed, split, index).
 
-    tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having 1.
+    tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having
+      1.
     Lengths are uniform in [longest/4, longest] tokens, where longest is that of the stage, and at
     least what the task needs. The last document of a window has the tokens that are left; the rest
     is padding. Raises ValueError if a task does not fit the length, or no task fits a part.

@@ -1,8 +1,8 @@
 """Tasks with symbols instead of filler: R4 n-gram, R5 copy, R7 phone book, R9 n-back and flip-flop.
 
-A longer instance has more symbols of the same two endless strings, one before the queried needle and one
-after it (R5: one string; R9 n-back: more in front). Strings are value ids; names and instructions are key
-ids.
+A longer instance has more symbols of the same two endless strings, one before the queried needle
+and one after it (R5: one string; R9 n-back: more in front). Strings are value ids; names and
+instructions are key ids.
 """
 
 import functools
@@ -38,7 +38,10 @@ def ngram_lookup(
     depth, spare = _depth(draws[1], decile), length - ngram_length()
     before = int(depth * spare)
     needle = [*gram, int(draws[2] * SYMBOLS)]
-    parts = [_without(symbols(g, n, SYMBOLS), gram, rest[0]) for g, n in ((before_, before), (after_, spare - before))]  # fmt: skip
+    parts = [
+        _without(symbols(g, n, SYMBOLS), gram, rest[0])
+        for g, n in ((before_, before), (after_, spare - before))
+    ]
     text = np.concatenate([parts[0], needle, parts[1], needle])
     tokens = np.concatenate([[filler.bos], filler.values + text], dtype=np.int32)
     start, source = length - 1, 1 + before + GRAM
@@ -47,12 +50,14 @@ def ngram_lookup(
 
 
 def _ngram_chance(context_S: np.ndarray, gram: tuple[int, ...]) -> float:
-    """Returns the chance of R4: the likeliest symbol for the answer, from the counts of visible symbols.
+    """Returns the chance of R4: the likeliest symbol for the answer, from the counts of visible
+    symbols.
 
-    The answer is equally likely at each position after the first three and before the last one. The 3-gram
-    right before it, whose symbols the question shows, is at these positions too, except for its symbols
-    within the first three, and contains no symbol of the answer. All other symbols are independent and
-    uniform, so Bayes' rule gives P(symbol | counts) over the positions of the answer.
+    The answer is equally likely at each position after the first three and before the last one. The
+    3-gram right before it, whose symbols the question shows, is at these positions too, except for
+    its symbols within the first three, and contains no symbol of the answer. All other symbols are
+    independent and uniform, so Bayes' rule gives P(symbol | counts) over the positions of the
+    answer.
     """
     positions = max(len(context_S) - GRAM - 1, 1)
     count_V = np.bincount(context_S[GRAM : GRAM + positions], minlength=SYMBOLS)
@@ -76,7 +81,9 @@ def copy_length() -> int:
 def copied_string(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R5: BOS, a random string, SEP (two for an odd length), the string again as answers."""
+    """Returns R5: BOS, a random string, SEP (two for an odd length), the string again as
+    answers.
+    """
     count, odd = divmod(length - 2, 2)
     drawn = symbols(generator, count, SYMBOLS)
     text, middle = filler.values + drawn, [filler.sep] * (1 + odd)
@@ -105,8 +112,8 @@ def phone_book(
 ) -> Instance:
     """Returns R7: entries `n1 n2 n3 v1 v2` fill the context; SEP, a name, its number.
 
-    Names differ within a book, and splits share no names. Filler after BOS takes the tokens that whole
-    entries leave. Raises ValueError if a split has too few names for the length.
+    Names differ within a book, and splits share no names. Filler after BOS takes the tokens that
+    whole entries leave. Raises ValueError if a split has too few names for the length.
     """
     entry = NAME + NUMBER
     others, left = divmod(length - phonebook_length(), entry)
@@ -115,18 +122,23 @@ def phone_book(
         2 * others >= len(names) - 1
     ):  # entries before and after each use every second name of a cycle
         raise ValueError(
-            f"phonebook of {length} tokens needs {2 * others + 2} names; split {split} has {len(names)}"
+            f"phonebook of {length} tokens needs {2 * others + 2} names; split {split} has "
+            f"{len(names)}"
         )
     draws = generator.random(3)
     before_, after_ = endless(generator, 2)
     depth = _depth(draws[0], decile)
     before = int(depth * others)
     queried, first, step = int(draws[1] * len(names)), int(draws[2] * 2**30), _stride(len(names))
-    # Entries before and after take names in opposite directions of one cycle without the queried name.
+    # Entries before and after take names in opposite directions of one cycle without the queried
+    # name.
     turn = np.concatenate([-np.arange(before, 0, -1), np.arange(1, others - before + 1)])
     slot = first + np.where(turn < 0, 2 * -turn - 1, 2 * turn) * step
     other = (queried + 1 + slot % (len(names) - 1)) % len(names)
-    numbers = [symbols(g, NUMBER * n, SYMBOLS).reshape(n, NUMBER) for g, n in ((before_, before), (after_, others - before))]  # fmt: skip
+    numbers = [
+        symbols(g, NUMBER * n, SYMBOLS).reshape(n, NUMBER)
+        for g, n in ((before_, before), (after_, others - before))
+    ]
     number = symbols(generator, NUMBER, SYMBOLS)
     beside = np.concatenate([numbers[0][::-1], numbers[1]])
     same = (beside == number).all(1)
@@ -144,8 +156,9 @@ def phone_book(
 def _number_chance(numbers_NS: np.ndarray) -> float:
     """Returns the chance of R7: the probability of the likeliest number of a book.
 
-    The queried number occurs once, and not in the last of several entries. The task replaces a number equal
-    to it by the next one, so a number whose successor occurs c times is 2^c times as likely.
+    The queried number occurs once, and not in the last of several entries. The task replaces a
+    number equal to it by the next one, so a number whose successor occurs c times is 2^c times as
+    likely.
     """
     codes_N = numbers_NS[:, 0] * SYMBOLS + numbers_NS[:, 1]
     next_N = numbers_NS[:, 0] * SYMBOLS + (numbers_NS[:, 1] + 1) % SYMBOLS
@@ -162,7 +175,9 @@ def nback_length() -> int:
 def symbol_back(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R9's n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th last symbol."""
+    """Returns R9's n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th last
+    symbol.
+    """
     back = 1 + int(generator.random() * FARTHEST_BACK)
     count = length - 4
     drawn = symbols(generator, count, SYMBOLS)[::-1]
@@ -184,10 +199,11 @@ def flipflop_length() -> int:
 def flip_flop(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R9's flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`, the last written bit.
+    """Returns R9's flip-flop (Liu et al. 2023): `write b`, `ignore b` ..., `read`, the last written
+    bit.
 
-    The last write is in the decile; a tenth of the steps before it are writes, none after it. An even
-    length has a stop after BOS.
+    The last write is in the decile; a tenth of the steps before it are writes, none after it. An
+    even length has a stop after BOS.
     """
     draws = generator.random(2)
     sides = endless(generator, 2)
@@ -206,7 +222,8 @@ def flip_flop(
     stop = filler.stop[:odd]
     tokens = np.concatenate([[filler.bos], stop, parts[0], write, parts[1], read], dtype=np.int32)
     source = 1 + odd + 2 * before + 1
-    # A policy that ignores the instructions answers with the majority bit; the last of several steps is no write.
+    # A policy that ignores the instructions answers with the majority bit; the last of several
+    # steps is no write.
     share = np.concatenate([bits[1], bits[0], bits[2]])[: max(steps, 1)].mean()
     chance = float(max(share, 1 - share))
     return Instance(tokens, (Answer(length - 1, length, length - 2 - source, depth, chance),))
@@ -217,7 +234,9 @@ def _depth(draw: float, decile: int | None) -> float:
 
 
 def _without(text: np.ndarray, gram: tuple[int, ...], plain: int) -> np.ndarray:
-    """Returns the text with a plain symbol wherever the last two symbols of the gram occur in sequence."""
+    """Returns the text with a plain symbol wherever the last two symbols of the gram occur in
+    sequence.
+    """
     matches = np.zeros(len(text), bool)
     matches[1:] = (text[:-1] == gram[-2]) & (text[1:] == gram[-1])
     return np.where(matches, plain, text)

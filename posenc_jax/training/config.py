@@ -100,9 +100,10 @@ class RunConfig:
 def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
     """Returns a RunConfig from nested mappings; ValueError names an unknown key or a wrong type.
 
-    A scheme's name (`encodings.scheme_presets`) is stored as the line that it stands for, and names the arm if
-    nothing else does. `model.imports` becomes the modules that registered the encodings of the scheme; those
-    that it names must have been imported, since no data of a run may start code.
+    A scheme's name (`encodings.scheme_presets`) is stored as the line that it stands for, and names
+    the arm if nothing else does. `model.imports` becomes the modules that registered the encodings
+    of the scheme; those that it names must have been imported, since no data of a run may start
+    code.
     """
     built = built_sections(RunConfig, sections)
     model, train = built["model"], built["train"]
@@ -119,7 +120,9 @@ def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
 
 
 def built_sections(kind: type, sections: Mapping[str, Mapping]) -> dict[str, object]:
-    """Returns the sections of a configuration, by the field types of `kind`; ValueError as `from_sections`."""
+    """Returns the sections of a configuration, by the field types of `kind`; ValueError as
+    `from_sections`.
+    """
     _known("config", sections, kind)
     built = {}
     for field in dataclasses.fields(kind):
@@ -146,7 +149,8 @@ def check_encodings(config: RunConfig) -> None:
     """Raises ValueError for an encoding that no other command could load."""
     if "" in plugin_modules(config.model.scheme):
         raise ValueError(
-            f"an encoding of {config.model.scheme!r} is registered by a file that other commands cannot import; "
+            f"an encoding of {config.model.scheme!r} is registered by a file that other "
+            "commands cannot import; "
             "register it in a module of its own, and import that there or with --import=MODULE"
         )
 
@@ -248,7 +252,8 @@ def _check(c: RunConfig) -> None:
     layers = c.placed.layers
     if c.train.scan_layers and 2 * period(layers) > len(layers):
         raise ValueError(
-            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold no two "
+            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers "
+            "hold no two "
             f"rounds of the {period(layers)} different ones of config.model.scheme; set it to False"
         )
 
@@ -256,12 +261,14 @@ def _check(c: RunConfig) -> None:
 def _check_data(c: RunConfig) -> None:
     if c.data.min_pairs > c.data.max_pairs:
         raise ValueError(
-            f"config.data.min_pairs={c.data.min_pairs} exceeds config.data.max_pairs={c.data.max_pairs}"
+            f"config.data.min_pairs={c.data.min_pairs} exceeds "
+            f"config.data.max_pairs={c.data.max_pairs}"
         )
     parts = c.data.length_warmup
     if not parts or parts[-1] != 1 or list(parts) != sorted(parts, reverse=True):
         raise ValueError(
-            f"config.data.length_warmup={parts} must fall to 1: the last documents are as long as config.train.length"
+            f"config.data.length_warmup={parts} must fall to 1: the last documents are as "
+            "long as config.train.length"
         )
     if not c.evaluation.multiples:
         raise ValueError("config.evaluation.multiples must hold at least one length, in units of L")
@@ -278,7 +285,8 @@ def _check_lengths(c: RunConfig) -> None:
     t = c.train
     if not 0 <= t.original_length <= t.length:
         raise ValueError(
-            f"config.train.original_length={t.original_length} must lie in [0, config.train.length={t.length}]"
+            f"config.train.original_length={t.original_length} must lie in [0, "
+            f"config.train.length={t.length}]"
         )
     if t.original_length and not t.init_from:
         raise ValueError(
@@ -311,6 +319,7 @@ def _check_random_positions(c: RunConfig, longest: int | None) -> None:
     parts = [p for layer in c.placed.layers for g in layer.groups for p in g.heads.parts()]
     if any(part.columns(c.placed.whole) for part in parts):
         raise ValueError(
-            f"config.data.random_positions={k}: {c.model.scheme!r} takes positions as cells of a grid; "
+            f"config.data.random_positions={k}: {c.model.scheme!r} takes positions as cells "
+            "of a grid; "
             "set it to 0"
         )

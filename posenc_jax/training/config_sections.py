@@ -25,21 +25,24 @@ class ModelSection:
       num_kv_heads: key/value heads; 0 = num_heads. head_dim: 0 = model_dim / num_heads.
       mlp_dim: 0 = 8/3 of model_dim for gated activations and 4 times it for others, rounded up to a
         multiple of 16.
-      activation: "swiglu" (three matrices), "gelu" (two), or another of `posenc_jax.model.config.ACTIVATIONS`.
+      activation: "swiglu" (three matrices), "gelu" (two), or another of
+        `posenc_jax.model.config.ACTIVATIONS`.
       qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
       tied_head: the output head is the embedding table transposed.
       embedding_scale: factor on token embeddings (the Transformer: the square root of model_dim).
       norm_epsilon: added to the mean square.
-      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, norms, positions,
-        softmax and loss stay float32.
+      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, norms,
+        positions, softmax and loss stay float32.
       attention: the implementation; "auto" chooses, see `posenc_jax.attention.AttentionSettings`.
       output_gate: the result of each head times a sigmoid of the layer's input (Qiu et al. 2025).
       sink_logit: a learned logit per head in the softmax sum, without key and value.
       token_shift: keys and values mix each token with the one before it (Xu et al. 2024).
       norm, norm_position, parallel, final_norm, embedding_norm, biases, query_scale, clip_qkv,
-        attention_softcap, logit_softcap, experts, experts_per_token, head_transform: see Architecture.
+        attention_softcap, logit_softcap, experts, experts_per_token, head_transform: see
+          Architecture.
       vocab_size: rows of the embedding table, at least the tokenizer's ids; 0 = as many.
-      imports: modules of yours whose encodings the scheme has, filled in by the run; --import loads them.
+      imports: modules of yours whose encodings the scheme has, filled in by the run; --import loads
+        them.
     """
 
     scheme: str = "rope"
@@ -81,7 +84,8 @@ class DataSection:
     """Text and tasks of the training windows.
 
     Attributes:
-      corpus: "python_stdlib", "text_folder", or the name of a TFDS text set (pg19, wiki40b/en, ...).
+      corpus: "python_stdlib", "text_folder", or the name of a TFDS text set (pg19, wiki40b/en,
+        ...).
       folder: the folder of UTF-8 text files, for text_folder.
       data_dir: where prepared corpora and token caches are kept.
       download: let TFDS fetch a public set that is not prepared yet.
@@ -92,13 +96,14 @@ class DataSection:
       retrieval_mix: tasks and shares of the retrieval documents, as in
         "passkey,mqar,latest_first:2" (names of posenc_jax/tasks/task_registry.py); empty takes
         passkey_share.
-      offset_share: share of training windows that hold offset lookup (P3), which position alone solves.
+      offset_share: share of training windows that hold offset lookup (P3), which position alone
+        solves.
       answer_weight: loss weight of an answer token; a text token has 1.
       min_pairs, max_pairs: key-value pairs of a recall document in training.
       pairs_warmup: share of the training in which the most pairs of a recall document grow from
         min_pairs to max_pairs; 0: max_pairs from the start.
-      pair_askings: times that a recall document in training asks each pair, in rounds; each round has
-        a random order of its own.
+      pair_askings: times that a recall document in training asks each pair, in rounds; each round
+        has a random order of its own.
       length_warmup: the longest retrieval document is L divided by these numbers, one after another
         in equal parts of the training: 8,2,1 for L/8, L/2 and L by thirds. mqar has as many
         pairs as fit, and tasks that do not fit are left out.
@@ -106,8 +111,9 @@ class DataSection:
         (`posenc_jax.data.random_positions`); evaluation takes consecutive ones. 0: consecutive
         positions in training too.
       threads: reading threads; their number never changes the order of the data.
-      task: "language", or "classification" of the documents of a labelled corpus: stdlib_definitions,
-        stdlib_packages, or a TFDS set with labels (see `posenc_jax.tasks.longtext`).
+      task: "language", or "classification" of the documents of a labelled corpus:
+        stdlib_definitions, stdlib_packages, or a TFDS set with labels (see
+        `posenc_jax.tasks.longtext`).
       text_weight: loss weight of a document's text in classification; its class has 1.
     """
 
@@ -143,17 +149,17 @@ class TrainSection:
       length: L, the training context in tokens. batch_size: sequences per step, over all devices.
       accumulation: slices that a batch is cut into; the gradients of all slices make one step.
       data_devices, fsdp_devices, sequence_devices, model_devices: mesh axes. Rows are split over
-        data x fsdp. Parameters and moments are split over fsdp too, and gathered where they are used.
-        The tokens of a row are split over sequence (ring attention), heads and hidden units over
-        model. 0 data devices takes all that are left.
+        data x fsdp. Parameters and moments are split over fsdp too, and gathered where they are
+        used. The tokens of a row are split over sequence (ring attention), heads and hidden units
+        over model. 0 data devices takes all that are left.
       save_every: steps between two checkpoints. log_every: steps between two rows of the log. keep:
         checkpoints kept.
-      init_from: workdir of a run whose last sound checkpoint gives the initial parameters; optimizer,
-        step and data order are new. Empty: random initial parameters.
-      original_length: L that the scheme is placed with when it is not `length`: that of the run named
-        by init_from. 0 takes length.
-      dev_every: steps between two measurements of the dev split's loss, a multiple of save_every; the
-        last step is measured too, and the checkpoint with the lowest loss is kept. 0: never.
+      init_from: workdir of a run whose last sound checkpoint gives the initial parameters;
+        optimizer, step and data order are new. Empty: random initial parameters.
+      original_length: L that the scheme is placed with when it is not `length`: that of the run
+        named by init_from. 0 takes length.
+      dev_every: steps between two measurements of the dev split's loss, a multiple of save_every;
+        the last step is measured too, and the checkpoint with the lowest loss is kept. 0: never.
       dev_windows: windows of `length` tokens for this loss, the same ones each time.
       wait_for_saves: take no step before a checkpoint is on disk, so that no kill loses more than
         `save_every` steps. False saves time where writing takes long: a kill during a save then
@@ -162,9 +168,10 @@ class TrainSection:
       stall_seconds: time without a finished step after which the stacks of all threads are written
         (ten times as long for the first step of a leg, which is compiled).
       wandb_project: project on Weights & Biases; empty: none.
-      scan_layers: a loop over the layers compiles each different layer once; see docs/operations/memory.md.
-      remat: what the backward pass computes again instead of keeping: "none", "dots", "attention" or
-        "full" (`posenc_jax.model.layer_stack.REMAT`).
+      scan_layers: a loop over the layers compiles each different layer once; see
+        docs/operations/memory.md.
+      remat: what the backward pass computes again instead of keeping: "none", "dots", "attention"
+        or "full" (`posenc_jax.model.layer_stack.REMAT`).
       loss_chunks: chunks of the vocabulary in the loss, forward and backward.
       z_loss: weight of the squared logarithm of the softmax sum in the loss (PaLM: 1e-4).
     """

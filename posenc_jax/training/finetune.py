@@ -1,7 +1,7 @@
 """Fine-tuning: a run that starts from the parameters of another run's last sound checkpoint.
 
-Its scheme is placed at the other run's length, `train.original_length`, and names its length extension. At
-step 0 it therefore equals the other run evaluated under that extension.
+Its scheme is placed at the other run's length, `train.original_length`, and names its length
+extension. At step 0 it therefore equals the other run evaluated under that extension.
 """
 
 import dataclasses
@@ -66,7 +66,9 @@ def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager 
 def check_init_compatible(
     config: RunConfig, inputs: Inputs, model: Decoder, source: CheckpointManager, step: int
 ) -> None:
-    """Raises ValueError for a source with another tokenizer, other parameters or another config.json."""
+    """Raises ValueError for a source with another tokenizer, other parameters or another
+    config.json.
+    """
     name, owner = config.train.init_from, saved_record(source, step)["owner"]
     stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
     check_owner(Path(name), step, stored, owner, RESTORE_REMEDY)
@@ -75,7 +77,8 @@ def check_init_compatible(
         data = from_sections(owner["config"]).data
         raise ValueError(
             f"config.train.init_from={name} was trained with another tokenizer ({ours[:12]} here, "
-            f"{theirs[:12]} there: config.data.tokenizer={data.tokenizer}, config.data.task={data.task})"
+            f"{theirs[:12]} there: config.data.tokenizer={data.tokenizer}, "
+            f"config.data.task={data.task})"
         )
     dummy_BT = jnp.ones((1, 8), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), dummy_BT, dummy_BT, dummy_BT))

@@ -1,8 +1,8 @@
 """Several processes of one run: start, agreement on refusals, and a common end.
 
-JAX's heartbeats detect a lost process within HEARTBEAT_SECONDS; JAX then aborts the others from C++, where
-Python can print nothing. A small shell process beside each trainer therefore holds the last message, and
-prints it when the trainer is gone without having released it.
+JAX's heartbeats detect a lost process within HEARTBEAT_SECONDS; JAX then aborts the others from
+C++, where Python can print nothing. A small shell process beside each trainer therefore holds the
+last message, and prints it when the trainer is gone without having released it.
 """
 
 import atexit
@@ -32,8 +32,8 @@ REMEDY = "start all processes again with the same command: the run goes on from 
 def launcher(environment: Mapping[str, str]) -> str | None:
     """Returns the launcher of several processes ("slurm", "openmpi", "tpu"), or None.
 
-    JAX detects these by itself, and the environment shows them for certain; a single process needs no
-    rendezvous.
+    JAX detects these by itself, and the environment shows them for certain; a single process needs
+    no rendezvous.
     """
     if all(name in environment for name in _SLURM) and int(environment["SLURM_NTASKS"]) > 1:
         return "slurm"
@@ -49,7 +49,8 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     """Joins the other processes of the run; does nothing for a single process.
 
     Args:
-      coordinator: host:port of process 0; "auto" lets JAX find it (TPU VMs); empty follows `launcher`.
+      coordinator: host:port of process 0; "auto" lets JAX find it (TPU VMs); empty follows
+        `launcher`.
         processes: their number. process: index of this one, from 0.
 
     Raises:
@@ -64,7 +65,9 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     if by_hand and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
         raise ValueError(f"--coordinator={coordinator} must read host:port")
     if by_hand and not 0 <= process < processes:
-        raise ValueError(f"--process={process} must lie in [0, {processes}), the number of --processes")  # fmt: skip
+        raise ValueError(
+            f"--process={process} must lie in [0, {processes}), the number of --processes"
+        )
     if processes == 1 or not (coordinator or launcher(os.environ)):
         return
     _start_witness()
@@ -79,7 +82,8 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
 
 def _start_witness() -> None:
     line = (
-        f"this process (pid {os.getpid()}) ended without a message: it was killed, or another process of "
+        f"this process (pid {os.getpid()}) ended without a message: it was killed, or another "
+        "process of "
         f"the run was lost (silent for {HEARTBEAT_SECONDS} s; its host may say more); {REMEDY}"
     )
     global _witness
@@ -106,8 +110,8 @@ def exit_together(*alike: type[Exception]) -> Iterator[None]:
     """Ends this process at once when only it fails, so that no other waits for it in a collective.
 
     Args:
-      alike: exceptions that all processes raise at the same step. They propagate as usual; in a single
-        process all exceptions do.
+      alike: exceptions that all processes raise at the same step. They propagate as usual; in a
+        single process all exceptions do.
     """
     try:
         yield
@@ -134,7 +138,8 @@ def agree_on_refusal(config: RunConfig) -> Iterator[None]:
     """Makes every process raise the refusal that one of them raises in the `with` block.
 
     Raises:
-      ValueError: in every process: the first message, or that the processes have different settings.
+      ValueError: in every process: the first message, or that the processes have different
+        settings.
     """
     problem: Exception | None = None
     try:

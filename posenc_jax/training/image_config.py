@@ -1,4 +1,6 @@
-"""Configuration of an image classifier: the sections model and optimizer of a run, and sections of its own."""
+"""Configuration of an image classifier: the sections model and optimizer of a run, and sections of
+its own.
+"""
 
 import dataclasses
 import functools
@@ -22,8 +24,8 @@ class ImageSection:
     Attributes:
       corpus: "digits" (scikit-learn), or a TFDS set such as "cifar10" or "imagenette". data_dir,
         download: of TFDS, as for text.
-      size: side of a training image, in pixels. patch_size: side of a patch. read_sizes: sides of the
-        test images that the trained model reads at the end.
+      size: side of a training image, in pixels. patch_size: side of a patch. read_sizes: sides of
+        the test images that the trained model reads at the end.
     """
 
     corpus: str = DIGITS
@@ -50,7 +52,9 @@ class ImageTrainSection:
 
 @dataclasses.dataclass(frozen=True)
 class ImageRunConfig:
-    """All settings of an image classifier; ValueError for sizes that the scheme or the patches cannot have."""
+    """All settings of an image classifier; ValueError for sizes that the scheme or the patches
+    cannot have.
+    """
 
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     image: ImageSection = dataclasses.field(default_factory=ImageSection)
@@ -78,7 +82,9 @@ class ImageRunConfig:
         return RunConfig(model=self.model, train=train, optimizer=self.optimizer)
 
     def vision(self, classes: int, channels: int) -> VisionConfig:
-        """Returns the encoder's configuration for such images; ValueError if the scheme cannot have them."""
+        """Returns the encoder's configuration for such images; ValueError if the scheme cannot have
+        them.
+        """
         model = self.decoder_run.model_config(classes)
         config = VisionConfig(model, self.image.patch_size, channels)
         return read_at(config, (self.image.size, self.image.size))
@@ -89,7 +95,9 @@ class ImageRunConfig:
 
 
 def image_config(sections: Mapping[str, Mapping]) -> ImageRunConfig:
-    """Returns an ImageRunConfig from nested mappings; ValueError as `posenc_jax.training.config.from_sections`."""
+    """Returns an ImageRunConfig from nested mappings; ValueError as
+    `posenc_jax.training.config.from_sections`.
+    """
     built = built_sections(ImageRunConfig, sections)
     model, train = built["model"], built["train"]
     built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())

@@ -1,7 +1,7 @@
 """Trains an image classifier and reads test images of several sizes with it.
 
-One process on one device. The batch of a step is a function of (seed, step), so a run that is stopped and
-started again ends in the same bits.
+One process on one device. The batch of a step is a function of (seed, step), so a run that is
+stopped and started again ends in the same bits.
 """
 
 import contextlib
@@ -39,7 +39,9 @@ READ_AT_ONCE = 256  # test images
 
 @dataclasses.dataclass(frozen=True)
 class ImageTraining:
-    """What the steps of one run need: its settings, images, encoder, and the scale of the pixels."""
+    """What the steps of one run need: its settings, images, encoder, and the scale of the
+    pixels.
+    """
 
     config: ImageRunConfig
     images: ImageSet
@@ -53,7 +55,8 @@ class ImageTraining:
 
 
 def train_images(config: ImageRunConfig, workdir: Path, command: str) -> Path:
-    """Trains to `config.train.steps`, from the last checkpoint if there is one; returns the path of the rows.
+    """Trains to `config.train.steps`, from the last checkpoint if there is one; returns the path of
+    the rows.
 
     The rows have the accuracy on the test images at each of `config.image.read_sizes`.
 
@@ -85,12 +88,16 @@ def train_images(config: ImageRunConfig, workdir: Path, command: str) -> Path:
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Returns the images of a step (from 0): epochs one after another, each in an order of its own."""
+    """Returns the images of a step (from 0): epochs one after another, each in an order of its
+    own.
+    """
     places = step * batch_size + np.arange(batch_size)
     orders = {
-        epoch: np.random.Generator(np.random.Philox(key=key_of("images", seed, epoch))).permutation(count)
+        epoch: np.random.Generator(np.random.Philox(key=key_of("images", seed, epoch))).permutation(
+            count
+        )
         for epoch in np.unique(places // count).tolist()
-    }  # fmt: skip
+    }
     return np.array([orders[place // count][place % count] for place in places.tolist()])
 
 
@@ -106,11 +113,15 @@ def accuracy_by_size(run: ImageTraining, params) -> list[dict]:
             [read(learned, image_NHWC[i : i + READ_AT_ONCE]) for i in pieces]
         )
         losses_N = token_losses(jnp.asarray(logits_NV)[:, None], jnp.asarray(label_N)[:, None])
-        rows.append({
-            "train_size": run.config.image.size, "size": size, "n": len(label_N),
-            "accuracy": float((logits_NV.argmax(-1) == label_N).mean()),
-            "nll": float(losses_N.mean()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "train_size": run.config.image.size,
+                "size": size,
+                "n": len(label_N),
+                "accuracy": float((logits_NV.argmax(-1) == label_N).mean()),
+                "nll": float(losses_N.mean()),
+            }
+        )
     return rows
 
 
@@ -126,9 +137,10 @@ def _trained(run: ImageTraining, image_NHWC, workdir: Path, checkpoints, preempt
         _check_images(run.images, stored["fingerprint"], workdir)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shapes = jax.eval_shape(build, jax.random.key(0))
-        state = checkpoints.restore(done, jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
-        ))  # fmt: skip
+        state = checkpoints.restore(
+            done,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes),
+        )
         seconds = stored["seconds"]
         print(f"resuming {workdir} after step {done} of {t.steps}")
     else:
@@ -145,7 +157,11 @@ def _trained(run: ImageTraining, image_NHWC, workdir: Path, checkpoints, preempt
             _check_finite(float(loss), done)
             metrics.add(done, float(loss), time.monotonic() - began)
         if saves:
-            checkpoints.save(done, state, {"fingerprint": run.images.fingerprint, "seconds": time.monotonic() - began})  # fmt: skip
+            checkpoints.save(
+                done,
+                state,
+                {"fingerprint": run.images.fingerprint, "seconds": time.monotonic() - began},
+            )
             checkpoints.wait()
         if reason and done < t.steps:
             raise Preempted(preempted(reason, done, t.steps))
@@ -201,23 +217,32 @@ def _check_folder(workdir: Path, config: ImageRunConfig, images: ImageSet) -> No
             if key not in where and theirs.get(section, {}).get(key) != value
         ]
         if differing:
-            raise ValueError(f"{workdir} holds another run ({', '.join(differing[:4])} differ); choose another --workdir")  # fmt: skip
+            raise ValueError(
+                f"{workdir} holds another run ({', '.join(differing[:4])} differ); choose "
+                "another --workdir"
+            )
         record = workdir / "run.json"
         if record.exists():
             _check_images(images, read_json(record)["fingerprint"], workdir)
-    elif workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):  # fmt: skip
+    elif workdir.exists() and (
+        not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())
+    ):
         raise ValueError(f"{workdir} is neither empty nor a run's folder; choose another --workdir")
 
 
 def _check_images(images: ImageSet, fingerprint: str, workdir: Path) -> None:
     if images.fingerprint != fingerprint:
-        raise ValueError(f"{workdir} was begun with other images of the name {images.name}; choose another --workdir")  # fmt: skip
+        raise ValueError(
+            f"{workdir} was begun with other images of the name {images.name}; choose another "
+            "--workdir"
+        )
 
 
 def _check_finite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
         raise Diverged(
-            f"the loss of step {step} is {loss}; lower config.optimizer.learning_rate and start again in "
+            f"the loss of step {step} is {loss}; lower config.optimizer.learning_rate and "
+            "start again in "
             "another --workdir"
         )
 
@@ -225,8 +250,17 @@ def _check_finite(loss: float, step: int) -> None:
 def _record(run: ImageTraining, command: str, params, seconds: float) -> dict:
     t = run.config.train
     return {
-        "arm": t.arm, "scheme": run.config.model.scheme, "seed": t.seed, "tier": t.tier, "steps": t.steps,
-        "corpus": run.images.name, "fingerprint": run.images.fingerprint, "classes": run.images.classes,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)), "command": command,
-        "wall_seconds": round(seconds, 1), "finished": True, **provenance(),
-    }  # fmt: skip
+        "arm": t.arm,
+        "scheme": run.config.model.scheme,
+        "seed": t.seed,
+        "tier": t.tier,
+        "steps": t.steps,
+        "corpus": run.images.name,
+        "fingerprint": run.images.fingerprint,
+        "classes": run.images.classes,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "command": command,
+        "wall_seconds": round(seconds, 1),
+        "finished": True,
+        **provenance(),
+    }

@@ -73,14 +73,22 @@ def _check_curriculum(data: DataSection) -> None:
     idle = DataSection()
     for name, there, what in (
         ("length_warmup", mixed, "retrieval documents: set config.data.retrieval_share"),
-        ("pairs_warmup", "mqar" in recalls, "mqar documents: name mqar in config.data.retrieval_mix"),
+        (
+            "pairs_warmup",
+            "mqar" in recalls,
+            "mqar documents: name mqar in config.data.retrieval_mix",
+        ),
         ("pair_askings", recalls, "recall documents: name mqar in config.data.retrieval_mix"),
-    ):  # fmt: skip
+    ):
         if getattr(data, name) != getattr(idle, name) and not there:
-            raise ValueError(f"config.data.{name}={getattr(data, name)} is of {what}, or leave it at {getattr(idle, name)}")  # fmt: skip
+            raise ValueError(
+                f"config.data.{name}={getattr(data, name)} is of {what}, or leave it at "
+                f"{getattr(idle, name)}"
+            )
     if data.pairs_warmup and data.min_pairs == data.max_pairs:
         raise ValueError(
-            f"config.data.pairs_warmup={data.pairs_warmup} has nothing to grow: config.data.min_pairs and max_pairs "
+            f"config.data.pairs_warmup={data.pairs_warmup} has nothing to grow: "
+            "config.data.min_pairs and max_pairs "
             f"are both {data.min_pairs}; set them apart, or leave it at {idle.pairs_warmup}"
         )
 
@@ -110,10 +118,11 @@ def training_batches(
 
 
 def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
-    """Returns `train.dev_windows` windows of the dev split, spread evenly over its text, or over each class.
+    """Returns `train.dev_windows` windows of the dev split, spread evenly over its text, or over
+    each class.
 
-    They are equal for every seed and arm of one length. A mixture gives text windows only, as in the choice
-    of learning rates.
+    They are equal for every seed and arm of one length. A mixture gives text windows only, as in
+    the choice of learning rates.
 
     Raises:
       ValueError: the split has too few windows, or the run trains on no text.
@@ -125,7 +134,8 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
         sources = [TextWindows(inputs.stream("dev"), train.length)]
     else:
         raise ValueError(
-            f"config.train.dev_every={train.dev_every} measures text, and config.data has none: its "
+            f"config.train.dev_every={train.dev_every} measures text, and config.data has "
+            "none: its "
             "retrieval_share and offset_share are all windows; set dev_every=0"
         )
     examples = []
@@ -133,7 +143,8 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
         wanted = len(range(number, train.dev_windows, len(sources)))
         if len(source) < wanted:
             raise ValueError(
-                f"config.train.dev_windows={train.dev_windows} asks for {wanted} windows of {train.length} "
+                f"config.train.dev_windows={train.dev_windows} asks for {wanted} windows of "
+                f"{train.length} "
                 f"tokens where the dev split has {len(source)}"
             )
         examples += [source[i * len(source) // wanted] for i in range(wanted)]
@@ -206,7 +217,9 @@ def _class_windows(
 
 
 def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
-    """Returns (task, share) of the retrieval documents; ValueError for an unknown name or invalid share."""
+    """Returns (task, share) of the retrieval documents; ValueError for an unknown name or invalid
+    share.
+    """
     if not data.retrieval_mix:
         tasks = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
         return tuple((name, share) for name, share in tasks if share > 0)
@@ -235,7 +248,8 @@ def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
 def unigram_bits_per_byte(train: TokenStream, held: TokenStream, tokenizer: Tokenizer) -> float:
     """Returns bits per byte of a held-out split under the token frequencies of the training split.
 
-    The baseline of a model that has learnt nothing else: add-one smoothed, at most 10 M tokens of each.
+    The baseline of a model that has learnt nothing else: add-one smoothed, at most 10 M tokens of
+    each.
     """
     text = tokenizer.byte_lengths_V > 0
     seen_V, held_V = (

@@ -1,7 +1,8 @@
 """Signals: a line at once for the first one, and the end of the process for a second Ctrl-C.
 
-Python runs a signal handler between two instructions of the main thread, and one call of the compiler is
-one instruction. The C part of the handler writes the number of the signal to a pipe, which a thread reads.
+Python runs a signal handler between two instructions of the main thread, and one call of the
+compiler is one instruction. The C part of the handler writes the number of the signal to a pipe,
+which a thread reads.
 """
 
 import contextlib
@@ -33,13 +34,14 @@ class RaiseOnce:
 
 
 class SignalNotice:
-    """Prints a line when a signal arrives in a `with` block; a Ctrl-C after another signal ends the process.
+    """Prints a line when a signal arrives in a `with` block; a Ctrl-C after another signal ends the
+    process.
 
     The block must be in the main thread, and the signals need handlers of Python.
 
     Args:
-      doing: what follows the first signal, such as "saving". before_end: called before the process ends
-        at once, with exit code INTERRUPTED and without any other cleanup.
+      doing: what follows the first signal, such as "saving". before_end: called before the process
+        ends at once, with exit code INTERRUPTED and without any other cleanup.
     """
 
     def __init__(self, doing: str, before_end: Callable[[], None] = lambda: None):

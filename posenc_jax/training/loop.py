@@ -74,7 +74,9 @@ class TrainingContext:
 
 
 def open_training(config: RunConfig, command: str, mesh: jax.sharding.Mesh) -> TrainingContext:
-    """Opens corpus and tokenizer and makes the decoder; ValueError for inputs that cannot be trained on."""
+    """Opens corpus and tokenizer and makes the decoder; ValueError for inputs that cannot be
+    trained on.
+    """
     inputs = open_inputs(config)
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
     _feed(config, mesh, inputs, first_step=0)
@@ -115,7 +117,8 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
         with agree_on_refusal(config):
             if not (workdir / "config.json").exists():
                 raise ValueError(
-                    f"{workdir} is not the folder that process 0 sees: --workdir must be shared by all hosts"
+                    f"{workdir} is not the folder that process 0 sees: --workdir must be "
+                    "shared by all hosts"
                 )
         stack.enter_context(jax.set_mesh(mesh))
         preemption = stack.enter_context(PreemptionRequest())
@@ -137,8 +140,10 @@ class _Leg:
     """One start of the command: the state that it begins with, and its records.
 
     Attributes:
-      workdir: of the run. first: steps finished before. state: after these steps. chain: links up to them.
-      checkpoint_record: entries in the record of every checkpoint. run_record: of run.json, with the seconds
+      workdir: of the run. first: steps finished before. state: after these steps. chain: links up
+        to them.
+      checkpoint_record: entries in the record of every checkpoint. run_record: of run.json, with
+        the seconds
       of earlier legs.
     """
 
@@ -151,7 +156,9 @@ class _Leg:
 
 
 def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -> _Leg:
-    """Restores the last checkpoint, or makes a new state, with the parameters of `init` if given."""
+    """Restores the last checkpoint, or makes a new state, with the parameters of `init` if
+    given.
+    """
     config, t = ctx.config, ctx.config.train
     build, shapes = state_builder(config, ctx.model, ctx.mesh)
     owner = ownership(config, ctx.inputs)
@@ -257,7 +264,8 @@ def preempted(reason: str, step: int, steps: int) -> str:
 
 
 def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
-    """Waits until a step is finished, writes its metrics, and raises Diverged for a run that diverges.
+    """Waits until a step is finished, writes its metrics, and raises Diverged for a run that
+    diverges.
 
     It reads the counter of every step, for one good update sets it back to 0. The next step was
     dispatched before, so the read costs no device time.
@@ -323,13 +331,15 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     rows = t.batch_size // t.accumulation
     if rows % parts:
         raise ValueError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data x fsdp "
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} "
+            "data x fsdp "
             "devices; set config.train.data_devices"
         )
     c, sequence = config.architecture, mesh.shape["sequence"]
     if t.length % sequence:
         raise ValueError(
-            f"config.train.length={t.length} tokens do not divide over {sequence} sequence devices; "
+            f"config.train.length={t.length} tokens do not divide over {sequence} sequence "
+            "devices; "
             "set config.train.sequence_devices"
         )
     try:

@@ -1,9 +1,11 @@
 """Loss of a step: cross-entropy over the vocabulary and z-loss, with whole or chunked logits.
 
-Whole: the logits of all tokens and ids are in memory, forward and backward. Chunked: a loop over chunks
-of the vocabulary keeps a running maximum and sum per token, and the backward pass computes the logits of
-each chunk again (Wijmans et al. 2024, Cut Your Losses), so that no array of all tokens and ids exists.
-Each device of the axis "model" has a part of the vocabulary. Both give the same numbers.
+Whole: the logits of all tokens and ids are in memory, forward and backward. Chunked: a loop over
+  chunks
+of the vocabulary keeps a running maximum and sum per token, and the backward pass computes the
+logits of each chunk again (Wijmans et al. 2024, Cut Your Losses), so that no array of all tokens
+and ids exists. Each device of the axis "model" has a part of the vocabulary. Both give the same
+numbers.
 """
 
 import functools
@@ -22,7 +24,8 @@ NEVER = -1e30  # logit of the ids that pad the vocabulary to whole chunks
 class Loss(NamedTuple):
     """Sums over the tokens of a batch, float32: training minimises nll + z.
 
-    nll: nats, weighted. z: z_loss * log(sum of exp(logits))^2, weighted alike (Chowdhery et al. 2022,
+    nll: nats, weighted. z: z_loss * log(sum of exp(logits))^2, weighted alike (Chowdhery et al.
+      2022,
     sec. 5). weight: of the tokens.
     """
 
@@ -67,7 +70,9 @@ def summed_loss(
 
 
 def per_weight(total: Loss) -> jax.Array:
-    """Returns the factor that turns sums over tokens into weighted means; 0 where no token has any weight."""
+    """Returns the factor that turns sums over tokens into weighted means; 0 where no token has any
+    weight.
+    """
     return jnp.where(total.weight == 0, 0.0, 1 / jnp.where(total.weight == 0, 1.0, total.weight))
 
 
@@ -113,8 +118,8 @@ def _gradients_whole(operands, d_logits_BTV):
 _logits_whole.defvjp(lambda *operands: (_logits_whole(*operands), operands), _gradients_whole)
 
 
-# Chunked logits. Dims: C chunks, M devices of the axis "model", P ids of a chunk on one of them, X tokens
-# of a device, d dims of D that it holds of the head.
+# Chunked logits. Dims: C chunks, M devices of the axis "model", P ids of a chunk on one of them, X
+# tokens of a device, d dims of D that it holds of the head.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -168,7 +173,11 @@ def _on_devices(local, arrays, results):
       arrays: of rank 2 or 3: tokens, B and T first; of rank 4: pieces of the head.
       results: ranks of the results.
     """
-    layouts = {2: (ROWS, "sequence"), 3: (ROWS, "sequence", None), 4: (None, None, None, ("model", "fsdp"))}  # fmt: skip
+    layouts = {
+        2: (ROWS, "sequence"),
+        3: (ROWS, "sequence", None),
+        4: (None, None, None, ("model", "fsdp")),
+    }
     if all(_size(axis) == 1 for axis in (*ROWS, "sequence", "model")):
         return local(*arrays)
     ranks = [x.ndim for x in arrays]
@@ -237,7 +246,9 @@ def _ids(pieces_CMPd):
 
 
 def _gathered(piece_MPd):
-    """Returns rows_PD of this device's ids, gathered from devices that hold some dims of all ids."""
+    """Returns rows_PD of this device's ids, gathered from devices that hold some dims of all
+    ids.
+    """
     if _axes("model"):
         piece_MPd = lax.all_to_all(piece_MPd, "model", 0, 0)  # now M indexes parts of D
     piece_MPFd = piece_MPd[:, :, None]

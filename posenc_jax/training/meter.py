@@ -16,15 +16,21 @@ from posenc_jax.costs.hardware import HARDWARE
 
 # JAX's names of the TPUs in costs/hardware.py; a GPU's kind is its driver's name.
 _TPU_KINDS = {
-    "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
-    "TPU v6 lite": "trillium", "TPU v6e": "trillium",
-}  # fmt: skip
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "trillium",
+    "TPU v6e": "trillium",
+}
 
 _STARTED = time.time() - time.monotonic()
 
 
 def steady_seconds() -> float:
-    """Returns seconds since the epoch by a clock that never goes back, whatever is done to the machine's."""
+    """Returns seconds since the epoch by a clock that never goes back, whatever is done to the
+    machine's.
+    """
     return _STARTED + time.monotonic()
 
 
@@ -34,15 +40,17 @@ class Meter:
     Fields of a row, over the steps since the previous row:
       step_seconds: of a step, without saving. tokens_per_second: of the whole run, saving included.
       data_wait_share: share of the time spent waiting for a batch that came after the last step had
-        ended (an upper bound of the device's idle time). save_share: share of the time spent saving.
+        ended (an upper bound of the device's idle time). save_share: share of the time spent
+        saving.
       mfu: model FLOPs over the bfloat16 peak of the chips, where it is known.
     Fields over all legs of the run:
-      productive_seconds: of the steps that count. goodput: their share of the wall-clock time; the rest
-        is waits between legs, compilation, saving, and steps that were lost and taken again.
+      productive_seconds: of the steps that count. goodput: their share of the wall-clock time; the
+        rest is waits between legs, compilation, saving, and steps that were lost and taken again.
 
     Args:
-      tokens: of a step. flops: of the model in a step, forward and backward. began: ISO 8601, or None
-        if unknown. before: the last row that counts, or {}. first: steps finished before this leg.
+      tokens: of a step. flops: of the model in a step, forward and backward. began: ISO 8601, or
+        None if unknown. before: the last row that counts, or {}. first: steps finished before this
+        leg.
         clock: in seconds since the epoch.
     """
 
@@ -69,7 +77,9 @@ class Meter:
         self._steps, self._spent, self._waited, self._saved = 0, 0.0, 0.0, 0.0
 
     def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
-        """Yields the batches of the feed; counts the time until each if devices are `idle` by then."""
+        """Yields the batches of the feed; counts the time until each if devices are `idle` by
+        then.
+        """
         batches = iter(feed)
         while True:
             start = self._clock()
@@ -102,7 +112,9 @@ class Meter:
         self._last = now
 
     def row(self) -> dict[str, float]:
-        """Returns the fields of a row; without rates if no step was measured since the previous one."""
+        """Returns the fields of a row; without rates if no step was measured since the previous
+        one.
+        """
         row = memory()
         if self._began is not None:
             wall = max(self._clock() - self._began, self._productive)
@@ -124,7 +136,9 @@ class Meter:
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak memory of the fullest local device, or of the process where devices report none."""
+    """Returns the peak memory of the fullest local device, or of the process where devices report
+    none.
+    """
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks:
@@ -134,7 +148,9 @@ def memory() -> dict[str, int]:
 
 
 def peak_flops(kind: str) -> float | None:
-    """Returns the bfloat16 FLOPs a second of a device by its kind; None where no data sheet is known."""
+    """Returns the bfloat16 FLOPs a second of a device by its kind; None where no data sheet is
+    known.
+    """
     for chip in HARDWARE.values():
         if kind == chip.kind or _TPU_KINDS.get(kind) == chip.name:
             return chip.flops

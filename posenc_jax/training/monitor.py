@@ -1,4 +1,6 @@
-"""Monitor of one leg of training: measures every step, writes rows of metrics and the progress bar."""
+"""Monitor of one leg of training: measures every step, writes rows of metrics and the progress
+bar.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +18,8 @@ class Monitor:
     """Measures in every process, writes in process 0; a context manager.
 
     Args:
-      workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops: of
+      workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops:
+        of
       the model in a step. chain: its links are part of every row.
     """
 
@@ -59,7 +62,9 @@ class Monitor:
         return self._log.last
 
     def waiting(self, feed: Iterable) -> Iterator:
-        """Yields the feed's batches; counts the wait for a batch if no step is running by its end."""
+        """Yields the feed's batches; counts the wait for a batch if no step is running by its
+        end.
+        """
         return self._meter.waiting(feed, self._idle)
 
     def started(self, metrics: dict[str, jax.Array]) -> None:

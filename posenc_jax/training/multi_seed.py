@@ -1,7 +1,7 @@
 """Training of several seeds in one program (vmap over seeds), each with a run folder of its own.
 
-A tiny model does not fill an accelerator; one kernel for all seeds does. Each folder equals that of a run
-trained alone, and the run may go on alone at any time.
+A tiny model does not fill an accelerator; one kernel for all seeds does. Each folder equals that of
+a run trained alone, and the run may go on alone at any time.
 """
 
 import contextlib
@@ -64,17 +64,18 @@ class _SeedRun:
 
 
 def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -> None:
-    """Trains `config` once for every seed, each in its folder, from the last step that all have saved.
+    """Trains `config` once for every seed, each in its folder, from the last step that all have
+    saved.
 
-    Finished runs do not change. Data equal those of a run trained alone, losses up to rounding. A run that
-    diverges keeps its last good checkpoint; the others go on.
+    Finished runs do not change. Data equal those of a run trained alone, losses up to rounding. A
+    run that diverges keeps its last good checkpoint; the others go on.
 
     Args:
       config: of all runs; its own seed is not used. workdirs: folder by training seed.
 
     Raises:
-      ValueError: anything wrong with the configuration, the inputs or a folder; a seed below 0; more
-        than one device; runs that have begun and have no step in common.
+      ValueError: anything wrong with the configuration, the inputs or a folder; a seed below 0;
+        more than one device; runs that have begun and have no step in common.
       Preempted: SIGTERM, SIGHUP or Ctrl-C, after a checkpoint of the last finished step of each.
       Diverged: at least one run diverged; raised once the others have finished.
     """
@@ -86,7 +87,8 @@ def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -
         )
     if config.train.init_from:
         raise ValueError(
-            f"config.train.init_from={config.train.init_from}: runs are fine-tuned one by one, each from its "
+            f"config.train.init_from={config.train.init_from}: runs are fine-tuned one by "
+            "one, each from its "
             "own; leave --seeds out"
         )
     configs = {
@@ -161,9 +163,12 @@ def _common_step(runs: Sequence[_SeedRun]) -> int:
     common = set.intersection(*map(set, saved)) if saved else set()
     if common or not any(saved):
         return max(common, default=0)
-    at = ", ".join(f"{run.workdir} {steps[-1] if steps else 0}" for run, steps in zip(runs, saved, strict=True))  # fmt: skip
+    at = ", ".join(
+        f"{run.workdir} {steps[-1] if steps else 0}" for run, steps in zip(runs, saved, strict=True)
+    )
     raise ValueError(
-        f"the runs have no saved step in common ({at}); train them one by one, each with its own --workdir"
+        f"the runs have no saved step in common ({at}); train them one by one, each with its "
+        "own --workdir"
     )
 
 
@@ -252,7 +257,8 @@ def _end(runs: Sequence[_SeedRun], states: Sequence[State], t, seconds: float) -
 def _report(
     metrics, step: int, t, runs: Sequence[_SeedRun], bar: Progress, clock: tuple, measured=()
 ) -> tuple[float, int]:
-    """Writes each run's metrics of one finished step, every `log_every` steps and with every dev loss.
+    """Writes each run's metrics of one finished step, every `log_every` steps and with every dev
+    loss.
 
     A run that has skipped too many updates in a row is lost and gets its last row, at any step.
     """

@@ -38,7 +38,8 @@ class Progress:
     def update(self, done: int, **shown: str) -> None:
         """Shows the number of finished steps and a few values.
 
-        The time left is estimated from the steps after the first update: those before were compiled.
+        The time left is estimated from the steps after the first update: those before were
+        compiled.
         """
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
@@ -64,11 +65,12 @@ class Progress:
 class EventLog:
     """TensorBoard's copy of the log, written in the thread of the caller.
 
-    The thread of tensorboardX's own writer ends with the first error of the disk, and the run then waits for it
-    for ever. Here the first error ends this log, with a line, and nothing else.
+    The thread of tensorboardX's own writer ends with the first error of the disk, and the run then
+    waits for it for ever. Here the first error ends this log, with a line, and nothing else.
 
     Args:
-      folder: of the event files. first_step: TensorBoard hides what earlier files say from this step on.
+      folder: of the event files. first_step: TensorBoard hides what earlier files say from this
+        step on.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -104,9 +106,11 @@ class EventLog:
 
 
 class MetricLog:
-    """metrics.jsonl (the source of truth), TensorBoard beside it, and Weights & Biases if asked for.
+    """metrics.jsonl (the source of truth), TensorBoard beside it, and Weights & Biases if asked
+    for.
 
-    A resume drops the rows of steps that will be taken again, so that every step has at most one row.
+    A resume drops the rows of steps that will be taken again, so that every step has at most one
+    row.
 
     Attributes:
       last: the last row that was kept or written, {} when there is none.
@@ -127,7 +131,10 @@ class MetricLog:
                     kept.append(row)
                     self.last = row
             if damaged:
-                print(f"{path}: line {', '.join(map(str, sorted(damaged)))} is damaged and left out", file=sys.stderr)  # fmt: skip
+                print(
+                    f"{path}: line {', '.join(map(str, sorted(damaged)))} is damaged and left out",
+                    file=sys.stderr,
+                )
         replace_text(path, json_lines(kept))
         self._file = path.open("a")
         self._board = EventLog(workdir / "tensorboard", first_step)
@@ -164,7 +171,9 @@ def check_wandb(config: RunConfig) -> None:
 
 
 def _wandb_run(workdir: Path, config: RunConfig):
-    """Returns the run's page, the same one after a resume. WANDB_MODE=offline writes to the workdir only."""
+    """Returns the run's page, the same one after a resume. WANDB_MODE=offline writes to the workdir
+    only.
+    """
     import wandb
 
     return wandb.init(

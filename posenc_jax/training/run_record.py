@@ -59,11 +59,15 @@ def make_record(config: RunConfig, command: str, inputs: Inputs, params, stored:
     for name in ("corpus_fingerprint", "tokenizer_fingerprint"):
         if stored[name] != record[name]:
             raise ValueError(
-                f"the run was begun with {name} {stored[name][:12]}, now it is {record[name][:12]}: "
+                f"the run was begun with {name} {stored[name][:12]}, now it is "
+                f"{record[name][:12]}: "
                 "the text or the Python that it comes from has changed; choose another --workdir"
             )
     # An early record has no time of its beginning, and that of a killed first leg no seconds.
-    return record | {name: {"began": None, "wall_seconds": 0.0, **stored}[name] for name in ("began", "wall_seconds")}  # fmt: skip
+    return record | {
+        name: {"began": None, "wall_seconds": 0.0, **stored}[name]
+        for name in ("began", "wall_seconds")
+    }
 
 
 def write_record(workdir: Path, record: dict, seconds: float, done: int) -> None:

@@ -17,7 +17,9 @@ Every setting of a run, by section. On the command line a setting is `--config.S
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting: its name with the section, type, default, allowed values and meaning, all as text."""
+    """One setting: its name with the section, type, default, allowed values and meaning, all as
+    text.
+    """
 
     name: str
     kind: str

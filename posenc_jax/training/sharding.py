@@ -7,14 +7,14 @@ from jax.sharding import AxisType
 
 from posenc_jax.model.activation_sharding import key_heads_axis
 
-# From the slowest links to the fastest. data: rows. fsdp: rows and parts of every matrix (fully sharded
-# data parallelism). sequence: tokens of a row. model: heads and hidden units.
+# From the slowest links to the fastest. data: rows. fsdp: rows and parts of every matrix (fully
+# sharded data parallelism). sequence: tokens of a row. model: heads and hidden units.
 MESH_AXES = ("data", "fsdp", "sequence", "model")
 BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices, B, T]
 
-# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables are split
-# over D, never over V: a lookup would need rows of other devices. Key heads stay whole where the axis
-# "model" does not divide them (`key_heads_axis`).
+# Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables
+# are split over D, never over V: a lookup would need rows of other devices. Key heads stay whole
+# where the axis "model" does not divide them (`key_heads_axis`).
 LAYOUT = (
     (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
     (r"patch_PD", (None, ("model", "fsdp"))),
@@ -39,16 +39,14 @@ LAYOUT = (
 
 
 def make_mesh(
-    data_devices: int,
-    model_devices: int,
-    *,
-    fsdp_devices: int = 1,
-    sequence_devices: int = 1,
+    data_devices: int, model_devices: int, *, fsdp_devices: int = 1, sequence_devices: int = 1
 ) -> jax.sharding.Mesh:
-    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all remaining devices.
+    """Returns a mesh with the explicit axes `MESH_AXES`; 0 data devices takes all remaining
+    devices.
 
     Raises:
-      ValueError: more devices requested than there are, or fewer than a job of several processes has.
+      ValueError: more devices requested than there are, or fewer than a job of several processes
+        has.
     """
     devices = jax.devices()
     per_data = fsdp_devices * sequence_devices * model_devices
@@ -57,7 +55,8 @@ def make_mesh(
     shape = (data_devices, fsdp_devices, sequence_devices, model_devices)
     if wanted > len(devices):
         raise ValueError(
-            f"config.train asks for {' x '.join(map(str, shape))} devices ({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
+            f"config.train asks for {' x '.join(map(str, shape))} devices "
+            f"({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
             f"this machine has {len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):
@@ -65,10 +64,7 @@ def make_mesh(
             f"{wanted} devices asked for; {len(devices)} are in this job: use them all"
         )
     return jax.make_mesh(
-        shape,
-        MESH_AXES,
-        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
-        devices=devices[:wanted],
+        shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES), devices=devices[:wanted]
     )
 
 
@@ -100,7 +96,8 @@ def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
 def optimizer_layout(state, layout) -> dict:
-    """Returns a PartitionSpec for every leaf of an optimizer state: moments are laid out as parameters.
+    """Returns a PartitionSpec for every leaf of an optimizer state: moments are laid out as
+    parameters.
 
     Raises:
       ValueError: a matrix in the state that belongs to no parameter.

@@ -23,8 +23,9 @@ State = dict[str, Any]
 def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """Returns the clipped optimizer; its rates follow the `count` that `at_step` sets.
 
-    Weight decay applies to matrices only: not to gains and other vectors, and not to parameters of a
-    positional encoding, for a decayed bias table or frequency is another encoding (as in Swin and T5).
+    Weight decay applies to matrices only: not to gains and other vectors, and not to parameters of
+    a positional encoding, for a decayed bias table or frequency is another encoding (as in Swin and
+    T5).
     """
     o = config.optimizer
 
@@ -103,10 +104,12 @@ def learning_rate_schedule(config: RunConfig, peak: float) -> optax.Schedule:
 
 
 def at_step(optimizer_state, step: jax.Array):
-    """Returns an optimizer's state whose schedules are at `step`, however many updates were skipped.
+    """Returns an optimizer's state whose schedules are at `step`, however many updates were
+    skipped.
 
-    A schedule that counted updates would end above `final_fraction` after skipped ones, and two arms of
-    one configuration would be trained at different rates. Adam's own count of updates does not change.
+    A schedule that counted updates would end above `final_fraction` after skipped ones, and two
+    arms of one configuration would be trained at different rates. Adam's own count of updates does
+    not change.
     """
 
     def placed(part):
@@ -120,7 +123,8 @@ def at_step(optimizer_state, step: jax.Array):
 
 
 def state_builder(config: RunConfig, model: Decoder, mesh: jax.sharding.Mesh):
-    """Returns (build, shapes): `build(key)` makes the sharded state; shapes describe it for a restore.
+    """Returns (build, shapes): `build(key)` makes the sharded state; shapes describe it for a
+    restore.
 
     The whole state has explicit layouts, for moments do not inherit those of their parameters.
     """
@@ -168,9 +172,15 @@ def batch_loss(train: TrainSection, model: Decoder) -> Callable[..., Loss]:
             {"params": params}, batch["tokens_BT"], batch["positions_BT"], batch["segments_BT"]
         )
         return summed_loss(
-            x_BTD, params[head], batch["targets_BT"], batch["weights_BT"],
-            z_loss=train.z_loss, chunks=train.loss_chunks, bias_V=params.get("head_bias_V"), softcap=softcap,
-        )  # fmt: skip
+            x_BTD,
+            params[head],
+            batch["targets_BT"],
+            batch["weights_BT"],
+            z_loss=train.z_loss,
+            chunks=train.loss_chunks,
+            bias_V=params.get("head_bias_V"),
+            softcap=softcap,
+        )
 
     return loss_of
 
@@ -193,10 +203,10 @@ def make_step(config: RunConfig, model: Decoder):
     """Returns the jitted `step(state, batch) -> (state, metrics)`.
 
     Each array of `batch` is [slices, B, T]: gradients of the summed loss are accumulated over the
-    slices and divided once by the total weight, so that slicing changes rounding only. If the loss, a
-    gradient, or a parameter or moment after the update is not finite, the update is skipped and counted;
-    step and schedules advance all the same. The metric `learning_rate` is the rate of this step's update
-    (of AdamW's part, under muon).
+    slices and divided once by the total weight, so that slicing changes rounding only. If the loss,
+    a gradient, or a parameter or moment after the update is not finite, the update is skipped and
+    counted; step and schedules advance all the same. The metric `learning_rate` is the rate of this
+    step's update (of AdamW's part, under muon).
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config, config.optimizer.learning_rate)
@@ -226,7 +236,8 @@ def make_step(config: RunConfig, model: Decoder):
         scale = per_weight(total)
         loss, grads = total.nll * scale, jax.tree.map(lambda g: g * scale, grads)
         norm = optax.tree.norm(grads)
-        # The compiler lays out the optimizer's own products; its results keep the layout of the state.
+        # The compiler lays out the optimizer's own products; its results keep the layout of the
+        # state.
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (params, state["optimizer"]))
         update = jax.sharding.auto_axes(optimizer.update, out_sharding=shardings)
         updates, moments = update(grads, at_step(state["optimizer"], state["step"]), params)

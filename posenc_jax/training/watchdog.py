@@ -14,8 +14,9 @@ FIRST = 10  # times the limit for the first step of a leg, which is compiled
 class Watchdog:
     """Writes the stacks of all threads when no step has finished for `seconds`, once per stall.
 
-    They go to stderr and to the end of `path`; the run goes on. The stacks show the cause: a collective that
-    waits for a lost process, a file system that does not answer, or a feed without data.
+    They go to stderr and to the end of `path`; the run goes on. The stacks show the cause: a
+    collective that waits for a lost process, a file system that does not answer, or a feed without
+    data.
 
     Args:
       path: stalls.log. seconds: without a finished step. process: its name. clock: in seconds.
@@ -54,7 +55,10 @@ class Watchdog:
             file.seek(0)
             stacks = file.read()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        report = f"{now} {self._process}: {self._step} has not finished for {waited:.0f} s; the stacks of all threads:\n{stacks}"
+        report = (
+            f"{now} {self._process}: {self._step} has not finished for {waited:.0f} s; "
+            f"the stacks of all threads:\n{stacks}"
+        )
         print(report, file=sys.stderr, flush=True)
         with self._path.open("a") as log:
             log.write(report + "\n")

@@ -24,7 +24,16 @@ from posenc_jax.results.record_schema import OBJECT, OWNER, SAVED
 from posenc_jax.training.config import RunConfig, deciding, differences, from_sections, read
 from posenc_jax.training.inputs import Inputs
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")  # fmt: skip
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "numpy",
+)
 
 # For a folder whose checkpoint and config.json disagree.
 RESTORE_REMEDY = "bring back the config.json or the checkpoint that belongs to this folder"
@@ -64,7 +73,9 @@ def identity(owner: dict) -> str:
 
 
 def saved_record(checkpoints: CheckpointManager | CheckpointStore, step: int) -> dict:
-    """Returns the record that was saved with a checkpoint of a run; Corrupted if it is none of a run."""
+    """Returns the record that was saved with a checkpoint of a run; Corrupted if it is none of a
+    run.
+    """
     where = f"the record of checkpoint {step}"
     record = manifest.checked(checkpoints.record(step), SAVED, where)
     owner = manifest.checked(record["owner"], OWNER, f"{where}, owner")
@@ -89,7 +100,8 @@ def check_owner(
     ]
     if differing:
         raise ValueError(
-            f"checkpoint {step} in {workdir} was saved by another run ({_listed(differing)}); {remedy}"
+            f"checkpoint {step} in {workdir} was saved by another run ({_listed(differing)}); "
+            f"{remedy}"
         )
 
 
@@ -119,12 +131,13 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Locks the folder for this process during the `with` block; a kill releases the lock.
 
     Raises:
-      ValueError: another trainer holds the lock, or the folder cannot be written or has a name that orbax
-        takes for a pattern.
+      ValueError: another trainer holds the lock, or the folder cannot be written or has a name that
+        orbax takes for a pattern.
     """
     if pattern := re.search(r"[*?\[]", str(workdir.resolve())):
         raise ValueError(
-            f"{workdir.resolve()}: orbax takes {pattern[0]} in a path for a pattern and loses what it saves there; "
+            f"{workdir.resolve()}: orbax takes {pattern[0]} in a path for a pattern and loses "
+            "what it saves there; "
             "choose another --workdir"
         )
     with contextlib.ExitStack() as stack:
@@ -148,7 +161,8 @@ def provenance() -> dict:
     return {
         "versions": {"python": platform.python_version()}
         | {p: metadata.version(p) for p in PACKAGES},
-        "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, {_processor()}",
+        "hardware": f"{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores, "
+        f"{_processor()}",
         "processes": jax.process_count(),
         "environment": environment(),
     }

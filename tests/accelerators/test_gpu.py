@@ -1,9 +1,10 @@
-"""On a GPU: angles and biases as a CPU computes them, every path against the definition, training bit for bit.
+"""On a GPU: angles and biases as a CPU computes them, every path against the definition, training bit for
+bit.
 
     JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu -n 8
 
-Comparisons of float32 with float32 ask for whole float32 products: by default JAX lets an NVIDIA GPU round factors
-to TF32, of 10 bits. Angles and biases must stay whole without asking.
+Comparisons of float32 with float32 ask for whole float32 products: by default JAX lets an NVIDIA GPU round
+factors to TF32, of 10 bits. Angles and biases must stay whole without asking.
 """
 
 import functools
@@ -18,9 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs, schemes
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -35,6 +33,9 @@ from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.encodings import cumulative_log_forget
 from posenc_jax.training.loop import train
+
+from support import runs, schemes
+from support.attention_inputs import qkv
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,10 +55,13 @@ def tensors(rows, length, dtype):
     return q, k, v, -jax.nn.softplus(gates), aim
 
 
-@pytest.mark.parametrize("line", [line for line in schemes.ALL if layer_of(line).form is None and not layer_of(line).gated])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [line for line in schemes.ALL if layer_of(line).form is None and not layer_of(line).gated],
+)
 def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
-    # Learned tables and grids reach as far; but learned directions in the plane turn by plain float32 products, which
-    # two compilers round to 2^-24 of the angle: they are for the grids of images.
+    # Learned tables and grids reach as far; but learned directions in the plane turn by plain float32
+    # products, which two compilers round to 2^-24 of the angle: they are for the grids of images.
     furthest = 256 if "mixed" in line else 131_072
     layer, far = layer_of(line, train_length=furthest), FAR % furthest
 
@@ -82,7 +86,9 @@ def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
 
 
 def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highest", sink=False):
-    """The result and the gradients of q, k, v, the gate, what is learned and the sinks, if any; packed rows."""
+    """The result and the gradients of q, k, v, the gate, what is learned and the sinks, if any; packed
+    rows.
+    """
     layer = layer_of(line)
     *arrays, aim = tensors(rows, length, dtype)
     seg = np.repeat([[1, 2, 0]], [length // 2 - 3, length // 2, 3], axis=1).astype(np.int32)
@@ -92,10 +98,15 @@ def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highe
     def total(q, k, v, ticks, params, sink_N):
         clock = cumulative_log_forget(ticks, seg) if layer.gated else None
         out = attend(
-            q, k, v, layer, params, TokenSide(pos, seg, clock),
+            q,
+            k,
+            v,
+            layer,
+            params,
+            TokenSide(pos, seg, clock),
             settings=AttentionSettings(aligned=True, implementation=implementation),
             optional=OptionalInputs(schemes.projected_from(layer, pos.shape), sink_N=sink_N),
-        )  # fmt: skip
+        )
         return (out.astype(jnp.float32) * aim).sum(), out
 
     step = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3, 4, 5), has_aux=True))
@@ -108,14 +119,26 @@ def outcome(line, implementation, dtype, *, rows=2, length=200, precision="highe
 
 
 def assert_near(got, want, share):
-    """Within a share of the largest entry; a learned constant that all keys get has no gradient but rounding."""
+    """Within a share of the largest entry; a learned constant that all keys get has no gradient but
+    rounding.
+    """
     for index, (mine, theirs) in enumerate(zip(got, want, strict=True)):
         least = 0.05 if index < 5 else 4.0
         atol = share * max(np.abs(theirs).max(), least)
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
 
 
-BLOCKWISE = ("nope", "rope+alibi", "3*(rope+alibi)|1*nope~logn", "kerple_log", "log", "t5", "fire", "forget", "nope~scale_invariant")  # fmt: skip
+BLOCKWISE = (
+    "nope",
+    "rope+alibi",
+    "3*(rope+alibi)|1*nope~logn",
+    "kerple_log",
+    "log",
+    "t5",
+    "fire",
+    "forget",
+    "nope~scale_invariant",
+)
 
 
 @pytest.mark.parametrize("line", BLOCKWISE)
@@ -144,7 +167,9 @@ OURS = {
 
 @pytest.mark.parametrize("length", [200, 1024])
 @pytest.mark.parametrize(("line", "sink"), OURS.values(), ids=OURS)
-def test_our_kernel_has_windows_of_heads_sinks_and_wider_queries_as_the_definition_has(line, sink, length):  # fmt: skip
+def test_our_kernel_has_windows_of_heads_sinks_and_wider_queries_as_the_definition_has(
+    line, sink, length
+):
     got = outcome(line, "flash", jnp.bfloat16, length=length, sink=sink)
     assert_near(got, outcome(line, "dense", jnp.bfloat16, length=length, sink=sink), 0.03)
 
@@ -191,7 +216,10 @@ def test_far_into_a_long_row_kernels_and_blocks_agree(kernel, length):
     @jax.jit
     def both(q, k, v):
         fused = attend(q, k, v, layer, {}, tokens, settings=settings)
-        turned = (layer.rotate({}, x, pos, side).astype(jnp.float32) for x, side in ((q, "query"), (k, "key")))  # fmt: skip
+        turned = (
+            layer.rotate({}, x, pos, side).astype(jnp.float32)
+            for x, side in ((q, "query"), (k, "key"))
+        )
         exact = blockwise_attention(*turned, v.astype(jnp.float32), layer, {}, tokens, tokens)
         return fused.astype(jnp.float32), exact
 
@@ -211,7 +239,15 @@ def test_the_program_of_a_kernel_holds_nothing_quadratic_and_calls_it(kernel, ca
     seg = jnp.ones_like(pos)
 
     def total(q, k, v):
-        out = attend(q, k, v, layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation=kernel))  # fmt: skip
+        out = attend(
+            q,
+            k,
+            v,
+            layer,
+            {},
+            TokenSide(pos, seg),
+            settings=AttentionSettings(aligned=True, implementation=kernel),
+        )
         return out.astype(jnp.float32).sum()
 
     assert (
@@ -228,11 +264,21 @@ def test_the_program_of_a_kernel_holds_nothing_quadratic_and_calls_it(kernel, ca
 def trained(workdir, data_dir, stop_after=None):
     """Exit code of a run of 12 steps in a process of its own, told to stop once some steps are logged."""
     arguments = [
-        sys.executable, "train.py", "--config=configs/smoke.py:rope+alibi", f"--workdir={workdir}",
-        "--config.model.dtype=bfloat16", "--config.model.model_dim=256", "--config.model.num_heads=4",
-        "--config.train.length=512", "--config.train.data_devices=1", "--config.train.batch_size=16", "--config.train.steps=12",
-        "--config.train.log_every=1", "--config.train.save_every=100", f"--config.data.data_dir={data_dir}",
-    ]  # fmt: skip
+        sys.executable,
+        "train.py",
+        "--config=configs/smoke.py:rope+alibi",
+        f"--workdir={workdir}",
+        "--config.model.dtype=bfloat16",
+        "--config.model.model_dim=256",
+        "--config.model.num_heads=4",
+        "--config.train.length=512",
+        "--config.train.data_devices=1",
+        "--config.train.batch_size=16",
+        "--config.train.steps=12",
+        "--config.train.log_every=1",
+        "--config.train.save_every=100",
+        f"--config.data.data_dir={data_dir}",
+    ]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     run = subprocess.Popen(arguments, cwd=ROOT, env=environment)
     while stop_after is not None and run.poll() is None:
@@ -264,7 +310,8 @@ def test_training_on_a_gpu_follows_the_losses_of_a_cpu(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     program = (
         "import sys, pathlib; sys.path.insert(0, 'tests'); sys.path.insert(0, '.'); from support import runs;"
-        f"from posenc_jax.training.loop import train; c = runs.config({str(tmp_path / 'data')!r}, 'rope+alibi', **{train_float32!r});"
+        f"from posenc_jax.training.loop import train; c = runs.config({str(tmp_path / 'data')!r}, "
+        f"'rope+alibi', **{train_float32!r});"
         f"train(c, pathlib.Path({str(tmp_path / 'cpu')!r}), 'a test')"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)

@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, schemes
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -20,6 +17,9 @@ from posenc_jax.attention import (
     dense_attention,
 )
 from posenc_jax.encodings import cumulative_log_forget, parse
+
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 N, H, L = 4, 16, 64
 
@@ -39,7 +39,15 @@ def run(line, q, k, v, pos, seg=None, layer=0, order=None):
         x = jax.random.normal(jax.random.key(8), (*pos.shape, 32))
         clock = jax.jit(cumulative_log_forget)(place.log_forget(params, x), seg)
     side = TokenSide(pos, seg, clock, order)
-    return attend(q, k, v, place, params, side, optional=OptionalInputs(x_BTD=schemes.projected_from(place, pos.shape)))  # fmt: skip
+    return attend(
+        q,
+        k,
+        v,
+        place,
+        params,
+        side,
+        optional=OptionalInputs(x_BTD=schemes.projected_from(place, pos.shape)),
+    )
 
 
 def test_dense_attention_equals_the_float64_loop_under_a_coupled_split():
@@ -48,15 +56,21 @@ def test_dense_attention_equals_the_float64_loop_under_a_coupled_split():
     seg = np.array([1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2])
     slopes = oracles.alibi_slopes(2)
     turned = [
-        np.stack([[oracles.rope_vector(x[t, n], pos[t]) if n < 2 else x[t, n] for n in range(N)] for t in range(12)])
+        np.stack(
+            [
+                [oracles.rope_vector(x[t, n], pos[t]) if n < 2 else x[t, n] for n in range(N)]
+                for t in range(12)
+            ]
+        )
         for x in (q, k)
-    ]  # fmt: skip
+    ]
     want = oracles.attention(
-        *turned, v,
+        *turned,
+        v,
         bias=lambda n, i, j: -slopes[n] * abs(int(pos[i]) - int(pos[j])) if n < 2 else 0.0,
         visible=lambda i, j: seg[i] == seg[j] and pos[j] <= pos[i],
         tau=lambda n, i: max(1.0, math.log(pos[i] + 1) / math.log(L)) if n >= 2 else 1.0,
-    )  # fmt: skip
+    )
     got = run(
         "rope+alibi|nope~logn", *tensors(1, 12), jnp.asarray(pos)[None], jnp.asarray(seg)[None]
     )
@@ -128,7 +142,9 @@ def test_grouped_queries_equal_repeated_heads(line):
 def test_jit_changes_nothing_but_rounding(line):
     q, k, v = tensors(1, 8)
     pos = jnp.arange(8)[None]
-    np.testing.assert_allclose(run(line, q, k, v, pos), jax.jit(lambda *a: run(line, *a))(q, k, v, pos), atol=2e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        run(line, q, k, v, pos), jax.jit(lambda *a: run(line, *a))(q, k, v, pos), atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("line", schemes.ALL)
@@ -153,7 +169,13 @@ def test_wrong_heads_and_kernels_are_refused():
     place = placed("rope").layers[0]
     ones = jnp.ones_like(pos)
     with pytest.raises(ValueError, match="attention must be one of"):
-        attend(*tensors(1, 4), place, {}, TokenSide(pos, ones), settings=AttentionSettings(implementation="flashy"))  # fmt: skip
+        attend(
+            *tensors(1, 4),
+            place,
+            {},
+            TokenSide(pos, ones),
+            settings=AttentionSettings(implementation="flashy"),
+        )
 
 
 def test_attend_takes_the_path_it_says_and_all_paths_agree():
@@ -163,7 +185,15 @@ def test_attend_takes_the_path_it_says_and_all_paths_agree():
     layer = placed("rope+alibi|nope~logn").layers[0]
 
     def over(how, window=None):
-        return attend(q, k, v, layer, {}, TokenSide(pos, ones), settings=AttentionSettings(window=window, implementation=how))  # fmt: skip
+        return attend(
+            q,
+            k,
+            v,
+            layer,
+            {},
+            TokenSide(pos, ones),
+            settings=AttentionSettings(window=window, implementation=how),
+        )
 
     np.testing.assert_allclose(over("dense"), over("blockwise"), atol=2e-6)
     np.testing.assert_array_equal(over("auto"), over("dense"))

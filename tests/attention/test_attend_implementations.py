@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, schemes
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -22,6 +19,9 @@ from posenc_jax.attention import (
 )
 from posenc_jax.attention.blockwise.api import BlockwiseSettings
 from posenc_jax.encodings import cumulative_log_forget
+
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 T, N, K, H = 72, 4, 2, 16
 SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])
@@ -85,7 +85,18 @@ def step_of(layer, implementation, window):
     def loss(arrays, aim):
         q, k, v, ticks, params, *sink = arrays
         clock = cumulative_log_forget(ticks, SEG) if layer.gated else None
-        out = attend(q, k, v, layer, params, TokenSide(POS, SEG, clock), settings=AttentionSettings(aligned=True, window=window, implementation=implementation), optional=OptionalInputs(sink_N=sink[0] if sink else None, x_BTD=schemes.projected_from(layer, POS.shape)))  # fmt: skip
+        out = attend(
+            q,
+            k,
+            v,
+            layer,
+            params,
+            TokenSide(POS, SEG, clock),
+            settings=AttentionSettings(aligned=True, window=window, implementation=implementation),
+            optional=OptionalInputs(
+                sink_N=sink[0] if sink else None, x_BTD=schemes.projected_from(layer, POS.shape)
+            ),
+        )
         return (out.astype(jnp.float32) * aim).sum(), out
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -118,15 +129,33 @@ def served(layer, path):
 # One scheme for each way a bias is made, the first of each path by default; all others are slow tests,
 # as each compiles its own gradients.
 QUICK = {
-    "blockwise": ("3*(rope+alibi)|1*nope~logn", "nope", "rope+alibi", "kerple_log", "t5", "fire", "forget", "nope~scale_invariant", "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant"),
-    "blockwise, tiles side by side": ("3*(rope+alibi)|1*nope~logn", "rope+alibi", "kerple_log", "fire", "forget", "pope", "rope+window(size=5)|forget+window(size=12)~logn(clip=false)"),
+    "blockwise": (
+        "3*(rope+alibi)|1*nope~logn",
+        "nope",
+        "rope+alibi",
+        "kerple_log",
+        "t5",
+        "fire",
+        "forget",
+        "nope~scale_invariant",
+        "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
+    ),
+    "blockwise, tiles side by side": (
+        "3*(rope+alibi)|1*nope~logn",
+        "rope+alibi",
+        "kerple_log",
+        "fire",
+        "forget",
+        "pope",
+        "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
+    ),
     "blockwise, bfloat16": ("rope+alibi",),
     "flash": ("alibi", "slopes", "rope+alibi(slopes=match)|nope~logn(clip=false)", "log", "pope"),
     "flash, bfloat16": ("rope+alibi",),
     "splash": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "window"),
     "cudnn": ("alibi", "slopes", "3*(rope+alibi)|1*nope~logn", "nope", "rope", "pope", "window"),
     "linear": ("linear",),
-}  # fmt: skip
+}
 
 
 def tier(name, line):
@@ -155,8 +184,9 @@ def test_every_path_is_the_definition_and_repeats_itself(name, line):
     *tensors, learned = got[1]
     *wanted, wanted_learned = want[1]
     assert_near((got[0][1], tensors), (want[0][1], wanted), path.share, least=0.0)
-    # A constant that a bias adds to all keys has no gradient: what is left of the sums is rounding. The gradients of
-    # one part sum the same terms, so one whose terms cancel is as exact as the largest of the part.
+    # A constant that a bias adds to all keys has no gradient: what is left of the sums is rounding. The
+    # gradients of one part sum the same terms, so one whose terms cancel is as exact as the largest of the
+    # part.
     for part, theirs in wanted_learned.items():
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
         assert_near(learned[part], theirs, path.share, least=max(1.0, largest))
@@ -198,14 +228,16 @@ def with_sinks(line, dtype):
         ("blockwise", "3*(rope+alibi)|1*nope~logn"),
         ("blockwise, tiles side by side", "rope+alibi"),
         ("blockwise, bfloat16", "rope+alibi"),
-        pytest.param("flash", "rope+alibi(slopes=match)|nope~logn(clip=false)", marks=pytest.mark.thorough),
+        pytest.param(
+            "flash", "rope+alibi(slopes=match)|nope~logn(clip=false)", marks=pytest.mark.thorough
+        ),
         pytest.param("flash, bfloat16", "log", marks=pytest.mark.thorough),
         pytest.param("blockwise", "fire", marks=pytest.mark.slow),
         pytest.param("blockwise", "forget", marks=pytest.mark.slow),
         pytest.param("blockwise", "nope~scale_invariant", marks=pytest.mark.slow),
         pytest.param("blockwise, tiles side by side", "fire", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_every_path_that_serves_a_sink_is_the_definition(name, line):
     path = PATHS[name]
     layer, arrays, aim = with_sinks(line, path.dtype)
@@ -238,13 +270,26 @@ def test_the_definition_with_a_sink_is_a_float64_loop_and_so_is_its_gradient():
 
     def by_hand(sinks):
         return oracles.attention(
-            *turned, wide[1], lambda n, i, j: -slopes[n] * (i - j), lambda i, j: j <= i, sink_N=sinks
-        )  # fmt: skip
+            *turned,
+            wide[1],
+            lambda n, i, j: -slopes[n] * (i - j),
+            lambda i, j: j <= i,
+            sink_N=sinks,
+        )
 
     pos, seg = jnp.arange(14)[None], jnp.ones((1, 14), jnp.int32)
 
     def ours(sinks):
-        return attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(implementation="dense"), optional=OptionalInputs(sink_N=sinks))  # fmt: skip
+        return attend(
+            q,
+            k,
+            v,
+            layer,
+            params,
+            TokenSide(pos, seg),
+            settings=AttentionSettings(implementation="dense"),
+            optional=OptionalInputs(sink_N=sinks),
+        )
 
     np.testing.assert_allclose(ours(sinks)[0], by_hand(SINKS.astype(np.float64)), atol=2e-6)
     slope_N = jax.grad(lambda s: (ours(s) * aim).sum())(sinks)
@@ -255,7 +300,10 @@ def test_the_definition_with_a_sink_is_a_float64_loop_and_so_is_its_gradient():
 
 
 def test_every_scheme_has_a_path_of_linear_memory():
-    taken = {line: {name for name, path in PATHS.items() if served(layer_of(line), path)} for line in schemes.ALL}  # fmt: skip
+    taken = {
+        line: {name for name, path in PATHS.items() if served(layer_of(line), path)}
+        for line in schemes.ALL
+    }
     assert all({"blockwise", "linear"} & paths for paths in taken.values())
     assert all(("splash" in paths) == ("cudnn" in paths) for paths in taken.values())
     assert all(("flash" in paths) >= ("cudnn" in paths) for paths in taken.values())

@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, schemes
-from support.attention_inputs import qkv
-from support.packed_rows import packed
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -24,6 +20,10 @@ from posenc_jax.encodings import cumulative_log_forget, parse
 from posenc_jax.model.attention_layer import visible_key_counts
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
+
+from support import oracles, schemes
+from support.attention_inputs import qkv
+from support.packed_rows import packed
 
 L, SPAN, N, H = 16, 128, 4, 8
 
@@ -69,23 +69,37 @@ def test_it_is_the_float64_loop_with_positions_for_distances_and_tokens_for_keys
     pos, count, seg = np.asarray(DRAWN[0]), [*range(1, 10), *range(1, 6), 1, 2], np.asarray(SEG[0])
     slopes = oracles.alibi_slopes(2)  # of the heads that carry the bias
     q_TNH, k_SNH = (
-        np.stack([[oracles.rope_vector(x[0, t, n], pos[t]) if n < 2 else x[0, t, n] for n in range(N)] for t in range(L)])
+        np.stack(
+            [
+                [oracles.rope_vector(x[0, t, n], pos[t]) if n < 2 else x[0, t, n] for n in range(N)]
+                for t in range(L)
+            ]
+        )
         for x in (np.asarray(q, np.float64), np.asarray(k, np.float64))
-    )  # fmt: skip
+    )
     want = oracles.attention(
-        q_TNH, k_SNH, np.asarray(v[0], np.float64),
+        q_TNH,
+        k_SNH,
+        np.asarray(v[0], np.float64),
         lambda n, i, j: -slopes[n] * (pos[i] - pos[j]) if n < 2 else 0.0,
         lambda i, j: seg[i] == seg[j] and j <= i,
         lambda n, i: 1.0 if n < 2 else np.log(count[i]) / np.log(L),
-    )  # fmt: skip
+    )
     got = attended(layer, {}, q, k, v, ticks, DRAWN, SEG)[0]
     np.testing.assert_allclose(got[:14], want[:14], atol=2e-6)
 
 
 NEEDS_NO_DISTANCE = [
-    "nope", "forget", "linear", "nope~yarn_temperature",
-    *(line for line in schemes.ALONE if line.startswith("nope~") and not parse(line).layers[0][0].temperature.relative),
-]  # fmt: skip
+    "nope",
+    "forget",
+    "linear",
+    "nope~yarn_temperature",
+    *(
+        line
+        for line in schemes.ALONE
+        if line.startswith("nope~") and not parse(line).layers[0][0].temperature.relative
+    ),
+]
 
 
 @pytest.mark.parametrize("line", NEEDS_NO_DISTANCE)
@@ -158,10 +172,24 @@ def test_blocks_that_end_early_lose_nothing_and_have_the_gradients_of_the_defini
 
 
 MODEL = ModelConfig(
-    scheme="rope+alibi|nope~logn(clip=false)", vocab_size=37, train_length=L, num_layers=1, model_dim=32, num_heads=N,
-    num_kv_heads=2, head_dim=H, mlp_dim=48, activation="swiglu", qk_norm=True, tied_head=True,
-    embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto", consecutive=False,
-)  # fmt: skip
+    scheme="rope+alibi|nope~logn(clip=false)",
+    vocab_size=37,
+    train_length=L,
+    num_layers=1,
+    model_dim=32,
+    num_heads=N,
+    num_kv_heads=2,
+    head_dim=H,
+    mlp_dim=48,
+    activation="swiglu",
+    qk_norm=True,
+    tied_head=True,
+    embedding_scale=1.0,
+    norm_epsilon=1e-6,
+    dtype="float32",
+    attention="auto",
+    consecutive=False,
+)
 
 
 def logits(config, pos, seg):
@@ -176,7 +204,9 @@ def test_a_decoder_counts_keys_at_random_positions_and_reads_plain_ones_as_any_o
     assert np.abs(logits(MODEL, DRAWN, SEG) - logits(plain, DRAWN, SEG)).max() > 1e-3
     flat = {"scheme": "nope~logn(clip=false)"}
     counted = dataclasses.replace(MODEL, **flat)
-    np.testing.assert_allclose(logits(counted, DRAWN, SEG)[:, :14], logits(counted, PLAIN, SEG)[:, :14], atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        logits(counted, DRAWN, SEG)[:, :14], logits(counted, PLAIN, SEG)[:, :14], atol=1e-5
+    )
 
 
 @pytest.mark.thorough
@@ -206,7 +236,9 @@ def test_kernels_that_count_in_slots_serve_what_reads_no_distance_and_refuse_the
     assert path.name == "blockwise"
     assert "positions are random" in path.why
     for kernel in ("flash", "cudnn", "splash"):
-        with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="counts distances in slots, and positions are random; take"
+        ):
             choose(biased, 4096, 4096, kernel, random)
 
 
@@ -219,14 +251,21 @@ def test_kernels_that_count_in_slots_refuse_the_models_window_and_auto_goes_by_b
     assert path.name == "blockwise"
     assert "positions are random" in path.why
     for kernel in ("flash", "cudnn", "splash"):
-        with pytest.raises(ValueError, match="counts distances in slots, and positions are random; take"):  # fmt: skip
+        with pytest.raises(
+            ValueError, match="counts distances in slots, and positions are random; take"
+        ):
             choose(flat, 4096, 4096, kernel, random)
     q, k, v, ticks = tensors(L)
-    with pytest.raises(ValueError, match="'flash' cannot serve this layer: it counts distances in slots"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="'flash' cannot serve this layer: it counts distances in slots"
+    ):
         attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation="flash")
     with pytest.raises(ValueError, match="positions are random"):
         dataclasses.replace(MODEL, scheme="rope", attention="flash", window=16)
-    dense, tiled = (attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation=how) for how in ("dense", "blockwise"))  # fmt: skip
+    dense, tiled = (
+        attended(flat, {}, q, k, v, ticks, DRAWN, SEG, window=16, implementation=how)
+        for how in ("dense", "blockwise")
+    )
     np.testing.assert_allclose(tiled, dense, atol=2e-6)
     free = attended(flat, {}, q, k, v, ticks, DRAWN, SEG, implementation="dense")
     assert np.abs(free - dense).max() > 1e-2  # 16 positions are fewer than 16 slots

@@ -1,4 +1,6 @@
-"""`attend` on a mesh gives the numbers of one device: axes of one device by any name, keys shared by several shards."""
+"""`attend` on a mesh gives the numbers of one device: axes of one device by any name, keys shared by several
+shards.
+"""
 
 import functools
 import re
@@ -7,11 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-from support.attention_inputs import qkv
-from support.marks import thorough
-from support.schemes import layer_of
-
 from posenc_jax.attention import (
     AttentionSettings,
     OptionalInputs,
@@ -20,6 +17,11 @@ from posenc_jax.attention import (
     cumulative_log_forget,
 )
 from posenc_jax.attention.sharding import drop_unit_axes, shard_keys_like_queries
+
+from support import schemes
+from support.attention_inputs import qkv
+from support.marks import thorough
+from support.schemes import layer_of
 
 N, H, T, L = 4, 8, 12, 16
 AXES = ("data", "sequence", "model")
@@ -34,7 +36,9 @@ placed = functools.cache(functools.partial(layer_of, head_dim=H, train_length=L)
 
 
 def arrays(layer, K):
-    """Queries, keys, values, ticks, parameters; positions and segments of two rows, the second of two documents."""
+    """Queries, keys, values, ticks, parameters; positions and segments of two rows, the second of two
+    documents.
+    """
     q, k, v, gates = qkv(2, T, N, K, H, (2, T, N))
     ticks = -0.1 * jax.nn.softplus(gates)
     pos = np.stack([np.arange(T), np.r_[np.arange(5), np.arange(T - 5)]])
@@ -52,7 +56,9 @@ def forward_and_gradients(layer, settings):
             clock = cumulative_log_forget(ticks, seg) if layer.gated else None
             optional = OptionalInputs(schemes.projected_from(layer, pos.shape))
             how = AttentionSettings(**dict(settings))
-            return attend(q, k, v, layer, params, TokenSide(pos, seg, clock), settings=how, optional=optional)  # fmt: skip
+            return attend(
+                q, k, v, layer, params, TokenSide(pos, seg, clock), settings=how, optional=optional
+            )
 
         out, vjp = jax.vjp(attended, *floats)
         return out, vjp(jnp.cos(out))
@@ -70,7 +76,9 @@ def on_one_device(line, K, settings):
 
 
 def laid_out(mesh, floats, places):
-    """Every dim carries its axis, of one device or more; heads that do not divide over theirs lie everywhere."""
+    """Every dim carries its axis, of one device or more; heads that do not divide over theirs lie
+    everywhere.
+    """
 
     def put(x, axes):
         names = [
@@ -125,20 +133,26 @@ def test_sharded_multi_query_attention_is_that_of_one_device(line, K, sizes, imp
     want = on_one_device(line, K, settings)
     mesh = mesh_of(*sizes)
     with jax.set_mesh(mesh):
-        got = forward_and_gradients(placed(line), settings)(*laid_out(mesh, *arrays(placed(line), K)))  # fmt: skip
+        got = forward_and_gradients(placed(line), settings)(
+            *laid_out(mesh, *arrays(placed(line), K))
+        )
     assert got[0].sharding.spec == jax.P(*AXES, None)
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, atol=2e-5)
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(want[1])) > 1e-2
 
 
-@pytest.mark.parametrize("settings", [{"window": 3}, {"causal": False}, {"causal": False, "window": 3}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{"window": 3}, {"causal": False}, {"causal": False, "window": 3}], ids=str
+)
 def test_a_mask_is_made_on_axes_of_one_device(settings):
     settings = (("implementation", "dense"), *settings.items())
     want = on_one_device("alibi", 1, settings)
     mesh = mesh_of(1, 1, 1)
     with jax.set_mesh(mesh):
-        got = forward_and_gradients(placed("alibi"), settings)(*laid_out(mesh, *arrays(placed("alibi"), 1)))  # fmt: skip
+        got = forward_and_gradients(placed("alibi"), settings)(
+            *laid_out(mesh, *arrays(placed("alibi"), 1))
+        )
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, atol=2e-6)
 
@@ -146,7 +160,9 @@ def test_a_mask_is_made_on_axes_of_one_device(settings):
 def test_axes_of_one_device_leave_a_layout_and_others_stay():
     mesh = mesh_of(2, 1, 2, 1, axes=("data", "fsdp", "model", "sequence"))
     with jax.set_mesh(mesh):
-        x = jax.device_put(jnp.zeros((4, 4, 4, 4)), jax.P(("data", "fsdp"), "sequence", "model", None))  # fmt: skip
+        x = jax.device_put(
+            jnp.zeros((4, 4, 4, 4)), jax.P(("data", "fsdp"), "sequence", "model", None)
+        )
         bare, same = drop_unit_axes((x, None))
         assert (jax.typeof(bare).sharding.spec, same) == (jax.P("data", None, "model", None), None)
         y = jax.device_put(jnp.zeros((4, 4)), jax.P("data", "model"))
@@ -154,7 +170,9 @@ def test_axes_of_one_device_leave_a_layout_and_others_stay():
     assert drop_unit_axes(np.zeros(3)).shape == (3,)  # no mesh at all
 
 
-@pytest.mark.parametrize(("heads", "K", "shards"), [(4, 1, 4), (8, 2, 4), (6, 3, 2), (8, 4, 2), (8, 1, 8), (8, 8, 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("heads", "K", "shards"), [(4, 1, 4), (8, 2, 4), (6, 3, 2), (8, 4, 2), (8, 1, 8), (8, 8, 4)]
+)
 def test_every_device_gets_the_keys_that_its_queries_read_and_as_few_as_will_do(heads, K, shards):
     mesh = mesh_of(1, 1, shards)
     with jax.set_mesh(mesh):

@@ -1,4 +1,6 @@
-"""Encodings and attention work where jax and numpy are installed alone, and the extra train holds the rest."""
+"""Encodings and attention work where jax and numpy are installed alone, and the extra train holds the
+rest.
+"""
 
 import os
 import re
@@ -57,9 +59,11 @@ def test_encodings_and_attention_work_with_jax_and_numpy_alone():
     example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     code = WORKS.format(allowed=(*LIGHT, "posenc_jax"), refused="flax", example=example)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-from support.schemes import placed
-
 from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.attention.linear import CHUNK
-from posenc_jax.encodings import (
-    parse,
-)
+from posenc_jax.encodings import parse
+
+from support import oracles
+from support.schemes import placed
 
 SEG = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3])
 
@@ -23,13 +21,21 @@ def test_linear_attention_equals_roformers_equation_19(line):
     pos = np.array([0, 0, 0, 1, 2, 3, 0, 1, 2, 3, 9, 0])
     dims = {"linear": 0, "rope+linear": 16}.get(line, 8)
     want = oracles.linear_attention(
-        q, k, v,
+        q,
+        k,
+        v,
         visible=lambda i, j: SEG[i] == SEG[j] != 0 and pos[j] <= pos[i],
         turn=lambda x, i: oracles.rope_vector(x, pos[i], rotary_dim=dims),
-    )  # fmt: skip
+    )
     at, seg = jnp.asarray(pos)[None], jnp.asarray(SEG)[None]
     for aligned in (False, True):
-        got = attend(*(jnp.asarray(x, jnp.float32)[None] for x in (q, k, v)), layer, {}, TokenSide(at, seg), settings=AttentionSettings(aligned=aligned))  # fmt: skip
+        got = attend(
+            *(jnp.asarray(x, jnp.float32)[None] for x in (q, k, v)),
+            layer,
+            {},
+            TokenSide(at, seg),
+            settings=AttentionSettings(aligned=aligned),
+        )
         np.testing.assert_allclose(got[0], want, atol=3e-5)
 
 
@@ -38,13 +44,20 @@ def test_linear_attention_in_order_carries_its_state_over_chunks_and_never_over_
     seg = np.r_[np.zeros(9), np.ones(2 * CHUNK - 3), np.full(T - 2 * CHUNK - 6, 2)].astype(int)
     pos = np.r_[np.zeros(9), np.arange(2 * CHUNK - 3), np.arange(T - 2 * CHUNK - 6)].astype(int)
     tensors = tuple(jax.random.normal(jax.random.key(s), (2, T, 4, 16)) for s in range(3))
-    at, of = (jnp.asarray(np.stack([x, np.arange(T) if x is pos else np.ones(T, int)])) for x in (pos, seg))  # fmt: skip
+    at, of = (
+        jnp.asarray(np.stack([x, np.arange(T) if x is pos else np.ones(T, int)]))
+        for x in (pos, seg)
+    )
 
     def run(tensors, aligned):
-        return attend(*tensors, layer, {}, TokenSide(at, of), settings=AttentionSettings(aligned=aligned))  # fmt: skip
+        return attend(
+            *tensors, layer, {}, TokenSide(at, of), settings=AttentionSettings(aligned=aligned)
+        )
 
     np.testing.assert_allclose(run(tensors, True), run(tensors, False), atol=3e-5)
-    a, b = (jax.grad(lambda t, how=how: jnp.sin(run(t, how)).sum())(tensors) for how in (True, False))  # fmt: skip
+    a, b = (
+        jax.grad(lambda t, how=how: jnp.sin(run(t, how)).sum())(tensors) for how in (True, False)
+    )
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, atol=2e-4)
 

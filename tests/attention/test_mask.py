@@ -2,11 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-
-from posenc_jax.attention import (
-    TokenSide,
-    visible,
-)
+from posenc_jax.attention import TokenSide, visible
 
 
 def test_mask_equals_a_hand_written_matrix():

@@ -6,16 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.packed_rows import packed_rows
-
-from posenc_jax.attention import (
-    AttentionSettings,
-    OptionalInputs,
-    TokenSide,
-    attend,
-    ring_hops,
-)
+from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend, ring_hops
 from posenc_jax.encodings import cumulative_log_forget, parse
+
+from support.packed_rows import packed_rows
 
 
 @pytest.mark.parametrize(
@@ -30,9 +24,15 @@ from posenc_jax.encodings import cumulative_log_forget, parse
 )
 def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
     B, T, N, H = 2, 32, 4, 8
-    layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16).layers[0]  # fmt: skip
+    layer = (
+        parse(line)
+        .place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16)
+        .layers[0]
+    )
     keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v, aim = (jax.random.normal(key, (B, T, n, H)) for key, n in zip(keys, (N, K, K, N), strict=False))  # fmt: skip
+    q, k, v, aim = (
+        jax.random.normal(key, (B, T, n, H)) for key, n in zip(keys, (N, K, K, N), strict=False)
+    )
     ticks = -0.1 * jax.nn.softplus(jax.random.normal(keys[4], (B, T, N)))
     pos, seg = packed_rows(T)
     sink = jnp.array([0.0, 3.0, -2.0, 1.0])
@@ -67,7 +67,11 @@ def test_attention_with_sinks_over_a_mesh_is_that_of_one_device(line, sizes, K):
 
 def test_a_ring_stops_no_later_for_a_sink_that_takes_all():
     T, N, H = 128, 4, 8
-    layer = parse("alibi").place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16).layers[0]  # fmt: skip
+    layer = (
+        parse("alibi")
+        .place(num_layers=1, num_heads=N, head_dim=H, model_dim=32, train_length=16)
+        .layers[0]
+    )
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, T, N, H))
     pos, seg = jnp.arange(T)[None], jnp.ones((1, T), jnp.int32)
     axes = ("data", "sequence", "model")

@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from posenc_jax.attention import ShiftWeights, token_shift
+
 from support import oracles
 from support.packed_rows import packed_rows
-
-from posenc_jax.attention import (
-    ShiftWeights,
-    token_shift,
-)
 
 # The shift itself, and the sink in every path: tests/attention/test_attend_implementations.py.
 

@@ -7,11 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-from support.attention_inputs import qkv
-from support.marks import thorough
-from support.schemes import layer_of
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -25,6 +20,11 @@ from posenc_jax.attention.blockwise.tiles import visible_blocks
 from posenc_jax.attention.kernels.flash import first_relevant_slots, first_visible_slots
 from posenc_jax.attention.kernels.flash_programs import tile_configs
 from posenc_jax.attention.mask import head_windows
+
+from support import oracles
+from support.attention_inputs import qkv
+from support.marks import thorough
+from support.schemes import layer_of
 
 N, K, H, L, T = 4, 2, 16, 64, 41
 
@@ -74,9 +74,11 @@ def by_loop(q, k, v):
     (slope,) = oracles.alibi_slopes(1)
     for b, n in np.ndindex(2, N):
         turned = [
-            np.stack([oracles.rope_vector(x[t], POS[b, t]) if n == 0 else x[t] for t in range(T)])[:, None]
+            np.stack([oracles.rope_vector(x[t], POS[b, t]) if n == 0 else x[t] for t in range(T)])[
+                :, None
+            ]
             for x in (q[b, :, n], k[b, :, n * K // N])
-        ]  # fmt: skip
+        ]
 
         def visible(i, j, b=b, n=n):
             near = 0 <= POS[b, i] - POS[b, j] < SEEN[n]
@@ -90,7 +92,9 @@ def by_loop(q, k, v):
 
 
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
-def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gradients(implementation, small_tiles):  # fmt: skip
+def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gradients(
+    implementation, small_tiles
+):
     q, k, v, aim = tensors()
     run = attended(placed(MIXED), POS, SEG, implementation)
     out, pull = jax.vjp(run, q, k, v)
@@ -99,14 +103,19 @@ def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gra
     rng = np.random.default_rng(0)
     for index, grad in enumerate(pull(aim)):
         along = rng.standard_normal(grad.shape)
-        moved = [[x + s * 1e-5 * along if i == index else x for i, x in enumerate(exact)] for s in (1, -1)]  # fmt: skip
+        moved = [
+            [x + s * 1e-5 * along if i == index else x for i, x in enumerate(exact)]
+            for s in (1, -1)
+        ]
         ends = [(by_loop(*arrays) * toward).sum() for arrays in moved]
         np.testing.assert_allclose(
             (np.asarray(grad, np.float64) * along).sum(), (ends[0] - ends[1]) / 2e-5, rtol=3e-4
         )
 
 
-@pytest.mark.parametrize("line", ["rope+forget+window(size=5)|fire+window(size=30)", *thorough("t5+window(size=9)")])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["rope+forget+window(size=5)|fire+window(size=30)", *thorough("t5+window(size=9)")]
+)
 def test_biases_that_are_learned_or_decided_by_tokens_take_a_window(line, small_tiles):
     layer = placed(line)
     q, k, v, aim = tensors()
@@ -117,7 +126,15 @@ def test_biases_that_are_learned_or_decided_by_tokens_take_a_window(line, small_
 
     def outcome(implementation):
         def run(q, k, v, clock, params):
-            return attend(q, k, v, layer, params, TokenSide(pos, seg, clock), settings=AttentionSettings(implementation=implementation))  # fmt: skip
+            return attend(
+                q,
+                k,
+                v,
+                layer,
+                params,
+                TokenSide(pos, seg, clock),
+                settings=AttentionSettings(implementation=implementation),
+            )
 
         out, pull = jax.vjp(jax.jit(run), q, k, v, clock, params)
         return out, pull(aim)
@@ -131,9 +148,13 @@ def test_a_window_reaches_as_far_to_both_sides_where_attention_does(causal, smal
     q, k, v, _ = tensors()
     pos, seg = np.arange(T)[None].repeat(2, 0), np.ones((2, T), int)
     layer = placed("window(size=6)|window(size=3)")
-    dense, tiled = (attended(layer, pos, seg, how, causal=causal)(q, k, v) for how in ("dense", "blockwise"))  # fmt: skip
+    dense, tiled = (
+        attended(layer, pos, seg, how, causal=causal)(q, k, v) for how in ("dense", "blockwise")
+    )
     np.testing.assert_allclose(tiled, dense, atol=2e-6)
-    moved = jax.grad(lambda v: attended(layer, pos, seg, "dense", causal=causal)(q, k, v)[0, 20].sum())(v)  # fmt: skip
+    moved = jax.grad(
+        lambda v: attended(layer, pos, seg, "dense", causal=causal)(q, k, v)[0, 20].sum()
+    )(v)
     for head, size in ((0, 6), (1, 3)):
         seen = np.flatnonzero(np.asarray(moved)[0, :, head].any(-1))
         np.testing.assert_array_equal(seen, np.arange(21 - size, 21 if causal else 20 + size))
@@ -179,9 +200,12 @@ def blocks_read(line, length, window=None):
     seg = jnp.ones_like(pos)
     read = []
     for plan, floats, places, _ in head_groups(
-        (q, k, v, ({}, None), None, None), (pos, seg, None, pos, seg, None), jnp.int32(0), layer,
+        (q, k, v, ({}, None), None, None),
+        (pos, seg, None, pos, seg, None),
+        jnp.int32(0),
+        layer,
         BlockwiseSettings(window=window, epsilon=0.0, blocks=(32, 32)),
-    ):  # fmt: skip
+    ):
         _, stop_BNI = jax.jit(
             functools.partial(blockwise_forward, plan, tail_table=tail_mass_table(plan, {}))
         )(floats, places)

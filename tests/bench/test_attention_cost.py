@@ -5,11 +5,7 @@ import importlib.util
 
 import jax
 import pytest
-
-from posenc_jax.bench import (
-    attention_cost,
-    pytorch,
-)
+from posenc_jax.bench import attention_cost, pytorch
 from posenc_jax.bench.timing import Pace
 
 
@@ -24,7 +20,9 @@ from posenc_jax.bench.timing import Pace
         ),
     ],
 )
-def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, forks, arguments, message):  # fmt: skip
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(
+    tmp_path, forks, arguments, message
+):
     run = forks.run("scripts/bench.py", *arguments, f"--out={tmp_path / 'out'}")
     assert run.returncode == 2, run.stdout + run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
@@ -57,10 +55,16 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
 
 def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
     monkeypatch.setattr(attention_cost, "WINDOW", 5)
-    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
-        lengths=(32,), directions=("forward",), heads=2, head_dim=8, rounds=1,
-        candidates=("ours, window", "jax.nn, window", "ours"),
-    ))  # fmt: skip
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(
+            lengths=(32,),
+            directions=("forward",),
+            heads=2,
+            head_dim=8,
+            rounds=1,
+            candidates=("ours, window", "jax.nn, window", "ours"),
+        )
+    )
     rows = {row["implementation"]: row for row in outcome.rows}
     for name in ("ours, window", "jax.nn, window"):
         assert rows[name]["difference_to"] == "ours, dense, window"
@@ -72,9 +76,17 @@ def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definit
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
     monkeypatch.setattr(attention_cost, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)
-    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
-        lengths=(32,), batch=2, directions=("forward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    ))  # fmt: skip
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(
+            lengths=(32,),
+            batch=2,
+            directions=("forward",),
+            heads=2,
+            head_dim=8,
+            rounds=1,
+            dtype="bfloat16",
+        )
+    )
     rows = {row["implementation"]: row for row in outcome.rows}
     assert {row["baseline"] for row in outcome.rows} == {"ours, folded into splash"}
     assert rows["ours, folded into splash"]["ratio"] == 1
@@ -93,9 +105,16 @@ def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(mo
 @pytest.mark.thorough
 def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where nothing of cuDNN compiles
-    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
-        lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    ))  # fmt: skip
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(
+            lengths=(32,),
+            directions=("forward+backward",),
+            heads=2,
+            head_dim=8,
+            rounds=1,
+            dtype="bfloat16",
+        )
+    )
     rows = {row["implementation"]: row for row in outcome.rows}
     skipped = "\n".join(outcome.settings["skipped"])
     for name in ("ours, folded into cudnn", "jax.nn, cuDNN, no bias", "jax.nn, cuDNN, dense ALiBi"):
@@ -119,7 +138,10 @@ def test_the_attention_bench_measures_the_candidates_that_are_named():
             **how, candidates=("ours, nothing cut", "jax.nn, no bias")
         )
     )
-    assert [row["implementation"] for row in outcome.rows] == ["ours, nothing cut", "jax.nn, no bias"]  # fmt: skip
+    assert [row["implementation"] for row in outcome.rows] == [
+        "ours, nothing cut",
+        "jax.nn, no bias",
+    ]
     assert {row["baseline"] for row in outcome.rows} == {"ours, nothing cut"}
     assert {(row["heads"], row["head_dim"]) for row in outcome.rows} == {(3, 24)}
     assert outcome.rows[0]["difference_to"] == "ours, dense"  # which was not timed
@@ -138,7 +160,9 @@ def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_a
     outcome = attention_cost.measure(
         attention_cost.AttentionBenchSettings(**how, lengths=(32, 48), candidates=named)
     )
-    assert [(row["implementation"], row["length"]) for row in outcome.rows] == [(name, 32) for name in named]  # fmt: skip
+    assert [(row["implementation"], row["length"]) for row in outcome.rows] == [
+        (name, 32) for name in named
+    ]
     why = "forward, 48 tokens: all its logits are too many"
     assert outcome.settings["skipped"] == [f"{name}, {why}" for name in sorted(named)]
     with pytest.raises(ValueError, match=f"nothing to time: jax.nn, no bias, {why}"):
@@ -149,9 +173,16 @@ def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_a
 
 @pytest.mark.thorough
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
-    outcome = attention_cost.measure(attention_cost.AttentionBenchSettings(
-        lengths=(32,), directions=("forward+backward",), heads=2, head_dim=8, rounds=1, dtype="bfloat16"
-    ))  # fmt: skip
+    outcome = attention_cost.measure(
+        attention_cost.AttentionBenchSettings(
+            lengths=(32,),
+            directions=("forward+backward",),
+            heads=2,
+            head_dim=8,
+            rounds=1,
+            dtype="bfloat16",
+        )
+    )
     rows = {row["implementation"]: row for row in outcome.rows}
     assert {"ours", "jax.nn, dense ALiBi"} <= set(rows)
     for row in rows.values():

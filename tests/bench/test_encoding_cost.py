@@ -1,10 +1,7 @@
 """The bench of encodings: one line for each, and one for none."""
 
 import pytest
-
-from posenc_jax.bench import (
-    encoding_cost,
-)
+from posenc_jax.bench import encoding_cost
 from posenc_jax.encodings import REGISTRY, Window, parse
 from posenc_jax.encodings.bias_sum import BiasSum
 from posenc_jax.encodings.pope import Pope
@@ -51,9 +48,18 @@ def test_the_cost_table_has_the_switches_of_the_model_as_rows_beside_nope(monkey
         encoding_cost.EncodingSettings(schemes=(*switched, both), train_length=8, batch=1, rounds=1)
     )
     added = {row["scheme"]: row["parameters_added"] for row in outcome.rows}
-    assert added == {"nope": 0, **dict(zip(switched, (8 * 2 * 4, 2, 4 * 2), strict=True)), both: 2 + 4 * 2}  # fmt: skip
-    assert {row["scheme"] for row in outcome.rows} == {line.split("  ")[0] for line in outcome.table.splitlines()[1:]}  # fmt: skip
-    with pytest.raises(ValueError, match="'nope with token_shfit': no switch 'token_shfit'; did you mean 'token_shift'"):  # fmt: skip
+    assert added == {
+        "nope": 0,
+        **dict(zip(switched, (8 * 2 * 4, 2, 4 * 2), strict=True)),
+        both: 2 + 4 * 2,
+    }
+    assert {row["scheme"] for row in outcome.rows} == {
+        line.split("  ")[0] for line in outcome.table.splitlines()[1:]
+    }
+    with pytest.raises(
+        ValueError,
+        match="'nope with token_shfit': no switch 'token_shfit'; did you mean 'token_shift'",
+    ):
         encoding_cost.measure(
             encoding_cost.EncodingSettings(
                 schemes=("nope with token_shfit",), train_length=8, batch=1, rounds=1

@@ -1,10 +1,7 @@
 """The bench of scoring, per token at every length."""
 
 import pytest
-
-from posenc_jax.bench import (
-    evaluation_cost,
-)
+from posenc_jax.bench import evaluation_cost
 
 
 def test_scoring_is_timed_per_token_at_every_length(monkeypatch):

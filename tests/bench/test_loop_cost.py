@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.bench import loop_cost
 from posenc_jax.checkpoints.manager import has_checkpoint
+
+from support import runs
 
 
 @pytest.mark.slow
@@ -13,7 +13,9 @@ def test_runs_that_save_are_compared_with_one_that_never_does(tmp_path, data_dir
     trained = []
 
     def short(scheme, saves):
-        return runs.config(data_dir, scheme, train={"steps": 2 * saves + 1, "save_every": 2, "log_every": 1})  # fmt: skip
+        return runs.config(
+            data_dir, scheme, train={"steps": 2 * saves + 1, "save_every": 2, "log_every": 1}
+        )
 
     def kept(config, kind, workdir):
         trained.append((kind, workdir.name.split("-")[0], tmp_path / workdir.name))

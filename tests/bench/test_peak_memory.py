@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from posenc_jax.bench import (
-    pytorch,
-)
+from posenc_jax.bench import pytorch
 from posenc_jax.bench.peak_memory import Compiled, peak, peak_bytes, planned_bytes
 
 

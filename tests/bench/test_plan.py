@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-
 from configs import large
 from posenc_jax.bench.peak_memory import peak_bytes
 from posenc_jax.bench.plan import (
@@ -28,6 +26,8 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import state_builder
+
+from support import runs
 
 # ------------------------------------------------------------------------------------------ whole plans
 
@@ -52,9 +52,10 @@ def test_arguments_are_the_state_and_the_batch_that_a_device_holds(tiny):
     first = where.mesh.devices.flat[0]
     held = sum(
         shard.data.nbytes
-        for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
         if shard.device == first
-    )  # fmt: skip
+    )
     batch = 5 * 4 * config.train.batch_size // 4 * config.train.length
     assert row["memory"]["arguments"] == held + batch
     assert row["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
@@ -93,9 +94,11 @@ def test_a_plan_reads_well_and_says_that_it_is_an_estimate(tiny):
 @pytest.mark.slow
 def test_the_planned_memory_of_a_step_is_within_a_tenth_of_what_it_takes(tmp_path):
     config = runs.config(
-        tmp_path, "rope+alibi", model={"model_dim": 256, "mlp_dim": 1024, "num_layers": 4},
+        tmp_path,
+        "rope+alibi",
+        model={"model_dim": 256, "mlp_dim": 1024, "num_layers": 4},
         train={"length": 256, "batch_size": 32},
-    )  # fmt: skip
+    )
     shape = mesh_shape("data:1")
     config = with_mesh(config, shape)
     where = compile_target(dataclasses.replace(HARDWARE["v5e"], platform="none"), shape, None)
@@ -154,7 +157,9 @@ def test_a_sequence_axis_is_planned(tmp_path):
     chip = dataclasses.replace(HARDWARE["v5e"], platform="none")
     row = plan_step(config, 260, compile_target(chip, shape, "1x2"))
     assert row["mesh"] == {"sequence": 2}
-    assert row["attention"] == ["blockwise (tokens of a row lie on 2 devices: keys go around a ring up to the cut-off)"]  # fmt: skip
+    assert row["attention"] == [
+        "blockwise (tokens of a row lie on 2 devices: keys go around a ring up to the cut-off)"
+    ]
     assert row["collectives"]["collective-permute"]["sent_bytes"] > 0
     model = dataclasses.replace(config.model_config(260), dtype="bfloat16")
     alone, ring = (
@@ -211,9 +216,11 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
         pytest.skip(chip.missing)
     shape = mesh_shape("data:2,model:2")
     config = runs.config(
-        tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 4},
+        tmp_path,
+        "rope+alibi",
+        model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 4},
         train={"length": 1024},
-    )  # fmt: skip
+    )
     row = plan_step(with_mesh(config, shape), 260, compile_target(chip, shape, None))
     assert row["compiler"] == "the chip's own"
     assert row["attention"][0].startswith(kernel)
@@ -238,9 +245,11 @@ def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
     times = {}
     for remat in ("attention", "full"):
         config = runs.config(
-            tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 2, "num_layers": 2},
+            tmp_path,
+            "rope+alibi",
+            model={"dtype": "bfloat16", "model_dim": 256, "num_heads": 2, "num_layers": 2},
             train={"length": 1024, "batch_size": 1, "scan_layers": True, "remat": remat},
-        )  # fmt: skip
+        )
         config = with_mesh(config, mesh_shape("data:1"))
         text = compiled_step(config, config.model_config(260), where)[0].as_text()
         calls = [line for line in text.splitlines() if "custom-call(" in line and forward in line]
@@ -255,7 +264,9 @@ def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_lin
     if chip.missing:
         pytest.skip(chip.missing)
     shape = mesh_shape("data:1")
-    config = runs.config(tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512})  # fmt: skip
+    config = runs.config(
+        tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512}
+    )
     with pytest.raises(ValueError, match=r"does not fit on v5e: .*HBM"):
         plan_step(with_mesh(config, shape), 50_304, compile_target(chip, shape, None))
     with pytest.raises(ValueError, match="v5e has no slice 1x2"):
@@ -266,13 +277,19 @@ def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_lin
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 def test_on_a_gpu_the_planned_peak_is_within_a_tenth_of_what_it_reports(tmp_path):
     config = runs.config(
-        tmp_path, "rope+alibi", model={"dtype": "bfloat16", "model_dim": 1024, "num_heads": 8, "num_layers": 8},
+        tmp_path,
+        "rope+alibi",
+        model={"dtype": "bfloat16", "model_dim": 1024, "num_heads": 8, "num_layers": 8},
         train={"length": 1024, "batch_size": 16},
-    )  # fmt: skip
+    )
     shape = mesh_shape("data:1")
     config, device = with_mesh(config, shape), jax.devices()[0]
-    mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), devices=[device],
-                         axis_types=(jax.sharding.AxisType.Explicit,) * len(shape))  # fmt: skip
+    mesh = jax.make_mesh(
+        tuple(shape.values()),
+        tuple(shape),
+        devices=[device],
+        axis_types=(jax.sharding.AxisType.Explicit,) * len(shape),
+    )
     here = compile_target(HARDWARE["h100"], shape, "1x1")._replace(mesh=mesh, platform="cuda")
     step, _ = compiled_step(config, config.model_config(260), here)
     planned = plan_step(config, 260, here)["memory"]["peak"]

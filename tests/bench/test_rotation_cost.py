@@ -5,11 +5,9 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
-from support import oracles
+from posenc_jax.bench import rotation_cost
 
-from posenc_jax.bench import (
-    rotation_cost,
-)
+from support import oracles
 
 
 def test_what_ours_is_compared_with_turns_as_rope_does():

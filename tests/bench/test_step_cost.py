@@ -5,10 +5,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-
-from posenc_jax.bench import (
-    step_cost,
-)
+from posenc_jax.bench import step_cost
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.config_sections import ModelSection, TrainSection
 
@@ -20,9 +17,17 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
     monkeypatch,
 ):
     monkeypatch.setattr(step_cost, "HEAD_DIM", 8)
-    outcome = step_cost.measure(step_cost.StepSettings(
-        schemes=("rope+alibi",), train_length=16, batch=2, layers=1, model_dim=16, rounds=2, compiled=False
-    ))  # fmt: skip
+    outcome = step_cost.measure(
+        step_cost.StepSettings(
+            schemes=("rope+alibi",),
+            train_length=16,
+            batch=2,
+            layers=1,
+            model_dim=16,
+            rounds=2,
+            compiled=False,
+        )
+    )
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert {("ours", "nope"), ("ours", "rope+alibi")} <= set(rows)
     assert rows["ours", "nope"]["ratio"] == 1
@@ -47,10 +52,18 @@ def test_a_step_under_every_scheme_is_timed_beside_nope_and_twins_start_from_its
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_step_in_bfloat16_differs_from_its_twin_by_rounding_alone():
     pytest.importorskip("torch")
-    outcome = step_cost.measure(step_cost.StepSettings(
-        schemes=("alibi",), train_length=16, batch=2, layers=1, model_dim=64, rounds=1,
-        compiled=False, dtype="bfloat16",
-    ))  # fmt: skip
+    outcome = step_cost.measure(
+        step_cost.StepSettings(
+            schemes=("alibi",),
+            train_length=16,
+            batch=2,
+            layers=1,
+            model_dim=64,
+            rounds=1,
+            compiled=False,
+            dtype="bfloat16",
+        )
+    )
     rows = {(row["implementation"], row["scheme"]): row for row in outcome.rows}
     assert 0 < rows["PyTorch twin", "alibi"]["difference"] < 1e-2
     assert "bfloat16" in outcome.caption

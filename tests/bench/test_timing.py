@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from posenc_jax.bench.timing import LONGEST_BURST, WARM_UPS, interleaved, spread
 
 
@@ -114,8 +113,11 @@ def test_an_accelerator_is_given_bursts_and_the_time_is_that_of_one_run():
     costs = {"short": 2e-5, "middle": 9.9e-3, "long": 1.0}
     seconds = interleaved(
         {name: device.candidate(name, cost) for name, cost in costs.items()},
-        rounds=3, seed=0, clock=lambda: device.now, burst=0.05,
-    )  # fmt: skip
+        rounds=3,
+        seed=0,
+        clock=lambda: device.now,
+        burst=0.05,
+    )
     bursts = {"short": LONGEST_BURST, "middle": 5, "long": 1}
     for name, count in bursts.items():
         assert device.calls.count(name) == WARM_UPS + 1 + 3 * count

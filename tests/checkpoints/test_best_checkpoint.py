@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.stored_steps import chosen, steps
-
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.results.manifest import Corrupted
 from posenc_jax.training.sharding import make_mesh
+
+from support.stored_steps import chosen, steps
 
 pytestmark = pytest.mark.thorough
 
@@ -19,7 +19,13 @@ def saved(workdir, losses, keep=1):
     """Checkpoints of steps 1, 2, ... with the dev losses given; "none" where nothing was measured."""
     with CheckpointManager(workdir, keep) as checkpoints:
         for step, loss in enumerate(losses, 1):
-            state = {"params": {"up_DF": jax.device_put(np.full(4, step, np.float32), jax.NamedSharding(make_mesh(1, 1), jax.P()))}}  # fmt: skip
+            state = {
+                "params": {
+                    "up_DF": jax.device_put(
+                        np.full(4, step, np.float32), jax.NamedSharding(make_mesh(1, 1), jax.P())
+                    )
+                }
+            }
             checkpoints.save(step, state, {} if loss == "none" else {"dev_loss": loss})
     return workdir
 

@@ -1,4 +1,6 @@
-"""Entries of a checkpoint folder that are no checkpoint, errors of the disk, and records that are none of a run."""
+"""Entries of a checkpoint folder that are no checkpoint, errors of the disk, and records that are none of a
+run.
+"""
 
 import errno
 import os
@@ -7,7 +9,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-
 from posenc_jax.checkpoints import manager as manager_module
 from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed, has_checkpoint
@@ -50,9 +51,12 @@ def linked(folder):
 NO_CHECKPOINT = {
     "a link to a checkpoint": linked,
     "a stale link": lambda folder: (shutil.rmtree(folder / "8"), (folder / "8").symlink_to("x")),
-    "a link to itself": lambda folder: (shutil.rmtree(folder / "8"), (folder / "8").symlink_to("8")),
+    "a link to itself": lambda folder: (
+        shutil.rmtree(folder / "8"),
+        (folder / "8").symlink_to("8"),
+    ),
     "a file": lambda folder: (shutil.rmtree(folder / "8"), (folder / "8").write_text("x")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", NO_CHECKPOINT)

@@ -4,10 +4,10 @@ import hashlib
 
 import jax.numpy as jnp
 import numpy as np
-from support.train_states import state
-
 from posenc_jax.checkpoints.fingerprint import fingerprint, sha256
 from posenc_jax.training.sharding import make_mesh
+
+from support.train_states import state
 
 
 def test_sha256_of_a_leaf_is_that_of_its_bytes_on_any_mesh():

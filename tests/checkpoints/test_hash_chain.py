@@ -5,7 +5,6 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.checkpoints.hash_chain import START, HashChain, _batch_fingerprints
 from posenc_jax.training.sharding import make_mesh
 
@@ -20,7 +19,9 @@ def links(mesh, asked, losses):
     """Links after the steps in `asked`, of a chain that is handed on at every one of them."""
     stored, found, chain = None, [], HashChain(None)
     for step, loss in enumerate(losses, 1):
-        chain.add(step, batch_on(mesh, step), {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1)})  # fmt: skip
+        chain.add(
+            step, batch_on(mesh, step), {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1)}
+        )
         if step in asked:
             stored = chain.through(step)
             found.append(stored)
@@ -39,7 +40,10 @@ def test_a_chain_handed_on_is_the_chain_of_one_run_and_sees_one_changed_bit():
 
 
 def test_the_chain_of_the_data_is_the_same_on_every_mesh():
-    found = {links(make_mesh(d, m), (3,), [1.0, 2.0, 3.0])[-1]["data_chain"] for d, m in ((1, 1), (8, 1), (2, 4))}  # fmt: skip
+    found = {
+        links(make_mesh(d, m), (3,), [1.0, 2.0, 3.0])[-1]["data_chain"]
+        for d, m in ((1, 1), (8, 1), (2, 4))
+    }
     assert len(found) == 1
 
 

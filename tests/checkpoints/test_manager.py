@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.train_states import state
-
 from posenc_jax.checkpoints import manager as checkpoints_module
 from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed, has_checkpoint
 from posenc_jax.results import manifest
 from posenc_jax.results.manifest import Corrupted
 from posenc_jax.training.sharding import make_mesh
+
+from support.train_states import state
 
 
 def shapes(of):
@@ -64,7 +64,11 @@ def test_what_was_saved_comes_back_with_its_record(workdir):
 def test_the_manifest_holds_the_digest_of_every_other_file(workdir):
     stored = json.loads((workdir / "checkpoints/8/manifest.json").read_text())["files"]
     folder = workdir / "checkpoints" / "8"
-    want = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files(workdir) if p.name != "manifest.json"}  # fmt: skip
+    want = {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files(workdir)
+        if p.name != "manifest.json"
+    }
     assert {name: file["sha256"] for name, file in stored.items()} == want
     assert len(want) > 5
 
@@ -179,12 +183,21 @@ def test_a_checkpoint_moves_from_mesh_to_mesh_without_losing_a_bit(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s["params"].update(up_DF=s["params"]["up_DF"].astype(jnp.bfloat16)), r"params/up_DF is float32\[16, 64\] there, bfloat16\[16, 64\] here"),
-        (lambda s: s["params"].update(up_DF=s["params"]["up_DF"][:8]), r"params/up_DF is float32\[16, 64\] there, float32\[8, 64\] here"),
-        (lambda s: s["params"].update(gate_DF=s["step"]), r"params/gate_DF is absent there, int32\[\] here"),
+        (
+            lambda s: s["params"].update(up_DF=s["params"]["up_DF"].astype(jnp.bfloat16)),
+            r"params/up_DF is float32\[16, 64\] there, bfloat16\[16, 64\] here",
+        ),
+        (
+            lambda s: s["params"].update(up_DF=s["params"]["up_DF"][:8]),
+            r"params/up_DF is float32\[16, 64\] there, float32\[8, 64\] here",
+        ),
+        (
+            lambda s: s["params"].update(gate_DF=s["step"]),
+            r"params/gate_DF is absent there, int32\[\] here",
+        ),
         (lambda s: s.pop("optimizer"), r"optimizer/mu is bfloat16\[16, 64\] there, absent here"),
     ],
-)  # fmt: skip
+)
 def test_another_dtype_shape_or_leaf_is_refused_with_the_difference(workdir, change, said):
     wanted = state(8)
     change(wanted)
@@ -300,11 +313,7 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_is_run_or_followed(
     # With digests to match: what is then read is orbax's JSON and arrays of the shapes asked for.
     metadata = folder / "state" / "state" / "_METADATA"
     was = metadata.read_text()
-    for text in (
-        pickle.dumps(Bomb()),
-        was.replace("up_DF", "../../x").encode(),
-        b"{}",
-    ):
+    for text in (pickle.dumps(Bomb()), was.replace("up_DF", "../../x").encode(), b"{}"):
         assert text != was.encode()
         metadata.write_bytes(text)
         resealed(workdir, lambda contents: None)

@@ -5,10 +5,10 @@ import time
 
 import jax.numpy as jnp
 import pytest
-from faults.disk import _mounted
-
 from posenc_jax.checkpoints import manager as manager_module
 from posenc_jax.checkpoints.manager import CheckpointManager, SaveFailed
+
+from faults.disk import _mounted
 
 
 def test_a_save_without_inodes_fails_at_once(tmp_path):

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-
 from posenc_jax.costs import hlo
 from posenc_jax.costs.collectives import collectives, replica_groups
 
@@ -24,7 +23,9 @@ def said(function, *shapes, specs, out, devices=8):
 
 
 def test_a_sum_over_devices_is_one_all_reduce_of_its_bytes():
-    (found,) = said(lambda x: jax.lax.psum(x, "x"), (8, 100), specs=(jax.P("x", None),), out=jax.P(None, None))  # fmt: skip
+    (found,) = said(
+        lambda x: jax.lax.psum(x, "x"), (8, 100), specs=(jax.P("x", None),), out=jax.P(None, None)
+    )
     assert found == ("all-reduce", 1, 400.0, 8, True)
     assert found.sent == 2 * 7 / 8 * 400
 
@@ -43,10 +44,14 @@ def test_a_gather_in_a_loop_of_five_counts_five_times():
 
 def test_scattered_sums_exchanges_and_shifts_are_told_apart():
     spec = (jax.P("x", None),)
-    (scatter,) = said(lambda x: jax.lax.psum_scatter(x, "x", tiled=True), (64, 10), specs=spec, out=spec[0])  # fmt: skip
+    (scatter,) = said(
+        lambda x: jax.lax.psum_scatter(x, "x", tiled=True), (64, 10), specs=spec, out=spec[0]
+    )
     assert scatter == ("reduce-scatter", 1, 8 * 10 * 4.0, 8, True)
     assert scatter.sent == 7 / 8 * 320
-    (exchange,) = said(lambda x: jax.lax.all_to_all(x, "x", 0, 0), (64, 10), specs=spec, out=spec[0])  # fmt: skip
+    (exchange,) = said(
+        lambda x: jax.lax.all_to_all(x, "x", 0, 0), (64, 10), specs=spec, out=spec[0]
+    )
     assert (exchange.kind, exchange.payload, exchange.sent) == ("all-to-all", 320.0, 280.0)
     ring = [(i, i ^ 1) for i in range(8)]
     (shift,) = said(lambda x: jax.lax.ppermute(x, "x", ring), (64, 10), specs=spec, out=spec[0])
@@ -56,7 +61,9 @@ def test_scattered_sums_exchanges_and_shifts_are_told_apart():
 def test_a_group_inside_a_host_uses_the_links_between_its_chips():
     groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
     spec = jax.P("x", None)
-    (near,) = said(lambda x: jax.lax.psum(x, "x", axis_index_groups=groups), (8, 100), specs=(spec,), out=spec)  # fmt: skip
+    (near,) = said(
+        lambda x: jax.lax.psum(x, "x", axis_index_groups=groups), (8, 100), specs=(spec,), out=spec
+    )
     assert (near.group, near.across) == (4, False)
 
 

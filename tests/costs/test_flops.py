@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-
 from posenc_jax.costs import flops
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -40,11 +39,22 @@ def test_flops_count_the_pairs_that_heads_see():
 
 
 SHAPE = {
-    "vocab_size": 7, "train_length": 6, "num_layers": 3, "model_dim": 8, "num_heads": 4,
-    "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 10, "activation": "swiglu", "qk_norm": False,
-    "tied_head": True, "embedding_scale": 1.0, "norm_epsilon": 1e-6, "dtype": "float32",
+    "vocab_size": 7,
+    "train_length": 6,
+    "num_layers": 3,
+    "model_dim": 8,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 4,
+    "mlp_dim": 10,
+    "activation": "swiglu",
+    "qk_norm": False,
+    "tied_head": True,
+    "embedding_scale": 1.0,
+    "norm_epsilon": 1e-6,
+    "dtype": "float32",
     "attention": "dense",
-}  # fmt: skip
+}
 
 
 def model(scheme="rope", **changes):
@@ -83,8 +93,15 @@ def test_flops_are_those_counted_token_by_token(activation, window):
 @pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied, remat):
-    c = model(vocab_size=512, model_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=512,
-              tied_head=not untied)  # fmt: skip
+    c = model(
+        vocab_size=512,
+        model_dim=128,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        mlp_dim=512,
+        tied_head=not untied,
+    )
     decoder, rows, length = Decoder(c, execution=LayerExecution(remat=remat)), 2, 64
     ids = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     params = jax.eval_shape(decoder.init, jax.random.key(0), ids, ids, ids)
@@ -123,7 +140,9 @@ def test_devices_that_each_project_to_all_key_heads_count_them_each():
     alone, copied = (flops.hardware_flops(c, 2, 6, "cpu", key_copies=n) for n in (1, 4))
     assert alone.projections == counted_by_hand(c, 2, 6)["projections"]
     keys_and_values = 2 * 6 * 3 * 2 * 2 * 8 * 2 * 4  # rows, tokens, layers; two matrices of D, K, H
-    assert copied == dataclasses.replace(alone, projections=alone.projections + 3 * 3 * keys_and_values)  # fmt: skip
+    assert copied == dataclasses.replace(
+        alone, projections=alone.projections + 3 * 3 * keys_and_values
+    )
 
 
 def test_dense_attention_multiplies_every_pair_and_blocks_those_of_their_tiles():
@@ -136,22 +155,38 @@ def test_dense_attention_multiplies_every_pair_and_blocks_those_of_their_tiles()
 
 
 def test_tiles_are_those_that_hold_a_pair_in_reach():
-    for length, reach, q_block, k_block in ((64, 64, 16, 8), (64, 10, 16, 8), (128, 1, 32, 32), (96, 40, 32, 16)):  # fmt: skip
+    for length, reach, q_block, k_block in (
+        (64, 64, 16, 8),
+        (64, 10, 16, 8),
+        (128, 1, 32, 32),
+        (96, 40, 32, 16),
+    ):
         held = {
             (q // q_block, k // k_block)
-            for q in range(length) for k in range(q + 1) if q - k < reach
-        }  # fmt: skip
+            for q in range(length)
+            for k in range(q + 1)
+            if q - k < reach
+        }
         assert flops.tile_pairs(length, reach, q_block, k_block) == len(held) * q_block * k_block
 
 
 def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_for_its_columns():
-    shape = {"attention": "blockwise", "train_length": 4096, "qk_norm": True, "head_dim": 64,
-             "num_heads": 8, "num_kv_heads": 8, "dtype": "bfloat16"}  # fmt: skip
+    shape = {
+        "attention": "blockwise",
+        "train_length": 4096,
+        "qk_norm": True,
+        "head_dim": 64,
+        "num_heads": 8,
+        "num_kv_heads": 8,
+        "dtype": "bfloat16",
+    }
     flat, steep = (
         flops.hardware_flops(model(s, **shape), 1, 4096, "cpu") for s in ("rope", "rope+alibi")
     )
     assert steep.attention < 0.8 * flat.attention
-    assert flops.model_flops(model("rope", **shape), 1, 4096) == flops.model_flops(model("rope+alibi", **shape), 1, 4096)  # fmt: skip
+    assert flops.model_flops(model("rope", **shape), 1, 4096) == flops.model_flops(
+        model("rope+alibi", **shape), 1, 4096
+    )
     # Side by side on a GPU: seven products a pair in all backward, not five, and tiles of 512 x 512.
     c = model("rope", **shape)
     pairs = 3 * 8 * flops.tile_pairs(4096, 4096, 512, 512)
@@ -162,7 +197,11 @@ def test_a_steep_bias_ends_the_work_of_its_heads_and_a_kernel_with_a_fold_pays_f
             3 * 8 * flops.tile_pairs(4096, 4096, *((128, 128) if device == "gpu" else (512, 512)))
         )
         values = 72 if device == "gpu" else 64
-        again = 3 * 2 * columns + 2 * 2 * values if device == "gpu" else 4 * 2 * columns + 3 * 2 * values  # fmt: skip
+        again = (
+            3 * 2 * columns + 2 * 2 * values
+            if device == "gpu"
+            else 4 * 2 * columns + 3 * 2 * values
+        )
         want = pairs * (2 * columns + 2 * values + again)
         assert flops.hardware_flops(c, 1, 4096, device).attention == want
     ours = [model(s, **shape | {"attention": "flash"}) for s in ("rope", "rope+alibi")]

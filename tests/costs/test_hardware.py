@@ -1,7 +1,6 @@
 """Hardware by name, and the default topology of a number of chips."""
 
 import pytest
-
 from posenc_jax.costs.hardware import HARDWARE, default_topology, find_hardware
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-
 from posenc_jax.data import corpora, document_files
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.token_stream import open_stream

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from posenc_jax.data.packing import Document, pack, text_window
 
 BOS, PAD = 256, 258

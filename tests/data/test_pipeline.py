@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from posenc_jax.data.pipeline import ENDLESS, TextWindows, batches, mixture
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler

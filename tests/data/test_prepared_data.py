@@ -1,4 +1,6 @@
-"""Prepared corpora and token streams: damage is named and repaired, one process prepares, data is never code."""
+"""Prepared corpora and token streams: damage is named and repaired, one process prepares, data is never
+code.
+"""
 
 import json
 import os
@@ -11,14 +13,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
-
 from posenc_jax.data import corpora
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.packing import text_window
 from posenc_jax.data.token_stream import open_stream
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.results.locks import locked
+from tensorflow_datasets.core import registered
 
 SPLITS = ("train", "dev", "test")
 TOKENIZER = open_tokenizer("bytes")
@@ -207,14 +208,16 @@ def make_set(data_dir):
 
     def info(self):
         text = tfds.features.Text()
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": text}))  # fmt: skip
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict({"text": text})
+        )
 
     members = {
         "VERSION": tfds.core.Version("1.0.0"),
         "_info": info,
         "_split_generators": lambda self, _: {"train": self._generate_examples()},
         "_generate_examples": lambda self: ((i, {"text": f"text {i}"}) for i in range(60)),
-    }  # fmt: skip
+    }
     with registered.skip_registration():
         builder = type("Myset", (tfds.core.GeneratorBasedBuilder,), members)
         builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
@@ -236,8 +239,10 @@ FOREIGN = "payload_of_a_test.Text"
 
 
 def nested(value):
-    return {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-            "jsonFeature": {"json": json.dumps({"text": value})}}  # fmt: skip
+    return {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"text": value})},
+    }
 
 
 @pytest.mark.parametrize(
@@ -310,9 +315,14 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.model"
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=file, vocab_size=300, model_type="bpe",
-            byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(lines),
+            model_writer=file,
+            vocab_size=300,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
     return path
 
 

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from support import runs
-from support.packed_rows import packed
-
 from posenc_jax.data.random_positions import RandomPositions
 from posenc_jax.training.inputs import open_inputs, training_batches
+
+from support import runs
+from support.packed_rows import packed
 
 L, SPAN, N, H = 16, 128, 4, 8
 
@@ -33,13 +33,17 @@ def test_every_document_has_a_rising_draw_of_its_own_and_nothing_else_changes():
 
 
 def test_all_sets_of_positions_are_equally_likely():
-    found = [tuple(RandomPositions(4, 0)(row, packed(2, size=2))["positions_T"]) for row in range(6000)]  # fmt: skip
+    found = [
+        tuple(RandomPositions(4, 0)(row, packed(2, size=2))["positions_T"]) for row in range(6000)
+    ]
     counts = {pair: found.count(pair) for pair in itertools.combinations(range(4), 2)}
     assert sum(counts.values()) == 6000
     # 1000 each, standard deviation 29.
     assert max(abs(count - 1000) for count in counts.values()) < 4 * 29
     # The mean of the i-th of n sorted draws from [0, S) is (i + 1)(S + 1)/(n + 1) - 1.
-    many = np.stack([RandomPositions(SPAN, 1)(row, packed(L))["positions_T"] for row in range(2000)])  # fmt: skip
+    many = np.stack(
+        [RandomPositions(SPAN, 1)(row, packed(L))["positions_T"] for row in range(2000)]
+    )
     want = np.arange(1, L + 1) * (SPAN + 1) / (L + 1) - 1
     assert np.abs(many.mean(0) - want).max() < 4 * many.std(0).max() / 2000**0.5
 
@@ -60,13 +64,23 @@ def test_positions_that_int32_does_not_hold_are_refused():
     assert far.min() >= 0
     assert far.max() > 2**30
     for span in (2**31, 2**40, 0):
-        with pytest.raises(ValueError, match=f"1 to 2,147,483,647 of them .int32., not from {span:,}$"):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=f"1 to 2,147,483,647 of them .int32., not from {span:,}$"
+        ):
             RandomPositions(span, 0)
 
 
 def batches_of(data_dir, k, steps=(0, 6), process=(0, 1), **data):
-    config = runs.config(data_dir, "rope", data={"random_positions": k, "retrieval_share": 0.5} | data)  # fmt: skip
-    feed = training_batches(config, open_inputs(config), first_step=steps[0], process_index=process[0], process_count=process[1])  # fmt: skip
+    config = runs.config(
+        data_dir, "rope", data={"random_positions": k, "retrieval_share": 0.5} | data
+    )
+    feed = training_batches(
+        config,
+        open_inputs(config),
+        first_step=steps[0],
+        process_index=process[0],
+        process_count=process[1],
+    )
     return [batch for _, batch in zip(range(*steps), feed, strict=False)]
 
 
@@ -90,13 +104,34 @@ def test_a_row_of_a_run_has_the_same_draw_after_a_restart_and_on_any_number_of_h
 @pytest.mark.parametrize(
     ("scheme", "changes", "message"),
     [
-        ("rope", {"data": {"random_positions": -1}}, r"config.data.random_positions must lie in \[0, "),
-        ("learned(size=64)", {"data": {"random_positions": 8}}, r"random_positions=8 draws from 256 positions, and 'learned\(size=64\)' has 64"),
-        ("axial", {"data": {"random_positions": 2}}, "random_positions=2: 'axial' takes positions as cells of a grid"),
-        ("rope+alibi", {"data": {"random_positions": 8}, "model": {"attention": "flash"}}, "positions are random"),
-        ("rope", {"data": {"random_positions": 2**20}, "train": {"length": 2048}}, "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 positions, and int32 holds 2,147,483,647"),
+        (
+            "rope",
+            {"data": {"random_positions": -1}},
+            r"config.data.random_positions must lie in \[0, ",
+        ),
+        (
+            "learned(size=64)",
+            {"data": {"random_positions": 8}},
+            r"random_positions=8 draws from 256 positions, and 'learned\(size=64\)' has 64",
+        ),
+        (
+            "axial",
+            {"data": {"random_positions": 2}},
+            "random_positions=2: 'axial' takes positions as cells of a grid",
+        ),
+        (
+            "rope+alibi",
+            {"data": {"random_positions": 8}, "model": {"attention": "flash"}},
+            "positions are random",
+        ),
+        (
+            "rope",
+            {"data": {"random_positions": 2**20}, "train": {"length": 2048}},
+            "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 positions, "
+            "and int32 holds 2,147,483,647",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_read_random_positions_is_refused_at_the_door(scheme, changes, message):
     with pytest.raises(ValueError, match=message):
         runs.config("unused", scheme, **changes)

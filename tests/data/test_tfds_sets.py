@@ -5,12 +5,11 @@ import re
 
 import pytest
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
-
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.tfds_sets import split_ranges
 from posenc_jax.data.token_stream import open_stream
 from posenc_jax.data.tokenizers import open_tokenizer
+from tensorflow_datasets.core import registered
 
 SPLITS = ("train", "dev", "test")
 

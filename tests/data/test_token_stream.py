@@ -4,7 +4,6 @@ import pathlib
 
 import numpy as np
 import pytest
-
 from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.token_stream import open_stream
 from posenc_jax.data.tokenizers import open_tokenizer

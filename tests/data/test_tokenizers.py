@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from support.sentencepiece_models import train_sentencepiece
-
 from posenc_jax.data.tokenizers import open_tokenizer
+
+from support.sentencepiece_models import train_sentencepiece
 
 TEXT = "Once  upon\ta time\r\n\n there was 12 % caf\u00e9 \u2581 \U0001f642 key=5.\n" * 3
 

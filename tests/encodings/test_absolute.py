@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
 from posenc_jax.encodings import HeadContext, Learned, Sinusoidal
+
+from support import oracles
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import oracles, schemes
-
 from posenc_jax.encodings import analysis
+
+from support import oracles, schemes
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,9 @@ def test_a_linear_slope_reaches_the_distance_of_the_closed_form():
 def test_a_flat_head_loses_a_needle_only_to_the_number_of_keys():
     assert analysis.retrieval_horizon(np.zeros(1000), math.log(999)) == 999
     assert analysis.retrieval_horizon(np.zeros(1000), math.log(998)) == -1
-    (head, *_) = heads_of("nope~logn", 100, (math.log(99) * math.log(50) / math.log(100) + 1e-6,), train_length=50)  # fmt: skip
+    (head, *_) = heads_of(
+        "nope~logn", 100, (math.log(99) * math.log(50) / math.log(100) + 1e-6,), train_length=50
+    )
     assert head.temperature == pytest.approx(math.log(100) / math.log(50))
     assert list(head.horizon.values()) == [99]  # the temperature lifts the margin
 
@@ -73,7 +75,12 @@ def test_unseen_pairs_are_those_with_a_wavelength_beyond_the_training_length():
 def test_the_rotary_kernel_and_the_decay_bound_equal_their_loops():
     waves = tuple(2 * math.pi / oracles.rope_frequency(i, 16, 10_000.0) for i in range(8))
     distance = np.array([0, 1, 5, 300])
-    for d, kernel, bound in zip(distance, analysis.rotary_kernel(waves, distance), analysis.decay_bound(waves, distance), strict=True):  # fmt: skip
+    for d, kernel, bound in zip(
+        distance,
+        analysis.rotary_kernel(waves, distance),
+        analysis.decay_bound(waves, distance),
+        strict=True,
+    ):
         phasors = [
             complex(math.cos(d * f), math.sin(d * f)) for f in (2 * math.pi / w for w in waves)
         ]
@@ -105,8 +112,18 @@ def test_the_warning_counts_blind_heads_in_words():
 
 
 def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
-    command = [sys.executable, "scripts/inspect_scheme.py", "--scheme=rope+alibi|nope~logn", "--num_heads=4", "--train_length=64", "--length=512", "--bound=2"]  # fmt: skip
-    out = subprocess.run([*command, f"--out={tmp_path / 'look'}"], capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/inspect_scheme.py",
+        "--scheme=rope+alibi|nope~logn",
+        "--num_heads=4",
+        "--train_length=64",
+        "--length=512",
+        "--bound=2",
+    ]
+    out = subprocess.run(
+        [*command, f"--out={tmp_path / 'look'}"], capture_output=True, text=True, cwd=ROOT
+    )
     assert out.returncode == 0, out.stderr
     assert "! " in out.stdout
     record = json.loads((tmp_path / "look" / "reach.json").read_text())
@@ -133,7 +150,13 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     ],
 )
 def test_a_wrong_question_is_answered_in_one_line(tmp_path, flag, message):
-    command = [sys.executable, "scripts/inspect_scheme.py", "--scheme=rope|alibi", flag, f"--out={tmp_path / 'x'}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/inspect_scheme.py",
+        "--scheme=rope|alibi",
+        flag,
+        f"--out={tmp_path / 'x'}",
+    ]
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 2
     assert len(out.stderr.strip().splitlines()) == 1

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-
 from posenc_jax.encodings import Alibi, HeadContext, Learned, Rope, Sinusoidal
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)

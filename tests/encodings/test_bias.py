@@ -7,18 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-from support.bias_values import looped, values
-
 from posenc_jax import encodings
-from posenc_jax.encodings import (
-    REGISTRY,
-    Alibi,
-    Bias,
-    Forget,
-    GatedBias,
-    HeadContext,
-)
+from posenc_jax.encodings import REGISTRY, Alibi, Bias, Forget, GatedBias, HeadContext
 from posenc_jax.encodings.bias import Capped, Log, Power, Sandwich, ntk_factors
 from posenc_jax.encodings.learned_bias import (
     T5,
@@ -28,6 +18,9 @@ from posenc_jax.encodings.learned_bias import (
     KerplePower,
     LearnedSlopes,
 )
+
+from support import oracles
+from support.bias_values import looped, values
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
@@ -66,7 +59,9 @@ SLOPES = oracles.alibi_slopes(4)
     ids=lambda value: "" if callable(value) else repr(value),
 )
 def test_a_fixed_bias_equals_its_float64_loop(part, oracle):
-    np.testing.assert_allclose(values(part), looped(oracle), rtol=1e-6, atol=2e-5 if isinstance(part, Sandwich) else 0)  # fmt: skip
+    np.testing.assert_allclose(
+        values(part), looped(oracle), rtol=1e-6, atol=2e-5 if isinstance(part, Sandwich) else 0
+    )
 
 
 @pytest.mark.parametrize(("steep", "last"), [(1, 4), (4, 16), (10, 40), (20, 80)])
@@ -88,7 +83,9 @@ def test_ntk_slopes_follow_steepness_where_head_order_does_not():
     assert (np.diff(ratio[np.argsort(-slopes)]) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["alibi", "capped", "power", "log", "slopes", "kerple_log", "kerple_power"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["alibi", "capped", "power", "log", "slopes", "kerple_log", "kerple_power"]
+)
 def test_a_monotone_bias_never_rises_with_distance_up_to_sixteen_training_lengths(name):
     part = REGISTRY[name]()
     distance = np.arange(0, 16 * 64)
@@ -120,7 +117,11 @@ def shown(part, params, query):
 def test_every_setting_of_a_bias_changes_it(name):
     part = REGISTRY[name]()
     for field in dataclasses.fields(part):
-        other = WORDS.get(field.default) or NUMBERS.get(field.name) or field.default * 2 + (field.default == 0)  # fmt: skip
+        other = (
+            WORDS.get(field.default)
+            or NUMBERS.get(field.name)
+            or field.default * 2 + (field.default == 0)
+        )
         changed = dataclasses.replace(part, **{field.name: other})
         changed.check(PLACE)
         params = part.init(jax.random.key(0), PLACE)
@@ -181,11 +182,15 @@ def test_alibi_slopes_equal_the_published_recursion_for_every_head_count(n):
 @pytest.mark.parametrize("most", [4.0, 8.0, 10.0])
 def test_slopes_of_any_maximum_exponent_are_mpts_for_every_head_count(most):
     for n in range(1, 41):
-        np.testing.assert_allclose(encodings.alibi_slopes(n, most), oracles.mpt_slopes(n, most), rtol=1e-12)  # fmt: skip
+        np.testing.assert_allclose(
+            encodings.alibi_slopes(n, most), oracles.mpt_slopes(n, most), rtol=1e-12
+        )
         matched = encodings.matched_slopes(n, n, 512, most)
         assert matched[0] == pytest.approx(max(2.0 ** (-most / n), 4 / 512))
     twelve = dataclasses.replace(PLACE, heads=12, num_heads=12)
-    np.testing.assert_allclose(Alibi(max_exponent=most).slope_N(twelve), oracles.mpt_slopes(12, most))  # fmt: skip
+    np.testing.assert_allclose(
+        Alibi(max_exponent=most).slope_N(twelve), oracles.mpt_slopes(12, most)
+    )
 
 
 def test_alibi_slopes_of_twelve_heads_end_as_published():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from support.schemes import placed
 
 
@@ -17,9 +18,13 @@ def test_rope_with_every_bias_is_rope_plus_that_bias():
     assert len(rotations) > 4 < len(biases)
     for rotation in rotations:
         for bias in biases:
-            both, one, two = (placed(line).layers[0] for line in (f"{rotation}+{bias}", rotation, bias))  # fmt: skip
+            both, one, two = (
+                placed(line).layers[0] for line in (f"{rotation}+{bias}", rotation, bias)
+            )
             params = both.init(jax.random.key(5))
             part = {k: v for k, v in params.items() if k == "0.rotation"}
-            np.testing.assert_array_equal(both.rotate(params, x, pos, "key"), one.rotate(part, x, pos, "key"))  # fmt: skip
+            np.testing.assert_array_equal(
+                both.rotate(params, x, pos, "key"), one.rotate(part, x, pos, "key")
+            )
             part = {k: v for k, v in params.items() if k == "0.bias"}
             np.testing.assert_array_equal(both.bias(params, pos, pos), two.bias(part, pos, pos))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-
 from posenc_jax.encodings import analysis, extend_length, parse
 from posenc_jax.encodings.scheme_arrays import pair_vector
+
+from support import schemes
 
 H, L = 16, 1024
 
@@ -42,7 +42,10 @@ def test_the_kernel_drawn_is_the_product_of_rotated_vectors(line):
     kernel, bound = analysis.rotation_curves(group, distance_S)
     np.testing.assert_allclose(kernel, want, rtol=0, atol=2e-5)
     if line.startswith("xpos"):
-        assert bound[-1] < analysis.decay_bound(group.heads.rotation.wavelengths(group.context), distance_S)[-1]  # fmt: skip
+        assert (
+            bound[-1]
+            < analysis.decay_bound(group.heads.rotation.wavelengths(group.context), distance_S)[-1]
+        )
 
 
 def test_xpos_says_how_much_content_it_takes():

@@ -1,4 +1,6 @@
-"""Numbers that a part cannot compute with are refused where a scheme is placed, in one line that names the field."""
+"""Numbers that a part cannot compute with are refused where a scheme is placed, in one line that names the
+field.
+"""
 
 import dataclasses
 import math
@@ -7,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from posenc_jax.encodings import (
     REGISTRY,
     Absolute,
@@ -26,7 +27,20 @@ from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, LongRope, Yarn
 
 SHAPE = {"num_layers": 1, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 NAMES = [*REGISTRY, *ROPE_SCALINGS]
-NEVER = [math.nan, math.inf, -math.inf, 1e300, 1e39, 1e31, 1e-31, -1e300, 10**400, "much", None, True]  # fmt: skip
+NEVER = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    1e300,
+    1e39,
+    1e31,
+    1e-31,
+    -1e300,
+    10**400,
+    "much",
+    None,
+    True,
+]
 
 
 def scheme_of(part):
@@ -44,7 +58,11 @@ def numeric(name):
     """The fields of a part or stretch that hold numbers, lists of them too."""
     part = (REGISTRY | ROPE_SCALINGS)[name]()
     fields = dataclasses.fields(part)
-    return [f for f in fields if isinstance(f.default, int | float | tuple) and not isinstance(f.default, bool)]  # fmt: skip
+    return [
+        f
+        for f in fields
+        if isinstance(f.default, int | float | tuple) and not isinstance(f.default, bool)
+    ]
 
 
 FIELDS = [(name, field.name) for name in NAMES for field in numeric(name)]
@@ -101,7 +119,9 @@ def test_the_largest_and_least_numbers_are_refused_or_give_finite_values(name, f
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_longrope_takes_no_divisor_of_zero_or_below(field, value):
     factors = (1.0,) * 7 + (value,)
-    with pytest.raises(ValueError, match=f"longrope: {field} must be a positive number, not {value}"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=f"longrope: {field} must be a positive number, not {value}"
+    ):
         scheme_of(LongRope(**{field: factors})).place(**SHAPE)
 
 
@@ -128,15 +148,27 @@ def test_factors_that_grow_over_several_readings_are_refused_in_the_end():
         ("rope(dim=18)", "rope: dim must be an even number up to head dim 16, not 18"),
         ("rope(dim=-2)", "rope: dim must be an even number up to head dim 16, not -2"),
         ("rope(base=1.0,stretch=yarn)", "yarn: needs a base above 1, not 1"),
-        ("rope(stretch=yarn(attention_factor=1.2,mscale=0.7))", "yarn: attention_factor replaces mscale"),
-        ("rope(stretch=yarn(attention_factor=-1.0))", "yarn: attention_factor must be a positive number"),
-        ("rope(stretch=longrope(original=1))", "longrope: the original length must be at least 2 tokens, not 1"),
+        (
+            "rope(stretch=yarn(attention_factor=1.2,mscale=0.7))",
+            "yarn: attention_factor replaces mscale",
+        ),
+        (
+            "rope(stretch=yarn(attention_factor=-1.0))",
+            "yarn: attention_factor must be a positive number",
+        ),
+        (
+            "rope(stretch=longrope(original=1))",
+            "longrope: the original length must be at least 2 tokens, not 1",
+        ),
         ("rope(stretch=dynamic(length=-5))", "dynamic.*: length must be a positive number, not -5"),
         ("prope(rounding=up)", "prope: rounding must be one of .*, not 'up'"),
         ("xpos(gamma=1e20)", r"xpos: gamma=1e\+20 is too large"),
-        ("xpos(scale=0.9)", "xpos: scale=0.9 leaves float32 within the training length 64; take at least 1"),
+        (
+            "xpos(scale=0.9)",
+            "xpos: scale=0.9 leaves float32 within the training length 64; take at least 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_go_together_are_refused(line, words):
     with pytest.raises(ValueError, match=words) as caught:
         parse(line).place(**SHAPE)

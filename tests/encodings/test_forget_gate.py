@@ -6,18 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from posenc_jax.attention import AttentionSettings, TokenSide, attend
+from posenc_jax.encodings import Alibi, Forget, HeadContext, cumulative_log_forget
+from posenc_jax.model.decoder import Decoder
+
 from support import oracles
 from support.decoders import model
 from support.schemes import placed
-
-from posenc_jax.attention import AttentionSettings, TokenSide, attend
-from posenc_jax.encodings import (
-    Alibi,
-    Forget,
-    HeadContext,
-    cumulative_log_forget,
-)
-from posenc_jax.model.decoder import Decoder
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
@@ -56,12 +51,16 @@ def test_gates_at_rest_are_alibi_with_the_slopes_they_start_from(start, slopes):
     params = Forget(start=start).init(jax.random.key(0), PLACE)
     rest = Forget(start=start).bias(params, pos, pos, PLACE)
     np.testing.assert_allclose(rest, Alibi(slopes=slopes).bias({}, pos, pos, PLACE), rtol=1e-5)
-    still = cumulative_log_forget(Forget(start=start).log_forget(params, jnp.zeros((1, 9, 32)), PLACE), jnp.ones((1, 9), int))  # fmt: skip
+    still = cumulative_log_forget(
+        Forget(start=start).log_forget(params, jnp.zeros((1, 9, 32)), PLACE), jnp.ones((1, 9), int)
+    )
     np.testing.assert_allclose(still[0, 5] - still[0, 2], rest[0, :, 5, 2], rtol=1e-5)
 
 
 def test_published_gates_start_at_one_half():
-    rest = Forget().bias(Forget().init(jax.random.key(0), PLACE), jnp.array([[3]]), jnp.array([[1]]), PLACE)  # fmt: skip
+    rest = Forget().bias(
+        Forget().init(jax.random.key(0), PLACE), jnp.array([[3]]), jnp.array([[1]]), PLACE
+    )
     np.testing.assert_allclose(rest, 2 * math.log(0.5), rtol=1e-6)
 
 
@@ -69,14 +68,22 @@ def test_a_gated_scheme_without_clocks_is_refused_and_not_attended_at_rest():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q = jnp.ones((1, 3, 4, 16))
     with pytest.raises(ValueError, match="give queries and keys their cum_log_forget_BTN"):
-        attend(q, q, q, layer, layer.init(jax.random.key(0)), TokenSide(pos, pos))  # fmt: skip
+        attend(q, q, q, layer, layer.init(jax.random.key(0)), TokenSide(pos, pos))
 
 
 def test_a_gated_scheme_that_reads_both_ways_is_refused():
     layer, pos = placed("forget").layers[0], jnp.arange(3)[None]
     q, clock = jnp.ones((1, 3, 4, 16)), jnp.zeros((1, 3, 4))
     with pytest.raises(ValueError, match="needs causal=True"):
-        attend(q, q, q, layer, layer.init(jax.random.key(0)), TokenSide(pos, pos, clock), settings=AttentionSettings(causal=False))  # fmt: skip
+        attend(
+            q,
+            q,
+            q,
+            layer,
+            layer.init(jax.random.key(0)),
+            TokenSide(pos, pos, clock),
+            settings=AttentionSettings(causal=False),
+        )
 
 
 def test_the_gate_is_learned_through_the_clocks():

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.bench.plan import compile_target, compiled_step, mesh_shape, with_mesh
 from posenc_jax.costs.hardware import HARDWARE
 from posenc_jax.encodings.backend import assume_backend
@@ -17,6 +15,8 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.loop import run_mesh
 from posenc_jax.training.sharding import BATCH
 from posenc_jax.training.step import make_step, state_builder
+
+from support import runs
 
 B, T, V, D = 8, 32, 40, 16
 
@@ -151,10 +151,12 @@ def stepped(config, device):
     tokens = rng.integers(0, 9, dims, dtype=np.int32)
     ones = np.ones(dims, np.int32)
     batch = {
-        "tokens_BT": tokens, "targets_BT": tokens[..., ::-1], "segments_BT": ones,
+        "tokens_BT": tokens,
+        "targets_BT": tokens[..., ::-1],
+        "segments_BT": ones,
         "positions_BT": np.broadcast_to(np.arange(16, dtype=np.int32), dims),
         "weights_BT": ones.astype(np.float32),
-    }  # fmt: skip
+    }
     context = assume_backend(device) if device else contextlib.nullcontext()
     with jax.set_mesh(mesh), context:
         state = state_builder(config, decoder, mesh)[0](jax.random.key(0))
@@ -171,9 +173,12 @@ def stepped(config, device):
 def test_a_step_for_a_gpu_is_that_of_a_cpu_up_to_rounding(tmp_path):
     split = {"data_devices": 2, "fsdp_devices": 2, "model_devices": 2}
     config = runs.config(
-        tmp_path, "learned+alibi", model={"attention": "dense", "num_layers": 1},
-        train={"accumulation": 2, "length": 16} | split, optimizer={"epsilon": 1e-3},
-    )  # fmt: skip
+        tmp_path,
+        "learned+alibi",
+        model={"attention": "dense", "num_layers": 1},
+        train={"accumulation": 2, "length": 16} | split,
+        optimizer={"epsilon": 1e-3},
+    )
     want, params, plain = stepped(config, None)
     got, ordered, text = stepped(config, "gpu")
     assert "stablehlo.scatter" in plain
@@ -202,9 +207,11 @@ def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(
         pytest.skip(chip.missing)
     model = {"model_dim": 256, "num_heads": 4, "num_layers": 2}
     config = runs.config(
-        tmp_path, line, model=model | {"dtype": "bfloat16", "attention": attention},
+        tmp_path,
+        line,
+        model=model | {"dtype": "bfloat16", "attention": attention},
         train={"length": 1024, "batch_size": 8},
-    )  # fmt: skip
+    )
     step, _ = compiled_step(
         with_mesh(config, shape), config.model_config(260), compile_target(chip, shape, None)
     )

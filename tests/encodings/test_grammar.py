@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-
 from posenc_jax.encodings import (
     REGISTRY,
     Alibi,

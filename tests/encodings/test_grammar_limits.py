@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from support import schemes
-
 from posenc_jax.encodings import parse
+
+from support import schemes
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, runs
-from support.bias_values import looped, values
-from support.decoders import model
-
 from posenc_jax.checkpoints.manager import CheckpointManager
-from posenc_jax.encodings import (
-    Alibi,
-    HeadContext,
-)
+from posenc_jax.encodings import Alibi, HeadContext
 from posenc_jax.encodings.learned_bias import (
     T5,
     Annealed,
@@ -28,6 +21,10 @@ from posenc_jax.encodings.learned_bias import (
 from posenc_jax.model.decoder import Decoder, at_progress
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
+
+from support import oracles, runs
+from support.bias_values import looped, values
+from support.decoders import model
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
@@ -45,14 +42,22 @@ def test_at_progress_reaches_every_layer_and_touches_nothing_else():
     config, params = model("rope+annealed(begin=0.0)|fire")
     half = at_progress(config, params, jnp.float32(0.5))
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), params, half)
-    found = [jax.tree_util.keystr(path) for path, new in jax.tree_util.tree_leaves_with_path(changed) if new]  # fmt: skip
+    found = [
+        jax.tree_util.keystr(path)
+        for path, new in jax.tree_util.tree_leaves_with_path(changed)
+        if new
+    ]
     assert found == [f"['layer_{i}']['attention']['scheme']['0.bias']['share']" for i in (0, 1)]
 
 
 @pytest.mark.thorough
-def test_training_fades_annealed_slopes_by_its_schedule_and_a_checkpoint_keeps_the_share(tmp_path, data_dir):  # fmt: skip
+def test_training_fades_annealed_slopes_by_its_schedule_and_a_checkpoint_keeps_the_share(
+    tmp_path, data_dir
+):
     line = "rope+annealed(begin=0.0,end=1.0,last=0.25)"
-    config = runs.config(data_dir, scheme=line, train={"steps": 4, "save_every": 1, "keep": 9, "data_devices": 1})  # fmt: skip
+    config = runs.config(
+        data_dir, scheme=line, train={"steps": 4, "save_every": 1, "keep": 9, "data_devices": 1}
+    )
     runs.finished(config, tmp_path / "x")
     model, mesh = Decoder(config.model_config(260)), make_mesh(1, 1)
     with jax.set_mesh(mesh), CheckpointManager(tmp_path / "x", 9) as checkpoints:
@@ -84,27 +89,52 @@ def test_kerple_equals_its_float64_loop_and_starts_positive():
     params = KerpleLog().init(jax.random.key(1), PLACE)
     r1, r2 = ([softplus(x) for x in row] for row in params["raw_rN"])
     assert min(r1 + r2) > 0.04
-    np.testing.assert_allclose(values(KerpleLog(), params), looped(lambda n, d: -r1[n] * math.log(1 + r2[n] * d)), rtol=2e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        values(KerpleLog(), params),
+        looped(lambda n, d: -r1[n] * math.log(1 + r2[n] * d)),
+        rtol=2e-6,
+    )
     params = KerplePower().init(jax.random.key(1), PLACE)
     r1 = [softplus(x) for x in params["raw_rN"][0]]
     r2 = [2 / (1 + math.exp(-float(x))) for x in params["raw_rN"][1]]
     assert 0 < min(r2) < max(r2) < 2
-    np.testing.assert_allclose(values(KerplePower(), params), looped(lambda n, d: -r1[n] * d ** r2[n] if d else 0.0), rtol=2e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        values(KerplePower(), params),
+        looped(lambda n, d: -r1[n] * d ** r2[n] if d else 0.0),
+        rtol=2e-5,
+    )
 
 
 @pytest.mark.parametrize(
     ("buckets", "longest"),
-    [(32, 128), (32, 256), (8, 20), (16, 1000), (32, 2048), (64, 2048), (64, 4096), (128, 131_072), (128, 10_000), (32, 17)],
-)  # fmt: skip
-def test_t5_buckets_equal_whole_number_arithmetic_at_every_distance_to_two_to_the_seventeen(buckets, longest):  # fmt: skip
+    [
+        (32, 128),
+        (32, 256),
+        (8, 20),
+        (16, 1000),
+        (32, 2048),
+        (64, 2048),
+        (64, 4096),
+        (128, 131_072),
+        (128, 10_000),
+        (32, 17),
+    ],
+)
+def test_t5_buckets_equal_whole_number_arithmetic_at_every_distance_to_two_to_the_seventeen(
+    buckets, longest
+):
     distance = np.arange(2**17 + 1)
     want = oracles.t5_buckets(distance, buckets, longest)
     np.testing.assert_array_equal(t5_buckets(jnp.asarray(distance), buckets, longest), want)
     assert want[-1] == buckets - 1
-    np.testing.assert_array_equal(np.searchsorted(t5_starts(buckets, longest), distance, side="right") - 1, want)  # fmt: skip
+    np.testing.assert_array_equal(
+        np.searchsorted(t5_starts(buckets, longest), distance, side="right") - 1, want
+    )
     if longest <= 2048:  # the same rule, one distance at a time, by real logarithms
         some = np.r_[0:60, 61 : 2 * longest : 7]
-        np.testing.assert_array_equal(want[some], [oracles.t5_bucket(int(d), buckets, longest) for d in some])  # fmt: skip
+        np.testing.assert_array_equal(
+            want[some], [oracles.t5_bucket(int(d), buckets, longest) for d in some]
+        )
 
 
 def test_t5_reads_its_table():
@@ -124,6 +154,8 @@ def test_fire_normalises_by_the_query_position_and_equals_its_float64_loop():
         hidden = np.maximum(share * p["in_W"] + p["in_bias_W"], 0)
         return hidden @ p["out_WN"][:, n] + p["out_bias_N"][n]
 
-    np.testing.assert_allclose(values(Fire(), params), looped(lambda n, d: oracle(n, QUERY, d)), rtol=1e-5, atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        values(Fire(), params), looped(lambda n, d: oracle(n, QUERY, d)), rtol=1e-5, atol=1e-6
+    )
     near = Fire().bias(params, jnp.array([[10]]), jnp.array([[7]]), PLACE)[0, 0, 0, 0]
     assert float(near) == pytest.approx(oracle(0, 10, 3), rel=1e-4, abs=1e-6)

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
 from posenc_jax.encodings import REGISTRY, Bias, HeadContext, Temperature, extend_length, parse
+
+from support import oracles
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 BIASES = [name for name, part in REGISTRY.items() if issubclass(part, Bias)]
 SLOPED = ["alibi", "alibi2d", "annealed", "capped", "power", "slopes"]  # heads have an order
-SETTINGS = {"power": [{}, {"power": 1.5}], "slopes": [{}, {"floor": 4.0}], "capped": [{"cap": 40.0}]}  # fmt: skip
+SETTINGS = {
+    "power": [{}, {"power": 1.5}],
+    "slopes": [{}, {"floor": 4.0}],
+    "capped": [{"cap": 40.0}],
+}
 PARTS = [REGISTRY[name](**given) for name in BIASES for given in SETTINGS.get(name, [{}])]
 # Distances to which every stretch below has a whole multiple.
 DISTANCES = np.array([0, 2, 4, 8, 16, 20, 30, 32, 66, 100, 128, 300, 1000])
@@ -31,7 +35,9 @@ def trained(part, place=PLACE):
 
 
 def read(part, params, scale, place=PLACE):
-    """bias_NS of a query on keys at `scale` times the distances: along a line, or on a grid by rows and columns."""
+    """bias_NS of a query on keys at `scale` times the distances: along a line, or on a grid by rows and
+    columns.
+    """
     columns = part.columns(place)
     if columns is None:
         query, keys = 1200 * scale, scale * (1200 - DISTANCES)
@@ -61,7 +67,9 @@ def test_a_bias_stretched_by_s_at_distance_s_d_is_the_bias_at_d(part, factor):
     want, further = read(part, params, 1), part.stretched(factor, ntk=False)
     further.check(PLACE)
     exact = "T5" in titled(part)
-    np.testing.assert_allclose(read(further, params, factor), want, rtol=0 if exact else 1e-5, atol=0 if exact else 2e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        read(further, params, factor), want, rtol=0 if exact else 1e-5, atol=0 if exact else 2e-6
+    )
     # The distances are not so near that any stretch would have passed.
     assert not np.allclose(read(part, params, factor), want, rtol=1e-2, atol=1e-2)
     halves = part.stretched(factor / 2, ntk=False).stretched(2.0, ntk=False)
@@ -85,7 +93,9 @@ def test_a_stretch_changes_what_is_read_and_not_what_is_learned(part):
 
 @pytest.mark.parametrize("heads", [4, 6])
 @pytest.mark.parametrize("part", PARTS, ids=repr)
-def test_the_ntk_form_keeps_the_steepest_head_and_reads_the_shallowest_by_the_whole_rule(part, heads):  # fmt: skip
+def test_the_ntk_form_keeps_the_steepest_head_and_reads_the_shallowest_by_the_whole_rule(
+    part, heads
+):
     part, place = on_grid(part), dataclasses.replace(PLACE, heads=heads, num_heads=heads)
     params = trained(part, place)
     want = read(part, params, 1, place)
@@ -94,11 +104,17 @@ def test_the_ntk_form_keeps_the_steepest_head_and_reads_the_shallowest_by_the_wh
         assert ntk == whole  # heads without an order
         return
     lost_N = -want[:, 1]
-    np.testing.assert_allclose(read(ntk, params, 1, place)[lost_N.argmax()], want[lost_N.argmax()], rtol=1e-5)  # fmt: skip
-    np.testing.assert_allclose(read(ntk, params, 4, place)[lost_N.argmin()], want[lost_N.argmin()], rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        read(ntk, params, 1, place)[lost_N.argmax()], want[lost_N.argmax()], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        read(ntk, params, 4, place)[lost_N.argmin()], want[lost_N.argmin()], rtol=1e-5
+    )
     for rank, n in enumerate(np.argsort(-lost_N, kind="stable")):
         own = part.stretched(4.0 ** (rank / (heads - 1)), ntk=False)
-        np.testing.assert_allclose(read(ntk, params, 1, place)[n], read(own, params, 1, place)[n], rtol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(
+            read(ntk, params, 1, place)[n], read(own, params, 1, place)[n], rtol=1e-5
+        )
 
 
 def test_power_divides_its_slope_by_the_factor_to_the_power():
@@ -116,7 +132,9 @@ def test_fire_reads_its_query_at_a_shorter_position_too():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [n for n, part in REGISTRY.items() if issubclass(part, Temperature)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [n for n, part in REGISTRY.items() if issubclass(part, Temperature)]
+)
 def test_a_temperature_of_distance_follows_the_same_rule(name):
     part, query = REGISTRY[name](), jnp.array([[1200]])
     params = part.init(jax.random.key(0), PLACE)

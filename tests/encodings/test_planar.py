@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
 from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import HeadContext, parse
 from posenc_jax.encodings.planar import Alibi2d, Axial, Mixed, mixed_angles
+
+from support import oracles
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 POSITIONS = np.array([0, 1, 7, 8, 9, 63, 64, 4095])
@@ -26,7 +26,9 @@ def vectors(seed=0, heads=4):
 @pytest.mark.parametrize(("width", "base"), [(0, 100.0), (5, 1000.0)])
 def test_axial_rope_equals_the_oracle(width, base, pairing):
     x = vectors()
-    got = Axial(width, base, pairing).rotate({}, jnp.asarray(x), jnp.asarray(POSITIONS)[None], PLACE, "query")  # fmt: skip
+    got = Axial(width, base, pairing).rotate(
+        {}, jnp.asarray(x), jnp.asarray(POSITIONS)[None], PLACE, "query"
+    )
     for t, n in np.ndindex(len(POSITIONS), 4):
         angles = oracles.axial_angles(int(POSITIONS[t]), width or 8, 16, base)
         want = oracles.rope_by_angles(x[0, t, n], angles, pairing)
@@ -73,30 +75,50 @@ def test_planar_alibi_equals_its_float64_loop(metric):
     pos = jnp.asarray(POSITIONS)[None]
     got = part.bias({}, pos, pos, PLACE)
     for n, i, j in np.ndindex(4, 8, 8):
-        down, across = (abs(a - b) for a, b in zip(divmod(int(POSITIONS[i]), 10), divmod(int(POSITIONS[j]), 10), strict=True))  # fmt: skip
+        down, across = (
+            abs(a - b)
+            for a, b in zip(
+                divmod(int(POSITIONS[i]), 10), divmod(int(POSITIONS[j]), 10), strict=True
+            )
+        )
         apart = math.hypot(down, across) if metric == "euclidean" else down + across
         assert got[0, n, i, j] == pytest.approx(-oracles.alibi_slopes(4)[n] * apart, rel=1e-6)
 
 
-@pytest.mark.parametrize("line", ["axial", "mixed", "alibi2d", "axial+alibi2d(metric=manhattan)", "mixed|axial"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["axial", "mixed", "alibi2d", "axial+alibi2d(metric=manhattan)", "mixed|axial"]
+)
 def test_attention_over_a_grid_depends_on_row_and_column_offsets_alone(line):
     """Shifted by whole rows and columns nothing changes; shifted across a row's end, it does."""
-    layer = parse(line).place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=256).layers[0]  # fmt: skip
-    q, k, v = (jnp.asarray(np.random.default_rng(s).normal(size=(1, 6, 4, 16)), jnp.float32) for s in range(3))  # fmt: skip
+    layer = (
+        parse(line)
+        .place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=256)
+        .layers[0]
+    )
+    q, k, v = (
+        jnp.asarray(np.random.default_rng(s).normal(size=(1, 6, 4, 16)), jnp.float32)
+        for s in range(3)
+    )
     rows, columns = np.array([0, 1, 1, 3, 4, 5]), np.array([0, 2, 5, 1, 1, 7])
     ones = jnp.ones((1, 6), jnp.int32)
     params = layer.init(jax.random.key(0))
 
     def run(down, across):
         pos = jnp.asarray((rows + down) * 16 + columns + across)[None]
-        return attend(q, k, v, layer, params, TokenSide(pos, ones), settings=AttentionSettings(causal=False))  # fmt: skip
+        return attend(
+            q, k, v, layer, params, TokenSide(pos, ones), settings=AttentionSettings(causal=False)
+        )
 
     np.testing.assert_allclose(run(0, 0), run(7, 5), atol=2e-5)
     assert np.abs(run(0, 0) - run(0, 10)).max() > 1e-3  # the last column wraps around
 
 
 def test_a_part_of_the_heads_turns_by_its_own_directions_and_the_others_do_not():
-    layer = parse("nope|mixed").place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=64).layers[0]  # fmt: skip
+    layer = (
+        parse("nope|mixed")
+        .place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=64)
+        .layers[0]
+    )
     params = layer.init(jax.random.key(0))
     x, pos = jnp.asarray(vectors(4)), jnp.asarray(POSITIONS)[None]
     out = layer.rotate(params, x, pos, "query")

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, schemes
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import (
     AttentionSettings,
     BlockwiseSettings,
@@ -28,6 +25,9 @@ from posenc_jax.evaluation.head_statistics import rotary_planes
 from posenc_jax.evaluation.interventions import ParameterizedModel, rotation_off
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder, at_progress
+
+from support import oracles, schemes
+from support.attention_inputs import qkv
 
 N, H, L = 4, 8, 64
 POS = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 70, 71, 90])
@@ -52,12 +52,17 @@ def by_loop(delta_NH, slopes, q, k, v, plain=()):
     out = np.zeros(q.shape)
     for n, i in np.ndindex(N, len(POS)):
         keys = [j for j in range(len(POS)) if SEG[i] == SEG[j] and POS[j] <= POS[i]]
-        z = np.array([
-            (q[i, n] @ k[j, n] / math.sqrt(H) if n in plain else
-             oracles.pope_logit(q[i, n], k[j, n], POS[i], POS[j], delta_NH[n]))
-            - slopes[n] * (POS[i] - POS[j])
-            for j in keys
-        ])  # fmt: skip
+        z = np.array(
+            [
+                (
+                    q[i, n] @ k[j, n] / math.sqrt(H)
+                    if n in plain
+                    else oracles.pope_logit(q[i, n], k[j, n], POS[i], POS[j], delta_NH[n])
+                )
+                - slopes[n] * (POS[i] - POS[j])
+                for j in keys
+            ]
+        )
         w = np.exp(z - z.max())
         out[i, n] = (w / w.sum()) @ v[keys, n]
     return out
@@ -75,7 +80,10 @@ def test_pope_equals_its_equation_forward_and_in_gradients(how, K):
         wide = (np.repeat(x, N // K, axis=1) for x in (k, v))
         return by_loop(delta_NH, [0.0] * N, q, *wide)
 
-    exact = [np.asarray(x, np.float64) for x in (params["0.rotation"]["delta_NH"], *(x[0] for x in arrays))]  # fmt: skip
+    exact = [
+        np.asarray(x, np.float64)
+        for x in (params["0.rotation"]["delta_NH"], *(x[0] for x in arrays))
+    ]
     np.testing.assert_allclose(got[0], loop(*exact), atol=3e-6)
 
     def total(delta_NH, q, k, v):
@@ -91,7 +99,9 @@ def test_pope_equals_its_equation_forward_and_in_gradients(how, K):
             at[which] = at[which] + step * direction
             moved.append(np.sin(loop(*at)).sum())
         slope = (moved[0] - moved[1]) / 2e-5
-        assert float((np.asarray(grad, np.float64) * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-5)  # fmt: skip
+        assert float((np.asarray(grad, np.float64) * direction).sum()) == pytest.approx(
+            slope, rel=1e-4, abs=1e-5
+        )
         assert abs(slope) > 1e-3
 
 
@@ -101,7 +111,9 @@ def test_heads_beside_it_keep_their_own_logits_and_scale(how):
     got = attended(layer, layer.init(jax.random.key(5)), *arrays, implementation=how)
     exact = (np.asarray(x[0], np.float64) for x in arrays)
     slopes = [*oracles.alibi_slopes(2), 0.0, 0.0]
-    np.testing.assert_allclose(got[0], by_loop(np.zeros((N, H)), slopes, *exact, plain=(2, 3)), atol=3e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        got[0], by_loop(np.zeros((N, H)), slopes, *exact, plain=(2, 3)), atol=3e-6
+    )
 
 
 def test_shifts_stay_in_the_queries_so_that_keys_are_shared():
@@ -112,11 +124,15 @@ def test_shifts_stay_in_the_queries_so_that_keys_are_shared():
     pos = jnp.asarray(POS)[None]
     turned = layer.rotate(params, q[:, :, :1], pos, "key")
     assert turned.shape == (1, 12, 1, 2 * H)
-    np.testing.assert_allclose(turned[..., :H] ** 2 + turned[..., H:] ** 2, jax.nn.softplus(q[:, :, :1]) ** 2, rtol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        turned[..., :H] ** 2 + turned[..., H:] ** 2, jax.nn.softplus(q[:, :, :1]) ** 2, rtol=1e-5
+    )
 
 
 def test_shifts_start_at_zero_or_anywhere_and_are_put_back_after_every_update():
-    zero, uniform = (Pope(start=s).init(jax.random.key(0), PLACE)["delta_NH"] for s in ("zero", "uniform"))  # fmt: skip
+    zero, uniform = (
+        Pope(start=s).init(jax.random.key(0), PLACE)["delta_NH"] for s in ("zero", "uniform")
+    )
     np.testing.assert_array_equal(zero, 0)
     assert -2 * math.pi <= uniform.min() < -6 < -0.3 < uniform.max() <= 0
     out = {"delta_NH": jnp.array([[0.4, -1.0, -7.0]])}
@@ -149,7 +165,9 @@ def test_switched_off_it_leaves_magnitudes_and_no_place():
     far = layer.rotate({}, q, jnp.full((1, 12), 99), "query")
     np.testing.assert_allclose(far, jax.nn.softplus(q), rtol=1e-6)
     tokens = jnp.arange(5)[None]
-    logits, _ = Decoder(off.config).apply({"params": off.params}, tokens, tokens, jnp.ones_like(tokens))  # fmt: skip
+    logits, _ = Decoder(off.config).apply(
+        {"params": off.params}, tokens, tokens, jnp.ones_like(tokens)
+    )
     assert np.isfinite(logits).all()
 
 
@@ -173,12 +191,17 @@ def test_kernels_that_cannot_hold_its_columns_refuse_in_words():
     ask = functools.partial(choose_implementation, layer, 1024, 1024)
     assert ask("auto", KernelConditions(64, "bfloat16"), device="gpu").name == "flash"
     for kernel, head_dim in (("flash", 96), ("cudnn", 128)):
-        with pytest.raises(ValueError, match=f"{2 * head_dim} columns of turned queries .*exceed") as caught:  # fmt: skip
+        with pytest.raises(
+            ValueError, match=f"{2 * head_dim} columns of turned queries .*exceed"
+        ) as caught:
             ask(kernel, KernelConditions(head_dim, "bfloat16"))
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="linear attention turns features in place"):
         layer_of("pope+linear")
-    for line, words in (("pope(start=random)", "pope: start must be one of"), ("pope(base=-1)", "pope: base must be")):  # fmt: skip
+    for line, words in (
+        ("pope(start=random)", "pope: start must be one of"),
+        ("pope(base=-1)", "pope: base must be"),
+    ):
         with pytest.raises(ValueError, match=words):
             layer_of(line)
 

@@ -5,8 +5,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
 from posenc_jax.encodings import (
     HeadContext,
     Prope,
@@ -28,6 +26,8 @@ from posenc_jax.encodings.rope_scaling import (
     Yarn,
 )
 from posenc_jax.encodings.temperature import YarnTemperature
+
+from support import oracles
 
 FREQ = inverse_frequencies(128, 10_000.0)
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
@@ -67,7 +67,11 @@ def test_yarn_ramp_runs_between_the_published_pairs():
 @pytest.mark.parametrize("fast", [32.0, 8.0, 4.0])
 def test_yarn_equals_the_oracle(factor, truncate, fast):
     got = Yarn(factor, fast, truncate=truncate).frequencies(FREQ, 10_000.0, 4096)
-    np.testing.assert_allclose(got, oracles.yarn_frequencies(128, 10_000.0, 4096, factor, fast, truncate=truncate), rtol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(
+        got,
+        oracles.yarn_frequencies(128, 10_000.0, 4096, factor, fast, truncate=truncate),
+        rtol=1e-12,
+    )
     other = Yarn(factor, fast, truncate=not truncate).frequencies(FREQ, 10_000.0, 4096)
     assert not np.allclose(got, other, rtol=1e-4)
 
@@ -102,11 +106,15 @@ def test_yarns_amplitude_is_deepseeks_ratio(settings, published):
 
 def test_deepseeks_softmax_scale_is_a_temperature():
     """DeepSeek-V2-Lite: softmax_scale times (0.1 * 0.707 * ln 40 + 1)^2, 1.26080^2."""
-    tau = YarnTemperature(factor=40.0, mscale=0.707).temperature({}, jnp.array([[5]]), jnp.array([[5]]), PLACE)  # fmt: skip
+    tau = YarnTemperature(factor=40.0, mscale=0.707).temperature(
+        {}, jnp.array([[5]]), jnp.array([[5]]), PLACE
+    )
     assert float(tau[0, 0, 0, 0]) == pytest.approx(1.2608037774058553**2, rel=1e-6)
 
 
-@pytest.mark.parametrize("stretch", [Yarn(16.0, attention_factor=1.25), LongRope(16.0, attention_factor=1.25)])  # fmt: skip
+@pytest.mark.parametrize(
+    "stretch", [Yarn(16.0, attention_factor=1.25), LongRope(16.0, attention_factor=1.25)]
+)
 def test_an_attention_factor_given_outright_is_the_amplitude(stretch):
     assert stretch.amplitude(4096) == 1.25
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 16)), jnp.float32)
@@ -123,7 +131,9 @@ def test_yarn_uses_the_original_length():
 def test_llama3_keeps_blends_and_divides_the_published_numbers_of_pairs():
     freq = inverse_frequencies(128, 500_000.0)
     got = Llama3(8.0, original=8192).frequencies(freq, 500_000.0, 131_072)
-    np.testing.assert_allclose(got, oracles.llama3_frequencies(128, 500_000.0, 8.0, 1.0, 4.0, 8192), rtol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(
+        got, oracles.llama3_frequencies(128, 500_000.0, 8.0, 1.0, 4.0, 8192), rtol=1e-12
+    )
     kept, divided = np.isclose(got, freq, rtol=1e-12), np.isclose(got, freq / 8, rtol=1e-12)
     assert (kept.sum(), 64 - kept.sum() - divided.sum(), divided.sum()) == (29, 6, 29)
 
@@ -142,7 +152,9 @@ def test_longrope_takes_the_short_list_up_to_the_original_length_and_the_long_on
 
 
 def test_a_base_change_is_rope_with_that_base():
-    np.testing.assert_allclose(BaseChange(500_000.0).frequencies(FREQ, 1e4, 4096), inverse_frequencies(128, 500_000.0))  # fmt: skip
+    np.testing.assert_allclose(
+        BaseChange(500_000.0).frequencies(FREQ, 1e4, 4096), inverse_frequencies(128, 500_000.0)
+    )
 
 
 @pytest.mark.parametrize("name", ROPE_SCALINGS)
@@ -164,13 +176,16 @@ def test_prope_drops_the_lowest_frequencies_of_the_full_spectrum():
 
 
 @pytest.mark.parametrize(
-    ("kept", "nearest", "down"), [(0.75, 6, 6), (0.7, 6, 5), (0.3, 2, 2), (0.95, 8, 7), (0.5625, 4, 4), (0.6875, 6, 5)]
-)  # fmt: skip
+    ("kept", "nearest", "down"),
+    [(0.75, 6, 6), (0.7, 6, 5), (0.3, 2, 2), (0.95, 8, 7), (0.5625, 4, 4), (0.6875, 6, 5)],
+)
 def test_prope_rounds_the_number_of_pairs_as_asked(kept, nearest, down):
     for rounding, pairs in (("nearest", nearest), ("down", down)):
         freq = Prope(kept=kept, rounding=rounding).frequencies(PLACE)
         np.testing.assert_array_equal(freq[pairs:], 0)
-        np.testing.assert_allclose(freq[:pairs], [oracles.rope_frequency(i, 16, 1e4) for i in range(pairs)])  # fmt: skip
+        np.testing.assert_allclose(
+            freq[:pairs], [oracles.rope_frequency(i, 16, 1e4) for i in range(pairs)]
+        )
 
 
 @pytest.mark.parametrize(("i", "j"), [(3, 0), (600, 599), (9000, 8000), (10_000, 3)])
@@ -186,7 +201,12 @@ def test_xpos_logits_equal_the_oracle(i, j):
 
 
 def test_xpos_names_the_longest_position_that_float32_can_hold():
-    assert parse("xpos").place(num_layers=1, num_heads=4, head_dim=16, model_dim=32, train_length=64).longest() == int(40 * 512 / math.log(3.5)) + 32  # fmt: skip
+    assert (
+        parse("xpos")
+        .place(num_layers=1, num_heads=4, head_dim=16, model_dim=32, train_length=64)
+        .longest()
+        == int(40 * 512 / math.log(3.5)) + 32
+    )
     far = Xpos().longest(PLACE) - 1
     x = jnp.ones((1, 1, 1, 16))
     for side in ("query", "key"):
@@ -196,7 +216,11 @@ def test_xpos_names_the_longest_position_that_float32_can_hold():
 @pytest.mark.parametrize(
     ("line", "rule", "want"),
     [
-        ("rope+alibi(slopes=match)|nope~logn", "yarn:8", "rope(stretch=yarn(factor=8.0))+alibi(slopes=match,factor=8.0)|nope~logn"),
+        (
+            "rope+alibi(slopes=match)|nope~logn",
+            "yarn:8",
+            "rope(stretch=yarn(factor=8.0))+alibi(slopes=match,factor=8.0)|nope~logn",
+        ),
         ("rope+alibi", "rotation.pi:2", "rope(stretch=pi(factor=2.0))+alibi"),
         ("rope+alibi", "bias.pi:2", "rope+alibi(factor=2.0)"),
         ("rope+alibi", "ntk:2", "rope(stretch=ntk(factor=2.0))+alibi(ntk=2.0)"),
@@ -212,7 +236,7 @@ def test_xpos_names_the_longest_position_that_float32_can_hold():
         ("capped(cap=3.0)", "slopes:4", "capped(cap=3.0,factor=4.0)"),
         ("rope+t5", "rotation.pi:2", "rope(stretch=pi(factor=2.0))+t5"),
     ],
-)  # fmt: skip
+)
 def test_a_rule_stretches_rotations_and_biases_together(line, rule, want):
     assert unparse(extend_length(parse(line), rule, length=256, train_length=64)) == want
 

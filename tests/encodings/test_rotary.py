@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
 from posenc_jax import encodings
 from posenc_jax.encodings import HeadContext, Rope
 from posenc_jax.encodings.backend import assume_backend
+
+from support import oracles
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 

@@ -1,7 +1,6 @@
 """The rule rotation.off: a trained scheme without its rotations."""
 
 import pytest
-
 from posenc_jax.encodings import extend_length, parse, unparse
 
 

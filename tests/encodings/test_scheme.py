@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-
-from posenc_jax.encodings import (
-    Rope,
-    parse,
-)
+from posenc_jax.encodings import Rope, parse
 from posenc_jax.encodings.scheme_presets import PRESETS
+
+from support import oracles
 
 SHAPE = {"num_layers": 2, "num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 
@@ -32,7 +29,10 @@ def test_layers_cycle_through_the_pattern():
 
 
 def test_a_scheme_of_more_layers_than_the_model_is_refused_with_both_numbers():
-    message = r"^the scheme has 4 layers and the model 2: give the model at least 4 \(num_layers\), or the scheme fewer$"  # fmt: skip
+    message = (
+        r"^the scheme has 4 layers and the model 2: give the model at least 4 \(num_layers\), "
+        r"or the scheme fewer$"
+    )
     with pytest.raises(ValueError, match=message):
         parse(PRESETS["rnope-swa-4"]).place(**SHAPE)
     layers = parse(PRESETS["rnope-swa-4"]).place(**SHAPE | {"num_layers": 4}).layers

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, runs
-
 from configs import smoke
 from configs.studies import cpu
 from posenc_jax.encodings import REGISTRY, Alibi, HeadContext, parse, register, unparse
@@ -19,6 +17,8 @@ from posenc_jax.study.grid import Arm, Study
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
+
+from support import oracles, runs
 
 L = 128
 
@@ -60,18 +60,26 @@ def test_a_name_that_is_nearly_one_gets_a_hint_and_none_stands_inside_a_line():
         ("stepe", "unknown encoding 'stepe'; did you mean 'steep'"),
         ("rnope-swa", "did you mean 'rnope-swa-"),
         ("xyzzyq", r"known: adaptive_ssmax, alibi, .*coupled-rotated, .*steep, "),
-        ("rope+steep", r"character 6: 'steep' is the name of a whole line and no part of one: 3\*\(rope"),
+        (
+            "rope+steep",
+            r"character 6: 'steep' is the name of a whole line and no part of one: 3\*\(rope",
+        ),
         ("steep,nope", "'steep' is the name of a whole line"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=words):
             parse(text)
     with pytest.raises(ValueError, match=r"unknown encoding 'stepe'(?!.*'steep')"):
         parse("rope+stepe")
-    with pytest.raises(ValueError, match=r"'steep' is the name of a preset: .*; choose another name"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"'steep' is the name of a preset: .*; choose another name"
+    ):
         register("steep", Alibi)
 
 
-@pytest.mark.parametrize(("name", "nats"), [("coupled", 4), ("steep", 16), ("steep-10", 40), ("steep-20", 80), ("steep-10-unrotated", 40)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "nats"),
+    [("coupled", 4), ("steep", 16), ("steep-10", 40), ("steep-20", 80), ("steep-10-unrotated", 40)],
+)
 def test_steep_heads_lose_so_many_nats_over_a_training_length(name, nats):
     layer = layers_of(name)[0]
     slope_N = np.asarray(layer.linear_slope_N({}))
@@ -117,8 +125,13 @@ def stepped(name):
         model = Decoder(config.model_config(260))
         state = state_builder(config, model, mesh)[0](jax.random.key(0))
         before = jax.device_get(state["params"])
-        batch = {"tokens_BT": tokens[..., :-1], "targets_BT": tokens[..., 1:], "weights_BT": ones.astype(np.float32),
-                 "positions_BT": ones * np.arange(16, dtype=np.int32), "segments_BT": ones}  # fmt: skip
+        batch = {
+            "tokens_BT": tokens[..., :-1],
+            "targets_BT": tokens[..., 1:],
+            "weights_BT": ones.astype(np.float32),
+            "positions_BT": ones * np.arange(16, dtype=np.int32),
+            "segments_BT": ones,
+        }
         step = make_step(config, model)
         for _ in range(3):  # the first one is at a rate of zero
             state, _ = step(state, batch)
@@ -128,7 +141,13 @@ def stepped(name):
 THOROUGH = ("fox", "rope-fox", "coupled-fox", "nape-adaptive", "pope-match", "three-terms")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough if n in THOROUGH else pytest.mark.slow) for n in PRESETS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.thorough if n in THOROUGH else pytest.mark.slow)
+        for n in PRESETS
+    ],
+)
 def test_training_moves_whatever_is_learned(name):
     before, after = stepped(name)
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, after)

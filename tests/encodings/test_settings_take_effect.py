@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from posenc_jax.encodings import REGISTRY, Absolute, HeadContext, Rotation, Temperature
 from posenc_jax.encodings.base import TokenTemperature
 from posenc_jax.encodings.rope_scaling import ROPE_SCALINGS, Yarn
@@ -59,7 +58,12 @@ def output(part):
 KINDS = (Absolute, Rotation, Temperature)  # biases: tests/encodings/test_bias.py
 
 
-FIELDS = [(name, f.name) for name, part in REGISTRY.items() if issubclass(part, KINDS) for f in dataclasses.fields(part)]  # fmt: skip
+FIELDS = [
+    (name, f.name)
+    for name, part in REGISTRY.items()
+    if issubclass(part, KINDS)
+    for f in dataclasses.fields(part)
+]
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
@@ -81,7 +85,9 @@ def test_every_setting_of_a_stretch_changes_it(name):
         "long": tuple(np.linspace(2, 4, 32)),
         "length": 5000,
     }
-    part = ROPE_SCALINGS[name](**({k: v for k, v in full.items() if k in ROPE_SCALINGS[name].__dataclass_fields__}))  # fmt: skip
+    part = ROPE_SCALINGS[name](
+        **({k: v for k, v in full.items() if k in ROPE_SCALINGS[name].__dataclass_fields__})
+    )
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.name == "length":
@@ -97,5 +103,9 @@ def test_every_setting_of_a_stretch_changes_it(name):
         else:
             changed = value * 2
         rival = dataclasses.replace(part, **{field.name: changed})
-        same = np.allclose(part.frequencies(freq_h, 10_000.0, 4096), rival.frequencies(freq_h, 10_000.0, 4096), rtol=1e-9)  # fmt: skip
+        same = np.allclose(
+            part.frequencies(freq_h, 10_000.0, 4096),
+            rival.frequencies(freq_h, 10_000.0, 4096),
+            rtol=1e-9,
+        )
         assert not same or part.amplitude(4096) != rival.amplitude(4096), field.name

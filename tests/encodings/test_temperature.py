@@ -7,20 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-from support.attention_inputs import qkv
-from support.decoders import model
-from support.schemes import layer_of, placed
-
 from posenc_jax.attention import AttentionSettings, OptionalInputs, TokenSide, attend
-from posenc_jax.encodings import (
-    HeadContext,
-    Rope,
-    angles,
-    parse,
-    rotate,
-    unparse,
-)
+from posenc_jax.encodings import HeadContext, Rope, angles, parse, rotate, unparse
 from posenc_jax.encodings.rope_scaling import Yarn
 from posenc_jax.encodings.temperature import (
     AdaptiveSSMax,
@@ -31,6 +19,11 @@ from posenc_jax.encodings.temperature import (
 )
 from posenc_jax.evaluation.properties import shift_errors
 from posenc_jax.model.cache import required_slots
+
+from support import oracles
+from support.attention_inputs import qkv
+from support.decoders import model
+from support.schemes import layer_of, placed
 
 PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_length=64)
 
@@ -53,7 +46,16 @@ def floats():
 
 def attended(layer, params, q, k, v, x, **how):
     pos, seg = jnp.asarray(POS)[None], jnp.asarray(SEG)[None]
-    return attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(**how), optional=OptionalInputs(x))  # fmt: skip
+    return attend(
+        q,
+        k,
+        v,
+        layer,
+        params,
+        TokenSide(pos, seg),
+        settings=AttentionSettings(**how),
+        optional=OptionalInputs(x),
+    )
 
 
 def by_loop(tau, slopes, q, k, v, window=10**6):
@@ -68,12 +70,18 @@ def by_loop(tau, slopes, q, k, v, window=10**6):
 NAPE = [1.0, 0.5, 0.0, 0.0]
 
 
-CASES = {"alibi(slopes=harmonic)|nope~ssmax": (NAPE, 2), "alibi(slopes=harmonic)|nope~adaptive_ssmax": (NAPE, 2),
-         "nope~ssmax": ([0.0] * 4, 0), "nope~adaptive_ssmax": ([0.0] * 4, 0)}  # fmt: skip
+CASES = {
+    "alibi(slopes=harmonic)|nope~ssmax": (NAPE, 2),
+    "alibi(slopes=harmonic)|nope~adaptive_ssmax": (NAPE, 2),
+    "nope~ssmax": ([0.0] * 4, 0),
+    "nope~adaptive_ssmax": ([0.0] * 4, 0),
+}
 
 
 def tau_of(line, params, x, first=None, window=10**6):
-    """tau(head, query) in float64; a document's keys are counted from its own first one, in a head's window."""
+    """tau(head, query) in float64; a document's keys are counted from its own first one, in a head's
+    window.
+    """
     first = CASES[line][1] if first is None else first
     own = {k: np.asarray(v, np.float64) for k, v in next(iter(params.values())).items()}
 
@@ -96,18 +104,27 @@ def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
     layer = layer_of(line)
     params, (q, k, v, x) = trained(layer), floats()
     got = attended(layer, params, q, k, v, x, implementation=how)
-    np.testing.assert_allclose(got[0], by_loop(tau_of(line, params, x), CASES[line][0], q, k, v), atol=3e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        got[0], by_loop(tau_of(line, params, x), CASES[line][0], q, k, v), atol=3e-6
+    )
 
     def along(step, direction, loop=False):
         """The sum of sines of the result, `step` away along a direction in parameters and tokens."""
-        moved, there = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, (params, x), direction)  # fmt: skip
+        moved, there = jax.tree.map(
+            lambda a, d: np.asarray(a, np.float64) + step * d, (params, x), direction
+        )
         return np.sin(by_loop(tau_of(line, moved, there), CASES[line][0], q, k, v)).sum()
 
-    grads = jax.grad(lambda p, x: jnp.sin(attended(layer, p, q, k, v, x, implementation=how)).sum(), (0, 1))(params, x)  # fmt: skip
+    grads = jax.grad(
+        lambda p, x: jnp.sin(attended(layer, p, q, k, v, x, implementation=how)).sum(), (0, 1)
+    )(params, x)
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape), (params, x))
     slope = (along(1e-5, direction) - along(-1e-5, direction)) / 2e-5
-    ours = sum(float((np.asarray(g, np.float64) * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))  # fmt: skip
+    ours = sum(
+        float((np.asarray(g, np.float64) * d).sum())
+        for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    )
     assert ours == pytest.approx(slope, rel=1e-4, abs=1e-5)
     assert abs(slope) > 1e-2
 
@@ -173,7 +190,10 @@ def test_a_temperature_without_a_bound_evicts_nothing():
     assert required_slots(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
 
 
-@pytest.mark.parametrize("line", ["rope~ssmax", "rope~adaptive_ssmax", "window(size=9)~ssmax", "window(size=9)~adaptive_ssmax"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    ["rope~ssmax", "rope~adaptive_ssmax", "window(size=9)~ssmax", "window(size=9)~adaptive_ssmax"],
+)
 def test_a_shift_is_exact_where_keys_in_sight_are_counted_and_not_where_they_are_not(line):
     config, params = model(line)
     rows = np.random.default_rng(0).integers(0, 37, (2, 24))

@@ -5,13 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from support import oracles
-from support.schemes import layer_of
-
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.encodings import HeadContext, Window, analysis, extend_length, parse, unparse
 from posenc_jax.encodings.scheme_arrays import scheme_arrays
 from posenc_jax.report.scheme_figures import sees_alike
+
+from support import oracles
+from support.schemes import layer_of
 
 N, K, H, L, T = 4, 2, 16, 64, 41
 
@@ -32,7 +32,11 @@ def test_a_window_is_tokens_or_a_share_of_the_training_length():
         assert Window(size).tokens(place) == tokens
         Window(size).check(place)
     assert placed("3*(rope+window(size=L/4))|nope").window_N == (16, 16, 16, None)
-    for line in ("3*(rope+window(size=L/4)),nope~logn", "window(size=300)|rope+alibi+window", "rope+window(size=L)"):  # fmt: skip
+    for line in (
+        "3*(rope+window(size=L/4)),nope~logn",
+        "window(size=300)|rope+alibi+window",
+        "rope+window(size=L)",
+    ):
         assert unparse(parse(line)) == line
     assert parse("window(size=L/8)+rope") == parse("rope+window")
 
@@ -71,7 +75,9 @@ def test_a_stretch_leaves_a_window_as_it_was_trained():
 
 
 def test_reports_say_how_far_windows_let_heads_see():
-    scheme = parse("rope+window(size=20)|alibi+window(size=300)|nope").place(**SHAPE | {"num_heads": 3})  # fmt: skip
+    scheme = parse("rope+window(size=20)|alibi+window(size=300)|nope").place(
+        **SHAPE | {"num_heads": 3}
+    )
     params = analysis.initial_parameters(scheme, jax.random.key(0))
     heads = analysis.analyze_heads(scheme, params, 1000, (50.0,))[:3]
     assert [h.sight for h in heads] == [20, 300, None]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from support import machine
 from support.entries import ROOT, typed
 
@@ -100,8 +101,12 @@ def refused(run, tmp_path, arguments, message):
     ended = run(
         *(a.format(**places) for a in arguments),
         f"--workdir={workdir}",
-        *([f"--config.data.data_dir={tmp_path / 'data'}"] if len(arguments) > 1 and arguments[0] == "train.py" and "nosuch.py" not in arguments[1] else []),
-    )  # fmt: skip
+        *(
+            [f"--config.data.data_dir={tmp_path / 'data'}"]
+            if len(arguments) > 1 and arguments[0] == "train.py" and "nosuch.py" not in arguments[1]
+            else []
+        ),
+    )
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     assert message.format(**places) in ended.stderr
@@ -109,7 +114,9 @@ def refused(run, tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
-def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(tmp_path, forks, arguments, message):  # fmt: skip
+def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(
+    tmp_path, forks, arguments, message
+):
     refused(forks.run, tmp_path, arguments, message)
 
 
@@ -131,8 +138,9 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset(tmp_path, forks):
     (tmp_path / "b.txt").write_bytes(b"caf\xe9 au lait")
     run = forks.run(
         *smoke("--config.data.corpus=text_folder", f"--config.data.folder={tmp_path}"),
-        f"--workdir={tmp_path / 'w'}", f"--config.data.data_dir={tmp_path / 'data'}",
-    )  # fmt: skip
+        f"--workdir={tmp_path / 'w'}",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+    )
     assert run.returncode == 2
     assert "b.txt" in run.stderr
     assert " 3" in run.stderr
@@ -159,8 +167,19 @@ def test_a_workdir_that_cannot_be_is_one_line(tmp_path, forks, entry, place):
 @pytest.mark.parametrize("how", ["terminate", "kill"])
 def test_a_study_that_is_stopped_stops_its_runs_and_goes_on_later(tmp_path, how):
     workdir = tmp_path / "study"
-    arguments = [sys.executable, "scripts/study.py", "--study=configs/studies/smoke.py", f"--workdir={workdir}"]  # fmt: skip
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **machine.ONE_DEVICE})  # fmt: skip
+    arguments = [
+        sys.executable,
+        "scripts/study.py",
+        "--study=configs/studies/smoke.py",
+        f"--workdir={workdir}",
+    ]
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **machine.ONE_DEVICE},
+    )
     while not list(workdir.glob("runs/*/metrics.jsonl")):
         time.sleep(0.1)
         assert process.poll() is None

@@ -1,7 +1,6 @@
 """Capture of activations in batches of one size."""
 
 import numpy as np
-
 from posenc_jax.evaluation.capture import over_batches
 
 

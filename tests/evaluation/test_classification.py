@@ -6,15 +6,15 @@ import types
 import jax
 import numpy as np
 import pytest
-from support import runs
-from support.planted_classes import planted, small
-
 from posenc_jax.data.tokenizers import ByteTokenizer
 from posenc_jax.evaluation import classification
 from posenc_jax.evaluation.classification import Classifier, ClassScores
 from posenc_jax.evaluation.context import EvaluationContext, Multiples
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks.longtext import LabelledCorpus, LabelTokenizer
+
+from support import runs
+from support.planted_classes import planted, small
 
 SPLITS = ("train", "dev", "test")
 
@@ -70,9 +70,18 @@ EVERY = [10, 14, 15, 30, 31, 62, 63, 126, 127, 300]  # texts; two more are read
 
 def test_a_reader_of_the_planted_byte_is_right_everywhere(tmp_path):
     rows, _ = rows_of(planted(EVERY), lambda ids: one_hot(ids[3] - 48), tmp_path)
-    for bucket in ("length:<=L", "length:L-2L", "length:2L-4L", "length:4L-8L", "length:>8L", "all"):  # fmt: skip
+    for bucket in (
+        "length:<=L",
+        "length:L-2L",
+        "length:2L-4L",
+        "length:4L-8L",
+        "length:>8L",
+        "all",
+    ):
         assert rows[bucket, "longtext_corrected"]["value"] == 1
-        assert rows[bucket, "longtext_nll"]["value"] == pytest.approx(math.log(1 + 2 * math.exp(-10)))  # fmt: skip
+        assert rows[bucket, "longtext_nll"]["value"] == pytest.approx(
+            math.log(1 + 2 * math.exp(-10))
+        )
         assert rows[bucket, "longtext_bag_corrected"]["value"] == 1
     assert rows["all", "longtext_corrected"]["n"] == 30
     assert rows["length:4L-8L", "longtext_corrected"]["length"] == 8 * L
@@ -108,7 +117,9 @@ def test_scores_are_those_of_loops_over_classes(tmp_path):
     accuracy = sum(sum(v) / len(v) for v in right.values()) / 3
     loss = sum(sum(v) / len(v) for v in nats.values()) / 3
     assert rows["length:2L-4L", "longtext_accuracy"]["value"] == pytest.approx(accuracy)
-    assert rows["length:2L-4L", "longtext_corrected"]["value"] == pytest.approx((accuracy - 1 / 3) / (2 / 3))  # fmt: skip
+    assert rows["length:2L-4L", "longtext_corrected"]["value"] == pytest.approx(
+        (accuracy - 1 / 3) / (2 / 3)
+    )
     assert rows["length:2L-4L", "longtext_nll"]["value"] == pytest.approx(loss)
 
 
@@ -117,7 +128,13 @@ def test_testing_reads_up_to_eight_lengths_and_says_what_the_first_length_gives(
     pairs = [(n, c) for n in EVERY for c in range(3)]
     texts = [(f"d{i}", b"x" * (n - 1) + b"%d" % c) for i, (n, c) in enumerate(pairs)]
     class_R = np.array([c for _, c in pairs], np.int32)
-    corpus = LabelledCorpus("ended", "", ("a", "b", "c"), {"test": texts, "train": texts}, {"test": class_R, "train": class_R})  # fmt: skip
+    corpus = LabelledCorpus(
+        "ended",
+        "",
+        ("a", "b", "c"),
+        {"test": texts, "train": texts},
+        {"test": class_R, "train": class_R},
+    )
     rows, reader = rows_of(
         corpus, lambda ids: one_hot(ids[-2] - 48 if ids[-2] < 99 else 0), tmp_path
     )
@@ -137,7 +154,9 @@ def test_what_does_not_fit_or_lacks_a_class_is_skipped_with_its_reason(tmp_path,
     assert ("length:L-2L" in skipped) == (2 not in fits)
     assert max(len(ids) for ids in reader.seen) == max(fits) * L
     lacking, _ = rows_of(planted([10, (20, 1)]), lambda ids: one_hot(0), tmp_path)
-    assert "no document of class0, class2" in lacking["length:L-2L", "longtext_corrected"]["skipped"]  # fmt: skip
+    assert (
+        "no document of class0, class2" in lacking["length:L-2L", "longtext_corrected"]["skipped"]
+    )
 
 
 def test_class_logits_are_a_linear_head_on_the_last_token_and_padding_changes_nothing():

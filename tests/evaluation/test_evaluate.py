@@ -6,18 +6,20 @@ import shutil
 
 import jax
 import pytest
-from support import runs
-from support.result_rows import row_of_8_tokens
-
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.evaluation import evaluate, extrapolation, perplexity
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.results.row_file import RowFile
 
+from support import runs
+from support.result_rows import row_of_8_tokens
+
 
 @pytest.mark.thorough
 def test_an_arm_without_the_positions_for_a_context_says_so(trained):
-    """`learned` has L positions: the in-distribution row is measured, the longer ones are skipped in words."""
+    """`learned` has L positions: the in-distribution row is measured, the longer ones are skipped in
+    words.
+    """
     path = evaluate.evaluate(
         trained, multiples=(1,), suites=("E3", "E7"), split="dev", stretch=None
     )
@@ -40,7 +42,11 @@ def test_evaluation_resumes_per_item_and_gives_the_same_rows(trained, monkeypatc
     path.write_text("".join(line + "\n" for line in kept))
     measured = []
     score = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: measured.append(rows.shape) or score(self, rows, *window))  # fmt: skip
+    monkeypatch.setattr(
+        Scorer,
+        "score",
+        lambda self, rows, *window: measured.append(rows.shape) or score(self, rows, *window),
+    )
     evaluate.evaluate(trained, multiples=(1,), suites=None, split="dev", stretch=None)
     assert len(measured) == 1
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines())
@@ -59,7 +65,9 @@ def test_an_arm_that_reads_less_far_scores_the_same_targets(trained, monkeypatch
     """The stretches come from the study's longest multiple, not from what fits the arm."""
     asked = []
     cut = perplexity.held_out_stretches
-    monkeypatch.setattr(extrapolation, "held_out_stretches", lambda s, n, c: asked.append(n) or cut(s, n, c))  # fmt: skip
+    monkeypatch.setattr(
+        extrapolation, "held_out_stretches", lambda s, n, c: asked.append(n) or cut(s, n, c)
+    )
     evaluate.evaluate(trained, multiples=(1,), suites=("E1",), split="test", stretch=None)
     assert asked == [8 * 32 + 16]
 
@@ -192,12 +200,23 @@ def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch
     config["evaluation"]["pairs"] = 8
     (workdir / "config.json").write_text(json.dumps(config))
     score = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, rows, *window: scored.append(rows.shape) or score(self, rows, *window))  # fmt: skip
+    monkeypatch.setattr(
+        Scorer,
+        "score",
+        lambda self, rows, *window: scored.append(rows.shape) or score(self, rows, *window),
+    )
     asked = ("mqar", "mqar_8", "mqar_16")
     path = evaluate.evaluate(workdir, multiples=(3,), suites=asked, split="dev", stretch=None)
     assert len(scored) == 2
     rows = [row for row in runs.rows(path) if row["length"] == 96 and row["metric"][:4] == "mqar"]
-    values = {name: [(r["bucket"], r["value"], r["n"]) for r in rows if r["metric"].rpartition("_")[0] == name] for name in asked}  # fmt: skip
+    values = {
+        name: [
+            (r["bucket"], r["value"], r["n"])
+            for r in rows
+            if r["metric"].rpartition("_")[0] == name
+        ]
+        for name in asked
+    }
     assert len(values["mqar"]) > 10
     assert values["mqar"] == values["mqar_8"] != values["mqar_16"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.evaluation import evaluate
+
+from support import runs
 
 pytestmark = pytest.mark.thorough
 
@@ -36,7 +36,9 @@ def whole(tmp_path_factory, data_dir):
     return workdir, path.read_bytes()
 
 
-def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, tmp_path, monkeypatch):  # fmt: skip
+def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(
+    whole, tmp_path, monkeypatch
+):
     workdir, rows = whole
     shutil.copytree(workdir, tmp_path / "x")
     replace, savez = os.replace, np.savez
@@ -58,7 +60,9 @@ def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, t
         monkeypatch.setattr(os, "replace", until(2 + turn % 2, replace))
         monkeypatch.setattr(np, "savez", until(1 + turn % 3, savez))
         try:
-            path = evaluate.evaluate(tmp_path / "x", multiples=(1, 4), suites=ASK, split="dev", stretch=None)  # fmt: skip
+            path = evaluate.evaluate(
+                tmp_path / "x", multiples=(1, 4), suites=ASK, split="dev", stretch=None
+            )
         except Killed:
             continue
         break
@@ -70,13 +74,21 @@ def test_an_evaluation_cut_between_any_two_writes_ends_in_the_same_rows(whole, t
 def test_an_evaluation_killed_outright_at_random_moments_ends_in_the_same_rows(whole, tmp_path):
     workdir, rows = whole
     shutil.copytree(workdir, tmp_path / "x")
-    command = [sys.executable, "scripts/evaluate.py", f"--workdir={tmp_path / 'x'}", "--lengths=1,4", f"--suite={','.join(ASK)}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/evaluate.py",
+        f"--workdir={tmp_path / 'x'}",
+        "--lengths=1,4",
+        f"--suite={','.join(ASK)}",
+    ]
     # Compiled as in this process (conftest.py): another compilation rounds in another way.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     place = tmp_path / "x" / "evaluation_dev" / "rows.jsonl"
     moments, kills = random.Random(0), 0
     for _ in range(12):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         began = place.stat().st_size if place.exists() else 0
         while process.poll() is None and (place.stat().st_size if place.exists() else 0) == began:
             time.sleep(0.01)

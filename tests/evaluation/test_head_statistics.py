@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles_probes as oracle
-from support import schemes
-from support.schemes import layer_of
-
 from posenc_jax.attention import attention_statistics
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.encodings import GatedBias, parse
@@ -20,17 +16,37 @@ from posenc_jax.evaluation import head_statistics
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.passkey_mqar import mqar, passkey
 
+from support import oracles_probes as oracle
+from support import schemes
+from support.schemes import layer_of
+
 N, K, H, L = 4, 2, 8, 32
 T, FIRST = 36, 2  # 34 queries: a block and a bit
 SOFTMAX = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is None)
 QUICK = ("rope", "t5", "rope+forget(start=match)|nope~scale_invariant")
 THOROUGH = (
-    "nope", "alibi", "xpos", "fire", "forget", "nope~scale_invariant", "rope+alibi", "mixed|axial+alibi2d", "window", "pope",
-)  # fmt: skip
+    "nope",
+    "alibi",
+    "xpos",
+    "fire",
+    "forget",
+    "nope~scale_invariant",
+    "rope+alibi",
+    "mixed|axial+alibi2d",
+    "window",
+    "pope",
+)
 EVERY = [
-    pytest.param(line, marks=() if line in QUICK else pytest.mark.thorough if line in THOROUGH else pytest.mark.slow)
+    pytest.param(
+        line,
+        marks=()
+        if line in QUICK
+        else pytest.mark.thorough
+        if line in THOROUGH
+        else pytest.mark.slow,
+    )
     for line in SOFTMAX
-]  # fmt: skip
+]
 LINEAR = tuple(line for line in schemes.ALL if parse(line).layers[0][0].form is not None)
 
 
@@ -104,8 +120,13 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
         for name, share in want["blind"].items():
             np.testing.assert_allclose(found.blind_BNQ[name][b], share, atol=1e-6)
     sums = head_statistics.merge_sums([found], FIRST)
-    every = [(i - j, content[b, n, i, j] + bias[b, n, i, j]) for n in (1,) for b in range(rows)
-             for i in range(FIRST, T) for j in range(i + 1)]  # fmt: skip
+    every = [
+        (i - j, content[b, n, i, j] + bias[b, n, i, j])
+        for n in (1,)
+        for b in range(rows)
+        for i in range(FIRST, T)
+        for j in range(i + 1)
+    ]
     assert head_statistics.relative_structure(sums)[1] == pytest.approx(
         oracle.relative_structure(every), abs=2e-4
     )
@@ -149,7 +170,17 @@ def test_linear_attention_is_refused_in_words(line):
             q, k, layer, {}, pos_BT=pos, cum_log_forget_BTN=None, sink_N=None, first=0
         )
     with pytest.raises(ValueError, match="linear attention has no softmax"):
-        attention_statistics.needle_statistics(q, k, layer, {}, pos_BT=pos, cum_log_forget_BTN=None, sink_N=None, query_BA=pos[:, :1], key_BA=pos[:, :1])  # fmt: skip
+        attention_statistics.needle_statistics(
+            q,
+            k,
+            layer,
+            {},
+            pos_BT=pos,
+            cum_log_forget_BTN=None,
+            sink_N=None,
+            query_BA=pos[:, :1],
+            key_BA=pos[:, :1],
+        )
 
 
 def still(line, length, num_heads=N, first=0):
@@ -171,7 +202,9 @@ def test_uniform_attention_spreads_over_octaves_by_their_width():
     _, found = still("nope", 64, first=63)
     sums = head_statistics.merge_sums([found], 63)
     for low, high in ((0, 1), (1, 2), (2, 4), (8, 16), (32, 64)):
-        np.testing.assert_allclose(head_statistics.mass_between(sums, low, high), (high - low) / 64, rtol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(
+            head_statistics.mass_between(sums, low, high), (high - low) / 64, rtol=1e-5
+        )
     np.testing.assert_allclose(head_statistics.mean_distance(sums), 63 / 2, rtol=1e-5)
 
 
@@ -207,8 +240,19 @@ def test_kendall_is_the_sign_of_a_trend_and_nothing_for_a_flat_one():
 def chosen(case, query, key, sink=None):
     layer, params, q, k, pos, clock = case
     query, key = (jnp.asarray(x)[None] for x in (query, key))
-    run = jax.jit(lambda q, k, pos, clock, query, key: attention_statistics.needle_statistics(
-        q, k, layer, params, pos_BT=pos, cum_log_forget_BTN=clock, sink_N=sink, query_BA=query, key_BA=key))  # fmt: skip
+    run = jax.jit(
+        lambda q, k, pos, clock, query, key: attention_statistics.needle_statistics(
+            q,
+            k,
+            layer,
+            params,
+            pos_BT=pos,
+            cum_log_forget_BTN=clock,
+            sink_N=sink,
+            query_BA=query,
+            key_BA=key,
+        )
+    )
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
 
 
@@ -219,7 +263,13 @@ def test_needles_equal_one_query_at_a_time(line):
     found = chosen(case, query, key)
     content, bias = pairs_of(*case)
     for b, n, a in np.ndindex(1, N, 3):
-        here = (content[b, n, query[a]], bias[b, n, query[a]], query[a], key[a], windows_of(case[0])[n])  # fmt: skip
+        here = (
+            content[b, n, query[a]],
+            bias[b, n, query[a]],
+            query[a],
+            key[a],
+            windows_of(case[0])[n],
+        )
         weight, margin, reach = oracle.needle(*here)
         assert found.weight_BNA[b, n, a] == pytest.approx(weight, rel=1e-3, abs=1e-6)
         assert found.margin_BNA[b, n, a] == pytest.approx(margin, abs=1e-3)
@@ -239,9 +289,16 @@ def test_a_planted_margin_reaches_as_far_as_predicted_and_no_further():
     k = k.at[np.arange(B), key_BA[:, 0], :, 0].set(margin * math.sqrt(H))
     q = jnp.zeros((B, length, N, H)).at[:, :, :, 0].set(1.0)
     found = attention_statistics.needle_statistics(
-        q, k, placed("alibi"), {}, pos_BT=jnp.tile(jnp.arange(length), (B, 1)), cum_log_forget_BTN=None, sink_N=None,
-        query_BA=jnp.full((B, 1), length - 1), key_BA=jnp.asarray(key_BA),
-    )  # fmt: skip
+        q,
+        k,
+        placed("alibi"),
+        {},
+        pos_BT=jnp.tile(jnp.arange(length), (B, 1)),
+        cum_log_forget_BTN=None,
+        sink_N=None,
+        query_BA=jnp.full((B, 1), length - 1),
+        key_BA=jnp.asarray(key_BA),
+    )
     np.testing.assert_allclose(found.margin_BNA, margin, rtol=1e-4)
     reaches = []
     for n in range(N):
@@ -308,7 +365,9 @@ def test_heads_on_several_devices_are_watched_like_heads_on_one():
     layout = jax.NamedSharding(mesh, jax.P("data", None, "model", None))
     layer, params, q, k, pos, clock = case
     spread = (layer, params, *(jax.device_put(x, layout) for x in (q, k)), pos, clock)
-    for one, many in zip(jax.tree.leaves(watch(*case)), jax.tree.leaves(watch(*spread)), strict=True):  # fmt: skip
+    for one, many in zip(
+        jax.tree.leaves(watch(*case)), jax.tree.leaves(watch(*spread)), strict=True
+    ):
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
 
 
@@ -317,7 +376,11 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
     def peak(length):
         q, k, pos, _ = tensors(length, B=1)
-        run = jax.jit(lambda *a: attention_statistics.attention_statistics(a[0], a[1], layer, {}, pos_BT=a[2], cum_log_forget_BTN=None, sink_N=None, first=0))  # fmt: skip
+        run = jax.jit(
+            lambda *a: attention_statistics.attention_statistics(
+                a[0], a[1], layer, {}, pos_BT=a[2], cum_log_forget_BTN=None, sink_N=None, first=0
+            )
+        )
         return run.lower(q, k, pos).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(4096) < 2.5 * peak(2048) < 4 * N * 2048 * 2048  # less than one T x S array

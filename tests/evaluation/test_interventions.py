@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support.parameterized_models import SMALL, model
-
 from posenc_jax.encodings import parse
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation import interventions as change
 from posenc_jax.evaluation.interventions import ParameterizedModel
 from posenc_jax.model.decoder import Decoder
+
+from support import runs
+from support.parameterized_models import SMALL, model
 
 T, V = 24, 50
 
@@ -105,17 +105,38 @@ def test_suites_p_and_m_fill_rows_once_for_every_head_and_resume(data_dir, tmp_p
     for metric in ("M2_entropy", "M4_sink", "M7_kendall", "P2_relative_structure"):
         for k in (1, 2):
             assert {b for m, at, b in keys if (m, at) == (metric, k)} == heads
-    mass = {h: sum(r["value"] for r in rows if r["metric"] == "M1_distance" and r["k"] == 2 and r["bucket"].startswith(f"{h} ")) for h in heads}  # fmt: skip
+    mass = {
+        h: sum(
+            r["value"]
+            for r in rows
+            if r["metric"] == "M1_distance" and r["k"] == 2 and r["bucket"].startswith(f"{h} ")
+        )
+        for h in heads
+    }
     assert all(total == pytest.approx(1, abs=1e-5) for total in mass.values())
     names = {r["metric"] for r in rows}
-    assert {"P1_shift_error", "P3_offset_accuracy", "P4_bpb_ctx_change", "P5_largest_rise", "M1_rho_far",
-            "M3_gradient", "M5_frequency_use", "M6_content", "M9_mass", "M10_margin", "M11_blind",
-            "M12_bpb_ctx_change"} <= names  # fmt: skip
+    assert {
+        "P1_shift_error",
+        "P3_offset_accuracy",
+        "P4_bpb_ctx_change",
+        "P5_largest_rise",
+        "M1_rho_far",
+        "M3_gradient",
+        "M5_frequency_use",
+        "M6_content",
+        "M9_mass",
+        "M10_margin",
+        "M11_blind",
+        "M12_bpb_ctx_change",
+    } <= names
     lengths = {r["metric"]: r["length"] for r in rows if r["metric"].startswith("P4_")}
     within = {"P4_bpb_ctx_change": 16, "P4_passkey_accuracy_change": 32}  # L = 32: targets end at L
     assert {name: lengths[name] for name in within} == within
     every = change.every_intervention(SMALL, 0)
-    for metric, lengths in (("M12_bpb_ctx_change", (16, 64)), ("M12_passkey_accuracy_change", (32, 64))):  # fmt: skip
+    for metric, lengths in (
+        ("M12_bpb_ctx_change", (16, 64)),
+        ("M12_passkey_accuracy_change", (32, 64)),
+    ):
         for length in lengths:  # at L and at the longest, text within L
             found = [r["bucket"] for r in rows if (r["metric"], r["length"]) == (metric, length)]
             assert sorted(found) == sorted(every), (metric, length)

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.evaluation import evaluate, key_targets, load_run, perplexity
 from posenc_jax.model.decoder import Decoder
+
+from support import runs
 
 pytestmark = pytest.mark.thorough
 
@@ -23,9 +23,15 @@ def pair(tmp_path_factory, data_dir):
     small = {"retrieval_share": 0.0}
     evaluation = {"multiples": (1, 2, 4), "stretches": 4, "instances": 10}
     longer = {"steps": 8, "length": 4 * L, "batch_size": 8, "log_every": 4, "save_every": 8}
-    runs.finished(runs.config(data_dir, "rope", train=longer, data=small, evaluation=evaluation), folder / "reference")  # fmt: skip
+    runs.finished(
+        runs.config(data_dir, "rope", train=longer, data=small, evaluation=evaluation),
+        folder / "reference",
+    )
     shorter = longer | {"length": L}
-    runs.finished(runs.config(data_dir, "rope+alibi", train=shorter, data=small, evaluation=evaluation), folder / "arm")  # fmt: skip
+    runs.finished(
+        runs.config(data_dir, "rope+alibi", train=shorter, data=small, evaluation=evaluation),
+        folder / "arm",
+    )
     return folder / "reference", folder / "arm"
 
 
@@ -75,7 +81,9 @@ def test_targets_that_a_reference_chose_are_what_an_arm_is_scored_on(pair, tmp_p
 def test_targets_of_other_stretches_and_references_of_other_lengths_are_refused(pair, tmp_path):
     reference, arm = pair
     evaluate.write_key_targets(reference, tmp_path / "targets.json", split="dev")
-    with pytest.raises(ValueError, match="lists targets of split=dev; this evaluation has split=test"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="lists targets of split=dev; this evaluation has split=test"
+    ):
         evaluate.evaluate(arm, **ASK, key_targets=tmp_path / "targets.json")
     config, run = (json.loads((arm / name).read_text()) for name in ("config.json", "run.json"))
     config["train"]["length"] = run["train_length"] = L + 2

@@ -12,11 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support.byte_streams import BYTES, stream_of, text
-from support.known_scorers import Constant, Oracle, scorer_of
-from support.task_fillers import FILLER, TOKENIZER
-
 from posenc_jax.evaluation import extrapolation, key_targets, perplexity, retrieval
 from posenc_jax.evaluation.context import EvaluatedModel, EvaluationContext, Multiples
 from posenc_jax.evaluation.scorer import Scorer
@@ -27,6 +22,11 @@ from posenc_jax.study import tuning
 from posenc_jax.tasks.instances import Answer, Instance
 from posenc_jax.tasks.task_registry import find
 from posenc_jax.training.inputs import open_inputs
+
+from support import runs
+from support.byte_streams import BYTES, stream_of, text
+from support.known_scorers import Constant, Oracle, scorer_of
+from support.task_fillers import FILLER, TOKENIZER
 
 V = TOKENIZER.vocab_size
 
@@ -70,7 +70,9 @@ class Assigned(Oracle):
         is_value &= pos_BT < end
         place = jnp.where(is_value, pos_BT, 10**6 if self.first else -1)
         place = place.min(1) if self.first else place.max(1)
-        value = jnp.take_along_axis(tokens_BT, jnp.clip(place, 0, tokens_BT.shape[1] - 1)[:, None], 1)  # fmt: skip
+        value = jnp.take_along_axis(
+            tokens_BT, jnp.clip(place, 0, tokens_BT.shape[1] - 1)[:, None], 1
+        )
         return jnp.broadcast_to(jax.nn.one_hot(value, V) * 20, (*tokens_BT.shape, V))
 
 
@@ -81,7 +83,9 @@ def stretches(document, count=5):
 def every_bpb(scorer, rows):
     """Every measure of bits per byte, by name."""
     pairs = {f"E1/{k}": perplexity.disjoint_segments(scorer, rows, L, k) for k in (1, 2, 4, 8)}
-    pairs |= {f"E2/{k}": perplexity.sliding_windows(scorer, rows, L, k, L // 4) for k in (1, 2, 4, 8)}  # fmt: skip
+    pairs |= {
+        f"E2/{k}": perplexity.sliding_windows(scorer, rows, L, k, L // 4) for k in (1, 2, 4, 8)
+    }
     pairs |= {f"E3/{c}": perplexity.fixed_targets(scorer, rows, L, c) for c in (2, 4, 16, 128)}
     pairs["E8"] = perplexity.fixed_targets(scorer, rows, L, 64, window=L)
     return {name: perplexity.bits_per_byte(*pair, BYTES) for name, pair in pairs.items()}
@@ -112,7 +116,10 @@ def test_a_unigram_model_costs_its_cross_entropy_at_every_length():
 def test_a_dependency_is_found_at_its_distance_by_contexts_and_by_the_window(back):
     rows = stretches(np.tile(text(back), 400))
     scorer = scorer_of(Periodic(back))
-    cost = {c: perplexity.bits_per_byte(*perplexity.fixed_targets(scorer, rows, L, c), BYTES) for c in (2, 8, 16, 32, 64, 128)}  # fmt: skip
+    cost = {
+        c: perplexity.bits_per_byte(*perplexity.fixed_targets(scorer, rows, L, c), BYTES)
+        for c in (2, 8, 16, 32, 64, 128)
+    }
     known, blind = -math.log2(0.9), math.log2(V)
     for context, value in cost.items():
         # Target t of L/2 has context + t tokens before it and needs `back` of them.
@@ -155,7 +162,9 @@ def measured(folder, model, document, measures, multiples=(1, 4)):
 
 
 @pytest.mark.parametrize("multiples", [(1,), (1, 4)])
-def test_a_model_right_within_l_and_uniform_after_has_its_loss_within_l_in_distribution(tmp_path, multiples):  # fmt: skip
+def test_a_model_right_within_l_and_uniform_after_has_its_loss_within_l_in_distribution(
+    tmp_path, multiples
+):
     """Read at c = L, whose targets lie at L to 1.5 L, that model looked blind at the training length."""
     known, blind = -math.log2(0.9), math.log2(V)
     rows = measured(tmp_path, RightWithin(L), np.full(3000, 65), ("E3", "E7"), multiples)
@@ -180,7 +189,9 @@ def test_the_sliding_scorer_covers_each_target_once_with_the_context_it_promises
 
     class Revealing:
         def score(self, windows):
-            before = np.broadcast_to(np.arange(1, windows.shape[1]), (len(windows), windows.shape[1] - 1))  # fmt: skip
+            before = np.broadcast_to(
+                np.arange(1, windows.shape[1]), (len(windows), windows.shape[1] - 1)
+            )
             self.width = windows.shape[1] - 1
             return retrieval_scores(before + 1000 * windows[:, 1:])
 
@@ -261,7 +272,10 @@ def test_a_copying_model_gains_on_a_repeated_span_and_one_that_knows_frequencies
 
 def test_a_model_of_places_or_of_the_last_token_gains_nothing_by_a_repeat():
     rows = (np.array([0, 180, 140])[:, None] + np.arange(400)) % 200
-    for scorer in (scorer_of(Successor(), None, (260,)), Reader(lambda row_T: -np.sqrt(1.0 + np.arange(len(row_T) - 1)))):  # fmt: skip
+    for scorer in (
+        scorer_of(Successor(), None, (260,)),
+        Reader(lambda row_T: -np.sqrt(1.0 + np.arange(len(row_T) - 1))),
+    ):
         fresh, repeated = perplexity.repeated_spans(scorer, rows, L, 32, BYTES)
         np.testing.assert_array_equal(fresh, repeated)
     with pytest.raises(ValueError, match="there is only one"):
@@ -278,16 +292,20 @@ def test_a_model_of_topics_without_copying_gains_nothing_by_a_repeat(library, mo
     row_RT, other_RT = library[:, -16:], np.roll(library, 1, axis=0)[:, -64:]
     scored_RT = np.roll(library, -1, axis=0)[:, -64:]
     cost = [
-        reader.score(np.concatenate([row_RT, early_RT, library[:, :gap], scored_RT], 1)).nll_RT[:, -64:].mean(1)
+        reader.score(np.concatenate([row_RT, early_RT, library[:, :gap], scored_RT], 1))
+        .nll_RT[:, -64:]
+        .mean(1)
         for early_RT in (scored_RT, other_RT)
-    ]  # fmt: skip
+    ]
     gain_R = cost[1] - cost[0]
     assert gain_R.mean() > 5 * error(gain_R)
 
 
 @pytest.mark.parametrize("gap", [8, 128])
 def test_counts_that_fade_never_gain_by_a_repeat(library, gap):
-    """In a repeat a token lies at one distance, in a shuffle at many: what fades counts the latter for more."""
+    """In a repeat a token lies at one distance, in a shuffle at many: what fades counts the latter for
+    more.
+    """
     reader = Reader(lambda row_T: counting(row_T, half_life=48))
     fresh, repeated = perplexity.repeated_spans(reader, library, L, gap, BYTES)
     gain_R = fresh - repeated
@@ -331,9 +349,13 @@ def test_key_targets_are_those_that_far_context_decides(tmp_path):
     about = {"split": "test", "stretches": 6}
     key_targets.write(tmp_path / "a" / "t.json", chosen, about, {"arm": "oracle"})
     np.testing.assert_array_equal(key_targets.read(tmp_path / "a" / "t.json", about), chosen)
-    with pytest.raises(ValueError, match="lists targets of split=test; this evaluation has split=dev"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="lists targets of split=test; this evaluation has split=dev"
+    ):
         key_targets.read(tmp_path / "a" / "t.json", about | {"split": "dev"})
-    damaged = (tmp_path / "a" / "t.json").read_text().replace("[\n", "[ \n").replace("oracle", "rope")  # fmt: skip
+    damaged = (
+        (tmp_path / "a" / "t.json").read_text().replace("[\n", "[ \n").replace("oracle", "rope")
+    )
     (tmp_path / "t.json").write_text(damaged)
     with pytest.raises(ValueError, match="is damaged"):
         key_targets.read(tmp_path / "t.json", about)
@@ -341,7 +363,9 @@ def test_key_targets_are_those_that_far_context_decides(tmp_path):
 
 def test_copying_the_first_or_the_last_value_answers_one_cue_and_not_the_other():
     task = find("latest_first")
-    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=100) for i in range(60)]  # fmt: skip
+    instances = [
+        task.instance(FILLER, split="test", seed=0, index=i, length=100) for i in range(60)
+    ]
     for first, right in ((True, "FIRST"), (False, "LAST")):
         scorer = scorer_of(Assigned(first), None, (128,))
         answers = retrieval.score_instances(scorer, instances)
@@ -386,11 +410,24 @@ def induction(scheme_of_second, margin, train_length=64):
     embedding[FILLER.keys :, block[0]] = eye
     embedding[:, -1] = CONSTANT
 
-    back, match = ({name: np.zeros(shape) for name, shape in (("query_DNH", (D, HEADS, H)), ("key_DKH", (D, HEADS, H)), ("value_DKH", (D, HEADS, H)), ("out_NHD", (HEADS, H, D)))} for _ in range(2))  # fmt: skip
+    back, match = (
+        {
+            name: np.zeros(shape)
+            for name, shape in (
+                ("query_DNH", (D, HEADS, H)),
+                ("key_DKH", (D, HEADS, H)),
+                ("value_DKH", (D, HEADS, H)),
+                ("out_NHD", (HEADS, H, D)),
+            )
+        }
+        for _ in range(2)
+    )
     freq = BASE ** (-np.arange(0, H, 2) / H)
     for head in range(HEADS):
         turn = freq * (head + 1)
-        back["query_DNH"][-1, head] = np.r_[np.cos(turn), -np.sin(turn)] * 300 * math.sqrt(H) / (H // 2)  # fmt: skip
+        back["query_DNH"][-1, head] = (
+            np.r_[np.cos(turn), -np.sin(turn)] * 300 * math.sqrt(H) / (H // 2)
+        )
         back["key_DKH"][-1, head, : H // 2] = 1
         for name in ("query_DNH", "key_DKH"):
             back[name][:, head] *= rms / CONSTANT
@@ -406,11 +443,13 @@ def induction(scheme_of_second, margin, train_length=64):
     head_VD[FILLER.keys :, block[4]] = eye
     layers = {
         f"layer_{i}": {
-            "attention_gain_D": np.ones(D), "mlp_gain_D": np.ones(D), "attention": attention,
+            "attention_gain_D": np.ones(D),
+            "mlp_gain_D": np.ones(D),
+            "attention": attention,
             "mlp": {"up_DF": np.zeros((D, 1)), "down_FD": np.zeros((1, D))},
         }
         for i, attention in enumerate((back, match))
-    }  # fmt: skip
+    }
     params = {"embedding_VD": embedding, "final_gain_D": np.ones(D), "head_VD": head_VD, **layers}
     return config, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
@@ -418,7 +457,9 @@ def induction(scheme_of_second, margin, train_length=64):
 def answered(model, name, length, count=12):
     config, params = model
     task = find(name)
-    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=length) for i in range(count)]  # fmt: skip
+    instances = [
+        task.instance(FILLER, split="test", seed=0, index=i, length=length) for i in range(count)
+    ]
     return retrieval.score_instances(Scorer({length: config}, params, 4 * length), instances)
 
 
@@ -448,7 +489,9 @@ def test_under_a_window_the_induction_model_loses_exactly_what_lies_past_its_edg
     """At 4L the flat head finds everything; attention to the last L tokens reaches L - 1 back."""
     config, params = induction("nope", margin=60.0)
     scorer, task, train_length = Scorer({256: config}, params, 1024), find(name), 64
-    instances = [task.instance(FILLER, split="test", seed=0, index=i, length=256) for i in range(12)]  # fmt: skip
+    instances = [
+        task.instance(FILLER, split="test", seed=0, index=i, length=256) for i in range(12)
+    ]
     assert retrieval.score_instances(scorer, instances).correct.all()
     answers = retrieval.score_instances(scorer, instances, train_length)
     inside = answers.distance < train_length

@@ -6,8 +6,6 @@ import shutil
 
 import jax
 import pytest
-from support import runs
-
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
 from posenc_jax.evaluation.load_run import load_run
@@ -18,6 +16,8 @@ from posenc_jax.training.loop import train
 from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
+
+from support import runs
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,12 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_wherever_it_
 )
 def test_a_config_edited_by_hand_is_refused_with_the_difference(copied, tmp_path, change, words):
     edit(copied / "config.json", "model", **change)
-    edit(copied / "run.json", None, scheme=change.get("scheme", "rope"), arm=change.get("scheme", "rope"))  # fmt: skip
+    edit(
+        copied / "run.json",
+        None,
+        scheme=change.get("scheme", "rope"),
+        arm=change.get("scheme", "rope"),
+    )
     refused_everywhere(copied, tmp_path, words)
 
 
@@ -184,13 +189,24 @@ def test_the_record_says_how_many_steps_were_asked_for_and_taken(two):
 
 def test_the_environment_that_can_change_a_result_is_recorded(two):
     some = {
-        "HOME": "/x", "XLA_FLAGS": "--a", "JAX_B": "1", "GLIBC_TUNABLES": "c", "LIBTPU_INIT_ARGS": "d",
-        "TF_CLI_CONFIG_FILE": "no", "TF_XLA_FLAGS": "e", "PATH": "", "NCCL_ALGO": "Ring",
-    }  # fmt: skip
+        "HOME": "/x",
+        "XLA_FLAGS": "--a",
+        "JAX_B": "1",
+        "GLIBC_TUNABLES": "c",
+        "LIBTPU_INIT_ARGS": "d",
+        "TF_CLI_CONFIG_FILE": "no",
+        "TF_XLA_FLAGS": "e",
+        "PATH": "",
+        "NCCL_ALGO": "Ring",
+    }
     assert environment(some) == {
-        "GLIBC_TUNABLES": "c", "JAX_B": "1", "LIBTPU_INIT_ARGS": "d", "NCCL_ALGO": "Ring",
-        "TF_XLA_FLAGS": "e", "XLA_FLAGS": "--a",
-    }  # fmt: skip
+        "GLIBC_TUNABLES": "c",
+        "JAX_B": "1",
+        "LIBTPU_INIT_ARGS": "d",
+        "NCCL_ALGO": "Ring",
+        "TF_XLA_FLAGS": "e",
+        "XLA_FLAGS": "--a",
+    }
     recorded = json.loads((two[0] / "run.json").read_text())["environment"]
     assert recorded == environment()
     assert "device_count=8" in recorded["XLA_FLAGS"]

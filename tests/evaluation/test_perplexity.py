@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from support.byte_streams import BYTES, stream_of, text
-from support.known_scorers import Known
-
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.evaluation import perplexity
 from posenc_jax.evaluation.scorer import Scores
 from posenc_jax.training.inputs import unigram_bits_per_byte
+
+from support.byte_streams import BYTES, stream_of, text
+from support.known_scorers import Known
 
 V = 260
 
@@ -29,8 +29,14 @@ def test_under_a_unigram_model_no_measure_depends_on_the_length():
     share = np.random.default_rng(1).dirichlet(np.ones(V))
     rows = perplexity.held_out_stretches(stream_of(text(3000)), 8 * 16 + 8, 5)
     unigram = Known(lambda row, t: share[row[t + 1]])
-    disjoint = [perplexity.bits_per_byte(*perplexity.disjoint_segments(unigram, rows, 16, k), BYTES) for k in (1, 2, 4, 8)]  # fmt: skip
-    fixed = [perplexity.bits_per_byte(*perplexity.fixed_targets(unigram, rows, 16, c), BYTES) for c in (2, 16, 128)]  # fmt: skip
+    disjoint = [
+        perplexity.bits_per_byte(*perplexity.disjoint_segments(unigram, rows, 16, k), BYTES)
+        for k in (1, 2, 4, 8)
+    ]
+    fixed = [
+        perplexity.bits_per_byte(*perplexity.fixed_targets(unigram, rows, 16, c), BYTES)
+        for c in (2, 16, 128)
+    ]
     np.testing.assert_allclose(disjoint, disjoint[0])
     np.testing.assert_allclose(fixed, fixed[0])
     want = -np.log2(share[rows[:, 9:]]).mean()  # the same targets, all but the first half length
@@ -42,7 +48,10 @@ def test_a_planted_dependency_at_distance_w_shows_at_context_w_and_not_before():
     period = text(20)
     rows = perplexity.held_out_stretches(stream_of(np.tile(period, 100)), 8 * 16 + 8, 4)
     reader = Known(lambda row, t: 0.99 if t >= 19 else 1 / V)
-    cost = {c: perplexity.bits_per_byte(*perplexity.fixed_targets(reader, rows, 16, c), BYTES) for c in (8, 16, 32)}  # fmt: skip
+    cost = {
+        c: perplexity.bits_per_byte(*perplexity.fixed_targets(reader, rows, 16, c), BYTES)
+        for c in (8, 16, 32)
+    }
     assert cost[8] == pytest.approx(math.log2(V))
     assert math.log2(V) > cost[16] > cost[32] == pytest.approx(-math.log2(0.99))
 
@@ -116,7 +125,10 @@ def test_documents_that_are_too_short_are_named():
 def test_every_multiple_scores_the_same_targets():
     rows = perplexity.held_out_stretches(stream_of(text(3000)), 8 * 16 + 8, 5)
     scorer = Known(lambda row, t: 1 / V)
-    counted = [np.sort(perplexity.disjoint_segments(scorer, rows, 16, k)[1], axis=None) for k in (1, 2, 4, 8)]  # fmt: skip
+    counted = [
+        np.sort(perplexity.disjoint_segments(scorer, rows, 16, k)[1], axis=None)
+        for k in (1, 2, 4, 8)
+    ]
     for other in counted[1:]:
         np.testing.assert_array_equal(counted[0], other)
 

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from support import schemes
-from support.parameterized_models import model
-
 from posenc_jax.encodings import Temperature
 from posenc_jax.evaluation.properties import largest_gate_rise, largest_rise, shift_errors
+
+from support import schemes
+from support.parameterized_models import model
 
 T, V = 24, 50
 
@@ -16,9 +16,18 @@ TOKENS = np.asarray(jax.random.randint(jax.random.key(5), (3, T), 0, V))
 
 
 QUICK = (
-    "nope", "rope", "alibi", "xpos", "sinusoidal", "learned", "forget", "linear",
-    "rope+alibi", "3*(rope+alibi)|1*nope~logn", "prope+log(c=2.0,t=10.0)~scale_invariant",
-)  # fmt: skip
+    "nope",
+    "rope",
+    "alibi",
+    "xpos",
+    "sinusoidal",
+    "learned",
+    "forget",
+    "linear",
+    "rope+alibi",
+    "3*(rope+alibi)|1*nope~logn",
+    "prope+log(c=2.0,t=10.0)~scale_invariant",
+)
 
 
 EVERY = [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in schemes.ALL]
@@ -63,10 +72,12 @@ def test_a_monotone_bias_never_rises_to_16_l(line):
 
 def test_a_bias_that_rises_says_by_how_much():
     rise_N = largest_rise(*layer_of("sandwich"), (1025,))
-    bias_Z = np.array([
-        -sum(1 - np.cos(d * 10_000 ** (-2 * i / 128)) for i in range(1, 65)) / (8 / 4)
-        for d in range(1025)
-    ])  # fmt: skip
+    bias_Z = np.array(
+        [
+            -sum(1 - np.cos(d * 10_000 ** (-2 * i / 128)) for i in range(1, 65)) / (8 / 4)
+            for d in range(1025)
+        ]
+    )
     assert rise_N[0] == pytest.approx(np.diff(bias_Z).max(), rel=1e-3)
     assert (rise_N > 0).all()
 

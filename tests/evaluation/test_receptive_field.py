@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.parameterized_models import model
-
 from posenc_jax.evaluation import interventions as change
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
 from posenc_jax.model.decoder import Decoder
+
+from support.parameterized_models import model
 
 T, V = 24, 50
 
@@ -22,7 +22,9 @@ TOKENS = np.asarray(jax.random.randint(jax.random.key(5), (3, T), 0, V))
 def test_the_gradient_is_what_moving_an_embedding_does_to_the_loss(tied):
     m = model(num_layers=1, tied_head=tied)
     tokens_T, target = TOKENS[0], 7
-    norm_Z = np.asarray(jax.jit(lambda p, t: gradient_by_distance(m.config, p, t, target))(m.params, tokens_T))  # fmt: skip
+    norm_Z = np.asarray(
+        jax.jit(lambda p, t: gradient_by_distance(m.config, p, t, target))(m.params, tokens_T)
+    )
     assert norm_Z.shape == (T,)
 
     # The same loss with a table of one word a place, by central differences.

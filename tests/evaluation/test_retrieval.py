@@ -7,13 +7,13 @@ import types
 
 import numpy as np
 import pytest
-from support import runs
-from support.known_scorers import Known
-
 from posenc_jax.evaluation import evaluate, properties, retrieval
 from posenc_jax.evaluation.suites import chosen_measures
 from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.tasks.instances import Answer, Instance
+
+from support import runs
+from support.known_scorers import Known
 
 L = 96
 
@@ -22,8 +22,11 @@ L = 96
 def trained(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("run") / "x"
     config = runs.config(
-        data_dir, "rope", train={"length": L, "steps": 2}, evaluation={"instances": 20, "stretches": 4}
-    )  # fmt: skip
+        data_dir,
+        "rope",
+        train={"length": L, "steps": 2},
+        evaluation={"instances": 20, "stretches": 4},
+    )
     runs.finished(config, workdir)
     return workdir
 
@@ -45,7 +48,9 @@ def evaluated(trained):
 
             patch.setattr(module, "score_instances", lucky)
         suites = ("Y_R", "Y_R_window", "EL", "P3")
-        path = evaluate.evaluate(trained, multiples=(1, 4), suites=suites, split="test", stretch=None)  # fmt: skip
+        path = evaluate.evaluate(
+            trained, multiples=(1, 4), suites=suites, split="test", stretch=None
+        )
     rows = {(row["metric"], row["k"], row["bucket"]): row for row in runs.rows(path)}
     return rows, path.parent / "arrays"
 
@@ -121,7 +126,9 @@ def test_retrieval_under_a_window_comes_with_e8():
 
 @pytest.mark.thorough
 def test_retrieval_under_a_window_says_what_it_lacks(trained):
-    path = evaluate.evaluate(trained, multiples=(1,), suites=("Y_R_window",), split="dev", stretch=None)  # fmt: skip
+    path = evaluate.evaluate(
+        trained, multiples=(1,), suites=("Y_R_window",), split="dev", stretch=None
+    )
     (row,) = (row for row in runs.rows(path) if row["metric"] == "Y_R_window")
     assert row["skipped"] == "passkey was not measured at 4L"
 

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support.byte_streams import text
-from support.known_scorers import Constant, scorer_of
-
 from posenc_jax.evaluation import scorer as scoring
 from posenc_jax.evaluation.scorer import DecoderModel, Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.sharding import make_mesh, parameter_layout
+
+from support import runs
+from support.byte_streams import text
+from support.known_scorers import Constant, scorer_of
 
 V = 260
 
@@ -54,7 +54,11 @@ def test_rows_over_eight_devices_score_as_on_one():
     rows = np.stack([text(33, s) for s in range(11)])
     one = Scorer({32: config}, params, 160).score(rows)
     mesh = make_mesh(8, 1)
-    places = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+    places = jax.tree.map(
+        lambda spec: jax.NamedSharding(mesh, spec),
+        parameter_layout(params, mesh),
+        is_leaf=lambda x: isinstance(x, jax.P),
+    )
     scorer = Scorer({32: config}, jax.device_put(params, places), 160, mesh)
     eight = scorer.score(rows)
     np.testing.assert_allclose(eight.nll_RT, one.nll_RT, atol=1e-5)
@@ -72,7 +76,11 @@ def test_scores_are_the_same_bits_on_any_number_of_devices():
     one = Scorer({32: config}, params, budget).score(rows)
     for count in (2, 8):
         mesh = make_mesh(count, 1)
-        places = jax.tree.map(lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec), parameter_layout(params, mesh), is_leaf=lambda x: isinstance(x, jax.P))  # fmt: skip
+        places = jax.tree.map(
+            lambda spec, mesh=mesh: jax.NamedSharding(mesh, spec),
+            parameter_layout(params, mesh),
+            is_leaf=lambda x: isinstance(x, jax.P),
+        )
         spread = Scorer({32: config}, jax.device_put(params, places), budget, mesh).score(rows)
         np.testing.assert_array_equal(spread.nll_RT, one.nll_RT)
         np.testing.assert_array_equal(spread.rank_RT, one.rank_RT)
@@ -89,7 +97,11 @@ def test_logits_in_pieces_give_the_same_scores_and_hold_fewer_at_a_time(monkeypa
     np.testing.assert_allclose(cut.score(rows).nll_RT, whole.nll_RT, atol=1e-5)
     np.testing.assert_array_equal(cut.score(rows).rank_RT, whole.rank_RT)
     arrays = [np.zeros((4, 32), np.int32)] * 4
-    hlo = jax.jit(scoring._scored, static_argnums=(0, 1)).lower(DecoderModel(config), None, params, *arrays).as_text()  # fmt: skip
+    hlo = (
+        jax.jit(scoring._scored, static_argnums=(0, 1))
+        .lower(DecoderModel(config), None, params, *arrays)
+        .as_text()
+    )
     assert f"4x4x{V}xf32" in hlo
     assert f"4x32x{V}xf32" not in hlo
 

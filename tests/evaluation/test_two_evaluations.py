@@ -7,12 +7,12 @@ import sys
 import threading
 
 import pytest
-from support import machine, runs
-from support.entries import ROOT
-
 from posenc_jax.evaluation.evaluate import _only_evaluation
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.schema import Row
+
+from support import machine, runs
+from support.entries import ROOT
 
 ROW = Row("r", "rope", 0, "smoke", "E", "bpb_ctx", 32, 64, "all", 2.0, 1, "dev")
 STAMPS = {"E": "stamp"}
@@ -47,11 +47,18 @@ def test_two_evaluate_scripts_on_one_workdir_leave_the_rows_of_both(tmp_path, da
     runs.finished(runs.config(data_dir, train={"steps": 2, "save_every": 2}), tmp_path / "run")
     started = [
         subprocess.Popen(
-            [sys.executable, "scripts/evaluate.py", f"--workdir={tmp_path / 'run'}", f"--suite={suite}", "--lengths=1"],
-            cwd=ROOT, env={**os.environ, **machine.ONE_DEVICE},
+            [
+                sys.executable,
+                "scripts/evaluate.py",
+                f"--workdir={tmp_path / 'run'}",
+                f"--suite={suite}",
+                "--lengths=1",
+            ],
+            cwd=ROOT,
+            env={**os.environ, **machine.ONE_DEVICE},
         )
         for suite in ("E3", "passkey")
-    ]  # fmt: skip
+    ]
     assert [process.wait() for process in started] == [0, 0]
     found = {row["metric"] for row in runs.rows(tmp_path / "run/evaluation_dev/rows.jsonl")}
     assert {"bpb_ctx", "passkey_accuracy"} <= found

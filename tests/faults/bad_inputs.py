@@ -8,13 +8,36 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from faults.kills import await_seen
-from faults.small_run import SmallRun, without_progress
-from faults.trial import Trial
 from posenc_jax.results.schema import DONE, WRONG_INPUT
 from posenc_jax.training.config import from_sections
 
-_VALUES = (-1, 0, 3, 7, 2**40, -(2**63), float("nan"), float("inf"), -0.5, 1e-300, 1e39, "", "x", "rope", None, True, [], [0], "\0", "../../x", {})  # fmt: skip
+from faults.kills import await_seen
+from faults.small_run import SmallRun, without_progress
+from faults.trial import Trial
+
+_VALUES = (
+    -1,
+    0,
+    3,
+    7,
+    2**40,
+    -(2**63),
+    float("nan"),
+    float("inf"),
+    -0.5,
+    1e-300,
+    1e39,
+    "",
+    "x",
+    "rope",
+    None,
+    True,
+    [],
+    [0],
+    "\0",
+    "../../x",
+    {},
+)
 _SECONDS = 5
 _WRITES_ELSEWHERE = (("data", "data_dir"), ("train", "wandb_project"))  # not to be typed at random
 _ADDRESSES = 12 * 2**30  # bytes; the libraries map most of them and never touch them
@@ -76,7 +99,13 @@ def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[T
         refused = process.returncode == WRONG_INPUT and len(err.splitlines()) == 1 and named
         bad = not (sound or (refused and process.seconds < _SECONDS))
         measured = {} if sound else {"seconds": process.seconds, "peak_mb": process.peak_mb}
-        yield Trial("a nonsensical setting, typed", str(typed), undetected=bad, said="" if sound else err, **measured)  # fmt: skip
+        yield Trial(
+            "a nonsensical setting, typed",
+            str(typed),
+            undetected=bad,
+            said="" if sound else err,
+            **measured,
+        )
 
 
 def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -104,8 +133,9 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         began = time.monotonic()
         process = subprocess.run(
             [sys.executable, "-c", code, str(folder), str(run.folder / f"prepared-{index}")],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         lines = process.stderr.strip().splitlines()
         if process.returncode == WRONG_INPUT:
             bad = legal or len(lines) != 1 or str(folder) not in process.stderr
@@ -113,9 +143,13 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             bad = process.returncode != DONE or not legal
         peak = process.stdout.rpartition("peak ")[2].strip()
         yield Trial(
-            "a strange corpus", name, undetected=bad or not peak, said=process.stderr.strip()[-300:],
-            seconds=time.monotonic() - began, peak_mb=float(peak or "nan"),
-        )  # fmt: skip
+            "a strange corpus",
+            name,
+            undetected=bad or not peak,
+            said=process.stderr.strip()[-300:],
+            seconds=time.monotonic() - began,
+            peak_mb=float(peak or "nan"),
+        )
 
 
 def _write(folder: Path, **texts: bytes) -> bool:
@@ -128,9 +162,17 @@ _TEXT = b"one line of text\n" * 200
 _CORPORA = {
     "empty folder": lambda folder, rng: False,
     "empty files": lambda folder, rng: _write(folder, a=b"", b=b"", c=b"") and False,
-    "not UTF-8": lambda folder, rng: _write(folder, a=_TEXT, b=_TEXT, c=_TEXT + b"\xff\xfe") and False,
-    "no text at all": lambda folder, rng: (folder / "image.png").write_bytes(rng.randbytes(999)) < 0,
-    "one line of 30 MB": lambda folder, rng: _write(folder, a=b"word " * 6_000_000, b=_TEXT, c=_TEXT + b"end"),
+    "not UTF-8": lambda folder, rng: (
+        _write(folder, a=_TEXT, b=_TEXT, c=_TEXT + b"\xff\xfe") and False
+    ),
+    "no text at all": lambda folder, rng: (
+        (folder / "image.png").write_bytes(rng.randbytes(999)) < 0
+    ),
+    "one line of 30 MB": lambda folder, rng: _write(
+        folder, a=b"word " * 6_000_000, b=_TEXT, c=_TEXT + b"end"
+    ),
     "NUL bytes": lambda folder, rng: _write(folder, a=b"a\0b " * 500, b=_TEXT, c=_TEXT + b"\0"),
-    "3,000 tiny files": lambda folder, rng: _write(folder, **{f"t{i}": b"tiny text %d\n" % i for i in range(3000)}),
-}  # fmt: skip
+    "3,000 tiny files": lambda folder, rng: _write(
+        folder, **{f"t{i}": b"tiny text %d\n" % i for i in range(3000)}
+    ),
+}

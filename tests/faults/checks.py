@@ -1,4 +1,6 @@
-"""Faults that one check alone detects: lost writes, another config, other bits in a leaf, other steps of a chain."""
+"""Faults that one check alone detects: lost writes, another config, other bits in a leaf, other steps of a
+chain.
+"""
 
 import contextlib
 import dataclasses
@@ -12,9 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-
-from faults.small_run import SmallRun
-from faults.trial import Trial
 from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.results import manifest
@@ -22,9 +21,14 @@ from posenc_jax.results.files import write_json
 from posenc_jax.training.config import deciding, from_sections
 from posenc_jax.training.workdir import check_owner, check_same_config
 
+from faults.small_run import SmallRun
+from faults.trial import Trial
+
 
 def power_loss(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """What a power loss may leave of a save and of run.json: every byte must be on disk before its name is."""
+    """What a power loss may leave of a save and of run.json: every byte must be on disk before its name
+    is.
+    """
     for index in range(trials):
         workdir = run.fresh(f"power-{index}")
         with _recorded_writes() as disk:
@@ -33,8 +37,12 @@ def power_loss(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
                     checkpoints.save(step, _state(rng), {})
             write_json(workdir / "run.json", {"steps": 2})
         lost = disk.lost()
-        yield Trial("power loss", f"{len(disk.renames)} renames", undetected=bool(lost) or len(disk.renames) < 3,
-                    said="; ".join(lost[:3]))  # fmt: skip
+        yield Trial(
+            "power loss",
+            f"{len(disk.renames)} renames",
+            undetected=bool(lost) or len(disk.renames) < 3,
+            said="; ".join(lost[:3]),
+        )
 
 
 class _Disk:
@@ -62,7 +70,11 @@ class _Disk:
 
     def lost(self) -> list[str]:
         """Returns what a power loss could take away from names that are there."""
-        files = [f"{Path(name).name} was named before {Path(p).name} was on disk" for name, left in self.renames for p in left]  # fmt: skip
+        files = [
+            f"{Path(name).name} was named before {Path(p).name} was on disk"
+            for name, left in self.renames
+            for p in left
+        ]
         return files + [f"names in {folder} may be lost" for folder in sorted(self.named)]
 
 
@@ -98,7 +110,9 @@ def _state(rng: random.Random) -> dict:
 
 
 def other_config(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """One identifying setting differs from the folder's, or from its checkpoint's: both must be refused by name."""
+    """One identifying setting differs from the folder's, or from its checkpoint's: both must be refused by
+    name.
+    """
     run.reference()
     workdir = run.folder / "undisturbed"
     sections = json.loads((workdir / "config.json").read_text())
@@ -108,7 +122,9 @@ def other_config(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tri
         section = rng.choice(list(sections))
         key = rng.choice(list(sections[section]))
         value = sections[section][key]
-        other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 1.5 + 0.1}.get(type(value))  # fmt: skip
+        other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 1.5 + 0.1}.get(
+            type(value)
+        )
         if other is None:
             continue
         changed = json.loads(json.dumps(sections))
@@ -119,7 +135,10 @@ def other_config(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tri
             continue  # no config at all
         if deciding(config) == deciding(whole):
             continue
-        said = [_said(lambda: check_same_config(workdir, config)), _said(lambda: _check_owner(workdir, config, whole))]  # noqa: B023  # fmt: skip
+        said = [
+            _said(lambda: check_same_config(workdir, config)),  # noqa: B023
+            _said(lambda: _check_owner(workdir, config, whole)),  # noqa: B023
+        ]
         seen = all(f"{section}.{key}" in line for line in said)
         yield Trial("another config", f"{section}.{key}", undetected=not seen, said=said[0])
         done += 1
@@ -159,7 +178,9 @@ def other_bits(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
         )
         with contextlib.redirect_stderr(io.StringIO()), CheckpointManager(workdir, 2) as again:
             said = _said(lambda: again.restore(1, shapes))  # noqa: B023
-        yield Trial("other bits in a leaf", leaf, undetected=f"{leaf} came back" not in said, said=said)  # fmt: skip
+        yield Trial(
+            "other bits in a leaf", leaf, undetected=f"{leaf} came back" not in said, said=said
+        )
         shutil.rmtree(workdir)
 
 
@@ -168,15 +189,20 @@ def other_steps(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tria
     for index in range(trials):
         random_steps = np.random.default_rng(rng.randrange(2**32))
         steps = [
-            {"batch": random_steps.integers(0, 99, (2, 8), np.int32), "loss": np.float32(random_steps.normal()),
-             "norm": np.float32(random_steps.normal())}
+            {
+                "batch": random_steps.integers(0, 99, (2, 8), np.int32),
+                "loss": np.float32(random_steps.normal()),
+                "norm": np.float32(random_steps.normal()),
+            }
             for _ in range(4)
-        ]  # fmt: skip
+        ]
         step, name = rng.randrange(4), rng.choice(("batch", "loss", "norm"))
         changed = [dict(one) for one in steps]
         bits = np.array(changed[step][name]).reshape(-1).view(np.uint32).copy()
         bits[rng.randrange(len(bits))] ^= 1 << rng.randrange(32)
-        changed[step][name] = bits.view(steps[step][name].dtype).reshape(np.shape(steps[step][name]))  # fmt: skip
+        changed[step][name] = bits.view(steps[step][name].dtype).reshape(
+            np.shape(steps[step][name])
+        )
         before, after = _links(steps), _links(changed)
         same = [link for link in before if before[link] == after[link]]
         seen = same == ([] if name == "batch" else ["data_chain"])

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.checkpoints.fingerprint import leaves
 from posenc_jax.training import loop, run_record
 from posenc_jax.training.sharding import BATCH
@@ -29,8 +28,12 @@ def arm(what: str, steps: Collection[int], **how) -> None:
         differently. size: of a spike.
     """
     kinds = {
-        "rows": _rows, "gradient": _gradient, "spike": _spike, "left_out": _left_out, "nothing": _nothing,
-    }  # fmt: skip
+        "rows": _rows,
+        "gradient": _gradient,
+        "spike": _spike,
+        "left_out": _left_out,
+        "nothing": _nothing,
+    }
     kinds[what](frozenset(steps), **how)
     run_record.write_finished = _after(_refuse_unlike_devices, run_record.write_finished)
 
@@ -82,8 +85,9 @@ def _left_out(steps: Collection[int], device: int | None = None) -> None:
         def step(state, batch):
             if int(state["step"]) + 1 not in steps:
                 return taken(state, batch)
-            counters = ("step", "skipped", "skipped_in_a_row")
+            counters = ("skipped", "skipped_in_a_row")
             counted, told = ({name: state[name] + 1 for name in counters} for _ in range(2))
+            counted["step"] = state["step"] + 1
             none = dict.fromkeys(
                 ("loss", "grad_norm", "learning_rate", "loss_tokens"), jnp.zeros(())
             )

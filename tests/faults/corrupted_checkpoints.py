@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from faults.small_run import SmallRun, last_logged
-from faults.trial import Trial
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.results import manifest
 from posenc_jax.results.manifest import Corrupted
+
+from faults.small_run import SmallRun, last_logged
+from faults.trial import Trial
 
 
 def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -70,7 +71,13 @@ def hostile(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         return "a pickle"
 
     for trial in _each(run, trials, "a hostile checkpoint", poison):
-        yield Trial(trial.fault, trial.detail, trial.wrong, trial.undetected or trap.exists(), said=trial.said)  # fmt: skip
+        yield Trial(
+            trial.fault,
+            trial.detail,
+            trial.wrong,
+            trial.undetected or trap.exists(),
+            said=trial.said,
+        )
 
 
 def all_damaged(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -85,7 +92,9 @@ def all_damaged(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tria
         _, err = process.communicate()
         refused = process.returncode == 2 and "every checkpoint in" in err
         kept = len(err.strip().splitlines()) == 1 and last_logged(workdir) == before
-        yield Trial("all checkpoints damaged", "", undetected=not (refused and kept), said=err.strip())  # fmt: skip
+        yield Trial(
+            "all checkpoints damaged", "", undetected=not (refused and kept), said=err.strip()
+        )
 
 
 def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -97,7 +106,14 @@ def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         path.write_bytes(path.read_bytes()[:-1])
         first, _, err = run.finish(workdir)
         named = path.name in err and "Traceback" not in err
-        yield Trial("the last checkpoint damaged", path.name, run.wrong(workdir), not named, int(last.name) - first, err.strip())  # fmt: skip
+        yield Trial(
+            "the last checkpoint damaged",
+            path.name,
+            run.wrong(workdir),
+            not named,
+            int(last.name) - first,
+            err.strip(),
+        )
 
 
 def stale(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -109,7 +125,13 @@ def stale(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         process = run.start(workdir)
         _, err = process.communicate()
         left = [p.name for p in (workdir / "checkpoints").glob(".*")]
-        yield Trial("stale folders", "", run.wrong(workdir), bool(left) or process.returncode != 0, said=err.strip())  # fmt: skip
+        yield Trial(
+            "stale folders",
+            "",
+            run.wrong(workdir),
+            bool(left) or process.returncode != 0,
+            said=err.strip(),
+        )
 
 
 class _Trap:
@@ -148,7 +170,9 @@ def _each(run: SmallRun, trials: int, fault: str, damage) -> Iterator[Trial]:
             except Corrupted:  # the other one as well, which nobody touched
                 used = None
         seen = used == steps[-2] and path.name in said.getvalue()
-        yield Trial(fault, f"{path.name}: {detail}", undetected=not seen, said=said.getvalue().strip())  # fmt: skip
+        yield Trial(
+            fault, f"{path.name}: {detail}", undetected=not seen, said=said.getvalue().strip()
+        )
         path.write_bytes(whole)
         done += 1
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posenc_jax.results.schema import DONE, UNWRITABLE, WRONG_INPUT
+
 from faults.small_run import SmallRun, last_logged, without_progress
 from faults.trial import Trial
-from posenc_jax.results.schema import DONE, UNWRITABLE, WRONG_INPUT
 
 _LIMIT = 120.0  # seconds without a step in which a run on a full disk must have ended
 
@@ -25,7 +26,9 @@ def out_of_inodes(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tr
     """A file system that holds a small number of files, until it holds more."""
     for index in range(trials):
         count = rng.randrange(10, 60)
-        yield _filled(run, f"inodes-{index}", "out of inodes", f"size=64m,nr_inodes={count}", "nr_inodes=9999")  # fmt: skip
+        yield _filled(
+            run, f"inodes-{index}", "out of inodes", f"size=64m,nr_inodes={count}", "nr_inodes=9999"
+        )
 
 
 def _filled(run: SmallRun, name: str, fault: str, small: str, large: str) -> Trial:
@@ -46,14 +49,23 @@ def _filled(run: SmallRun, name: str, fault: str, small: str, large: str) -> Tri
         wrong = run.wrong(workdir / "run")
     bad = not (room or named) or "Traceback" in later
     return Trial(
-        fault, small, wrong, bad, 0 if room else reached - first, " ".join(said)[:300], save_cut=not room,
-        seconds=seconds, exit_codes=str(process.returncode),
+        fault,
+        small,
+        wrong,
+        bad,
+        0 if room else reached - first,
+        " ".join(said)[:300],
+        save_cut=not room,
+        seconds=seconds,
+        exit_codes=str(process.returncode),
         output=f"{err}{out}{later}"[-2000:] if bad or wrong else "",
-    )  # fmt: skip
+    )
 
 
 def _end_stalled(process: subprocess.Popen, workdir: Path) -> None:
-    """Waits for the end of a run; kills one without a step for _LIMIT seconds, or twice that for its first."""
+    """Waits for the end of a run; kills one without a step for _LIMIT seconds, or twice that for its
+    first.
+    """
     since, seen = time.monotonic(), 0
     while process.poll() is None:
         time.sleep(0.1)
@@ -82,7 +94,11 @@ def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]
 def _mounted(folder: Path, options: str) -> Iterator[str]:
     """Mounts a file system in memory at `folder`; yields the reason for a failure, or an empty string."""
     folder.mkdir(parents=True)
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)  # fmt: skip
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     try:
         yield "mounting is not permitted here" if mount.returncode else ""
     finally:

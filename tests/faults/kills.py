@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, WRONG_INPUT
+
 from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, last_logged, record, resumed
 from faults.trial import Trial
 from faults.workdirs import checkpoints, lost, names, saving
-from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, WRONG_INPUT
 
 
 def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
@@ -30,8 +31,10 @@ POINTS: dict[str, Callable[[Path], bool]] = {
     "before the manifest": _in_saving(lambda found: "state" in found),
     "between manifest and rename": _in_saving(lambda found: "manifest.json" in found),
     "after the rename": lambda w: any(name.isdigit() for name in names(w / "checkpoints")),
-    "as an old one is removed": lambda w: any(name.startswith(".deleting") for name in names(w / "checkpoints")),
-}  # fmt: skip
+    "as an old one is removed": lambda w: any(
+        name.startswith(".deleting") for name in names(w / "checkpoints")
+    ),
+}
 
 
 def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -80,7 +83,9 @@ def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             _, err = process.communicate()
             codes = (STOPPED, DONE) if fault == "SIGTERM" else (STOPPED, DONE, INTERRUPTED)
             bad = process.returncode not in codes or "Traceback" in err
-            yield _resumed(run, workdir, fault, f"after step {step}, exit {process.returncode}", bad, err)  # fmt: skip
+            yield _resumed(
+                run, workdir, fault, f"after step {step}, exit {process.returncode}", bad, err
+            )
 
 
 def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -94,7 +99,13 @@ def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         first.communicate()
         late = second.returncode == 0  # it started after the first had finished
         refused = second.returncode == WRONG_INPUT and "another trainer is at work" in err
-        yield Trial("two trainers", "the second came late" if late else "", run.wrong(workdir), not (late or refused), said=err.strip())  # fmt: skip
+        yield Trial(
+            "two trainers",
+            "the second came late" if late else "",
+            run.wrong(workdir),
+            not (late or refused),
+            said=err.strip(),
+        )
 
 
 def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -135,6 +146,13 @@ def _resumed(run, workdir, fault, detail, undetected=False, said="", killed=None
     bad, wrong = undetected or elsewhere or "Traceback" in err, run.wrong(workdir)
     codes = [*([] if killed is None else [killed.returncode]), again.returncode]
     return Trial(
-        fault, detail, wrong, bad, taken, said.strip(), save_cut=cut, exit_codes=" ".join(map(str, codes)),
+        fault,
+        detail,
+        wrong,
+        bad,
+        taken,
+        said.strip(),
+        save_cut=cut,
+        exit_codes=" ".join(map(str, codes)),
         output=f"{said}{out}{err}"[-2000:] if bad or wrong else "",
-    )  # fmt: skip
+    )

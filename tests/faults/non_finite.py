@@ -7,9 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-
-from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, record, rows, without_progress
-from faults.trial import Trial
 from posenc_jax.checkpoints.fingerprint import leaves
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.data.tokenizers import open_tokenizer
@@ -18,6 +15,9 @@ from posenc_jax.results import manifest
 from posenc_jax.training.config import read
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
+
+from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, record, rows, without_progress
+from faults.trial import Trial
 
 DEVICES, IN_A_ROW = 8, 3
 MESHES = ((8, 1, 1), (4, 2, 1), (2, 2, 2))  # data x fsdp x model
@@ -39,11 +39,19 @@ def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
             bad = "Traceback" in err or _not_finite(corrupted) > 0
             wrong = 1  # an unfinished run is another one
             if finished(corrupted):
-                bad |= [row["skipped"] for row in rows(corrupted)] != [float(n >= step) for n in range(1, STEPS + 1)]  # fmt: skip
+                bad |= [row["skipped"] for row in rows(corrupted)] != [
+                    float(n >= step) for n in range(1, STEPS + 1)
+                ]
                 ours, theirs = leaves_of(corrupted), leaves_of(left_out)
                 wrong = sum(ours[name] != theirs[name] for name in theirs)
             said = err if bad else ""
-            yield Trial(f"NaN in {'one device' if what == 'rows' else 'one piece of a gradient'}", f"{_words(mesh)}, device {device}, step {step}", wrong, bad, said=said)  # fmt: skip
+            yield Trial(
+                f"NaN in {'one device' if what == 'rows' else 'one piece of a gradient'}",
+                f"{_words(mesh)}, device {device}, step {step}",
+                wrong,
+                bad,
+                said=said,
+            )
 
 
 def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -53,18 +61,27 @@ def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         step = rng.randint(SAVE_EVERY + 1, STEPS - IN_A_ROW)
         bad_steps = range(step, step + IN_A_ROW)
         limit = f"--config.train.bad_steps={IN_A_ROW}"
-        corrupted, code, err = _trained(run, f"row-{index}", mesh, "rows", bad_steps, limit, device=device)  # fmt: skip
+        corrupted, code, err = _trained(
+            run, f"row-{index}", mesh, "rows", bad_steps, limit, device=device
+        )
         sound, _, _ = _trained(run, f"sound-{index}", mesh, "nothing", [])
         kept = [n for n in _sums(corrupted) if n < step]
         wrong = sum(_sums(corrupted)[n] != _sums(sound)[n] for n in kept)
         said = f"{IN_A_ROW} updates in a row were not finite, up to step {bad_steps[-1]}"
         bad = code != 1 or len(err.strip().splitlines()) != 1 or said not in err
         bad |= not kept or _not_finite(corrupted) > 0
-        yield Trial(f"NaN {IN_A_ROW} times in a row", f"{_words(mesh)}, device {device}, from step {step}", wrong, bad, said=err.strip())  # fmt: skip
+        yield Trial(
+            f"NaN {IN_A_ROW} times in a row",
+            f"{_words(mesh)}, device {device}, from step {step}",
+            wrong,
+            bad,
+            said=err.strip(),
+        )
 
 
 def spike(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """A batch with a huge finite loss: the update is clipped, or skipped if its norm overflows; the run recovers.
+    """A batch with a huge finite loss: the update is clipped, or skipped if its norm overflows; the run
+    recovers.
 
     Recovered: finite parameters in every checkpoint, and a mean loss over the last five steps within
     RECOVERED nats of the undisturbed run's.
@@ -77,10 +94,17 @@ def spike(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         after = _mean_of_last(found) - _mean_of_last(rows(undisturbed))
         hit = found[step - 1] if len(found) >= step else {}
         what = "left out" if hit.get("skipped") else "clipped"
-        same = [row["loss"] for row in found[: step - 1]] == [row["loss"] for row in rows(undisturbed)[: step - 1]]  # fmt: skip
+        same = [row["loss"] for row in found[: step - 1]] == [
+            row["loss"] for row in rows(undisturbed)[: step - 1]
+        ]
         huge = what == "left out" or hit["grad_norm"] > 100
         bad |= not (same and huge and after < RECOVERED)
-        yield Trial("a loss spike", f"{size:.0e} in step {step}: {what}; the last five steps {after:+.3f} nats", undetected=bad, said=err if bad else "")  # fmt: skip
+        yield Trial(
+            "a loss spike",
+            f"{size:.0e} in step {step}: {what}; the last five steps {after:+.3f} nats",
+            undetected=bad,
+            said=err if bad else "",
+        )
 
 
 RECOVERED = 0.5
@@ -92,9 +116,13 @@ def _trained(run: SmallRun, name: str, mesh, what: str, steps, *settings: str, *
     axes = ("data", "fsdp", "model")
     sizes = [f"--config.train.{axis}_devices={n}" for axis, n in zip(axes, mesh, strict=True)]
     process = run.fork(
-        workdir, f"--config.train.keep={_ALL}", *sizes, *settings,
-        devices=math.prod(mesh), corrupted={"what": what, "steps": list(steps), **how},
-    )  # fmt: skip
+        workdir,
+        f"--config.train.keep={_ALL}",
+        *sizes,
+        *settings,
+        devices=math.prod(mesh),
+        corrupted={"what": what, "steps": list(steps), **how},
+    )
     _, err = process.communicate()
     return workdir, process.returncode, without_progress(err)
 

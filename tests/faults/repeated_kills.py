@@ -54,7 +54,15 @@ def _chain(run, workdir: Path, waits: bool, most: int, whole: float, rng) -> lis
             taken = lost(workdir)
         cut = bool(saving(workdir)) and taken > 0 and not waits
         name = f"kill -9 {phase}{', saves waited for' if waits else ''}"
-        trials.append(Trial(name, f"{workdir.name}, {aimed}, step {last_logged(workdir)}", lost_steps=taken, save_cut=cut, said=err.strip()))  # fmt: skip
+        trials.append(
+            Trial(
+                name,
+                f"{workdir.name}, {aimed}, step {last_logged(workdir)}",
+                lost_steps=taken,
+                save_cut=cut,
+                said=err.strip(),
+            )
+        )
     wrong = run.wrong(workdir)
     return [dataclasses.replace(t, wrong=wrong, undetected=bool(faults)) for t in trials]
 

@@ -42,8 +42,12 @@ class SmallRun:
         """Starts `python train.py` in `workdir`."""
         return subprocess.Popen(
             [sys.executable, "train.py", *self._arguments(workdir, overrides)],
-            cwd=ROOT, env=self._environment(devices), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self._environment(devices),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def fork(
         self, workdir: Path, *overrides: str, devices: int = 1, corrupted: dict | None = None
@@ -52,7 +56,9 @@ class SmallRun:
         if devices not in self._servers:
             server = ForkServer(self._environment(devices))
             self._servers[devices] = self._open.enter_context(server)
-        return self._servers[devices].start(self._arguments(workdir, overrides), self.folder, corrupted)  # fmt: skip
+        return self._servers[devices].start(
+            self._arguments(workdir, overrides), self.folder, corrupted
+        )
 
     def _arguments(self, workdir: Path, overrides: tuple[str, ...]) -> list[str]:
         text = self.folder / "text"

@@ -1,5 +1,7 @@
 """Registry of the injected faults."""
 
+from posenc_jax.results.near_names import near_names
+
 from faults import (
     bad_inputs,
     checks,
@@ -11,7 +13,6 @@ from faults import (
     repeated_kills,
     workers,
 )
-from posenc_jax.results.near_names import near_names
 
 FAULTS = {
     "chain": repeated_kills.killed_in_chains,

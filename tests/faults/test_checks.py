@@ -5,12 +5,12 @@ import random
 import types
 
 import pytest
+from posenc_jax.checkpoints import hash_chain, manager
+from posenc_jax.results import files, manifest
 
 from faults import checks, kills
 from faults.small_run import SmallRun
 from faults.trial import Trial, failed, table
-from posenc_jax.checkpoints import hash_chain, manager
-from posenc_jax.results import files, manifest
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A NaN on one device of eight and a huge batch: skipped and counted alike, clipped, and never in a checkpoint."""
+"""A NaN on one device of eight and a huge batch: skipped and counted alike, clipped, and never in a
+checkpoint.
+"""
 
 import random
 

@@ -8,12 +8,12 @@ import random
 import shutil
 
 import pytest
+from posenc_jax.results import manifest
 
 from faults import bad_inputs, corrupted_checkpoints, disk, kills, repeated_kills
 from faults.small_run import STEPS, SmallRun, record
 from faults.suite import FAULTS
 from faults.trial import failed, table
-from posenc_jax.results import manifest
 
 
 @pytest.fixture(scope="module")

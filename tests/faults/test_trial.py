@@ -12,10 +12,15 @@ from faults.trial import Trial, failed, stored, table
 
 def test_a_table_counts_trials_and_says_what_did_not_hold():
     rows = [
-        Trial("kill", lost_steps=3), Trial("kill", wrong=2), Trial("flip", seconds=0.16, peak_mb=301.2), Trial("stop", lost_steps=6),
-        Trial("cut", lost_steps=4), Trial("cut", lost_steps=10, save_cut=True),
-        Trial("late", lost_steps=11, save_cut=True), Trial("disk full", skipped="no mount"),
-    ]  # fmt: skip
+        Trial("kill", lost_steps=3),
+        Trial("kill", wrong=2),
+        Trial("flip", seconds=0.16, peak_mb=301.2),
+        Trial("stop", lost_steps=6),
+        Trial("cut", lost_steps=4),
+        Trial("cut", lost_steps=10, save_cut=True),
+        Trial("late", lost_steps=11, save_cut=True),
+        Trial("disk full", skipped="no mount"),
+    ]
     assert table(rows).splitlines()[2:] == [
         "| kill | 2 | 1 | 0 | 3 | - | - | - | FAILED |",
         "| flip | 1 | 0 | 0 | 0 | - | 0.2 | 301 | held |",
@@ -33,7 +38,9 @@ def test_a_table_counts_trials_and_says_what_did_not_hold():
 def test_stored_rows_are_the_trials_again(tmp_path, name):
     rows = [Trial("kill", "x", lost_steps=3, save_cut=True), Trial("flip", seconds=0.5)]
     text = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in rows)
-    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())  # fmt: skip
+    (tmp_path / name).write_bytes(
+        gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
+    )
     assert stored(tmp_path / name) == rows
     (tmp_path / "x").write_text('{"faults": 1}\n')
     with pytest.raises(ValueError, match="holds no trials"):

@@ -53,7 +53,17 @@ def table(trials: Iterable[Trial]) -> str:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.fault, []).append(trial)
-    names = ("fault", "trials", "wrong", "undetected", "lost steps", "with a save cut short", "seconds", "peak MB", "verdict")  # fmt: skip
+    names = (
+        "fault",
+        "trials",
+        "wrong",
+        "undetected",
+        "lost steps",
+        "with a save cut short",
+        "seconds",
+        "peak MB",
+        "verdict",
+    )
     rows = []
     for fault, group in groups.items():
         done = [trial for trial in group if not trial.skipped]
@@ -80,4 +90,6 @@ def failed(trials: Iterable[Trial]) -> list[Trial]:
 
     For an interrupted asynchronous save, two intervals may be lost.
     """
-    return [t for t in trials if t.wrong or t.undetected or t.lost_steps > SAVE_EVERY * (1 + t.save_cut)]  # fmt: skip
+    return [
+        t for t in trials if t.wrong or t.undetected or t.lost_steps > SAVE_EVERY * (1 + t.save_cut)
+    ]

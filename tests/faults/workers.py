@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posenc_jax.results.schema import DONE, STOPPED
+from posenc_jax.training.hosts import REMEDY
+
 from faults.fork_server import Fork
 from faults.kills import await_seen
 from faults.small_run import STEPS, SmallRun, finished, last_logged, record, resumed
 from faults.trial import Trial
 from faults.workdirs import checkpoints, lost, saving
-from posenc_jax.results.schema import DONE, STOPPED
-from posenc_jax.training.hosts import REMEDY
 
 NOTICED = 15  # seconds
 _DEVICES = 4  # of each process
@@ -62,7 +63,15 @@ def _one(run, workdir: Path, victim: int, how: signal.Signals, step: int, want: 
     bad |= elsewhere or codes_again != [0, 0]
     detail = f"process {victim}, step {step}: the other ends {seconds:.1f} s later, with {codes[1 - victim]}"
     said = f"{codes} {codes_again} {' '.join(said)} {' '.join(said_again)}"[-2000:] if bad else ""
-    return Trial(f"{how.name} to one of two processes", detail, run.wrong(workdir, want), bad, taken, said, save_cut=cut)  # fmt: skip
+    return Trial(
+        f"{how.name} to one of two processes",
+        detail,
+        run.wrong(workdir, want),
+        bad,
+        taken,
+        said,
+        save_cut=cut,
+    )
 
 
 def _both(run: SmallRun, workdir: Path) -> list[Fork]:
@@ -70,9 +79,7 @@ def _both(run: SmallRun, workdir: Path) -> list[Fork]:
         taken.bind(("localhost", 0))
         port = taken.getsockname()[1]
     several = (f"--coordinator=localhost:{port}", "--processes=2")
-    return [
-        run.fork(workdir, *several, f"--process={i}", devices=_DEVICES) for i in range(2)
-    ]  # fmt: skip
+    return [run.fork(workdir, *several, f"--process={i}", devices=_DEVICES) for i in range(2)]
 
 
 def _ended(both: list[Fork]) -> tuple[list[int], list[str]]:

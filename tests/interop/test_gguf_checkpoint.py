@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from support.gguf_files import ARRAY, F32, FLOAT, I32, STRING, U32, Tensor, llama, plain, value
-
 from posenc_jax.encodings.rope_scaling import Llama3, PositionInterpolation, Yarn
 from posenc_jax.encodings.rotary import inverse_frequencies
 from posenc_jax.interop import gguf_checkpoint
 from posenc_jax.interop.gguf_checkpoint import half_split_rows
 from posenc_jax.interop.gguf_file import GgufFile
 from posenc_jax.model.decoder import Decoder
+
+from support.gguf_files import ARRAY, F32, FLOAT, I32, STRING, U32, Tensor, llama, plain, value
 
 
 def written(tmp_path, gguf, name="x.gguf"):
@@ -52,7 +52,15 @@ def test_every_weight_of_a_file_is_where_it_belongs(tmp_path, tied):
     gguf, weights = llama(tied=tied)
     loaded = gguf_checkpoint.load(written(tmp_path, gguf))
     c, p = loaded.config, loaded.params
-    assert (c.model_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim, c.num_layers, c.vocab_size) == (16, 4, 2, 8, 24, 2, 300)  # fmt: skip
+    assert (
+        c.model_dim,
+        c.num_heads,
+        c.num_kv_heads,
+        c.head_dim,
+        c.mlp_dim,
+        c.num_layers,
+        c.vocab_size,
+    ) == (16, 4, 2, 8, 24, 2, 300)
     assert (c.tied_head, c.train_length, c.norm_epsilon) == (tied, 64, np.float32(1e-5))
     assert loaded.tokenizer is None
     same = np.testing.assert_array_equal
@@ -87,10 +95,15 @@ def stretch_of(tmp_path, gguf):
 def test_rope_scalings_are_read(tmp_path):
     assert stretch_of(tmp_path, llama()[0]).stretch is None
     assert stretch_of(tmp_path, llama()[0]).base == 500.0
-    linear = {"llama__rope__scaling__type": value(STRING, "linear"), "llama__rope__scaling__factor": value(FLOAT, 4.0)}  # fmt: skip
+    linear = {
+        "llama__rope__scaling__type": value(STRING, "linear"),
+        "llama__rope__scaling__factor": value(FLOAT, 4.0),
+    }
     assert stretch_of(tmp_path, changed(llama()[0], **linear)).stretch == PositionInterpolation(4.0)
-    yarn = linear | {"llama__rope__scaling__type": value(STRING, "yarn"),
-                     "llama__rope__scaling__original_context_length": value(U32, 16)}  # fmt: skip
+    yarn = linear | {
+        "llama__rope__scaling__type": value(STRING, "yarn"),
+        "llama__rope__scaling__original_context_length": value(U32, 16),
+    }
     found = stretch_of(tmp_path, changed(llama()[0], **yarn)).stretch
     assert isinstance(found, Yarn)
     assert (found.factor, found.original) == (4.0, 16)
@@ -123,7 +136,10 @@ def without(name):
 
 def reshaped(name, shape):
     gguf, _ = llama()
-    gguf.tensors = [Tensor(name, shape, F32, bytes(4 * int(np.prod(shape)))) if t.name == name else t for t in gguf.tensors]  # fmt: skip
+    gguf.tensors = [
+        Tensor(name, shape, F32, bytes(4 * int(np.prod(shape)))) if t.name == name else t
+        for t in gguf.tensors
+    ]
     return gguf
 
 
@@ -140,36 +156,84 @@ def said(**values):
 NOT_FINITE = plain("blk.0.ffn_up.weight", np.full((24, 16), np.nan))
 WRONG = {
     "no architecture": (lambda: said(general__architecture=None), "architecture None"),
-    "another architecture": (lambda: said(general__architecture=value(STRING, "lama")), "did you mean 'llama'"),
-    "an architecture that is a number": (lambda: said(general__architecture=value(U32, 3)), "architecture 3"),
+    "another architecture": (
+        lambda: said(general__architecture=value(STRING, "lama")),
+        "did you mean 'llama'",
+    ),
+    "an architecture that is a number": (
+        lambda: said(general__architecture=value(U32, 3)),
+        "architecture 3",
+    ),
     "no width": (lambda: said(llama__embedding_length=None), "no embedding_length"),
     "a width of words": (lambda: said(llama__embedding_length=value(STRING, "16")), "whole number"),
     "a negative width": (lambda: said(llama__embedding_length=value(I32, -16)), "whole number"),
-    "a width of another model": (lambda: said(llama__embedding_length=value(U32, 32)), "has the shape"),
+    "a width of another model": (
+        lambda: said(llama__embedding_length=value(U32, 32)),
+        "has the shape",
+    ),
     "no heads": (lambda: said(llama__attention__head_count=value(U32, 0)), "a size is 0"),
-    "heads by layer": (lambda: said(llama__attention__head_count=value(ARRAY, (U32, [4, 2]))), "whole number"),
-    "heads that do not divide": (lambda: said(llama__attention__head_count_kv=value(U32, 3)), "num_kv_heads=3"),
+    "heads by layer": (
+        lambda: said(llama__attention__head_count=value(ARRAY, (U32, [4, 2]))),
+        "whole number",
+    ),
+    "heads that do not divide": (
+        lambda: said(llama__attention__head_count_kv=value(U32, 3)),
+        "num_kv_heads=3",
+    ),
     "an odd head dim": (lambda: said(llama__attention__key_length=value(U32, 7)), "value_length=8"),
-    "values of another width": (lambda: said(llama__attention__value_length=value(U32, 4)), "value_length=4"),
-    "a partial rotation": (lambda: said(llama__rope__dimension_count=value(U32, 4)), "dimension_count=4"),
+    "values of another width": (
+        lambda: said(llama__attention__value_length=value(U32, 4)),
+        "value_length=4",
+    ),
+    "a partial rotation": (
+        lambda: said(llama__rope__dimension_count=value(U32, 4)),
+        "dimension_count=4",
+    ),
     "experts": (lambda: said(llama__expert_count=value(U32, 8)), "expert_count=8"),
-    "a vocabulary of another model": (lambda: said(llama__vocab_size=value(U32, 301)), "vocab_size=301"),
-    "a million layers": (lambda: said(llama__block_count=value(U32, 2**30)), "block_count is 1073741824"),
+    "a vocabulary of another model": (
+        lambda: said(llama__vocab_size=value(U32, 301)),
+        "vocab_size=301",
+    ),
+    "a million layers": (
+        lambda: said(llama__block_count=value(U32, 2**30)),
+        "block_count is 1073741824",
+    ),
     "a layer more than there are": (lambda: said(llama__block_count=value(U32, 3)), "no tensor"),
     "a layer less than there are": (lambda: said(llama__block_count=value(U32, 1)), "no place"),
-    "an unknown setting": (lambda: said(llama__attention__sliding_window=value(U32, 8)), "sliding_window"),
-    "an unknown scaling": (lambda: said(llama__rope__scaling__type=value(STRING, "longrope")), "rope.scaling.type"),
-    "an epsilon of words": (lambda: said(llama__attention__layer_norm_rms_epsilon=value(STRING, "x")), "must be a number"),
+    "an unknown setting": (
+        lambda: said(llama__attention__sliding_window=value(U32, 8)),
+        "sliding_window",
+    ),
+    "an unknown scaling": (
+        lambda: said(llama__rope__scaling__type=value(STRING, "longrope")),
+        "rope.scaling.type",
+    ),
+    "an epsilon of words": (
+        lambda: said(llama__attention__layer_norm_rms_epsilon=value(STRING, "x")),
+        "must be a number",
+    ),
     "no embedding": (lambda: without("token_embd.weight"), "no tensor 'token_embd.weight'"),
-    "no query": (lambda: without("blk.1.attn_q.weight"), "no tensor 'model.layers.1.self_attn.q_proj.weight'"),
+    "no query": (
+        lambda: without("blk.1.attn_q.weight"),
+        "no tensor 'model.layers.1.self_attn.q_proj.weight'",
+    ),
     "no final norm": (lambda: without("output_norm.weight"), "no tensor 'model.norm.weight'"),
     "a narrow key": (lambda: reshaped("blk.0.attn_k.weight", (8, 16)), "has the shape"),
     "a flat value": (lambda: reshaped("blk.0.attn_v.weight", (256,)), "has the shape"),
-    "a tensor of another model": (lambda: extended(plain("blk.0.ssm_in.weight", np.ones((2, 2)))), "no place"),
-    "a tensor without a layer": (lambda: extended(plain("blk.x.attn_q.weight", np.ones((2, 2)))), "no place"),
-    "a bias that the model has not": (lambda: extended(plain("blk.0.attn_q.bias", np.ones(32))), "no place"),
+    "a tensor of another model": (
+        lambda: extended(plain("blk.0.ssm_in.weight", np.ones((2, 2)))),
+        "no place",
+    ),
+    "a tensor without a layer": (
+        lambda: extended(plain("blk.x.attn_q.weight", np.ones((2, 2)))),
+        "no place",
+    ),
+    "a bias that the model has not": (
+        lambda: extended(plain("blk.0.attn_q.bias", np.ones(32))),
+        "no place",
+    ),
     "a tensor of nothing": (lambda: extended(plain("", np.ones(32))), "no place"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -193,13 +257,28 @@ def reference(config, weights):
     """A Llama of transformers, float32, with these weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    found = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.model_dim, intermediate_size=config.mlp_dim,
-        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, rms_norm_eps=config.norm_epsilon,
-        max_position_embeddings=config.train_length, tie_word_embeddings=config.tied_head,
-        rope_parameters={"rope_type": "default", "rope_theta": config.placed.layers[0].groups[0].heads.rotation.base},
-    )).to(torch.float32).eval()  # fmt: skip
+    found = (
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.model_dim,
+                intermediate_size=config.mlp_dim,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                rms_norm_eps=config.norm_epsilon,
+                max_position_embeddings=config.train_length,
+                tie_word_embeddings=config.tied_head,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": config.placed.layers[0].groups[0].heads.rotation.base,
+                },
+            )
+        )
+        .to(torch.float32)
+        .eval()
+    )
     state = {name: torch.tensor(array) for name, array in weights.items()}
     if config.tied_head:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -265,8 +344,14 @@ def test_smollm2_equals_transformers_on_the_same_dequantised_weights():
 
 
 def _transformers_name(name):
-    parts = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "attn_norm": "input_layernorm",
-             "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj", "blk": "model.layers"}  # fmt: skip
+    parts = {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_output": "self_attn.o_proj",
+        "blk": "model.layers",
+    }
     parts |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
     parts |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
     return ".".join(parts.get(part, part) for part in name.split("."))

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("gguf")
 
+from posenc_jax.interop.gguf_file import GgufFile
+
 from support.gguf_files import (
     ARRAY,
     BOOL,
@@ -27,9 +29,7 @@ from support.gguf_files import (
     plain,
     text,
     value,
-)  # fmt: skip
-
-from posenc_jax.interop.gguf_file import GgufFile
+)
 
 A = np.arange(32, dtype=np.float32).reshape(4, 8)
 KEYS = [("general.architecture", value(STRING, "llama")), ("n", value(U32, 7))]
@@ -47,14 +47,26 @@ def written(tmp_path, content):
 
 def test_metadata_of_every_kind_and_tensors_are_read(tmp_path):
     metadata = [
-        *KEYS, ("t", value(BOOL, 1)), ("f", value(FLOAT, 0.5)), ("i", value(I32, -3)), ("big", value(U64, 2**40)),
-        ("words", value(ARRAY, (STRING, ["é", ""]))), ("numbers", value(ARRAY, (I32, [1, -2]))),
-    ]  # fmt: skip
+        *KEYS,
+        ("t", value(BOOL, 1)),
+        ("f", value(FLOAT, 0.5)),
+        ("i", value(I32, -3)),
+        ("big", value(U64, 2**40)),
+        ("words", value(ARRAY, (STRING, ["é", ""]))),
+        ("numbers", value(ARRAY, (I32, [1, -2]))),
+    ]
     file = GgufFile(written(tmp_path, right(metadata=metadata)))
     numbers = file.metadata.pop("numbers")
     assert numbers.tolist() == [1, -2]
-    assert file.metadata == {"general.architecture": "llama", "n": 7, "t": True, "f": 0.5, "i": -3,
-                             "big": 2**40, "words": ["é", ""]}  # fmt: skip
+    assert file.metadata == {
+        "general.architecture": "llama",
+        "n": 7,
+        "t": True,
+        "f": 0.5,
+        "i": -3,
+        "big": 2**40,
+        "words": ["é", ""],
+    }
     np.testing.assert_array_equal(file.array("a"), A)
     np.testing.assert_array_equal(file.array("b"), A + 1)
     with pytest.raises(ValueError, match="no tensor 'c'"):
@@ -82,8 +94,11 @@ def test_quantised_tensors_equal_their_definitions(tmp_path):
         raw[Q4_1] += bytes(int(nibbles[i] + 16 * nibbles[i + 16]) for i in range(16))
         want[Q4_1] += [float(d) * int(x) + float(m) for x in nibbles]
     half = rng.normal(size=(3, 64)).astype(np.float16)
-    tensors = [Tensor("q8", (3, 64), Q8_0, raw[Q8_0]), Tensor("q4", (3, 64), Q4_1, raw[Q4_1]),
-               Tensor("half", (3, 64), F16, half.tobytes())]  # fmt: skip
+    tensors = [
+        Tensor("q8", (3, 64), Q8_0, raw[Q8_0]),
+        Tensor("q4", (3, 64), Q4_1, raw[Q4_1]),
+        Tensor("half", (3, 64), F16, half.tobytes()),
+    ]
     file = GgufFile(written(tmp_path, right(tensors=tensors)))
     np.testing.assert_allclose(file.array("q8").ravel(), want[Q8_0], rtol=1e-6)
     np.testing.assert_allclose(file.array("q4").ravel(), want[Q4_1], rtol=1e-6, atol=1e-6)
@@ -116,12 +131,24 @@ WRONG = {
     "a tensor too many": (right(claimed_tensors=3), "x.gguf: "),
     "endless metadata": (right(claimed_metadata=2**62), "more than the file can hold"),
     "a key too many": (right(claimed_metadata=3), "x.gguf: "),
-    "a key as long as memory": (right(metadata=[(b"", b"")]).bytes()[:24] + struct.pack("<Q", 2**63), "x.gguf: "),
+    "a key as long as memory": (
+        right(metadata=[(b"", b"")]).bytes()[:24] + struct.pack("<Q", 2**63),
+        "x.gguf: ",
+    ),
     "a key of 1 MB": (with_key(value(U32, 1), "k" * 2**20), "more than 65536"),
     "a value past the end": (with_key(of_type(STRING, struct.pack("<Q", 2**40))), "more than"),
-    "an array past the end": (with_key(of_type(ARRAY, struct.pack("<IQ", U32, 2**61))), "more than the file can hold"),
-    "a list past the end": (with_key(of_type(ARRAY, struct.pack("<IQ", STRING, 2**20))), "more than the file can hold"),
-    "an array of arrays": (with_key(of_type(ARRAY, struct.pack("<IQ", ARRAY, 1) + value(ARRAY, (U8, [1])))), "array of arrays"),
+    "an array past the end": (
+        with_key(of_type(ARRAY, struct.pack("<IQ", U32, 2**61))),
+        "more than the file can hold",
+    ),
+    "a list past the end": (
+        with_key(of_type(ARRAY, struct.pack("<IQ", STRING, 2**20))),
+        "more than the file can hold",
+    ),
+    "an array of arrays": (
+        with_key(of_type(ARRAY, struct.pack("<IQ", ARRAY, 1) + value(ARRAY, (U8, [1])))),
+        "array of arrays",
+    ),
     "an undefined kind of value": (with_key(of_type(13, b"\0" * 8)), "type 13"),
     "an undefined kind of array": (with_key(of_type(ARRAY, struct.pack("<IQ", 99, 1))), "type 99"),
     "a key that is no UTF-8": (with_key(value(U32, 1), b"\xff\xfe"), "not UTF-8"),
@@ -148,8 +175,11 @@ WRONG = {
     "an offset past the end": (with_tensor(offset=2**40), "ends at byte"),
     "an offset that wraps around": (with_tensor(offset=2**64 - 32), "ends at byte"),
     "the same bytes twice": (with_tensor(offset=128), "share bytes"),
-    "overlapping tensors": (right(tensors=[plain("a", A), Tensor("b", (4, 8), F32, A.tobytes(), 96)]), "share bytes"),
-}  # fmt: skip
+    "overlapping tensors": (
+        right(tensors=[plain("a", A), Tensor("b", (4, 8), F32, A.tobytes(), 96)]),
+        "share bytes",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -8,6 +8,9 @@ import struct
 import jax
 import numpy as np
 import pytest
+from posenc_jax.interop import huggingface
+from posenc_jax.interop.imported_run import ImportSettings, import_checkpoint
+
 from support.checkpoint_folders import (
     SETTINGS,
     SHAPES,
@@ -17,9 +20,6 @@ from support.checkpoint_folders import (
     write_folder,
     write_shards,
 )
-
-from posenc_jax.interop import huggingface
-from posenc_jax.interop.imported_run import ImportSettings, import_checkpoint
 
 FIRST, LAST = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
 INDEX = "model.safetensors.index.json"
@@ -155,20 +155,46 @@ CASES = {
     "empty": (content("model.safetensors", b""), "no whole"),
     "seven bytes": (content("model.safetensors", b"1234567"), "no whole"),
     "length alone": (content("model.safetensors", struct.pack("<Q", 100)), "no whole"),
-    "header past the file": (content("model.safetensors", struct.pack("<Q", 10**6) + b"{}"), "no whole"),
-    "oversized header": (content("model.safetensors", struct.pack("<Q", 2**63) + b"{}"), "no whole"),
+    "header past the file": (
+        content("model.safetensors", struct.pack("<Q", 10**6) + b"{}"),
+        "no whole",
+    ),
+    "oversized header": (
+        content("model.safetensors", struct.pack("<Q", 2**63) + b"{}"),
+        "no whole",
+    ),
     "header of 2^64-1": (content("model.safetensors", b"\xff" * 16), "no whole"),
     "no header": (content("model.safetensors", struct.pack("<Q", 0)), "no whole"),
-    "header not JSON": (content("model.safetensors", struct.pack("<Q", 8) + b"{'a': 1}"), "not JSON"),
-    "header not UTF-8": (content("model.safetensors", struct.pack("<Q", 4) + b"{\xff\xfe}"), "not JSON"),
-    "header a list": (content("model.safetensors", struct.pack("<Q", 2) + b"[]"), "not a JSON object"),
+    "header not JSON": (
+        content("model.safetensors", struct.pack("<Q", 8) + b"{'a': 1}"),
+        "not JSON",
+    ),
+    "header not UTF-8": (
+        content("model.safetensors", struct.pack("<Q", 4) + b"{\xff\xfe}"),
+        "not JSON",
+    ),
+    "header a list": (
+        content("model.safetensors", struct.pack("<Q", 2) + b"[]"),
+        "not a JSON object",
+    ),
     "deep header": (content("model.safetensors", file_bytes(b"[" * 100_000, b"")), "not JSON"),
-    "a name twice": (header(lambda t, d: (json.dumps(t).replace(LAST, FIRST).encode(), d)), "twice"),
+    "a name twice": (
+        header(lambda t, d: (json.dumps(t).replace(LAST, FIRST).encode(), d)),
+        "twice",
+    ),
     "cut data": (content("model.safetensors", whole()[:-1]), "end at byte"),
     "half of the data": (content("model.safetensors", whole()[:-400]), "end at byte"),
     "bytes behind": (content("model.safetensors", whole() + b"x"), "end at byte"),
     "overlap": (entry(LAST, data_offsets=[0, 192]), "overlaps|gap"),
-    "gap": (header(lambda t, d: (t | {LAST: t[LAST] | {"data_offsets": [n + 4 for n in t[LAST]["data_offsets"]]}}, d + b"1234")), "gap"),
+    "gap": (
+        header(
+            lambda t, d: (
+                t | {LAST: t[LAST] | {"data_offsets": [n + 4 for n in t[LAST]["data_offsets"]]}},
+                d + b"1234",
+            )
+        ),
+        "gap",
+    ),
     "backward offsets": (entry(data_offsets=[352, 0]), "takes"),
     "negative offset": (entry(data_offsets=[-352, 0]), "whole numbers"),
     "huge offset": (entry(data_offsets=[2**70, 2**70 + 352]), "whole numbers"),
@@ -190,14 +216,23 @@ CASES = {
     "a zip by that name": (content("model.safetensors", b"PK\x03\x04" + b"\0" * 100), "pickle"),
     # Tensors that do not fit the model.
     "missing tensor": (tensors(lambda x: {n: a for n, a in x.items() if n != LAST}), "no tensor"),
-    "left-over tensor": (tensors(lambda x: x | {"model.extra": np.zeros(3, np.float32)}), "no place"),
-    "another layer": (tensors(lambda x: x | {"model.layers.1.mlp.up_proj.weight": np.zeros((6, 8), np.float32)}), "no place"),
+    "left-over tensor": (
+        tensors(lambda x: x | {"model.extra": np.zeros(3, np.float32)}),
+        "no place",
+    ),
+    "another layer": (
+        tensors(lambda x: x | {"model.layers.1.mlp.up_proj.weight": np.zeros((6, 8), np.float32)}),
+        "no place",
+    ),
     "another shape": (tensors(lambda x: x | {LAST: np.zeros((8, 7), np.float32)}), "shape"),
     "transposed": (tensors(lambda x: x | {LAST: np.zeros((6, 8), np.float32)}), "shape"),
     "no tensors": (tensors(lambda x: {"model.norm.weight": x["model.norm.weight"]}), "no tensor"),
     "another name": (renamed(FIRST, "../../etc/passwd"), "no tensor"),
     "a tied head that differs": (tensors(lambda x: x | {"lm_head.weight": x[FIRST] + 1}), "ties"),
-    "adapter": (tensors(lambda x: x | {"base_model.lora_A.weight": np.zeros((2, 2), np.float32)}), "no place"),
+    "adapter": (
+        tensors(lambda x: x | {"base_model.lora_A.weight": np.zeros((2, 2), np.float32)}),
+        "no place",
+    ),
     # Files and links.
     "no config": (gone("config.json"), "no file config.json"),
     "no weights": (gone("model.safetensors"), "no file model.safetensors"),
@@ -207,7 +242,10 @@ CASES = {
     "linked weights": (linked("model.safetensors"), "link"),
     "linked config": (linked("config.json"), "link"),
     "linked index": (link_of_index, "link"),
-    "config a folder": (lambda folder: (folder / "config.json").mkdir(parents=True), "no file config.json"),
+    "config a folder": (
+        lambda folder: (folder / "config.json").mkdir(parents=True),
+        "no file config.json",
+    ),
     "config not JSON": (content("config.json", b"{"), "not JSON"),
     "config a list": (content("config.json", b"[1]"), "JSON dict"),
     "config not UTF-8": (content("config.json", b"\xff\xfe{}"), "UTF-8"),
@@ -220,11 +258,30 @@ CASES = {
     "path down": (escaping("a/../../part-0.safetensors"), "not the name of a file"),
     "backslashes": (escaping("..\\part-0.safetensors"), "not the name of a file"),
     "two dots": (escaping(".."), "not the name of a file"),
-    "file a number": (shards(lambda m, _: {"weight_map": m | {FIRST: 3}}), "not the name of a file"),
-    "file absent": (shards(lambda m, _: {"weight_map": m | {FIRST: "gone.safetensors"}}), "no file gone"),
-    "file a pickle": (shards(lambda m, f: (f / "x.bin").write_bytes(pickle.dumps(1)) and {"weight_map": m | {FIRST: "x.bin"}}), "no safetensors"),
-    "index misses a tensor": (shards(lambda m, _: {"weight_map": {n: f for n, f in m.items() if n != FIRST}}), "disagree"),
-    "index names the wrong file": (shards(lambda m, _: {"weight_map": m | {FIRST: "part-1.safetensors"}}), "disagree"),
+    "file a number": (
+        shards(lambda m, _: {"weight_map": m | {FIRST: 3}}),
+        "not the name of a file",
+    ),
+    "file absent": (
+        shards(lambda m, _: {"weight_map": m | {FIRST: "gone.safetensors"}}),
+        "no file gone",
+    ),
+    "file a pickle": (
+        shards(
+            lambda m, f: (
+                (f / "x.bin").write_bytes(pickle.dumps(1)) and {"weight_map": m | {FIRST: "x.bin"}}
+            )
+        ),
+        "no safetensors",
+    ),
+    "index misses a tensor": (
+        shards(lambda m, _: {"weight_map": {n: f for n, f in m.items() if n != FIRST}}),
+        "disagree",
+    ),
+    "index names the wrong file": (
+        shards(lambda m, _: {"weight_map": m | {FIRST: "part-1.safetensors"}}),
+        "disagree",
+    ),
     "a tensor in two files": (shards(both_shards), "disagree"),
     # Settings that are unknown, or do not fit.
     "unknown model": (settings(model_type="gpt5"), "model_type"),
@@ -242,14 +299,26 @@ CASES = {
     "heads that do not divide": (settings(num_attention_heads=3), "divide"),
     "keys that do not divide": (settings(num_attention_heads=4, num_key_value_heads=3), "divide"),
     "unknown activation": (settings(hidden_act="xielu"), "hidden_act"),
-    "NaN setting": (content("config.json", json.dumps(SETTINGS | {"rms_norm_eps": float("nan")}).encode()), "rms_norm_eps"),
+    "NaN setting": (
+        content("config.json", json.dumps(SETTINGS | {"rms_norm_eps": float("nan")}).encode()),
+        "rms_norm_eps",
+    ),
     "unknown rope": (settings(rope_scaling={"type": "spiral", "factor": 2.0}), "spiral"),
     "rope without factor": (settings(rope_scaling={"type": "linear"}), "factor"),
-    "unknown rope setting": (settings(rope_scaling={"type": "linear", "factor": 2.0, "twist": 1}), "twist=1"),
-    "two ropes": (settings(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters={"rope_type": "linear", "factor": 4.0}), "disagree"),
+    "unknown rope setting": (
+        settings(rope_scaling={"type": "linear", "factor": 2.0, "twist": 1}),
+        "twist=1",
+    ),
+    "two ropes": (
+        settings(
+            rope_scaling={"type": "linear", "factor": 2.0},
+            rope_parameters={"rope_type": "linear", "factor": 4.0},
+        ),
+        "disagree",
+    ),
     "rope a word": (settings(rope_scaling="linear"), "object"),
     "odd rotary dims": (settings(partial_rotary_factor=0.8), "odd"),
-}  # fmt: skip
+}
 
 
 def test_there_are_sixty_cases_and_the_undamaged_folders_load(tmp_path):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.marks import thorough
-
 from posenc_jax.interop import huggingface
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate
+
+from support.marks import thorough
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 with warnings.catch_warnings():
@@ -22,47 +22,199 @@ with warnings.catch_warnings():
 transformers.logging.set_verbosity_error()
 
 T = 41  # longer than every window and original length below
-DIMS = {"vocab_size": 89, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 72}  # fmt: skip
+DIMS = {
+    "vocab_size": 89,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "intermediate_size": 72,
+}
 GROUPED = DIMS | {"num_key_value_heads": 2, "max_position_embeddings": 64}
 ODD = GROUPED | {"hidden_size": 54, "intermediate_size": 70, "head_dim": 10}
 ROPE = {"rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, **ROPE}
-LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0], "original_max_position_embeddings": 16}  # fmt: skip
+LONG = {
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 16,
+}
 
 # Family and settings of each model.
 MODELS = {
-    "gpt2": ("gpt2", {"vocab_size": 89, "n_positions": 64, "n_embd": 51, "n_layer": 2, "n_head": 3, "n_inner": 70}),
+    "gpt2": (
+        "gpt2",
+        {
+            "vocab_size": 89,
+            "n_positions": 64,
+            "n_embd": 51,
+            "n_layer": 2,
+            "n_head": 3,
+            "n_inner": 70,
+        },
+    ),
     "bloom": ("bloom", {"vocab_size": 89, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
-    "bloom-normed-residual": ("bloom", {"vocab_size": 89, "hidden_size": 48, "n_layer": 2, "n_head": 4, "apply_residual_connection_post_layernorm": True}),
-    "gpt_neox": ("gpt_neox", DIMS | {"num_attention_heads": 2, "max_position_embeddings": 64, "hidden_act": "gelu_fast"}),
-    "gpt_neox-serial": ("gpt_neox", DIMS | {"num_attention_heads": 2, "use_parallel_residual": False, "attention_bias": False}),
-    "gptj": ("gptj", {"vocab_size": 89, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 3, "rotary_dim": 6}),
-    "falcon-multi-query": ("falcon", {"vocab_size": 89, "hidden_size": 56, "num_hidden_layers": 2, "num_attention_heads": 7}),
-    "falcon-grouped": ("falcon", {"vocab_size": 89, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_kv_heads": 2, "new_decoder_architecture": True}),
-    "falcon-rw": ("falcon", {"vocab_size": 89, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
-    "mpt": ("mpt", {"vocab_size": 89, "d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 64}),
-    "mpt-clipped": ("mpt", {"vocab_size": 89, "d_model": 48, "n_heads": 3, "n_layers": 2, "attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.4}}),
-    "roformer": ("roformer", DIMS | {"is_decoder": True, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0}),
+    "bloom-normed-residual": (
+        "bloom",
+        {
+            "vocab_size": 89,
+            "hidden_size": 48,
+            "n_layer": 2,
+            "n_head": 4,
+            "apply_residual_connection_post_layernorm": True,
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox",
+        DIMS | {"num_attention_heads": 2, "max_position_embeddings": 64, "hidden_act": "gelu_fast"},
+    ),
+    "gpt_neox-serial": (
+        "gpt_neox",
+        DIMS | {"num_attention_heads": 2, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "gptj": (
+        "gptj",
+        {
+            "vocab_size": 89,
+            "n_positions": 64,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 3,
+            "rotary_dim": 6,
+        },
+    ),
+    "falcon-multi-query": (
+        "falcon",
+        {"vocab_size": 89, "hidden_size": 56, "num_hidden_layers": 2, "num_attention_heads": 7},
+    ),
+    "falcon-grouped": (
+        "falcon",
+        {
+            "vocab_size": 89,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+        },
+    ),
+    "falcon-rw": (
+        "falcon",
+        {
+            "vocab_size": 89,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+        },
+    ),
+    "mpt": (
+        "mpt",
+        {"vocab_size": 89, "d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 64},
+    ),
+    "mpt-clipped": (
+        "mpt",
+        {
+            "vocab_size": 89,
+            "d_model": 48,
+            "n_heads": 3,
+            "n_layers": 2,
+            "attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.4},
+        },
+    ),
+    "roformer": (
+        "roformer",
+        DIMS | {"is_decoder": True, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0},
+    ),
     "llama": ("llama", ODD),
-    "llama-biased": ("llama", GROUPED | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-biased": (
+        "llama",
+        GROUPED | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
     "mistral": ("mistral", ODD | {"sliding_window": 16}),
     "mixtral": ("mixtral", GROUPED | {"num_local_experts": 4}),
-    "qwen2": ("qwen2", GROUPED | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "qwen2": (
+        "qwen2",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", ODD | {"rope_parameters": YARN}),
-    "gemma2": ("gemma2", ODD | {"sliding_window": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 2.0, "num_hidden_layers": 3}),
-    "gemma3": ("gemma3_text", ODD | {"sliding_window": 16, "num_hidden_layers": 7, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
-    "smollm3": ("smollm3", GROUPED | {"num_hidden_layers": 5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
-    "palm": ("cohere", GROUPED | {"num_key_value_heads": 1, "logit_scale": 1.0, "pad_token_id": 0, "eos_token_id": 2}),
+    "gemma2": (
+        "gemma2",
+        ODD
+        | {
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+            "num_hidden_layers": 3,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        ODD
+        | {
+            "sliding_window": 16,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "smollm3": (
+        "smollm3",
+        GROUPED | {"num_hidden_layers": 5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "palm": (
+        "cohere",
+        GROUPED
+        | {"num_key_value_heads": 1, "logit_scale": 1.0, "pad_token_id": 0, "eos_token_id": 2},
+    ),
     # Every RoPE scaling, past the original length of 16 tokens.
-    "linear": ("llama", GROUPED | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **ROPE}}),
-    "dynamic": ("llama", GROUPED | {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, **ROPE}}),
+    "linear": (
+        "llama",
+        GROUPED | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **ROPE}},
+    ),
+    "dynamic": (
+        "llama",
+        GROUPED
+        | {
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, **ROPE},
+        },
+    ),
     "yarn": ("llama", GROUPED | {"rope_parameters": YARN | {"beta_fast": 16.0, "truncate": False}}),
-    "yarn-mscale": ("llama", GROUPED | {"rope_parameters": YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}}),
+    "yarn-mscale": (
+        "llama",
+        GROUPED | {"rope_parameters": YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}},
+    ),
     "yarn-factor": ("llama", GROUPED | {"rope_parameters": YARN | {"attention_factor": 1.7}}),
-    "llama3": ("llama", GROUPED | {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16, **ROPE}}),
-    "longrope": ("llama", GROUPED | {"rope_parameters": {"rope_type": "longrope", "factor": 4.0, **LONG, **ROPE}}),
-    "proportional": ("llama", GROUPED | {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.6, **ROPE}}),
-}  # fmt: skip
+    "llama3": (
+        "llama",
+        GROUPED
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+                **ROPE,
+            }
+        },
+    ),
+    "longrope": (
+        "llama",
+        GROUPED | {"rope_parameters": {"rope_type": "longrope", "factor": 4.0, **LONG, **ROPE}},
+    ),
+    "proportional": (
+        "llama",
+        GROUPED
+        | {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.6, **ROPE}},
+    ),
+}
 PER_RUN = ("gpt2", "bloom", "gpt_neox", "falcon-grouped", "gemma2", "mixtral", "yarn")
 ALL = [*PER_RUN, *thorough(*(name for name in MODELS if name not in PER_RUN))]
 
@@ -95,7 +247,9 @@ def program(config):
 
 def ours(config, params, ids):
     pos = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    logits, _ = program(config)({"params": params}, *(jnp.asarray(x) for x in (ids, pos, np.ones_like(pos))))  # fmt: skip
+    logits, _ = program(config)(
+        {"params": params}, *(jnp.asarray(x) for x in (ids, pos, np.ones_like(pos)))
+    )
     return np.asarray(logits)
 
 
@@ -118,12 +272,26 @@ def test_an_imported_model_gives_the_logits_and_tokens_of_transformers(name, tmp
         return  # its frequencies follow the length, token by token, in transformers
     prompt = tokens(config, 9, batch=1)[:, :5]
     with torch.no_grad():
-        told = model.generate(torch.tensor(prompt), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
+        told = model.generate(
+            torch.tensor(prompt),
+            max_new_tokens=32,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
     if name == "longrope":
         config, params, _ = huggingface.load(tmp_path / "2", longest=16)
         told = told[:, :16]
     count = told.shape[1] - 5
-    got = generate(params, config, list(prompt), new_tokens=count, pad=0, sampling=Sampling(), key=jax.random.key(0))  # fmt: skip
+    got = generate(
+        params,
+        config,
+        list(prompt),
+        new_tokens=count,
+        pad=0,
+        sampling=Sampling(),
+        key=jax.random.key(0),
+    )
     np.testing.assert_array_equal(got[0], told[0, 5:].numpy())
 
 
@@ -137,7 +305,12 @@ def test_an_exported_model_is_transformers_again_and_comes_back_bit_for_bit(name
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, same, params)
     kind = type(model)
-    back, report = kind.from_pretrained(tmp_path / "ours", dtype=torch.float32, attn_implementation=model.config._attn_implementation, output_loading_info=True)  # fmt: skip
+    back, report = kind.from_pretrained(
+        tmp_path / "ours",
+        dtype=torch.float32,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
     assert not any(report[key] for key in ("unexpected_keys", "mismatched_keys"))
     unused = {
         "cls.predictions.bias",

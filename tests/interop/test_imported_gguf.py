@@ -11,9 +11,6 @@ import pytest
 pytest.importorskip("gguf")
 pytest.importorskip("tokenizers")
 
-from support.gguf_files import ARRAY, I32, STRING, U32, llama, value
-from support.gguf_vocabularies import vocabulary
-
 from posenc_jax.evaluation.evaluate import evaluate
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.evaluation.perplexity import held_out_stretches
@@ -21,6 +18,9 @@ from posenc_jax.interop.imported_run import ImportSettings, import_checkpoint
 from posenc_jax.interop.text_continuation import continuation
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate
+
+from support.gguf_files import ARRAY, I32, STRING, U32, llama, value
+from support.gguf_vocabularies import vocabulary
 
 pytestmark = pytest.mark.thorough
 L = 64
@@ -45,8 +45,10 @@ def imported(tmp_path_factory):
     for split, count in (("train", 2), ("validation", 4)):
         (folder / "text" / split).mkdir(parents=True)
         for i in range(count):
-            lines = [f"The {w} of {split} {i} is a café, and no. {w * n} is next.\n"
-                     for n, w in enumerate(("grass", "sky", "key=1", "query", "value") * 60)]  # fmt: skip
+            lines = [
+                f"The {w} of {split} {i} is a café, and no. {w * n} is next.\n"
+                for n, w in enumerate(("grass", "sky", "key=1", "query", "value") * 60)
+            ]
             (folder / "text" / split / f"{i}.txt").write_text("".join(lines))
     import_checkpoint(
         folder / "x.gguf", folder / "run", ImportSettings(text_folder=str(folder / "text"))
@@ -102,8 +104,10 @@ def test_an_imported_model_is_read_under_every_stretch(imported, stretch):
     plain = evaluate(imported, multiples=(1, 2), suites=("E3",), split="dev", stretch=None)
     path = evaluate(imported, multiples=(1, 2), suites=("E3",), split="dev", stretch=stretch)
     assert path != plain
-    far = [next(r["value"] for r in rows_of(p) if r["metric"] == "bpb_ctx" and r["length"] == 2 * L)
-           for p in (plain, path)]  # fmt: skip
+    far = [
+        next(r["value"] for r in rows_of(p) if r["metric"] == "bpb_ctx" and r["length"] == 2 * L)
+        for p in (plain, path)
+    ]
     assert far[0] != far[1]
 
 
@@ -123,7 +127,15 @@ def test_a_continuation_is_what_generation_gives_up_to_the_end_of_a_text(importe
     tokenizer, config = run.inputs.tokenizer, run.model_config(2 * L).measured
     prompt = np.r_[tokenizer.bos, tokenizer.encode(b"The grass is ")].astype(np.int32)
     key = jax.random.key(5)
-    want = generate(jax.tree.map(jnp.asarray, run.params), config, [prompt], new_tokens=12, pad=0, sampling=sampling, key=key)[0]  # fmt: skip
+    want = generate(
+        jax.tree.map(jnp.asarray, run.params),
+        config,
+        [prompt],
+        new_tokens=12,
+        pad=0,
+        sampling=sampling,
+        key=key,
+    )[0]
     ends = np.flatnonzero(np.isin(want, tokenizer.ends))
     want = want[: ends[0]] if len(ends) else want
     got = list(continuation(imported, b"The grass is ", 12, sampling, 5, None))

@@ -7,15 +7,15 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-from support.checkpoint_folders import SETTINGS, SHAPES, arrays, random_parameters, write_folder
-from support.marks import thorough
-
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.interop import huggingface
 from posenc_jax.interop.family import canonical
 from posenc_jax.interop.imported_run import ImportSettings, import_checkpoint
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.presets import SYSTEMS, preset
+
+from support.checkpoint_folders import SETTINGS, SHAPES, arrays, random_parameters, write_folder
+from support.marks import thorough
 
 NO_FAMILY = ("transformer", "alibi-247m", "alibi-1.3b")
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 60
@@ -53,7 +53,9 @@ def test_every_preset_of_transformers_is_written_and_read_back_bit_for_bit(name,
         ({"embedding_scale": 8.0}, "embedding_scale"),
     ],
 )
-def test_what_transformers_cannot_say_is_refused_by_name_and_nothing_is_written(changes, words, tmp_path):  # fmt: skip
+def test_what_transformers_cannot_say_is_refused_by_name_and_nothing_is_written(
+    changes, words, tmp_path
+):
     config = dataclasses.replace(preset("llama", small=True), **changes)
     with pytest.raises(ValueError, match=words) as raised:
         huggingface.save(config, random_parameters(config), tmp_path / "x")

@@ -17,10 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import oracles_harness as oracle
-from support import runs
-from support.sentencepiece_models import train_sentencepiece
-
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation.context import SEED
@@ -31,6 +27,10 @@ from posenc_jax.model.decoder import Decoder
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.task_registry import SCORED, find
 
+from support import oracles_harness as oracle
+from support import runs
+from support.sentencepiece_models import train_sentencepiece
+
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
 with warnings.catch_warnings():
@@ -39,7 +39,6 @@ with warnings.catch_warnings():
     from lm_eval.api.instance import Instance
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
-
     from posenc_jax.interop import harness
     from posenc_jax.interop.lm_eval import RunModel
     from posenc_jax.interop.lm_eval_tasks import BUCKETS, RetrievalTasks
@@ -49,18 +48,27 @@ REPOSITORY = Path(__file__).parents[2]
 L = 32
 INSTANCES = 12
 ASK = {
-    "multiples": None, "stretch": None, "split": "test", "instances": None, "include_path": None,
-    "limit": None, "window": None, "samples": False, "seed": 0, "out": None,
-}  # fmt: skip
+    "multiples": None,
+    "stretch": None,
+    "split": "test",
+    "instances": None,
+    "include_path": None,
+    "limit": None,
+    "window": None,
+    "samples": False,
+    "seed": 0,
+    "out": None,
+}
 
 
 def trained(workdir, data_dir, scheme, steps):
     run = runs.config(
-        data_dir, scheme,
+        data_dir,
+        scheme,
         data={"retrieval_share": 1.0, "retrieval_mix": "flipflop:1"},
         train={"steps": steps, "save_every": steps},
         evaluation={"instances": INSTANCES, "batch_tokens": 1024},
-    )  # fmt: skip
+    )
     runs.finished(run, workdir)
     return workdir
 
@@ -309,7 +317,10 @@ def test_ids_shown_as_text_come_back(tmp_path, name):
 def measured(workdir):
     """The harness on some of our tasks, by the one call that the script makes."""
     tasks = ("posenc_flipflop", "posenc_mqar", "posenc_passkey@64", "posenc_mqar@64@L-2L")
-    folder = harness.run_harness(workdir, harness.HarnessRequest(tasks=tasks, **ASK | {"multiples": (1, 2, 4), "samples": True}))  # fmt: skip
+    folder = harness.run_harness(
+        workdir,
+        harness.HarnessRequest(tasks=tasks, **ASK | {"multiples": (1, 2, 4), "samples": True}),
+    )
     return folder, {
         (row["metric"], row["length"], row["bucket"]): row
         for row in runs.rows(folder / "rows.jsonl")
@@ -484,13 +495,29 @@ def own_tasks(tmp_path_factory, workdir):
     data = folder / "docs.jsonl"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     for name, kind, text, target, metric, more in (
-        ("sums", "multiple_choice", "{{question}}", "{{answer}}", "acc", 'doc_to_choice: "{{choices}}"\ntarget_delimiter: ""'),
+        (
+            "sums",
+            "multiple_choice",
+            "{{question}}",
+            "{{answer}}",
+            "acc",
+            'doc_to_choice: "{{choices}}"\ntarget_delimiter: ""',
+        ),
         ("lines", "loglikelihood_rolling", "", "{{text}}", "bits_per_byte", ""),
-        ("said", "generate_until", "{{question}}", "{{text}}", "exact_match", "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 4"),
-    ):  # fmt: skip
+        (
+            "said",
+            "generate_until",
+            "{{question}}",
+            "{{text}}",
+            "exact_match",
+            "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 4",
+        ),
+    ):
         (folder / f"{name}.yaml").write_text(
-            YAML.format(name=name, data=data, kind=kind, text=text, target=target, metric=metric, more=more)
-        )  # fmt: skip
+            YAML.format(
+                name=name, data=data, kind=kind, text=text, target=target, metric=metric, more=more
+            )
+        )
     out = folder / "out"
     asked = ASK | {"include_path": str(folder), "out": out}
     harness.run_harness(
@@ -507,7 +534,9 @@ def test_a_task_of_ones_own_in_yaml_runs_offline(own_tasks, model):
         values = [v for v, _ in model.loglikelihood(asks("loglikelihood", *pairs))]
         right.append(values[0] > values[1])
     assert rows["sums/acc"]["value"] == np.mean(right)
-    total = sum(model.loglikelihood_rolling(asks("loglikelihood_rolling", *[(d["text"],) for d in docs])))  # fmt: skip
+    total = sum(
+        model.loglikelihood_rolling(asks("loglikelihood_rolling", *[(d["text"],) for d in docs]))
+    )
     bytes_read = sum(len(d["text"]) for d in docs)
     assert rows["lines/bits_per_byte"]["value"] == pytest.approx(-total / bytes_read / np.log(2))
     assert rows["said/exact_match"]["n"] == len(docs)
@@ -519,7 +548,12 @@ def test_a_stretched_reading_is_an_arm_of_its_own(workdir):
     assert folder == workdir / "stretched" / "yarn_4" / "lm_eval"
     rows = runs.rows(folder / "rows.jsonl")
     assert {row["arm"] for row in rows} == {"rope+alibi yarn:4"}
-    plain = harness.run_harness(workdir, harness.HarnessRequest(tasks=("posenc_flipflop",), **ASK | {"multiples": (4,), "out": folder / "plain"}))  # fmt: skip
+    plain = harness.run_harness(
+        workdir,
+        harness.HarnessRequest(
+            tasks=("posenc_flipflop",), **ASK | {"multiples": (4,), "out": folder / "plain"}
+        ),
+    )
     nll = [
         next(r["value"] for r in runs.rows(f / "rows.jsonl") if r["metric"] == "flipflop_nll")
         for f in (folder, plain)
@@ -531,7 +565,10 @@ def test_the_script_says_what_is_wrong_in_one_line(workdir):
     """It lies in a folder under the package's own name, and must still find the package."""
     done = subprocess.run(
         [sys.executable, "scripts/lm_eval.py", f"--workdir={workdir}", "--tasks=posenc_copi"],
-        cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
     assert done.returncode == 2, done.stderr
     assert "did you mean 'posenc_copy'" in done.stderr.splitlines()[-1]

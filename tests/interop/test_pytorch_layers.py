@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.checkpoint_folders import random_parameters
-
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.presets import preset
+
+from support.checkpoint_folders import random_parameters
 
 pytestmark = pytest.mark.interop
 with warnings.catch_warnings():
@@ -31,21 +31,37 @@ def tensor(x):
 def layer_of(config, p):
     """A layer of PyTorch with our parameters."""
     layer = torch.nn.TransformerEncoderLayer(
-        config.model_dim, config.num_heads, config.mlp_dim, dropout=0.0, activation="relu",
-        layer_norm_eps=config.norm_epsilon, batch_first=True, norm_first=config.norm_position == "pre",
-    ).train()  # fmt: skip
+        config.model_dim,
+        config.num_heads,
+        config.mlp_dim,
+        dropout=0.0,
+        activation="relu",
+        layer_norm_eps=config.norm_epsilon,
+        batch_first=True,
+        norm_first=config.norm_position == "pre",
+    ).train()
     a, m = p["attention"], p["mlp"]
-    rows = [np.asarray(a[name]).reshape(config.model_dim, -1).T for name in ("query_DNH", "key_DKH", "value_DKH")]  # fmt: skip
-    biases = [np.asarray(a[name]).ravel() for name in ("query_bias_NH", "key_bias_KH", "value_bias_KH")]  # fmt: skip
+    rows = [
+        np.asarray(a[name]).reshape(config.model_dim, -1).T
+        for name in ("query_DNH", "key_DKH", "value_DKH")
+    ]
+    biases = [
+        np.asarray(a[name]).ravel() for name in ("query_bias_NH", "key_bias_KH", "value_bias_KH")
+    ]
     values = {
-        "self_attn.in_proj_weight": np.concatenate(rows), "self_attn.in_proj_bias": np.concatenate(biases),
+        "self_attn.in_proj_weight": np.concatenate(rows),
+        "self_attn.in_proj_bias": np.concatenate(biases),
         "self_attn.out_proj.weight": np.asarray(a["out_NHD"]).reshape(-1, config.model_dim).T,
         "self_attn.out_proj.bias": a["out_bias_D"],
-        "linear1.weight": m["up_DF"].T, "linear1.bias": m["up_bias_F"],
-        "linear2.weight": m["down_FD"].T, "linear2.bias": m["down_bias_D"],
-        "norm1.weight": p["attention_gain_D"], "norm1.bias": p["attention_norm_bias_D"],
-        "norm2.weight": p["mlp_gain_D"], "norm2.bias": p["mlp_norm_bias_D"],
-    }  # fmt: skip
+        "linear1.weight": m["up_DF"].T,
+        "linear1.bias": m["up_bias_F"],
+        "linear2.weight": m["down_FD"].T,
+        "linear2.bias": m["down_bias_D"],
+        "norm1.weight": p["attention_gain_D"],
+        "norm1.bias": p["attention_norm_bias_D"],
+        "norm2.weight": p["mlp_gain_D"],
+        "norm2.bias": p["mlp_norm_bias_D"],
+    }
     layer.load_state_dict({name: tensor(np.ascontiguousarray(x)) for name, x in values.items()})
     return layer
 

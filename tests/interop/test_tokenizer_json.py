@@ -8,19 +8,33 @@ import pytest
 pytest.importorskip("tokenizers")
 
 import tokenizers
-from support.gguf_vocabularies import WORDS, trained, vocabulary
-
 from posenc_jax.data.imported_tokenizer import ImportedTokenizer, SpecialTokens
 from posenc_jax.data.tokenizers import PROBE, SPACE, SYMBOL_IDS, open_tokenizer
 from posenc_jax.interop import tokenizer_json
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.passkey_mqar import mqar, passkey
 
+from support.gguf_vocabularies import WORDS, trained, vocabulary
+
 TEXTS = [
-    "", " ", "\n\n  x", "a", "The grass is green.", PROBE, "tab\tand\r\nline", "\x00\x7f", "e\u0301 \u00e9 \ufb01",
-    "<|end|> is text here <|start|>", SPACE + " " + SPACE * 2 + "x", "🙂👍🏽 日本", "12345 0.5e-3", " 3 leading",
-    "\u2028 \u00a0 \u3000", "<mask>  <mask>", "<0x0A>",
-]  # fmt: skip
+    "",
+    " ",
+    "\n\n  x",
+    "a",
+    "The grass is green.",
+    PROBE,
+    "tab\tand\r\nline",
+    "\x00\x7f",
+    "e\u0301 \u00e9 \ufb01",
+    "<|end|> is text here <|start|>",
+    SPACE + " " + SPACE * 2 + "x",
+    "🙂👍🏽 日本",
+    "12345 0.5e-3",
+    " 3 leading",
+    "\u2028 \u00a0 \u3000",
+    "<mask>  <mask>",
+    "<0x0A>",
+]
 SPECIAL = SpecialTokens(bos="<|start|>", eos="<|end|>")
 
 
@@ -70,8 +84,12 @@ def test_a_saved_tokenizer_is_the_same(opened, tmp_path):
     assert again.fingerprint != ""
     assert again.encode(PROBE.encode()).tolist() == tokenizer.encode(PROBE.encode()).tolist()
     assert (again.bos, again.pad, again.ends, again.vocab_size, again.symbols) == (
-        tokenizer.bos, tokenizer.pad, tokenizer.ends, tokenizer.vocab_size, tokenizer.symbols
-    )  # fmt: skip
+        tokenizer.bos,
+        tokenizer.pad,
+        tokenizer.ends,
+        tokenizer.vocab_size,
+        tokenizer.symbols,
+    )
     other = ImportedTokenizer(tokenizer.description, SpecialTokens(bos="<|end|>"), "other")
     assert other.fingerprint != tokenizer.fingerprint
 
@@ -117,19 +135,31 @@ def bad_model(**changes):
 WRONG = {
     "no model": (lambda: changed(model=None), "holds a None model"),
     "WordPiece": (lambda: bad_model(type="WordPiece"), "WordPiece model"),
-    "lower case": (lambda: changed(normalizer={"type": "Lowercase"}), "normalizer Lowercase changes"),
-    "NFKC": (lambda: changed(normalizer={"type": "Sequence", "normalizers": [{"type": "NFKC"}]}), "NFKC changes"),
-    "replaced letters": (lambda: changed(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b"}), "Replace changes"),
+    "lower case": (
+        lambda: changed(normalizer={"type": "Lowercase"}),
+        "normalizer Lowercase changes",
+    ),
+    "NFKC": (
+        lambda: changed(normalizer={"type": "Sequence", "normalizers": [{"type": "NFKC"}]}),
+        "NFKC changes",
+    ),
+    "replaced letters": (
+        lambda: changed(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b"}),
+        "Replace changes",
+    ),
     "spaces removed": (lambda: changed(pre_tokenizer={"type": "Whitespace"}), "give its text back"),
     "no bytes": (lambda: changed(pre_tokenizer=None), "give its text back"),
-    "an undefined part": (lambda: changed(pre_tokenizer={"type": "Os", "command": "rm"}), "is no tokenizer.json"),
+    "an undefined part": (
+        lambda: changed(pre_tokenizer={"type": "Os", "command": "rm"}),
+        "is no tokenizer.json",
+    ),
     "a vocabulary that is none": (lambda: bad_model(vocab=[1, 2]), "is no tokenizer.json"),
     "a negative id": (lambda: bad_model(vocab={"a": -1}, merges=[]), "is no tokenizer.json"),
     "an id of 4 billion": (lambda: bad_model(vocab={"a": 2**32 - 1}, merges=[]), "x has id"),
     "merges of nothing": (lambda: bad_model(merges=["no such"]), "is no tokenizer.json"),
     "merges of numbers": (lambda: bad_model(merges=[7]), "x"),
     "an added token that is none": (lambda: changed(added_tokens=[7]), "must be a mapping"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

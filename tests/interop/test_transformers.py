@@ -10,9 +10,6 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-from support.torch_comparison import close, differ, heads_first, normal
-
 from posenc_jax.attention import TokenSide, attend
 from posenc_jax.encodings import (
     HeadContext,
@@ -34,6 +31,9 @@ from posenc_jax.encodings.rope_scaling import (
     Yarn,
 )
 from posenc_jax.encodings.temperature import YarnTemperature
+
+from support import schemes
+from support.torch_comparison import close, differ, heads_first, normal
 
 pytestmark = pytest.mark.interop
 with warnings.catch_warnings():
@@ -95,7 +95,9 @@ def theirs(kind, base=BASE, length=LENGTH, sequence=None, **parameters):
 @pytest.mark.parametrize("factor", [2.0, 8.0])
 def test_position_interpolation_is_transformers_linear(factor):
     freq, _ = theirs("linear", factor=factor)
-    np.testing.assert_allclose(PositionInterpolation(factor).frequencies(FREQ, BASE, LENGTH), freq, rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        PositionInterpolation(factor).frequencies(FREQ, BASE, LENGTH), freq, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("sequence", [4096, 8192, 40_000])
@@ -120,9 +122,15 @@ def test_yarn_is_transformers(factor, truncate):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"attention_factor": 1.3}, {"mscale": 0.707, "mscale_all_dim": 0.707}, {"mscale": 1.0, "mscale_all_dim": 0.5}],
+    "given",
+    [
+        {},
+        {"attention_factor": 1.3},
+        {"mscale": 0.707, "mscale_all_dim": 0.707},
+        {"mscale": 1.0, "mscale_all_dim": 0.5},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_yarns_attention_factor_is_transformers(given):
     _, amplitude = theirs("yarn", factor=40.0, original_max_position_embeddings=LENGTH, **given)
     assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(amplitude)
@@ -130,16 +138,24 @@ def test_yarns_attention_factor_is_transformers(given):
 
 def test_deepseeks_rotary_and_softmax_scales_are_ours():
     given = {"mscale": 0.8, "mscale_all_dim": 0.707}
-    assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.8) / deepseek.yarn_get_mscale(40.0, 0.707))  # fmt: skip
+    assert Yarn(40.0, **given).amplitude(LENGTH) == pytest.approx(
+        deepseek.yarn_get_mscale(40.0, 0.8) / deepseek.yarn_get_mscale(40.0, 0.707)
+    )
     place = HeadContext(heads=1, num_heads=1, head_dim=DIM, model_dim=DIM, train_length=LENGTH)
-    tau = YarnTemperature(40.0, mscale=0.707).temperature({}, jnp.array([[3]]), jnp.array([[3]]), place)  # fmt: skip
+    tau = YarnTemperature(40.0, mscale=0.707).temperature(
+        {}, jnp.array([[3]]), jnp.array([[3]]), place
+    )
     assert float(tau[0, 0, 0, 0]) == pytest.approx(deepseek.yarn_get_mscale(40.0, 0.707) ** 2)
 
 
 def test_llama3_is_transformers():
     parameters = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    freq, _ = theirs("llama3", base=500_000.0, length=8192, original_max_position_embeddings=8192, **parameters)  # fmt: skip
-    ours = Llama3(8.0, original=8192).frequencies(inverse_frequencies(DIM, 500_000.0), 500_000.0, 131_072)  # fmt: skip
+    freq, _ = theirs(
+        "llama3", base=500_000.0, length=8192, original_max_position_embeddings=8192, **parameters
+    )
+    ours = Llama3(8.0, original=8192).frequencies(
+        inverse_frequencies(DIM, 500_000.0), 500_000.0, 131_072
+    )
     np.testing.assert_allclose(ours, freq, rtol=2e-6)
 
 
@@ -148,7 +164,9 @@ def test_llama3_is_transformers():
 def test_longrope_is_transformers(sequence, given):
     short, long = FACTORS, tuple(2 * f for f in FACTORS)
     parameters = {"factor": 8.0, "short_factor": list(short), "long_factor": list(long), **given}
-    freq, amplitude = theirs("longrope", sequence=sequence, original_max_position_embeddings=LENGTH, **parameters)  # fmt: skip
+    freq, amplitude = theirs(
+        "longrope", sequence=sequence, original_max_position_embeddings=LENGTH, **parameters
+    )
     ours = LongRope(8.0, short, long, length=sequence, **given)
     np.testing.assert_allclose(ours.frequencies(FREQ, BASE, LENGTH), freq, rtol=2e-6)
     assert ours.amplitude(LENGTH) == pytest.approx(amplitude)
@@ -157,7 +175,10 @@ def test_longrope_is_transformers(sequence, given):
 def test_half_pairing_is_llamas_rotation():
     x = np.random.default_rng(0).normal(size=(1, 2, 50, DIM)).astype(np.float32)
     angle = np.arange(50)[:, None] * FREQ
-    cos, sin = (torch.tensor(np.concatenate([f(angle)] * 2, -1)[None], dtype=torch.float32) for f in (np.cos, np.sin))  # fmt: skip
+    cos, sin = (
+        torch.tensor(np.concatenate([f(angle)] * 2, -1)[None], dtype=torch.float32)
+        for f in (np.cos, np.sin)
+    )
     want, _ = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin)
     place = HeadContext(heads=2, num_heads=2, head_dim=DIM, model_dim=256, train_length=LENGTH)
     ours = Rope().rotate(
@@ -212,7 +233,10 @@ CAUSAL = torch.full((T, T), torch.finfo(torch.float32).min).triu(1)[None, None]
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("family", ["gpt_neox", "phi"])
 def test_partial_rotation_is_gpt_neoxs_and_phis(family, share):
-    kind, module = {"gpt_neox": (GPTNeoXConfig, neox.GPTNeoXRotaryEmbedding), "phi": (PhiConfig, PhiRotaryEmbedding)}[family]  # fmt: skip
+    kind, module = {
+        "gpt_neox": (GPTNeoXConfig, neox.GPTNeoXRotaryEmbedding),
+        "phi": (PhiConfig, PhiRotaryEmbedding),
+    }[family]
     parameters = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": share}
     config = kind(hidden_size=HEADS * HEAD, num_attention_heads=HEADS, rope_parameters=parameters)
     x = normal(1, T, HEADS, HEAD)
@@ -259,7 +283,11 @@ def test_prope_is_transformers_proportional(kept):
 
 
 def test_a_changed_base_is_transformers_default_at_that_base():
-    config = LlamaConfig(hidden_size=DIM, num_attention_heads=1, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0})  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=DIM,
+        num_attention_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    )
     freq, _ = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     ours = BaseChange(500_000.0).frequencies(FREQ, BASE, LENGTH)
     assert differ(np.log(ours), np.log(FREQ))
@@ -279,7 +307,14 @@ def test_attention_under_rope_is_llamas_whole_layer_with_grouped_keys(stretch):
     parameters = {"rope_type": stretch or "default", "rope_theta": BASE}
     if stretch:
         parameters |= {"factor": 4.0, "original_max_position_embeddings": T}
-    config = LlamaConfig(hidden_size=HEADS * HEAD, num_attention_heads=HEADS, num_key_value_heads=2, max_position_embeddings=4 * T, rope_parameters=parameters, attn_implementation="eager")  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=HEADS * HEAD,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        max_position_embeddings=4 * T,
+        rope_parameters=parameters,
+        attn_implementation="eager",
+    )
     torch.manual_seed(0)
     layer = LlamaAttention(config, 0)
     layer.q_proj.weight.data *= 8  # sharp enough that the temperature shows
@@ -288,7 +323,11 @@ def test_attention_under_rope_is_llamas_whole_layer_with_grouped_keys(stretch):
     turns = LlamaRotaryEmbedding(config)(x, torch.arange(T)[None])
     want, _ = layer(x, position_embeddings=turns, attention_mask=CAUSAL)
     q, k, v = (p(x).view(1, T, -1, HEAD) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
-    line = {"": "rope", "yarn": "rope(stretch=yarn(factor=4.0))", "linear": "rope(stretch=pi(factor=4.0))"}  # fmt: skip
+    line = {
+        "": "rope",
+        "yarn": "rope(stretch=yarn(factor=4.0))",
+        "linear": "rope(stretch=pi(factor=4.0))",
+    }
     ours = attended(line[stretch], q, k, v)
     for other in {"nope", *line.values()} - {line[stretch]}:
         assert differ(ours, attended(other, q, k, v))
@@ -330,7 +369,15 @@ def test_falcons_slopes_are_alibis_rounded_to_bfloat16(heads):
 def test_attention_under_alibi_divided_by_the_root_of_the_head_dim_is_falcons_whole_layer():
     """Falcon adds ALiBi before the 1/sqrt(H) scale, unlike the paper: our factor = sqrt(H) is that."""
     torch.manual_seed(0)
-    config = FalconConfig(hidden_size=HEADS * HEAD, num_attention_heads=HEADS, alibi=True, new_decoder_architecture=False, multi_query=False, bias=False, attn_implementation="eager")  # fmt: skip
+    config = FalconConfig(
+        hidden_size=HEADS * HEAD,
+        num_attention_heads=HEADS,
+        alibi=True,
+        new_decoder_architecture=False,
+        multi_query=False,
+        bias=False,
+        attn_implementation="eager",
+    )
     layer = falcon.FalconAttention(config, 0).eval()
     unprojected(layer.dense)
     slopes = torch.tensor(alibi_slopes(HEADS))
@@ -346,7 +393,9 @@ def test_attention_under_alibi_divided_by_the_root_of_the_head_dim_is_falcons_wh
 
 def test_t5_bias_is_the_decoders_table_read_by_distance():
     torch.manual_seed(0)
-    layer = T5Attention(T5Config(num_heads=HEADS, is_decoder=True), has_relative_attention_bias=True, layer_idx=0)  # fmt: skip
+    layer = T5Attention(
+        T5Config(num_heads=HEADS, is_decoder=True), has_relative_attention_bias=True, layer_idx=0
+    )
     layer.relative_attention_bias.weight.data = torch.randn(32, HEADS)
     want = layer.compute_bias(200, 200).detach().numpy()
     pos = jnp.arange(200)[None]
@@ -375,7 +424,11 @@ EXCHANGED = np.arange(HEAD).reshape(2, 2, -1)[:, ::-1].ravel()  # rows' pairs an
 
 
 def test_axial_rope_is_qwen2_vls_with_the_axes_exchanged():
-    config = Qwen2VLVisionConfig(embed_dim=HEADS * HEAD, num_heads=HEADS, rope_parameters={"rope_type": "axial", "rope_theta": 100.0})  # fmt: skip
+    config = Qwen2VLVisionConfig(
+        embed_dim=HEADS * HEAD,
+        num_heads=HEADS,
+        rope_parameters={"rope_type": "axial", "rope_theta": 100.0},
+    )
     x = normal(1, T, HEADS, HEAD)
     turns = qwen2_vl.Qwen2VLVisionRotaryEmbedding(config)(x, torch.stack([ROW, COLUMN], -1))
     want, _ = qwen2_vl.apply_rotary_pos_emb_vision(torch.tensor(x), torch.tensor(x), *turns)
@@ -386,7 +439,13 @@ def test_axial_rope_is_qwen2_vls_with_the_axes_exchanged():
 
 def test_axial_rope_is_sam2s_interleaved():
     """SAM 2 turns its first pairs with the column, as we do, though it calls them height."""
-    config = Sam2VideoConfig(memory_attention_hidden_size=HEAD, memory_attention_num_attention_heads=1, memory_attention_downsample_rate=1, memory_attention_rope_feat_sizes=[COLUMNS, ROWS], rope_parameters={"rope_type": "axial", "rope_theta": 100.0})  # fmt: skip
+    config = Sam2VideoConfig(
+        memory_attention_hidden_size=HEAD,
+        memory_attention_num_attention_heads=1,
+        memory_attention_downsample_rate=1,
+        memory_attention_rope_feat_sizes=[COLUMNS, ROWS],
+        rope_parameters={"rope_type": "axial", "rope_theta": 100.0},
+    )
     x = normal(1, T, HEADS, HEAD)
     places = sam2.Sam2VideoMemoryAttention.precompute_positions(config)
     cos, sin = sam2.Sam2VideoVisionRotaryEmbedding(config)(torch.tensor(x), places)
@@ -398,7 +457,13 @@ def test_axial_rope_is_sam2s_interleaved():
 
 def test_axial_angles_are_llama_4s_one_step_further():
     """Llama 4 numbers rows and columns from 1; between two patches only the difference counts."""
-    config = Llama4VisionConfig(hidden_size=HEADS * HEAD, num_attention_heads=HEADS, image_size=4, patch_size=1, rope_parameters={"rope_type": "default", "rope_theta": 100.0})  # fmt: skip
+    config = Llama4VisionConfig(
+        hidden_size=HEADS * HEAD,
+        num_attention_heads=HEADS,
+        image_size=4,
+        patch_size=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
     turns = llama4.Llama4VisionRotaryEmbedding(config).freqs_ci[
         :16
     ]  # the last one is the class token
@@ -411,7 +476,9 @@ def test_axial_angles_are_llama_4s_one_step_further():
 
 def test_axial_angles_are_dinov3s_at_its_places():
     """DINOv3 places patch centres in [-1, 1] and turns rows first, by 2 pi a unit."""
-    config = DINOv3ViTConfig(hidden_size=HEADS * HEAD, num_attention_heads=HEADS, patch_size=1, image_size=COLUMNS)  # fmt: skip
+    config = DINOv3ViTConfig(
+        hidden_size=HEADS * HEAD, num_attention_heads=HEADS, patch_size=1, image_size=COLUMNS
+    )
     embedding = dinov3.DINOv3ViTRopePositionEmbedding(config).eval()
     cos, sin = embedding(torch.zeros(1, 3, ROWS, COLUMNS))
     x = normal(1, T, HEADS, HEAD)

@@ -18,9 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-from support.torch_comparison import close, differ, heads_first, normal
-
 from posenc_jax.attention import AttentionSettings, TokenSide, attend
 from posenc_jax.encodings import (
     Alibi,
@@ -35,6 +32,9 @@ from posenc_jax.encodings import (
 from posenc_jax.encodings.learned_bias import T5
 from posenc_jax.encodings.planar import Axial, Mixed
 from posenc_jax.encodings.rope_scaling import NtkAware, PositionInterpolation
+
+from support import schemes
+from support.torch_comparison import close, differ, heads_first, normal
 
 pytestmark = pytest.mark.interop
 with warnings.catch_warnings():
@@ -67,11 +67,19 @@ layer_of = functools.partial(
 ROTATIONS = [  # x-transformers, rotary-embedding-torch, ours; both pair neighbours
     ({}, {}, Rope()),
     ({"base": 500}, {"theta": 500}, Rope(base=500.0)),
-    ({"interpolation_factor": 4}, {"interpolate_factor": 4}, Rope(stretch=PositionInterpolation(4.0))),
+    (
+        {"interpolation_factor": 4},
+        {"interpolate_factor": 4},
+        Rope(stretch=PositionInterpolation(4.0)),
+    ),
     ({"base_rescale_factor": 4}, {"theta_rescale_factor": 4}, Rope(stretch=NtkAware(4.0))),
     ({"dim": 8}, {"dim": 8}, Rope(fraction=0.25)),
-    ({"dim": 16, "base_rescale_factor": 8}, {"dim": 16, "theta_rescale_factor": 8}, Rope(fraction=0.5, stretch=NtkAware(8.0))),
-]  # fmt: skip
+    (
+        {"dim": 16, "base_rescale_factor": 8},
+        {"dim": 16, "theta_rescale_factor": 8},
+        Rope(fraction=0.5, stretch=NtkAware(8.0)),
+    ),
+]
 
 
 @pytest.mark.parametrize(("x_options", "ret_options", "rope"), ROTATIONS)
@@ -79,7 +87,9 @@ def test_rope_partial_interpolated_and_ntk_is_x_transformers_and_rotary_embeddin
     x_options, ret_options, rope
 ):
     x = normal(1, T, HEADS, HEAD)
-    ours = dataclasses.replace(rope, pairing="interleaved").rotate({}, jnp.asarray(x), POS, PLACE, "query")  # fmt: skip
+    ours = dataclasses.replace(rope, pairing="interleaved").rotate(
+        {}, jnp.asarray(x), POS, PLACE, "query"
+    )
     freqs, scale = xt.RotaryEmbedding(**{"dim": HEAD} | x_options).forward_from_seq_len(T)
     close(ours, xt.apply_rotary_pos_emb(heads_first(x), freqs, scale).transpose(1, 2))
     rotary = ret.RotaryEmbedding(**{"dim": HEAD} | ret_options)
@@ -92,16 +102,24 @@ def xpos_peers(q, k, scale):
     """Rotated queries and keys [B,T,N,H] of both peers, which centre xPos at half of *this call's* length."""
     one = xt.RotaryEmbedding(HEAD, use_xpos=True, scale_base=scale)
     freqs, amplitude = one.forward_from_seq_len(q.shape[1])
-    yield tuple(xt.apply_rotary_pos_emb(heads_first(x), freqs, a).transpose(1, 2).numpy() for x, a in ((q, amplitude), (k, amplitude**-1)))  # fmt: skip
+    yield tuple(
+        xt.apply_rotary_pos_emb(heads_first(x), freqs, a).transpose(1, 2).numpy()
+        for x, a in ((q, amplitude), (k, amplitude**-1))
+    )
     two = ret.RotaryEmbedding(HEAD, use_xpos=True, xpos_scale_base=scale)
-    yield tuple(x.transpose(1, 2).detach().numpy() for x in two.rotate_queries_and_keys(heads_first(q), heads_first(k)))  # fmt: skip
+    yield tuple(
+        x.transpose(1, 2).detach().numpy()
+        for x in two.rotate_queries_and_keys(heads_first(q), heads_first(k))
+    )
 
 
 @pytest.mark.parametrize("scale", [16, 512])
 def test_xpos_is_x_transformers_and_rotary_embedding_torchs_at_the_training_length(scale):
     q, k = normal(1, T, HEADS, HEAD), normal(1, T, HEADS, HEAD, seed=1)
     part = Xpos(scale=float(scale), pairing="interleaved")
-    ours = [part.rotate({}, jnp.asarray(x), POS, PLACE, side) for x, side in ((q, "query"), (k, "key"))]  # fmt: skip
+    ours = [
+        part.rotate({}, jnp.asarray(x), POS, PLACE, side) for x, side in ((q, "query"), (k, "key"))
+    ]
     lengths = np.linalg.norm(ours[0], axis=-1) / np.linalg.norm(q, axis=-1)
     assert lengths.min() < 0.99 < 1.01 < lengths.max()
     for theirs in xpos_peers(q, k, scale):
@@ -114,7 +132,10 @@ def test_xpos_logits_are_the_peers_whatever_length_they_are_centred_by():
     length, scale = 16, 16
     q, k = normal(1, length, HEADS, HEAD), normal(1, length, HEADS, HEAD, seed=1)
     part, pos = Xpos(scale=float(scale), pairing="interleaved"), jnp.arange(length)[None]
-    a, b = (np.asarray(part.rotate({}, jnp.asarray(x), pos, PLACE, side)) for x, side in ((q, "query"), (k, "key")))  # fmt: skip
+    a, b = (
+        np.asarray(part.rotate({}, jnp.asarray(x), pos, PLACE, side))
+        for x, side in ((q, "query"), (k, "key"))
+    )
     for theirs in xpos_peers(q, k, scale):
         assert differ(a, theirs[0])
         assert differ(b, theirs[1])
@@ -151,7 +172,9 @@ def test_alibi_on_half_of_the_heads_is_x_transformers_with_total_heads():
 def test_t5_is_x_transformers_relative_position_bias_with_its_scale_in_the_table(buckets, longest):
     torch.manual_seed(0)
     scale, n = HEAD**0.5, 300
-    peer = xt.RelativePositionBias(scale, causal=True, num_buckets=buckets, max_distance=longest, heads=HEADS)  # fmt: skip
+    peer = xt.RelativePositionBias(
+        scale, causal=True, num_buckets=buckets, max_distance=longest, heads=HEADS
+    )
     want, pos = peer(n, n).detach().numpy(), jnp.arange(n)[None]
     table = scale * jnp.asarray(peer.relative_attention_bias.weight.detach().numpy().T)
     ours = T5(buckets, longest).bias({"table_NU": table}, pos, pos, PLACE)[0]
@@ -183,7 +206,10 @@ def test_the_forget_gate_is_x_transformers_data_dependent_alibi(factor):
     linear.bias.data = torch.tensor([0.0, 1.0, 3.0, 5.0])  # every head its own
     x = normal(1, T, WIDTH)
     want = peer(torch.tensor(x)).detach().numpy()
-    params = {"gate_DN": jnp.asarray(linear.weight.detach().numpy().T), "gate_bias_N": jnp.asarray(linear.bias.detach().numpy())}  # fmt: skip
+    params = {
+        "gate_DN": jnp.asarray(linear.weight.detach().numpy().T),
+        "gate_bias_N": jnp.asarray(linear.bias.detach().numpy()),
+    }
     layer = layer_of(f"forget(factor={factor})")
     clock = cumulative_log_forget(layer.log_forget({"0.bias": params}, jnp.asarray(x)), SEG)
     ours = np.asarray(layer.bias({"0.bias": params}, POS, POS, clock, clock))
@@ -198,13 +224,19 @@ def test_the_forget_gate_is_x_transformers_data_dependent_alibi(factor):
 @pytest.mark.parametrize("keys", [HEADS, 2, 1])
 def test_forgetting_attention_is_flash_linear_attentions_with_grouped_keys(keys):
     naive = module_of("fla", "ops/forgetting_attn", "naive")
-    q, k, v = normal(1, T, HEADS, HEAD), normal(1, T, keys, HEAD, seed=1), normal(1, T, keys, HEAD, seed=2)  # fmt: skip
+    q, k, v = (
+        normal(1, T, HEADS, HEAD),
+        normal(1, T, keys, HEAD, seed=1),
+        normal(1, T, keys, HEAD, seed=2),
+    )
     layer, x = layer_of("forget"), jnp.asarray(normal(1, T, WIDTH, seed=3))
     params = jax.tree.map(lambda p: 8 * p, layer.init(jax.random.key(0)))
     ticks = layer.log_forget(params, x)
     clock = cumulative_log_forget(ticks, SEG)
-    want = naive.naive_forgetting_attn(*map(torch.tensor, (q, k, v)), torch.tensor(np.asarray(ticks)))  # fmt: skip
-    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, TokenSide(POS, SEG, clock))  # fmt: skip
+    want = naive.naive_forgetting_attn(
+        *map(torch.tensor, (q, k, v)), torch.tensor(np.asarray(ticks))
+    )
+    ours = attend(*map(jnp.asarray, (q, k, v)), layer, params, TokenSide(POS, SEG, clock))
     assert differ(
         ours, attend(*map(jnp.asarray, (q, k, v)), layer_of("nope"), {}, TokenSide(POS, SEG))
     )
@@ -218,7 +250,13 @@ def test_linear_attention_without_a_rotation_is_flash_linear_attentions_recurren
     features = [torch.nn.functional.elu(torch.tensor(x)) + 1 for x in (q, k)]
     want, _ = naive.naive_recurrent_linear_attn(*features, torch.tensor(v), normalize=True)
     pos, seg = jnp.arange(length)[None], jnp.ones((1, length), int)
-    ours = attend(*map(jnp.asarray, (q, k, v)), layer_of("linear"), {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=aligned))  # fmt: skip
+    ours = attend(
+        *map(jnp.asarray, (q, k, v)),
+        layer_of("linear"),
+        {},
+        TokenSide(pos, seg),
+        settings=AttentionSettings(aligned=aligned),
+    )
     close(ours, want)
 
 
@@ -242,7 +280,9 @@ def test_axial_rope_is_rotary_embedding_torchs_with_rows_first():
 def test_axial_rope_is_timms_in_either_order_of_the_axes(order):
     timm = module_of("timm", "layers", "pos_embed_sincos")
     x = normal(1, T, HEADS, HEAD)
-    peer = timm.RotaryEmbeddingCat(HEAD, in_pixels=False, temperature=100.0, feat_shape=[ROWS, COLUMNS], grid_indexing=order)  # fmt: skip
+    peer = timm.RotaryEmbeddingCat(
+        HEAD, in_pixels=False, temperature=100.0, feat_shape=[ROWS, COLUMNS], grid_indexing=order
+    )
     want = timm.apply_rot_embed_cat(heads_first(x), peer.get_embed()).transpose(1, 2)
     dims = ROWS_FIRST if order == "ij" else np.arange(HEAD)
     part = Axial(width=COLUMNS, pairing="interleaved")
@@ -254,7 +294,9 @@ def test_mixed_rope_is_timms_under_the_same_frequencies():
     timm = module_of("timm", "layers", "pos_embed_sincos")
     torch.manual_seed(0)
     x = normal(1, T, HEADS, HEAD)
-    peer = timm.RotaryEmbeddingMixed(HEADS * HEAD, depth=1, num_heads=HEADS, feat_shape=[ROWS, COLUMNS])  # fmt: skip
+    peer = timm.RotaryEmbeddingMixed(
+        HEADS * HEAD, depth=1, num_heads=HEADS, feat_shape=[ROWS, COLUMNS]
+    )
     want = timm.apply_rot_embed_cat(heads_first(x), peer.get_embed()[0]).transpose(1, 2)
     params = {"freq_2Nh": jnp.asarray(peer.freqs[:, 0].detach().numpy())}
     part = Mixed(width=COLUMNS, pairing="interleaved")

@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles
-from support.checkpoint_folders import random_parameters
-from support.marks import thorough
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -25,6 +21,10 @@ from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.presets import SYSTEMS, preset
 from posenc_jax.model.vision import VisionConfig
+
+from support import oracles
+from support.checkpoint_folders import random_parameters
+from support.marks import thorough
 
 T = 9
 BASE = ModelConfig(
@@ -74,7 +74,9 @@ def attention(c, p, x):
     for n in range(c.num_heads):
         kv = n // (c.num_heads // c.num_kv_heads)
         for i in range(len(x)):
-            logits = np.array([c.query_scale * q[i, n] @ k[j, kv] for j in range(i + 1)]) / math.sqrt(c.head_dim)  # fmt: skip
+            logits = np.array(
+                [c.query_scale * q[i, n] @ k[j, kv] for j in range(i + 1)]
+            ) / math.sqrt(c.head_dim)
             if c.attention_softcap:
                 logits = c.attention_softcap * np.tanh(logits / c.attention_softcap)
             weights = np.exp(logits - logits.max())
@@ -132,7 +134,12 @@ def by_hand(c, params, tokens):
     if c.final_norm:
         x = normed(c, p, "final", x)
     if c.head_transform:
-        x = normed(c, p, "transform", ACTIVATIONS[c.activation](x @ p["transform_DD"] + p["transform_bias_D"]))  # fmt: skip
+        x = normed(
+            c,
+            p,
+            "transform",
+            ACTIVATIONS[c.activation](x @ p["transform_DD"] + p["transform_bias_D"]),
+        )
     logits = x @ p["embedding_VD" if c.tied_head else "head_VD"].T + p.get("head_bias_V", 0)
     return c.logit_softcap * np.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
@@ -142,21 +149,46 @@ CASES = {
     "plain": {},
     "layer norm": {"norm": "layer", "biases": ALL_BIASES},
     "layer norm without bias": {"norm": "layer_no_bias", "activation": "gelu_exact"},
-    "one plus gain": {"norm": "rms_plus_one", "qk_norm": True, "norm_position": "both", "activation": "geglu"},
-    "post": {"norm": "layer", "norm_position": "post", "final_norm": False, "activation": "relu", "tied_head": True},
-    "normed residual": {"norm": "layer", "norm_position": "pre_normed_residual", "embedding_norm": True},
+    "one plus gain": {
+        "norm": "rms_plus_one",
+        "qk_norm": True,
+        "norm_position": "both",
+        "activation": "geglu",
+    },
+    "post": {
+        "norm": "layer",
+        "norm_position": "post",
+        "final_norm": False,
+        "activation": "relu",
+        "tied_head": True,
+    },
+    "normed residual": {
+        "norm": "layer",
+        "norm_position": "pre_normed_residual",
+        "embedding_norm": True,
+    },
     "parallel": {"parallel": "one_norm", "biases": ("mlp", "head"), "activation": "gelu"},
     "parallel, two norms": {"parallel": "two_norms", "norm": "layer", "activation": "gelu_quick"},
     "experts": {"experts": 5, "experts_per_token": 2},
     "experts without gate": {"experts": 3, "experts_per_token": 3, "activation": "gelu_exact"},
     "softcaps": {"attention_softcap": 0.7, "logit_softcap": 3.0, "query_scale": 1.7},
     "clipped": {"clip_qkv": 0.3, "activation": "geglu_exact", "biases": ("qkv",)},
-    "head transform": {"head_transform": True, "norm": "layer", "norm_position": "post", "biases": ALL_BIASES, "activation": "gelu_exact"},
-}  # fmt: skip
+    "head transform": {
+        "head_transform": True,
+        "norm": "layer",
+        "norm_position": "post",
+        "biases": ALL_BIASES,
+        "activation": "gelu_exact",
+    },
+}
 
 
 def logits_of(config, params, tokens):
-    row = jnp.asarray(tokens)[None], jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32)  # fmt: skip
+    row = (
+        jnp.asarray(tokens)[None],
+        jnp.arange(len(tokens))[None],
+        jnp.ones((1, len(tokens)), jnp.int32),
+    )
     return jax.jit(Decoder(config).apply)({"params": params}, *row)[0][0]
 
 
@@ -166,14 +198,23 @@ def test_a_decoder_with_switches_is_the_one_written_by_hand(name):
     params = random_parameters(config)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, T)
     want = by_hand(config, params, tokens)
-    np.testing.assert_allclose(logits_of(config, params, tokens), want, rtol=0, atol=2e-5 * np.abs(want).max())  # fmt: skip
+    np.testing.assert_allclose(
+        logits_of(config, params, tokens), want, rtol=0, atol=2e-5 * np.abs(want).max()
+    )
 
 
 def test_cached_decoding_gives_the_logits_of_the_whole_row():
     config = dataclasses.replace(
-        BASE, scheme="rope+window(size=4),rope", norm="layer", biases=ALL_BIASES, parallel="two_norms",
-        attention_softcap=0.7, logit_softcap=3.0, query_scale=1.3, embedding_norm=True,
-    )  # fmt: skip
+        BASE,
+        scheme="rope+window(size=4),rope",
+        norm="layer",
+        biases=ALL_BIASES,
+        parallel="two_norms",
+        attention_softcap=0.7,
+        logit_softcap=3.0,
+        query_scale=1.3,
+        embedding_norm=True,
+    )
     params, model = random_parameters(config), Decoder(config)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, T)
     want = logits_of(config, params, tokens)
@@ -186,9 +227,16 @@ def test_cached_decoding_gives_the_logits_of_the_whole_row():
 
 @pytest.mark.parametrize("line", ["alibi", *thorough("rope~scale_invariant")])
 def test_a_softcap_is_the_same_in_dense_and_blockwise_attention_with_gradients(line):
-    layer = parse(line).place(num_layers=1, num_heads=4, head_dim=8, model_dim=32, train_length=64).layers[0]  # fmt: skip
+    layer = (
+        parse(line)
+        .place(num_layers=1, num_heads=4, head_dim=8, model_dim=32, train_length=64)
+        .layers[0]
+    )
     keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, aim = (3 * jax.random.normal(key, (1, 600, n, 8)) for key, n in zip(keys, (4, 2, 2, 4), strict=True))  # fmt: skip
+    q, k, v, aim = (
+        3 * jax.random.normal(key, (1, 600, n, 8))
+        for key, n in zip(keys, (4, 2, 2, 4), strict=True)
+    )
     side = TokenSide(jnp.arange(600)[None], jnp.ones((1, 600), jnp.int32))
 
     def both(implementation, softcap):
@@ -209,10 +257,16 @@ def test_a_softcap_is_the_same_in_dense_and_blockwise_attention_with_gradients(l
 
 
 def test_kernels_and_linear_attention_refuse_a_softcap_in_words():
-    layer = parse("alibi").place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=64).layers[0]  # fmt: skip
+    layer = (
+        parse("alibi")
+        .place(num_layers=1, num_heads=4, head_dim=16, model_dim=64, train_length=64)
+        .layers[0]
+    )
     for kernel in ("flash", "cudnn", "splash"):
         with pytest.raises(ValueError, match=f"{kernel}.*softcap"):
-            choose_implementation(layer, 64, 64, kernel, KernelConditions(16, "bfloat16", softcap=True))  # fmt: skip
+            choose_implementation(
+                layer, 64, 64, kernel, KernelConditions(16, "bfloat16", softcap=True)
+            )
     with pytest.raises(ValueError, match="attention_softcap to 0"):
         dataclasses.replace(BASE, scheme="rope,linear", attention_softcap=2.0)
     capped = dataclasses.replace(BASE, dtype="bfloat16", attention_softcap=2.0)
@@ -265,7 +319,18 @@ def test_every_preset_has_its_published_number_of_parameters(name):
     layers = config.num_layers / _period(config)
     assert (one + (layers - 1) * (two - one)) / 1e6 == pytest.approx(millions[name], rel=0.03)
     small = preset(name, small=True)
-    shape = ("num_layers", "model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "train_length", "vocab_size", "scheme", "embedding_scale")  # fmt: skip
+    shape = (
+        "num_layers",
+        "model_dim",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+        "train_length",
+        "vocab_size",
+        "scheme",
+        "embedding_scale",
+    )
     alike = {field: getattr(config, field) for field in shape}
     assert dataclasses.replace(small, **alike) == config
 
@@ -304,7 +369,9 @@ def test_the_staircase_is_falcons_rounding_and_no_function_of_distance():
 
     for n, slope in enumerate(oracles.alibi_slopes(4)):
         step = [rounded(rounded(slope) * rounded(j)) / 4 for j in pos]
-        np.testing.assert_allclose(got[n], np.array(step)[None] - np.array(step)[:, None], rtol=1e-6)  # fmt: skip
+        np.testing.assert_allclose(
+            got[n], np.array(step)[None] - np.array(step)[:, None], rtol=1e-6
+        )
     assert rounded(257) == 256
     assert part.linear_slope_N({}, place) is None
     assert not part.relative

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from posenc_jax.encodings import REGISTRY, Rotation, parse
 from posenc_jax.encodings.base import HeadContext
 from posenc_jax.model.cache import empty_cache, required_slots
@@ -63,10 +62,14 @@ def decoded(config, params, kept):
         f"rope+{STEEP}|nope~logn",
         *(
             pytest.param(line, marks=pytest.mark.thorough)
-            for line in (STEEP, f"nope,prope+{STEEP}~logn", f"rope(stretch=yarn(factor=4.0))+{STEEP}")
+            for line in (
+                STEEP,
+                f"nope,prope+{STEEP}~logn",
+                f"rope(stretch=yarn(factor=4.0))+{STEEP}",
+            )
         ),
     ],
-)  # fmt: skip
+)
 def test_evicting_changes_nothing_that_float32_can_hold(line):
     config, params = model(line)
     everything = ((TOKENS,),) * 2
@@ -186,7 +189,11 @@ def test_generation_is_the_same_with_and_without_eviction():
 
 
 PLACE = HeadContext(2, 2, 16, 32, 64)
-ROTATIONS = [n for n, part in REGISTRY.items() if issubclass(part, Rotation) and part().amplitude(PLACE) < np.inf]  # fmt: skip
+ROTATIONS = [
+    n
+    for n, part in REGISTRY.items()
+    if issubclass(part, Rotation) and part().amplitude(PLACE) < np.inf
+]
 
 
 @pytest.mark.parametrize(

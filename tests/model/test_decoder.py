@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, schemes
-from support.decoder_of_scheme import BASE, assert_same, model, of_scheme, row
-
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.evaluation.capture import capture_qk
 from posenc_jax.evaluation.scorer import DecoderModel, _scored
@@ -19,6 +16,9 @@ from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.feed_forward import swiglu
+
+from support import oracles, schemes
+from support.decoder_of_scheme import BASE, assert_same, model, of_scheme, row
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 4, "qk_norm": False, "tied_head": False}])
@@ -112,7 +112,9 @@ def test_a_gate_has_the_gradient_of_its_definition():
         moved = [[y + sign * 1e-6 * (i == n) for n, y in enumerate((gate, x))] for sign in (1, -1)]
         want = d * (definition(*moved[0]) - definition(*moved[1])) / 2e-6
         np.testing.assert_allclose(grad, want, rtol=1e-5, atol=1e-5)
-    low = jax.vjp(swiglu, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](jnp.asarray(d, jnp.bfloat16))  # fmt: skip
+    low = jax.vjp(swiglu, *(jnp.asarray(y, jnp.bfloat16) for y in (gate, x)))[1](
+        jnp.asarray(d, jnp.bfloat16)
+    )
     assert all(grad.dtype == jnp.bfloat16 for grad in low)
 
 

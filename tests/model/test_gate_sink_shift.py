@@ -1,4 +1,6 @@
-"""Output gate, sink logit and token shift of a decoder: against float64, exact under cache, packing and meshes, off by default."""
+"""Output gate, sink logit and token shift of a decoder: against float64, exact under cache, packing and
+meshes, off by default.
+"""
 
 import dataclasses
 import functools
@@ -9,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, runs
-
 from posenc_jax.attention import (
     KernelConditions,
     OptionalInputs,
@@ -28,6 +28,8 @@ from posenc_jax.model.vision import VisionConfig
 from posenc_jax.training.config import from_sections, read
 from posenc_jax.training.loop import run_mesh
 from posenc_jax.training.step import make_step, state_builder
+
+from support import oracles, runs
 
 BASE = ModelConfig(
     scheme="rope+alibi", vocab_size=37, train_length=64, num_layers=2, model_dim=32, num_heads=4,
@@ -56,7 +58,9 @@ def fresh(config):
 
 @functools.cache
 def model(scheme=BASE.scheme, **changes):
-    """(config, parameters, forward pass): twice the weights of a fresh model, sinks that take an eighth to a half."""
+    """(config, parameters, forward pass): twice the weights of a fresh model, sinks that take an eighth to a
+    half.
+    """
     config = dataclasses.replace(BASE, scheme=scheme, **changes)
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.array([-1.0, 0.5, 1.0, 2.0]) if path[-1].key == "sink_N" else 2 * p,
@@ -85,9 +89,12 @@ def by_hand(params, tokens):
         ]
         sink = params[f"layer_{layer}"]["attention"].get("sink_N")
         return oracles.attention(
-            *turned, v, lambda n, i, j: -slopes[n] * (i - j), lambda i, j: j <= i,
+            *turned,
+            v,
+            lambda n, i, j: -slopes[n] * (i - j),
+            lambda i, j: j <= i,
             sink_N=None if sink is None else np.asarray(sink, np.float64),
-        )  # fmt: skip
+        )
 
     return oracles.decoder_logits(params, tokens, 4, attention)
 
@@ -172,7 +179,9 @@ def test_a_token_is_moved_by_every_token_of_its_document_and_by_no_other(switche
             "embedding_VD": table,
             "head_VD": jnp.ones_like(table) * jnp.arange(len(table))[:, None],
         }
-        out, _ = Decoder(wide).apply({"params": p}, config.vocab_size + jnp.arange(9)[None], pos, seg)  # fmt: skip
+        out, _ = Decoder(wide).apply(
+            {"params": p}, config.vocab_size + jnp.arange(9)[None], pos, seg
+        )
         return (out[0, 6] * jnp.sin(jnp.arange(len(table)))).sum()
 
     moved = np.abs(jax.jit(jax.grad(logit))(params["embedding_VD"][tokens])).sum(-1)[0]
@@ -222,7 +231,9 @@ def test_bfloat16_is_float32_to_its_rounding():
     for dtype in ("float32", "bfloat16"):
         for name, switches in (("off", {}), ("on", ALL)):
             config = dataclasses.replace(BASE, dtype=dtype, **switches)
-            out[name, dtype] = np.asarray(Decoder(config).apply({"params": params}, tokens, pos, seg)[0])  # fmt: skip
+            out[name, dtype] = np.asarray(
+                Decoder(config).apply({"params": params}, tokens, pos, seg)[0]
+            )
     error = {
         name: np.sqrt(np.mean((out[name, "bfloat16"] - out[name, "float32"]) ** 2))
         / out[name, "float32"].std()
@@ -254,16 +265,23 @@ def test_a_switch_adds_its_parameters_and_leaves_all_others_at_their_initial_val
     (name,) = switches
     off, on = (fresh(c)["layer_0"] for c in (dataclasses.replace(BASE, scheme="fire"), config))
     new = set(on["attention"]) - set(off["attention"])
-    assert new == {
-        "output_gate": {"gate_DNH"}, "sink_logit": {"sink_N"},
-        "token_shift": {"key_now_K", "key_before_K", "value_now_K", "value_before_K"},
-    }[name]  # fmt: skip
+    assert (
+        new
+        == {
+            "output_gate": {"gate_DNH"},
+            "sink_logit": {"sink_N"},
+            "token_shift": {"key_now_K", "key_before_K", "value_now_K", "value_before_K"},
+        }[name]
+    )
     kept = on | {"attention": {k: v for k, v in on["attention"].items() if k not in new}}
     jax.tree.map(np.testing.assert_array_equal, kept, off)
 
 
 def test_initial_values_are_those_of_the_papers():
-    blocks = [fresh(dataclasses.replace(BASE, num_layers=8, **ALL))[f"layer_{i}"]["attention"] for i in range(8)]  # fmt: skip
+    blocks = [
+        fresh(dataclasses.replace(BASE, num_layers=8, **ALL))[f"layer_{i}"]["attention"]
+        for i in range(8)
+    ]
     now = np.stack([[block[f"{of}_now_K"] for of in ("key", "value")] for block in blocks])
     before = np.stack([[block[f"{of}_before_K"] for of in ("key", "value")] for block in blocks])
     np.testing.assert_allclose(now + before, 1, rtol=1e-6)
@@ -279,11 +297,17 @@ def test_initial_values_are_those_of_the_papers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "cudnn", "sink_logit": True, "dtype": "bfloat16"}, "'cudnn' cannot serve this layer: its softmax knows no sink logit; take 'flash'"),
+        (
+            {"attention": "cudnn", "sink_logit": True, "dtype": "bfloat16"},
+            "'cudnn' cannot serve this layer: its softmax knows no sink logit; take 'flash'",
+        ),
         ({"attention": "splash", "sink_logit": True}, "set model.sink_logit to False"),
-        ({"scheme": "rope,linear", "sink_logit": True}, "linear attention has no softmax, so it takes no sink logit"),
+        (
+            {"scheme": "rope,linear", "sink_logit": True},
+            "linear attention has no softmax, so it takes no sink logit",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_serve_a_sink_refuses_in_words(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(BASE, **changes)
@@ -298,7 +322,17 @@ def test_auto_takes_no_kernel_that_knows_no_sink():
         path = ask(dataclasses.replace(wide, sink=True))
         assert path.name == "blockwise"
         assert f"not {kernel}: its softmax knows no sink logit" in path.why
-    assert choose_implementation(layer, 4096, 4096, "auto", KernelConditions(head_dim=64, dtype="bfloat16", sink=True), device="gpu").name == "flash"  # fmt: skip
+    assert (
+        choose_implementation(
+            layer,
+            4096,
+            4096,
+            "auto",
+            KernelConditions(head_dim=64, dtype="bfloat16", sink=True),
+            device="gpu",
+        ).name
+        == "flash"
+    )
 
 
 def test_linear_attention_takes_gate_and_shift():
@@ -316,7 +350,9 @@ def test_an_encoder_of_images_has_no_token_shift():
     flat = dataclasses.replace(BASE, tied_head=False, token_shift=True)
     with pytest.raises(ValueError, match="patches have no previous token"):
         VisionConfig(flat, patch_size=2, channels=1)
-    VisionConfig(dataclasses.replace(flat, token_shift=False, output_gate=True, sink_logit=True), 2, 1)  # fmt: skip
+    VisionConfig(
+        dataclasses.replace(flat, token_shift=False, output_gate=True, sink_logit=True), 2, 1
+    )
 
 
 def test_a_sink_of_another_shape_is_refused():
@@ -324,26 +360,43 @@ def test_a_sink_of_another_shape_is_refused():
     q, k, v = jnp.zeros((3, 1, 4, 4, 8))
     pos = jnp.arange(4)[None]
     with pytest.raises(ValueError, match=r"one logit per query head, 4; its shape is \(1,\)"):
-        attend(q, k, v, layer, {}, TokenSide(pos, pos + 1), optional=OptionalInputs(sink_N=jnp.zeros(1)))  # fmt: skip
+        attend(
+            q,
+            k,
+            v,
+            layer,
+            {},
+            TokenSide(pos, pos + 1),
+            optional=OptionalInputs(sink_N=jnp.zeros(1)),
+        )
 
 
 def test_the_gate_is_in_the_operations_of_a_step_and_the_rest_costs_none():
     rows, length = 3, 64
-    of = {name: model_flops(dataclasses.replace(BASE, **{name: True}), rows, length) for name in SWITCHES}  # fmt: skip
+    of = {
+        name: model_flops(dataclasses.replace(BASE, **{name: True}), rows, length)
+        for name in SWITCHES
+    }
     off = model_flops(BASE, rows, length)
     gate = 3 * 2 * rows * length * BASE.num_layers * BASE.model_dim * BASE.num_heads * BASE.head_dim
     assert of["output_gate"].total - off.total == gate
     assert of["sink_logit"] == of["token_shift"] == off
-    done = [hardware_flops(dataclasses.replace(BASE, output_gate=on), rows, length, "cpu").projections for on in (False, True)]  # fmt: skip
+    done = [
+        hardware_flops(dataclasses.replace(BASE, output_gate=on), rows, length, "cpu").projections
+        for on in (False, True)
+    ]
     assert done[1] - done[0] == gate
 
 
 def stepped(optimizer, steps=2, **train):
     """Parameters before and after some steps on fixed tokens, and the last loss."""
     config = runs.config(
-        "unused", "rope+alibi|nope~logn", model=ALL, train={"steps": 4} | train,
+        "unused",
+        "rope+alibi|nope~logn",
+        model=ALL,
+        train={"steps": 4} | train,
         optimizer={"epsilon": 1e-3, "weight_decay": 0.0} | optimizer,
-    )  # fmt: skip
+    )
     mesh, decoder = run_mesh(config), Decoder(config.model_config(260))
     tokens = np.random.default_rng(0).integers(0, 256, (steps, 1, 8, 17), dtype=np.int32)
     ones = np.ones((1, 8, 16), np.int32)
@@ -354,9 +407,14 @@ def stepped(optimizer, steps=2, **train):
         for batch in tokens:
             state, metrics = step(
                 state,
-                {"tokens_BT": batch[..., :-1], "targets_BT": batch[..., 1:], "segments_BT": ones,
-                 "positions_BT": ones * np.arange(16, dtype=np.int32), "weights_BT": ones.astype(np.float32)},
-            )  # fmt: skip
+                {
+                    "tokens_BT": batch[..., :-1],
+                    "targets_BT": batch[..., 1:],
+                    "segments_BT": ones,
+                    "positions_BT": ones * np.arange(16, dtype=np.int32),
+                    "weights_BT": ones.astype(np.float32),
+                },
+            )
     assert int(metrics["skipped"]) == 0
     return first, jax.device_get(state["params"]), float(metrics["loss"])
 
@@ -381,7 +439,9 @@ def test_gates_decay_as_matrices_do_and_sinks_and_shifts_do_not(name):
 )
 def test_a_mesh_takes_the_steps_of_one_device(axes):
     _, want, loss = stepped({}, data_devices=1)
-    devices = {f"{axis}_devices": axes.get(axis, 1) for axis in ("data", "fsdp", "sequence", "model")}  # fmt: skip
+    devices = {
+        f"{axis}_devices": axes.get(axis, 1) for axis in ("data", "fsdp", "sequence", "model")
+    }
     _, got, sharded = stepped({}, **devices)
     assert sharded == pytest.approx(loss, rel=1e-5)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -389,7 +449,11 @@ def test_a_mesh_takes_the_steps_of_one_device(axes):
 
 
 def test_a_cache_grows_by_one_token_a_layer():
-    size = lambda c: sum(x.size for x in jax.tree.leaves(jax.eval_shape(lambda: empty_cache(c, 3, 20))))  # fmt: skip # noqa: E731
+
+    def size(c):
+        shapes = jax.eval_shape(lambda: empty_cache(c, 3, 20))
+        return sum(x.size for x in jax.tree.leaves(shapes))
+
     token = 3 * (2 * BASE.num_kv_heads * BASE.head_dim + 1)
     assert size(dataclasses.replace(BASE, **ALL)) - size(BASE) == BASE.num_layers * token
     assert math.isclose(size(BASE), size(dataclasses.replace(BASE, sink_logit=True)))

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.decoder_of_scheme import model, row
-
 from posenc_jax.model.generate import Sampling, generate, sample_token
+
+from support.decoder_of_scheme import model, row
 
 
 @pytest.mark.parametrize("line", ["learned", "rope+alibi|nope~logn", "fire"])
@@ -33,9 +33,14 @@ def test_greedy_generation_repeats_the_argmax_of_full_forward_passes():
         )
         sequence.append(int(logits[0, -1].argmax()))
     got = generate(
-        params, config, [np.asarray(tokens[0])], new_tokens=6, pad=0, sampling=Sampling(),
+        params,
+        config,
+        [np.asarray(tokens[0])],
+        new_tokens=6,
+        pad=0,
+        sampling=Sampling(),
         key=jax.random.key(0),
-    )  # fmt: skip
+    )
     assert got[0].tolist() == sequence[4:]
 
 
@@ -62,9 +67,14 @@ def test_a_learned_table_refuses_to_generate_past_its_end():
     config, params, _ = model("learned")
     with pytest.raises(ValueError, match="70 positions are needed"):
         generate(
-            params, config, [np.arange(10)], new_tokens=60, pad=0, sampling=Sampling(),
+            params,
+            config,
+            [np.arange(10)],
+            new_tokens=60,
+            pad=0,
+            sampling=Sampling(),
             key=jax.random.key(0),
-        )  # fmt: skip
+        )
 
 
 def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():
@@ -72,6 +82,11 @@ def test_a_kernel_that_serves_no_cache_is_refused_with_what_to_do():
     forced = dataclasses.replace(config, attention="flash", dtype="bfloat16")
     with pytest.raises(ValueError, match=r"'flash' cannot use a cache.*attention='auto'"):
         generate(
-            params, forced, [np.arange(4)], new_tokens=2, pad=0, sampling=Sampling(),
+            params,
+            forced,
+            [np.arange(4)],
+            new_tokens=2,
+            pad=0,
+            sampling=Sampling(),
             key=jax.random.key(0),
-        )  # fmt: skip
+        )

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.layer_stack import REMAT, LayerExecution, period
@@ -54,10 +53,14 @@ def compiled(config, execution, rows=2):
 
 
 def assert_same(a, b):
-    """Loss and gradient differ by 1e-6 of themselves (Euclidean norm), no leaf by more than 5e-6 of itself."""
+    """Loss and gradient differ by 1e-6 of themselves (Euclidean norm), no leaf by more than 5e-6 of
+    itself.
+    """
     assert jax.tree.structure(a) == jax.tree.structure(b)
     off, whole = 0.0, 0.0
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):  # fmt: skip
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
         name, x, y = jax.tree_util.keystr(path), np.float64(x), np.float64(y)
         assert np.linalg.norm(x) > 0, name
         assert np.linalg.norm(x - y) <= 5e-6 * np.linalg.norm(x), name
@@ -91,15 +94,32 @@ def test_a_loop_over_the_layers_has_the_loss_and_the_gradient_of_one_after_the_o
 
 
 def test_layers_repeat_after_as_many_as_differ():
-    assert [period(x) for x in ("aaaa", "abab", "aba", "abc", "abca", "aab", "a")] == [1, 2, 2, 3, 3, 3, 1]  # fmt: skip
+    assert [period(x) for x in ("aaaa", "abab", "aba", "abc", "abca", "aab", "a")] == [
+        1,
+        2,
+        2,
+        3,
+        3,
+        3,
+        1,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ remat
 
 WORK = dataclasses.replace(
-    BASE, num_layers=4, vocab_size=16, model_dim=32, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=256,
-    activation="gelu", train_length=128, attention="blockwise",
-)  # fmt: skip
+    BASE,
+    num_layers=4,
+    vocab_size=16,
+    model_dim=32,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    mlp_dim=256,
+    activation="gelu",
+    train_length=128,
+    attention="blockwise",
+)
 
 
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])

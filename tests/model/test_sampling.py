@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.decoders import model
-
 from posenc_jax.model import generate as generation
 from posenc_jax.model.cache import empty_cache
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.generate import Sampling, generate, sample_token
+
+from support.decoders import model
 
 ASK = {"new_tokens": 2, "pad": 0, "sampling": Sampling(), "key": jax.random.key(0)}
 

@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from support.decoder_of_scheme import model, row
-
 from posenc_jax.model import token_streaming
 from posenc_jax.model.generate import Sampling, generate
 from posenc_jax.model.token_streaming import stream_tokens
+
+from support.decoder_of_scheme import model, row
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=9, top_p=0.9)])

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import oracles, schemes
-
 from posenc_jax.encodings import REGISTRY, Absolute, sinusoid, unparse
 from posenc_jax.encodings.planar import raster
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.vision import Encoder, VisionConfig, patches, read_at
 from posenc_jax.training.sharding import make_mesh, parameter_layout
+
+from support import oracles, schemes
 
 BASE = VisionConfig(
     ModelConfig(
@@ -82,7 +82,9 @@ def whole(grid_RCP):
     return image_of(grid_RCP), np.ones((1, grid_RCP.shape[0] * grid_RCP.shape[1]), np.int32)
 
 
-@pytest.mark.parametrize(("size", "shape"), [(1, (2, 2, 3, 2)), (2, (3, 6, 4, 3)), (4, (1, 4, 12, 1))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "shape"), [(1, (2, 2, 3, 2)), (2, (3, 6, 4, 3)), (4, (1, 4, 12, 1))]
+)
 def test_patches_are_cut_in_raster_order(size, shape):
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     got, want = patches(jnp.asarray(image), size), []
@@ -106,9 +108,19 @@ def test_encoder_equals_the_float64_reference_under_axial_rope_and_planar_alibi(
 
     def attention(_layer, q, k, v):
         turned = [
-            np.stack([[oracles.rope_by_angles(z[t, n], oracles.axial_angles(position[t], 6, 8, 100.0)) for n in range(4)] for t in range(13)])
+            np.stack(
+                [
+                    [
+                        oracles.rope_by_angles(
+                            z[t, n], oracles.axial_angles(position[t], 6, 8, 100.0)
+                        )
+                        for n in range(4)
+                    ]
+                    for t in range(13)
+                ]
+            )
             for z in (q, k)
-        ]  # fmt: skip
+        ]
 
         def bias(n, i, j):
             (a, b), (c, d) = divmod(position[i], 6), divmod(position[j], 6)
@@ -359,7 +371,9 @@ def test_whole_numbers_foreign_segments_and_tables_too_short_are_refused():
     image = jnp.zeros((2, 12, 12, 3))
     with pytest.raises(ValueError, match="pixels must be floats of about unit size, not uint8"):
         jax.eval_shape(encoder.init, key, image.astype(jnp.uint8))
-    with pytest.raises(ValueError, match=r"segments \(2, 35\) do not fit a batch of 2 images of 36"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"segments \(2, 35\) do not fit a batch of 2 images of 36"
+    ):
         jax.eval_shape(encoder.init, key, image, jnp.ones((2, 35), jnp.int32))
     with pytest.raises(ValueError, match="9 x 9 patches needs 81 positions; 'learned' has 36"):
         read_at(configured("learned"), (18, 18))
@@ -392,7 +406,7 @@ def some_patches(rng, images, kept):
 
 
 def trained(line, ways, steps, seed=0):
-    config = configured(line, model_dim=32, head_dim=16, mlp_dim=64, vocab_size=ways, channels=1)  # fmt: skip
+    config = configured(line, model_dim=32, head_dim=16, mlp_dim=64, vocab_size=ways, channels=1)
     encoder, rng = Encoder(config), np.random.default_rng(seed)
     images, _ = bright_pairs(rng, 64, SIDE, ways)
     optimizer = optax.adam(optax.linear_schedule(1e-2, 0.0, steps))

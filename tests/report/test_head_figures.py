@@ -4,10 +4,10 @@ import pathlib
 
 import numpy as np
 import pytest
-from support.synthetic_runs import MANY, one_row, synthetic_rows, write_study
-
 from posenc_jax.report import StudyView, probe_figures
 from posenc_jax.results.load import load
+
+from support.synthetic_runs import MANY, one_row, synthetic_rows, write_study
 
 TASKS, LAYERS, HEADS = ("mqar", "passkey"), 2, 4
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from posenc_jax.report.verdict_section import read_verdict, section
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "cpu"

@@ -12,14 +12,14 @@ import sys
 
 import numpy as np
 import pytest
-from support.synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
-
 from posenc_jax.report import StudyView, style, tables, write_report
 from posenc_jax.report.page import render, sections
 from posenc_jax.report.study_view import short_name
 from posenc_jax.report.text_figures import octave_means
 from posenc_jax.results.load import load, load_unmigrated
 from posenc_jax.results.publish import publish
+
+from support.synthetic_runs import ARMS, CHANCE, L, one_row, synthetic_rows, write_run, write_study
 
 
 def figures(study: StudyView) -> list:
@@ -91,9 +91,11 @@ def test_the_csv_of_a_curve_holds_exactly_the_rows_values(report, study_folder):
     }
     rows = {
         (r["arm"], r["seed"], r["metric"], float(r["k"])): r["value"]
-        for arm in DRAWN for seed in (0, 1, 2) for r in synthetic_rows(arm, seed)
+        for arm in DRAWN
+        for seed in (0, 1, 2)
+        for r in synthetic_rows(arm, seed)
         if r["metric"].startswith("bpb_")
-    }  # fmt: skip
+    }
     assert drawn == rows
 
 
@@ -114,13 +116,16 @@ def test_the_pareto_picture_reads_4L_and_corrects_for_chance(report, study_folde
 
 def test_needle_maps_hold_the_mean_over_seeds(report, study_folder):
     (cell,) = [
-        r for r in read_csv(study_folder, "needle_maps")
+        r
+        for r in read_csv(study_folder, "needle_maps")
         if (r["arm"], r["task"], r["k"], r["decile"]) == ("alibi", "mqar", "4.0", "3")
-    ]  # fmt: skip
+    ]
     values = [
-        r["value"] for seed in (0, 1, 2) for r in synthetic_rows("alibi", seed)
+        r["value"]
+        for seed in (0, 1, 2)
+        for r in synthetic_rows("alibi", seed)
         if (r["metric"], r["k"], r["bucket"]) == ("mqar_corrected", 4, "depth:3")
-    ]  # fmt: skip
+    ]
     assert float(cell["corrected"]) == pytest.approx(np.mean(values))
     assert (cell["seeds"], cell["n"]) == ("3", "60")
 
@@ -165,9 +170,13 @@ def test_the_answer_says_the_measured_losses_and_ratios(report, study_folder):
 def test_the_unigram_level_is_that_of_the_split_of_the_rows(study_folder):
     data = view_of(study_folder).data
     assert {s: StudyView(dataclasses.replace(data, split=s)).unigram for s in ("dev", "test")} == {
-        "dev": 4.87, "test": 4.81,
-    }  # fmt: skip
-    older = [dataclasses.replace(run, info={**run.info, "unigram_bpb": {"test": 4.5}}) for run in data.runs]  # fmt: skip
+        "dev": 4.87,
+        "test": 4.81,
+    }
+    older = [
+        dataclasses.replace(run, info={**run.info, "unigram_bpb": {"test": 4.5}})
+        for run in data.runs
+    ]
     assert StudyView(dataclasses.replace(data, split="dev", runs=tuple(older))).unigram is None
 
 
@@ -277,8 +286,9 @@ def test_what_was_not_measured_is_said_and_never_invented(tmp_path):
     assert "<svg" not in section
     assert "Retrieval by distance: no retrieval task was measured" in section
     assert {p.stem for p in (folder / "figures").glob("*.png")} == {
-        "bpb_against_length", "context_curves",
-    }  # fmt: skip
+        "bpb_against_length",
+        "context_curves",
+    }
     assert "passkey" not in (folder / "figures/numbers.csv").read_text()
 
 
@@ -316,8 +326,10 @@ def test_two_arms_never_share_a_name(tmp_path):
     study = StudyView(dataclasses.replace(data, runs=tuple(renamed), record={}))
     assert short_name(arms[0]) == short_name(arms[1]) == "coupled split"
     assert list(study.names.values()) == [
-        "2*(RoPE + ALiBi) | 2*NoPE~logn", "3*(RoPE + ALiBi) | 1*NoPE~logn", "RoPE",
-    ]  # fmt: skip
+        "2*(RoPE + ALiBi) | 2*NoPE~logn",
+        "3*(RoPE + ALiBi) | 1*NoPE~logn",
+        "RoPE",
+    ]
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path):
@@ -337,10 +349,7 @@ def no_verdict(folder):
 
 @pytest.mark.parametrize(
     ("prepare", "words"),
-    [
-        (no_verdict, "verdict.json is no verdict"),
-        (lambda folder: None, "no run below"),
-    ],
+    [(no_verdict, "verdict.json is no verdict"), (lambda folder: None, "no run below")],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, prepare, words):
     folder = tmp_path / "x"
@@ -416,17 +425,52 @@ EVIL = "<script>x</script>"
 
 def evil_verdict(rule):
     """A verdict whose every word is hostile."""
-    tested = {"estimate": 0.1, "low": 0.0, "high": 0.2, "threshold": 0.05, "p": 0.01, "sign_flip": 0.1,
-              "detectable": 0.1, "n": 3, "values": [0.1], "check": ""}  # fmt: skip
+    tested = {
+        "estimate": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+        "threshold": 0.05,
+        "p": 0.01,
+        "sign_flip": 0.1,
+        "detectable": 0.1,
+        "n": 3,
+        "values": [0.1],
+        "check": "",
+    }
     counted = dict.fromkeys(("estimate", "low", "high", "p", "sign_flip", "detectable"))
     counted |= {"threshold": 0, "n": 0, "values": [], "check": "count", "said": EVIL}
-    words = {"clause": EVIL, "words": EVIL, "note": EVIL, "state": EVIL, "contradiction": EVIL,
-             "sentence": EVIL, "problems": [EVIL], "iqm": None, "ahead": None, "unit": "accuracy"}  # fmt: skip
-    hybrid = {"hybrid": EVIL, "verdict": EVIL, "clauses": {EVIL: EVIL}, "reasons": [EVIL],
-              "statements": [words | tested, words | counted], "attribution": [{"words": EVIL}]}  # fmt: skip
-    return {"rule": rule, "status": "exploratory", "tier": EVIL, "split": EVIL, "train_length": L, "seeds": [3],
-            "prereg": None, "margins": {"bpb": 0.005, "accuracy": 0.05}, "runs": {EVIL: ""}, "verdicts": [hybrid]} | {
-            name: [EVIL] for name in ("deviations", "notes", "why", "unused", "unplanned", "gaps")}  # fmt: skip
+    words = {
+        "clause": EVIL,
+        "words": EVIL,
+        "note": EVIL,
+        "state": EVIL,
+        "contradiction": EVIL,
+        "sentence": EVIL,
+        "problems": [EVIL],
+        "iqm": None,
+        "ahead": None,
+        "unit": "accuracy",
+    }
+    hybrid = {
+        "hybrid": EVIL,
+        "verdict": EVIL,
+        "clauses": {EVIL: EVIL},
+        "reasons": [EVIL],
+        "statements": [words | tested, words | counted],
+        "attribution": [{"words": EVIL}],
+    }
+    return {
+        "rule": rule,
+        "status": "exploratory",
+        "tier": EVIL,
+        "split": EVIL,
+        "train_length": L,
+        "seeds": [3],
+        "prereg": None,
+        "margins": {"bpb": 0.005, "accuracy": 0.05},
+        "runs": {EVIL: ""},
+        "verdicts": [hybrid],
+    } | {name: [EVIL] for name in ("deviations", "notes", "why", "unused", "unplanned", "gaps")}
 
 
 def test_no_word_of_a_verdict_or_a_record_is_html(tmp_path):

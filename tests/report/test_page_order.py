@@ -5,7 +5,6 @@ import pathlib
 import re
 
 import pytest
-
 from posenc_jax.report import StudyView
 from posenc_jax.report.figure import Subplot
 from posenc_jax.report.markup import TEXTS, captioned, text_of
@@ -35,10 +34,18 @@ def published():
 def test_the_answer_comes_first_and_what_made_the_page_last(published):
     _, page = published
     order = (
-        "<h1>", '<ul class="answer">', '<div class="status">', 'id="figure_pareto"',
-        'id="overview"', "<nav", 'id="verdict"', 'id="text"', 'id="all_numbers"',
-        'id="definitions"', 'id="how_this_page_was_made"',
-    )  # fmt: skip
+        "<h1>",
+        '<ul class="answer">',
+        '<div class="status">',
+        'id="figure_pareto"',
+        'id="overview"',
+        "<nav",
+        'id="verdict"',
+        'id="text"',
+        'id="all_numbers"',
+        'id="definitions"',
+        'id="how_this_page_was_made"',
+    )
     places = [page.index(part) for part in order]
     assert places == sorted(places)
     assert "<section" not in page[places[-1] + 1 :].partition("<h2>")[2]

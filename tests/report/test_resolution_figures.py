@@ -1,7 +1,6 @@
 """The picture of accuracy against resolution says what the rows say."""
 
 import pytest
-
 from posenc_jax.report.resolution_figures import accuracy_by_arm, resolution_figure
 
 
@@ -9,7 +8,13 @@ def row(arm, seed, size, accuracy, train_size=8):
     return {"arm": arm, "seed": seed, "size": size, "train_size": train_size, "accuracy": accuracy}
 
 
-ROWS = [row("b", 0, 8, 0.9), row("a", 1, 16, 0.25), row("a", 0, 16, 0.75), row("a", 0, 8, 1.0), row("a", 1, 8, 0.5)]  # fmt: skip
+ROWS = [
+    row("b", 0, 8, 0.9),
+    row("a", 1, 16, 0.25),
+    row("a", 0, 16, 0.75),
+    row("a", 0, 8, 1.0),
+    row("a", 1, 8, 0.5),
+]
 
 
 def test_seeds_are_averaged_and_their_range_is_kept():

@@ -46,7 +46,11 @@ def test_a_sink_has_the_share_of_the_softmax_and_a_shift_leaks_over_no_border():
         want = np.exp(logit) / (sums + np.exp(logit))
         np.testing.assert_allclose([float(row["share"]) for row in kept], want, atol=1e-5)
     for a in (1.0, 0.75, 0.5, 0.25):
-        held = [float(row["share"]) for row in rows if row["what"] == f"token shift: a = {a:g}, b = {1 - a:g}"]  # fmt: skip
+        held = [
+            float(row["share"])
+            for row in rows
+            if row["what"] == f"token shift: a = {a:g}, b = {1 - a:g}"
+        ]
         np.testing.assert_allclose(held, [0, a, 1 - a, 0, a, 0, 0, 0, 0])
 
 

@@ -10,18 +10,6 @@ import re
 import matplotlib
 import numpy as np
 import pytest
-from support.synthetic_runs import (
-    ARMS,
-    MANY,
-    OFFSETS,
-    L,
-    class_rows,
-    every_row,
-    synthetic_rows,
-    write_run,
-    write_study,
-)
-
 from posenc_jax.report import (
     StudyView,
     pareto_figures,
@@ -36,6 +24,18 @@ from posenc_jax.results.load import load
 from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.study.factorial import fit
 from posenc_jax.study.pareto import hypervolume
+
+from support.synthetic_runs import (
+    ARMS,
+    MANY,
+    OFFSETS,
+    L,
+    class_rows,
+    every_row,
+    synthetic_rows,
+    write_run,
+    write_study,
+)
 
 
 def figures(study: StudyView) -> list:
@@ -109,18 +109,27 @@ def test_effects_are_those_of_the_arms_that_name_their_levels(study):
     (picture,) = pareto_figures.factorial_effects(study)
     for number, words in enumerate(("bits per byte", "retrieval, points")):
         cells = {
-            tuple(levels.values()): {s: (1, 100)[number] * v[number] for s, v in outcomes(study, arm).items()}
+            tuple(levels.values()): {
+                s: (1, 100)[number] * v[number] for s, v in outcomes(study, arm).items()
+            }
             for arm, levels in FACTORS.items()
-        }  # fmt: skip
-        wanted = {(" x ".join(e.term), ", ".join(e.levels)): e.estimate for e in fit(cells, ("rotation", "bias"), draws=10, seed=0, level=0.95).effects}  # fmt: skip
-        found = {(r["term"], r["levels"]): r["effect"] for r in picture.rows if r["outcome"] == words}  # fmt: skip
+        }
+        wanted = {
+            (" x ".join(e.term), ", ".join(e.levels)): e.estimate
+            for e in fit(cells, ("rotation", "bias"), draws=10, seed=0, level=0.95).effects
+        }
+        found = {
+            (r["term"], r["levels"]): r["effect"] for r in picture.rows if r["outcome"] == words
+        }
         assert found == pytest.approx(wanted)
         assert len(found) == 8
 
 
 def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(study):
     picture = text_figures.learning_rates(study)
-    chosen = {r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.rows if r["chosen"]}  # fmt: skip
+    chosen = {
+        r["arm"]: (r["learning_rate"], r["edge_of_grid"]) for r in picture.rows if r["chosen"]
+    }
     assert chosen == {"rope": (0.01, False), "alibi": (0.03, True)}
     assert "a rate outside it may be better: alibi" in picture.caption
     assert "rope: no dev loss at learning rate 0.03 (the run failed)" in picture.missing
@@ -223,15 +232,24 @@ def titled(figure):
 
 def points(axes):
     """All (x, y) that markers or lines of the axes go through, as drawn."""
-    return {(float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)}  # fmt: skip
+    return {
+        (float(x), float(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)
+    }
 
 
 def test_lines_stand_where_rows_end_within_L(measured):
-    for picture, ends in ((text_figures.context_curves(measured), {L / 2}), (text_figures.by_length(measured, "bpb_key"), {L / 2}),
-                          (text_figures.bpb_against_length(measured), {L / 2, L}), (text_figures.nll_by_position(measured), {L})):  # fmt: skip
+    for picture, ends in (
+        (text_figures.context_curves(measured), {L / 2}),
+        (text_figures.by_length(measured, "bpb_key"), {L / 2}),
+        (text_figures.bpb_against_length(measured), {L / 2, L}),
+        (text_figures.nll_by_position(measured), {L}),
+    ):
         for axes in titled(drawn(picture)).values():
-            lines = {line.get_xdata()[0] for line in axes.lines
-                     if line.get_color() == style.INK and list(line.get_ydata()) == [0, 1]}  # fmt: skip
+            lines = {
+                line.get_xdata()[0]
+                for line in axes.lines
+                if line.get_color() == style.INK and list(line.get_ydata()) == [0, 1]
+            }
             assert lines == ends, picture.name
 
 
@@ -239,8 +257,11 @@ def test_the_square_of_a_context_curve_is_the_windowed_loss_at_4L(measured):
     panels = titled(drawn(text_figures.context_curves(measured)))
     assert list(panels) == [measured.names[arm] for arm in MANY]
     for arm in MANY:
-        squares = [line for line in panels[measured.names[arm]].lines if line.get_marker() == "s"
-                   and line.get_markerfacecolor() == style.SURFACE]  # fmt: skip
+        squares = [
+            line
+            for line in panels[measured.names[arm]].lines
+            if line.get_marker() == "s" and line.get_markerfacecolor() == style.SURFACE
+        ]
         (square,) = [s.get_xydata()[0] for s in squares]
         assert tuple(square) == (4 * L, pytest.approx(mean_of(arm, "bpb_window", 4)))
         (words,) = [
@@ -277,10 +298,15 @@ def test_curves_by_gap_and_length_hold_the_rows(measured):
         ),
         (text_figures.by_length(measured, "bpb_key"), "bpb_key", (1, 2, 4, 8)),
     ):
-        found = {(r["arm"], r["seed"], r["k"]): r["value"] for r in picture.rows if r["metric"] == metric}  # fmt: skip
+        found = {
+            (r["arm"], r["seed"], r["k"]): r["value"] for r in picture.rows if r["metric"] == metric
+        }
         assert found == {
-            (arm, seed, k): value_of(arm, seed, metric, k) for arm in MANY for seed in SEEDS for k in ks
-        }  # fmt: skip
+            (arm, seed, k): value_of(arm, seed, metric, k)
+            for arm in MANY
+            for seed in SEEDS
+            for k in ks
+        }
 
 
 def test_the_overview_gives_Y_R_as_evaluation_does_and_far_needles_apart(measured):
@@ -315,7 +341,12 @@ def test_maps_draw_three_tasks_and_name_the_others(measured):
     assert {r["task"] for r in picture.rows} == {*SUMMARY_TASKS, "latest_first", "flipflop"}
     assert "In the CSV and not drawn: latest or first, flip-flop" in picture.missing
     labels = " ".join(titled(drawn(picture)))
-    assert [word in labels for word in ("passkey", "needles 4", "MQAR 16", "flip-flop")] == [True, True, True, False]  # fmt: skip
+    assert [word in labels for word in ("passkey", "needles 4", "MQAR 16", "flip-flop")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_many_arms_turn_lines_by_distance_into_a_map(measured):
@@ -330,13 +361,24 @@ def test_shift_errors_are_the_largest_over_shifts_and_stand_beside_the_bound(mea
     picture = structure_figures.structure(measured)
     for r in picture.rows:
         if r["bucket"] == "largest":
-            wanted = [value_of(r["arm"], r["seed"], r["metric"], 1, f"all shift:{d}") for d in (1, 7, L, 8 * L)]  # fmt: skip
+            wanted = [
+                value_of(r["arm"], r["seed"], r["metric"], 1, f"all shift:{d}")
+                for d in (1, 7, L, 8 * L)
+            ]
             assert r["value"] == max(wanted)
     panels = titled(drawn(picture))
-    assert list(panels) == ["P1, shift error", "P3 at L, all t", "P3 at L, %", "P3 at 4L, %", "P5, monotone"]  # fmt: skip
+    assert list(panels) == [
+        "P1, shift error",
+        "P3 at L, all t",
+        "P3 at L, %",
+        "P3 at 4L, %",
+        "P5, monotone",
+    ]
     assert (1e-4, 0.0) in points(panels["P1, shift error"])
     rope = 100 * mean_of("rope", "P3_offset_accuracy", 1)
-    assert (pytest.approx(rope - 2), 0.0) in [tuple(line.get_xydata()[0]) for line in panels["P3 at L, all t"].lines]  # fmt: skip
+    assert (pytest.approx(rope - 2), 0.0) in [
+        tuple(line.get_xydata()[0]) for line in panels["P3 at L, all t"].lines
+    ]
     shown = {t.get_position(): t.get_text() for t in panels["P3 at 4L, %"].texts}
     third = 100 * mean_of("alibi", "P3_offset_accuracy", 4, f"distance:{OFFSETS[2]}")
     assert shown[2.5, MANY.index("alibi") + 0.5] == f"{third:.0f}"
@@ -399,8 +441,12 @@ def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
 
 
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
-    for picture in (text_figures.bpb_against_length(measured), text_figures.nll_by_position(measured),
-                    text_figures.training_curves(measured), text_figures.by_length(measured, "repeat_gain")):  # fmt: skip
+    for picture in (
+        text_figures.bpb_against_length(measured),
+        text_figures.nll_by_position(measured),
+        text_figures.training_curves(measured),
+        text_figures.by_length(measured, "repeat_gain"),
+    ):
         panels = titled(drawn(picture))
         assert list(panels) == [measured.names[arm] for arm in MANY], picture.name
         for arm, axes in zip(MANY, panels.values(), strict=True):
@@ -415,7 +461,14 @@ def test_a_study_of_before_says_in_one_line_each_what_it_lacks(tmp_path):
     study = view_of(write_study(tmp_path, ARMS[1:3], (0,), synthetic_rows))
     assert "Y_R" not in tables.section(study)
     undrawn = {p.name for p in figures(study) if not p.panels}
-    assert undrawn == {"far_context", "repeat_gain", "early_token_curse", "bpb_key", "structure", "longtext"}  # fmt: skip
+    assert undrawn == {
+        "far_context",
+        "repeat_gain",
+        "early_token_curse",
+        "bpb_key",
+        "structure",
+        "longtext",
+    }
     (curve,) = [p for p in figures(study) if p.name == "context_curves"]
     assert list(curve.missing) == ["bpb_window (E8) was not measured, so no square"]
     assert list(titled(drawn(curve))) == ["RoPE", "ALiBi"]
@@ -431,11 +484,19 @@ def test_classification_goes_by_length_with_the_bag_of_ids(classifiers):
     buckets = ["length:<=L", "length:L-2L", "length:2L-4L", "length:4L-8L", "length:>8L", "all"]
     assert list(dict.fromkeys(r["bucket"] for r in picture.rows if r["arm"] == "rope")) == buckets
     for r in picture.rows:
-        (row,) = [x for x in class_rows(r["arm"], r["seed"]) if (x["metric"], x["bucket"]) == (r["metric"], r["bucket"])]  # fmt: skip
+        (row,) = [
+            x
+            for x in class_rows(r["arm"], r["seed"])
+            if (x["metric"], x["bucket"]) == (r["metric"], r["bucket"])
+        ]
         assert r["value"] == row["value"]
     assert "NoPE: nothing for documents of L–2L" in picture.missing
     _, axes = drawn(picture).axes  # the legend, then the panel
-    bag = [line.get_ydata() for line in axes.lines if line.get_color() == style.INK and len(line.get_xdata()) == 5]  # fmt: skip
+    bag = [
+        line.get_ydata()
+        for line in axes.lines
+        if line.get_color() == style.INK and len(line.get_xdata()) == 5
+    ]
     assert np.allclose(bag, [[8, 32, 25, 32, 42]])
 
 
@@ -470,7 +531,9 @@ def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_
     }
     assert not found["repeat_gain"].panels
     assert not [r for r in found["far_context"].rows if r["metric"] == "repeat_gain"]
-    assert "repeat_gain_other_place" not in {p.name for p in text_figures.text_figures(view_of(write_study(tmp_path / "x", ARMS[1:3])))}  # fmt: skip
+    assert "repeat_gain_other_place" not in {
+        p.name for p in text_figures.text_figures(view_of(write_study(tmp_path / "x", ARMS[1:3])))
+    }
 
 
 def test_chance_stands_below_the_arms_as_the_rows_have_it(tmp_path):

@@ -7,20 +7,14 @@ import json
 import shutil
 
 import pytest
-from support.synthetic_verdicts import (
-    BIASLESS,
-    HYBRID,
-    ROTATIONLESS,
-    YARN,
-    write_outcome_study,
-)
-
 from posenc_jax.report import StudyView, write_report
 from posenc_jax.report.verdict_section import forest, section
 from posenc_jax.results.load import load
 from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
 from posenc_jax.study.preregistration import AnalysisPlan
 from posenc_jax.study.verdict import banner, judge
+
+from support.synthetic_verdicts import BIASLESS, HYBRID, ROTATIONLESS, YARN, write_outcome_study
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +65,9 @@ def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(
 
 
 @pytest.mark.thorough
-def test_the_page_opens_with_the_status_and_says_when_rows_changed_after_the_verdict(judged, tmp_path):  # fmt: skip
+def test_the_page_opens_with_the_status_and_says_when_rows_changed_after_the_verdict(
+    judged, tmp_path
+):
     folder = shutil.copytree(judged[0], tmp_path / "copy")
     text = write_report(load(folder), folder).read_text()
     assert text.index("EXPLORATORY: tier cpu, 5 seeds planned") < text.index('id="verdict"')

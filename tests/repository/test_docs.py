@@ -130,8 +130,12 @@ def test_every_module_stands_once_in_the_list_of_files():
 
 
 def test_the_house_is_drawn_as_it_is_built():
-    floors = re.findall(r"^ +(\d+) +(\w+(?: +\w+(?!/))*)", section(architecture(), "## The house"), re.M)  # fmt: skip
-    drawn = {name: int(floor) for floor, names in floors for name in names.split() if name in FLOORS}  # fmt: skip
+    floors = re.findall(
+        r"^ +(\d+) +(\w+(?: +\w+(?!/))*)", section(architecture(), "## The house"), re.M
+    )
+    drawn = {
+        name: int(floor) for floor, names in floors for name in names.split() if name in FLOORS
+    }
     assert drawn == FLOORS
     said = {row[0].strip("`"): row[1] for row in tables(section(architecture(), "## The house"))}
     for name in FLOORS:

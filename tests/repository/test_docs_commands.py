@@ -1,4 +1,6 @@
-"""The commands that the documents print can be pasted, and the pages of the benches say what their JSON says."""
+"""The commands that the documents print can be pasted, and the pages of the benches say what their JSON
+says.
+"""
 
 import ast
 import dataclasses
@@ -14,8 +16,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from faults import trial
-
 from posenc_jax.bench import (
     attention_cost,
     encoding_cost,
@@ -24,6 +24,8 @@ from posenc_jax.bench import (
     rotation_cost,
     step_cost,
 )
+
+from faults import trial
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import machine
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,15 @@ def test_an_encoding_added_from_the_readme_trains_evaluates_and_is_drawn(copy):
         out = run(copy, *arguments, f"--workdir={workdir}")
         assert out.returncode == 0, out.stderr
     assert "rope+gauss(sigma=9.0)|nope~logn" in (workdir / "report.html").read_text()
-    look = run(copy, "scripts/inspect_scheme.py", "--scheme=rope+gauss(sigma=9.0)", "--num_heads=2", "--train_length=32", "--length=128", f"--out={copy / 'look'}")  # fmt: skip
+    look = run(
+        copy,
+        "scripts/inspect_scheme.py",
+        "--scheme=rope+gauss(sigma=9.0)",
+        "--num_heads=2",
+        "--train_length=32",
+        "--length=128",
+        f"--out={copy / 'look'}",
+    )
     assert look.returncode == 0, look.stderr
     assert (copy / "look" / "bias.png").exists()
 
@@ -76,7 +85,7 @@ def test_an_encoding_added_from_the_readme_brings_its_own_property_tests(copy):
     files = [
         "tests/attention/test_attend.py",
         "tests/model/test_decoder.py",
-        "tests/encodings/test_scheme.py",
+        "tests/encodings/test_grammar.py",
     ]
     out = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-vv", *files, "-k", "gauss")
     assert out.returncode == 0, out.stdout
@@ -95,7 +104,11 @@ def test_the_scheme_table_is_true(page, fewest):
     from posenc_jax.encodings import parse
 
     table = page.split("| scheme | what it is |")[1].split("\n\n")[0]
-    lines = [line.replace("\\|", "|") for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for line in re.findall(r"`([^`]+)`", cell)]  # fmt: skip
+    lines = [
+        line.replace("\\|", "|")
+        for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+        for line in re.findall(r"`([^`]+)`", cell)
+    ]
     assert len(lines) >= fewest
     for line in lines:
         parse(line)

@@ -4,15 +4,15 @@ import random
 
 import numpy as np
 import pytest
-from support import oracles_chance
-from support.task_fillers import FILLER, TOKENIZER
-from support.task_solvers import SOLVERS, filler_of, made
-
 from posenc_jax.results.chance import CHANCE, corrected, passkey_only
 from posenc_jax.results.schema import SUMMARY_TASKS
 from posenc_jax.tasks.offset_lookup import asked_offsets, offset_lookup
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 from posenc_jax.tasks.task_registry import SCORED, find
+
+from support import oracles_chance
+from support.task_fillers import FILLER, TOKENIZER
+from support.task_solvers import SOLVERS, filler_of, made
 
 FEW, MANY = 300, 10_000
 ERRORS = 4  # standard errors that a policy may be off by
@@ -82,11 +82,15 @@ def test_on_many_instances_too(name, split, more):
 @pytest.mark.parametrize("name", ["needles_4", "needles_16"])
 def test_where_needles_lie_does_not_tell_which_one_is_asked(name):
     """With the others left and right of the asked one in equal numbers, this policy was right in 0.54."""
-    above, error = played(instances_of(name, 2 * FEW, length=256), places=oracles_chance.least_crowded)  # fmt: skip
+    above, error = played(
+        instances_of(name, 2 * FEW, length=256), places=oracles_chance.least_crowded
+    )
     assert abs(above["places"]) < ERRORS * error
 
 
-@pytest.mark.parametrize("name", ["needles_4", "mqar_16", "variables_1", "latest_first", "synonym", "nback"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["needles_4", "mqar_16", "variables_1", "latest_first", "synonym", "nback"]
+)
 def test_guessing_over_the_whole_alphabet_is_below_chance(name):
     words = "any of the alphabet"
     above, error = played(instances_of(name, FEW), **{words: others(name)[words]})
@@ -164,7 +168,10 @@ def test_a_pair_asked_again_is_as_far_as_where_it_was_answered_last():
         assert [a.start for a in answers] == list(range(96 - 15, 96, 2))
         pairs = [(tokens[a.start - 1], tokens[a.start]) for a in answers]
         assert sorted(pairs[:4]) == sorted(pairs[4:])
-        depths = [dict(zip(pairs[i : i + 4], (a.depth for a in answers[i : i + 4]), strict=True)) for i in (0, 4)]  # fmt: skip
+        depths = [
+            dict(zip(pairs[i : i + 4], (a.depth for a in answers[i : i + 4]), strict=True))
+            for i in (0, 4)
+        ]
         assert depths[0] == depths[1]
         for answer, (key, value) in zip(answers, pairs, strict=True):
             nearest = max(i for i in range(answer.start - 1) if tokens[i] == key)
@@ -224,5 +231,7 @@ def test_a_model_that_can_do_passkeys_alone_scores_a_third_of_y_r():
     scores = [played(instances_of(name, FEW), it=passkeys_alone(name)) for name in SUMMARY_TASKS]
     assert scores[0][0]["it"] == 1
     error = np.sqrt(sum(e**2 for _, e in scores)) / len(scores)
-    assert np.mean([above["it"] for above, _ in scores]) == pytest.approx(passkey_only(), abs=ERRORS * error)  # fmt: skip
+    assert np.mean([above["it"] for above, _ in scores]) == pytest.approx(
+        passkey_only(), abs=ERRORS * error
+    )
     assert error < 0.02

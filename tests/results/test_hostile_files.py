@@ -1,4 +1,6 @@
-"""Hostile files, drawn at random: a reader gives the same results or refuses in one line that names the file."""
+"""Hostile files, drawn at random: a reader gives the same results or refuses in one line that names the
+file.
+"""
 
 import gzip
 import json
@@ -6,8 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from support.result_folders import row, write_run
-
 from posenc_jax.results.files import read_json, readable_lines, replace_text
 from posenc_jax.results.load import load
 from posenc_jax.results.locks import is_locked, lock_folder
@@ -15,9 +15,27 @@ from posenc_jax.results.manifest import Corrupted, checked, seal, verify
 from posenc_jax.results.publish import publish
 from posenc_jax.results.record_schema import CHECKPOINT
 
+from support.result_folders import row, write_run
+
 L = 64
 ROWS = [row("bpb_ctx", at, 2.0 + at / 100) for at in (L // 2, L, 4 * L)]
-VALUES = (None, True, -1, 1.5, 10**25, 1e308, float("nan"), "", "\0", "é" * 300, [], [[]], {}, {"a": {}}, "<script>")  # fmt: skip
+VALUES = (
+    None,
+    True,
+    -1,
+    1.5,
+    10**25,
+    1e308,
+    float("nan"),
+    "",
+    "\0",
+    "é" * 300,
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    "<script>",
+)
 
 
 def study(folder):
@@ -52,9 +70,20 @@ def damage_bytes(content, rng):
     flipped = bytearray(content)
     if flipped:
         flipped[at] ^= 1 << int(rng.integers(8))
-    choices = [flipped, content[:at], b"", content + b"\0" * 9, b"\xef\xbb\xbf" + content, b"[" * 9999 + content,
-               content[:at] + b"\xff" + content[at:], b"".join(lines[1:]), b"".join([*lines, *lines[:1]]),
-               b"\n" + content, content.replace(b"rope", b"alibi"), content + content[:at]]  # fmt: skip
+    choices = [
+        flipped,
+        content[:at],
+        b"",
+        content + b"\0" * 9,
+        b"\xef\xbb\xbf" + content,
+        b"[" * 9999 + content,
+        content[:at] + b"\xff" + content[at:],
+        b"".join(lines[1:]),
+        b"".join([*lines, *lines[:1]]),
+        b"\n" + content,
+        content.replace(b"rope", b"alibi"),
+        content + content[:at],
+    ]
     return bytes(choices[rng.integers(len(choices))])
 
 
@@ -119,7 +148,9 @@ def test_a_folder_of_results_is_read_or_refused_in_one_line_that_names_the_file(
     assert said == "" or str(tmp_path) in said or path.name in said
 
 
-@pytest.mark.parametrize("line", ['{"loss": 1}', '{"step": "2"}', '{"step": 2, "loss": [1]}', '{"step": 2, "chain": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ['{"loss": 1}', '{"step": "2"}', '{"step": 2, "loss": [1]}', '{"step": 2, "chain": 3}']
+)
 @pytest.mark.parametrize("kind", ["study", "published"])
 def test_a_line_of_a_log_that_is_none_is_refused_by_file_and_line(folders, tmp_path, kind, line):
     shutil.copytree(folders / kind, tmp_path / kind)
@@ -145,7 +176,11 @@ def test_a_replaced_file_and_its_name_are_on_disk_before_the_old_one_is_gone(tmp
 
     calls = []
     fsync, replace = files.os.fsync, files.os.replace
-    monkeypatch.setattr(files.os, "fsync", lambda d: (calls.append(files.os.readlink(f"/proc/self/fd/{d}")), fsync(d)))  # fmt: skip
+    monkeypatch.setattr(
+        files.os,
+        "fsync",
+        lambda d: (calls.append(files.os.readlink(f"/proc/self/fd/{d}")), fsync(d)),
+    )
     monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
     replace_text(tmp_path / "run.json", "{}")
     assert calls[0].endswith(".partial")

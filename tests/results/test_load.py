@@ -1,25 +1,33 @@
-"""The one reader of results: what counts, what lies apart, and damaged files repaired or refused in one line."""
+"""The one reader of results: what counts, what lies apart, and damaged files repaired or refused in one
+line.
+"""
 
 import gzip
 import json
 import re
 
 import pytest
-from support.result_folders import L, record, row, write_run
-
 from posenc_jax.results.load import chosen_folder, load
+
+from support.result_folders import L, record, row, write_run
 
 ROWS = (row("bpb_ctx", L // 2, 2.0), row("bpb_ctx", L, 2.5), row("bpb_ctx", 4 * L, 3.0))
 
 
 def values(study):
-    return {(r.info["arm"], r.info["seed"], m.metric, m.length): m.value for r in study.runs for m in r.rows}  # fmt: skip
+    return {
+        (r.info["arm"], r.info["seed"], m.metric, m.length): m.value
+        for r in study.runs
+        for m in r.rows
+    }
 
 
 def study(folder, split="dev", record_of=()):
     for seed in (0, 1):
         write_run(folder / f"runs/rope-s{seed}", ROWS, seed=seed, split=split)
-    (folder / "study.json").write_text(json.dumps({"name": "x", "arms": ["rope"], "seeds": [0, 1]} | dict(record_of)))  # fmt: skip
+    (folder / "study.json").write_text(
+        json.dumps({"name": "x", "arms": ["rope"], "seeds": [0, 1]} | dict(record_of))
+    )
     return folder
 
 
@@ -44,7 +52,9 @@ def test_the_split_is_that_of_the_study_unless_one_is_asked_for(tmp_path, record
         rows = (path / "rows.jsonl").read_text().replace('"dev"', '"test"').replace("2.0", "9.0")
         (path.parent / "evaluation").mkdir()
         (path.parent / "evaluation" / "rows.jsonl").write_text(rows)
-        (path.parent / "evaluation" / "evaluation.json").write_text((path / "evaluation.json").read_text())  # fmt: skip
+        (path.parent / "evaluation" / "evaluation.json").write_text(
+            (path / "evaluation.json").read_text()
+        )
     read = load(tmp_path, asked)
     assert read.split == found
     assert values(read)["rope", 0, "bpb_ctx", L // 2] == {"dev": 2.0, "test": 9.0}[found]
@@ -69,14 +79,26 @@ def test_a_reading_under_a_stretch_is_an_arm_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (lambda run: edit(run / "run.json", finished=False), "training has not finished: step 40 of 40"),
-        (lambda run: (run / "evaluation_dev/evaluation.json").unlink(), "not evaluated to the end on dev"),
-        (lambda run: (run / "evaluation_dev/rows.jsonl").unlink(), "not evaluated to the end on dev"),
-        (lambda run: edit(run / "evaluation_dev/evaluation.json", step=20), "scored at step 20 of 40"),
+        (
+            lambda run: edit(run / "run.json", finished=False),
+            "training has not finished: step 40 of 40",
+        ),
+        (
+            lambda run: (run / "evaluation_dev/evaluation.json").unlink(),
+            "not evaluated to the end on dev",
+        ),
+        (
+            lambda run: (run / "evaluation_dev/rows.jsonl").unlink(),
+            "not evaluated to the end on dev",
+        ),
+        (
+            lambda run: edit(run / "evaluation_dev/evaluation.json", step=20),
+            "scored at step 20 of 40",
+        ),
         (lambda run: append(run, '{"run": "ro'), "rows.jsonl, line 4 is cut off"),
         (lambda run: append(run, "\0\0\0"), "rows.jsonl, line 4 is cut off"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_may_not_count_say_why(tmp_path, damage, why):
     study(tmp_path)
     damage(tmp_path / "runs/rope-s0")
@@ -110,9 +132,13 @@ REPAIRED = {
     "windows line ends": lambda lines: b"".join(line.replace(b"\n", b"\r\n") for line in lines),
     "no newline at the end": lambda lines: b"".join(lines)[:-1],
     "a row twice": lambda lines: b"".join(lines) + lines[1],
-    "a row twice, measured by another item": lambda lines: b"".join(lines) + lines[1].replace(b'"x"', b'"y"'),
-    "line separator of Unicode": lambda lines: b"".join(lines).replace(b'"item": "bpb_ctx"', '"item": "\u2028"'.encode()),
-}  # fmt: skip
+    "a row twice, measured by another item": lambda lines: (
+        b"".join(lines) + lines[1].replace(b'"x"', b'"y"')
+    ),
+    "line separator of Unicode": lambda lines: b"".join(lines).replace(
+        b'"item": "bpb_ctx"', '"item": "\u2028"'.encode()
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REPAIRED)
@@ -141,20 +167,32 @@ REFUSED = {
     "a number": (lambda lines: lines[0] + b"7\n" + lines[2], "line 2"),
     "nested deeply": (lambda lines: lines[0] + b"[" * 100_000 + b"\n", "line 2"),
     "nested row": (changed(1, value={"mean": 2.0}), "line 2"),
-    "not UTF-8": (lambda lines: lines[0] + lines[1].replace(b"rope", b"rop\xe9") + lines[2], "line 2"),
-    "another value": (lambda lines: b"".join(lines) + lines[1].replace(b"2.5", b"2.6"), "line 4 and line 2"),
+    "not UTF-8": (
+        lambda lines: lines[0] + lines[1].replace(b"rope", b"rop\xe9") + lines[2],
+        "line 2",
+    ),
+    "another value": (
+        lambda lines: b"".join(lines) + lines[1].replace(b"2.5", b"2.6"),
+        "line 4 and line 2",
+    ),
     "another arm": (changed(2, arm="alibi"), "line 3 is of arm 'alibi'"),
     "another seed": (changed(2, seed=7), "line 3 is of seed 7"),
     "another length": (changed(0, train_length=128), "line 1 is of train_length 128"),
     "another split": (changed(1, split="test"), "line 2 is of split test"),
-    "another checkpoint": (changed(1, checkpoint="best"), "line 2 is of split dev, checkpoint best"),
+    "another checkpoint": (
+        changed(1, checkpoint="best"),
+        "line 2 is of split dev, checkpoint best",
+    ),
     "text for a number": (changed(1, value="2.5"), "line 2"),
     "truth for a number": (changed(1, seed=True), "line 2"),
     "a fraction of an answer": (changed(1, n=2.5), "line 2"),
     "an unknown field": (changed(1, chnce=0.5), "line 2: row has unknown field 'chnce'"),
-    "infinite chance": (lambda lines: lines[0] + lines[1].replace(b'"n"', b'"chance": Infinity, "n"') + lines[2], "line 2"),
+    "infinite chance": (
+        lambda lines: lines[0] + lines[1].replace(b'"n"', b'"chance": Infinity, "n"') + lines[2],
+        "line 2",
+    ),
     "nothing at all": (lambda lines: b"", "no evaluated run below"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

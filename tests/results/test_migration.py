@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.result_folders import L, row, write_run
-
 from posenc_jax.results.load import load
+
+from support.result_folders import L, row, write_run
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -69,14 +69,20 @@ H8 = sum(1 / i for i in range(1, 9)) / 8
 def test_accuracy_is_corrected_by_chance_without_binding(tmp_path, task, accuracy, chance):
     rows = [old(f"{task}_accuracy", L, accuracy), old(f"{task}_corrected", L, 0.123)]
     found, _ = redrawn(tmp_path, rows)
-    assert found[f"{task}_corrected", L, "all"].value == pytest.approx((accuracy - chance) / (1 - chance))  # fmt: skip
+    assert found[f"{task}_corrected", L, "all"].value == pytest.approx(
+        (accuracy - chance) / (1 - chance)
+    )
     assert found[f"{task}_accuracy", L, "all"].value == accuracy
     assert [r.chance for r in found.values()] == pytest.approx([chance, chance])
 
 
 @pytest.mark.parametrize("task", ["copy", "ngram", "phonebook", "nback", "flipflop", "needles_1"])
 def test_a_task_whose_chance_must_be_played_is_not_corrected(tmp_path, task):
-    rows = [old(f"{task}_accuracy", L, 0.9), old(f"{task}_corrected", L, 0.8), old("EL_0.85", L, 64.0, task)]  # fmt: skip
+    rows = [
+        old(f"{task}_accuracy", L, 0.9),
+        old(f"{task}_corrected", L, 0.8),
+        old("EL_0.85", L, 64.0, task),
+    ]
     found, notes = redrawn(tmp_path, rows)
     assert found[f"{task}_corrected", L, "all"].value is None
     assert found["EL_0.85", L, task].value is None
@@ -84,24 +90,50 @@ def test_a_task_whose_chance_must_be_played_is_not_corrected(tmp_path, task):
 
 
 def answers(k, all_, far):
-    """Rows of the three tasks of Y_R at kL: corrected accuracy `all_` of 100 answers, `far` of 40 and 20 beyond L."""
+    """Rows of the three tasks of Y_R at kL: corrected accuracy `all_` of 100 answers, `far` of 40 and 20
+    beyond L.
+    """
     rows = []
-    for task, guess in (("passkey", 1e-5), ("needles_4", 0.25), ("mqar_16", sum(1 / i for i in range(1, 17)) / 16)):  # fmt: skip
+    for task, guess in (
+        ("passkey", 1e-5),
+        ("needles_4", 0.25),
+        ("mqar_16", sum(1 / i for i in range(1, 17)) / 16),
+    ):
         shift = {"passkey": 0.03, "needles_4": 0.0, "mqar_16": -0.03}[task]
-        for bucket, value, n in (("all", all_, 100), ("distance:L-2L", far, 40), ("distance:2L-4L", far + 0.03, 20)):  # fmt: skip
+        for bucket, value, n in (
+            ("all", all_, 100),
+            ("distance:L-2L", far, 40),
+            ("distance:2L-4L", far + 0.03, 20),
+        ):
             right = guess + (1 - guess) * (value + shift)
-            rows += [old(f"{task}_accuracy", k * L, right, bucket, n), old(f"{task}_corrected", k * L, 9, bucket, n)]  # fmt: skip
+            rows += [
+                old(f"{task}_accuracy", k * L, right, bucket, n),
+                old(f"{task}_corrected", k * L, 9, bucket, n),
+            ]
     return rows
 
 
 def test_summaries_of_retrieval_are_computed_again_at_every_length(tmp_path):
-    rows = [*answers(1, 0.9, 0.0), *answers(2, 0.7, 0.6), *answers(4, 0.5, 0.3), *answers(8, 0.2, 0.1)]  # fmt: skip
+    rows = [
+        *answers(1, 0.9, 0.0),
+        *answers(2, 0.7, 0.6),
+        *answers(4, 0.5, 0.3),
+        *answers(8, 0.2, 0.1),
+    ]
     rows += [old("Y_R", 4 * L, 9), old("Y_R_far", 4 * L, 9), old("Y_R_id", L, 9)]
     found, _ = redrawn(tmp_path, rows)
     got = {(m, at // L): r.value for (m, at, _), r in found.items() if m[:3] in ("Y_R", "lea")}
     # Of 60 answers beyond L a third scores 0.03 more.
-    wanted = {("Y_R_id", 1): 0.9, ("least_id", 1): 0.87, ("Y_R", 2): 0.7, ("Y_R_far", 2): 0.61, ("Y_R", 4): 0.5,
-              ("Y_R_far", 4): 0.31, ("Y_R", 8): 0.2, ("Y_R_far", 8): 0.11}  # fmt: skip
+    wanted = {
+        ("Y_R_id", 1): 0.9,
+        ("least_id", 1): 0.87,
+        ("Y_R", 2): 0.7,
+        ("Y_R_far", 2): 0.61,
+        ("Y_R", 4): 0.5,
+        ("Y_R_far", 4): 0.31,
+        ("Y_R", 8): 0.2,
+        ("Y_R_far", 8): 0.11,
+    }
     assert got == {key: pytest.approx(value) for key, value in wanted.items()}
     assert found["Y_R", 4 * L, "all"].n == 300
     assert found["Y_R_far", 4 * L, "all"].n == 180
@@ -125,7 +157,10 @@ def test_a_summary_without_a_task_is_none_in_words(tmp_path):
 def test_reach_is_counted_from_a_task_that_is_learnt(tmp_path, scores, reach):
     rows = [old("EL_0.85", 8 * L, 8.0 * L, "needles_4")]
     for k, score in zip((1, 2, 4, 8), scores, strict=True):
-        rows += [old("needles_4_accuracy", k * L, 0.25 + 0.75 * score), old("needles_4_corrected", k * L, 9)]  # fmt: skip
+        rows += [
+            old("needles_4_accuracy", k * L, 0.25 + 0.75 * score),
+            old("needles_4_corrected", k * L, 9),
+        ]
     found, _ = redrawn(tmp_path, rows)
     assert found["EL_0.85", 8 * L, "needles_4"].value == reach
 
@@ -152,9 +187,15 @@ def test_the_committed_screening_reads_within_the_training_length():
     within, past = by_arm("screening", "bpb_ctx", 0.5), by_arm("screening", "bpb_ctx", 1)
     assert np.round(within["rope"], 2).tolist() == [1.78, 1.79, 1.75, 1.78]
     assert np.round(past["rope"], 2).tolist() == [1.82, 1.98, 1.77, 1.91]
-    lead = {arm: np.mean(np.array(within["rope"]) - within[arm]) for arm in ("coupled", "sum", "coupled-unrotated")}  # fmt: skip
-    assert lead == {"coupled": pytest.approx(0.013, abs=5e-4), "sum": pytest.approx(0.025, abs=5e-4),
-                    "coupled-unrotated": pytest.approx(-0.049, abs=5e-4)}  # fmt: skip
+    lead = {
+        arm: np.mean(np.array(within["rope"]) - within[arm])
+        for arm in ("coupled", "sum", "coupled-unrotated")
+    }
+    assert lead == {
+        "coupled": pytest.approx(0.013, abs=5e-4),
+        "sum": pytest.approx(0.025, abs=5e-4),
+        "coupled-unrotated": pytest.approx(-0.049, abs=5e-4),
+    }
 
 
 def test_the_committed_cpu_study_reads_within_the_training_length():

@@ -7,6 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+from posenc_jax.data import document_files
+from posenc_jax.data.corpora import open_corpus
+from posenc_jax.data.text_digests import list_texts
+from posenc_jax.report import StudyView, tables
+from posenc_jax.results.load import load, load_unmigrated, splits
+from posenc_jax.results.publish import publish, smallest, without_folders
+from posenc_jax.study.preregistration import AnalysisPlan
+from posenc_jax.study.verdict import AuxiliaryRuns, judge
+
 from support.result_folders import L, row, write_run
 from support.synthetic_verdicts import (
     HYBRID,
@@ -17,24 +26,25 @@ from support.synthetic_verdicts import (
     write_outcome_study,
 )
 
-from posenc_jax.data import document_files
-from posenc_jax.data.corpora import open_corpus
-from posenc_jax.data.text_digests import list_texts
-from posenc_jax.report import StudyView, tables
-from posenc_jax.results.load import load, load_unmigrated, splits
-from posenc_jax.results.publish import publish, smallest, without_folders
-from posenc_jax.study.preregistration import AnalysisPlan
-from posenc_jax.study.verdict import AuxiliaryRuns, judge
-
 TEXTS = [{"split": "dev", "name": "a", "bytes": 3, "sha256": "00"}]
 
 
 def study(folder, name="x"):
     random = np.random.default_rng(0)
     for seed in (0, 1):
-        run = write_run(folder / f"runs/rope-s{seed}", [row("bpb_ctx", L // 2, random.normal())], seed=seed)  # fmt: skip
+        run = write_run(
+            folder / f"runs/rope-s{seed}", [row("bpb_ctx", L // 2, random.normal())], seed=seed
+        )
         arrays(run, random)
-        arrays(write_run(run / "stretched/yarn_4", [row("bpb_ctx", L, random.normal())], seed=seed, arm="rope yarn:4"), random)  # fmt: skip
+        arrays(
+            write_run(
+                run / "stretched/yarn_4",
+                [row("bpb_ctx", L, random.normal())],
+                seed=seed,
+                arm="rope yarn:4",
+            ),
+            random,
+        )
     far = [row("bpb_ctx", L, 0.1) | {"train_length": 4 * L}]
     write_run(folder / "other_lengths/oracle-s0", far, arm="oracle", train_length=4 * L)
     write_run(folder / "tuning/rope-s9-lr0.01", [row("bpb_ctx", L // 2, 1.5)], seed=9)
@@ -50,8 +60,13 @@ def study(folder, name="x"):
 def arrays(run, random):
     place = run / "evaluation_dev/arrays"
     place.mkdir()
-    np.savez(place / "passkey_4.npz", correct=random.random(9) > 0.5, chance=np.full(9, 1 / 3),
-             distance=np.arange(9), kind=np.array(["", "LAST"] * 4 + [""]))  # fmt: skip
+    np.savez(
+        place / "passkey_4.npz",
+        correct=random.random(9) > 0.5,
+        chance=np.full(9, 1 / 3),
+        distance=np.arange(9),
+        kind=np.array(["", "LAST"] * 4 + [""]),
+    )
     np.savez(place / "bpb_ctx_32.npz", nats_R=random.normal(size=5), bytes_R=np.arange(5))
     (place / "scheme.json").write_text(json.dumps({"scheme": "rope", "heads": [{"slope": None}]}))
 
@@ -63,7 +78,9 @@ def same(a, b):
     for field in ("runs", "elsewhere"):
         assert len(getattr(a, field)) == len(getattr(b, field)) > 0
         for x, y in zip(getattr(a, field), getattr(b, field), strict=True):
-            assert dataclasses.replace(x, arrays=None, rows=()) == dataclasses.replace(y, arrays=None, rows=())  # fmt: skip
+            assert dataclasses.replace(x, arrays=None, rows=()) == dataclasses.replace(
+                y, arrays=None, rows=()
+            )
             assert [bare(r) for r in x.rows] == [bare(r) for r in y.rows]
             for name in x.array_names:
                 one, other = x.arrays(name), y.arrays(name)
@@ -133,7 +150,9 @@ def test_a_published_folder_is_not_published_again(tmp_path):
 
 def test_runs_of_two_corpora_are_not_published_together(tmp_path):
     folder = study(tmp_path / "study")
-    write_run(folder / "runs/rope-s2", [row("bpb_ctx", L, 1.0)], seed=2, corpus_fingerprint="cd" * 32)  # fmt: skip
+    write_run(
+        folder / "runs/rope-s2", [row("bpb_ctx", L, 1.0)], seed=2, corpus_fingerprint="cd" * 32
+    )
     with pytest.raises(ValueError, match="differ in corpus_fingerprint"):
         publish(load_unmigrated(folder), tmp_path / "out", TEXTS)
     assert not (tmp_path / "out/runs.json").exists()
@@ -156,9 +175,18 @@ def test_arrays_that_are_damaged_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([1 / 3, 0.5]), np.array([0.5, np.nan, np.inf]), np.array([2**40]), np.array([7, -7]),
-     np.array([1e300]), np.array([True]), np.array(["a"]), np.array(3.0), np.array([2**32 - 1], np.uint64)],
-)  # fmt: skip
+    [
+        np.array([1 / 3, 0.5]),
+        np.array([0.5, np.nan, np.inf]),
+        np.array([2**40]),
+        np.array([7, -7]),
+        np.array([1e300]),
+        np.array([True]),
+        np.array(["a"]),
+        np.array(3.0),
+        np.array([2**32 - 1], np.uint64),
+    ],
+)
 def test_numbers_are_kept_exactly(array):
     small = smallest(array)
     assert small.nbytes <= array.nbytes
@@ -175,13 +203,16 @@ def test_what_four_bytes_hold_takes_four():
     ("recorded", "published"),
     [
         ("/home/me/books", "books"),
-        ("python train.py --workdir=/home/me/x/runs/a --config=configs/lm.py:rope", "python train.py --workdir=a --config=configs/lm.py:rope"),
+        (
+            "python train.py --workdir=/home/me/x/runs/a --config=configs/lm.py:rope",
+            "python train.py --workdir=a --config=configs/lm.py:rope",
+        ),
         ("wiki40b/en", "wiki40b/en"),
         ("data/books", "data/books"),
         (["/a/b", 3, None], ["b", 3, None]),
         ({"x": {"y": "'--workdir=/a/b c'"}}, {"x": {"y": "'--workdir=b c'"}}),
     ],
-)  # fmt: skip
+)
 def test_folders_of_the_machine_are_not_published(recorded, published):
     assert without_folders(recorded) == published
 
@@ -195,7 +226,9 @@ def test_the_list_of_texts_gives_the_fingerprint_of_the_corpus(tmp_path):
     texts = list_texts(corpus)
     lines = sorted(f"{t['split']}\0{t['name']}\0{t['sha256']}\n" for t in texts)
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == corpus.fingerprint
-    assert {t["name"]: t["sha256"] for t in texts}["train/a.txt"] == hashlib.sha256(b"a" * 9).hexdigest()  # fmt: skip
+    assert {t["name"]: t["sha256"] for t in texts}["train/a.txt"] == hashlib.sha256(
+        b"a" * 9
+    ).hexdigest()
     assert [t["bytes"] for t in sorted(texts, key=lambda t: t["name"])] == [9, 9, 18]
     assert {t["split"] for t in texts} == set(document_files.SPLITS)
 
@@ -207,9 +240,19 @@ def test_verdict_and_tables_are_those_of_the_run_folders(tmp_path):
     for path in folder.glob("runs/*/run.json"):
         edit(path, corpus="python_stdlib", command="python train.py --workdir=/home/me/x")
     publish(load_unmigrated(folder, "test"), tmp_path / "out", TEXTS)
-    plan = AnalysisPlan((HYBRID,), "rope", ("alibi",), seeds, {HYBRID: {"rotation": ROTATIONLESS}}, stretched=(YARN,))  # fmt: skip
+    plan = AnalysisPlan(
+        (HYBRID,),
+        "rope",
+        ("alibi",),
+        seeds,
+        {HYBRID: {"rotation": ROTATIONLESS}},
+        stretched=(YARN,),
+    )
     ours, theirs = load(folder, "test"), load(tmp_path / "out")
-    said = [judge(data, plan, beside=AuxiliaryRuns(), frozen=None, deviations=[]) for data in (ours, theirs)]  # fmt: skip
+    said = [
+        judge(data, plan, beside=AuxiliaryRuns(), frozen=None, deviations=[])
+        for data in (ours, theirs)
+    ]
     assert json.dumps(said[0]) == json.dumps(said[1])
     assert any("seeds and instances" in str(s) for s in said)  # the arrays were read
     assert tables.records(StudyView(ours)) == tables.records(StudyView(theirs)) != []

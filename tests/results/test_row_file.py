@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import runs
-from support.result_folders import L, row
-from support.result_rows import row_of_8_tokens
-
 from posenc_jax.evaluation.context import EvaluationContext, Multiples
 from posenc_jax.results.row_file import RowFile
 from posenc_jax.results.schema import DEFINITIONS, row_from_json
+
+from support import runs
+from support.result_folders import L, row
+from support.result_rows import row_of_8_tokens
 
 STAMPS = {"E": "x"}
 

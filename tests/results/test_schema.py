@@ -1,4 +1,6 @@
-"""What a result is stands once, in the room of results: metric names, buckets, chance, exit codes, the atomic write."""
+"""What a result is stands once, in the room of results: metric names, buckets, chance, exit codes, the atomic
+write.
+"""
 
 import ast
 import functools
@@ -6,12 +8,15 @@ import re
 from pathlib import Path
 
 import pytest
-
 from posenc_jax.results import schema
 from posenc_jax.results.schema import METRICS
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "train.py", *sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "posenc_jax").rglob("*.py"))]  # fmt: skip
+FILES = [
+    ROOT / "train.py",
+    *sorted((ROOT / "scripts").glob("*.py")),
+    *sorted((ROOT / "posenc_jax").rglob("*.py")),
+]
 HOME = ROOT / "posenc_jax/results"
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 NAMES = {name for names in METRICS.values() for name in names}
@@ -20,8 +25,15 @@ FAMILY = re.compile(
 )
 # Words of these families that are no metric of a row: files of arrays and figures, outcomes of the rules.
 OTHERS = {
-    "bpb_against_length", "bpb_id", "Y_R_8", "window_drop", "least_at_L", "P3_offset", "longtext", "context_gain",
-}  # fmt: skip
+    "bpb_against_length",
+    "bpb_id",
+    "Y_R_8",
+    "window_drop",
+    "least_at_L",
+    "P3_offset",
+    "longtext",
+    "context_gain",
+}
 WHOLE = re.compile(
     r"(P|M)\d+|EL|M12_\w+|P4_\w+|bpb|window|early|least"
 )  # ids of measures, plain words
@@ -56,7 +68,11 @@ def test_every_metric_of_the_schema_is_written_by_the_evaluation():
     for path in FILES:
         if path.parent.name == "evaluation":
             written |= set(constants(path))
-    named = {name for name in NAMES if "_" in name} - {schema.BPB, schema.OTHER_PLACE, f"EL_{schema.PASSING}"}  # fmt: skip
+    named = {name for name in NAMES if "_" in name} - {
+        schema.BPB,
+        schema.OTHER_PLACE,
+        f"EL_{schema.PASSING}",
+    }
     lacking = {name for name in named - written if not name.startswith(("P3_", "P4_"))}
     assert lacking == set()
     assert {"P3_offset"} <= written
@@ -81,8 +97,10 @@ def test_an_exit_code_is_called_by_its_name():
         ends += [
             node.args[0]
             for node in ast.walk(TREES[path])
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit") and node.args
-        ]  # fmt: skip
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("sys.exit", "exit")
+            and node.args
+        ]
         found = [node.value for node in ends if isinstance(node, ast.Constant)]
         assert not [value for value in found if type(value) is int and value in codes], path
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from support.entries import ROOT
-from support.result_folders import L, row, write_run
-
 from posenc_jax.results.run_table import LINES, run_table
 from posenc_jax.results.schema import Row
 from posenc_jax.results.several_folders import load_rows, load_together
+
+from support.entries import ROOT
+from support.result_folders import L, row, write_run
 
 
 def rows(value=2.0):
@@ -74,7 +74,9 @@ def test_a_table_for_pandas_has_every_field_of_every_row(two):
     assert len(table) == 3 * len(rows())
     fields = {*Row.__dataclass_fields__, "k", "folder"}
     assert all(set(one) == fields for one in table)
-    picked = [r for r in table if (r["arm"], r["seed"], r["metric"], r["k"]) == ("sum", 1, "bpb_ctx", 4)]  # fmt: skip
+    picked = [
+        r for r in table if (r["arm"], r["seed"], r["metric"], r["k"]) == ("sum", 1, "bpb_ctx", 4)
+    ]
     assert [r["value"] for r in picked] == [3.0 + 4]
     assert load_rows(str(two[0])) == load_rows(two[0])
 
@@ -82,7 +84,16 @@ def test_a_table_for_pandas_has_every_field_of_every_row(two):
 def test_the_table_of_an_evaluation_has_bits_and_accuracies_by_length(two):
     path = two[0] / "evaluation_dev" / "rows.jsonl"
     lines = run_table(path)
-    assert lines[0].split() == ["rope,", "seed", "0,", "dev", "(L", "=", f"{L})", *["L/2", "1", "L", "2", "L", "4", "L", "8", "L"]]  # fmt: skip
+    assert lines[0].split() == [
+        "rope,",
+        "seed",
+        "0,",
+        "dev",
+        "(L",
+        "=",
+        f"{L})",
+        *["L/2", "1", "L", "2", "L", "4", "L", "8", "L"],
+    ]
     assert lines[1].split()[-5:] == ["2.500", "3.000", "4.000", "6.000", "10.000"]
     assert lines[2].split() == ["accuracy,", "passkey", "-", "1.000", "0.500", "0.250", "0.125"]
     assert len(lines) == 3

@@ -1,10 +1,10 @@
 """Attribution: which factor of the hybrid is needed."""
 
 import pytest
-from support.rule_1_tables import outcomes
-
 from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import Margins
+
+from support.rule_1_tables import outcomes
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
 

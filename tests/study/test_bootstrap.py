@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy import stats
-from support import oracles
-
 from posenc_jax.study import bootstrap
+from scipy import stats
+
+from support import oracles
 
 LEVELS = [0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975]
 
@@ -84,7 +84,9 @@ def test_a_ratio_is_drawn_as_scipy_draws_pairs():
     def ratio(nats, counts, axis):
         return nats.sum(axis) / counts.sum(axis)
 
-    theirs = stats.bootstrap((nats_I, bytes_I), ratio, paired=True, n_resamples=80_000, method="percentile", rng=8)  # fmt: skip
+    theirs = stats.bootstrap(
+        (nats_I, bytes_I), ratio, paired=True, n_resamples=80_000, method="percentile", rng=8
+    )
     mine = bootstrap.bootstrap_means(
         [(bootstrap.Stratum(nats_I, bytes_I),)] * 2, draws=40_000, seed=0
     )
@@ -150,7 +152,9 @@ def test_a_difference_draws_the_same_instances_on_both_sides():
     hard_I = 50 * random.normal(size=40)
     arms = [[plain(hard_I + random.normal(size=40)) for _ in range(6)] for _ in range(2)]
     paired = [bootstrap.paired_difference(a, b) for a, b in zip(*arms, strict=True)]
-    assert bootstrap.sample_value(paired[0]) == pytest.approx(bootstrap.sample_value(arms[0][0]) - bootstrap.sample_value(arms[1][0]))  # fmt: skip
+    assert bootstrap.sample_value(paired[0]) == pytest.approx(
+        bootstrap.sample_value(arms[0][0]) - bootstrap.sample_value(arms[1][0])
+    )
     assert bootstrap.bootstrap_means(paired, draws=1000, seed=0).std() < 0.5
     assert bootstrap.bootstrap_means(arms[0], draws=1000, seed=0).std() > 2
     other = (bootstrap.Stratum(np.ones(40), np.r_[2.0, np.ones(39)]),)

@@ -1,10 +1,13 @@
-"""However a study's runs are carried out, its rows are the same: locally, as an array, seeds in one program."""
+"""However a study's runs are carried out, its rows are the same: locally, as an array, seeds in one
+program.
+"""
 
 import os
 import subprocess
 import sys
 
 import pytest
+
 from support import machine, toy_study
 from support.toy_study import results, stand_in
 
@@ -69,11 +72,15 @@ def task(folder, stage, number):
     clean = {**machine.ONE_DEVICE, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(toy_study.ROOT)}
     environment = {**os.environ, **clean, **numbers, "TOY_JOURNAL": str(folder / "journal")}
     script = folder / "out" / "slurm" / f"out-{stage}.sh"
-    return subprocess.run(["bash", script], env=environment, cwd=folder, capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(
+        ["bash", script], env=environment, cwd=folder, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("together", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_the_tasks_of_an_array_and_its_collection_end_in_the_same_rows(whole, tmp_path, monkeypatch, together):  # fmt: skip
+def test_the_tasks_of_an_array_and_its_collection_end_in_the_same_rows(
+    whole, tmp_path, monkeypatch, together
+):
     """The tasks in a foreign order; a collection that comes too early says what is lacking."""
     make(tmp_path, together)
     (tmp_path / "bin").mkdir()
@@ -86,13 +93,18 @@ def test_the_tasks_of_an_array_and_its_collection_end_in_the_same_rows(whole, tm
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["out-runs", "out-report"]
     tasks = (tmp_path / "out" / "slurm" / "out-runs.tasks").read_text().splitlines()
     names = [line.split("--run=")[1] for line in tasks]
-    assert names == (["rope-s0+1", "sum-s0+1"] if together else ["rope-s0", "sum-s0", "rope-s1", "sum-s1"])  # fmt: skip
+    assert names == (
+        ["rope-s0+1", "sum-s0+1"] if together else ["rope-s0", "sum-s0", "rope-s1", "sum-s1"]
+    )
     last, *others = range(len(tasks), 0, -1)
     assert [task(tmp_path, "runs", number).returncode for number in others] == [0] * len(others)
     early = task(tmp_path, "report", 1)
     assert early.returncode == 1
     lacking = ["sum-s0", "sum-s1"] if together else ["sum-s1"]
-    assert early.stderr.strip().splitlines()[-1] == f"{len(lacking)} runs failed or have not ended: {', '.join(lacking)}"  # fmt: skip
+    assert (
+        early.stderr.strip().splitlines()[-1]
+        == f"{len(lacking)} runs failed or have not ended: {', '.join(lacking)}"
+    )
     assert task(tmp_path, "runs", last).returncode == 0
     assert task(tmp_path, "report", 1).returncode == 0
     assert results(tmp_path, ROWS) == whole[0]

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from posenc_jax.study.factorial import fit
 
 FACTORS = ("rotation", "bias", "temperature")
@@ -66,7 +65,9 @@ def fitted(outcomes, names=FACTORS, draws=200):
     return fit(outcomes, names, draws=draws, seed=1, level=0.95)
 
 
-@pytest.mark.parametrize("drop", [(), (("none", "part", "1"),), (("full", "linear", "logn"), ("none", "none", "1"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "drop", [(), (("none", "part", "1"),), (("full", "linear", "logn"), ("none", "none", "1"))]
+)
 def test_effects_are_those_of_constrained_least_squares_also_with_missing_cells(drop):
     outcomes = design(drop=drop)
     found, wanted = fitted(outcomes), oracle_effects(outcomes, FACTORS)
@@ -80,9 +81,11 @@ def test_effects_are_those_of_constrained_least_squares_also_with_missing_cells(
 
 def test_a_planted_interaction_is_found_and_nothing_else():
     outcomes = {
-        (r, b, t): dict.fromkeys(range(4), 1.0 + 0.5 * (r == "full") + 0.8 * (r == "full" and b == "part"))
+        (r, b, t): dict.fromkeys(
+            range(4), 1.0 + 0.5 * (r == "full") + 0.8 * (r == "full" and b == "part")
+        )
         for r, b, t in itertools.product(*LEVELS)
-    }  # fmt: skip
+    }
     effects = {(e.term, e.levels): e for e in fitted(outcomes).effects}
     part = effects[("rotation", "bias"), ("full", "part")]
     assert part.estimate == pytest.approx(0.8 * (1 - 1 / 2) * (1 - 1 / 3))
@@ -100,7 +103,10 @@ def test_intervals_resample_seeds_for_all_cells_together():
 
 
 def test_the_interval_is_that_of_a_loop_over_the_same_draws():
-    outcomes = {(r,): {s: float(v) for s, v in enumerate(values)} for r, values in (("none", (1, 2, 4)), ("full", (3, 3, 9)))}  # fmt: skip
+    outcomes = {
+        (r,): {s: float(v) for s, v in enumerate(values)}
+        for r, values in (("none", (1, 2, 4)), ("full", (3, 3, 9)))
+    }
     found = {e.levels: e for e in fitted(outcomes, ("rotation",), draws=50).effects}
     drawn = np.random.Generator(np.random.Philox(1)).integers(3, size=(50, 3))
     halves = []
@@ -112,7 +118,13 @@ def test_the_interval_is_that_of_a_loop_over_the_same_draws():
 
 
 def test_what_the_cells_cannot_tell_is_left_out_by_name_or_refused():
-    cells = [("none", "none", "1"), ("full", "none", "1"), ("none", "linear", "1"), ("full", "linear", "1"), ("none", "none", "logn")]  # fmt: skip
+    cells = [
+        ("none", "none", "1"),
+        ("full", "none", "1"),
+        ("none", "linear", "1"),
+        ("full", "linear", "1"),
+        ("none", "none", "logn"),
+    ]
     found = fitted({c: {0: 1.0, 1: 2.0} for c in cells})
     assert found.left_out == ("rotation x temperature", "bias x temperature")
     tied = {("none", "none", "1"): {0: 1.0}, ("full", "linear", "1"): {0: 2.0}}

@@ -4,11 +4,11 @@ import dataclasses
 import re
 
 import pytest
-from support.study_of_arms import base, study
-
 from configs.studies import cpu, gpu, quickstart, rivals, screening
 from posenc_jax.study.grid import Arm, GridCell, Tuning, unique
 from posenc_jax.training.config import from_sections
+
+from support.study_of_arms import base, study
 
 ROPE, SUM = Arm("rope", "rope"), Arm("sum", "rope+alibi")
 
@@ -19,10 +19,18 @@ TUNING = Tuning(rates=(0.001, 0.01), seed=9, steps=5)
 def test_a_grid_is_arms_by_rates_by_seeds_each_once():
     tuned = study(tuning=TUNING)
     assert [c.setting for c in tuned.tuning_grid()] == [
-        "rope-s9-lr0.001", "sum-s9-lr0.001", "rope-s9-lr0.01", "sum-s9-lr0.01",
-    ]  # fmt: skip
+        "rope-s9-lr0.001",
+        "sum-s9-lr0.001",
+        "rope-s9-lr0.01",
+        "sum-s9-lr0.01",
+    ]
     cells = tuned.grid({"rope": 0.01, "sum": 0.001})
-    assert [c.setting for c in cells] == ["rope-s0-lr0.01", "sum-s0-lr0.001", "rope-s1-lr0.01", "sum-s1-lr0.001"]  # fmt: skip
+    assert [c.setting for c in cells] == [
+        "rope-s0-lr0.01",
+        "sum-s0-lr0.001",
+        "rope-s1-lr0.01",
+        "sum-s1-lr0.001",
+    ]
     assert [c.name for c in cells] == tuned.slots() == ["rope-s0", "sum-s0", "rope-s1", "sum-s1"]
     assert tuned.grid({"sum": 0.001}) == [c for c in cells if c.arm == SUM]
     assert study().tuning_grid() == []
@@ -48,7 +56,12 @@ def test_a_setting_fills_in_arm_seed_rate_and_the_shorter_budget_of_tuning():
     before = base()
     ratio = before["optimizer"]["muon_learning_rate"] / before["optimizer"]["learning_rate"]
     c = from_sections(tuned.fill("rope-s1-lr0.01", base()))
-    assert (c.model.scheme, c.model.num_heads, c.train.seed, c.arm) == ("rope(base=match)", 2, 1, "rope")  # fmt: skip
+    assert (c.model.scheme, c.model.num_heads, c.train.seed, c.arm) == (
+        "rope(base=match)",
+        2,
+        1,
+        "rope",
+    )
     assert c.optimizer.learning_rate == 0.01
     assert c.optimizer.muon_learning_rate == pytest.approx(0.01 * ratio)
     assert c.train.steps == before["train"]["steps"]
@@ -70,7 +83,10 @@ def test_an_arm_with_its_own_length_sees_equally_many_tokens_a_step():
 
 
 def test_skipped_runs_carry_their_reason():
-    tuned = study(tuning=TUNING, skip=lambda c: "known to diverge" if c.rate == 0.01 and c.arm == SUM else None)  # fmt: skip
+    tuned = study(
+        tuning=TUNING,
+        skip=lambda c: "known to diverge" if c.rate == 0.01 and c.arm == SUM else None,
+    )
     assert tuned.skipped() == {"sum-s9-lr0.01": "known to diverge"}
     assert "sum-s9-lr0.01" not in [c.setting for c in tuned.tuning_grid()]
     assert tuned.record()["skipped"] == tuned.skipped()
@@ -128,7 +144,9 @@ def test_an_override_of_no_setting_is_refused():
 @pytest.mark.parametrize("module", [cpu, gpu, quickstart, rivals, screening])
 def test_every_run_of_a_committed_study_is_a_valid_configuration(module):
     s, names = module.STUDY, []
-    for cell in s.tuning_grid() + s.grid({a.name: s.tuning.rates[0] if s.tuning else None for a in s.arms}):  # fmt: skip
+    for cell in s.tuning_grid() + s.grid(
+        {a.name: s.tuning.rates[0] if s.tuning else None for a in s.arms}
+    ):
         c = from_sections(module.get_config(cell.setting).to_dict())
         assert (c.arm, c.train.seed, c.train.tier) == (cell.arm.name, cell.seed, s.tier)
         names.append(cell.name)

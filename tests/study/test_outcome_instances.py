@@ -5,9 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from support import runs
-from support.synthetic_verdicts import HYBRID, YARN, add_instances, write_outcome_study
-
 from posenc_jax.evaluation import evaluate, retrieval
 from posenc_jax.results.load import load
 from posenc_jax.results.study_data import RunData
@@ -18,14 +15,20 @@ from posenc_jax.study.outcomes import read_outcomes
 from posenc_jax.study.preregistration import AnalysisPlan
 from posenc_jax.study.verdict import judge
 
+from support import runs
+from support.synthetic_verdicts import HYBRID, YARN, add_instances, write_outcome_study
+
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, data_dir):
     """A run long enough for every outcome, its right answers made up, as the loader reads it."""
     workdir = tmp_path_factory.mktemp("run") / "x"
     config = runs.config(
-        data_dir, "rope", train={"length": 96, "steps": 2}, evaluation={"stretches": 5, "multiples": (1, 4, 8)}
-    )  # fmt: skip
+        data_dir,
+        "rope",
+        train={"length": 96, "steps": 2},
+        evaluation={"stretches": 5, "multiples": (1, 4, 8)},
+    )
     runs.finished(config, workdir)
     random = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,8 +78,15 @@ def test_recall_is_above_the_mean_chance_of_the_answers_that_count():
     """Two answers within L, three beyond it; by hand."""
     distance, chance = np.array([10, 64, 65, 128, 200]), np.array([0.5, 0.1, 0.2, 0.4, 0.25])
     correct = np.array([1, 0, 1, 0, 1], bool)
-    arrays = {"correct": correct, "distance": distance, "chance": chance, "instance": np.array([0, 0, 1, 1, 2])}  # fmt: skip
-    samples = read_instances(of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    arrays = {
+        "correct": correct,
+        "distance": distance,
+        "chance": chance,
+        "instance": np.array([0, 0, 1, 1, 2]),
+    }
+    samples = read_instances(
+        of_arrays({f"{task}_4": arrays for task in ("passkey", "needles_4", "mqar_16")})
+    )
     guess = (0.2 + 0.4 + 0.25) / 3
     assert bootstrap.sample_value(samples["Y_R_far"]) == pytest.approx(
         (2 / 3 - guess) / (1 - guess)
@@ -88,7 +98,9 @@ def test_recall_is_above_the_mean_chance_of_the_answers_that_count():
 
 def test_arrays_that_are_lacking_old_or_of_other_rows_are_named():
     old = {"correct": np.ones(2, bool), "distance": np.ones(2), "instance": np.arange(2)}
-    said = read_instances(of_arrays({f"{task}_4": old for task in ("passkey", "needles_4", "mqar_16")}))  # fmt: skip
+    said = read_instances(
+        of_arrays({f"{task}_4": old for task in ("passkey", "needles_4", "mqar_16")})
+    )
     assert said["Y_R"] == "its arrays are of older definitions, without chance"
     assert said["Y_R_id"] == "no arrays/passkey_1.npz"
     bits = {"nats_R": np.ones(3), "bytes_R": np.ones(3)}
@@ -114,13 +126,18 @@ def study(tmp_path):
 def test_the_verdict_draws_seeds_and_instances_where_they_are_kept_and_says_so(study):
     before = statements(study)
     assert all(s["bootstrap_over"] == ("seeds",) for s in before.values())
-    assert all("no arrays/" in s["bootstrap_why"] and "seeds alone because" in s["sentence"] for s in before.values())  # fmt: skip
+    assert all(
+        "no arrays/" in s["bootstrap_why"] and "seeds alone because" in s["sentence"]
+        for s in before.values()
+    )
     add_instances(study, 12)
     after = statements(study)
     for words, s in after.items():
         assert s["bootstrap_over"] == ("seeds", "instances"), words
         assert "bootstrap over seeds and instances" in s["sentence"]
-        assert (s["estimate"], s["p"]) == pytest.approx((before[words]["estimate"], before[words]["p"]))  # fmt: skip
+        assert (s["estimate"], s["p"]) == pytest.approx(
+            (before[words]["estimate"], before[words]["p"])
+        )
         widths = [np.diff(x["bootstrap"]).item() for x in (before[words], s)]
         assert widths[1] > widths[0]
 

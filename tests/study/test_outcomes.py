@@ -3,15 +3,11 @@
 import dataclasses
 
 import pytest
-from support.synthetic_verdicts import (
-    HYBRID,
-    L,
-    outcome_rows,
-)
-
 from posenc_jax.results.schema import row_from_json
 from posenc_jax.study import rule_1, rule_2
 from posenc_jax.study.outcomes import read_outcomes
+
+from support.synthetic_verdicts import HYBRID, L, outcome_rows
 
 
 def rows_of(arm, seed):
@@ -49,10 +45,19 @@ def test_the_outcomes_of_rule_1_are_those_it_was_defined_with():
     values = read_outcomes(rows, rule_1.RULE).values
     by_place = {(r.metric, r.length, r.bucket): r.value for r in rows}
     assert values["rope", "bpb_id"][0] == by_place["bpb_ctx", 64, "all"]
-    assert values["rope", "context_gain"][0] == by_place["bpb_ctx", 64, "all"] - by_place["bpb_ctx", 256, "all"]  # fmt: skip
+    assert (
+        values["rope", "context_gain"][0]
+        == by_place["bpb_ctx", 64, "all"] - by_place["bpb_ctx", 256, "all"]
+    )
     guess = {"passkey": 1e-5, "needles_4": 1 / 64, "mqar_16": 1 / 64}
-    for outcome, length, bucket in (("Y_R", 256, "all"), ("Y_R_id", 64, "all"), ("Y_R_far", 256, "distance:L-2L")):  # fmt: skip
-        found = [(by_place[f"{t}_accuracy", length, bucket] - g) / (1 - g) for t, g in guess.items()]  # fmt: skip
+    for outcome, length, bucket in (
+        ("Y_R", 256, "all"),
+        ("Y_R_id", 64, "all"),
+        ("Y_R_far", 256, "distance:L-2L"),
+    ):
+        found = [
+            (by_place[f"{t}_accuracy", length, bucket] - g) / (1 - g) for t, g in guess.items()
+        ]
         assert values["rope", outcome][0] == pytest.approx(sum(found) / 3, rel=1e-12)
     gains = [by_place["repeat_gain", k * L, "all"] for k in (2, 4)]
     assert values["rope", "repeat_gain"][0] == pytest.approx(sum(gains) / 2)
@@ -66,7 +71,9 @@ def test_the_worst_shift_counts_and_a_missing_one_is_a_gap():
     fewer = [r for r in rows if r.bucket != "all shift:512"]
     reading = read_outcomes(fewer)
     assert reading.values["rope", "P1"][0] is None
-    assert reading.gaps == ("rope, seed 0: no P1: not measured (no row P1_shift_error at all shift:512)",)  # fmt: skip
+    assert reading.gaps == (
+        "rope, seed 0: no P1: not measured (no row P1_shift_error at all shift:512)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,9 @@ def test_a_value_that_is_not_there_is_listed_with_its_reason(fields, says):
 
 def test_a_scheme_that_does_not_rotate_has_no_p4_and_says_why():
     rows = [r for r in rows_of("alibi", 0) if not r.metric.startswith("P4")]
-    one = dataclasses.replace(rows[0], metric="P4_change", bucket="rotation off", value=None, skipped="nothing rotates")  # fmt: skip
+    one = dataclasses.replace(
+        rows[0], metric="P4_change", bucket="rotation off", value=None, skipped="nothing rotates"
+    )
     reading = read_outcomes([*rows, one])
     assert reading.gaps == ("alibi, seed 0: no P4: skipped (nothing rotates)",)
 
@@ -104,7 +113,9 @@ def test_a_row_twice_or_a_seed_from_two_runs_is_an_error():
         read_outcomes([*rows, *(dataclasses.replace(r, run="other") for r in rows)])
 
 
-@pytest.mark.parametrize(("field", "value"), [("split", "dev"), ("tier", "gpu"), ("train_length", 128)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"), [("split", "dev"), ("tier", "gpu"), ("train_length", 128)]
+)
 def test_rows_that_do_not_belong_together_are_an_error(field, value):
     other = [dataclasses.replace(r, **{field: value}) for r in rows_of("rope", 1)]
     with pytest.raises(ValueError, match=f"one {field}"):

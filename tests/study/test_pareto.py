@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from posenc_jax.study.pareto import front, hypervolume, standings
 
 
@@ -65,7 +64,10 @@ def test_an_arm_that_wins_both_axes_at_every_seed_is_always_on_the_front_alone()
 
 def test_arms_are_resampled_together_because_seeds_are_paired():
     # b is better than a by a hair at every seed, and seeds differ by far more than that.
-    clouds = {"a": {s: (float(s), 0.5) for s in range(5)}, "b": {s: (s - 1e-6, 0.5) for s in range(5)}}  # fmt: skip
+    clouds = {
+        "a": {s: (float(s), 0.5) for s in range(5)},
+        "b": {s: (s - 1e-6, 0.5) for s in range(5)},
+    }
     a, b = standings(clouds, (9.0, 0.0), draws=400, seed=0)
     assert (a.front_share, b.front_share) == (0.0, 1.0)
 

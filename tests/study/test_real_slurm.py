@@ -15,6 +15,7 @@ import sys
 import time
 
 import pytest
+
 from support import toy_study
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "squeue", "scontrol")
@@ -46,7 +47,7 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=2 State=UNK
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=2 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60 PreemptMode=REQUEUE OverSubscribe=NO
 PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF OverSubscribe=NO
-"""
+"""  # noqa: E501
 WAITS = 600  # seconds for anything to happen
 
 
@@ -127,9 +128,16 @@ def cluster(tmp_path_factory):
     key.chmod(0o400)
     munged = shutil.which("munged", path=PATH)
     here.start(
-        "munge", munged, "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}",
-        f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log",
-    )  # fmt: skip
+        "munge",
+        munged,
+        "--foreground",
+        "--force",
+        f"--socket={folder}/munge.socket",
+        f"--key-file={key}",
+        f"--pid-file={folder}/munge.pid",
+        f"--seed-file={folder}/munge.seed",
+        f"--log-file={folder}/munge.log",
+    )
     eventually((folder / "munge.socket").exists, "munged makes no socket")
     here.start("slurmctld", shutil.which("slurmctld", path=PATH), "-D", "-c")
     here.start_node("n1")
@@ -247,7 +255,15 @@ def test_a_preempted_run_saves_is_requeued_and_ends(toy, cluster):
     (toy / "wait-rope-s0").touch()
     assert submitted(toy, cluster, "--cpus=2").returncode == 0
     eventually(lambda: starts(toy, "rope-s0"), "the run does not start")
-    command = ("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 5", "--output=/dev/null")  # fmt: skip
+    command = (
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=2",
+        "--exclusive",
+        "--wrap=sleep 5",
+        "--output=/dev/null",
+    )
     assert cluster.ask(*command).isdigit()
     ended(toy, cluster)
     assert (toy / "saved-rope-s0.0").exists(), logs(toy)
@@ -297,18 +313,34 @@ def test_the_job_script_trains_one_run_in_two_processes(tmp_path, cluster):
     script = toy_study.ROOT / "scripts" / "slurm" / "train.sbatch"
     resources = ("--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
     settings = {
-        "data.corpus": "text_folder", "data.folder": text, "data.data_dir": tmp_path / "data",
-        "train.steps": 4, "model.num_layers": 1,
-    }  # fmt: skip
+        "data.corpus": "text_folder",
+        "data.folder": text,
+        "data.data_dir": tmp_path / "data",
+        "train.steps": 4,
+        "model.num_layers": 1,
+    }
     done = subprocess.run(
         [
-            "sbatch", "--parsable", *resources, f"--output={tmp_path}/job.log", script, "--config=configs/smoke.py:rope",
-            f"--workdir={tmp_path / 'run'}", *(f"--config.{name}={value}" for name, value in settings.items()),
+            "sbatch",
+            "--parsable",
+            *resources,
+            f"--output={tmp_path}/job.log",
+            script,
+            "--config=configs/smoke.py:rope",
+            f"--workdir={tmp_path / 'run'}",
+            *(f"--config.{name}={value}" for name, value in settings.items()),
         ],
-        cwd=toy_study.ROOT, capture_output=True, text=True,
-        env={**cluster.environment, "VENV": str(pathlib.Path(sys.prefix)), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-             "PYTHONPATH": str(toy_study.ROOT)},
-    )  # fmt: skip
+        cwd=toy_study.ROOT,
+        capture_output=True,
+        text=True,
+        env={
+            **cluster.environment,
+            "VENV": str(pathlib.Path(sys.prefix)),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "PYTHONPATH": str(toy_study.ROOT),
+        },
+    )
     assert done.returncode == 0, done.stderr
     ended(tmp_path, cluster)
     log = (tmp_path / "job.log").read_text()

@@ -1,11 +1,11 @@
 """Rule 1 on truth tables, and what it refuses."""
 
 import pytest
-from scipy import stats
-from support.rule_1_tables import outcomes, said
-
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.rule_1 import CLAUSES, decide
+from scipy import stats
+
+from support.rule_1_tables import outcomes, said
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
 

@@ -2,28 +2,54 @@
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from posenc_jax.study import clauses, seed_counts
 from posenc_jax.study.attribution import attribute
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.roles import choose_parents
 from posenc_jax.study.rule_2 import CLAUSES, decide
 from posenc_jax.study.seed_counts import Counts
+from scipy import stats
 
 N = 12
 
 
 LEVEL = {
-    "H": {"Y_E": 1.0, "Y_id": 1.0, "Y_R": 0.95, "Y_R_far": 0.94, "Y_R_8": 0.9, "Y_R_id": 0.97, "least_id": 0.95,
-          "price": 0.0, "context_gain": 0.02, "window_drop": 0.6, "P1": 0.0, "P4": 0.3, "P5": 1.0},
+    "H": {
+        "Y_E": 1.0,
+        "Y_id": 1.0,
+        "Y_R": 0.95,
+        "Y_R_far": 0.94,
+        "Y_R_8": 0.9,
+        "Y_R_id": 0.97,
+        "least_id": 0.95,
+        "price": 0.0,
+        "context_gain": 0.02,
+        "window_drop": 0.6,
+        "P1": 0.0,
+        "P4": 0.3,
+        "P5": 1.0,
+    },
     "rope": {"Y_E": 3.0, "Y_id": 1.0, "Y_R": 0.2, "Y_R_far": 0.0, "Y_R_id": 0.97, "least_id": 0.95},
     "yarn": {"Y_E": 1.5, "Y_R": 0.3, "Y_R_8": 0.1, "Y_R_far": 0.1},
     "tuned": {"Y_E": 1.6, "Y_R": 0.4, "Y_R_8": 0.1, "Y_R_far": 0.1},
-    "alibi": {"Y_E": 1.0, "Y_id": 1.0, "Y_R": 0.4, "Y_R_far": 0.2, "Y_R_id": 0.97, "least_id": 0.95},
-    "match": {"Y_E": 1.1, "Y_id": 1.1, "Y_R": 0.3, "Y_R_far": 0.1, "Y_R_id": 0.97, "least_id": 0.95},
+    "alibi": {
+        "Y_E": 1.0,
+        "Y_id": 1.0,
+        "Y_R": 0.4,
+        "Y_R_far": 0.2,
+        "Y_R_id": 0.97,
+        "least_id": 0.95,
+    },
+    "match": {
+        "Y_E": 1.1,
+        "Y_id": 1.1,
+        "Y_R": 0.3,
+        "Y_R_far": 0.1,
+        "Y_R_id": 0.97,
+        "least_id": 0.95,
+    },
     "oracle": {"context_gain": 0.05},
-}  # fmt: skip
+}
 
 
 ASSAY = {"rope": (12, 12), "alibi": (11, 12), "match": (12, 12), "H": (12, 12)}
@@ -50,7 +76,9 @@ def outcomes(n=N, **changes):
 
 
 def said(table, n=N, *, hybrids=("H",), assay=ASSAY, lookup=LOOKUP, dev="chosen", oracle="oracle"):
-    """The verdicts; dev chose ALiBi as published on both axes, and R+ as read by YaRN on text, tuned on retrieval."""
+    """The verdicts; dev chose ALiBi as published on both axes, and R+ as read by YaRN on text, tuned on
+    retrieval.
+    """
     stretched, alibi = ("yarn", "tuned"), ("alibi", "match")
     on_dev = table if dev == "chosen" else None
     roles, _ = choose_parents("rope", stretched, alibi, oracle, on_dev)
@@ -81,10 +109,33 @@ def test_a_seed_that_does_not_reach_leaves_yes_without_reliable():
     [
         ({"rope_Y_E": 1.0}, "C1", "refuted", "TRADE-OFF"),
         ({"rope_Y_E": 1.004}, "C1", "refuted", "TRADE-OFF"),  # better, by less than the margin
-        ({"yarn_Y_E": 1.004, "tuned_Y_E": 1.2}, "C1b", "refuted", "TRADE-OFF"),  # the better one counts
+        (
+            {"yarn_Y_E": 1.004, "tuned_Y_E": 1.2},
+            "C1b",
+            "refuted",
+            "TRADE-OFF",
+        ),  # the better one counts
         ({"alibi_Y_E": 0.99}, "C2", "refuted", "TRADE-OFF"),
-        ({"alibi_Y_R": 0.85}, "C3", "open", "INCONCLUSIVE"),  # ahead, by less than failing seeds may cost
-        ({"H_Y_R": 0.3, "H_Y_R_far": 0.1, "rope_Y_R": 0.0, "yarn_Y_R": 0.0, "tuned_Y_R": 0.0, "alibi_Y_R": 0.9, "alibi_Y_R_far": 0.9}, "C3", "refuted", "TRADE-OFF"),
+        (
+            {"alibi_Y_R": 0.85},
+            "C3",
+            "open",
+            "INCONCLUSIVE",
+        ),  # ahead, by less than failing seeds may cost
+        (
+            {
+                "H_Y_R": 0.3,
+                "H_Y_R_far": 0.1,
+                "rope_Y_R": 0.0,
+                "yarn_Y_R": 0.0,
+                "tuned_Y_R": 0.0,
+                "alibi_Y_R": 0.9,
+                "alibi_Y_R_far": 0.9,
+            },
+            "C3",
+            "refuted",
+            "TRADE-OFF",
+        ),
         ({"H_Y_R_far": 0.02}, "C3", "refuted", "TRADE-OFF"),  # another sign beyond L
         ({"rope_Y_R": 0.9}, "C4", "open", "INCONCLUSIVE"),
         ({"tuned_Y_R": 0.9}, "C4b", "open", "INCONCLUSIVE"),
@@ -98,7 +149,7 @@ def test_a_seed_that_does_not_reach_leaves_yes_without_reliable():
         ({"H_window_drop": 0.02}, "G3", "refuted", "NO"),
         ({"H_context_gain": -0.01}, "G3", "refuted", "NO"),
     ],
-)  # fmt: skip
+)
 def test_one_broken_statement_breaks_its_clause_and_the_verdict(change, clause, state, verdict):
     found = one(outcomes(**change))
     assert found.clauses[clause] == state
@@ -173,7 +224,11 @@ def test_without_runs_of_offset_lookup_nothing_says_yes():
 def test_a_gain_from_far_text_is_asked_for_only_where_the_oracle_shows_one():
     none = outcomes(oracle_context_gain=0.001, H_context_gain=-0.01)
     assert one(none).verdict == "YES-RELIABLE"
-    gains = [(s.words, state) for s, state in zip(one(none).statements, one(none).states, strict=True) if "context gain" in s.words]  # fmt: skip
+    gains = [
+        (s.words, state)
+        for s, state in zip(one(none).statements, one(none).states, strict=True)
+        if "context gain" in s.words
+    ]
     assert dict(gains)["context gain"] == "reported"
     without = one(outcomes(H_context_gain=-0.01), oracle="")
     assert without.clauses["G3"] == "open"  # nobody knows: it bars YES, and refutes nothing
@@ -189,15 +244,24 @@ def test_without_dev_rows_each_clause_must_hold_against_every_candidate_and_both
     for table, clause in ((worse, "C2"), (reverse, "C3")):
         assert one(table, dev=None).clauses[clause] != "holds"
     found = one(outcomes())
-    notes = [(s.note, state) for s, state in zip(found.statements, found.states, strict=True) if s.clause == "C3"]  # fmt: skip
+    notes = [
+        (s.note, state)
+        for s, state in zip(found.statements, found.states, strict=True)
+        if s.clause == "C3"
+    ]
     assert notes == [("here ALiBi is alibi", "holds"), ("here ALiBi is match", "reported")] * 2
 
 
 def test_dev_chooses_the_better_candidate_on_each_axis_and_says_so():
     roles, notes = choose_parents("rope", ("yarn", "tuned"), ("alibi", "match"), "", outcomes())
     assert (roles.stretched["text"], roles.stretched["retrieval"]) == (("yarn",), ("tuned",))
-    assert any(line.startswith("R+ on retrieval is tuned, by mean Y_R on dev over 12 seeds") for line in notes)  # fmt: skip
-    assert "must hold against yarn and tuned" in " ".join(choose_parents("rope", ("yarn", "tuned"), ("alibi",), "", None)[1])  # fmt: skip
+    assert any(
+        line.startswith("R+ on retrieval is tuned, by mean Y_R on dev over 12 seeds")
+        for line in notes
+    )
+    assert "must hold against yarn and tuned" in " ".join(
+        choose_parents("rope", ("yarn", "tuned"), ("alibi",), "", None)[1]
+    )
 
 
 @pytest.mark.parametrize("n", [5, 8, 11])
@@ -207,7 +271,14 @@ def test_fewer_than_twelve_seeds_never_make_yes(n):
     assert any("needs 12 seeds" in reason for reason in found.reasons)
 
 
-@pytest.mark.parametrize("few", [{"assay": ASSAY | {"rope": (1, 1)}}, {"assay": ASSAY | {"H": (9, 9)}}, {"lookup": LOOKUP | {"rope": (3, 3), "H": (3, 3)}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "few",
+    [
+        {"assay": ASSAY | {"rope": (1, 1)}},
+        {"assay": ASSAY | {"H": (9, 9)}},
+        {"lookup": LOOKUP | {"rope": (3, 3), "H": (3, 3)}},
+    ],
+)
 def test_fewer_than_twelve_seeds_of_the_assay_or_of_offset_lookup_never_make_yes(few):
     """One pilot seed of one would pass "10 of 12" as a share."""
     found = one(outcomes(), **few)
@@ -244,7 +315,9 @@ def test_counts_that_say_the_opposite_keep_a_clause_from_holding():
 
 def test_a_statement_about_recall_has_the_largest_of_three_p():
     table = outcomes()
-    table["alibi", "Y_R"] = dict(enumerate(np.r_[np.full(9, 0.35), 0.9, 0.2, 0.3] + 0.001 * np.arange(12)))  # fmt: skip
+    table["alibi", "Y_R"] = dict(
+        enumerate(np.r_[np.full(9, 0.35), 0.9, 0.2, 0.3] + 0.001 * np.arange(12))
+    )
     c3 = next(s for s in one(table).statements if (s.clause, s.metric) == ("C3", "Y_R"))
     t = stats.ttest_1samp(c3.values, 0.05, alternative="greater").pvalue
     room = (np.mean(c3.values) - 0.05) / max(c3.arms[0])
@@ -268,7 +341,9 @@ def test_holm_over_hybrids_raises_the_bar():
     for (arm, metric), values in list(table.items()):
         if arm == "H":
             table["G", metric] = dict(values)
-    both = said(table, hybrids=("H", "G"), assay=ASSAY | {"G": (12, 12)}, lookup=LOOKUP | {"G": (12, 12)})  # fmt: skip
+    both = said(
+        table, hybrids=("H", "G"), assay=ASSAY | {"G": (12, 12)}, lookup=LOOKUP | {"G": (12, 12)}
+    )
     assert [v.verdict for v in both] == ["INCONCLUSIVE"] * 2
     assert both[0].p == pytest.approx(2 * alone.p)
 
@@ -277,7 +352,10 @@ def test_reliability_and_the_price_of_length_are_printed_and_decide_nothing():
     found = one(outcomes(H_price=5.0))
     assert found.verdict == "YES-RELIABLE"
     lines = {s.clause: s.sentence(0.05) for s in found.statements}
-    assert "H 12 of 12 (at least 0.78); alibi 0 of 12 (at least 0.00; that it is fewer, Fisher p below 0.0001)" in lines["reliability"]  # fmt: skip
+    assert (
+        "H 12 of 12 (at least 0.78); alibi 0 of 12 (at least 0.00; that it is fewer, Fisher p below 0.0001)"
+        in lines["reliability"]
+    )
     assert "+5.0" in lines["price"]
 
 
@@ -285,8 +363,13 @@ def test_a_factor_is_weighed_by_sign_flip_too():
     """By t alone a factor that helps one seed in six by far would not be needed either way."""
     table = outcomes()
     for metric in ("Y_E", "Y_R"):
-        table["N", metric] = {s: v + (0.01 if metric == "Y_E" else 0.0) + 1e-5 * s for s, v in table["H", metric].items()}  # fmt: skip
-    (found,) = attribute(table, "H", {"bias": "N"}, seeds=range(N), margins=Margins(), weigh=clauses.weighed)  # fmt: skip
+        table["N", metric] = {
+            s: v + (0.01 if metric == "Y_E" else 0.0) + 1e-5 * s
+            for s, v in table["H", metric].items()
+        }
+    (found,) = attribute(
+        table, "H", {"bias": "N"}, seeds=range(N), margins=Margins(), weigh=clauses.weighed
+    )
     assert found.finding == "needed"
     assert all(s.agreed for s in found.statements if s.unit == "accuracy")
 
@@ -296,5 +379,12 @@ def test_a_factor_without_which_nothing_is_lost_is_dispensable_only_where_recall
     for metric in ("Y_E", "Y_R"):
         table["N", metric] = {s: v + 1e-5 * s * s for s, v in table["H", metric].items()}
     for learnt, finding in ((True, "dispensable"), (False, "open")):
-        (found,) = attribute(table, "H", {"rotation": "N"}, seeds=range(N), margins=Margins(), learnt=lambda arm, said=learnt: said)  # fmt: skip
+        (found,) = attribute(
+            table,
+            "H",
+            {"rotation": "N"},
+            seeds=range(N),
+            margins=Margins(),
+            learnt=lambda arm, said=learnt: said,
+        )
         assert found.finding == finding

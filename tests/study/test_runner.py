@@ -10,10 +10,6 @@ import types
 from pathlib import Path
 
 import pytest
-from support import toy_study
-from support.study_of_arms import base, study
-from support.toy_study import results
-
 from posenc_jax.results.load import load
 from posenc_jax.study import preregistration
 from posenc_jax.study.auxiliary_runs import rows_of
@@ -23,14 +19,31 @@ from posenc_jax.study.roles import choose_parents
 from posenc_jax.study.runner import KEY, sorted_rows, study_runner
 from posenc_jax.training.config import from_sections
 
+from support import toy_study
+from support.study_of_arms import base, study
+from support.toy_study import results
+
 ROPE, SUM = Arm("rope", "rope"), Arm("sum", "rope+alibi")
 
 
 TUNING = Tuning(rates=(0.001, 0.01), seed=9, steps=5)
 
 
-ROW = {"run": "x", "arm": "rope", "seed": 0, "tier": "smoke", "suite": "E", "metric": "bpb_ctx", "length": 32,
-       "train_length": 64, "bucket": "all", "value": 2.0, "n": 4, "split": "dev", "definitions": 2}  # fmt: skip
+ROW = {
+    "run": "x",
+    "arm": "rope",
+    "seed": 0,
+    "tier": "smoke",
+    "suite": "E",
+    "metric": "bpb_ctx",
+    "length": 32,
+    "train_length": 64,
+    "bucket": "all",
+    "value": 2.0,
+    "n": 4,
+    "split": "dev",
+    "definitions": 2,
+}
 
 
 def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(tmp_path):
@@ -43,7 +56,12 @@ def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(t
     text = sorted_rows(folders, tmp_path, KEY)
     assert text == sorted_rows(folders[::-1], tmp_path, KEY)
     rows = [json.loads(line) for line in text.splitlines()]
-    assert [(r["run"], r["length"]) for r in rows] == [("runs/rope-s0", 64), ("runs/rope-s0", 128), ("runs/rope-s1", 64), ("runs/rope-s1", 128)]  # fmt: skip
+    assert [(r["run"], r["length"]) for r in rows] == [
+        ("runs/rope-s0", 64),
+        ("runs/rope-s0", 128),
+        ("runs/rope-s1", 64),
+        ("runs/rope-s1", 128),
+    ]
     with pytest.raises(ValueError, match="twice"):
         sorted_rows([folders[0], folders[0]], tmp_path, KEY)
 
@@ -102,7 +120,13 @@ def test_a_study_of_rates_alone_ends_in_its_choice(tmp_path):
 def planned(folder, **changes):
     """The course of a small study whose rows are of test."""
     s = study(split="test", **changes)
-    return study_runner(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", folder, folder)  # fmt: skip
+    return study_runner(
+        s,
+        lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())),
+        "f.py",
+        folder,
+        folder,
+    )
 
 
 def test_a_study_that_reads_test_without_a_plan_says_so_for_ever(tmp_path):
@@ -175,7 +199,13 @@ def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path)
     early = toy_study.run(tmp_path, "--run=sum-s0")
     assert early.returncode == 2
     assert "rope-s9-lr0.001 has not ended" in early.stderr
-    for name in ("rope-s9-lr0.001", "rope-s9-lr0.003", "rope-s9-lr0.01", "sum-s9-lr0.001", "sum-s9-lr0.01"):  # fmt: skip
+    for name in (
+        "rope-s9-lr0.001",
+        "rope-s9-lr0.003",
+        "rope-s9-lr0.01",
+        "sum-s9-lr0.001",
+        "sum-s9-lr0.01",
+    ):
         source = whole[0] / "out" / "tuning" / name / "evaluation_dev"
         target = tmp_path / "out" / "tuning" / name / "evaluation_dev"
         target.mkdir(parents=True)
@@ -190,9 +220,12 @@ def test_a_tuning_run_that_fails_is_named_and_the_others_choose(whole, tmp_path)
 
 
 TUNED = Arm(
-    "sum-yarn", "rope(stretch=yarn)+alibi(factor=4.0)", parent="sum", length=256,
+    "sum-yarn",
+    "rope(stretch=yarn)+alibi(factor=4.0)",
+    parent="sum",
+    length=256,
     overrides={"train.steps": 7, "optimizer.warmup_steps": 2},
-)  # fmt: skip
+)
 
 
 def test_a_fine_tuned_arm_begins_as_the_run_of_its_parent_with_the_same_seed(tmp_path):
@@ -214,8 +247,16 @@ def test_a_fine_tuned_arm_begins_as_the_run_of_its_parent_with_the_same_seed(tmp
     assert config.model.scheme == TUNED.scheme
     assert config.optimizer.learning_rate == pytest.approx(1e-4)
     share = 0.001 / base()["optimizer"]["learning_rate"] / 10
-    assert config.optimizer.muon_learning_rate == pytest.approx(base()["optimizer"]["muon_learning_rate"] * share)  # fmt: skip
-    plan = study_runner(s, lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())), "f.py", tmp_path, tmp_path)  # fmt: skip
+    assert config.optimizer.muon_learning_rate == pytest.approx(
+        base()["optimizer"]["muon_learning_rate"] * share
+    )
+    plan = study_runner(
+        s,
+        lambda run: types.SimpleNamespace(to_dict=lambda: s.fill(run, base())),
+        "f.py",
+        tmp_path,
+        tmp_path,
+    )
     plan.check()
     assert f"--config.train.init_from={tmp_path}/runs/sum-s1" in plan.run(then[1]).commands[0]
     assert (
@@ -252,7 +293,11 @@ def test_both_readings_of_the_stretched_parent_are_rows_and_the_better_one_on_de
     tuned = 'Arm("rope-yarn", "rope(stretch=yarn)", parent="rope", length=128),'
     text = toy_study.STUDY.replace("seeds=(0, 1, 2)", "seeds=(0, 1)")
     text = text.replace('Arm("sum", "rope+alibi"),', f'Arm("sum", "rope+alibi"), {tuned}')
-    text = re.sub("    tuning=.*\n    skip=.*\n", '    roles={"rope": "rope", "stretched": ["rope yarn:4", "rope-yarn"]},\n', text)  # fmt: skip
+    text = re.sub(
+        "    tuning=.*\n    skip=.*\n",
+        '    roles={"rope": "rope", "stretched": ["rope yarn:4", "rope-yarn"]},\n',
+        text,
+    )
     assert text.count("rope-yarn") == 2
     assert "tuning" not in text.split("STUDY")[1]
     (tmp_path / "study_file.py").write_text(text)
@@ -274,11 +319,19 @@ def test_both_readings_of_the_stretched_parent_are_rows_and_the_better_one_on_de
 
 def test_a_fine_tuned_arm_needs_a_parent_that_is_there_and_shares_its_fate():
     for parent in ("rpoe", "sum-yarn", "long"):
-        arms = (ROPE, SUM, Arm("long", "rope", length=128), dataclasses.replace(TUNED, parent=parent))  # fmt: skip
+        arms = (
+            ROPE,
+            SUM,
+            Arm("long", "rope", length=128),
+            dataclasses.replace(TUNED, parent=parent),
+        )
         with pytest.raises(ValueError, match=f"parent '{parent}' must be an arm of the study"):
             study(arms=arms)
     s = study(arms=(SUM, TUNED), skip=lambda c: "no" if c.name == "sum-s1" else None)
-    assert s.skipped() == {"sum-s1": "no", "sum-yarn-s1": "sum-s1, which it would fine-tune, is left out"}  # fmt: skip
+    assert s.skipped() == {
+        "sum-s1": "no",
+        "sum-yarn-s1": "sum-s1, which it would fine-tune, is left out",
+    }
     assert s.slots() == ["sum-s0", "sum-yarn-s0"]
     tuned = study(arms=(SUM, TUNED), tuning=TUNING)
     with pytest.raises(ValueError, match="takes the rate of its parent"):

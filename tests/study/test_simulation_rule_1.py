@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from scipy import stats
-from support.rule_1_tables import outcomes, said
-
 from posenc_jax.study.decision import Margins
 from posenc_jax.study.simulation_rule_1 import scenarios_rule_1, tally
+from scipy import stats
+
+from support.rule_1_tables import outcomes, said
 
 NOISE = (0.0001, -0.0001, 0.0002, -0.0002, 0.0, 0.0001, -0.0001, 0.0)
 
@@ -47,7 +47,14 @@ def test_every_statement_of_the_rule_has_a_truth_on_its_boundary():
 
 
 def test_the_simulation_command_writes_a_row_for_every_truth_and_n(tmp_path):
-    command = [sys.executable, "scripts/simulate_decisions.py", "--rule=1", f"--out={tmp_path}", "--studies=1", "--only=G1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "scripts/simulate_decisions.py",
+        "--rule=1",
+        f"--out={tmp_path}",
+        "--studies=1",
+        "--only=G1",
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode in (0, 1), run.stderr  # one study settles nothing
     rows = [json.loads(line) for line in (tmp_path / "rule_1_rows.jsonl").read_text().splitlines()]

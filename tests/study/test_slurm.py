@@ -10,19 +10,22 @@ import sys
 import time
 
 import pytest
+from posenc_jax.study import local_executor, slurm
+
 from support import toy_study
 from support.toy_study import stand_in
-
-from posenc_jax.study import local_executor, slurm
 
 STAGE = slurm.SlurmStage("x-runs", (("echo", "one"), ("echo", "two words")), "x-tuning")
 
 
 def text(stage=STAGE, folder=pathlib.Path("/study/slurm"), **resources):
-    return slurm.script(stage, slurm.Resources(**resources), root=pathlib.Path("/repo"), folder=folder)  # fmt: skip
+    return slurm.script(
+        stage, slurm.Resources(**resources), root=pathlib.Path("/repo"), folder=folder
+    )
 
 
-# What srun does: runs its tasks, ends with the highest code, and when it is itself told to end, kills them (-9).
+# What srun does: runs its tasks, ends with the highest code, and when it is itself told to end, kills them
+# (-9).
 SRUN = r"""
 tasks=() kill=0 code=0
 while [[ "$1" == --* ]]; do [[ "$1" == --kill-on-bad-exit=1 ]] && kill=1; shift; done
@@ -32,7 +35,7 @@ for task in "${tasks[@]}"; do
   wait "$task" || { ended=$?; ((ended > code)) && code=$ended; ((kill)) && kill -KILL "${tasks[@]}" 2>/dev/null; }
 done
 exit "$code"
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -52,11 +55,21 @@ def cluster(tmp_path, monkeypatch):
 
 
 def test_one_task_a_run_is_requeued_and_told_in_time():
-    lines = text(partition="gpu", time="4:00:00", gpus=1, account="lab", cpus=8, memory="32G", at_once=4).splitlines()  # fmt: skip
+    lines = text(
+        partition="gpu", time="4:00:00", gpus=1, account="lab", cpus=8, memory="32G", at_once=4
+    ).splitlines()
     for wanted in (
-        "array=1-2%4", "requeue", "signal=TERM@120", "partition=gpu", "time=4:00:00",
-        "gpus-per-task=1", "account=lab", "cpus-per-task=8", "mem=32G", "open-mode=append",
-    ):  # fmt: skip
+        "array=1-2%4",
+        "requeue",
+        "signal=TERM@120",
+        "partition=gpu",
+        "time=4:00:00",
+        "gpus-per-task=1",
+        "account=lab",
+        "cpus-per-task=8",
+        "mem=32G",
+        "open-mode=append",
+    ):
         assert f"#SBATCH --{wanted}" in lines
     assert lines[0] == "#!/usr/bin/env bash"
 
@@ -70,7 +83,10 @@ def test_what_is_not_asked_for_is_left_to_the_cluster():
 
 def test_a_container_or_an_environment_is_entered(tmp_path):
     inside = text(container="/images/jax.sqsh")
-    assert "srun --container-image=/images/jax.sqsh --container-mounts=/repo:/repo,/study:/study" in inside  # fmt: skip
+    assert (
+        "srun --container-image=/images/jax.sqsh --container-mounts=/repo:/repo,/study:/study"
+        in inside
+    )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
     assert f"source {tmp_path}/bin/activate" in text(venv=str(tmp_path))
@@ -108,13 +124,17 @@ def task(tmp_path, *command, number=1):
     stage = slurm.SlurmStage("x-runs", (command, command))
     (path,) = slurm.write([stage], slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
     numbers = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
-    return subprocess.Popen(["bash", path], env={**os.environ, **numbers}, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        ["bash", path], env={**os.environ, **numbers}, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_task_runs_its_own_line_with_its_words_whole(cluster, tmp_path):
     (path,) = slurm.write([STAGE], slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
     numbers = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "77"}
-    run = subprocess.run(["bash", path], env={**os.environ, **numbers}, capture_output=True, text=True)  # fmt: skip
+    run = subprocess.run(
+        ["bash", path], env={**os.environ, **numbers}, capture_output=True, text=True
+    )
     assert (run.returncode, run.stdout) == (0, "two words\n")
     assert not cluster.exists()
 
@@ -157,8 +177,11 @@ def submitted(folder, trainer, *arguments, **environment):
     set_by_slurm = {"SLURM_SUBMIT_DIR": str(folder), "SLURM_NTASKS": "2"}
     return subprocess.Popen(
         ["bash", pathlib.Path(__file__).parents[2] / "scripts/slurm/train.sbatch", *arguments],
-        env={**os.environ, **set_by_slurm, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, **set_by_slurm, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 TRAINER = """
@@ -230,13 +253,17 @@ def test_a_study_is_submitted_with_each_stage_behind_the_last(cluster, tmp_path)
         f"sbatch --parsable --dependency=afterany:102 {folder}/out-report.sh",
     ]
     tasks = (folder / "out-runs.tasks").read_text().splitlines()
-    assert [t.split()[-1] for t in tasks] == [f"--run={n}" for n in ("rope-s0", "sum-s0", "rope-s1", "sum-s1", "rope-s2")]  # fmt: skip
+    assert [t.split()[-1] for t in tasks] == [
+        f"--run={n}" for n in ("rope-s0", "sum-s0", "rope-s1", "sum-s1", "rope-s2")
+    ]
     assert "#SBATCH --array=1-6\n" in (folder / "out-tuning.sh").read_text()
     assert (folder / "out-report.tasks").read_text().split()[-1] == "--collect"
 
 
 def test_a_stage_that_is_refused_takes_the_others_back(cluster, tmp_path):
-    stand_in(tmp_path / "bin", "sbatch", f'echo "sbatch $*" >>{cluster}; [[ $* != *runs* ]] && echo 5')  # fmt: skip
+    stand_in(
+        tmp_path / "bin", "sbatch", f'echo "sbatch $*" >>{cluster}; [[ $* != *runs* ]] && echo 5'
+    )
     stages = [slurm.SlurmStage("x-tuning", (("true",),)), STAGE]
     paths = slurm.write(stages, slurm.Resources(), root=tmp_path, folder=tmp_path / "slurm")
     with pytest.raises(ValueError, match="sbatch refused"):
@@ -274,7 +301,10 @@ def test_wrong_flags_are_one_line(tmp_path, flags, words):
 def test_a_run_told_to_stop_ends_with_75(tmp_path):
     toy_study.make(tmp_path)
     train = tmp_path / "train.py"
-    train.write_text("import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit(75))\nopen('up', 'w').close()\ntime.sleep(60)\n")  # fmt: skip
+    train.write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit(75))\nopen('up', "
+        "'w').close()\ntime.sleep(60)\n"
+    )
     process = toy_study.start(tmp_path, "--run=rope-s9-lr0.001")
     deadline = time.time() + 60
     while not (tmp_path / "up").exists() and time.time() < deadline:
@@ -290,14 +320,28 @@ REPORT = slurm.SlurmStage("x-report", (("true",),), "x-runs", computes=False)
 
 def test_arguments_reach_the_script_and_the_report_gets_no_gpu_and_no_gpu_partition():
     asked = {
-        "partition": "gpu", "report_partition": "cpu", "account": "lab", "qos": "high", "constraint": "a100",
-        "gres": "gpu:a100:4", "nodes": 4, "gpus": 2, "memory": "32G",
-    }  # fmt: skip
+        "partition": "gpu",
+        "report_partition": "cpu",
+        "account": "lab",
+        "qos": "high",
+        "constraint": "a100",
+        "gres": "gpu:a100:4",
+        "nodes": 4,
+        "gpus": 2,
+        "memory": "32G",
+    }
     lines = text(**asked).splitlines()
     for wanted in (
-        "partition=gpu", "account=lab", "qos=high", "constraint=a100", "gres=gpu:a100:4", "nodes=4",
-        "ntasks-per-node=1", "gpus-per-task=2", "mem=32G",
-    ):  # fmt: skip
+        "partition=gpu",
+        "account=lab",
+        "qos=high",
+        "constraint=a100",
+        "gres=gpu:a100:4",
+        "nodes=4",
+        "ntasks-per-node=1",
+        "gpus-per-task=2",
+        "mem=32G",
+    ):
         assert f"#SBATCH --{wanted}" in lines
     report = text(REPORT, **asked)
     for wanted in ("partition=cpu", "account=lab", "qos=high", "nodes=1"):
@@ -308,9 +352,17 @@ def test_arguments_reach_the_script_and_the_report_gets_no_gpu_and_no_gpu_partit
 def test_modules_and_the_prelude_come_before_the_strict_mode_and_the_environment(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
-    said = text(modules=("cuda/12", "gcc 13"), prelude=("export A=1", "ulimit -c 0"), venv=str(tmp_path))  # fmt: skip
-    order = ["export A=1", "ulimit -c 0", "module load cuda/12 || exit 2", "module load 'gcc 13' || exit 2",
-             "set -euo pipefail", f"source {tmp_path}/bin/activate"]  # fmt: skip
+    said = text(
+        modules=("cuda/12", "gcc 13"), prelude=("export A=1", "ulimit -c 0"), venv=str(tmp_path)
+    )
+    order = [
+        "export A=1",
+        "ulimit -c 0",
+        "module load cuda/12 || exit 2",
+        "module load 'gcc 13' || exit 2",
+        "set -euo pipefail",
+        f"source {tmp_path}/bin/activate",
+    ]
     places = [said.index(f"\n{line}\n") for line in order]
     assert places == sorted(places)
 
@@ -421,7 +473,12 @@ def test_a_further_process_of_a_run_trains_and_nothing_else(tmp_path):
 def test_two_processes_of_a_task_train_once_each_and_one_evaluates(tmp_path):
     toy_study.make(tmp_path)
     name = "rope-s9-lr0.001"
-    slurm_says = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a,b", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}  # fmt: skip
+    slurm_says = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "a,b",
+        "SLURM_NTASKS": "2",
+        "SLURM_LOCALID": "0",
+    }
     for process in ("1", "0"):
         done = toy_study.run(tmp_path, f"--run={name}", SLURM_PROCID=process, **slurm_says)
         assert done.returncode == 0, done.stdout + done.stderr

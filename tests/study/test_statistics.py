@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from posenc_jax.study import hypothesis_tests, statistics
+from scipy import stats
 
 RANDOM = np.random.default_rng(7)
 SAMPLES = [RANDOM.normal(0.4, 1.0, n) for n in (3, 5, 8, 12)]
@@ -99,7 +98,9 @@ SAMPLES_XP = np.stack([RANDOM.normal(0.2, 1.0, 7) for _ in range(40)])
 def test_the_t_tests_of_many_studies_are_those_of_scipy():
     above_X, below_X = hypothesis_tests.student_t(SAMPLES_XP, 0.1)
     for sample_P, above, below in zip(SAMPLES_XP, above_X, below_X, strict=True):
-        assert above == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="greater").pvalue)  # fmt: skip
+        assert above == pytest.approx(
+            stats.ttest_1samp(sample_P, 0.1, alternative="greater").pvalue
+        )
         assert below == pytest.approx(stats.ttest_1samp(sample_P, 0.1, alternative="less").pvalue)
     assert hypothesis_tests.student_t(np.full((1, 5), 0.7), 0.0) == (1.0, 1.0)
 
@@ -115,7 +116,9 @@ def test_the_sign_flips_of_many_studies_count_every_pattern(n):
         assert below == np.mean(sums_S <= sample_P.sum() + 1e-7)
 
 
-@pytest.mark.parametrize("counts", [(12, 12, 12, 12), (8, 12, 12, 12), (3, 9, 5, 12), (0, 4, 12, 5), (5, 2, 8, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "counts", [(12, 12, 12, 12), (8, 12, 12, 12), (3, 9, 5, 12), (0, 4, 12, 5), (5, 2, 8, 8)]
+)
 def test_fewer_is_fishers_exact_test_of_scipy(counts):
     first, second, n, m = counts
     table = [[first, n - first], [second, m - second]] if first <= n and second <= m else None
@@ -123,7 +126,9 @@ def test_fewer_is_fishers_exact_test_of_scipy(counts):
         with pytest.raises(ValueError, match="is no count"):
             hypothesis_tests.fisher_fewer(*counts)
         return
-    assert hypothesis_tests.fisher_fewer(*counts) == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)  # fmt: skip
+    assert hypothesis_tests.fisher_fewer(*counts) == pytest.approx(
+        stats.fisher_exact(table, alternative="less").pvalue
+    )
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 12), (1, 12), (9, 12), (11, 12), (12, 12), (3, 5)])

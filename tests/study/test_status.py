@@ -5,7 +5,6 @@ import json
 import sys
 
 import pytest
-
 from posenc_jax.study import status
 from posenc_jax.training import progress
 
@@ -45,7 +44,10 @@ def test_time_left_is_that_of_usual_runs_shared_by_the_workers():
 
 
 def test_a_run_counts_without_its_compilation(tmp_path):
-    rows = [{"step": 5, "loss": 2.0, "productive_seconds": 3.5}, {"step": 10, "loss": 1.5, "productive_seconds": 7.0}]  # fmt: skip
+    rows = [
+        {"step": 5, "loss": 2.0, "productive_seconds": 3.5},
+        {"step": 10, "loss": 1.5, "productive_seconds": 7.0},
+    ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert status.steps_seconds(tmp_path) == 7.0
@@ -63,7 +65,9 @@ def test_an_evaluation_shows_its_counts(tmp_path):
     log.write_text("$ python train.py\nrope  5/40  loss 2.0\n")
     assert status.evaluation_progress(log) == "evaluating"
     before = log.read_text() + "$ python scripts/evaluate.py --split=dev\n"
-    log.write_text(before + "evaluate rope  3/14  item E3/64\nevaluate rope  9/14  item R/x  0:10 left\n")  # fmt: skip
+    log.write_text(
+        before + "evaluate rope  3/14  item E3/64\nevaluate rope  9/14  item R/x  0:10 left\n"
+    )
     assert status.evaluation_progress(log) == "evaluating 9/14"
     with log.open("a") as file:  # the evaluation of a reading begins
         file.write("$ python scripts/evaluate.py --stretch=yarn:4\n")

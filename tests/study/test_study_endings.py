@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
-from support import toy_study
-
 from posenc_jax.results.schema import INTERRUPTED, STOPPED
 from posenc_jax.study import local_executor
+
+from support import toy_study
 
 SAVES = """
 import os, signal, sys, time

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from configs import smoke
 from posenc_jax import cli
 from posenc_jax.study import local_executor
@@ -21,7 +20,9 @@ def study(**changes):
 
 def runner(workdir, **changes):
     made = study(**changes)
-    return study_runner(made, lambda run: made.fill(run, smoke.get_config()), "x.py", workdir, workdir)  # fmt: skip
+    return study_runner(
+        made, lambda run: made.fill(run, smoke.get_config()), "x.py", workdir, workdir
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,9 @@ def test_a_seed_has_one_spelling(setting):
         study().cell(setting)
 
 
-@pytest.mark.parametrize("values", [["1", "01"], ["١"], ["1", "1"], ["-1"], ["+1"], ["1.0"], [""], ["9" * 25], []])  # fmt: skip
+@pytest.mark.parametrize(
+    "values", [["1", "01"], ["١"], ["1", "1"], ["-1"], ["+1"], ["1.0"], [""], ["9" * 25], []]
+)
 def test_numbers_of_a_flag_have_one_spelling_and_stand_once(values):
     with pytest.raises(ValueError, match="--seeds must be whole numbers, each once"):
         cli.whole_numbers("seeds", values)
@@ -116,7 +119,9 @@ def test_a_torn_record_of_a_run_is_that_of_a_run_to_repeat(tmp_path, text):
     assert exit_code("rope-s0", tmp_path) is None
 
 
-@pytest.mark.parametrize("line", ["", "{}", "[1]", '{"step": "x", "loss": 1}', '{"step": 1, "loss": null}', "\udcff"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["", "{}", "[1]", '{"step": "x", "loss": 1}', '{"step": 1, "loss": null}', "\udcff"]
+)
 def test_the_table_of_a_study_shows_a_run_whose_log_is_torn(tmp_path, line):
     (tmp_path / "config.json").write_text(json.dumps({"train": {"steps": 10}}))
     (tmp_path / "metrics.jsonl").write_bytes(line.encode(errors="surrogateescape") + b"\n")

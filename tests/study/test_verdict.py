@@ -9,6 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from posenc_jax.results.load import load
+from posenc_jax.study import preregistration, rule_1
+from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
+from posenc_jax.study.decision import Margins
+from posenc_jax.study.outcomes import oracle_gain
+from posenc_jax.study.preregistration import AnalysisPlan
+from posenc_jax.study.verdict import judge, verdict_text
+
 from support import committed_verdicts
 from support.synthetic_verdicts import (
     BIASLESS,
@@ -22,14 +30,6 @@ from support.synthetic_verdicts import (
     write_run,
 )
 
-from posenc_jax.results.load import load
-from posenc_jax.study import preregistration, rule_1
-from posenc_jax.study.auxiliary_runs import AuxiliaryRuns
-from posenc_jax.study.decision import Margins
-from posenc_jax.study.outcomes import oracle_gain
-from posenc_jax.study.preregistration import AnalysisPlan
-from posenc_jax.study.verdict import judge, verdict_text
-
 ABLATIONS = {HYBRID: {"rotation": ROTATIONLESS, "bias": BIASLESS}}
 
 
@@ -40,7 +40,9 @@ CONFIRMED = tuple(range(100, 100 + N))
 
 
 def plan(seeds, ablations=ABLATIONS, **changes):
-    return AnalysisPlan((HYBRID,), "rope", ("alibi",), tuple(seeds), ablations, stretched=(YARN,), **changes)  # fmt: skip
+    return AnalysisPlan(
+        (HYBRID,), "rope", ("alibi",), tuple(seeds), ablations, stretched=(YARN,), **changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,13 @@ def lookup(tmp_path_factory):
 
 def verdict(folder, seeds, lookup=None, *, split="test", ablations=ABLATIONS, **changes):
     beside = AuxiliaryRuns(lookup=lookup and load(lookup))
-    return judge(load(folder, split), plan(seeds, ablations, **changes), beside=beside, frozen=None, deviations=[])  # fmt: skip
+    return judge(
+        load(folder, split),
+        plan(seeds, ablations, **changes),
+        beside=beside,
+        frozen=None,
+        deviations=[],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,9 @@ def study(tmp_path_factory):
         ("cpu", ["alibi-match", "alibi"], {}, committed_verdicts.CPU),
     ],
 )
-def test_rule_1_says_of_committed_rows_what_it_said_when_they_were_published(folder, arms, ablations, said):  # fmt: skip
+def test_rule_1_says_of_committed_rows_what_it_said_when_they_were_published(
+    folder, arms, ablations, said
+):
     """Every state, estimate and p, to the digits printed then."""
     data = load(Path("results") / folder)
     seeds = tuple(data.record["seeds"])
@@ -111,7 +121,10 @@ def test_the_text_has_both_verdicts_side_by_side_and_the_deviations_first(study,
     assert text.startswith("EXPLORATORY: tier cpu, 12 seeds planned")
     lines = text.splitlines()
     assert lines[2:4] == ["Deviations:", "  - test was read without a frozen plan"]
-    assert f"{HYBRID}: YES-RELIABLE (exploratory) by rule 2, YES-STRONG (exploratory) by rule 1" in text  # fmt: skip
+    assert (
+        f"{HYBRID}: YES-RELIABLE (exploratory) by rule 2, YES-STRONG (exploratory) by rule 1"
+        in text
+    )
     for rule in (said, said["rule_1"]):
         for s in rule["verdicts"][0]["statements"]:
             assert s["sentence"] in text
@@ -128,7 +141,7 @@ def test_missing_outcomes_stand_once_for_all_seeds_of_an_arm(tmp_path):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if "Y_R_window" not in line))
     said = verdict(tmp_path, range(3))
-    line = f"  - {HYBRID}, seed 0, 1, 2: no window_drop: not measured (no row Y_R_window at 256 tokens)"  # fmt: skip
+    line = f"  - {HYBRID}, seed 0, 1, 2: no window_drop: not measured (no row Y_R_window at 256 tokens)"
     assert verdict_text(said).count(line) == 1
 
 
@@ -142,7 +155,9 @@ def test_deviations_of_the_study_are_printed_first(tmp_path):
 
 
 def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tmp_path):
-    pilot = write_outcome_study(tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID), split="dev")  # fmt: skip
+    pilot = write_outcome_study(
+        tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID), split="dev"
+    )
     for seed in (50, 51, 52):  # RoPE learns recall in 9 of 12
         path = pilot / "runs" / f"arm0-s{seed}" / "evaluation_dev" / "rows.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -153,7 +168,10 @@ def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tm
     (v,) = said["verdicts"]
     assert (v["clauses"]["A0"], v["clauses"]["C3"]) == ("fails", "not assessable")
     assert v["verdict"] == "INCONCLUSIVE"
-    assert f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of" in verdict_text(said)  # fmt: skip
+    assert (
+        f"fails (rope 9 of 12, alibi 12 of 12, {HYBRID} 12 of 12; 12 pilot seeds of"
+        in verdict_text(said)
+    )
 
 
 def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, tmp_path):
@@ -162,14 +180,19 @@ def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, t
     beside = AuxiliaryRuns(pilot=load(pilot, "test"), lookup=load(lookup))
     said = judge(load(study), plan(range(N)), beside=beside, frozen=None, deviations=[])
     assert f"the assay read test in {tmp_path.name}" in said["deviations"]
-    assert "the runs and those of the assay differ in training tokens: 1000000 and 5" in said["deviations"]  # fmt: skip
+    assert (
+        "the runs and those of the assay differ in training tokens: 1000000 and 5"
+        in said["deviations"]
+    )
 
 
 def test_runs_of_offset_lookup_that_were_not_trained_alike_are_a_deviation(study, tmp_path):
     folder = write_outcome_study(tmp_path, range(N), arms=("rope", "alibi", HYBRID))
     edit(folder / "runs" / "arm2-s3" / "run.json", tokens=5)
     said = verdict(study, range(N), folder)
-    assert "the runs of offset lookup differ in training tokens: 1000000 and 5" in said["deviations"]  # fmt: skip
+    assert (
+        "the runs of offset lookup differ in training tokens: 1000000 and 5" in said["deviations"]
+    )
 
 
 @pytest.mark.parametrize("name", ["pilot", "lookup"])
@@ -179,7 +202,13 @@ def test_an_assay_or_offset_lookup_of_another_tier_or_length_is_refused(study, t
     with pytest.raises(
         ValueError, match="arm0-s0 has tier smoke, runs/arm0-s0 has cpu; its recall"
     ):
-        judge(load(study), plan(range(N)), beside=AuxiliaryRuns(**{name: load(tmp_path)}), frozen=None, deviations=[])  # fmt: skip
+        judge(
+            load(study),
+            plan(range(N)),
+            beside=AuxiliaryRuns(**{name: load(tmp_path)}),
+            frozen=None,
+            deviations=[],
+        )
 
 
 def test_a_factor_is_open_where_neither_arm_learns_recall(tmp_path):
@@ -192,7 +221,10 @@ def test_a_factor_is_open_where_neither_arm_learns_recall(tmp_path):
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     (v,) = verdict(tmp_path, range(3))["verdicts"]
     said = {a["factor"]: a["words"] for a in v["attribution"]}
-    assert said["rotation"] == f"rotation: open; neither {HYBRID} nor {ROTATIONLESS} learns recall at L"  # fmt: skip
+    assert (
+        said["rotation"]
+        == f"rotation: open; neither {HYBRID} nor {ROTATIONLESS} learns recall at L"
+    )
     assert "learns recall" not in said["bias"]
 
 
@@ -216,16 +248,26 @@ def test_the_oracles_gain_is_read_within_its_own_length_and_asks_for_the_hybrids
     """It breaks past 4L, as RoPE does: read after a context of 4L it would show no gain."""
     write_outcome_study(tmp_path, range(N))
     for seed in range(N):
-        rows = [r | {"arm": "far", "length": r["length"]} for r in outcome_rows("rope", seed) if r["metric"] == "bpb_ctx"]  # fmt: skip
+        rows = [
+            r | {"arm": "far", "length": r["length"]}
+            for r in outcome_rows("rope", seed)
+            if r["metric"] == "bpb_ctx"
+        ]
         rows = [r | {"value": 2.4 + 0.01 * seed} if r["length"] == 2 * L else r for r in rows]
         rows = [r | {"value": 9.0 + 0.01 * seed} if r["length"] == 4 * L else r for r in rows]
         info = {"arm": "far", "seed": seed, "tier": "cpu", "train_length": 4 * L}
         write_run(tmp_path / "other_lengths" / f"far-s{seed}", info, rows, "test")
     data = load(tmp_path)
     gain = oracle_gain(data.elsewhere[0].rows, L)
-    assert gain == pytest.approx(next(r.value for r in data.elsewhere[0].rows if r.length == L // 2) - 2.4)  # fmt: skip
+    assert gain == pytest.approx(
+        next(r.value for r in data.elsewhere[0].rows if r.length == L // 2) - 2.4
+    )
     said = verdict(tmp_path, range(N), lookup, oracle="far")
-    states = {s["words"]: (s["state"], s["note"]) for s in said["verdicts"][0]["statements"] if s["clause"] == "G3"}  # fmt: skip
+    states = {
+        s["words"]: (s["state"], s["note"])
+        for s in said["verdicts"][0]["statements"]
+        if s["clause"] == "G3"
+    }
     assert states["context gain"] == ("holds", "asked for, since the oracle shows one")
     assert states["context gain of the oracle, RoPE trained at 4L, within 4L"][0] == "reported"
     info["train_length"] = 2 * L
@@ -251,13 +293,18 @@ def of_plan(folder, lookup=None):
 def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(tmp_path):
     preregistration.freeze(tmp_path / "prereg.json", plan(CONFIRMED, lookup=tuple(range(N))))
     confirmed = write_outcome_study(tmp_path, CONFIRMED)
-    lookup = write_outcome_study(tmp_path.with_name("lookup"), range(N), arms=("rope", "alibi", HYBRID))  # fmt: skip
+    lookup = write_outcome_study(
+        tmp_path.with_name("lookup"), range(N), arms=("rope", "alibi", HYBRID)
+    )
     said = of_plan(confirmed, lookup)
     assert (said["status"], said["why"], said["deviations"]) == ("confirmed", [], [])
     assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
     assert said["prereg"]["sha256"][:12] in verdict_text(said)
     old = said["rule_1"]
-    assert (old["status"], old["why"]) == ("exploratory", ["the plan was frozen for rule version 2"])  # fmt: skip
+    assert (old["status"], old["why"]) == (
+        "exploratory",
+        ["the plan was frozen for rule version 2"],
+    )
 
 
 def test_offset_lookup_that_the_plan_did_not_foresee_is_a_deviation(confirmed, lookup):
@@ -265,7 +312,9 @@ def test_offset_lookup_that_the_plan_did_not_foresee_is_a_deviation(confirmed, l
     edit(lookup / "runs" / "arm1-s3" / "run.json", began="2020-01-01T00:00:00+00:00")
     lines = of_plan(confirmed, lookup)["deviations"]
     assert f"the plan names no lookup seeds; those of {lookup.name} were read" in lines
-    assert any(line.startswith("offset lookup: runs/arm") and "began before" in line for line in lines)  # fmt: skip
+    assert any(
+        line.startswith("offset lookup: runs/arm") and "began before" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,12 +333,19 @@ def test_one_run_older_than_the_plan_or_of_unknown_age_makes_it_exploratory(conf
 def test_a_rule_that_changed_after_freezing_is_noticed(confirmed, monkeypatch):
     monkeypatch.setattr(preregistration, "rule_digest", lambda: "another")
     said = of_plan(confirmed)
-    assert (said["status"], said["why"]) == ("exploratory", ["the source of the rule has changed since the plan was frozen"])  # fmt: skip
+    assert (said["status"], said["why"]) == (
+        "exploratory",
+        ["the source of the rule has changed since the plan was frozen"],
+    )
 
 
 def test_the_rules_hash_covers_every_module_that_decides():
     """Each module that rule 2 imports, directly or not, is in the hash or decides nothing."""
-    script = "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; print(*sorted(m.removeprefix('posenc_jax.') for m in sys.modules if m.startswith(('posenc_jax.study.', 'posenc_jax.results.'))))"  # fmt: skip
+    script = (
+        "import sys; import posenc_jax.study.rule_2, posenc_jax.study.outcomes; "
+        "print(*sorted(m.removeprefix('posenc_jax.') for m in sys.modules if "
+        "m.startswith(('posenc_jax.study.', 'posenc_jax.results.'))))"
+    )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     # The bootstrap beside the tests; the older rule and older rows.
     neutral = {"study.bootstrap", "study.rule_1", "results.migration"}
@@ -312,8 +368,12 @@ def test_rows_of_dev_confirm_nothing(tmp_path):
 
 
 def test_a_smoke_study_is_no_result(tmp_path):
-    smoke = write_outcome_study(tmp_path / "study", range(N), tier="smoke")  # YES on another tier, see above  # fmt: skip
-    lookup = write_outcome_study(tmp_path / "lookup", range(N), arms=("rope", "alibi", HYBRID), tier="smoke")  # fmt: skip
+    smoke = write_outcome_study(
+        tmp_path / "study", range(N), tier="smoke"
+    )  # YES on another tier, see above
+    lookup = write_outcome_study(
+        tmp_path / "lookup", range(N), arms=("rope", "alibi", HYBRID), tier="smoke"
+    )
     said = verdict(smoke, range(N), lookup)
     for rule in (said, said["rule_1"]):
         assert rule["status"] == "smoke"
@@ -328,7 +388,9 @@ def test_a_smoke_study_is_no_result(tmp_path):
         ("run.json", {"finished": False}, "training has not finished"),
     ],
 )
-def test_a_run_that_is_not_at_its_last_step_does_not_count_and_bars_yes(confirmed, lookup, file, fields, says):  # fmt: skip
+def test_a_run_that_is_not_at_its_last_step_does_not_count_and_bars_yes(
+    confirmed, lookup, file, fields, says
+):
     edit(confirmed / "runs" / "arm3-s103" / file, **fields)
     said = of_plan(confirmed, lookup)
     assert says in said["unused"][0]
@@ -361,7 +423,10 @@ def test_a_plan_is_frozen_once_and_read_back_whole(tmp_path):
         preregistration.freeze(path, plan([1]))
 
 
-@pytest.mark.parametrize(("field", "value"), [("seeds", [1]), ("margins", {"bpb": 0.5}), ("frozen", "2020"), ("rule_sha256", "0")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seeds", [1]), ("margins", {"bpb": 0.5}), ("frozen", "2020"), ("rule_sha256", "0")],
+)
 def test_a_plan_changed_after_freezing_is_refused(tmp_path, field, value):
     path = tmp_path / "prereg.json"
     preregistration.freeze(path, plan(CONFIRMED))
@@ -373,8 +438,17 @@ def test_a_plan_changed_after_freezing_is_refused(tmp_path, field, value):
 
 
 def test_a_plan_of_rule_1_is_still_read_and_confirms_rule_1_alone(confirmed):
-    old = {"rule": 1, "metrics": list(rule_1.METRICS), "frozen": "2026-01-01T00:00:00+00:00", "hybrids": [HYBRID], "rope": "rope",
-           "alibi": "alibi", "seeds": list(CONFIRMED), "ablations": {}, "margins": dataclasses.asdict(Margins())}  # fmt: skip
+    old = {
+        "rule": 1,
+        "metrics": list(rule_1.METRICS),
+        "frozen": "2026-01-01T00:00:00+00:00",
+        "hybrids": [HYBRID],
+        "rope": "rope",
+        "alibi": "alibi",
+        "seeds": list(CONFIRMED),
+        "ablations": {},
+        "margins": dataclasses.asdict(Margins()),
+    }
     path = confirmed / "prereg.json"
     path.write_text(json.dumps({"plan": old, "sha256": preregistration.digest(old)}))
     said = of_plan(confirmed)
@@ -419,18 +493,34 @@ def run(*flags):
 
 
 def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path, tmp_path_factory):
-    arms = [f"--hybrid={HYBRID}", f"--stretched={YARN}", f"--without_rotation={ROTATIONLESS}", f"--without_bias={BIASLESS}"]  # fmt: skip
-    frozen = run(f"--workdir={tmp_path}", "--freeze", *arms, "--seeds=100-111", "--lookup_seeds=0-11")  # fmt: skip
+    arms = [
+        f"--hybrid={HYBRID}",
+        f"--stretched={YARN}",
+        f"--without_rotation={ROTATIONLESS}",
+        f"--without_bias={BIASLESS}",
+    ]
+    frozen = run(
+        f"--workdir={tmp_path}", "--freeze", *arms, "--seeds=100-111", "--lookup_seeds=0-11"
+    )
     assert "frozen, sha256" in frozen.stdout, frozen.stderr
     write_outcome_study(tmp_path, CONFIRMED)
-    lookup = write_outcome_study(tmp_path_factory.mktemp("later"), range(N), arms=("rope", "alibi", HYBRID))  # fmt: skip
-    done = run(f"--workdir={tmp_path}", f"--prereg={tmp_path}/prereg.json", f"--lookup={lookup}", "--deviation=seed 9 died")  # fmt: skip
+    lookup = write_outcome_study(
+        tmp_path_factory.mktemp("later"), range(N), arms=("rope", "alibi", HYBRID)
+    )
+    done = run(
+        f"--workdir={tmp_path}",
+        f"--prereg={tmp_path}/prereg.json",
+        f"--lookup={lookup}",
+        "--deviation=seed 9 died",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "verdict.txt").read_text()
     said = json.loads((tmp_path / "verdict.json").read_text())
     assert (said["status"], said["deviations"]) == ("confirmed", ["seed 9 died"])
     assert said["verdicts"][0]["verdict"] == "YES-RELIABLE"
-    again = run(f"--workdir={tmp_path}", "--freeze", f"--prereg={tmp_path}/b.json", *arms, "--seeds=111-112")  # fmt: skip
+    again = run(
+        f"--workdir={tmp_path}", "--freeze", f"--prereg={tmp_path}/b.json", *arms, "--seeds=111-112"
+    )
     assert again.returncode == 2
     assert "has begun; freeze the plan first" in again.stderr
 

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.attention import BlockwiseSettings, TokenSide, dense_attention, visible
 from posenc_jax.attention.blockwise.api import blockwise_attention
 from posenc_jax.encodings.forget_gate import cumulative_log_forget
+
 from support.attention_inputs import qkv
 from support.schemes import layer_of
 
@@ -37,10 +37,7 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
             q, tau = q * tau.swapaxes(1, 2), None
         if not layer.shares_keys(k.shape[2]):
             k, v = (jnp.repeat(x, N // k.shape[2], axis=2) for x in (k, v))
-        q, k = (
-            layer.rotate(params, q, pos, "query"),
-            layer.rotate(params, k, k_pos, "key"),
-        )
+        q, k = (layer.rotate(params, q, pos, "query"), layer.rotate(params, k, k_pos, "key"))
         return q, k, v, clocks, tau
 
     def dense(*arrays):
@@ -54,10 +51,15 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
     def blockwise(*arrays):
         q, k, v, clocks, _ = prepared(*arrays)
         return blockwise_attention(
-            q, k, v, layer, arrays[-1],
-            TokenSide(pos, seg, clocks[0]), TokenSide(k_pos, k_seg, clocks[1]),
+            q,
+            k,
+            v,
+            layer,
+            arrays[-1],
+            TokenSide(pos, seg, clocks[0]),
+            TokenSide(k_pos, k_seg, clocks[1]),
             BlockwiseSettings(causal, window, **settings),
-        )  # fmt: skip
+        )
 
     return dense, blockwise
 

@@ -3,7 +3,6 @@
 import types
 
 import numpy as np
-
 from posenc_jax.data.tokenizers import open_tokenizer
 
 BYTES = open_tokenizer("bytes").byte_lengths_V

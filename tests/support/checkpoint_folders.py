@@ -6,15 +6,23 @@ import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 
 SETTINGS = {
-    "model_type": "llama", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "intermediate_size": 6, "max_position_embeddings": 32, "rms_norm_eps": 1e-6,
-    "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 6,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
 SHAPES = {
     "model.embed_tokens.weight": (11, 8), "model.norm.weight": (8,),
     "model.layers.0.input_layernorm.weight": (8,), "model.layers.0.post_attention_layernorm.weight": (8,),

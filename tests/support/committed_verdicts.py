@@ -1,4 +1,5 @@
-"""What rule 1 said when results/screening and results/cpu were published: state and estimate of every statement.
+"""What rule 1 said when results/screening and results/cpu were published: state and estimate of every
+statement.
 
 Copied from the verdict.txt of that day, in the order of the rule; None: not tested or checked.
 """

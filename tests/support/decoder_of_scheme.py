@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.encodings import parse
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 

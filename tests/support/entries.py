@@ -1,4 +1,5 @@
-"""Entry points without the seconds that Python needs to import them: forks of a process that has done nothing else.
+"""Entry points without the seconds that Python needs to import them: forks of a process that has done nothing
+else.
 
 `typed` starts `python SCRIPT ...` as a user does. `Forks.run` ends in the same way and has imported already:
 a fork runs the script as `__main__`, and is a process of its own from there.
@@ -13,7 +14,6 @@ import sys
 from pathlib import Path
 
 from faults.fork_server import ended_by
-
 from support import machine
 
 ROOT = Path(__file__).parents[2]
@@ -50,8 +50,12 @@ class Forks:
         environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.entries"],
-            cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def __enter__(self) -> "Forks":
         return self

@@ -89,8 +89,10 @@ def llama(seed=0, *, layers=2, D=16, N=4, K=2, H=8, F=24, V=300, tied=True, bpe=
         return np.stack(rows)
 
     weights = {"model.embed_tokens.weight": drawn(V, D), "model.norm.weight": 1 + drawn(D)}
-    tensors = [plain("token_embd.weight", weights["model.embed_tokens.weight"]),
-               plain("output_norm.weight", weights["model.norm.weight"])]  # fmt: skip
+    tensors = [
+        plain("token_embd.weight", weights["model.embed_tokens.weight"]),
+        plain("output_norm.weight", weights["model.norm.weight"]),
+    ]
     if not tied:
         weights["lm_head.weight"] = drawn(V, D)
         tensors.append(plain("output.weight", weights["lm_head.weight"]))

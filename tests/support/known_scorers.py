@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.evaluation.scorer import Scorer, Scores
+
 from support.task_fillers import TOKENIZER
 
 

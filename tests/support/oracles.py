@@ -37,7 +37,9 @@ def alibi_slopes(n):
 
 
 def mpt_slopes(n, most=8.0):
-    """MPT's published rule: slopes of the power of two at or above n; every second first, then the others, n of them."""
+    """MPT's published rule: slopes of the power of two at or above n; every second first, then the others, n
+    of them.
+    """
     above = 2 ** math.ceil(math.log2(n))
     slopes = [2.0 ** (-most * (h + 1) / above) for h in range(above)]
     return slopes if above == n else (slopes[1::2] + slopes[::2])[:n]
@@ -196,7 +198,9 @@ def t5_bucket(distance, buckets=32, longest=128):
 
 
 def t5_buckets(distances, buckets, longest):
-    """All distances at once: bucket e + k begins where (d/e)^n reaches (longest/e)^k, found by halving, in integers."""
+    """All distances at once: bucket e + k begins where (d/e)^n reaches (longest/e)^k, found by halving, in
+    integers.
+    """
     e, n = buckets // 2, buckets - buckets // 2
 
     def first(k):
@@ -292,7 +296,9 @@ def scale_invariant(distance, t):
 
 
 def pope_logit(q, k, i, j, delta, base=10_000.0):
-    """Gopalakrishnan et al. 2025, eq. 6, over the root of the head dim: magnitudes at phases, query at i, key at j."""
+    """Gopalakrishnan et al. 2025, eq. 6, over the root of the head dim: magnitudes at phases, query at i, key
+    at j.
+    """
 
     def softplus(x):
         return max(x, 0.0) + math.log1p(math.exp(-abs(x)))

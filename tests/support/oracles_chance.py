@@ -136,7 +136,12 @@ def least_crowded(tokens, width):
     for r, at in enumerate(places):
         before, filler = at - 2 - 3 * r, len(context) - 3 * (n + 1)
         x = (before + 0.5) / (filler + 1)
-        odds.append(math.lgamma(r + 1) + math.lgamma(n - r + 1) - r * math.log(x) - (n - r) * math.log(1 - x))  # fmt: skip
+        odds.append(
+            math.lgamma(r + 1)
+            + math.lgamma(n - r + 1)
+            - r * math.log(x)
+            - (n - r) * math.log(1 - x)
+        )
     return [context[places[odds.index(max(odds))]]]
 
 

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def contents(q_TNH, k_SKH, head_dim, tau=lambda n, i, j: 1.0):
-    """Content logits [N, T, S]: head n of N reads key/value head n * K // N; PoPE has more columns than head_dim."""
+    """Content logits [N, T, S]: head n of N reads key/value head n * K // N; PoPE has more columns than
+    head_dim.
+    """
     (T, N, _), (S, K, _) = q_TNH.shape, k_SKH.shape
     out = np.zeros((N, T, S))
     for n in range(N):
@@ -77,7 +79,9 @@ def relative_structure(logit_pairs):
 
 
 def needle(content_S, bias_S, query, key, window, sinks=()):
-    """(weight, margin, reach) of one query of one head; the last `window` keys up to the query are in sight."""
+    """(weight, margin, reach) of one query of one head; the last `window` keys up to the query are in
+    sight.
+    """
     seen = range(max(0, query + 1 - window), query + 1)
     weights = softmax([*(content_S[j] + bias_S[j] for j in seen), *sinks])
     weight = weights[key - seen[0]] if key in seen else 0.0

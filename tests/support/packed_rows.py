@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.data.packing import Document, pack
 
 

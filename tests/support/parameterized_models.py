@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-
 from posenc_jax.evaluation.interventions import ParameterizedModel
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder

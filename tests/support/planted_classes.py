@@ -1,7 +1,6 @@
 """A labelled corpus whose class stands in one planted byte."""
 
 import numpy as np
-
 from configs import longtext as longtext_config
 from posenc_jax.tasks.longtext import LabelledCorpus
 from posenc_jax.training.config import from_sections
@@ -11,7 +10,11 @@ SPLITS = ("train", "dev", "test")
 
 def planted(lengths, classes=3, seed=0):
     """Documents of x whose third byte is the class; (length, class) pairs, or lengths for every class."""
-    pairs = [p if isinstance(p, tuple) else (p, c) for p in lengths for c in ([0] if isinstance(p, tuple) else range(classes))]  # fmt: skip
+    pairs = [
+        p if isinstance(p, tuple) else (p, c)
+        for p in lengths
+        for c in ([0] if isinstance(p, tuple) else range(classes))
+    ]
     texts = [(f"d{i}", b"xx%dxxx" % c + b"x" * (n - 6)) for i, (n, c) in enumerate(pairs)]
     class_R = np.array([c for _, c in pairs], np.int32)
     names = tuple(f"class{c}" for c in range(classes))
@@ -32,4 +35,4 @@ def small(**data):
     }
     sections["evaluation"] |= {"multiples": (1, 2)}
     sections["data"] |= data
-    return from_sections(sections)  # fmt: skip
+    return from_sections(sections)

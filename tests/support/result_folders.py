@@ -34,7 +34,11 @@ def write_run(folder: pathlib.Path, rows, *, split="dev", **changes) -> pathlib.
     (place / "rows.jsonl").write_text("".join(lines))
     (place / "evaluation.json").write_text(json.dumps({"step": info["steps"], "settings": "same"}))
     (folder / "run.json").write_text(json.dumps(info))
-    config = {"model": {"scheme": info["scheme"]}, "train": {"steps": info["steps"]}, "evaluation": {"pairs": 8}}  # fmt: skip
+    config = {
+        "model": {"scheme": info["scheme"]},
+        "train": {"steps": info["steps"]},
+        "evaluation": {"pairs": 8},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text(json.dumps({"step": info["steps"], "loss": 2.0}) + "\n")
     return folder

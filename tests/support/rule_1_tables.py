@@ -33,6 +33,4 @@ def outcomes(n=5, **changes):
 
 
 def said(table, n=5, hybrids=("H",)):
-    return decide(
-        table, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=Margins()
-    )[0]  # fmt: skip
+    return decide(table, hybrids, rope="rope", alibi="alibi", seeds=range(n), margins=Margins())[0]

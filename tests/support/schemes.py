@@ -2,7 +2,6 @@
 
 import jax
 import pytest
-
 from posenc_jax.encodings import REGISTRY, Temperature, parse
 
 HYBRIDS = (

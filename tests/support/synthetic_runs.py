@@ -20,14 +20,31 @@ SHAPES = {
 PLACE = {arm: place for place, arm in enumerate(SHAPES)}
 # As many as a study of hybrids has: colours must not be all that tells them apart.
 MANY = (
-    "nope", "rope", "prope-logn", "alibi", "alibi-match", "sum", "coupled", "coupled-rotated",
-    "coupled-unrotated", "logtail", "capped", "rope yarn:4",
-)  # fmt: skip
+    "nope",
+    "rope",
+    "prope-logn",
+    "alibi",
+    "alibi-match",
+    "sum",
+    "coupled",
+    "coupled-rotated",
+    "coupled-unrotated",
+    "logtail",
+    "capped",
+    "rope yarn:4",
+)
 L = 64
 BINS = {"<=L/4": (0, 0.25), "L/4-L": (0.25, 1), "L-2L": (1, 2), "2L-4L": (2, 4), "4L-8L": (4, 8)}
 # Without binding; that of mqar is of eight pairs, that of copy and flipflop made up.
-CHANCE = {"passkey": 1e-5, "needles_4": 0.25, "mqar": 0.34, "mqar_16": 0.21, "copy": 0.05,
-          "latest_first": 0.5, "flipflop": 0.6}  # fmt: skip
+CHANCE = {
+    "passkey": 1e-5,
+    "needles_4": 0.25,
+    "mqar": 0.34,
+    "mqar_16": 0.21,
+    "copy": 0.05,
+    "latest_first": 0.5,
+    "flipflop": 0.6,
+}
 TASKS = ("passkey", "needles_4", "mqar_16", "copy", "latest_first", "flipflop")
 OFFSETS = (16, 20, 25, 31, 47)
 CLASS_BINS = {"<=L": 1, "L-2L": 2, "2L-4L": 4, "4L-8L": 8, ">8L": 8}
@@ -46,8 +63,10 @@ def answer_rows(row, task, k, accuracy, n, bucket):
     """Accuracy and corrected accuracy of a task, with its chance."""
     chance = CHANCE[task]
     corrected = (accuracy - chance) / (1 - chance)
-    return [row("R", f"{task}_accuracy", k, accuracy, n, bucket, chance),
-            row("R", f"{task}_corrected", k, corrected, n, bucket, chance)]  # fmt: skip
+    return [
+        row("R", f"{task}_accuracy", k, accuracy, n, bucket, chance),
+        row("R", f"{task}_corrected", k, corrected, n, bucket, chance),
+    ]
 
 
 def synthetic_rows(arm: str, seed: int) -> list[dict]:
@@ -189,7 +208,7 @@ def every_row(arm: str, seed: int) -> list[dict]:
     rows.append(row("P", "P4_bpb_ctx_change", 1, 0.8 if turns else None, 4096, "rotation off"))
     rows += [row("P", "P5_largest_rise", 16, 0.0, 16 * L, f"head:0.{n}") for n in range(4)]
     rows.append(row("P", "P5_monotone_share", 16, 0.75 if arm == "capped" else 1.0, 8))
-    return rows  # fmt: skip
+    return rows
 
 
 def class_rows(arm: str, seed: int) -> list[dict]:
@@ -214,7 +233,7 @@ def class_rows(arm: str, seed: int) -> list[dict]:
             ("bag_corrected", bag[name]),
         ):
             rows.append(row("C", f"longtext_{metric}", k, value, 70, bucket))
-    return rows  # fmt: skip
+    return rows
 
 
 def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None = None) -> None:
@@ -224,10 +243,12 @@ def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None
     (folder / "evaluation" / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     length = rows[0]["train_length"] if rows else L
     config = {
-        "model": {"scheme": arm, "num_heads": 4}, "data": {"corpus": "python_stdlib"},
+        "model": {"scheme": arm, "num_heads": 4},
+        "data": {"corpus": "python_stdlib"},
         "train": {"length": L, "steps": 400, "seed": seed, "tier": "cpu"},
-        "optimizer": {"learning_rate": 3e-3}, "evaluation": {},
-    }  # fmt: skip
+        "optimizer": {"learning_rate": 3e-3},
+        "evaluation": {},
+    }
     info = {
         "arm": arm, "seed": seed, "tier": "cpu", "scheme": arm, "train_length": length,
         "steps": 400, "finished": True,
@@ -247,9 +268,12 @@ def write_run(folder: pathlib.Path, arm: str, seed: int, rows: list[dict] | None
     lines = [{"step": int(s), "loss": float(x)} for s, x in zip(steps, losses, strict=True)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
     position_T = np.arange(8 * L)
-    nll_T = 1.7 + 2 / (1 + position_T) + max(0, SHAPES[arm][0]) * np.log2(
-        np.maximum(1, position_T / L)
-    ) + noise.normal(0, 0.3, 8 * L)  # fmt: skip
+    nll_T = (
+        1.7
+        + 2 / (1 + position_T)
+        + max(0, SHAPES[arm][0]) * np.log2(np.maximum(1, position_T / L))
+        + noise.normal(0, 0.3, 8 * L)
+    )
     np.savez(arrays / "nll_pos.npz", position_T=position_T, nll_T=nll_T, count=64)
     write_scheme(arrays, arm)
 
@@ -266,20 +290,29 @@ def write_scheme(arrays: pathlib.Path, arm: str) -> None:
             rotates = ("rope" in arm or (hybrid and "unrotated" not in arm)) and not flat
             decays = ("alibi" in arm or hybrid) and not flat
             slope_N[head] = slopes[head] if decays else 0.0
-            described.append({
-                "layer": layer, "head": head, "label": "nope~logn" if flat else arm,
-                "wavelengths": waves if rotates else None, "rotates": rotates,
-                "slope": slopes[head] if decays else None,
-            })  # fmt: skip
+            described.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "label": "nope~logn" if flat else arm,
+                    "wavelengths": waves if rotates else None,
+                    "rotates": rotates,
+                    "slope": slopes[head] if decays else None,
+                }
+            )
     grid_G = np.unique(np.linspace(0, 8 * L - 1, 64).astype(int))
     back_GG = (grid_G[:, None] - grid_G[None, :]).astype(np.float64)
     bias_NGG = np.where(back_GG >= 0, -slope_N[:, None, None] * back_GG, np.nan)
     distance_S = np.unique(np.geomspace(1, 8 * L, 40).astype(int))
     np.savez(
-        arrays / "scheme.npz", grid_G=grid_G, grid_bias_LNGG=np.stack([bias_NGG] * layers),
-        distance_S=distance_S, bias_LNS=np.stack([-slope_N[:, None] * distance_S] * layers),
-        temperature_LNT=np.ones((layers, heads, 8)), temperature_pos_T=np.arange(8),
-    )  # fmt: skip
+        arrays / "scheme.npz",
+        grid_G=grid_G,
+        grid_bias_LNGG=np.stack([bias_NGG] * layers),
+        distance_S=distance_S,
+        bias_LNS=np.stack([-slope_N[:, None] * distance_S] * layers),
+        temperature_LNT=np.ones((layers, heads, 8)),
+        temperature_pos_T=np.arange(8),
+    )
     scheme = {"scheme": arm, "train_length": L, "heads": described}
     (arrays / "scheme.json").write_text(json.dumps(scheme))
 

@@ -26,15 +26,35 @@ BUCKETS = ("distance:<=L/4", "distance:L/4-L", "distance:L-2L", "distance:2L-4L"
 def outcome_rows(arm: str, seed: int, split: str = "test") -> list[dict]:
     """The rows that both rules read, as evaluation writes them, and some that are of no clause."""
     noise = np.random.default_rng([len(arm), seed])
-    mean = {k: v + noise.normal(0, 0.002 if k in ("Y_E", "Y_id") else 0.01) for k, v in TABLE[arm].items()}  # fmt: skip
+    mean = {
+        k: v + noise.normal(0, 0.002 if k in ("Y_E", "Y_id") else 0.01)
+        for k, v in TABLE[arm].items()
+    }
 
     def row(suite, metric, length, value, bucket="all", chance=None):
-        return {"run": f"{arm}-s{seed}", "arm": arm, "seed": seed, "tier": "cpu", "suite": suite, "metric": metric,
-                "length": length, "train_length": L, "k": length / L, "bucket": bucket, "value": float(value),
-                "n": 200, "split": split, "chance": chance, "definitions": 2}  # fmt: skip
+        return {
+            "run": f"{arm}-s{seed}",
+            "arm": arm,
+            "seed": seed,
+            "tier": "cpu",
+            "suite": suite,
+            "metric": metric,
+            "length": length,
+            "train_length": L,
+            "k": length / L,
+            "bucket": bucket,
+            "value": float(value),
+            "n": 200,
+            "split": split,
+            "chance": chance,
+            "definitions": 2,
+        }
 
     at_L = mean["Y_id"] + 0.01
-    rows = [row("E", "bpb_ctx", c, v) for c, v in ((L // 2, mean["Y_id"]), (L, at_L), (4 * L, mean["Y_E"]))]  # fmt: skip
+    rows = [
+        row("E", "bpb_ctx", c, v)
+        for c, v in ((L // 2, mean["Y_id"]), (L, at_L), (4 * L, mean["Y_E"]))
+    ]
     rows += [row("E", "bpb_ctx", 2 * L, 99), row("R", "Y_R", 2 * L, 99)]  # of no clause
     corrected = {1: AT_L + noise.normal(0, 0.01), 4: mean["Y_R"], 8: mean["Y_R_8"]}
     rows += [row("R", "Y_R", 4 * L, corrected[4]), row("R", "Y_R_far", 4 * L, mean["far"])]
@@ -50,10 +70,16 @@ def outcome_rows(arm: str, seed: int, split: str = "test") -> list[dict]:
                 rows.append(row("R", f"{task}_corrected", k * L, one, bucket, chance))
     rows += [row("E", "context_gain", 4 * L, mean["Y_id"] - mean["Y_E"])]
     rows += [row("E", "window_check", 4 * L, 0.08 + noise.normal(0, 0.01))]
-    rows += [row("E", "repeat_gain", g, v + noise.normal(0, 0.01)) for g, v in ((L, 99), (2 * L, 0.4), (4 * L, 0.2))]  # fmt: skip
+    rows += [
+        row("E", "repeat_gain", g, v + noise.normal(0, 0.01))
+        for g, v in ((L, 99), (2 * L, 0.4), (4 * L, 0.2))
+    ]
     rows += [row("P", "P1_shift_error", L, 1e-8 * d, f"all shift:{d}") for d in (1, 7, L, 8 * L)]
     rows += [row("P", "P1_shift_error", L, 99, "head:0.0 shift:1")]
-    rows += [row("P", "P3_offset_accuracy", L, 0.95 + noise.normal(0, 0.01)), row("P", "P3_offset_accuracy", 4 * L, 99)]  # fmt: skip
+    rows += [
+        row("P", "P3_offset_accuracy", L, 0.95 + noise.normal(0, 0.01)),
+        row("P", "P3_offset_accuracy", 4 * L, 99),
+    ]
     rows += [row("P", "P4_bpb_ctx_change", L, 0.4 + noise.normal(0, 0.05), "rotation off")]
     rows += [row("P", "P5_monotone_share", 16 * L, 1.0)]
     return rows
@@ -66,15 +92,23 @@ def write_run(run: pathlib.Path, info: dict, rows: list[dict], split: str) -> No
     rows = [row | {name: info[name] for name in ("tier", "train_length")} for row in rows]
     (evaluation / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (evaluation / "evaluation.json").write_text(json.dumps({"step": 400, "settings": "same"}))
-    info = {"steps": 400, "finished": True, "tokens": 10**6, "corpus_fingerprint": "ab" * 32,
-            "tokenizer_fingerprint": "cd" * 32, "hardware": "synthetic", "versions": {"jax": "0.0-synthetic"},
-            "scheme": info["arm"], "began": datetime.datetime.now(datetime.UTC).isoformat()} | info  # fmt: skip
+    info = {
+        "steps": 400,
+        "finished": True,
+        "tokens": 10**6,
+        "corpus_fingerprint": "ab" * 32,
+        "tokenizer_fingerprint": "cd" * 32,
+        "hardware": "synthetic",
+        "versions": {"jax": "0.0-synthetic"},
+        "scheme": info["arm"],
+        "began": datetime.datetime.now(datetime.UTC).isoformat(),
+    } | info
     (run / "run.json").write_text(json.dumps(info))
 
 
 def write_outcome_study(
     folder: pathlib.Path, seeds, *, arms=tuple(TABLE), tier="cpu", split="test"
-) -> pathlib.Path:  # fmt: skip
+) -> pathlib.Path:
     """Writes a study folder of finished, evaluated runs that all began now."""
     for index, arm in enumerate(arms):
         for seed in seeds:
@@ -101,17 +135,31 @@ def add_instances(folder: pathlib.Path, count: int) -> None:
         def bits(bpb, random=random, bytes_R=bytes_R):
             """Nats of stretches that cost so many bits per byte together."""
             nats_R = random.normal(1, 0.1, len(bytes_R)) * bytes_R
-            return {"nats_R": nats_R * bpb * np.log(2) * bytes_R.sum() / nats_R.sum(), "bytes_R": bytes_R}  # fmt: skip
+            return {
+                "nats_R": nats_R * bpb * np.log(2) * bytes_R.sum() / nats_R.sum(),
+                "bytes_R": bytes_R,
+            }
 
         def answers(share, far, chance, random=random):
             """Answers, the first of each instance beyond L, with these corrected accuracies."""
-            right = chance + (1 - chance) * np.r_[np.full(count, far), np.full(count, 2 * share - far)]  # fmt: skip
+            right = (
+                chance + (1 - chance) * np.r_[np.full(count, far), np.full(count, 2 * share - far)]
+            )
             luck = random.normal(0, 0.2, (2, count))
-            right = right + (luck - luck.mean(1, keepdims=True)).reshape(-1)  # no 0 or 1, but a mean  # fmt: skip
-            return {"correct": right, "distance": np.r_[np.full(count, 2 * L), np.full(count, L)],
-                    "chance": np.full(2 * count, chance), "instance": np.tile(np.arange(count), 2)}  # fmt: skip
+            right = right + (luck - luck.mean(1, keepdims=True)).reshape(
+                -1
+            )  # no 0 or 1, but a mean
+            return {
+                "correct": right,
+                "distance": np.r_[np.full(count, 2 * L), np.full(count, L)],
+                "chance": np.full(2 * count, chance),
+                "instance": np.tile(np.arange(count), 2),
+            }
 
-        arrays = {"bpb_ctx_256": bits(value["bpb_ctx", 4 * L]), "bpb_ctx_32": bits(value["bpb_ctx", L // 2])}  # fmt: skip
+        arrays = {
+            "bpb_ctx_256": bits(value["bpb_ctx", 4 * L]),
+            "bpb_ctx_32": bits(value["bpb_ctx", L // 2]),
+        }
         for task, chance in TASKS.items():
             arrays[f"{task}_4"] = answers(value["Y_R", 4 * L], value["Y_R_far", 4 * L], chance)
             arrays[f"{task}_4_window"] = answers(*[value["Y_R_window", 4 * L]] * 2, chance)

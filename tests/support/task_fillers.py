@@ -1,7 +1,8 @@
-"""Fillers of task instances under the byte tokenizer: from a small corpus full of traps, and from sentences."""
+"""Fillers of task instances under the byte tokenizer: from a small corpus full of traps, and from
+sentences.
+"""
 
 import numpy as np
-
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler
 

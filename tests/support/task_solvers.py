@@ -1,8 +1,11 @@
-"""Solvers of every scored task, written from the wording of the task alone, and the instances that they read."""
+"""Solvers of every scored task, written from the wording of the task alone, and the instances that they
+read.
+"""
 
 import itertools
 
 from posenc_jax.tasks.task_registry import find
+
 from support.task_fillers import FILLER, SENTENCES, TOKENIZER
 
 BOS, SEP = TOKENIZER.bos, TOKENIZER.sep
@@ -32,7 +35,9 @@ def is_value(token):
 def by_suffix(tokens, length, context):
     """What followed the last `length` tokens wherever they stood in the context."""
     tail = tokens[-length:]
-    return {context[i + length] for i in range(len(context) - length) if context[i : i + length] == tail}  # fmt: skip
+    return {
+        context[i + length] for i in range(len(context) - length) if context[i : i + length] == tail
+    }
 
 
 def solve_needles(tokens, context):

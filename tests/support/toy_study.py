@@ -68,7 +68,7 @@ for each in seeds.split(","):
 with open(os.environ["TOY_JOURNAL"], "a") as journal:
     journal.write(workdir.name.replace("{seed}", "{%s}" % seeds) + "\\n")
 sys.exit(lost.startswith(arm) and lost != "")
-"""
+"""  # noqa: E501
 )
 
 EVALUATE = (
@@ -94,7 +94,7 @@ for k in (0.5, 1) if flags.get("lengths") == "1" else (0.5, 1, 2, 4):
 folder = workdir / ("evaluation" if split == "test" else "evaluation_dev")
 write(folder / "rows.jsonl", "".join(json.dumps(r) + "\\n" for r in rows))
 write(folder / "evaluation.json", json.dumps({"step": t["steps"], "settings": "toy"}))
-"""
+"""  # noqa: E501
 )
 
 
@@ -113,10 +113,20 @@ def start(folder: pathlib.Path, *flags: str, **environment: str) -> subprocess.P
     """Starts the study script in its folder."""
     arguments = [sys.executable, "scripts/study.py", "--study=study_file.py", "--workdir=out"]
     return subprocess.Popen(
-        [*arguments, *flags], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, **machine.ONE_DEVICE, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-             "TOY_JOURNAL": str(folder / "journal"), **environment},
-    )  # fmt: skip
+        [*arguments, *flags],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            **machine.ONE_DEVICE,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "TOY_JOURNAL": str(folder / "journal"),
+            **environment,
+        },
+    )
 
 
 def run(folder: pathlib.Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from posenc_jax.training.sharding import make_mesh
 
 
@@ -16,7 +15,11 @@ def state(seed=0, mesh=None):
         "step": np.int32(seed),
     }
     mesh = mesh or make_mesh(1, 1)
-    places = {"params": {"up_DF": jax.P("data", "model")}, "optimizer": {"mu": jax.P(None, "model")}, "step": jax.P()}  # fmt: skip
+    places = {
+        "params": {"up_DF": jax.P("data", "model")},
+        "optimizer": {"mu": jax.P(None, "model")},
+        "step": jax.P(),
+    }
     return jax.tree.map(
         lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)), values, places
     )

@@ -6,18 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.task_fillers import FILLER, TOKENIZER
-
 from posenc_jax.tasks.instance_text import render_instance
 from posenc_jax.tasks.task_registry import find
+
+from support.task_fillers import FILLER, TOKENIZER
 
 ROOT = Path(__file__).parents[2]
 
 
 def show(*flags):
     return subprocess.run(
-        [sys.executable, "scripts/show_tasks.py", *flags], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
-    )  # fmt: skip
+        [sys.executable, "scripts/show_tasks.py", *flags],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ),
+    )
 
 
 def test_sources_and_answers_are_marked_in_the_text():

@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from support import runs
-from support.planted_classes import planted, small
-from tensorflow_datasets.core import registered
-
 from posenc_jax.data.document_files import TextFile
 from posenc_jax.data.tokenizers import ByteTokenizer
 from posenc_jax.evaluation import evaluate
 from posenc_jax.tasks import longtext
 from posenc_jax.tasks.longtext import PACKAGES, ClassWindows, LabelTokenizer
 from posenc_jax.training.inputs import open_inputs, training_batches
+from tensorflow_datasets.core import registered
+
+from support import runs
+from support.planted_classes import planted, small
 
 SPLITS = ("train", "dev", "test")
 
@@ -30,11 +30,15 @@ def library(folder, files=5):
     for k, package in enumerate(PACKAGES):
         for i in range(files):
             name = f"{package}/m{i}.py"
-            parts = [f"# Author of {package}\n# licence\n", f'"""The {package} module."""\n', f"import {package}.m0\n"]  # fmt: skip
+            parts = [
+                f"# Author of {package}\n# licence\n",
+                f'"""The {package} module."""\n',
+                f"import {package}.m0\n",
+            ]
             for j in range(3):
                 parts.append(
                     f"\n# a comment\n@wrapped\ndef f{j}(x):\n"
-                    f'    """Of {package.title()} {package.upper()} {i} {j} {k}."""\n    return "{"x" * 80}"\n'
+                    f'    """Of {package.title()} {package.upper()} {i} {j} {k}."""\n    return "{"x" * 80}"\n'  # noqa: E501
                 )
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +208,9 @@ def prepare_reviews(data_dir, *, unlabelled=False, feature=None):
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in ("train", "test", "unsupervised")}  # fmt: skip
+        return {
+            split: self._generate_examples(split) for split in ("train", "test", "unsupervised")
+        }
 
     def generate_examples(self, split):
         for i in range(80 if split == "train" else 10):

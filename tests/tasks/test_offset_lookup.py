@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import SYMBOLS, Filler
 from posenc_jax.tasks.offset_lookup import (
@@ -14,6 +12,8 @@ from posenc_jax.tasks.offset_lookup import (
     spread_offsets,
 )
 from posenc_jax.training.inputs import open_inputs, training_batches
+
+from support import runs
 
 TOKENIZER = open_tokenizer("bytes")
 FILLER = Filler(None, TOKENIZER, corpus=False)
@@ -62,8 +62,14 @@ def test_instances_differ_between_splits_and_indices_and_orders_vary():
 
 def test_training_windows_weigh_the_answers_alone():
     windows = OffsetWindows(
-        FILLER, offsets=OFFSETS, length=64, seed=0, split="train", answer_weight=3.0, pad=TOKENIZER.pad
-    )  # fmt: skip
+        FILLER,
+        offsets=OFFSETS,
+        length=64,
+        seed=0,
+        split="train",
+        answer_weight=3.0,
+        pad=TOKENIZER.pad,
+    )
     example = windows[5]
     asked = np.flatnonzero(example["weights_T"])
     assert len(asked) == len(OFFSETS)

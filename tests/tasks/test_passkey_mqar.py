@@ -8,14 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from support.sentencepiece_models import train_sentencepiece
-from support.task_fillers import FILLER, SENTENCES, TOKENIZER, TextStream
-
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.passkey_mqar import mqar, passkey, shortest_length
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 from posenc_jax.tasks.task_registry import find
+
+from support.sentencepiece_models import train_sentencepiece
+from support.task_fillers import FILLER, SENTENCES, TOKENIZER, TextStream
 
 LENGTHS = [32, 33, 47, 64, 100, 257, 1024]
 

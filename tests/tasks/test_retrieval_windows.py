@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from support import runs
-from support.task_fillers import FILLER, TOKENIZER
-
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows, stages
 from posenc_jax.tasks.task_registry import find
 from posenc_jax.training.config_sections import DataSection
 from posenc_jax.training.inputs import open_inputs, retrieval_tasks, training_batches
+
+from support import runs
+from support.task_fillers import FILLER, TOKENIZER
 
 
 def windows_of(
@@ -229,18 +229,38 @@ def test_a_run_that_goes_on_from_another_one_begins_where_the_curriculum_ends():
         ({"length_warmup": (2.5, 1)}, "length_warmup must be whole numbers"),
         ({"pairs_warmup": 1.5}, r"pairs_warmup must lie in \[0, 1\]"),
         ({"pair_askings": 0}, "pair_askings must lie in"),
-        ({"pair_askings": 2, "max_pairs": 8}, "mqar with 8 pairs, each asked 2 times needs a length of at least 50"),
-        ({"retrieval_share": 0.0, "length_warmup": (2, 1)}, "length_warmup=.* is of retrieval documents: set config.data.retrieval_share"),
-        ({"retrieval_mix": "passkey,mqar_8", "pairs_warmup": 0.5}, "pairs_warmup=0.5 is of mqar documents: name mqar"),
-        ({"length_warmup": (8, 1)}, "part 1 of 2 has documents of at most 4 tokens .32 / 8., .* mqar with 2 pairs, needs 10"),
-        ({"pairs_warmup": 0.5, "min_pairs": 3}, "pairs_warmup=0.5 has nothing to grow: config.data.min_pairs and max_pairs are both 3"),
-        ({"retrieval_mix": "passkey", "pair_askings": 2}, "pair_askings=2 is of recall documents: name mqar"),
+        (
+            {"pair_askings": 2, "max_pairs": 8},
+            "mqar with 8 pairs, each asked 2 times needs a length of at least 50",
+        ),
+        (
+            {"retrieval_share": 0.0, "length_warmup": (2, 1)},
+            "length_warmup=.* is of retrieval documents: set config.data.retrieval_share",
+        ),
+        (
+            {"retrieval_mix": "passkey,mqar_8", "pairs_warmup": 0.5},
+            "pairs_warmup=0.5 is of mqar documents: name mqar",
+        ),
+        (
+            {"length_warmup": (8, 1)},
+            "part 1 of 2 has documents of at most 4 tokens .32 / 8., .* mqar with 2 pairs, needs 10",
+        ),
+        (
+            {"pairs_warmup": 0.5, "min_pairs": 3},
+            "pairs_warmup=0.5 has nothing to grow: config.data.min_pairs and max_pairs are both 3",
+        ),
+        (
+            {"retrieval_mix": "passkey", "pair_askings": 2},
+            "pair_askings=2 is of recall documents: name mqar",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_curriculum_that_cannot_be_is_refused_in_a_line(data_dir, data, message):
     def begin():
         config = runs.config(data_dir, "rope", data=data)
-        training_batches(config, open_inputs(config), first_step=0, process_index=0, process_count=1)  # fmt: skip
+        training_batches(
+            config, open_inputs(config), first_step=0, process_index=0, process_count=1
+        )
 
     with pytest.raises(ValueError, match=message):
         begin()

@@ -5,11 +5,11 @@ import itertools
 
 import numpy as np
 import pytest
-from support.task_fillers import FILLER, TOKENIZER
-from support.task_solvers import BOS, SEP, SOLVERS, filler_of, is_value, made
-
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 from posenc_jax.tasks.task_registry import SCORED, TASKS, find
+
+from support.task_fillers import FILLER, TOKENIZER
+from support.task_solvers import BOS, SEP, SOLVERS, filler_of, is_value, made
 
 LENGTHS = (32, 33, 47, 64, 131, 300, 1024)
 
@@ -56,7 +56,9 @@ def test_the_value_stands_in_its_needle_and_nowhere_else(name):
         assert len(values) == len(set(values))
 
 
-@pytest.mark.parametrize("name", ["needles_1", "needles_4", "needles_16", "passkey", "ngram", "phonebook", "flipflop"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["needles_1", "needles_4", "needles_16", "passkey", "ngram", "phonebook", "flipflop"]
+)
 def test_the_depth_walks_through_the_deciles(name):
     for index in range(20):
         (answer,) = made(name, 1024, index).answers
@@ -83,7 +85,9 @@ def test_a_longer_instance_is_the_shorter_one_with_more_in_the_gaps(name):
                 assert long.tokens[: half + 1].tolist() == short.tokens[: half + 1].tolist()
                 continue
             assert [a.kind for a in short.answers] == [a.kind for a in long.answers]
-            asked = [[s.tokens[a.start : a.stop].tolist() for a in s.answers] for s in (short, long)]  # fmt: skip
+            asked = [
+                [s.tokens[a.start : a.stop].tolist() for a in s.answers] for s in (short, long)
+            ]
             assert asked[0] == asked[1]
             assert subsequence(short.tokens.tolist(), long.tokens.tolist())
 
@@ -121,7 +125,9 @@ def keys_of(name, split):
     return found
 
 
-@pytest.mark.parametrize("name", ["passkey", "needles_4", "ngram", "phonebook", "latest_first", "synonym"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["passkey", "needles_4", "ngram", "phonebook", "latest_first", "synonym"]
+)
 def test_splits_ask_for_keys_of_their_own(name):
     train, dev, test = (keys_of(name, split) for split in ("train", "dev", "test"))
     assert min(len(train), len(dev), len(test)) > 3
@@ -154,9 +160,15 @@ def test_a_phone_book_longer_than_the_split_has_names_for_is_refused():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_can_be_trained_on(name):
     windows = RetrievalWindows(
-        TOKENIZER, filler_of(find(name)), tasks=((name, 1.0),), length=160, seed=0, split="train",
-        curriculum=Curriculum((2, 4)), answer_weight=2.0,
-    )  # fmt: skip
+        TOKENIZER,
+        filler_of(find(name)),
+        tasks=((name, 1.0),),
+        length=160,
+        seed=0,
+        split="train",
+        curriculum=Curriculum((2, 4)),
+        answer_weight=2.0,
+    )
     for index in range(5):
         example = windows[index]
         assert example["weights_T"].max() == 2.0

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-
 from posenc_jax.training.config import RunConfig, differences, from_sections, read
 
 BAD = [
@@ -14,18 +13,36 @@ BAD = [
     ({"train": {"steps": "3"}}, "config.train.steps must be int, not '3'"),
     ({"train": {"steps": 2.5}}, "config.train.steps must be int"),
     ({"model": {"qk_norm": 1}}, "config.model.qk_norm must be bool"),
-    ({"optimizer": {"learning_rate": float("nan")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
-    ({"optimizer": {"learning_rate": -1.0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
-    ({"optimizer": {"learning_rate": 0}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
-    ({"optimizer": {"learning_rate": float("inf")}}, r"config.optimizer.learning_rate must lie in \[1e-12, 100\]"),
+    (
+        {"optimizer": {"learning_rate": float("nan")}},
+        r"config.optimizer.learning_rate must lie in \[1e-12, 100\]",
+    ),
+    (
+        {"optimizer": {"learning_rate": -1.0}},
+        r"config.optimizer.learning_rate must lie in \[1e-12, 100\]",
+    ),
+    (
+        {"optimizer": {"learning_rate": 0}},
+        r"config.optimizer.learning_rate must lie in \[1e-12, 100\]",
+    ),
+    (
+        {"optimizer": {"learning_rate": float("inf")}},
+        r"config.optimizer.learning_rate must lie in \[1e-12, 100\]",
+    ),
     ({"optimizer": {"name": "sgd"}}, "config.optimizer.name must be one of adamw, muon"),
     ({"model": {"num_heads": 3}}, "model.model_dim=64 does not divide over model.num_heads=3"),
     ({"model": {"scheme": "rope", "head_dim": 5}}, "head dim 5 is odd"),
-    ({"model": {"model_dim": 2**40}}, r"config.model.model_dim must lie in \[1, 1048576\], not 1099511627776"),
+    (
+        {"model": {"model_dim": 2**40}},
+        r"config.model.model_dim must lie in \[1, 1048576\], not 1099511627776",
+    ),
     ({"train": {"length": 2**40}}, "config.train.length must lie in"),
     ({"train": {"batch_size": 2**40}}, "config.train.batch_size must lie in"),
     ({"data": {"threads": 2**40}}, "config.data.threads must lie in"),
-    ({"model": {"num_layers": 10**5}}, r"config.model.num_layers must lie in \[1, 4096\], not 100000"),
+    (
+        {"model": {"num_layers": 10**5}},
+        r"config.model.num_layers must lie in \[1, 4096\], not 100000",
+    ),
     ({"train": {"loss_chunks": 10**9}}, r"config.train.loss_chunks must lie in \[1, 4096\]"),
     ({"train": {"seed": 2**32}}, "config.train.seed must lie in"),
     ({"optimizer": {"beta1": 0.9999999999}}, "config.optimizer.beta1 must lie in"),
@@ -39,7 +56,7 @@ BAD = [
     ({"data": {"corpus": "text_folder"}}, "config.data.folder must name a folder"),
     ({"evaluation": {"multiples": []}}, "config.evaluation.multiples"),
     ({"evaluation": {"multiples": "1,2"}}, "config.evaluation.multiples must be whole numbers"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("sections", "message"), BAD)

@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from posenc_jax import cli
+from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, UNWRITABLE, WRONG_INPUT
+
 from faults.kills import await_seen
 from faults.small_run import SmallRun, finished, last_logged, without_progress
 from support.entries import ROOT, typed
-
-from posenc_jax import cli
-from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, UNWRITABLE, WRONG_INPUT
 
 # A call that lasts for minutes and never returns to the interpreter, as one of the compiler.
 COMPILING = """
@@ -28,7 +28,9 @@ with SignalNotice("saving"):
 
 def line_of(process, stream) -> str:
     """The next line of a stream; the process is killed if none comes."""
-    alarm = subprocess.Popen(["sh", "-c", f"sleep 60; kill -9 {process.pid}"], stderr=subprocess.DEVNULL)  # fmt: skip
+    alarm = subprocess.Popen(
+        ["sh", "-c", f"sleep 60; kill -9 {process.pid}"], stderr=subprocess.DEVNULL
+    )
     try:
         return stream.readline()
     finally:
@@ -39,9 +41,12 @@ def line_of(process, stream) -> str:
 def test_a_signal_is_acknowledged_during_a_compilation_and_a_second_ctrl_c_ends_the_process():
     process = subprocess.Popen(
         [sys.executable, "-c", COMPILING],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
     assert line_of(process, process.stderr) == "saving; press again to end at once\n"
@@ -83,8 +88,12 @@ def test_a_sighup_that_is_ignored_stays_ignored(run):
     workdir = run.fresh("nohup")
     process = subprocess.Popen(
         ["nohup", sys.executable, "train.py", *run._arguments(workdir, ())],
-        cwd=ROOT, env=run._environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=run._environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     await_seen(process, lambda w: last_logged(w) >= 1, workdir, pause=0.001)
     process.send_signal(signal.SIGHUP)
     _, said = process.communicate()
@@ -96,8 +105,16 @@ def test_a_sighup_that_is_ignored_stays_ignored(run):
 @pytest.mark.parametrize("shell", ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full"])
 def test_a_run_outlives_its_output(run, shell):
     workdir = run.fresh("silent")
-    typed_line = subprocess.list2cmdline(["exec", sys.executable, "train.py", *run._arguments(workdir, ())])  # fmt: skip
-    done = subprocess.run(["bash", "-c", f"{typed_line} {shell}"], cwd=ROOT, env=run._environment(1), capture_output=True, text=True)  # fmt: skip
+    typed_line = subprocess.list2cmdline(
+        ["exec", sys.executable, "train.py", *run._arguments(workdir, ())]
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{typed_line} {shell}"],
+        cwd=ROOT,
+        env=run._environment(1),
+        capture_output=True,
+        text=True,
+    )
     assert finished(workdir)
     assert run.wrong(workdir) == 0
     if shell == ">/dev/full":
@@ -157,9 +174,17 @@ def test_an_unknown_flag_of_the_compiler_is_one_line(tmp_path):
     assert "Unknown flag in XLA_FLAGS: --xla_nosuch" in ended.stderr
 
 
-@pytest.mark.parametrize("script", ["train.py", *(f"scripts/{p.name}" for p in sorted(ROOT.glob("scripts/*.py")))])  # fmt: skip
+@pytest.mark.parametrize(
+    "script", ["train.py", *(f"scripts/{p.name}" for p in sorted(ROOT.glob("scripts/*.py")))]
+)
 def test_a_python_without_the_packages_is_one_line(script):
-    ended = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True, cwd=ROOT, env={"PATH": os.environ["PATH"]})  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-S", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+    )
     assert ended.returncode == WRONG_INPUT
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "source .venv/bin/activate" in ended.stderr

@@ -4,15 +4,17 @@ import errno
 import struct
 
 import pytest
-from support import runs
+from posenc_jax.training.progress import EventLog
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from posenc_jax.training.progress import EventLog
+from support import runs
 
 
 def events(folder):
-    """The events of a folder's files, by the format of TFRecord: length, its checksum, bytes, their checksum."""
+    """The events of a folder's files, by the format of TFRecord: length, its checksum, bytes, their
+    checksum.
+    """
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:
@@ -45,7 +47,9 @@ def full(*_):
 def test_a_run_outlives_its_tensorboard(tmp_path, data_dir, monkeypatch, capfd):
     config = runs.config(data_dir, train={"data_devices": 1, "steps": 40})
     write = EventsWriter.write_event
-    monkeypatch.setattr(EventsWriter, "write_event", lambda s, e: full() if e.step > 2 else write(s, e))  # fmt: skip
+    monkeypatch.setattr(
+        EventsWriter, "write_event", lambda s, e: full() if e.step > 2 else write(s, e)
+    )
     rows = runs.finished(config, tmp_path / "x")
     assert [row["step"] for row in rows] == list(range(1, 41))
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]

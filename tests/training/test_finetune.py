@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import oracles, runs
-
 from configs import drope, finetune, smoke
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import extend_length, parse, unparse
@@ -24,6 +22,8 @@ from posenc_jax.training import loop
 from posenc_jax.training.config import read
 from posenc_jax.training.inputs import dev_examples, open_inputs
 from posenc_jax.training.multi_seed import train_seeds
+
+from support import oracles, runs
 
 pytestmark = pytest.mark.thorough
 
@@ -85,7 +85,9 @@ def logits(config, params, tokens_T):
     tokens_BT = jnp.asarray(tokens_T)[None]
     pos_BT = jnp.arange(len(tokens_T))[None]
     params = jax.tree.map(jnp.asarray, params)
-    return Decoder(config).apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))[0][0]  # fmt: skip
+    return Decoder(config).apply({"params": params}, tokens_BT, pos_BT, jnp.ones_like(tokens_BT))[
+        0
+    ][0]
 
 
 def test_it_begins_with_the_bits_of_the_source_and_with_nothing_else_of_it(
@@ -105,12 +107,16 @@ def test_it_begins_with_the_bits_of_the_source_and_with_nothing_else_of_it(
     assert not any(x.any() for x in moments)
 
 
-def test_before_its_first_update_it_is_the_stretched_reading_of_the_source(tmp_path, data_dir, source):  # fmt: skip
+def test_before_its_first_update_it_is_the_stretched_reading_of_the_source(
+    tmp_path, data_dir, source
+):
     """And both are the float64 reference: YaRN from the length the source was trained at, slopes / 4."""
     config = tuning(data_dir, source)
     state, zero_shot = first_state(config, tmp_path / "x"), load_run(source, "yarn:4")
     tokens_T = np.random.default_rng(0).integers(0, 256, 80)
-    ours = logits(config.model_config(zero_shot.inputs.tokenizer.vocab_size), state["params"], tokens_T)  # fmt: skip
+    ours = logits(
+        config.model_config(zero_shot.inputs.tokenizer.vocab_size), state["params"], tokens_T
+    )
     theirs = logits(zero_shot.model_config(4 * L), zero_shot.params, tokens_T)
     np.testing.assert_array_equal(ours, theirs)
 
@@ -121,10 +127,17 @@ def test_before_its_first_update_it_is_the_stretched_reading_of_the_source(tmp_p
     scaled = 0.1 * np.log(4.0) + 1
 
     def turned(z):
-        return np.stack([[scaled * oracles.rope_by_angles(z[t, n], t * freq_h) for n in range(4)] for t in range(80)])  # fmt: skip
+        return np.stack(
+            [
+                [scaled * oracles.rope_by_angles(z[t, n], t * freq_h) for n in range(4)]
+                for t in range(80)
+            ]
+        )
 
     def attention(layer, q, k, v):
-        return oracles.attention(turned(q), turned(k), v, lambda n, i, j: -slopes[n] * (i - j), lambda i, j: j <= i)  # fmt: skip
+        return oracles.attention(
+            turned(q), turned(k), v, lambda n, i, j: -slopes[n] * (i - j), lambda i, j: j <= i
+        )
 
     table = np.asarray(params["embedding_VD"], np.float64)
     reference = {**params, "embedding_VD": 8.0 * table, "head_VD": table}
@@ -146,11 +159,18 @@ def test_the_dev_loss_it_began_with_is_that_of_the_stretched_reading(data_dir, s
         logits_TV = np.asarray(found[0][0], np.float64)
         of_target = logits_TV[np.arange(4 * L), example["targets_T"]]
         nll_T = np.log(np.exp(logits_TV).sum(-1)) - of_target
-        nats, weight = nats + (nll_T * example["weights_T"]).sum(), weight + example["weights_T"].sum()  # fmt: skip
+        nats, weight = (
+            nats + (nll_T * example["weights_T"]).sum(),
+            weight + example["weights_T"].sum(),
+        )
     assert weight > 5 * 4 * L * 0.9
     begun = json.loads((tuned / "run.json").read_text())["source"]["dev_loss"]
     assert begun == pytest.approx(nats / weight, rel=1e-5)
-    measured = {row["step"]: row["dev_loss"] for row in runs.rows(tuned / "metrics.jsonl") if "dev_loss" in row}  # fmt: skip
+    measured = {
+        row["step"]: row["dev_loss"]
+        for row in runs.rows(tuned / "metrics.jsonl")
+        if "dev_loss" in row
+    }
     assert sorted(measured) == [3, 6]
     assert measured[6] < begun
 
@@ -220,7 +240,9 @@ def test_a_schedule_stands_at_its_end_from_the_first_update_on(tmp_path, data_di
     shutil.rmtree(tmp_path / "source" / "checkpoints" / "4")  # stopped with its slopes still whole
     share = saved_params(tmp_path / "source")["layer_0"]["attention"]["scheme"]["0.bias"]["share"]
     assert share == 1.0
-    tuned = tuning(data_dir, tmp_path / "source", "slopes:4", train={"steps": 4, "save_every": 1, "keep": 4})  # fmt: skip
+    tuned = tuning(
+        data_dir, tmp_path / "source", "slopes:4", train={"steps": 4, "save_every": 1, "keep": 4}
+    )
     runs.finished(tuned, tmp_path / "tuned")
     for step in (1, 4):
         params = open_run_at(tmp_path / "tuned", step)
@@ -231,16 +253,23 @@ def open_run_at(workdir, step):
     run = load_run(workdir, None)
     with CheckpointManager(workdir, 4, clean=False) as checkpoints:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), run.params)  # fmt: skip
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), run.params
+        )
         return jax.device_get(checkpoints.parameters(step, shapes))
 
 
-def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_length_it_began_with(tuned):  # fmt: skip
+def test_it_is_evaluated_in_the_encoding_it_was_tuned_in_at_multiples_of_the_length_it_began_with(
+    tuned,
+):
     path = evaluate.evaluate(
         tuned, multiples=(1, 8), suites=("E1", "E3"), split="test", stretch=None
     )
     rows = [row for row in runs.rows(path) if row["metric"] == "bpb_nonoverlap"]
-    assert [(row["length"], row["k"], row["train_length"]) for row in rows] == [(L, 1, L), (8 * L, 8, L)]  # fmt: skip
+    assert [(row["length"], row["k"], row["train_length"]) for row in rows] == [
+        (L, 1, L),
+        (8 * L, 8, L),
+    ]
     contexts = [row["length"] for row in runs.rows(path) if row["metric"] == "bpb_ctx"]
     assert contexts == [L // 8, L // 4, L // 2, L, 8 * L]  # as for the run it began with
     assert json.loads((tuned / "run.json").read_text())["train_length"] == L
@@ -266,8 +295,14 @@ def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_d
     twice = frequencies(extended_model(slopes, "dynamic:1", 8 * L, 260))
     base = oracles.ntk_base(10_000.0, 2.0, 8)
     np.testing.assert_allclose(twice, [oracles.rope_frequency(i, 8, base) for i in range(4)])
-    np.testing.assert_allclose(frequencies(extended_model(slopes, "yarn:2", 8 * L, 260)), oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0))  # fmt: skip
-    np.testing.assert_allclose(frequencies(extended_model(slopes, "llama3:2", 8 * L, 260)), oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L))  # fmt: skip
+    np.testing.assert_allclose(
+        frequencies(extended_model(slopes, "yarn:2", 8 * L, 260)),
+        oracles.yarn_frequencies(8, 10_000.0, 4 * L, 2.0),
+    )
+    np.testing.assert_allclose(
+        frequencies(extended_model(slopes, "llama3:2", 8 * L, 260)),
+        oracles.llama3_frequencies(8, 10_000.0, 2.0, 1.0, 4.0, 4 * L),
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,24 +311,51 @@ def test_a_stretch_of_a_tuned_run_goes_on_from_the_length_it_was_tuned_to(data_d
         ({"train": {"init_from": "nowhere"}}, "init_from=nowhere holds no run"),
         ({"train": {"init_from": "{empty}"}}, "has no checkpoint; train it first"),
         ({"train": {"init_from": "{workdir}"}}, "is the run's own --workdir"),
-        ({"train": {"init_from": ""}}, "original_length=32 is that of the run that config.train.init_from names"),
-        ({"train": {"original_length": 129}}, r"original_length=129 must lie in \[0, config.train.length=128\]"),
+        (
+            {"train": {"init_from": ""}},
+            "original_length=32 is that of the run that config.train.init_from names",
+        ),
+        (
+            {"train": {"original_length": 129}},
+            r"original_length=129 must lie in \[0, config.train.length=128\]",
+        ),
         ({"train": {"original_length": -1}}, "original_length must lie in"),
         ({"train": {"original_length": 0}}, "placed at 32: set config.train.original_length=32"),
         ({"train": {"original_length": 64}}, "placed at 32: set config.train.original_length=32"),
-        ({"model": {"num_layers": 3, "activation": "gelu", "mlp_dim": 96}}, "model.num_layers: 3 here, 2 there; model.activation: 'gelu' here, 'swiglu' there[)]; take"),
+        (
+            {"model": {"num_layers": 3, "activation": "gelu", "mlp_dim": 96}},
+            "model.num_layers: 3 here, 2 there; model.activation: 'gelu' here, 'swiglu' there[)]; take",
+        ),
         ({"model": {"scheme": "learned"}}, "length=128 exceeds the 32 positions of 'learned'"),
-        ({"model": {"scheme": "rope+t5"}}, "params/layer_0/attention/scheme/0.bias/table_NU is absent there"),
-        ({"data": {"corpus": "stdlib_definitions", "task": "classification", "retrieval_share": 0.0}}, "another tokenizer .*config.data.task=language"),
-        ({"train": {"dev_every": 4}}, "dev_every=4 must be 0 or a multiple of config.train.save_every=3"),
+        (
+            {"model": {"scheme": "rope+t5"}},
+            "params/layer_0/attention/scheme/0.bias/table_NU is absent there",
+        ),
+        (
+            {
+                "data": {
+                    "corpus": "stdlib_definitions",
+                    "task": "classification",
+                    "retrieval_share": 0.0,
+                }
+            },
+            "another tokenizer .*config.data.task=language",
+        ),
+        (
+            {"train": {"dev_every": 4}},
+            "dev_every=4 must be 0 or a multiple of config.train.save_every=3",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_at_the_door(tmp_path, data_dir, source, changes, message):
     workdir, empty = tmp_path / "workdir", tmp_path / "empty"
     empty.mkdir()
     shutil.copy(source / "config.json", empty)
     places = {"empty": empty, "workdir": workdir}
-    changes = {s: {k: v.format(**places) if isinstance(v, str) else v for k, v in of.items()} for s, of in changes.items()}  # fmt: skip
+    changes = {
+        s: {k: v.format(**places) if isinstance(v, str) else v for k, v in of.items()}
+        for s, of in changes.items()
+    }
     with pytest.raises(ValueError, match=message):
         loop.train(tuning(data_dir, source, **changes), workdir, "a test")
     assert not workdir.exists()
@@ -364,7 +426,10 @@ def test_the_recipe_stretches_as_a_reading_does(source, arm, scheme):
 
 
 def test_a_rotation_is_dropped_for_the_last_15_percent_at_a_rate_that_is_warmed_up_again(source):
-    config, there = runs.from_sections(drope.get_config(str(source)).to_dict()), read(source / "config.json")  # fmt: skip
+    config, there = (
+        runs.from_sections(drope.get_config(str(source)).to_dict()),
+        read(source / "config.json"),
+    )
     t = config.train
     assert there.model.scheme == "rope+alibi"
     assert config.model.scheme == "alibi"
@@ -373,7 +438,10 @@ def test_a_rotation_is_dropped_for_the_last_15_percent_at_a_rate_that_is_warmed_
     assert config.optimizer.warmup_steps < t.steps
     for name in ("learning_rate", "muon_learning_rate"):
         assert getattr(config.optimizer, name) == getattr(there.optimizer, name)
-    assert unparse(rotation_dropped(parse("3*(rope+alibi)|1*xpos~logn,prope"))) == "3*alibi|1*nope~logn,nope"  # fmt: skip
+    assert (
+        unparse(rotation_dropped(parse("3*(rope+alibi)|1*xpos~logn,prope")))
+        == "3*alibi|1*nope~logn,nope"
+    )
     with pytest.raises(ValueError, match="'nope~logn' has no rotation that could be dropped"):
         rotation_dropped(parse("nope~logn"))
     for wrong in ("", "nowhere"):
@@ -389,8 +457,16 @@ def test_a_dropped_run_begins_as_its_parent_with_the_rotation_off(tmp_path, data
     tokens_T = np.random.default_rng(0).integers(0, 256, 40)
     model = config.model_config(there.inputs.tokenizer.vocab_size)
     without = dataclasses.replace(there.model_config(L), scheme="alibi")
-    np.testing.assert_array_equal(logits(model, there.params, tokens_T), logits(without, there.params, tokens_T))  # fmt: skip
-    assert np.abs(logits(model, there.params, tokens_T) - logits(there.model_config(L), there.params, tokens_T)).max() > 1e-3  # fmt: skip
+    np.testing.assert_array_equal(
+        logits(model, there.params, tokens_T), logits(without, there.params, tokens_T)
+    )
+    assert (
+        np.abs(
+            logits(model, there.params, tokens_T)
+            - logits(there.model_config(L), there.params, tokens_T)
+        ).max()
+        > 1e-3
+    )
 
 
 @pytest.mark.slow
@@ -412,8 +488,14 @@ def test_from_training_to_the_scores_of_the_tuned_run_by_the_scripts(tmp_path, d
         "scripts/evaluate.py", f"--workdir={y}", "--suite=E1", "--lengths=1", "--checkpoint=best"
     )
     assert smoke.get_config("rope").train.length == L
-    (row,) = [r for r in runs.rows(y / "evaluation_dev" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
+    (row,) = [
+        r for r in runs.rows(y / "evaluation_dev" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"
+    ]
     assert (row["length"], row["arm"]) == (L, "rope yarn:4 tuned")
     assert "checkpoint" not in row
-    (best,) = [r for r in runs.rows(y / "evaluation_dev_best" / "rows.jsonl") if r["metric"] == "bpb_nonoverlap"]  # fmt: skip
+    (best,) = [
+        r
+        for r in runs.rows(y / "evaluation_dev_best" / "rows.jsonl")
+        if r["metric"] == "bpb_nonoverlap"
+    ]
     assert (best["checkpoint"], best["step"]) == ("best", 8)

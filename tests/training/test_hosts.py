@@ -15,16 +15,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import machine, runs
-
 from posenc_jax.training.hosts import connect, launcher, rows_of_process
 from posenc_jax.training.sharding import make_mesh
 
+from support import machine, runs
+
 ROOT = Path(__file__).parents[2]
 SLURM = {
-    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
-}  # fmt: skip
+}
 
 
 def free_port():
@@ -37,21 +40,32 @@ def start(workdir, data_dir, *settings, processes=2, devices=4):
     """Starts the processes of a run of the smoke configuration."""
     port = free_port()
     environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{machine.QUICK} --xla_force_host_platform_device_count={devices}",
-    }  # fmt: skip
+    }
     several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
     return [
         subprocess.Popen(
             [
-                sys.executable, "train.py", "--config=configs/smoke.py:rope+alibi", f"--workdir={workdir}",
-                f"--config.data.data_dir={data_dir}", *(several if processes > 1 else []),
-                *([f"--process={i}"] if processes > 1 else []), *settings,
+                sys.executable,
+                "train.py",
+                "--config=configs/smoke.py:rope+alibi",
+                f"--workdir={workdir}",
+                f"--config.data.data_dir={data_dir}",
+                *(several if processes > 1 else []),
+                *([f"--process={i}"] if processes > 1 else []),
+                *settings,
             ],
-            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for i in range(processes)
-    ]  # fmt: skip
+    ]
 
 
 def ends(processes, timeout=240):
@@ -88,7 +102,10 @@ def test_two_processes_with_four_devices_train_as_one_with_eight(tmp_path, data_
     assert codes == [0, 0], said
     codes, said = ends(start(tmp_path / "one", data_dir, *asked, processes=1, devices=8))
     assert codes == [0], said
-    dev = [[r["dev_loss"] for r in runs.rows(tmp_path / name / "metrics.jsonl") if "dev_loss" in r] for name in ("two", "one")]  # fmt: skip
+    dev = [
+        [r["dev_loss"] for r in runs.rows(tmp_path / name / "metrics.jsonl") if "dev_loss" in r]
+        for name in ("two", "one")
+    ]
     assert len(dev[1]) == 2
     np.testing.assert_allclose(*dev, rtol=1e-5)
     two, one = (np.array(numbers(tmp_path / name)) for name in ("two", "one"))
@@ -145,9 +162,12 @@ def test_two_processes_fine_tune_as_one_and_refuse_alike(tmp_path, data_dir):
     codes, said = ends(start(tmp_path / "source", data_dir, *small, processes=1, devices=8))
     assert codes == [0], said
     tuned = (
-        *small, f"--config.train.init_from={tmp_path / 'source'}", "--config.train.length=64",
-        "--config.train.original_length=32", "--config.train.dev_every=2",
-    )  # fmt: skip
+        *small,
+        f"--config.train.init_from={tmp_path / 'source'}",
+        "--config.train.length=64",
+        "--config.train.original_length=32",
+        "--config.train.dev_every=2",
+    )
     codes, said = ends(start(tmp_path / "two", data_dir, *tuned))
     assert codes == [0, 0], said
     codes, said = ends(start(tmp_path / "one", data_dir, *tuned, processes=1, devices=8))
@@ -155,7 +175,9 @@ def test_two_processes_fine_tune_as_one_and_refuse_alike(tmp_path, data_dir):
     two, one = (np.array(numbers(tmp_path / name)) for name in ("two", "one"))
     assert len(one) == 4
     np.testing.assert_allclose(two, one, rtol=1e-5)
-    sources = [json.loads((tmp_path / name / "run.json").read_text())["source"] for name in ("two", "one")]  # fmt: skip
+    sources = [
+        json.loads((tmp_path / name / "run.json").read_text())["source"] for name in ("two", "one")
+    ]
     np.testing.assert_allclose(sources[0].pop("dev_loss"), sources[1].pop("dev_loss"), rtol=1e-5)
     assert sources[0] == sources[1]
 

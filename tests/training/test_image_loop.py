@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.entries import ROOT
-
 from configs import vision
 from posenc_jax.data.images import Images, ImageSet, open_images
 from posenc_jax.encodings import sinusoid
@@ -17,6 +15,8 @@ from posenc_jax.training import image_loop
 from posenc_jax.training.image_config import image_config
 from posenc_jax.training.image_loop import batch_indices, train_images
 from posenc_jax.training.loop import Diverged, Preempted
+
+from support.entries import ROOT
 
 
 def sections(scheme="axial", **changes):
@@ -73,8 +73,13 @@ def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not_stopped(
         (8, 20, "learned"),
         (16, 20, "learned"),
     ]
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-              for name in ("whole", "cut")]  # fmt: skip
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "cut")
+    ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 8
     assert losses[0][-1] < losses[0][0]
@@ -87,8 +92,16 @@ def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not_stopped(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it(stripes, tmp_path):
-    config = image_config(sections("learned", optimizer__learning_rate=1e2, optimizer__clip_norm=1e12,
-                                   optimizer__warmup_steps=1, train__steps=40, train__save_every=40))  # fmt: skip
+    config = image_config(
+        sections(
+            "learned",
+            optimizer__learning_rate=1e2,
+            optimizer__clip_norm=1e12,
+            optimizer__warmup_steps=1,
+            train__steps=40,
+            train__save_every=40,
+        )
+    )
     try:
         train_images(config, tmp_path / "x", "x")
     except Diverged as error:

@@ -10,8 +10,6 @@ import threading
 import jax
 import numpy as np
 import pytest
-from support import runs, schemes
-
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
@@ -19,6 +17,8 @@ from posenc_jax.training.loop import Diverged, Preempted, check_mesh, train
 from posenc_jax.training.loss import token_losses
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
+
+from support import runs, schemes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -35,7 +35,14 @@ def final_state(config, workdir):
         return jax.device_get(checkpoints.restore(checkpoints.latest(), shapes))
 
 
-@pytest.mark.parametrize(("data", "model"), [pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        pytest.param(8, 1, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        (2, 4),
+    ],
+)
 @pytest.mark.thorough
 def test_eight_devices_give_the_losses_of_one(tmp_path, data_dir, data, model):
     one = runs.config(data_dir, train={"data_devices": 1, "model_devices": 1})
@@ -77,7 +84,12 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path, data_dir):
     assert ends[0]["unigram_bpb"]["dev"] != ends[0]["unigram_bpb"]["test"]
     for name in ("chain", "data_chain", "state_sha256"):
         assert ends[0][name] == ends[1][name]
-    for a, b in zip(*map(jax.tree.leaves, (final_state(config, tmp_path / "whole"), final_state(config, resumed))), strict=True):  # fmt: skip
+    for a, b in zip(
+        *map(
+            jax.tree.leaves, (final_state(config, tmp_path / "whole"), final_state(config, resumed))
+        ),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -238,9 +250,12 @@ STACKS += [line for line in schemes.ALL if line not in SINGLE]  # interleaved, a
 def on_mesh(tmp_path, stack, data, model):
     """The configuration of a stack, one layer per scheme, on a mesh."""
     return runs.config(
-        tmp_path, stack, model={"num_layers": len(parse(stack).layers)}, optimizer={"epsilon": 1e-3},
+        tmp_path,
+        stack,
+        model={"num_layers": len(parse(stack).layers)},
+        optimizer={"epsilon": 1e-3},
         train={"data_devices": data, "model_devices": model},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -281,7 +296,11 @@ def test_every_scheme_trains_on_a_mesh_as_on_one_device(tmp_path, stack):
     one, many = (steps(on_mesh(tmp_path, stack, *axes), [batch])[1] for axes in ((1, 1), (2, 4)))
     np.testing.assert_allclose(one["metrics"]["loss"], many["metrics"]["loss"], rtol=1e-5)
     np.testing.assert_allclose(one["metrics"]["grad_norm"], many["metrics"]["grad_norm"], rtol=1e-4)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one["params"]), jax.tree.leaves(many["params"]), strict=True):  # fmt: skip
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one["params"]),
+        jax.tree.leaves(many["params"]),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 

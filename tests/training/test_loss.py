@@ -1,4 +1,6 @@
-"""The loss in pieces of the vocabulary and the z-loss, against float64 NumPy and the plain path; on meshes too."""
+"""The loss in pieces of the vocabulary and the z-loss, against float64 NumPy and the plain path; on meshes
+too.
+"""
 
 import collections
 import functools
@@ -10,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import runs
-
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config import differences, from_sections
 from posenc_jax.training.loss import summed_loss, token_losses
-from posenc_jax.training.sharding import (
-    BATCH,
-    make_mesh,
-)
+from posenc_jax.training.sharding import BATCH, make_mesh
 from posenc_jax.training.step import make_step, state_builder
+
+from support import runs
 
 B, T, D, V = 2, 5, 12, 37
 
@@ -114,11 +113,18 @@ def test_no_array_of_all_tokens_and_ids_exists_and_memory_falls():
     size, tokens = 4096, B * 64
     shapes = [
         jax.ShapeDtypeStruct(shape, kind)
-        for shape, kind in (((B, 64, D), "float32"), ((size, D), "float32"), ((B, 64), "int32"), ((B, 64), "float32"))
-    ]  # fmt: skip
+        for shape, kind in (
+            ((B, 64, D), "float32"),
+            ((size, D), "float32"),
+            ((B, 64), "int32"),
+            ((B, 64), "float32"),
+        )
+    ]
     largest, memory = {}, {}
     for chunks in (1, 8):
-        run = jax.grad(functools.partial(objective, chunks=chunks, z_loss=0.01), (0, 1), has_aux=True)  # fmt: skip
+        run = jax.grad(
+            functools.partial(objective, chunks=chunks, z_loss=0.01), (0, 1), has_aux=True
+        )
         program = jax.jit(run).lower(*shapes).compile()
         dims = re.findall(r"\w+\[([\d,]+)\]", program.as_text())
         largest[chunks] = max(math.prod(map(int, d.split(","))) for d in dims)
@@ -136,10 +142,12 @@ def batch(seed=0):
     ids = rng.integers(0, 256, (1, 8, 17), dtype=np.int32)
     ones = np.ones((1, 8, 16), np.int32)
     return {
-        "tokens_BT": ids[..., :-1], "targets_BT": ids[..., 1:],
+        "tokens_BT": ids[..., :-1],
+        "targets_BT": ids[..., 1:],
         "positions_BT": np.broadcast_to(np.arange(16, dtype=np.int32), ones.shape),
-        "segments_BT": ones, "weights_BT": rng.integers(0, 2, ones.shape).astype(np.float32),
-    }  # fmt: skip
+        "segments_BT": ones,
+        "weights_BT": rng.integers(0, 2, ones.shape).astype(np.float32),
+    }
 
 
 def prepared(
@@ -147,9 +155,12 @@ def prepared(
 ):
     """(mesh, step, state, batch on the mesh)"""
     config = runs.config(
-        "unused", scheme, optimizer={"epsilon": 1e-3}, model={"num_layers": 4, **(shape or {})},
+        "unused",
+        scheme,
+        optimizer={"epsilon": 1e-3},
+        model={"num_layers": 4, **(shape or {})},
         train={"data_devices": data, "fsdp_devices": fsdp, "model_devices": model, **train},
-    )  # fmt: skip
+    )
     mesh, decoder = (
         make_mesh(data, model, fsdp_devices=fsdp),
         Decoder(config.model_config(vocab_size)),
@@ -220,7 +231,9 @@ def test_the_reported_loss_is_the_plain_one_and_z_loss_is_reported_when_it_is_on
 @pytest.mark.thorough
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_devices_of_the_model_axis_share_the_vocabulary_and_no_logits_travel(chunks):
-    """Vocabulary 1021 (prime), 2 x 16 tokens a device: an array of all ids and tokens would have 32 x 1021."""
+    """Vocabulary 1021 (prime), 2 x 16 tokens a device: an array of all ids and tokens would have 32 x
+    1021.
+    """
     mesh, step, state, placed = prepared(
         "rope", fsdp=4, model=2, vocab_size=1021, loss_chunks=chunks
     )
@@ -234,7 +247,10 @@ def test_devices_of_the_model_axis_share_the_vocabulary_and_no_logits_travel(chu
     sizes = {math.prod(map(int, d.split(","))) for d in re.findall(r"\w+\[([\d,]+)\]", text)}
     assert tokens * 1021 not in sizes
     assert tokens * 2 * chunks * piece not in sizes
-    carried = re.findall(r"= \(?\w+\[([\d,]+)\].* (all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(", text)  # fmt: skip
+    carried = re.findall(
+        r"= \(?\w+\[([\d,]+)\].* (all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(",
+        text,
+    )
     assert collections.Counter(kind for _, kind in carried)["all-to-all"] > 0
     assert all(
         str(piece) not in dims.split(",") or str(tokens) not in dims.split(",")
@@ -248,13 +264,19 @@ def test_devices_of_the_model_axis_share_the_vocabulary_and_no_logits_travel(chu
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"remat": "some"}, "config.train.remat must be one of none, dots, attention, full, not 'some'"),
+        (
+            {"remat": "some"},
+            "config.train.remat must be one of none, dots, attention, full, not 'some'",
+        ),
         ({"loss_chunks": 0}, r"config.train.loss_chunks must lie in [1, 4096], not 0"),
         ({"z_loss": -1.0}, "config.train.z_loss must lie in [0, 1000.0], not -1.0"),
         ({"z_loss": math.nan}, "config.train.z_loss must lie in [0, 1000.0], not nan"),
-        ({"scan_layers": True}, "config.train.scan_layers: the 3 layers of config.model.num_layers hold no two rounds of the 2"),
+        (
+            {"scan_layers": True},
+            "config.train.scan_layers: the 3 layers of config.model.num_layers hold no two rounds of the 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_in_a_line(changes, words):
     model = {"scheme": "rope,nope", "num_layers": 3}
     from_sections({"model": model})

@@ -3,10 +3,10 @@
 import datetime
 
 import pytest
-from support.clocks import Clock
-
 from posenc_jax.training import meter as meters
 from posenc_jax.training.meter import Meter, peak_flops
+
+from support.clocks import Clock
 
 
 def metered(clock, **settings):

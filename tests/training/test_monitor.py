@@ -4,9 +4,9 @@ import sys
 import types
 
 import pytest
-from support import runs
-
 from posenc_jax.training.loop import train
+
+from support import runs
 
 
 def test_rows_go_to_weights_and_biases_when_asked_and_installed(tmp_path, data_dir, monkeypatch):

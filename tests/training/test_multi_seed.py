@@ -10,8 +10,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training import loop, multi_seed
@@ -20,6 +18,8 @@ from posenc_jax.training.loop import Diverged, Preempted, train
 from posenc_jax.training.multi_seed import train_seeds
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import state_builder
+
+from support import runs
 
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("compiled_once")]
 
@@ -57,12 +57,25 @@ def final_state(config, workdir):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
     """50 steps of two seeds, alone and together, and the batches that each was fed."""
-    root, config = tmp_path_factory.mktemp("together"), small(data_dir, train={"steps": 50, "save_every": 25})  # fmt: skip
+    root, config = (
+        tmp_path_factory.mktemp("together"),
+        small(data_dir, train={"steps": 50, "save_every": 25}),
+    )
     fed = {"alone": {seed: [] for seed in SEEDS}, "together": []}
     with pytest.MonkeyPatch.context() as patch:
         place, placed = loop._place, multi_seed._placed
-        patch.setattr(loop, "_place", lambda c, mesh, batch: fed["alone"][c.train.seed].append(batch) or place(c, mesh, batch))  # fmt: skip
-        patch.setattr(multi_seed, "_placed", lambda c, mesh, batches: fed["together"].append(batches) or placed(c, mesh, batches))  # fmt: skip
+        patch.setattr(
+            loop,
+            "_place",
+            lambda c, mesh, batch: (
+                fed["alone"][c.train.seed].append(batch) or place(c, mesh, batch)
+            ),
+        )
+        patch.setattr(
+            multi_seed,
+            "_placed",
+            lambda c, mesh, batches: fed["together"].append(batches) or placed(c, mesh, batches),
+        )
         for seed, folder in folders(root / "alone").items():
             train(of(config, seed), folder, "a test")
         train_seeds(config, folders(root / "together"), "a test")
@@ -83,8 +96,14 @@ def test_each_seed_is_fed_what_it_is_fed_alone(trained):
 def test_each_seed_has_the_losses_it_has_alone(trained):
     found = {}
     for seed in SEEDS:
-        a, b = (np.array(metrics(trained.root / how / f"x-s{seed}", "step", "loss", "learning_rate", "skipped"))
-                for how in ("alone", "together"))  # fmt: skip
+        a, b = (
+            np.array(
+                metrics(
+                    trained.root / how / f"x-s{seed}", "step", "loss", "learning_rate", "skipped"
+                )
+            )
+            for how in ("alone", "together")
+        )
         assert len(a) == 50
         np.testing.assert_array_equal(a[:, [0, 3]], b[:, [0, 3]])
         np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -97,7 +116,9 @@ def test_a_run_trained_together_is_a_run(trained, capsys):
     for seed, folder in folders(trained.root / "together").items():
         alone = trained.root / "alone" / folder.name
         assert {p.name for p in folder.iterdir()} == {p.name for p in alone.iterdir()}
-        assert read(folder / "config.json") == read(alone / "config.json") == of(trained.config, seed)  # fmt: skip
+        assert (
+            read(folder / "config.json") == read(alone / "config.json") == of(trained.config, seed)
+        )
         record, other = (json.loads((f / "run.json").read_text()) for f in (folder, alone))
         assert record.pop("seeds_in_program") == 2
         # Rounding differs, so the bits of losses and of the state do; what was read does not.
@@ -106,7 +127,11 @@ def test_a_run_trained_together_is_a_run(trained, capsys):
         assert record.keys() == other.keys()
         a, b = final_state(trained.config, alone), final_state(trained.config, folder)
         assert a["step"] == b["step"] == 50
-        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a["params"]), jax.tree.leaves(b["params"]), strict=True):  # fmt: skip
+        for (path, x), y in zip(
+            jax.tree_util.tree_leaves_with_path(a["params"]),
+            jax.tree.leaves(b["params"]),
+            strict=True,
+        ):
             np.testing.assert_allclose(x, y, atol=2e-3, err_msg=jax.tree_util.keystr(path))
     train(of(trained.config, 3), trained.root / "together" / "x-s3", "a test")
     assert "has finished its 50 steps" in capsys.readouterr().out
@@ -124,7 +149,9 @@ def whole(tmp_path_factory, data_dir):
 def same(a, b):
     """Whether two folders hold the same numbers, bit for bit."""
     names = ("step", "loss", "grad_norm", "learning_rate")
-    return [metrics(a / f"x-s{s}", *names) for s in SEEDS] == [metrics(b / f"x-s{s}", *names) for s in SEEDS]  # fmt: skip
+    return [metrics(a / f"x-s{s}", *names) for s in SEEDS] == [
+        metrics(b / f"x-s{s}", *names) for s in SEEDS
+    ]
 
 
 def test_stopped_together_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path):
@@ -140,7 +167,9 @@ def test_stopped_together_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_pa
     with pytest.raises(Preempted, match="stopped by SIGTERM after step"):
         train_seeds(whole.config, folders(tmp_path), "a test")
     halted.join()
-    assert not any(json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values())  # fmt: skip
+    assert not any(
+        json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values()
+    )
     train_seeds(whole.config, folders(tmp_path), "a test")
     assert same(tmp_path, whole.root)
     for folder in folders(tmp_path).values():
@@ -203,7 +232,9 @@ def test_a_seed_that_diverges_is_named_and_the_others_finish(data_dir, tmp_path,
     ) as caught:
         train_seeds(config, folders(tmp_path), "a test")
     assert "x-s0" not in str(caught.value)
-    done = [json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values()]  # fmt: skip
+    done = [
+        json.loads((f / "run.json").read_text())["finished"] for f in folders(tmp_path).values()
+    ]
     assert done == [True, False]
     logged = [runs.rows(f / "metrics.jsonl") for f in folders(tmp_path).values()]
     assert [[row["step"] for row in rows] for rows in logged] == [[7, 12], [7]]
@@ -212,7 +243,9 @@ def test_a_seed_that_diverges_is_named_and_the_others_finish(data_dir, tmp_path,
 
 
 def test_several_devices_or_one_folder_for_all_are_refused(data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"on one device; config.train asks for 8: set config.train.data_devices=1"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"on one device; config.train asks for 8: set config.train.data_devices=1"
+    ):
         train_seeds(runs.config(data_dir), folders(tmp_path), "a test")
     with pytest.raises(ValueError, match="a --workdir each"):
         train_seeds(small(data_dir), dict.fromkeys(SEEDS, tmp_path / "x"), "a test")

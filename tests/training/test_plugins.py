@@ -5,12 +5,16 @@ import re
 import sys
 
 import pytest
-from support.entries import ROOT, typed
-
 from posenc_jax.encodings import registry
 from posenc_jax.training import config as configs
 
-GAUSS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text().split("## Add an encoding")[1], re.DOTALL)[0]  # fmt: skip
+from support.entries import ROOT, typed
+
+GAUSS = re.findall(
+    r"```python\n(.*?)```",
+    (ROOT / "README.md").read_text().split("## Add an encoding")[1],
+    re.DOTALL,
+)[0]
 MODULE = GAUSS + '\n\nfrom posenc_jax.encodings import register\n\nregister("gauss", Gauss)\n'
 LINE = "rope+gauss(sigma=9.0)"
 
@@ -50,7 +54,9 @@ def test_a_run_keeps_the_module_and_is_read_only_after_its_import(package, monke
     path.write_text(config.to_json())
     assert configs.read(path) == config
     del sys.modules["my_own.encodings"]
-    with pytest.raises(ValueError, match=r"are registered by my_own\.encodings: add --import=my_own\.encodings"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"are registered by my_own\.encodings: add --import=my_own\.encodings"
+    ):
         configs.read(path)
     assert "my_own.encodings" not in sys.modules  # what a file names is not run
 
@@ -76,12 +82,19 @@ def test_it_trains_is_evaluated_and_drawn_with_import(package):
     data = f"--config.data.data_dir={package / 'data'}"
     evaluate = (ROOT / "scripts/evaluate.py", "--lengths=1", "--suite=E3")
     for arguments in (
-        (ROOT / "train.py", f"--config={ROOT}/configs/smoke.py:{LINE}", data, "--config.train.steps=2"),
+        (
+            ROOT / "train.py",
+            f"--config={ROOT}/configs/smoke.py:{LINE}",
+            data,
+            "--config.train.steps=2",
+        ),
         evaluate,
-    ):  # fmt: skip
+    ):
         done = typed(*arguments, *flags, cwd=package, PYTHONPATH=str(ROOT))
         assert done.returncode == 0, done.stderr
-    assert json.loads((workdir / "config.json").read_text())["model"]["imports"] == ["my_own.encodings"]  # fmt: skip
+    assert json.loads((workdir / "config.json").read_text())["model"]["imports"] == [
+        "my_own.encodings"
+    ]
     refused = typed(*evaluate, flags[0], cwd=package, PYTHONPATH=str(ROOT))
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
@@ -94,7 +107,12 @@ def test_an_installed_package_is_loaded_by_its_entry_point(package):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_own\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[posenc_jax.encodings]\ngauss = my_own.encodings\n")
-    look = (ROOT / "scripts/inspect_scheme.py", f"--scheme={LINE}", "--num_heads=1", f"--out={package / 'look'}")  # fmt: skip
+    look = (
+        ROOT / "scripts/inspect_scheme.py",
+        f"--scheme={LINE}",
+        "--num_heads=1",
+        f"--out={package / 'look'}",
+    )
     done = typed(*look, cwd=package, PYTHONPATH=f"{ROOT}:{package}")
     assert done.returncode == 0, done.stderr
     (info / "entry_points.txt").unlink()
@@ -104,11 +122,21 @@ def test_an_installed_package_is_loaded_by_its_entry_point(package):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("my_own.nosuch", "No module named 'my_own.nosuch'"), ("broken", "ZeroDivisionError: division by zero")]
-)  # fmt: skip
+    ("name", "words"),
+    [
+        ("my_own.nosuch", "No module named 'my_own.nosuch'"),
+        ("broken", "ZeroDivisionError: division by zero"),
+    ],
+)
 def test_a_module_that_cannot_be_imported_is_one_line(package, name, words):
     (package / "broken.py").write_text("1 / 0\n")
-    done = typed(ROOT / "scripts/report.py", "--workdir=x", f"--import={name}", cwd=package, PYTHONPATH=str(ROOT))  # fmt: skip
+    done = typed(
+        ROOT / "scripts/report.py",
+        "--workdir=x",
+        f"--import={name}",
+        cwd=package,
+        PYTHONPATH=str(ROOT),
+    )
     assert done.returncode == 2
     assert done.stderr.strip().endswith(f"--import={name}: {words}") or words in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -122,7 +150,9 @@ def test_a_study_hands_the_module_to_every_command(package, monkeypatch):
     from posenc_jax.study.runner import study_runner
 
     study = Study(tier="smoke", arms=(Arm("g", LINE), Arm("rope", "rope")), seeds=(0,))
-    plan = study_runner(study, lambda run: study.fill(run, smoke.get_config()), "f.py", package, package)  # fmt: skip
+    plan = study_runner(
+        study, lambda run: study.fill(run, smoke.get_config()), "f.py", package, package
+    )
     plan.check()
     given = {
         cell.arm.name: plan.run(cell).commands for cell in study.grid({"g": None, "rope": None})

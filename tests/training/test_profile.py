@@ -1,10 +1,10 @@
 """Traces of chosen steps, and profiles that are refused."""
 
 import pytest
-from support import runs
-
 from posenc_jax.training.loop import train
 from posenc_jax.training.profile import Profile, parse_profile
+
+from support import runs
 
 
 @pytest.mark.thorough

@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from support.entries import ROOT, typed
-
 from posenc_jax.training.config import RunConfig
 from posenc_jax.training.setting_help import meanings, settings, settings_help, settings_page
+
+from support.entries import ROOT, typed
 
 
 def test_every_setting_has_its_default_and_a_meaning():
@@ -16,7 +16,11 @@ def test_every_setting_has_its_default_and_a_meaning():
         for field in dataclasses.fields(section.type):
             one = said.pop(f"{section.name}.{field.name}")
             value = getattr(getattr(config, section.name), field.name)
-            assert one.default in (str(value), ",".join(map(str, value)) if isinstance(value, tuple) else "", "empty")  # fmt: skip
+            assert one.default in (
+                str(value),
+                ",".join(map(str, value)) if isinstance(value, tuple) else "",
+                "empty",
+            )
             assert len(one.meaning) > 8, one.name
     assert said == {}
 
@@ -39,7 +43,11 @@ def test_a_field_without_a_meaning_is_an_error():
         b: int
         c: int
 
-    assert meanings(Section) == {"a": "two.", "b": "two.", "c": "three; d: not a sentence of its own but the rest: of it."}  # fmt: skip
+    assert meanings(Section) == {
+        "a": "two.",
+        "b": "two.",
+        "c": "three; d: not a sentence of its own but the rest: of it.",
+    }
     Section.__doc__ = Section.__doc__.replace("c: ", "the third: ")
     assert "c" not in meanings(Section)
 
@@ -51,4 +59,7 @@ def test_help_says_the_flags_and_the_settings(script):
     assert "--workdir" in done.stdout
     assert (settings_help() in done.stdout) == (script == "train.py")
     if script == "train.py":
-        assert "--config.train.steps  (int, default 1,000" in done.stdout or "--config.train.steps  (int, default 1000" in done.stdout  # fmt: skip
+        assert (
+            "--config.train.steps  (int, default 1,000" in done.stdout
+            or "--config.train.steps  (int, default 1000" in done.stdout
+        )

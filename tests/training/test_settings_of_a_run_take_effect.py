@@ -7,18 +7,26 @@ import json
 import jax
 import numpy as np
 import pytest
-from support import runs
-
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.config_sections import DataSection, OptimizerSection
 from posenc_jax.training.inputs import open_inputs, training_batches
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import learning_rate_schedule, make_step, state_builder
 
+from support import runs
+
 OPTIMIZER = {
-    "name": "muon", "learning_rate": 0.02, "muon_learning_rate": 0.1, "warmup_steps": 1,
-    "final_fraction": 0.9, "beta1": 0.5, "beta2": 0.5, "epsilon": 0.1, "weight_decay": 5.0, "clip_norm": 0.01,
-}  # fmt: skip
+    "name": "muon",
+    "learning_rate": 0.02,
+    "muon_learning_rate": 0.1,
+    "warmup_steps": 1,
+    "final_fraction": 0.9,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "epsilon": 0.1,
+    "weight_decay": 5.0,
+    "clip_norm": 0.01,
+}
 
 
 @functools.cache
@@ -35,9 +43,14 @@ def after_four_steps(**optimizer):
         for batch in tokens:
             state, _ = step(
                 state,
-                {"tokens_BT": batch[..., :-1], "targets_BT": batch[..., 1:], "positions_BT": ones * np.arange(16, dtype=np.int32),
-                 "segments_BT": ones, "weights_BT": ones.astype(np.float32)},
-            )  # fmt: skip
+                {
+                    "tokens_BT": batch[..., :-1],
+                    "targets_BT": batch[..., 1:],
+                    "positions_BT": ones * np.arange(16, dtype=np.int32),
+                    "segments_BT": ones,
+                    "weights_BT": ones.astype(np.float32),
+                },
+            )
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state["params"]))])
 
 
@@ -50,25 +63,42 @@ def test_every_setting_of_the_optimizer_changes_the_update(knob):
 
 
 DATA = {
-    "retrieval_share": 0.9, "passkey_share": 0.9, "answer_weight": 2.0, "min_pairs": 3, "max_pairs": 2,
-    "retrieval_mix": "mqar", "offset_share": 0.3, "pairs_warmup": 0.9, "pair_askings": 2, "length_warmup": (2, 1),
+    "retrieval_share": 0.9,
+    "passkey_share": 0.9,
+    "answer_weight": 2.0,
+    "min_pairs": 3,
+    "max_pairs": 2,
+    "retrieval_mix": "mqar",
+    "offset_share": 0.3,
+    "pairs_warmup": 0.9,
+    "pair_askings": 2,
+    "length_warmup": (2, 1),
     "random_positions": 8,
-}  # fmt: skip
+}
 
 
 ELSEWHERE = {
-    "corpus", "folder", "tokenizer", "download",  # tests/data/test_corpora.py, test_tokenizers.py, test_tfds_sets.py
-    "task", "text_weight",  # tests/tasks/test_longtext.py
-    "data_dir", "threads",  # where and how fast: tests/data/test_pipeline.py shows that they change no number
-}  # fmt: skip
+    "corpus",
+    "folder",
+    "tokenizer",
+    "download",  # tests/data/test_corpora.py, test_tokenizers.py, test_tfds_sets.py
+    "task",
+    "text_weight",  # tests/tasks/test_longtext.py
+    "data_dir",
+    "threads",  # where and how fast: tests/data/test_pipeline.py shows that they change no number
+}
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("knob", [f.name for f in dataclasses.fields(DataSection) if f.name not in ELSEWHERE])  # fmt: skip
+@pytest.mark.parametrize(
+    "knob", [f.name for f in dataclasses.fields(DataSection) if f.name not in ELSEWHERE]
+)
 def test_every_setting_of_the_data_changes_the_batches(data_dir, knob):
     def first_batches(**changes):
         config = runs.config(data_dir, data={"retrieval_share": 0.5, **changes})
-        feed = training_batches(config, open_inputs(config), first_step=0, process_index=0, process_count=1)  # fmt: skip
+        feed = training_batches(
+            config, open_inputs(config), first_step=0, process_index=0, process_count=1
+        )
         return [next(feed) for _ in range(4)]
 
     one, two = first_batches(), first_batches(**{knob: DATA[knob]})
@@ -97,7 +127,9 @@ def test_arm_tier_logging_and_saving_are_as_asked(tmp_path, data_dir):
     asked = {"arm": "mine", "tier": "gpu", "steps": 12, "log_every": 4, "save_every": 3, "keep": 3}
     rows = runs.finished(runs.config(data_dir, train=asked), tmp_path / "x")
     assert [row["step"] for row in rows] == [4, 8, 12]
-    saved = sorted(int(p.name) for p in (tmp_path / "x" / "checkpoints").iterdir() if p.name.isdigit())  # fmt: skip
+    saved = sorted(
+        int(p.name) for p in (tmp_path / "x" / "checkpoints").iterdir() if p.name.isdigit()
+    )
     assert saved == [6, 9, 12]
     record = json.loads((tmp_path / "x" / "run.json").read_text())
     assert (record["arm"], record["tier"]) == ("mine", "gpu")

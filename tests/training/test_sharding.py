@@ -1,4 +1,6 @@
-"""Rows, matrices and the tokens of a row on many devices: the same step on every mesh, a piece of every matrix on each."""
+"""Rows, matrices and the tokens of a row on many devices: the same step on every mesh, a piece of every
+matrix on each.
+"""
 
 import collections
 import re
@@ -7,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support.marks import slow
-
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.loop import check_mesh, run_mesh, train
 from posenc_jax.training.sharding import (
@@ -21,6 +20,9 @@ from posenc_jax.training.sharding import (
 )
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
 
+from support import runs
+from support.marks import slow
+
 pytestmark = pytest.mark.thorough
 
 
@@ -30,9 +32,12 @@ SCHEME = "rope+alibi|nope~logn"
 def configured(folder, scheme=SCHEME, kv_heads=0, optimizer="adamw", **axes):
     devices = {f"{axis}_devices": axes.get(axis, 1) for axis in MESH_AXES}
     return runs.config(
-        folder, scheme, model={"num_kv_heads": kv_heads},
-        optimizer={"epsilon": 1e-3, "name": optimizer}, train=devices,
-    )  # fmt: skip
+        folder,
+        scheme,
+        model={"num_kv_heads": kv_heads},
+        optimizer={"epsilon": 1e-3, "name": optimizer},
+        train=devices,
+    )
 
 
 def prepared(config):
@@ -51,10 +56,12 @@ def batch(seed):
     tokens = rng.integers(0, 256, (1, 8, 17), dtype=np.int32)
     ones = np.ones((1, 8, 16), np.int32)
     return {
-        "tokens_BT": tokens[..., :-1], "targets_BT": tokens[..., 1:],
+        "tokens_BT": tokens[..., :-1],
+        "targets_BT": tokens[..., 1:],
         "positions_BT": np.broadcast_to(np.arange(16, dtype=np.int32), ones.shape),
-        "segments_BT": ones, "weights_BT": rng.integers(0, 2, ones.shape).astype(np.float32),
-    }  # fmt: skip
+        "segments_BT": ones,
+        "weights_BT": rng.integers(0, 2, ones.shape).astype(np.float32),
+    }
 
 
 def trained(config):
@@ -128,7 +135,11 @@ def test_key_heads_are_whole_only_where_the_model_axis_does_not_divide_them(tmp_
 
 def moments(optimizer):
     """Adam's two trees of moments."""
-    (adam,) = [x for x in jax.tree.leaves(optimizer, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu")]  # fmt: skip
+    (adam,) = [
+        x
+        for x in jax.tree.leaves(optimizer, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(x, "mu")
+    ]
     return adam.mu, adam.nu
 
 
@@ -145,7 +156,9 @@ def test_every_matrix_is_gathered_and_no_activation_travels(tmp_path):
     mesh, step, state, batches = prepared(configured(tmp_path, fsdp=8))
     with jax.set_mesh(mesh):
         text = step.lower(state, batches[0]).compile().as_text()
-    found = collections.Counter(re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?\(", text))  # fmt: skip
+    found = collections.Counter(
+        re.findall(r" (all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+    )
     assert found["all-to-all"] == found["collective-permute"] == 0
     assert found["all-gather"] == 1 + 2 * 7
 
@@ -153,22 +166,39 @@ def test_every_matrix_is_gathered_and_no_activation_travels(tmp_path):
 def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
     sizes = {"data": 4, "fsdp": 16, "sequence": 1, "model": 4}
     explicit = (jax.sharding.AxisType.Explicit,) * 4
-    mesh = jax.sharding.AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=explicit)  # fmt: skip
+    mesh = jax.sharding.AbstractMesh(
+        tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=explicit
+    )
     config = runs.config(
-        tmp_path, SCHEME, train={"batch_size": 64, "length": 2048},
-        model={"num_layers": 2, "model_dim": 2048, "num_heads": 16, "head_dim": 128, "mlp_dim": 8192},
-    )  # fmt: skip
+        tmp_path,
+        SCHEME,
+        train={"batch_size": 64, "length": 2048},
+        model={
+            "num_layers": 2,
+            "model_dim": 2048,
+            "num_heads": 16,
+            "head_dim": 128,
+            "mlp_dim": 8192,
+        },
+    )
     check_mesh(config, mesh)
     decoder, key = Decoder(config.model_config(32_000)), jax.random.key(0)
     with jax.sharding.use_abstract_mesh(mesh):
-        tokens = jax.ShapeDtypeStruct((64, 2048), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P(*BATCH[1:])))  # fmt: skip
+        tokens = jax.ShapeDtypeStruct(
+            (64, 2048), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P(*BATCH[1:]))
+        )
         params = jax.eval_shape(decoder.init, key, *(3 * [tokens]))["params"]
         layout = parameter_layout(params, mesh)
         shapes = jax.tree.map(
-            lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec)),
-            params, layout,
-        )  # fmt: skip
-        logits, _ = jax.eval_shape(lambda p, *x: decoder.apply({"params": p}, *x), shapes, *(3 * [tokens]))  # fmt: skip
+            lambda x, spec: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec)
+            ),
+            params,
+            layout,
+        )
+        logits, _ = jax.eval_shape(
+            lambda p, *x: decoder.apply({"params": p}, *x), shapes, *(3 * [tokens])
+        )
     assert logits.shape == (64, 2048, 32_000)
     assert logits.sharding.spec[0] == ("data", "fsdp")
 
@@ -176,14 +206,38 @@ def test_a_big_model_is_laid_out_on_256_chips_that_are_not_here(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train": {"fsdp_devices": 3, "data_devices": 1}}, "8 rows do not divide over 3 data x fsdp"),
-        ({"train": {"sequence_devices": 3, "data_devices": 1}}, r"config.train.length=\d+ tokens do not divide over 3 sequence"),
-        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"scheme": "rope+linear", "attention": "dense"}}, "config.train.sequence_devices=2: .* by 'auto' alone"),
-        ({"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"attention": "dense"}}, "config.train.sequence_devices=2: .* 'auto' or 'blockwise', not 'dense'"),
-        ({"train": {"model_devices": 8, "data_devices": 1}}, "model.num_heads=4 does not divide over 8"),
-        ({"train": {"fsdp_devices": 8, "data_devices": 1}, "model": {"model_dim": 36, "head_dim": 8}}, "model.model_dim=36 does not divide over 8"),
+        (
+            {"train": {"fsdp_devices": 3, "data_devices": 1}},
+            "8 rows do not divide over 3 data x fsdp",
+        ),
+        (
+            {"train": {"sequence_devices": 3, "data_devices": 1}},
+            r"config.train.length=\d+ tokens do not divide over 3 sequence",
+        ),
+        (
+            {
+                "train": {"sequence_devices": 2, "data_devices": 1},
+                "model": {"scheme": "rope+linear", "attention": "dense"},
+            },
+            "config.train.sequence_devices=2: .* by 'auto' alone",
+        ),
+        (
+            {"train": {"sequence_devices": 2, "data_devices": 1}, "model": {"attention": "dense"}},
+            "config.train.sequence_devices=2: .* 'auto' or 'blockwise', not 'dense'",
+        ),
+        (
+            {"train": {"model_devices": 8, "data_devices": 1}},
+            "model.num_heads=4 does not divide over 8",
+        ),
+        (
+            {
+                "train": {"fsdp_devices": 8, "data_devices": 1},
+                "model": {"model_dim": 36, "head_dim": 8},
+            },
+            "model.model_dim=36 does not divide over 8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_divide_is_refused_by_name(tmp_path, changes, words):
     config = runs.config(tmp_path, **changes)
     t = config.train
@@ -205,7 +259,12 @@ def test_moments_lie_like_their_parameters_on_a_big_abstract_mesh(tmp_path, name
         assert layout["layer_0"]["attention"][key] == want
     state = jax.eval_shape(make_optimizer(config).init, params)
     places = optimizer_layout(state, layout)
-    by_path = {jax.tree_util.keystr(p): s for p, s in jax.tree_util.tree_leaves_with_path(layout, is_leaf=lambda x: isinstance(x, jax.P))}  # fmt: skip
+    by_path = {
+        jax.tree_util.keystr(p): s
+        for p, s in jax.tree_util.tree_leaves_with_path(
+            layout, is_leaf=lambda x: isinstance(x, jax.P)
+        )
+    }
     found = 0
     for path, spec in jax.tree_util.tree_leaves_with_path(
         places, is_leaf=lambda x: isinstance(x, jax.P)

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs, schemes
-
 from posenc_jax.encodings import parse
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_optimizer, make_step, state_builder
+
+from support import runs, schemes
 
 ROWS, LENGTH = 8, 16
 PLAIN = {"name": "adamw", "weight_decay": 0.5, "learning_rate": 1e-2, "warmup_steps": 0}
@@ -47,7 +47,9 @@ def batch(weights, slices=1):
 
 def paths(tree):
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in found}  # fmt: skip
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in found
+    }
 
 
 # --------------------------------------------------------------------------------------- weight decay
@@ -93,7 +95,13 @@ def _positional_alone(shapes):
 def test_without_a_gradient_no_positional_parameter_moves_and_matrices_shrink_by_the_decay(name):
     """Each alone, and as one of several seeds in one program."""
     rate, decay = 1e-2, 0.1
-    optimizer = {"name": name, "weight_decay": decay, "warmup_steps": 0, "learning_rate": rate, "muon_learning_rate": rate}  # fmt: skip
+    optimizer = {
+        "name": name,
+        "weight_decay": decay,
+        "warmup_steps": 0,
+        "learning_rate": rate,
+        "muon_learning_rate": rate,
+    }
     update, params = make_optimizer(config(optimizer)), parameters()
 
     def moved(params):
@@ -111,7 +119,9 @@ def test_without_a_gradient_no_positional_parameter_moves_and_matrices_shrink_by
     ):
         hidden = path.rsplit("/", 1)[-1] in HIDDEN
         decays = not positional(path) and (hidden if name == "muon" else was.ndim > 1)
-        np.testing.assert_allclose(change, -rate * decay * was if decays else 0 * was, rtol=1e-5, err_msg=path)  # fmt: skip
+        np.testing.assert_allclose(
+            change, -rate * decay * was if decays else 0 * was, rtol=1e-5, err_msg=path
+        )
         np.testing.assert_array_equal(change, seed, err_msg=path)
         if positional(path) and was.ndim > 1:
             still.add(path.rsplit("/", 1)[-1])

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.checkpoint_folders import random_parameters
-from support.marks import thorough
-
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.model.presets import SYSTEMS, preset
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.sharding import make_mesh, parameter_layout
 from posenc_jax.training.step import _decayed, _hidden_matrices
+
+from support.checkpoint_folders import random_parameters
+from support.marks import thorough
 
 
 def shapes_of(config):
@@ -45,18 +45,31 @@ def test_every_parameter_of_a_preset_has_one_layout_and_biases_are_never_decayed
 def test_experts_biases_and_norms_give_the_same_on_a_mesh(axes):
     mixtral = preset("mixtral", small=True)
     config = dataclasses.replace(
-        mixtral, num_layers=2, norm="layer", norm_position="both", biases=("qkv", "out", "head"), parallel="none",
-        embedding_norm=True, head_transform=True, attention_softcap=2.0, activation="geglu",
-    )  # fmt: skip
+        mixtral,
+        num_layers=2,
+        norm="layer",
+        norm_position="both",
+        biases=("qkv", "out", "head"),
+        parallel="none",
+        embedding_norm=True,
+        head_transform=True,
+        attention_softcap=2.0,
+        activation="geglu",
+    )
     params = random_parameters(config)
-    row = jnp.arange(24).reshape(2, 12) % 11, jnp.tile(jnp.arange(12), (2, 1)), jnp.ones((2, 12), jnp.int32)  # fmt: skip
+    row = (
+        jnp.arange(24).reshape(2, 12) % 11,
+        jnp.tile(jnp.arange(12), (2, 1)),
+        jnp.ones((2, 12), jnp.int32),
+    )
     want, _ = jax.jit(Decoder(config).apply)({"params": params}, *row)
     mesh = make_mesh(1, **axes)
     with jax.set_mesh(mesh):
         laid = jax.tree.map(
             lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec)),
-            params, parameter_layout(params, mesh),
-        )  # fmt: skip
+            params,
+            parameter_layout(params, mesh),
+        )
         got, _ = jax.jit(Decoder(config).apply)({"params": laid}, *row)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 

@@ -1,4 +1,6 @@
-"""Records that a power loss tore block no resume: they are named and rebuilt; time is measured by a steady clock."""
+"""Records that a power loss tore block no resume: they are named and rebuilt; time is measured by a steady
+clock.
+"""
 
 import ast
 import dataclasses
@@ -8,12 +10,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import runs
-
 from posenc_jax.training import meter
 from posenc_jax.training.loop import train
 from posenc_jax.training.progress import MetricLog
 from posenc_jax.training.workdir import check_same_config
+
+from support import runs
 
 PACKAGE = Path(__file__).parents[2] / "posenc_jax"
 CHANGING = {"began", "wall_seconds", "tokens_per_second"}

@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import runs
-from support.stored_steps import chosen, steps
-
 from posenc_jax.evaluation import evaluate
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.decoder import Decoder
@@ -17,6 +14,9 @@ from posenc_jax.results.manifest import verify
 from posenc_jax.training import loop
 from posenc_jax.training.inputs import dev_examples, open_inputs
 from posenc_jax.training.multi_seed import train_seeds
+
+from support import runs
+from support.stored_steps import chosen, steps
 
 pytestmark = pytest.mark.thorough
 
@@ -62,11 +62,16 @@ def test_the_dev_loss_is_the_mean_over_fixed_dev_windows_in_float64(data_dir, wh
     params = jax.tree.map(jnp.asarray, run.params)
     for example in examples:
         given = (jnp.asarray(example[n])[None] for n in ("tokens_T", "positions_T", "segments_T"))
-        logits_TV = np.asarray(Decoder(run.model_config(32)).apply({"params": params}, *given)[0][0], np.float64)  # fmt: skip
+        logits_TV = np.asarray(
+            Decoder(run.model_config(32)).apply({"params": params}, *given)[0][0], np.float64
+        )
         top_T = logits_TV.max(-1)
         nll_T = np.log(np.exp(logits_TV - top_T[:, None]).sum(-1)) + top_T
         nll_T -= logits_TV[np.arange(32), example["targets_T"]]
-        nats, weight = nats + (nll_T * example["weights_T"]).sum(), weight + example["weights_T"].sum()  # fmt: skip
+        nats, weight = (
+            nats + (nll_T * example["weights_T"]).sum(),
+            weight + example["weights_T"].sum(),
+        )
     assert found[12] == pytest.approx(nats / weight, rel=1e-5)
 
 
@@ -102,13 +107,20 @@ def test_an_interrupted_run_keeps_the_same_best_bit_for_bit(tmp_path, data_dir, 
 def test_measuring_changes_no_number_of_the_training(tmp_path, data_dir, whole):
     config = runs.config(data_dir, train={"data_devices": 1}, optimizer=DIVERGING)
     rows = runs.finished(config, tmp_path / "plain")
-    assert [row["chain"] for row in rows] == [row["chain"] for row in runs.rows(whole / "metrics.jsonl")]  # fmt: skip
+    assert [row["chain"] for row in rows] == [
+        row["chain"] for row in runs.rows(whole / "metrics.jsonl")
+    ]
 
 
 def test_a_measured_step_has_a_row_where_no_row_was_due(tmp_path, data_dir):
     train = {"data_devices": 1, "save_every": 2, "dev_every": 2, "log_every": 3, "steps": 5}
     rows = runs.finished(runs.config(data_dir, train=train), tmp_path / "x")
-    assert [(row["step"], "dev_loss" in row) for row in rows] == [(2, True), (3, False), (4, True), (5, True)]  # fmt: skip
+    assert [(row["step"], "dev_loss" in row) for row in rows] == [
+        (2, True),
+        (3, False),
+        (4, True),
+        (5, True),
+    ]
 
 
 @pytest.mark.slow
@@ -153,7 +165,10 @@ def test_scores_of_another_checkpoint_lie_apart_and_say_whose_they_are(tmp_path,
     assert not any("checkpoint" in row for row in of_last)
     assert {(row["checkpoint"], row["step"]) for row in of_best} == {("best", 4)}
     assert {(row["checkpoint"], row["step"]) for row in of_fourth} == {("4", 4)}
-    values = [[row["value"] for row in found if row["metric"] == "bpb_nonoverlap"] for found in (of_last, of_best, of_fourth)]  # fmt: skip
+    values = [
+        [row["value"] for row in found if row["metric"] == "bpb_nonoverlap"]
+        for found in (of_last, of_best, of_fourth)
+    ]
     assert values[1] == values[2] != values[0]
     assert values[1][0] < values[0][0]
     record = json.loads((workdir / "evaluation_best" / "evaluation.json").read_text())
@@ -163,13 +178,19 @@ def test_scores_of_another_checkpoint_lie_apart_and_say_whose_they_are(tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": {"dev_every": 3}}, "dev_every=3 must be 0 or a multiple of config.train.save_every=2"),
+        (
+            {"train": {"dev_every": 3}},
+            "dev_every=3 must be 0 or a multiple of config.train.save_every=2",
+        ),
         ({"train": {"dev_every": -2}}, "dev_every must lie in"),
         ({"train": {"dev_windows": 0}}, "dev_windows must lie in"),
-        ({"train": {"dev_windows": 1_000_000}}, "asks for 1000000 windows of 32 tokens where the dev split has"),
+        (
+            {"train": {"dev_windows": 1_000_000}},
+            "asks for 1000000 windows of 32 tokens where the dev split has",
+        ),
         ({"data": {"retrieval_share": 1.0}}, "measures text, and config.data has none"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_measured_is_refused_at_the_door(tmp_path, data_dir, changes, message):
     changes["train"] = MEASURED | changes.get("train", {})
     with pytest.raises(ValueError, match=message):
@@ -187,6 +208,9 @@ def test_classes_are_measured_alike(data_dir):
     data = {"corpus": "stdlib_definitions", "task": "classification", "retrieval_share": 0.0}
     config = runs.config(data_dir, data=data, train={"dev_windows": 17})
     inputs = open_inputs(config)
-    labels = [int(example["targets_T"][example["weights_T"] == 1][-1]) for example in dev_examples(config, inputs)]  # fmt: skip
+    labels = [
+        int(example["targets_T"][example["weights_T"] == 1][-1])
+        for example in dev_examples(config, inputs)
+    ]
     counts = [labels.count(label) for label in inputs.tokenizer.labels_C]
     assert sorted(counts) == [2] * 7 + [3]

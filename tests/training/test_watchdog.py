@@ -3,10 +3,10 @@
 import threading
 
 import pytest
+from posenc_jax.training.watchdog import FIRST, Watchdog
+
 from support import runs
 from support.clocks import Clock
-
-from posenc_jax.training.watchdog import FIRST, Watchdog
 
 
 def test_a_stall_is_written_down_once_with_the_stacks_of_all_threads(tmp_path, capsys):

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from posenc_jax.training.config import from_sections
 from posenc_jax.training.workdir import check_owner, check_same_config
 
@@ -11,9 +10,17 @@ OTHERS = [
     ({"optimizer": {"clip_norm": 2.0}}, {}, r"optimizer.clip_norm: 1.0 here, 2.0 there"),
     ({"train": {"seed": 1}}, {}, r"train.seed: 0 here, 1 there"),
     ({"model": {"dtype": "bfloat16"}}, {}, r"model.dtype: 'float32' here, 'bfloat16' there"),
-    ({}, {"corpus_fingerprint": "b" * 64}, r"corpus_fingerprint: aaaaaaaaaaaa here, bbbbbbbbbbbb there"),
-    ({}, {"tokenizer_fingerprint": "b" * 64}, r"tokenizer_fingerprint: aaaaaaaaaaaa here, bbbbbbbbbbbb there"),
-]  # fmt: skip
+    (
+        {},
+        {"corpus_fingerprint": "b" * 64},
+        r"corpus_fingerprint: aaaaaaaaaaaa here, bbbbbbbbbbbb there",
+    ),
+    (
+        {},
+        {"tokenizer_fingerprint": "b" * 64},
+        r"tokenizer_fingerprint: aaaaaaaaaaaa here, bbbbbbbbbbbb there",
+    ),
+]
 
 
 @pytest.mark.parametrize(("sections", "prints", "said"), OTHERS)

@@ -112,8 +112,13 @@ def shard_arguments(q_BTNH, k_BSKH, v_BSKH, learned, queries: TokenSide, keys: T
 
 
 def head_groups(
-    operands, positions, first_head, layer: PlacedLayer, settings: BlockwiseSettings, devices: int = 1
-) -> list[tuple[BlockwiseConfig, Operands, TokenPositions, jax.Array | None]]:  # fmt: skip
+    operands,
+    positions,
+    first_head,
+    layer: PlacedLayer,
+    settings: BlockwiseSettings,
+    devices: int = 1,
+) -> list[tuple[BlockwiseConfig, Operands, TokenPositions, jax.Array | None]]:
     """Returns the arguments of each head group of this device, padded to whole blocks.
 
     Args:
@@ -176,14 +181,18 @@ def head_groups(
                 Operands(
                     pad(q_BTNH[:, :, first:stop].swapaxes(1, 2), 2, t),
                     *(pad(x[:, :, key_heads].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
-                    learned, q_cum_log_forget, k_cum_log_forget,
+                    learned,
+                    q_cum_log_forget,
+                    k_cum_log_forget,
                 ),
                 TokenPositions(
                     _padded_side(*positions[:3], t), _padded_side(*positions[3:], s), first_head
                 ),
-                None if sink_N is None else jax.lax.dynamic_slice_in_dim(sink_N, first_head + first, stop - first),
+                None
+                if sink_N is None
+                else jax.lax.dynamic_slice_in_dim(sink_N, first_head + first, stop - first),
             )
-        )  # fmt: skip
+        )
     return pieces
 
 

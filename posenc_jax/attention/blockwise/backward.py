@@ -138,8 +138,10 @@ def _backward_in_lanes(
         blank = (
             jnp.zeros((G, config.q_block, k_columns)),
             jax.tree.map(jnp.zeros_like, grads.params),
-            None if operands.q_cum_log_forget_BTN is None else jnp.zeros((config.q_block, operands.q_cum_log_forget_BTN.shape[2])),
-        )  # fmt: skip
+            None
+            if operands.q_cum_log_forget_BTN is None
+            else jnp.zeros((config.q_block, operands.q_cum_log_forget_BTN.shape[2])),
+        )
         stop = stop_BNI[tile.b, tile.n, tile.i]
         end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         return lax.fori_loop(stop, end, step, blank)
@@ -166,7 +168,11 @@ def _backward_in_lanes(
             return lax.fori_loop(start, last, step, carry)
 
         blank_k, blank_v = (jnp.zeros((K // key_counts[1], s, n)) for n in (k_columns, H))
-        d_cum_log_forget = None if operands.k_cum_log_forget_BSN is None else jnp.zeros((s, operands.k_cum_log_forget_BSN.shape[2]))  # fmt: skip
+        d_cum_log_forget = (
+            None
+            if operands.k_cum_log_forget_BSN is None
+            else jnp.zeros((s, operands.k_cum_log_forget_BSN.shape[2]))
+        )
         return lax.fori_loop(0, sharers, add_head_tile, (blank_k, blank_v, d_cum_log_forget))
 
     K, S, k_columns = operands.k_BKSH.shape[1:]
@@ -179,9 +185,13 @@ def _backward_in_lanes(
     )
     d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), key_gradients)
     added = Operands(
-        *map(merge_tiles, (d_q, d_k, d_v)), jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
-        *(None if x is None else _merge_blocks(x.sum(1)) for x in (d_q_cum_log_forget, d_k_cum_log_forget)),
-    )  # fmt: skip
+        *map(merge_tiles, (d_q, d_k, d_v)),
+        jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
+        *(
+            None if x is None else _merge_blocks(x.sum(1))
+            for x in (d_q_cum_log_forget, d_k_cum_log_forget)
+        ),
+    )
     return jax.tree.map(jnp.add, grads, added)
 
 

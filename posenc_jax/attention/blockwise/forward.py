@@ -98,9 +98,13 @@ def blockwise_forward(
     tail = None
     if tail_table is not None:
         tail = cutoff.tail_bounds(
-            *tail_table, config.longest, operands.k_BKSH, positions.queries,
-            positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN), s
-        )  # fmt: skip
+            *tail_table,
+            config.longest,
+            operands.k_BKSH,
+            positions.queries,
+            positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
+            s,
+        )
     rows = functools.partial(_tile_rows, config, operands, positions, block_range, tail)
     counts = config.tiles(operands)
     if config.lanes > 1:
@@ -157,8 +161,11 @@ def _tile_rows(
         else tile.cum_log_forget(tile.q_row(operands.q_cum_log_forget_BTN))
     )
     query_rows = cutoff.QueryRows(
-        q_norm_GT, tile.q_row(positions.queries.pos_BT), tile.q_row(positions.queries.seg_BT), cum_log_forget_GT
-    )  # fmt: skip
+        q_norm_GT,
+        tile.q_row(positions.queries.pos_BT),
+        tile.q_row(positions.queries.seg_BT),
+        cum_log_forget_GT,
+    )
 
     def more(j, lse_GT):
         """Returns the number of key blocks to read next; 0: the rest cannot change the result."""
@@ -168,8 +175,16 @@ def _tile_rows(
             if tail is not None:
                 at = jnp.maximum(j - before, 0)
                 matters &= cutoff.exceeds_epsilon(
-                    tail, tile.b, tile.head, tile.kv_G, at, query_rows, lse_GT, at * s, config.epsilon
-                ).any()  # fmt: skip
+                    tail,
+                    tile.b,
+                    tile.head,
+                    tile.kv_G,
+                    at,
+                    query_rows,
+                    lse_GT,
+                    at * s,
+                    config.epsilon,
+                ).any()
             count = jnp.where((count == 0) & matters, before + 1, count)
         return count
 

@@ -234,10 +234,12 @@ def visible_blocks(
     near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
     if config.causal:
         near_BIJ &= k_order[0][:, None, :] <= q_order[1][:, :, None]
-    near_XBIJ = jnp.stack([
-        near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
-        for w in config.windows  # the sums cannot overflow: both blocks hold a position
-    ])  # fmt: skip
+    near_XBIJ = jnp.stack(
+        [
+            near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
+            for w in config.windows  # the sums cannot overflow: both blocks hold a position
+        ]
+    )
     J = near_BIJ.shape[-1]
     end_XBI = jnp.where(near_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
     first_XBI = jnp.where(near_XBIJ, jnp.arange(J), J).min(-1)

@@ -117,9 +117,14 @@ def fold_bias(
     N, columns = q_BTNH.shape[2:]
     dtype = q_BTNH.dtype
     if dtype not in (jnp.bfloat16, jnp.float32):
-        raise ValueError(f"bias folding needs bfloat16 or float32 queries, whose range holds 256^2 slopes; not {dtype}")  # fmt: skip
+        raise ValueError(
+            "bias folding needs bfloat16 or float32 queries, whose range holds 256^2 slopes; "
+            f"not {dtype}"
+        )
     if slope_N.shape != (N,):
-        raise ValueError(f"slope_N holds one slope per query head, {N}; its shape is {slope_N.shape}")  # fmt: skip
+        raise ValueError(
+            f"slope_N holds one slope per query head, {N}; its shape is {slope_N.shape}"
+        )
     # Multiplying by a power of two is exact.
     limb_SL, weight_L = slot_limbs(k_BSKH.shape[1])
     L = len(weight_L)

@@ -97,7 +97,8 @@ def flash_attention(
     T, H = q_BTNH.shape[1], v_BTKH.shape[3]
     if T > MAX_TOKENS:
         raise ValueError(
-            f"{T} tokens: the flash kernel counts slots in float32, which is exact up to {MAX_TOKENS}"
+            f"{T} tokens: the flash kernel counts slots in float32, which is exact up to "
+            f"{MAX_TOKENS}"
         )
     columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % MIN_COLUMNS
     tiles = tiles or tile_configs(columns)
@@ -154,9 +155,14 @@ def _running_max(x_BT: jax.Array) -> jax.Array:
 
 
 def first_relevant_slots(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, bias: jax.Array | BiasTable, low_BXT: jax.Array, epsilon: float,
-    scale: float, block: int,
-) -> jax.Array:  # fmt: skip
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    bias: jax.Array | BiasTable,
+    low_BXT: jax.Array,
+    epsilon: float,
+    scale: float,
+    block: int,
+) -> jax.Array:
     """Returns start_BNI, the first slot that can change a result of query block I."""
     B, T, N, _ = q_BTNH.shape
     blocks = T // block
@@ -214,9 +220,21 @@ def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
         functools.partial(forward_kernel, how.scale),
         (T // tiling.q_block, B, N),
         tiling,
-        [specs.query, specs.keys, specs.keys, specs.low, specs.of_block, specs.highest, specs.bias, specs.sink],
-        [(specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1)  # fmt: skip
+        [
+            specs.query,
+            specs.keys,
+            specs.keys,
+            specs.low,
+            specs.of_block,
+            specs.highest,
+            specs.bias,
+            specs.sink,
+        ],
+        [
+            (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
+            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
+        ],
+    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1)
     out_BTNH, lse_BNT, start_BNI = name_residuals((out_BTNH, lse_BNT, start_BNI))
     inputs = (q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT)
     return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
@@ -253,10 +271,14 @@ def _call(kernel, grid, tiling: TileConfig, in_specs, outs):
 
     def made(interpret):
         return pl.pallas_call(
-            functools.partial(kernel, tiling, Arithmetic(interpret)), grid=grid, in_specs=in_specs, out_specs=[spec for spec, _ in outs],
-            out_shape=[shape for _, shape in outs], interpret=interpret,
+            functools.partial(kernel, tiling, Arithmetic(interpret)),
+            grid=grid,
+            in_specs=in_specs,
+            out_specs=[spec for spec, _ in outs],
+            out_shape=[shape for _, shape in outs],
+            interpret=interpret,
             compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
-        )  # fmt: skip
+        )
 
     def run(*arrays):
         return lax.platform_dependent(*arrays, cpu=made(True), default=made(False))
@@ -281,9 +303,34 @@ def _backward(how, residuals, d_out_BTNH):
         functools.partial(dq_kernel, how.scale),
         (T // t, B, N),
         tiling,
-        [specs.query, specs.keys, specs.keys, specs.query, specs.row, specs.row, specs.low, specs.of_block, specs.highest, specs.bias],
-        [(specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32))],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT, begin_BNI, _highest(low_BXT, t), bias_NZ / how.scale)  # fmt: skip
+        [
+            specs.query,
+            specs.keys,
+            specs.keys,
+            specs.query,
+            specs.row,
+            specs.row,
+            specs.low,
+            specs.of_block,
+            specs.highest,
+            specs.bias,
+        ],
+        [
+            (specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)),
+            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
+        ],
+    )(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        d_out_BTNH,
+        lse_BNT,
+        delta_BNT,
+        low_BXT,
+        begin_BNI,
+        _highest(low_BXT, t),
+        bias_NZ / how.scale,
+    )
 
     tiling = how.tiles.of_keys
     t, s = tiling[:2]
@@ -306,7 +353,18 @@ def _backward(how, residuals, d_out_BTNH):
         tiling,
         [queries, key, key, queries, rows, rows, low, free, of_block, bias],
         [(mine, of_keys), (mine, of_keys)],
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT, free_BXJ, end_BNJ, bias_NZ / how.scale)  # fmt: skip
+    )(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        d_out_BTNH,
+        lse_BNT,
+        delta_BNT,
+        low_BXT,
+        free_BXJ,
+        end_BNJ,
+        bias_NZ / how.scale,
+    )
     d_k_BTKH, d_v_BTKH = (
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )

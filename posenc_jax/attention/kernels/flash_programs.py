@@ -70,9 +70,12 @@ class Arithmetic(NamedTuple):
     def _of(self, instruction, *numbers):
         args = jnp.broadcast_arrays(*(jnp.asarray(x, jnp.float32) for x in numbers))
         [result] = triton.elementwise_inline_asm(
-            instruction, args=args, constraints=",".join(["=f", *("f" for _ in args)]), pack=1,
+            instruction,
+            args=args,
+            constraints=",".join(["=f", *("f" for _ in args)]),
+            pack=1,
             result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, jnp.float32)],
-        )  # fmt: skip
+        )
         return result
 
 
@@ -155,9 +158,20 @@ def _over_key_blocks(bounds, body, carry):
 
 
 def forward_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, low_ref, start_ref, highest_ref, bias_ref, sink_ref, out_ref,
+    scale,
+    tiling,
+    do,
+    q_ref,
+    k_ref,
+    v_ref,
+    low_ref,
+    start_ref,
+    highest_ref,
+    bias_ref,
+    sink_ref,
+    out_ref,
     lse_ref,
-):  # fmt: skip
+):
     """Writes out_tH and lse_t, to base 2, of one block of queries; zeros for blind rows."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
@@ -190,9 +204,22 @@ def forward_kernel(
 
 
 def dq_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, low_ref, start_ref, highest_ref, bias_ref,
-    d_q_ref, d_slope_ref,
-):  # fmt: skip
+    scale,
+    tiling,
+    do,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    lse_ref,
+    delta_ref,
+    low_ref,
+    start_ref,
+    highest_ref,
+    bias_ref,
+    d_q_ref,
+    d_slope_ref,
+):
     """Writes d_q_tH of one block of queries, and each row's part of the gradient of the slope."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
@@ -218,9 +245,22 @@ def dq_kernel(
 
 
 def dkv_kernel(
-    scale, tiling, do, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, low_ref, free_ref, end_ref, bias_ref,
-    d_k_ref, d_v_ref,
-):  # fmt: skip
+    scale,
+    tiling,
+    do,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    lse_ref,
+    delta_ref,
+    low_ref,
+    free_ref,
+    end_ref,
+    bias_ref,
+    d_k_ref,
+    d_v_ref,
+):
     """Writes d_k_sH and d_v_sH of one block of keys, for one query head."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     j = pl.program_id(0)

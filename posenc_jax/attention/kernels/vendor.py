@@ -62,23 +62,41 @@ def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelCondit
     if layer.form is not None:
         return "linear attention has no softmax"
     if kernel == "flash" and not (_linear(layer) or _by_distance(layer)):
-        return "a bias of this scheme is learned, or needs more than a distance, and is not linear in it"
+        return (
+            "a bias of this scheme is learned, or needs more than a distance, and is not "
+            "linear in it"
+        )
     if kernel != "flash" and not _linear(layer):
-        return "a bias of this scheme is not linear in distance, so it cannot be folded into queries and keys"
+        return (
+            "a bias of this scheme is not linear in distance, so it cannot be folded "
+            "into queries and keys"
+        )
     if kernel != "flash" and len(set(layer.window_N)) > 1:
-        return "its heads have windows of their own, and this kernel knows one for all: take 'auto' or 'blockwise'"
+        return (
+            "its heads have windows of their own, and this kernel knows one for all: "
+            "take 'auto' or 'blockwise'"
+        )
     if conditions.softcap:
         return "it has no softcap of attention logits; take 'dense', 'blockwise' or 'auto'"
     if temperature_depends_on_key(layer):
         return "its temperature depends on the key"
     if not conditions.causal or not conditions.aligned:
-        return "it needs causal attention in which queries and keys are the same tokens in order (aligned), as in training"
+        return (
+            "it needs causal attention in which queries and keys are the same tokens in "
+            "order (aligned), as in training"
+        )
     if not conditions.consecutive and (conditions.window is not None or _reads_distances(layer)):
-        return "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or 'auto'"
+        return (
+            "it counts distances in slots, and positions are random; take 'dense', "
+            "'blockwise' or 'auto'"
+        )
     if conditions.dtype != "bfloat16" and (kernel == "cudnn" or conditions.dtype != "float32"):
         return f"it computes in bfloat16, not {conditions.dtype}"
     if kernel != "flash" and conditions.sink:
-        return "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set model.sink_logit to False"
+        return (
+            "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or "
+            "set model.sink_logit to False"
+        )
     columns = layer.columns_per_dim * conditions.head_dim
     wide = (
         f"head dim {conditions.head_dim}"
@@ -125,10 +143,14 @@ def vendor_attention(
             bias = BiasTable(
                 bias_by_distance(layer, params, length), log_tail_mass(layer, params, length)
             )
-        here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2])  # fmt: skip
+        here = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2]
+        )
         bias, sink_N = jax.tree.map(here, (bias, sink_N))
         window = window_N[0] if len(set(window_N)) == 1 else here(window_array(window_N))
-        run = {"cudnn": _cudnn, "splash": _splash}.get(kernel, functools.partial(flash_attention, sink_N=sink_N))  # fmt: skip
+        run = {"cudnn": _cudnn, "splash": _splash}.get(
+            kernel, functools.partial(flash_attention, sink_N=sink_N)
+        )
         out_BTNH = run(q_BTNH, k_BTKH, v_BTKH, bias, positions[0], window)
         seen_BT11 = (positions[0] != 0)[:, :, None, None]
         return jnp.where(seen_BT11, out_BTNH, 0).astype(v_BTKH.dtype)
@@ -144,9 +166,14 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
     X = q_BTNX.shape[-1]
     v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # it wants one head dim for all
     out_BTNX = jax.nn.dot_product_attention(
-        q_BTNX, k_BTKX, v_BTKX.astype(q_BTNX.dtype), scale=1.0, is_causal=True, implementation="cudnn",
+        q_BTNX,
+        k_BTKX,
+        v_BTKX.astype(q_BTNX.dtype),
+        scale=1.0,
+        is_causal=True,
+        implementation="cudnn",
         local_window_size=None if window is None else (window - 1, 0),
-    )  # fmt: skip
+    )
     return out_BTNX[..., :H]
 
 
@@ -177,13 +204,21 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
         mask = masks.LocalMask(shape, (window - 1, 0), 0)
     block = next(b for b in (_SPLASH_BLOCK, 256, _LANES) if length % b == 0)
     sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-        block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     kernel = splash.make_splash_mha_single_device(
-        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret,
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        interpret=interpret,
         residual_checkpoint_name=ATTENTION_NAME,
-    )  # fmt: skip
+    )
 
     def run(q_BNTX, k_BKTX, v_BKTH, seg_BT):
         return jax.vmap(kernel)(q_BNTX, k_BKTX, v_BKTH, splash.SegmentIds(seg_BT, seg_BT))

@@ -92,7 +92,9 @@ def ring_hops(
 
     def local(operands, positions, first_head):
         pieces = []
-        for config, *arrays in head_groups(operands, positions, first_head, layer, settings, ring.size):  # fmt: skip
+        for config, *arrays in head_groups(
+            operands, positions, first_head, layer, settings, ring.size
+        ):
             hops_X = _forward(config, ring, *arrays)[1][-2]
             pieces.append(jnp.repeat(hops_X, arrays[0].q_BNTH.shape[1] // len(hops_X)))
         return jnp.concatenate(pieces)

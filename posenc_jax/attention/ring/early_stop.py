@@ -62,10 +62,13 @@ class EarlyStop(NamedTuple):
 
         if tail_table is not None:  # one block per device: bounds of the keys before its end
             own = cutoff.tail_bounds(
-                *tail_table, config.longest, operands.k_BKSH, positions.queries,
+                *tail_table,
+                config.longest,
+                operands.k_BKSH,
+                positions.queries,
                 positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
                 operands.k_BKSH.shape[2],
-            )  # fmt: skip
+            )
             tail = cutoff.TailBounds(
                 own.table_NE,
                 gathered(own.norm_BKJ[:, :, 1:], 2),
@@ -134,8 +137,16 @@ class EarlyStop(NamedTuple):
 
         def of_row(b, rows, lse_NT):
             return cutoff.exceeds_epsilon(
-                own, b, first_head, kv_N, r, rows, lse_NT, self.operands.k_BKSH.shape[2], self.config.epsilon
-            )  # fmt: skip
+                own,
+                b,
+                first_head,
+                kv_N,
+                r,
+                rows,
+                lse_NT,
+                self.operands.k_BKSH.shape[2],
+                self.config.epsilon,
+            )
 
         rows = cutoff.QueryRows(q_norm_BNT, *positions.queries[:2], cum_log_forget_BNT)
         matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), rows, lse_BNT)

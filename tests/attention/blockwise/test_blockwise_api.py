@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from support import oracles
 from support.blockwise_and_dense import assert_same, both, placed, tensors
 from support.marks import slow
@@ -27,15 +28,21 @@ def test_blockwise_equals_the_float64_loop_under_a_coupled_split():
     seg = np.array([1] * 9 + [2] * 12)
     slopes = oracles.alibi_slopes(2)
     turned = [
-        np.stack([[oracles.rope_vector(x[t, n], pos[t]) if n < 2 else x[t, n] for n in range(N)] for t in range(21)])
+        np.stack(
+            [
+                [oracles.rope_vector(x[t, n], pos[t]) if n < 2 else x[t, n] for n in range(N)]
+                for t in range(21)
+            ]
+        )
         for x in (q, k)
-    ]  # fmt: skip
+    ]
     want = oracles.attention(
-        *turned, v,
+        *turned,
+        v,
         bias=lambda n, i, j: -slopes[n] * abs(int(pos[i]) - int(pos[j])) if n < 2 else 0.0,
         visible=lambda i, j: seg[i] == seg[j] and pos[j] <= pos[i],
         tau=lambda n, i: max(1.0, math.log(pos[i] + 1) / math.log(L)) if n >= 2 else 1.0,
-    )  # fmt: skip
+    )
     layer = placed("rope+alibi|nope~logn")
     places = (jnp.asarray(pos)[None], jnp.asarray(seg)[None])
     got = both(layer, *places, blocks=(8, 8))[1](*tensors(1, 21), layer.init(jax.random.key(7)))
@@ -124,7 +131,9 @@ def test_a_bias_and_its_cut_off_take_no_more_memory_than_attention_without_a_bia
         assert scratch(line, backward) <= 1.1 * scratch(without, backward) + tile
 
 
-@pytest.mark.parametrize(("line", "K"), [("rope+alibi", 2), ("slopes|rope~logn", 1), ("rope+forget|fire", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "K"), [("rope+alibi", 2), ("slopes|rope~logn", 1), ("rope+forget|fire", 2)]
+)
 @pytest.mark.thorough
 def test_rows_and_heads_split_over_devices_change_nothing(line, K):
     layer = placed(line)
@@ -145,10 +154,13 @@ def test_rows_and_heads_split_over_devices_change_nothing(line, K):
         split = jax.P("data", None, "model", None)
         keys = split if K == 2 else jax.P("data", None, None, None)
         laid = (
-            jax.device_put(q, split), jax.device_put(k, keys), jax.device_put(v, keys),
-            jax.device_put(ticks, jax.P("data", None, None)), jax.device_put(params, jax.P()),
+            jax.device_put(q, split),
+            jax.device_put(k, keys),
+            jax.device_put(v, keys),
+            jax.device_put(ticks, jax.P("data", None, None)),
+            jax.device_put(params, jax.P()),
             *(jax.device_put(x, jax.P("data", None)) for x in (pos, seg)),
-        )  # fmt: skip
+        )
         got = jax.jit(result)(*laid)
     assert got[0].sharding.spec == split
     jax.tree.map(lambda w, g: np.testing.assert_allclose(g, w, atol=2e-5), want, got)

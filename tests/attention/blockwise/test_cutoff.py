@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, cutoff_windows
+
 from support import oracles
 from support.blockwise_and_dense import assert_same, both, placed, tensors
 from support.marks import slow
-
-from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, cutoff_windows
 
 N, H, L = 4, 16, 64
 
@@ -57,8 +57,14 @@ def test_the_cut_changes_nothing_that_float32_can_see(line, scale):
     q, k, v, ticks = tensors(1, LONG)
     arrays = (scale * q, k, v, ticks)
     assert_same(
-        layer, arrays, pos, jnp.ones_like(pos), gradients=scale == 1.0, atol=1e-6 * max(1, scale), blocks=(32, 32)
-    )  # fmt: skip
+        layer,
+        arrays,
+        pos,
+        jnp.ones_like(pos),
+        gradients=scale == 1.0,
+        atol=1e-6 * max(1, scale),
+        blocks=(32, 32),
+    )
 
 
 @pytest.mark.parametrize("away", [60, 130, *slow(400)])

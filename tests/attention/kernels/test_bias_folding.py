@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-
 from posenc_jax.attention.kernels.bias_folding import fold_bias, slope_limbs, slot_limbs
 from posenc_jax.encodings import parse
 from posenc_jax.encodings.bias import alibi_slopes
+
+from support import schemes
 
 N, K, H = 6, 2, 16
 BOUND = 1e-2  # total variation of a row's weights; the naive fold misses it by far from 1k on
@@ -204,7 +204,9 @@ def test_a_learned_slopes_gradient_survives_a_kernel_that_rounds_what_it_sums():
         k, weights = kept
         d_weights = jnp.einsum("BTNH,BSNH->BNTS", aim, v)
         d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-        d_q = jnp.einsum("BNTS,BSNX->BTNX", d_logits.astype(jnp.bfloat16), k, preferred_element_type=jnp.float32)  # fmt: skip
+        d_q = jnp.einsum(
+            "BNTS,BSNX->BTNX", d_logits.astype(jnp.bfloat16), k, preferred_element_type=jnp.float32
+        )
         return d_q.astype(jnp.bfloat16), jnp.zeros_like(k)
 
     kernel.defvjp(forward, backward)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import TokenSide, dense_attention, visible
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, bias_by_distance, log_tail_mass
 from posenc_jax.attention.kernels import flash
@@ -23,12 +21,13 @@ from posenc_jax.attention.kernels.flash_programs import (
 )
 from posenc_jax.encodings import parse
 
+from support.attention_inputs import qkv
+
 B, T, N, K, H = 2, 600, 4, 2, 16
 SLOPES = np.array([1.0, 0.25, 1 / 64, 0.0], np.float32)
-SEG = np.stack([
-    np.repeat([0, 1, 4, 2, 0], [7, 201, 300, 85, 7]),
-    np.repeat([3], [T]),
-]).astype(np.int32)  # fmt: skip
+SEG = np.stack([np.repeat([0, 1, 4, 2, 0], [7, 201, 300, 85, 7]), np.repeat([3], [T])]).astype(
+    np.int32
+)
 
 
 def tensors(seed=0, scale=1.0):
@@ -44,7 +43,10 @@ def by_hand(q, k, v, bias_NZ, seg, window=None):
         cols = cols[r - cols < (window or T)]
         if seg[b, r] == 0:
             continue
-        logits = k[b, cols, n // (N // K)] @ q[b, r, n] / np.sqrt(H) + np.asarray(bias_NZ, np.float64)[n, r - cols]  # fmt: skip
+        logits = (
+            k[b, cols, n // (N // K)] @ q[b, r, n] / np.sqrt(H)
+            + np.asarray(bias_NZ, np.float64)[n, r - cols]
+        )
         weight = np.exp(logits - logits.max())
         out[b, r, n] = weight / weight.sum() @ v[b, cols, n // (N // K)]
     return out
@@ -89,7 +91,10 @@ def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
         assert [x.stop - x.start for x in power_of_two_parts(width)] == cut
         assert [x.start for x in power_of_two_parts(width)] == list(np.cumsum([0, *cut[:-1]]))
     shapes = [(1, 150, heads, width) for heads in (N, K, K, N)]
-    q, k, v, aim = (jax.random.normal(key, s) for key, s in zip(jax.random.split(jax.random.key(3), 4), shapes, strict=True))  # fmt: skip
+    q, k, v, aim = (
+        jax.random.normal(key, s)
+        for key, s in zip(jax.random.split(jax.random.key(3), 4), shapes, strict=True)
+    )
     seg = jnp.asarray(np.repeat([[2, 5]], [60, 90], axis=1).astype(np.int32))
     slopes = jnp.asarray(SLOPES)
 
@@ -106,7 +111,9 @@ def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
         )
         return (out * aim).sum(), out
 
-    mine, theirs = (jax.grad(f, (0, 1, 2, 3), has_aux=True)(q, k, v, slopes) for f in (flash, definition))  # fmt: skip
+    mine, theirs = (
+        jax.grad(f, (0, 1, 2, 3), has_aux=True)(q, k, v, slopes) for f in (flash, definition)
+    )
     for got, want in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         atol = 5e-6 * max(1.0, float(jnp.abs(want).max()))
         np.testing.assert_allclose(got, want, rtol=0, atol=atol)
@@ -125,7 +132,11 @@ def test_columns_that_a_tensor_core_cannot_multiply_are_refused():
 
 
 def table_of(line, length=T):
-    layer = parse(line).place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=64).layers[0]  # fmt: skip
+    layer = (
+        parse(line)
+        .place(num_layers=1, num_heads=N, head_dim=H, model_dim=N * H, train_length=64)
+        .layers[0]
+    )
     return BiasTable(bias_by_distance(layer, {}, length), log_tail_mass(layer, {}, length))
 
 
@@ -156,7 +167,10 @@ def test_gradients_are_those_of_the_loop_by_differences():
         along = rng.standard_normal(arrays[index].shape)
         if index == 3:
             along *= SLOPES  # a head of slope 0 stays where it is
-        moved = [[x + sign * 1e-5 * along if i == index else x for i, x in enumerate(arrays)] for sign in (1, -1)]  # fmt: skip
+        moved = [
+            [x + sign * 1e-5 * along if i == index else x for i, x in enumerate(arrays)]
+            for sign in (1, -1)
+        ]
         slope = (exact(*moved[0]) - exact(*moved[1])) / 2e-5
         np.testing.assert_allclose((np.asarray(grad, np.float64) * along).sum(), slope, rtol=2e-4)
 
@@ -177,7 +191,9 @@ def padded(*arrays):
 
 
 def against_each_other():
-    """Queries that want what lies before slot 300 as much as can be, and as little what lies after; one row in 64 alone does."""
+    """Queries that want what lies before slot 300 as much as can be, and as little what lies after; one row
+    in 64 alone does.
+    """
     loud = np.sqrt(30 * np.sqrt(H))  # content logits of 30 and -30
     e = np.zeros(H)
     e[3] = loud
@@ -188,7 +204,9 @@ def against_each_other():
     return jnp.asarray(q, jnp.float32), jnp.asarray(k, jnp.float32)
 
 
-@pytest.mark.parametrize("kind", ["plain", "loud far keys", "adversarial", "table", "adversarial table"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", ["plain", "loud far keys", "adversarial", "table", "adversarial table"]
+)
 def test_what_is_left_out_weighs_less_than_epsilon_and_much_is(kind):
     q, k, _, _ = tensors(scale=2.0)
     bias, bias_NZ = jnp.asarray(SLOPES), LINEAR
@@ -222,7 +240,12 @@ def log_tail_of(bias_NZ):
     """`cutoff.log_tail_mass` of a table, by NumPy."""
     entries = range(-(-bias_NZ.shape[1] // 64) + 1)
     with np.errstate(divide="ignore"):
-        return jnp.asarray(np.stack([np.log(np.exp(bias_NZ[:, 64 * e :].astype(np.float64)).sum(1)) for e in entries], 1), jnp.float32)  # fmt: skip
+        return jnp.asarray(
+            np.stack(
+                [np.log(np.exp(bias_NZ[:, 64 * e :].astype(np.float64)).sum(1)) for e in entries], 1
+            ),
+            jnp.float32,
+        )
 
 
 def test_a_document_begins_a_row_of_blocks_and_a_window_ends_it():
@@ -240,7 +263,10 @@ def test_the_first_slot_in_sight_never_falls_from_row_to_row():
     """What the keys' program takes for granted where it leaves the mask out."""
     rng = np.random.default_rng(0)
     for window in (None, 1, 2, 64, 129):
-        pieces = [np.repeat(rng.integers(0, 4, 256), rng.choice([1, 2, 7, 64, 65], 256))[:256] for _ in range(32)]  # fmt: skip
+        pieces = [
+            np.repeat(rng.integers(0, 4, 256), rng.choice([1, 2, 7, 64, 65], 256))[:256]
+            for _ in range(32)
+        ]
         low = np.asarray(
             first_visible_slots(jnp.asarray(np.stack(pieces).astype(np.int32)), window)
         )[:, 0]
@@ -305,5 +331,7 @@ def test_tiles_of_queries_and_keys_may_differ_between_its_programs():
     for j in range(8):
         readers = [i for i in range(4) if first[0, 0, i] // s <= j]
         assert end[0, 0, j] == max(readers) + 1
-    np.testing.assert_array_equal(flash._coarser(jnp.asarray(first), 128, 64, 512)[0, 0], [0, 0, 100, 100, 300, 300, 290, 290])  # fmt: skip
+    np.testing.assert_array_equal(
+        flash._coarser(jnp.asarray(first), 128, 64, 512)[0, 0], [0, 0, 100, 100, 300, 300, 290, 290]
+    )
     np.testing.assert_array_equal(flash._coarser(jnp.asarray(first), 128, 256, 512)[0, 0], [0, 290])

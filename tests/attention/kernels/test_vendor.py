@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-from support.attention_inputs import qkv
-
 from posenc_jax.attention import (
     AttentionSettings,
     KernelConditions,
@@ -24,8 +21,18 @@ from posenc_jax.bench.plan import DEVICES
 from posenc_jax.costs.hardware import HARDWARE, topology_devices, topology_mesh, tracing_for
 from posenc_jax.encodings.backend import assume_backend
 
+from support import schemes
+from support.attention_inputs import qkv
+
 T, N, K, H = 72, 4, 2, 16
-SERVED = ("nope", "rope", "alibi", "slopes", "rope+alibi|nope~logn", "rope(stretch=yarn(factor=4.0))+alibi(slopes=match)")  # fmt: skip
+SERVED = (
+    "nope",
+    "rope",
+    "alibi",
+    "slopes",
+    "rope+alibi|nope~logn",
+    "rope(stretch=yarn(factor=4.0))+alibi(slopes=match)",
+)
 SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])
 SEG = np.stack([SEG, np.ones(T)]).astype(np.int32)
 POS = np.zeros_like(SEG)
@@ -47,7 +54,15 @@ def results(line, implementation, dtype, window=None, seg=SEG, pos=POS):
     params = layer.init(jax.random.key(1))
 
     def out(q, k, v, params):
-        got = attend(q, k, v, layer, params, TokenSide(pos, seg), settings=AttentionSettings(window=window, aligned=True, implementation=implementation))  # fmt: skip
+        got = attend(
+            q,
+            k,
+            v,
+            layer,
+            params,
+            TokenSide(pos, seg),
+            settings=AttentionSettings(window=window, aligned=True, implementation=implementation),
+        )
         return (got.astype(jnp.float32) * aim).sum(), got
 
     (_, got), grads = jax.jit(jax.value_and_grad(out, (0, 1, 2, 3), has_aux=True))(q, k, v, params)
@@ -79,7 +94,15 @@ def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):
 
     def out(k, v):
         loud = jnp.where(jnp.asarray(seg)[..., None, None] == 1, 30 * q[:1, :, :K], k[:1])
-        return attend(q[:1], loud, v[:1], layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation="cudnn"))[:, T // 2 :]  # fmt: skip
+        return attend(
+            q[:1],
+            loud,
+            v[:1],
+            layer,
+            {},
+            TokenSide(pos, seg),
+            settings=AttentionSettings(aligned=True, implementation="cudnn"),
+        )[:, T // 2 :]
 
     moved = jax.grad(lambda v: out(k, v).astype(jnp.float32).sum())(v)
     assert np.abs(np.asarray(moved[0, : T // 2], np.float32)).max() == 0
@@ -87,7 +110,10 @@ def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):
 
 
 def test_documents_are_numbered_in_their_order():
-    assert document_ordinals(jnp.asarray(SEG))[0].tolist() == [0] * 3 + [1] * 24 + [2] * 20 + [3] * 20 + [4] * 5  # fmt: skip
+    assert (
+        document_ordinals(jnp.asarray(SEG))[0].tolist()
+        == [0] * 3 + [1] * 24 + [2] * 20 + [3] * 20 + [4] * 5
+    )
 
 
 @pytest.mark.parametrize("line", SERVED[2:5])
@@ -97,10 +123,20 @@ def test_on_a_mesh_every_head_has_the_slope_of_its_place(line, emulated):
     params = layer.init(jax.random.key(1))
 
     def out(q, k, v, implementation):
-        return attend(q, k, v, layer, params, TokenSide(POS, SEG), settings=AttentionSettings(aligned=True, implementation=implementation))  # fmt: skip
+        return attend(
+            q,
+            k,
+            v,
+            layer,
+            params,
+            TokenSide(POS, SEG),
+            settings=AttentionSettings(aligned=True, implementation=implementation),
+        )
 
     want = np.asarray(out(q, k, v, "dense"), np.float32)
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)  # fmt: skip
+    mesh = jax.make_mesh(
+        (2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2
+    )
     with jax.set_mesh(mesh):
         q = jax.device_put(q, jax.P("data", None, "model", None))
         k, v = (jax.device_put(x, jax.P("data", None, None, None)) for x in (k, v))
@@ -176,7 +212,10 @@ def test_few_logits_are_dense_on_a_gpu_where_no_kernel_serves():
 
 def test_the_device_decides_what_is_taken_by_itself():
     layer = layer_of("rope+alibi|nope~logn")
-    taken = {d: choose_implementation(layer, 1024, 1024, "auto", WHERE, device=d).name for d in ("cpu", "gpu", "tpu")}  # fmt: skip
+    taken = {
+        d: choose_implementation(layer, 1024, 1024, "auto", WHERE, device=d).name
+        for d in ("cpu", "gpu", "tpu")
+    }
     assert taken == {"cpu": "blockwise", "gpu": "flash", "tpu": "splash"}
     assert (
         choose_implementation(
@@ -199,7 +238,14 @@ def test_the_device_decides_what_is_taken_by_itself():
 def test_every_scheme_is_served_or_refused_in_words(line):
     layer = layer_of(line)
     reason = vendor.unsupported_reason("splash", layer, WHERE)
-    linear = all(g.heads.bias is None or g.heads.bias.linear_slope_N(layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.context) is not None for i, g in enumerate(layer.groups))  # fmt: skip
+    linear = all(
+        g.heads.bias is None
+        or g.heads.bias.linear_slope_N(
+            layer.init(jax.random.key(0)).get(f"{i}.bias", {}), g.context
+        )
+        is not None
+        for i, g in enumerate(layer.groups)
+    )
     assert (reason is None) == (linear and layer.form is None and "scale_invariant" not in line)
 
 
@@ -213,7 +259,15 @@ def compiled(chip, topology, axes, implementation, length):
 
     def grads(q, k, v, pos, seg):
         def total(q, k, v):
-            got = attend(q, k, v, layer, {}, TokenSide(pos, seg), settings=AttentionSettings(aligned=True, implementation=implementation))  # fmt: skip
+            got = attend(
+                q,
+                k,
+                v,
+                layer,
+                {},
+                TokenSide(pos, seg),
+                settings=AttentionSettings(aligned=True, implementation=implementation),
+            )
             return got.astype(jnp.float32).sum()
 
         return jax.grad(total, (0, 1, 2))(q, k, v)
@@ -233,7 +287,9 @@ def compiled(chip, topology, axes, implementation, length):
 
 def square(text, length):
     """Shapes in a compiled program with two dims of `length`."""
-    return {s for s in re.findall(r"\w+\[[\d,]+\]", text) if len(re.findall(rf"\b{length}\b", s)) > 1}  # fmt: skip
+    return {
+        s for s in re.findall(r"\w+\[[\d,]+\]", text) if len(re.findall(rf"\b{length}\b", s)) > 1
+    }
 
 
 @pytest.mark.aot

@@ -8,11 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import schemes
-from support.attention_inputs import qkv
-from support.marks import slow
-from support.schemes import layer_of
-
 from posenc_jax.attention import (
     AttentionSettings,
     BlockwiseSettings,
@@ -26,6 +21,11 @@ from posenc_jax.attention import (
 )
 from posenc_jax.attention.blockwise.cutoff import cutoff_windows
 from posenc_jax.encodings import cumulative_log_forget as running_clock_of_one_device
+
+from support import schemes
+from support.attention_inputs import qkv
+from support.marks import slow
+from support.schemes import layer_of
 
 N, K, H, L, DEVICES = 4, 2, 16, 64, 8
 LONG = 1024  # tokens, 128 on a device
@@ -167,7 +167,9 @@ def test_rows_split_over_devices_change_nothing(line, mesh, settings):
     arrays = (*tensors(layer, 72, kv_heads=sizes.get("kv_heads", K)), *two_rows(72))
     pull = jax.random.normal(jax.random.key(9), arrays[0].shape)
     want = forward_and_gradients(layer, "dense", **settings)(pull, *arrays)
-    assert_same(want, on(mesh_of(**mesh), forward_and_gradients(layer, "auto", **settings), pull, arrays))  # fmt: skip
+    assert_same(
+        want, on(mesh_of(**mesh), forward_and_gradients(layer, "auto", **settings), pull, arrays)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +257,9 @@ def test_bfloat16_goes_around_with_float32_sums():
     pull = jax.random.normal(jax.random.key(9), arrays[0].shape).astype(jnp.bfloat16)
     run = forward_and_gradients(layer, "auto")
     out, (*grads, _, _) = on(mesh_of(), run, pull, (*narrow, *rest))
-    want, (*want_grads, _, _) = forward_and_gradients(layer, "dense")(pull.astype(jnp.float32), *wide, *rest)  # fmt: skip
+    want, (*want_grads, _, _) = forward_and_gradients(layer, "dense")(
+        pull.astype(jnp.float32), *wide, *rest
+    )
     for got, exact in zip((out, *grads), (want, *want_grads), strict=True):
         assert got.dtype == jnp.bfloat16
         # q and k are rounded once more when they are turned, and the result at the end.
@@ -276,7 +280,9 @@ def test_linear_attention_tells_sums_over_devices_and_no_keys(mesh, tokens):
         return
     text = on(mesh_of(), lambda *x: run.lower(*x).compile(), pull, arrays).as_text()
     told = re.findall(r"= \(?f32\[([\d,]+)\]\S* (?:all-gather|all-reduce|collective-permute)", text)
-    assert max(np.prod([int(n) for n in dims.split(",")]) for dims in told) == DEVICES * 2 * N * H * H  # fmt: skip
+    assert (
+        max(np.prod([int(n) for n in dims.split(",")]) for dims in told) == DEVICES * 2 * N * H * H
+    )
 
 
 @pytest.mark.parametrize("line", ["alibi", *slow(("forget",))])
