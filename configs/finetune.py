@@ -32,8 +32,7 @@ def get_config(arm_and_run: str = "") -> ConfigDict:
     if name not in RULES or not folder or not (number.isdigit() if number else True):
         raise ValueError(
             f"configs/finetune.py needs a stretch ({', '.join(RULES)}) and a run, e.g. "
-            "yarn,runs/x, "
-            f"not {arm_and_run!r}"
+            f"yarn,runs/x, not {arm_and_run!r}"
         )
     factor, path = int(number or FACTOR), Path(folder) / "config.json"
     if not path.exists():

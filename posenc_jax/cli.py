@@ -201,8 +201,8 @@ def _guarded(work: Callable):
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         if _of_backend(error) and isinstance(error, AssertionError):
             message = (
-                f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}; set "
-                "it to cpu, or unset it"
+                f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}; set it to "
+                "cpu, or unset it"
             )
         elif isinstance(error, ArithmeticError | ImportError | LookupError | NameError) and not (
             isinstance(error, KeyError)

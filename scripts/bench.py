@@ -28,8 +28,8 @@ _READ = {
     "schemes": flags.DEFINE_string(
         "schemes",
         None,
-        "Schemes with ';' between, a switch behind one as in 'nope with token_shift'; none: "
-        "every registered one, and more",
+        "Schemes with ';' between, a switch behind one as in 'nope with token_shift'; none: every "
+        "registered one, and more",
     ),
     "train_length": flags.DEFINE_integer(
         "train_length", None, "Tokens per sequence", lower_bound=8

@@ -35,8 +35,8 @@ _WRITE_KEY_TARGETS = flags.DEFINE_string(
 _STRETCH = flags.DEFINE_string(
     "stretch",
     None,
-    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, "
-    "rotation.yarn:4, rotation.off",
+    "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4, "
+    "rotation.off",
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string(

@@ -86,15 +86,15 @@ def main() -> None:
     }
     for columns in sorted(grids):
         warnings.append(
-            f"positions are read on a grid of {columns} columns; distances in this table run "
-            "in raster order"
+            f"positions are read on a grid of {columns} columns; distances in this table run in "
+            "raster order"
         )
     if any(
         getattr(g.heads.rotation, "stretch", None) for layer in trained.layers for g in layer.groups
     ):
         warnings.append(
-            "the stretch in the scheme counts as trained; for a reading of a run trained "
-            "without it, give --stretch"
+            "the stretch in the scheme counts as trained; for a reading of a run trained without "
+            "it, give --stretch"
         )
     gated = sum(layer.gated for layer in placed.layers)
     if gated:
@@ -104,22 +104,22 @@ def main() -> None:
     tempered = sum(layer.tempered_by_tokens for layer in placed.layers)
     if tempered:
         warnings.append(
-            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at "
-            "rest, x = 0"
+            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x "
+            "= 0"
         )
 
     stretched = f" under {_STRETCH.value}" if _STRETCH.value else ""
     print(
-        f"{line_of(_SCHEME.value)}{stretched}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys "
-        f"in sight   {_HEADS.value} heads of {_HEAD_DIM.value}"
+        f"{line_of(_SCHEME.value)}{stretched}   L = {_TRAIN.value:,}   {_LENGTH.value:,} keys in "
+        f"sight   {_HEADS.value} heads of {_HEAD_DIM.value}"
     )
     print(_table(heads, margins, window_N))
     print(_COLUMNS)
     for waves, error in errors.items():
         shown = ", ".join(f"{name} {value:.1e}" for name, value in error.items())
         print(
-            f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} "
-            f"to {max(waves):,.0f} tokens): {shown} rad"
+            f"angle error to position {_LENGTH.value:,} ({len(waves)} pairs, {min(waves):.3g} to "
+            f"{max(waves):,.0f} tokens): {shown} rad"
         )
     for line in warnings:
         print(f"! {line}")

@@ -7,9 +7,9 @@ if missing := [
     name for name in ("absl", "jax", "posenc_jax") if not importlib.util.find_spec(name)
 ]:
     print(
-        f"{sys.argv[0]}: {', '.join(missing)} not installed for {sys.executable}; activate "
-        "the virtual "
-        "environment (source .venv/bin/activate), or make it (bash scripts/quickstart.sh smoke)",
+        f"{sys.argv[0]}: {', '.join(missing)} not installed for {sys.executable}; activate the "
+        "virtual environment (source .venv/bin/activate), or make it (bash scripts/quickstart.sh "
+        "smoke)",
         file=sys.stderr,
     )
     sys.exit(2)

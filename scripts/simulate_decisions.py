@@ -93,8 +93,8 @@ def _row_of_rule_2(scenario, n: int, studies: int, seed: int) -> dict:
 
 def _table_of_rule_2(rows: list[dict]) -> str:
     lines = [
-        "| truth | kind | n | studies | clause holds | clause refuted | counted verdicts | "
-        "share | within |",
+        "| truth | kind | n | studies | clause holds | clause refuted | counted verdicts | share | "
+        "within |",
         "|" + "---|" * 9,
     ]
     for r in rows:
@@ -149,9 +149,8 @@ def _table_of_rule_1(rows: list[dict]) -> str:
         bound = "at most " if r["kind"] == "at most" else ""
         lines.append(
             f"| {r['truth']} | {', '.join(r['counted'])} | {r['n']} | {r['studies']:,} | "
-            f"{100 * r['share']:.2f} % | "
-            f"{bound}{100 * r['theory']:.1f} % | {100 * r['standard_error']:.2f} % | "
-            f"{'yes' if r['within'] else 'no'} |"
+            f"{100 * r['share']:.2f} % | {bound}{100 * r['theory']:.1f} % | "
+            f"{100 * r['standard_error']:.2f} % | {'yes' if r['within'] else 'no'} |"
         )
     return "\n".join(lines) + "\n"
 

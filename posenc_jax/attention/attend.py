@@ -82,8 +82,8 @@ def choose_implementation(
         raise ValueError("linear attention has no logits to cap: set model.attention_softcap to 0")
     if conditions.sink and layer.form is not None:
         raise ValueError(
-            "linear attention has no softmax, so it takes no sink logit: set "
-            "model.sink_logit to False"
+            "linear attention has no softmax, so it takes no sink logit: set model.sink_logit to "
+            "False"
         )
     if sequence > 1:
         return _ring_choice(
@@ -107,8 +107,8 @@ def choose_implementation(
     if queries * keys <= DENSE_LOGITS:
         return ImplementationChoice("dense", f"{queries} x {keys} logits are few")
     many = (
-        f"{queries} x {keys} logits are many: blockwise attention has memory linear in length "
-        "and a cut-off for decreasing biases"
+        f"{queries} x {keys} logits are many: blockwise attention has memory linear in length and "
+        "a cut-off for decreasing biases"
     )
     device, reasons = device or current_backend(), []
     for kernel in (kernel for kernel, its_device in KERNELS.items() if its_device == device):
@@ -132,8 +132,8 @@ def _ring_choice(
     if layer.form is not None:
         if implementation != "auto" or not in_order:
             raise ValueError(
-                f"{split}: linear attention goes through tokens in order (aligned, causal), "
-                "by 'auto' alone"
+                f"{split}: linear attention goes through tokens in order (aligned, causal), by "
+                "'auto' alone"
             )
         return ImplementationChoice("linear", f"{split}: devices exchange their sums")
     if implementation not in ("auto", "blockwise"):
@@ -329,8 +329,7 @@ def _check_inputs(
     if layer.tempered_by_tokens and optional.x_BTD is None:
         raise ValueError(
             "a temperature of this scheme depends on the tokens: pass x_BTD, from which the "
-            "queries "
-            "were projected"
+            "queries were projected"
         )
 
 

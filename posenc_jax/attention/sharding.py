@@ -103,9 +103,8 @@ def per_shard(
     ring.
 
     The sharding of the queries decides: dims 0 and 2 may be split over explicit axes of the mesh,
-      dim 1 only with a
-    `ring`. Rows and heads are independent, so the only communication here is the sum of the
-    gradients of learned parameters. Key and value heads are repeated first where needed
+    dim 1 only with a `ring`. Rows and heads are independent, so the only communication here is the
+    sum of the gradients of learned parameters. Key and value heads are repeated first where needed
     (`shard_keys_like_queries`).
 
     Args:
@@ -122,8 +121,8 @@ def per_shard(
         return local(operands, positions, jnp.int32(0))
     if dim is not None or (length is not None) != (ring is not None):
         raise ValueError(
-            "attention: queries may be split over batch and heads, over length for a ring "
-            "alone, and never over head dim"
+            "attention: queries may be split over batch and heads, over length for a ring alone, "
+            "and never over head dim"
         )
     names, shards, num_heads = _names(heads), _devices(heads), q_BTNH.shape[2]
     k_BSKH, v_BSKH = shard_keys_like_queries(q_BTNH, k_BSKH, v_BSKH)

@@ -1,4 +1,4 @@
-"""Tokens at the door of attention: int32 positions, zeros where nobody may read, one order.
+"""Checked inputs of attention: int32 positions, zeros at padding and at keys that no query sees.
 
 Nobody may read padding (segment 0), nor keys that no query can see. Their arrays may hold anything,
 NaN included: a weight of zero times NaN is NaN, so such values are replaced before the product, in
@@ -100,9 +100,7 @@ def check_positions(tokens: TokenSide) -> None:
     if twice_BT.any():
         b, t = np.argwhere(twice_BT)[0]
         raise ValueError(
-            f"row {b}: slots {slot_BT[b, t]} and {slot_BT[b, t + 1]} of document "
-            f"{seg_BT[b, t]} both have "
-            f"position {pos_BT[b, t]}, so that the earlier one would see the later one: "
-            "number the documents of "
-            "a row apart in the segments, or give TokenSide an order_BT"
+            f"row {b}: slots {slot_BT[b, t]} and {slot_BT[b, t + 1]} of document {seg_BT[b, t]} "
+            f"both have position {pos_BT[b, t]}, so that the earlier one would see the later one: "
+            "number the documents of a row apart in the segments, or give TokenSide an order_BT"
         )

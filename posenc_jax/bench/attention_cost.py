@@ -161,9 +161,8 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
         name="attention",
         title="Attention under ALiBi, and under a window",
         caption=f"Batch {s.batch}, {s.heads} heads of {s.head_dim}, {s.dtype}, causal, "
-        f"windows of {WINDOW}; time relative to {_baselines(rows)} in "
-        "the same round; peak memory by "
-        f"{', '.join(sorted({row['peak_source'] for row in rows}))}.",
+        f"windows of {WINDOW}; time relative to {_baselines(rows)} in the same round; peak memory "
+        f"by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
         settings=dataclasses.asdict(s) | {"skipped": skipped, "peers": peers.versions()},
         rows=tuple(rows),
         table=_table(rows, skipped),

@@ -121,11 +121,9 @@ def measure(settings: EncodingSettings) -> BenchResult:
     return BenchResult(
         "encodings",
         "What every encoding costs, relative to nope",
-        "Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) "
-        f"at {train_length} "
-        f"tokens, batch {batch}: medians of {rounds} ratios to nope in the same round, bars "
-        "from first to "
-        "third quartile.",
+        "Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) at "
+        f"{train_length} tokens, batch {batch}: medians of {rounds} ratios to nope in the same "
+        "round, bars from first to third quartile.",
         {"train_length": train_length, "batch": batch, "rounds": rounds, "seed": seed}
         | SHAPE
         | {"vocab_size": VOCABULARY, "group": GROUP},

@@ -51,8 +51,8 @@ def measure(settings: EvaluationSettings) -> BenchResult:
     schemes, lengths = settings.schemes, sorted({train_length, *settings.lengths})
     if not all(n % train_length == 0 and lengths[-1] % n == 0 for n in lengths):
         raise ValueError(
-            f"lengths must be multiples of train_length={train_length} that divide the "
-            f"longest, not {lengths}"
+            f"lengths must be multiples of train_length={train_length} that divide the longest, "
+            f"not {lengths}"
         )
     tokens = lengths[-1]
     runs = {}
@@ -93,10 +93,9 @@ def measure(settings: EvaluationSettings) -> BenchResult:
     return BenchResult(
         "evaluation",
         "Scoring longer text than training text",
-        "Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to "
-        f"scoring at {train_length} "
-        f"tokens; every run scores {tokens:,} tokens. Medians of {rounds} ratios taken in the "
-        "same round.",
+        "Time per token of a 2-layer decoder (model dim 128, 4 heads of 32) relative to scoring at "
+        f"{train_length} tokens; every run scores {tokens:,} tokens. Medians of {rounds} ratios "
+        "taken in the same round.",
         used,
         tuple(rows),
         _table(rows),

@@ -97,9 +97,9 @@ def measure(settings: LoopSettings) -> BenchResult:
     return BenchResult(
         "loop",
         "Training with checkpoints, relative to training without",
-        f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of "
-        f"{rounds} ratios taken in the "
-        f"same round, bars from first to third quartile; the dashed line is {1 + SAVING}.",
+        f"configs/lm.py, {t.steps} steps, a checkpoint every {t.save_every}: medians of {rounds} "
+        "ratios taken in the same round, bars from first to third quartile; the dashed line is "
+        f"{1 + SAVING}.",
         used,
         tuple(rows),
         _table(rows),

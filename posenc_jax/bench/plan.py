@@ -85,8 +85,8 @@ def planned_vocabulary(config: RunConfig) -> int:
     """
     if config.data.task != "language":
         raise ValueError(
-            f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids "
-            "of classes"
+            f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids of "
+            "classes"
         )
     name = config.data.tokenizer
     return open_tokenizer(name).vocab_size if name == "bytes" or Path(name).exists() else VOCABULARY

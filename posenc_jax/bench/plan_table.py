@@ -21,10 +21,10 @@ def summary(row: Mapping) -> str:
         f"attention        {'; '.join(row['attention'])}",
         f"layers           {'in a loop' if row['scan_layers'] else 'one by one'}, remat "
         f"{row['remat']}; loss over the vocabulary {pieces}",
-        f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} GiB"
-        f"{'' if memory['fits'] else ': DOES NOT FIT'} (arguments "
-        f"{_gib(memory['arguments'])}, temporaries {_gib(memory['temporaries'])}, "
-        f"results {_gib(memory['results'])}, code {_gib(memory['code'])})",
+        f"memory a device  {_gib(memory['peak'])} of {_gib(memory['of_chip'])} "
+        f"GiB{'' if memory['fits'] else ': DOES NOT FIT'} (arguments {_gib(memory['arguments'])}, "
+        f"temporaries {_gib(memory['temporaries'])}, results {_gib(memory['results'])}, code "
+        f"{_gib(memory['code'])})",
         f"FLOPs needed     {needed['total']:.3e} a step ({_shares(needed)}); 6 N D = "
         f"{row['flops_6nd']:.3e}",
         f"FLOPs executed   {executed['total']:.3e} ({_shares(executed)})",
@@ -38,10 +38,10 @@ def summary(row: Mapping) -> str:
             + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
         )
     lines += [
-        f"time at peak     compute {_ms(seconds['compute'])}, memory "
-        f"{_ms(seconds['memory'])}, network {_ms(seconds['network'])}",
-        f"step             at least {_ms(seconds['step'])}, bound by {row['bound_by']}: at "
-        f"most {row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.0%}",
+        f"time at peak     compute {_ms(seconds['compute'])}, memory {_ms(seconds['memory'])}, "
+        f"network {_ms(seconds['network'])}",
+        f"step             at least {_ms(seconds['step'])}, bound by {row['bound_by']}: at most "
+        f"{row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.0%}",
     ]
     return "\n".join(lines)
 
@@ -123,9 +123,8 @@ def comparison(row: Mapping, before: Mapping) -> str:
     """
     token = [r["seconds"]["step"] / (r["batch_size"] * r["length"]) for r in (row, before)]
     return (
-        f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory "
-        f"x {row['memory']['peak'] / before['memory']['peak']:.3f} "
-        "(temporaries x "
-        f"{row['memory']['temporaries'] / before['memory']['temporaries']:.3f}), time per "
-        f"token x {token[0] / token[1]:.3f}"
+        f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory x "
+        f"{row['memory']['peak'] / before['memory']['peak']:.3f} (temporaries x "
+        f"{row['memory']['temporaries'] / before['memory']['temporaries']:.3f}), time per token x "
+        f"{token[0] / token[1]:.3f}"
     )

@@ -89,9 +89,8 @@ def measure(settings: RotationSettings) -> BenchResult:
     return BenchResult(
         "rotation",
         "Rotation, relative to the plain float32 product",
-        f"Medians of {rounds} ratios to the float32 product in the same round, bars from "
-        "first to third "
-        f"quartile; dashed: the target of {TARGET}. One tensor [1, T, N, {HEAD_DIM}].",
+        f"Medians of {rounds} ratios to the float32 product in the same round, bars from first to "
+        f"third quartile; dashed: the target of {TARGET}. One tensor [1, T, N, {HEAD_DIM}].",
         dataclasses.asdict(settings) | {"head_dim": HEAD_DIM, "base": BASE},
         tuple(rows),
         _table(rows, errors),

@@ -155,10 +155,9 @@ def measure(settings: StepSettings) -> BenchResult:
         "step",
         "A training step, relative to ours under nope",
         f"{s.layers} layers, model dim {s.model_dim}, {model.num_heads} heads of {HEAD_DIM}, "
-        f"{s.train_length} tokens, "
-        f"batch {s.batch}, {s.dtype}: medians of {s.rounds} ratios taken in the same round, "
-        "bars from first to third "
-        f"quartile; peak memory by {', '.join(sorted({row['peak_source'] for row in rows}))}.",
+        f"{s.train_length} tokens, batch {s.batch}, {s.dtype}: medians of {s.rounds} ratios taken "
+        "in the same round, bars from first to third quartile; peak memory by "
+        f"{', '.join(sorted({row['peak_source'] for row in rows}))}.",
         used,
         tuple(rows),
         _table(rows, used["skipped"], split if devices > 1 else None),

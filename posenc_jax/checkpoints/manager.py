@@ -119,9 +119,8 @@ class CheckpointManager:
         """
         if _inode(self._workdir) != self._inode:
             raise SaveFailed(
-                f"{self._workdir} was renamed, removed or replaced during the run, and what "
-                "was written is no "
-                "longer below it; rename it back and run the same command to go on"
+                f"{self._workdir} was renamed, removed or replaced during the run, and what was "
+                "written is no longer below it; rename it back and run the same command to go on"
             )
 
     def failed(self, message: str, error: BaseException) -> SaveFailed:
@@ -129,8 +128,8 @@ class CheckpointManager:
         sound = [step for step in self.steps() if step != self._saved or self._failure is None]
         kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
         return SaveFailed(
-            f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command "
-            "to go on"
+            f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command to go "
+            "on"
         )
 
     def wait(self) -> None:
@@ -250,10 +249,10 @@ class CheckpointManager:
             if saved.get(name) != wanted.get(name)
         ]
         if differing:
+            more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise Corrupted(
                 f"checkpoint {self._store.path(step)} is of another model: "
-                f"{'; '.join(differing[:3])}"
-                f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}"
+                f"{'; '.join(differing[:3])}{more}"
             )
 
     def _loaded(self, step: int, shapes, saved: dict[str, str]):

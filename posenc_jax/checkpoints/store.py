@@ -80,9 +80,8 @@ class CheckpointStore:
             if faults:
                 reasons = "; ".join(f"{step}: {error}" for step, error in faults.items())
                 raise Corrupted(
-                    f"every checkpoint in {self.folder} is damaged ({reasons}); bring one "
-                    "back from a copy, "
-                    "or remove that folder to start over"
+                    f"every checkpoint in {self.folder} is damaged ({reasons}); bring one back "
+                    "from a copy, or remove that folder to start over"
                 )
             return None
         self._name(faults, f"step {step} is the last sound one")
@@ -151,9 +150,8 @@ class CheckpointStore:
             if fall_back:
                 return error
             raise Corrupted(
-                f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the "
-                "same --workdir, "
-                f"which {remedy}"
+                f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same "
+                f"--workdir, which {remedy}"
             ) from None
         return None
 

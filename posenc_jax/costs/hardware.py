@@ -180,8 +180,8 @@ def topology_devices(chip: Hardware, topology: str) -> list:
         chip.platform == "cuda" and len(sides) != 2
     ):
         raise ValueError(
-            f"a topology of {chip.name} reads like "
-            f"{'1x8' if chip.platform == 'cuda' else '4x4'}, not {topology!r}"
+            f"a topology of {chip.name} reads like {'1x8' if chip.platform == 'cuda' else '4x4'}, "
+            f"not {topology!r}"
         )
     if chip.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server

@@ -154,8 +154,8 @@ def _split_of_folders(folder: str, digest: dict[str, str]) -> dict[str, str]:
         other = first.setdefault(digest[name], name)
         if split[other] != where:
             raise ValueError(
-                f"data.folder={folder}: {other} and {name} are the same text in two splits; "
-                "remove one"
+                f"data.folder={folder}: {other} and {name} are the same text in two splits; remove "
+                "one"
             )
     return split
 
@@ -166,9 +166,8 @@ def _split_of_contents(folder: str, digest: dict[str, str]) -> dict[str, str]:
         first.setdefault(content, name)
     if len(first) < len(SPLITS):
         raise ValueError(
-            f"data.folder={folder} holds {len(first)} different text file(s); train, dev and "
-            "test need one "
-            "each, so put at least 3 there"
+            f"data.folder={folder} holds {len(first)} different text file(s); train, dev and test "
+            "need one each, so put at least 3 there"
         )
     split = split_by_hash(first.values())
     return {name: split[first[content]] for name, content in digest.items()}

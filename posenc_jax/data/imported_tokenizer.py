@@ -90,8 +90,8 @@ class ImportedTokenizer:
         total = int(self.byte_lengths_V[ids].sum(dtype=np.int64))
         if total != len(text):
             raise ValueError(
-                f"the tokenizer gives {total} bytes for a text of {len(text)}: bits per byte "
-                "would be wrong"
+                f"the tokenizer gives {total} bytes for a text of {len(text)}: bits per byte would "
+                "be wrong"
             )
         return ids
 

@@ -38,9 +38,8 @@ class TextWindows:
         self._count = (len(stream) - 1) // length
         if self._count < 1:
             raise ValueError(
-                f"a text of {len(stream)} tokens has no window of length {length}; take a "
-                "larger corpus or a "
-                "smaller length"
+                f"a text of {len(stream)} tokens has no window of length {length}; take a larger "
+                "corpus or a smaller length"
             )
 
     def __len__(self) -> int:
@@ -89,9 +88,8 @@ def batches(
     ...
 
     rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of
-      them,
-    n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the batch
-    does not divide.
+    them, n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the
+    batch does not divide.
     """
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide among {process_count} processes")

@@ -57,8 +57,7 @@ class Documents(Sequence):
             folder = self._source.dataset_info.data_dir
             raise ValueError(
                 f"{folder}: record {number} of {self._split} cannot be read ({_line(error)}); "
-                "remove the folder "
-                "and prepare it again"
+                "remove the folder and prepare it again"
             ) from error
 
 
@@ -183,9 +182,9 @@ def _builder(
     if folder is None:
         if not download:
             raise ValueError(
-                f"data.corpus={name} is not prepared below {data_dir}; prepare it on a "
-                "connected machine "
-                f"with data.download=True and copy {pathlib.Path(data_dir, parts['set'])} here"
+                f"data.corpus={name} is not prepared below {data_dir}; prepare it on a connected "
+                f"machine with data.download=True and copy {pathlib.Path(data_dir, parts['set'])} "
+                "here"
             )
         pathlib.Path(data_dir).mkdir(parents=True, exist_ok=True)
         with locked(pathlib.Path(data_dir, f".{parts['set']}.lock"), wait=True):
@@ -230,8 +229,8 @@ def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of JSON, protobuf and TFDS
         raise ValueError(
-            f"data.corpus={name}: {folder} cannot be read ({_line(error)}); remove it and "
-            "prepare it again"
+            f"data.corpus={name}: {folder} cannot be read ({_line(error)}); remove it and prepare "
+            "it again"
         ) from error
 
 
@@ -246,9 +245,8 @@ def _refuse_foreign_classes(name: str, value: object) -> None:
     for key, inner in value.items():
         if key in _CLASS_KEYS and isinstance(inner, str) and not inner.startswith(_OWN_CLASSES):
             raise ValueError(
-                f"data.corpus={name}: its features.json names the class {inner!r:.80}; only "
-                "TFDS's own are read, "
-                "for another one would be imported and run"
+                f"data.corpus={name}: its features.json names the class {inner!r:.80}; only TFDS's "
+                "own are read, for another one would be imported and run"
             )
         if key == "json" and isinstance(inner, str):
             inner = json.loads(inner)
@@ -300,8 +298,8 @@ def _download(name: str, data_dir: str) -> str:
             return str(builder.data_path)
         raise ValueError(
             f"data.corpus={name} could not be downloaded ({_line(error)}); prepare it on a "
-            "connected machine with data.download=True and copy "
-            f"{pathlib.Path(data_dir, base)} here"
+            f"connected machine with data.download=True and copy {pathlib.Path(data_dir, base)} "
+            "here"
         ) from error
     return str(builder.data_path)
 

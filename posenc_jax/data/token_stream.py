@@ -67,8 +67,8 @@ class TokenStream:
     """Ids of documents one after another, in a folder that `open_stream` wrote.
 
     tokens: ids, uint16 or uint32, read by slices. starts: index of each document's BOS, and the
-      total length
-    at the end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus, tokenizer and split.
+    total length at the end. bos, pad: the tokenizer's ids. fingerprint: SHA-256 of corpus,
+    tokenizer and split.
 
     Raises:
       Corrupted: the folder is not whole, or any bit of it was changed.

@@ -21,8 +21,7 @@ class Tokenizer(Protocol):
     """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
 
     symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids
-      that end
-    a text when a model writes them.
+    that end a text when a model writes them.
     """
 
     vocab_size: int
@@ -89,8 +88,7 @@ class SentencePieceTokenizer(_PieceTable):
         if not same:
             raise ValueError(
                 f"data.tokenizer={name} does not give its text back (bits per byte would be "
-                "wrong); train it "
-                "with --normalization_rule_name=identity --byte_fallback=true"
+                "wrong); train it with --normalization_rule_name=identity --byte_fallback=true"
             )
 
     def _load(self, model: bytes) -> list[bytes]:
@@ -150,8 +148,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     if not path.is_file():
         raise ValueError(
             f"data.tokenizer={name}: no such file; say 'bytes' or the path of a SentencePiece "
-            ".model "
-            "or of a tokenizer.json"
+            ".model or of a tokenizer.json"
         )
     if path.suffix == ".json":
         from posenc_jax.data.imported_tokenizer import read_tokenizer  # needs the extra interop

@@ -286,8 +286,8 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
         count = sum(h.sight is not None for h in heads)
         size = f"{sights[0]:,}" if len(sights) == 1 else f"{sights[0]:,} to {sights[-1]:,}"
         warnings.append(
-            f"{count} of {total} heads have a window of {size} tokens, at any length and "
-            "under any stretch"
+            f"{count} of {total} heads have a window of {size} tokens, at any length and under any "
+            "stretch"
         )
     free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
     for name in ("float32", "bfloat16"):
@@ -303,8 +303,8 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
     linear = sum(None in h.horizon.values() for h in heads)
     if linear:
         warnings.append(
-            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no "
-            "blind distance"
+            f"{linear} of {total} heads attend linearly: no softmax, so no horizon and no blind "
+            "distance"
         )
     for margin in heads[0].horizon:
         reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
@@ -326,8 +326,8 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
     if lost and min(lost) < 1 and length > train_length:
         warnings.append(
             f"{sum(nats < 1 for nats in lost)} of {total} heads lose less than 1 nat over L = "
-            f"{train_length:,} "
-            f"(the least: {min(lost):.2g}): training hardly shows them the bias they meet beyond it"
+            f"{train_length:,} (the least: {min(lost):.2g}): training hardly shows them the bias "
+            "they meet beyond it"
         )
     fading = [h for h in heads if h.gain_at_end < 0.99]
     if fading:
@@ -335,10 +335,9 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
             min(getattr(h, name) for h in fading) for name in ("gain_at_L", "gain_at_end")
         )
         warnings.append(
-            f"in {len(fading)} of {total} heads the rotation also shrinks content: a logit is "
-            "on average "
-            f"{at_L:.2g} times as large at distance {train_length:,} and {at_end:.2g} times "
-            f"at {length - 1:,}"
+            f"in {len(fading)} of {total} heads the rotation also shrinks content: a logit is on "
+            f"average {at_L:.2g} times as large at distance {train_length:,} and {at_end:.2g} "
+            f"times at {length - 1:,}"
         )
     return warnings
 

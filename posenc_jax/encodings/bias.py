@@ -136,9 +136,8 @@ class Sloped(RankedBias):
         if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MAX_SIZE:
             raise ValueError(
                 f"{owner}: max_exponent={self.max_exponent:g}, steep={self.steep:g}, "
-                f"factor={self.factor:g} and ntk={self.ntk:g} "
-                f"leave a head a slope of {slope_N.min():g} or {slope_N.max():g}, which "
-                "float32 cannot use"
+                f"factor={self.factor:g} and ntk={self.ntk:g} leave a head a slope of "
+                f"{slope_N.min():g} or {slope_N.max():g}, which float32 cannot use"
             )
 
     def unscaled_slope_N(self, context: HeadContext) -> np.ndarray:

@@ -222,9 +222,8 @@ class T5(Bias):
         even = 4 <= self.buckets <= 4096 and self.buckets % 2 == 0
         if not even or self.longest_distance <= self.buckets // 2:
             raise ValueError(
-                "t5: needs 4 to 4096 buckets, an even number, and longest_distance above "
-                "half of it, "
-                f"not {self.buckets} and {self.longest_distance}"
+                "t5: needs 4 to 4096 buckets, an even number, and longest_distance above half of "
+                f"it, not {self.buckets} and {self.longest_distance}"
             )
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:

@@ -125,8 +125,7 @@ class Mixed(_PlanarRotation):
     and column.
 
     The initial frequencies are two orthogonal spectra, rotated by a random angle per head. Source:
-      Heo et al.
-    2024, eq. 14 (RoPE-Mixed).
+    Heo et al. 2024, eq. 14 (RoPE-Mixed).
 
     Attributes:
       width: as in `Axial`. base: of the initial spectra (published: 10). pairing: as in `Rope`.

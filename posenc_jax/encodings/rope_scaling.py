@@ -54,8 +54,7 @@ def ntk_base(base: float, factor: float, dim: int) -> float:
     all.
 
     Source: bloc97 2023 ("NTK-aware scaled RoPE"); Peng et al. 2023 (YaRN), sec. 3.1. With dim 2 the
-      single frequency is
-    1 for every base.
+    single frequency is 1 for every base.
     """
     return base * factor ** (dim / (dim - 2)) if dim > 2 else base
 
@@ -168,9 +167,8 @@ class Yarn(RopeScaling):
         turns = (self.original or length) / (2 * math.pi)
         if not self.beta_slow < min(self.beta_fast, turns):
             raise ValueError(
-                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} "
-                "and below the "
-                f"{turns:.3g} turns of the fastest pair within the original length"
+                f"yarn: beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast} and "
+                f"below the {turns:.3g} turns of the fastest pair within the original length"
             )
         low, high = self.ramp_ends(2 * len(freq_h), base, self.original or length)
         width = (high - low) or 0.001

@@ -135,8 +135,8 @@ class ScaledFrequencies(FixedFrequencies):
             amplitude = self.stretch.amplitude(context.train_length)
             if not MIN_SIZE <= amplitude**2 <= MAX_SIZE:
                 raise ValueError(
-                    f"{owner}: its stretch's attention factor, {amplitude:g}, is past what "
-                    "float32 squares"
+                    f"{owner}: its stretch's attention factor, {amplitude:g}, is past what float32 "
+                    "squares"
                 )
         freq_h = self.frequencies(context)
         if not (np.isfinite(freq_h).all() and (freq_h > 0).all()):
@@ -196,8 +196,8 @@ class Rope(ScaledFrequencies):
         check_pairs("rope", context, self.pairing)
         if self.dim and self.fraction != 1:
             raise ValueError(
-                f"rope: dim={self.dim} and fraction={self.fraction} both set the number of "
-                "dims; give one"
+                f"rope: dim={self.dim} and fraction={self.fraction} both set the number of dims; "
+                "give one"
             )
         if self.dim % 2 or not 0 <= self.dim <= context.head_dim:
             raise ValueError(
@@ -206,8 +206,8 @@ class Rope(ScaledFrequencies):
             )
         if self.rotary_dim(context) < 2:
             raise ValueError(
-                f"rope: fraction {self.fraction} of head dim {context.head_dim} leaves no "
-                "pair to rotate"
+                f"rope: fraction {self.fraction} of head dim {context.head_dim} leaves no pair to "
+                "rotate"
             )
         self.check_stretch(context)
 
@@ -253,8 +253,8 @@ class Prope(FixedFrequencies):
             raise ValueError(f"prope: rounding must be one of {ROUNDINGS}, not {self.rounding!r}")
         if self.kept > 1 or not self.pairs(context):
             raise ValueError(
-                "prope: kept must lie in (0, 1] and keep a pair of the "
-                f"{context.head_dim // 2}, not {self.kept}"
+                f"prope: kept must lie in (0, 1] and keep a pair of the {context.head_dim // 2}, "
+                f"not {self.kept}"
             )
 
     def pairs(self, context: HeadContext) -> int:
@@ -303,8 +303,7 @@ class Xpos(FixedFrequencies):
             least = half * -self.log_zeta(context)[0] / 40
             raise ValueError(
                 f"xpos: scale={self.scale:g} leaves float32 within the training length "
-                f"{context.train_length}; "
-                f"take at least {least:.3g}"
+                f"{context.train_length}; take at least {least:.3g}"
             )
 
     def log_zeta(self, context: HeadContext) -> np.ndarray:

@@ -36,9 +36,8 @@ class Scheme:
             raise ValueError(f"{num_layers:,} layers: a model may have {MOST_LAYERS:,}")
         if num_layers < len(self.layers):
             raise ValueError(
-                f"the scheme has {len(self.layers)} layers and the model {num_layers}: give "
-                "the model at least "
-                f"{len(self.layers)} (num_layers), or the scheme fewer"
+                f"the scheme has {len(self.layers)} layers and the model {num_layers}: give the "
+                f"model at least {len(self.layers)} (num_layers), or the scheme fewer"
             )
         whole = HeadContext(num_heads, num_heads, head_dim, model_dim, train_length)
         period = [_place_layer(layer, whole) for layer in self.layers]
@@ -111,16 +110,16 @@ def _check_form(layer: PlacedLayer) -> None:
     groups = [group.heads for group in layer.groups]
     if len({heads.form for heads in groups}) > 1:
         raise ValueError(
-            "all heads of a layer share one form of attention: put linear attention on "
-            "layers of its own, with ','"
+            "all heads of a layer share one form of attention: put linear attention on layers of "
+            "its own, with ','"
         )
     if layer.form is not None and any(h.bias or h.temperature or h.window for h in groups):
         raise ValueError(
-            "linear attention takes neither a bias nor a temperature nor a window: put them "
-            "on softmax layers, with ','"
+            "linear attention takes neither a bias nor a temperature nor a window: put them on "
+            "softmax layers, with ','"
         )
     if layer.form is not None and layer.columns_per_dim > 1:
         raise ValueError(
-            "linear attention turns features in place: take rope, and pope on layers of its "
-            "own, with ','"
+            "linear attention turns features in place: take rope, and pope on layers of its own, "
+            "with ','"
         )

@@ -95,8 +95,8 @@ class AdaptiveSSMax(TokenTemperature):
             raise ValueError(f"adaptive_ssmax: floor must be zero or above, not {self.floor:g}")
         if self.most > 20:
             raise ValueError(
-                f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n "
-                "leave float32"
+                f"adaptive_ssmax: most must be at most 20, not {self.most:g}: powers of ln n leave "
+                "float32"
             )
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:

@@ -27,14 +27,13 @@ class Window(Part):
     def check(self, context: HeadContext) -> None:
         if isinstance(self.size, str) and not _SHARE.fullmatch(self.size):
             raise ValueError(
-                "window: size must be tokens (256) or a share of the training length (L/8), "
-                f"not {self.size!r}"
+                "window: size must be tokens (256) or a share of the training length (L/8), not "
+                f"{self.size!r}"
             )
         if self.tokens(context) < 1:
             raise ValueError(
                 f"window: size={self.size} is below 1 token at a training length of "
-                f"{context.train_length}; "
-                "give a larger share, or tokens"
+                f"{context.train_length}; give a larger share, or tokens"
             )
 
     def tokens(self, context: HeadContext) -> int:

@@ -36,8 +36,8 @@ def capture_qk(
     """
     if config.attention_softcap:
         raise ValueError(
-            f"suites M and P measure logits without a cap; this model has attention_softcap="
-            f"{config.attention_softcap:g}: leave them out of --suite"
+            "suites M and P measure logits without a cap; this model has "
+            f"attention_softcap={config.attention_softcap:g}: leave them out of --suite"
         )
     results = []
 

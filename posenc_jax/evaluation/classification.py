@@ -154,9 +154,8 @@ class ClassScores:
         self._top, self._fits = max(multiples), ctx.lengths.deepest
         if max(ctx.multiples) < self._fits:
             raise ValueError(
-                f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to "
-                "--lengths or leave "
-                "it out"
+                f"--suite=C scores documents of up to {self._fits}L; add {self._fits} to --lengths "
+                "or leave it out"
             )
         self._lengths_R = np.array(
             [len(tokenizer.encode(text)) + 2 for _, text in corpus.documents(ctx.split)]

@@ -53,10 +53,9 @@ def evaluate(
         a skipped row for each that does not fit. suites: names of `suites.py`; None takes the run's
         own.
         split: "test" or "dev". stretch: a rule of `posenc_jax.encodings.length_extension`, or None;
-          its
-        rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of E5's
-        targets, or None. checkpoint: "last", the one that results use, "best" by dev loss, or a
-        step; rows of another checkpoint than the last go to a folder of their own and name it.
+        its rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of
+        E5's targets, or None. checkpoint: "last", the one that results use, "best" by dev loss, or
+        a step; rows of another checkpoint than the last go to a folder of their own and name it.
 
     Raises:
       ValueError: no checkpoint or one of another run, an unknown suite or split, or a requested

@@ -61,8 +61,8 @@ def head_off(layer: int, head: int) -> Intervention:
         c = model.config
         if not (0 <= layer < c.num_layers and 0 <= head < c.num_heads):
             raise ValueError(
-                f"no head {layer}.{head}: the model has {c.num_layers} layers of "
-                f"{c.num_heads} heads"
+                f"no head {layer}.{head}: the model has {c.num_layers} layers of {c.num_heads} "
+                "heads"
             )
         name = f"layer_{layer}"
         block = model.params[name]

@@ -157,8 +157,7 @@ class RestoredCheckpoint(NamedTuple):
     """A verified checkpoint of the folder's run.
 
     step: steps finished. params: of the decoder, float32. identity: digests of the run and of the
-      checkpoint's
-    leaves; equal identities give equal rows. unfinished: the run has steps left.
+    checkpoint's leaves; equal identities give equal rows. unfinished: the run has steps left.
     """
 
     step: int

@@ -25,9 +25,8 @@ class Answers:
     """Scores with one entry per answer, without answers of chance 1.
 
     correct: the argmax is right on all tokens of the answer. nll: their mean. rank: the highest of
-      theirs;
-    0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance: index of
-    the instance.
+    theirs; 0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance:
+    index of the instance.
     """
 
     correct: np.ndarray
@@ -219,8 +218,8 @@ def _reach(ctx: EvaluationContext, task: Task) -> list[Row]:
     if reach is None:
         shortest = min(scores)
         reason = (
-            f"{task.name} is not learnt at its shortest length, {shortest}: corrected "
-            f"accuracy {scores[shortest]:.2f} of at least {LEARNT}"
+            f"{task.name} is not learnt at its shortest length, {shortest}: corrected accuracy "
+            f"{scores[shortest]:.2f} of at least {LEARNT}"
         )
         return ctx.skipped("R", metric, longest, reason, task.name)
     return [ctx.row("R", metric, longest, task.name, float(reach), len(scores))]

@@ -102,8 +102,8 @@ def chosen_measures(names: Iterable[str]) -> dict[str, frozenset[str]]:
         else:
             known = [n for letter, s in SUITES.items() for n in (letter, *s.ids, *s.measures)]
             raise ValueError(
-                f"--suite must name some of {', '.join(SUITES)}, or what is in them; "
-                f"not {name!r}{near_names(name, known)}"
+                f"--suite must name some of {', '.join(SUITES)}, or what is in them; not "
+                f"{name!r}{near_names(name, known)}"
             )
     if not chosen:
         raise ValueError(f"--suite must name some of {', '.join(SUITES)}")

@@ -8,6 +8,7 @@ from posenc_jax.interop.family import (
     Fields,
     bias_part,
     check_divides,
+    multi_head,
     named,
     one_layer,
     rope_of,
@@ -21,6 +22,9 @@ from posenc_jax.model.config import ModelConfig
 
 
 def read_gpt2(s: JsonSettings, longest: int) -> Fields:
+    """Reads GPT-2 (Radford et al. 2019): a learned table, LayerNorm, biases everywhere, tanh
+    GELU.
+    """
     D, N = s.whole("n_embd", 768), s.whole("n_head", 12)
     length, layers = s.whole("n_positions", 1024), s.layers("n_layer", 12)
     s.only(
@@ -30,10 +34,7 @@ def read_gpt2(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup()] * layers, Learned(size=length)),
         "train_length": length,
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": check_divides(s, D, N),
+        **multi_head(s, D, N),
         "mlp_dim": s.whole("n_inner", 4 * D),
         "norm": "layer",
         "activation": s.word("activation_function", PLAIN, "gelu_new"),
@@ -45,6 +46,7 @@ def read_gpt2(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_gpt2(c: ModelConfig) -> dict:
+    """Writes the settings of `read_gpt2`."""
     if not isinstance(c.placed.absolute, Learned):
         raise ValueError("has a learned table of positions")
     return {
@@ -64,6 +66,7 @@ def write_gpt2(c: ModelConfig) -> dict:
 
 
 def read_bloom(s: JsonSettings, longest: int) -> Fields:
+    """Reads BLOOM (BigScience 2022): ALiBi, and a LayerNorm behind the embedding."""
     D = s.whole("hidden_size", s.whole("n_embed", 64))
     N = s.whole("n_head", s.whole("num_attention_heads", 8))
     layers = s.layers("n_layer", s.layers("num_hidden_layers", 2))
@@ -72,10 +75,7 @@ def read_bloom(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup(bias=Alibi())] * layers),
         "train_length": s.whole("seq_length", 2048),
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": check_divides(s, D, N),
+        **multi_head(s, D, N),
         "mlp_dim": 4 * D,
         "activation": "gelu",
         "norm": "layer",
@@ -89,6 +89,7 @@ def read_bloom(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_bloom(c: ModelConfig) -> dict:
+    """Writes the settings of `read_bloom`."""
     bias_part(c, Alibi)
     return {
         "hidden_size": c.model_dim,
@@ -106,6 +107,9 @@ def write_bloom(c: ModelConfig) -> dict:
 
 
 def read_neox(s: JsonSettings, longest: int) -> Fields:
+    """Reads GPT-NeoX (Black et al. 2022): RoPE on a share of the dims, a parallel residual with
+    two norms.
+    """
     D, N = s.whole("hidden_size", 6144), s.whole("num_attention_heads", 64)
     H, length, layers = (
         check_divides(s, D, N),
@@ -124,10 +128,7 @@ def read_neox(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup(rope_of(s, shape))] * layers),
         "train_length": length,
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": H,
+        **multi_head(s, D, N),
         "mlp_dim": s.whole("intermediate_size", 24576),
         "norm": "layer",
         "biases": (*own, "mlp"),
@@ -140,6 +141,7 @@ def read_neox(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_neox(c: ModelConfig) -> dict:
+    """Writes the settings of `read_neox`."""
     return {
         "hidden_size": c.model_dim,
         "num_attention_heads": c.num_heads,
@@ -161,6 +163,7 @@ def write_neox(c: ModelConfig) -> dict:
 
 
 def read_gptj(s: JsonSettings, longest: int) -> Fields:
+    """Reads GPT-J (Wang 2021): RoPE on interleaved pairs, a parallel residual with one norm."""
     D, N, layers = s.whole("n_embd", 4096), s.whole("n_head", 16), s.layers("n_layer", 28)
     H = check_divides(s, D, N)
     dim = s.whole("rotary_dim") if "rotary_dim" in s.values else 64
@@ -169,10 +172,7 @@ def read_gptj(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup(rope)] * layers),
         "train_length": s.whole("n_positions", 2048),
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": H,
+        **multi_head(s, D, N),
         "mlp_dim": s.whole("n_inner", 4 * D),
         "norm": "layer",
         "parallel": "one_norm",
@@ -185,6 +185,7 @@ def read_gptj(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_gptj(c: ModelConfig) -> dict:
+    """Writes the settings of `read_gptj`."""
     rope = one_layer(c).rotation
     if not isinstance(rope, Rope):
         raise ValueError("rotates interleaved pairs")
@@ -206,6 +207,9 @@ def write_gptj(c: ModelConfig) -> dict:
 
 
 def read_falcon(s: JsonSettings, longest: int) -> Fields:
+    """Reads Falcon (Almazrouei et al. 2023): RoPE or the staircase ALiBi, multi-query or grouped
+    keys.
+    """
     D = s.whole("hidden_size", 4544)
     N = s.whole("num_attention_heads", s.whole("n_head", 71))
     layers = s.layers("num_hidden_layers", s.layers("n_layer", 32))
@@ -242,6 +246,7 @@ def read_falcon(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_falcon(c: ModelConfig) -> dict:
+    """Writes the settings of `read_falcon`."""
     heads = one_layer(c)
     grouped = c.parallel == "two_norms" or c.num_kv_heads not in (1, c.num_heads)
     own = {"alibi": True}
@@ -270,6 +275,7 @@ def write_falcon(c: ModelConfig) -> dict:
 
 
 def read_mpt(s: JsonSettings, longest: int) -> Fields:
+    """Reads MPT (MosaicML 2023): ALiBi, norms and projections without bias."""
     D, N, layers = s.whole("d_model", 2048), s.whole("n_heads", 16), s.layers("n_layers", 24)
     H, own = check_divides(s, D, N), s.section("attn_config") or JsonSettings({}, s.where)
     own.only(
@@ -293,10 +299,7 @@ def read_mpt(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup(bias=Alibi(max_exponent=exponent))] * layers),
         "train_length": s.whole("max_seq_len", 2048),
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": H,
+        **multi_head(s, D, N),
         "mlp_dim": 4 * D,
         "norm": "layer_no_bias",
         "activation": "gelu_exact",
@@ -309,6 +312,7 @@ def read_mpt(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_mpt(c: ModelConfig) -> dict:
+    """Writes the settings of `read_mpt`."""
     part = bias_part(c, Alibi)
     if part.max_exponent != 8:
         raise ValueError("has slopes of exponent 8 alone: transformers ignores alibi_bias_max")
@@ -331,8 +335,9 @@ def write_mpt(c: ModelConfig) -> dict:
 
 
 def read_roformer(s: JsonSettings, longest: int) -> Fields:
+    """Reads RoFormer (Su et al. 2021) as a causal decoder: RoPE, post-norm, a transformed head."""
     D, N = s.whole("hidden_size", 768), s.whole("num_attention_heads", 12)
-    layers, H = s.layers("num_hidden_layers", 12), check_divides(s, D, N)
+    layers = s.layers("num_hidden_layers", 12)
     if not s.flag("is_decoder", False):
         raise ValueError(f"{s.where}: is_decoder is not true: this RoFormer sees later tokens")
     s.only(rotary_value=False, add_cross_attention=False, embedding_size=D)
@@ -342,10 +347,7 @@ def read_roformer(s: JsonSettings, longest: int) -> Fields:
         "scheme": scheme_of([HeadGroup(rope)] * layers),
         "train_length": s.whole("max_position_embeddings", 1536),
         "num_layers": layers,
-        "model_dim": D,
-        "num_heads": N,
-        "num_kv_heads": N,
-        "head_dim": H,
+        **multi_head(s, D, N),
         "mlp_dim": s.whole("intermediate_size", 3072),
         "norm": "layer",
         "norm_position": "post",
@@ -361,6 +363,7 @@ def read_roformer(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_roformer(c: ModelConfig) -> dict:
+    """Writes the settings of `read_roformer`."""
     return {
         "hidden_size": c.model_dim,
         "num_attention_heads": c.num_heads,

@@ -1,4 +1,4 @@
-"""What every family of transformers needs: its reader and writer, and our scheme layer by layer.
+"""Base of the families of transformers: reader, writer and tensors of each, and shared helpers.
 
 A configuration can be exported to a family if reading what the writer wrote gives the same
 configuration, so no switch can be lost.
@@ -33,10 +33,11 @@ class Family:
     """A family of decoders in transformers.
 
     Attributes:
-      model_type, model_class: as in config.json. read: the fields of a `ModelConfig` from
-        (settings, longest sequence). write: config.json of a configuration, or a ValueError. rules:
-        the tensors; rules of parameters that a configuration does not have are left out. base: the
-        prefix of the model without its head, which checkpoints of that part alone leave out.
+      model_type, model_class: as in config.json. read: returns the fields of a `ModelConfig` from
+        (settings, longest sequence in tokens). write: returns config.json of a configuration, or
+        raises ValueError.
+      rules: the tensors; rules of parameters that a configuration does not have are left out.
+      base: the prefix of the model without its head; checkpoints of that part alone leave it out.
       unused: patterns of tensors that hold no parameter, such as masks.
       alternative: which name an export writes where a rule has several.
     """
@@ -167,3 +168,13 @@ def check_divides(s: JsonSettings, model_dim: int, num_heads: int) -> int:
     if not num_heads or model_dim % num_heads:
         raise ValueError(f"{s.where}: {num_heads} heads do not divide a model dim of {model_dim}")
     return model_dim // num_heads
+
+
+def multi_head(s: JsonSettings, model_dim: int, num_heads: int) -> Fields:
+    """Returns the fields of attention whose every head has keys of its own."""
+    return {
+        "model_dim": model_dim,
+        "num_heads": num_heads,
+        "num_kv_heads": num_heads,
+        "head_dim": check_divides(s, model_dim, num_heads),
+    }

@@ -226,8 +226,8 @@ def export_settings(config: ModelConfig) -> tuple[Family, dict]:
     nearest = min(lacking, key=lambda name: len(lacking[name]))
     lacking[nearest] = list(dict.fromkeys(lacking[nearest]))
     raise ValueError(
-        f"transformers has no model with this configuration; {nearest}, the nearest, differs "
-        f"in {', '.join(lacking[nearest])}"
+        f"transformers has no model with this configuration; {nearest}, the nearest, differs in "
+        f"{', '.join(lacking[nearest])}"
     )
 
 

@@ -110,12 +110,14 @@ def _window_settings(c: ModelConfig) -> dict:
 
 
 def read_llama(s: JsonSettings, longest: int) -> Fields:
+    """Reads Llama 1 to 3 (Touvron et al. 2023): RoPE, RMSNorm, SwiGLU, grouped keys."""
     biases = ("qkv", "out") if s.flag("attention_bias", False) else ()
     biases += ("mlp",) if s.flag("mlp_bias", False) else ()
     return _fields(s, longest) | {"biases": biases}
 
 
 def write_llama(c: ModelConfig) -> dict:
+    """Writes the settings of `read_llama`."""
     biases = {"attention_bias": "qkv" in c.biases, "mlp_bias": "mlp" in c.biases}
     return (
         _settings(c)
@@ -125,6 +127,7 @@ def write_llama(c: ModelConfig) -> dict:
 
 
 def read_mistral(s: JsonSettings, longest: int) -> Fields:
+    """Reads Mistral (Jiang et al. 2023): Llama with a window on every layer."""
     fields = _fields(s, longest, length=4096 * 32)
     absent = "sliding_window" not in s.values
     window = 4096 if absent else s.whole("sliding_window", None)
@@ -132,6 +135,7 @@ def read_mistral(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_mistral(c: ModelConfig) -> dict:
+    """Writes the settings of `read_mistral`."""
     one_layer(c)
     return _settings(c) | {
         "sliding_window": _window_settings(c)["sliding_window"],
@@ -140,6 +144,7 @@ def write_mistral(c: ModelConfig) -> dict:
 
 
 def read_mixtral(s: JsonSettings, longest: int) -> Fields:
+    """Reads Mixtral (Jiang et al. 2024): Mistral with experts."""
     fields = _fields(s, longest, 1e6, length=4096 * 32, epsilon=1e-5)
     window = s.whole("sliding_window", None)
     fields |= {
@@ -150,15 +155,18 @@ def read_mixtral(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_mixtral(c: ModelConfig) -> dict:
+    """Writes the settings of `read_mixtral`."""
     experts = {"num_local_experts": c.experts, "num_experts_per_tok": c.experts_per_token}
     return write_mistral(c) | experts
 
 
 def read_qwen2(s: JsonSettings, longest: int) -> Fields:
+    """Reads Qwen2 (2024): Llama with biases of queries, keys and values."""
     return _qwen(s, _fields(s, longest, length=32768) | {"biases": ("qkv",)})
 
 
 def read_qwen3(s: JsonSettings, longest: int) -> Fields:
+    """Reads Qwen3 (2025): Llama with qk-norm."""
     biases = ("qkv", "out") if s.flag("attention_bias", False) else ()
     fields = _fields(s, longest, length=32768, head_dim=128)
     return _qwen(s, fields | {"qk_norm": True, "biases": biases})
@@ -175,16 +183,19 @@ def _qwen(s: JsonSettings, fields: Fields) -> Fields:
 
 
 def write_qwen2(c: ModelConfig) -> dict:
+    """Writes the settings of `read_qwen2`."""
     windows = _window_settings(c)
     used = windows["sliding_window"] is not None
     return _settings(c) | windows | {"use_sliding_window": used, "rope_parameters": _rope(c)}
 
 
 def write_qwen3(c: ModelConfig) -> dict:
+    """Writes the settings of `read_qwen3`."""
     return write_qwen2(c) | {"attention_bias": "qkv" in c.biases}
 
 
 def read_smollm3(s: JsonSettings, longest: int) -> Fields:
+    """Reads SmolLM3 (2025): Llama without RoPE on every fourth layer."""
     fields = _fields(s, longest, 2e6, length=32768, tied=True)
     every, used, window = (
         s.whole("no_rope_layer_interval", 4),
@@ -213,6 +224,7 @@ def read_smollm3(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_smollm3(c: ModelConfig) -> dict:
+    """Writes the settings of `read_smollm3`."""
     windows = _window_settings(c)
     return (
         _settings(c)
@@ -252,6 +264,7 @@ def _gemma(s: JsonSettings, fields: Fields, caps: tuple) -> Fields:
 
 
 def read_gemma2(s: JsonSettings, longest: int) -> Fields:
+    """Reads Gemma 2 (2024): softcaps, norms around each sublayer, windows on every other layer."""
     fields = _fields(
         s, longest, length=8192, tied=True, activation="gelu_pytorch_tanh", head_dim=256
     )
@@ -281,10 +294,12 @@ def _write_gemma(c: ModelConfig) -> dict:
 
 
 def write_gemma2(c: ModelConfig) -> dict:
+    """Writes the settings of `read_gemma2`."""
     return _write_gemma(c) | {"rope_parameters": _rope(c)}
 
 
 def read_gemma3(s: JsonSettings, longest: int) -> Fields:
+    """Reads Gemma 3 (2025): qk-norm, and RoPE of two bases, by the kind of layer."""
     fields = _fields(
         s, longest, length=131072, tied=True, activation="gelu_pytorch_tanh", head_dim=256, ropes=2
     )
@@ -312,6 +327,7 @@ def read_gemma3(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_gemma3(c: ModelConfig) -> dict:
+    """Writes the settings of `read_gemma3`."""
     ropes = {}
     for heads in layers_of(c):
         word = "full_attention" if heads.window is None else "sliding_attention"
@@ -322,6 +338,7 @@ def write_gemma3(c: ModelConfig) -> dict:
 
 
 def read_cohere(s: JsonSettings, longest: int) -> Fields:
+    """Reads Cohere's Command R (2024), which PaLM resembles: LayerNorm and residual in parallel."""
     fields = _fields(
         s,
         longest,
@@ -340,6 +357,7 @@ def read_cohere(s: JsonSettings, longest: int) -> Fields:
 
 
 def write_cohere(c: ModelConfig) -> dict:
+    """Writes the settings of `read_cohere`."""
     settings = _settings(c) | {
         "layer_norm_eps": c.norm_epsilon,
         "logit_scale": 1.0,

@@ -31,8 +31,8 @@ _SHORTEST_PROMPT = (
 )
 
 END_NOT_TRAINED = (
-    "the end of a document is no target of training, so generation hardly ever ends by itself: "
-    "it ends at a stop string or after max_gen_toks"
+    "the end of a document is no target of training, so generation hardly ever ends by itself: it "
+    "ends at a stop string or after max_gen_toks"
 )
 
 
@@ -248,9 +248,8 @@ class RunModel(LM):
         if self._too_long(length + new_tokens):
             raise ValueError(
                 f"a prompt of {length} tokens and {new_tokens} new ones exceed the "
-                f"{self.run.longest} positions of {self.run.config.model.scheme!r}, and "
-                "nothing is cut "
-                "off: ask for a shorter context or a smaller max_gen_toks"
+                f"{self.run.longest} positions of {self.run.config.model.scheme!r}, and nothing is "
+                "cut off: ask for a shorter context or a smaller max_gen_toks"
             )
         width = _SHORTEST_PROMPT
         while width < length:

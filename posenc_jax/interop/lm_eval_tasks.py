@@ -95,9 +95,8 @@ class RetrievalTask(HarnessTask):
         """
         if num_fewshot or options.get("apply_chat_template") or options.get("system_instruction"):
             raise ValueError(
-                f"{self.task_name} is asked in token ids: few-shot examples, chat templates "
-                "and system "
-                "instructions do not apply"
+                f"{self.task_name} is asked in token ids: few-shot examples, chat templates and "
+                "system instructions do not apply"
             )
         return self.doc_to_text(doc)
 
@@ -181,9 +180,8 @@ class RetrievalTasks:
             near = difflib.get_close_matches(PREFIX + task, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
             raise ValueError(
-                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a "
-                "distance bucket "
-                f"(@{', @'.join(BUCKETS)})"
+                f"no task {name!r}; {hint} A length in tokens may follow (@1024), and a distance "
+                f"bucket (@{', @'.join(BUCKETS)})"
             )
         reason = self._refusal(task, int(length))
         one = None if reason else self._task(task, int(length), BUCKETS.get(bucket, "all"))

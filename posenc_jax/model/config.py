@@ -33,15 +33,15 @@ class Architecture:
       scheme: positional encoding, a line of the scheme language or a `Scheme`.
       train_length: L, in tokens. num_layers, model_dim (D), num_heads (N),
       num_kv_heads (K; N for plain attention), head_dim (H), mlp_dim (F): shapes.
-      activation: a key of `ACTIVATIONS`: SwiGLU, GeGLU, GELU (tanh, exact, or x sigmoid(1.702 x)),
-        ReLU.
+      activation: "swiglu", "geglu" or "geglu_exact" (gated, three matrices); "gelu" (by tanh),
+        "gelu_exact", "gelu_quick" (x sigmoid(1.702 x)) or "relu" (two matrices).
       qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
       tied_head: the output head is the embedding table transposed.
       embedding_scale: factor on token embeddings (the Transformer: sqrt(D)).
       norm_epsilon: added to the mean square, or to the variance.
-      dtype: of activations and matrix products; parameters, norms, positions, softmax and loss stay
-        float32.
-      attention: the implementation, see `posenc_jax.attention.AttentionSettings`.
+      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, norms,
+        positions, softmax and loss stay float32.
+      attention: the implementation; "auto" chooses, see `posenc_jax.attention.AttentionSettings`.
       output_gate: the result of each head times sigmoid(x W), elementwise, where x is the normed
         input of the layer (Qiu et al. 2025, arXiv 2505.06708, gate G1).
       sink_logit: a learned logit per head in the softmax sum, without key and value, initially 0
@@ -56,14 +56,14 @@ class Architecture:
         (an option of BLOOM).
       parallel: attention and MLP read the same x and both are added to it: "one_norm" for both
         (GPT-J, PaLM, Falcon 7B) or "two_norms" (GPT-NeoX, Falcon 40B); "none": one after the other.
-      final_norm, embedding_norm: a norm before the head, and one after the embedding (BLOOM).
-      biases: projections with a bias, some of `BIASES`.
+      final_norm: a norm before the head. embedding_norm: a norm after the embedding (BLOOM).
+      biases: projections with a bias, some of "qkv", "out", "mlp" and "head".
       query_scale: factor on queries, on top of 1/sqrt(H).
       clip_qkv: queries, keys and values are clipped to [-c, c] after the projection (MPT); 0: not.
       attention_softcap: c of c tanh(logit/c) on content logits, before the bias (Gemma 2); 0: none.
       logit_softcap: the same for the vocabulary's logits.
-      experts: MLPs of a layer, of which each token uses `experts_per_token`, chosen by a softmax
-        router (Mixtral); 0: one MLP.
+      experts: MLPs of a layer, among which a softmax router chooses (Mixtral); 0: one MLP.
+        experts_per_token: how many of them a token uses.
       head_transform: a dense layer, the activation and a norm between the last layer and the head
         (RoFormer, BERT).
       window: a query does not see keys at this distance or beyond; None: no window.

@@ -1,4 +1,4 @@
-"""Generation of one text token by token, each handed out as soon as it is chosen."""
+"""Streaming generation: yields each token of one text as soon as it is chosen."""
 
 import functools
 from collections.abc import Iterator

@@ -49,13 +49,13 @@ class VisionConfig:
             raise ValueError("model.tied_head must be False: patches have no embedding table")
         if any(layer.gated for layer in self.model.placed.layers):
             raise ValueError(
-                f"scheme {self.model.scheme!r}: a forget gate weakens earlier tokens; an "
-                "image encoder is not causal"
+                f"scheme {self.model.scheme!r}: a forget gate weakens earlier tokens; an image "
+                "encoder is not causal"
             )
         if self.model.token_shift:
             raise ValueError(
-                "model.token_shift must be False: an image encoder is not causal, and "
-                "patches have no previous token"
+                "model.token_shift must be False: an image encoder is not causal, and patches have "
+                "no previous token"
             )
         for name in ("embedding_norm", "head_transform", "logit_softcap"):
             if getattr(self.model, name):
@@ -102,9 +102,9 @@ class VisionConfig:
         width = self.width or columns
         if columns > width:
             raise ValueError(
-                f"an image has {columns} columns of patches and the grid of the scheme "
-                f"{width}: different patches would "
-                "get the same position; read it with read_at(config, (height, width))"
+                f"an image has {columns} columns of patches and the grid of the scheme {width}: "
+                "different patches would get the same position; read it with read_at(config, "
+                "(height, width))"
             )
         pos_T = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel().astype(np.int32)
         limit = self.model.placed.longest()
@@ -236,8 +236,8 @@ class Encoder(ArrayModule):
             seg_BT = jnp.ones_like(pos_BT)
         elif seg_BT.shape != shape:
             raise ValueError(
-                f"segments {seg_BT.shape} do not fit a batch of {shape[0]} images of "
-                f"{shape[1]} patches"
+                f"segments {seg_BT.shape} do not fit a batch of {shape[0]} images of {shape[1]} "
+                "patches"
             )
         return self.read(patches(image_BHWC, c.patch_size), pos_BT, seg_BT)
 

@@ -43,8 +43,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
         for row in rows
     )
     return (
-        f"<div class='scroll'><table class='{kind}'><thead><tr>{titles}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        "<div class='scroll'><table "
+        f"class='{kind}'><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -55,8 +55,8 @@ def load(folder: Path, split: str | None = None) -> StudyData:
         )
     if len(versions) > 1:
         raise ValueError(
-            f"{versions[1]} was measured under older definitions than "
-            f"{versions[DEFINITIONS]}; evaluate it again"
+            f"{versions[1]} was measured under older definitions than {versions[DEFINITIONS]}; "
+            "evaluate it again"
         )
     if DEFINITIONS in versions:
         return data
@@ -92,8 +92,8 @@ def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
         runs = _read_runs(folder, split)
     if not any(run.rows for run in runs):
         raise ValueError(
-            f"no evaluated run below {folder} on {split}; "
-            f"run scripts/evaluate.py --workdir=<run> --split={split} first"
+            f"no evaluated run below {folder} on {split}; run scripts/evaluate.py --workdir=<run> "
+            f"--split={split} first"
         )
     elsewhere = [run for run in runs if run.name.startswith(f"{OTHER_LENGTHS}/")]
     counted = [run for run in runs if not run.name.startswith(f"{OTHER_LENGTHS}/")]
@@ -135,8 +135,8 @@ def chosen_folder(workdir: str | None, results: str | None) -> Path:
     """
     if (workdir is None) == (results is None):
         raise ValueError(
-            "give --workdir=FOLDER of a study or a run, or --results=FOLDER that was "
-            "published, one of them"
+            "give --workdir=FOLDER of a study or a run, or --results=FOLDER that was published, "
+            "one of them"
         )
     if results is not None and not (Path(results) / PUBLISHED).exists():
         raise ValueError(
@@ -161,8 +161,8 @@ def check_comparable(runs: Sequence[RunData], folder: str) -> None:
     lengths = sorted({run.info["train_length"] for run in runs})
     if len(lengths) > 1:
         raise ValueError(
-            f"runs below {folder} were trained at different lengths {lengths}; "
-            "a study compares one training length, give a narrower folder"
+            f"runs below {folder} were trained at different lengths {lengths}; a study compares "
+            "one training length, give a narrower folder"
         )
     _refuse_duplicates(runs, folder)
 
@@ -174,8 +174,8 @@ def _refuse_duplicates(runs: Sequence[RunData], folder: str) -> None:
         first = seen.setdefault((arm, seed), run.name)
         if first != run.name:
             raise ValueError(
-                f"{first} and {run.name} below {folder} both hold arm {arm}, seed {seed}; "
-                "give a narrower folder"
+                f"{first} and {run.name} below {folder} both hold arm {arm}, seed {seed}; give a "
+                "narrower folder"
             )
 
 

@@ -1,6 +1,4 @@
-"""Manifest of a folder: size and SHA-256 of every file, written last and verified before anything
-is read.
-"""
+"""Manifest of a folder: size and SHA-256 of every file, written last, verified before reading."""
 
 import hashlib
 import json

@@ -153,9 +153,8 @@ def _sentences(metrics: set[str], chance: Mapping[str, float]) -> list[str]:
         "longtext",
     }
     sentences = [
-        "Measured under older definitions: chance and what rests on it are computed again "
-        "from the accuracies, "
-        "with the mean chance of a task in place of each answer's own."
+        "Measured under older definitions: chance and what rests on it are computed again from the "
+        "accuracies, with the mean chance of a task in place of each answer's own."
     ]
     if any(task.startswith("mqar") for task in tasks):
         sentences.append(
@@ -167,8 +166,8 @@ def _sentences(metrics: set[str], chance: Mapping[str, float]) -> list[str]:
         )
     if "repeat_gain" in metrics:
         sentences.append(
-            "The repeated span (E6) stood at another place than the fresh one: its gain "
-            "cannot be redrawn."
+            "The repeated span (E6) stood at another place than the fresh one: its gain cannot be "
+            "redrawn."
         )
     if "Y_R" in metrics:
         sentences.append("Retrieval under a window of L (E8) was not measured.")

@@ -115,10 +115,9 @@ class Row:
       value: None where nothing was measured (`skipped` has the reason). n: number of values
         averaged.
       split: of the text and the instances. chance: mean over the same answers, None for metrics
-        without
-      chance. checkpoint: "last" or its name. step: of the checkpoint, if it is not the last or the
-      run had not ended. unfinished: training had not ended. definitions: version of the metric
-      definitions. item,
+      without chance. checkpoint: "last" or its name. step: of the checkpoint, if it is not the last
+      or the run had not ended. unfinished: training had not ended. definitions: version of the
+      metric definitions. item,
       stamp: identify the row when an evaluation resumes.
     """
 

@@ -75,13 +75,12 @@ def rows_of_run(
             if getattr(row, field) != info[field]:
                 raise ValueError(
                     f"{where} is of {field} {getattr(row, field)!r}, its run {name} of "
-                    f"{info[field]!r}; "
-                    "evaluate the run again"
+                    f"{info[field]!r}; evaluate the run again"
                 )
         if row.split != split or row.checkpoint != "last":
             raise ValueError(
-                f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of "
-                f"{split} and the last"
+                f"{where} is of split {row.split}, checkpoint {row.checkpoint}, not of {split} and "
+                "the last"
             )
         key = row.metric, row.length, row.bucket
         line, earlier = first.setdefault(key, (number, row))

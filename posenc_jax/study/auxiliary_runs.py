@@ -44,8 +44,8 @@ def oracle_gains(data: StudyData, plan: AnalysisPlan) -> dict[int, float | None]
         if run.info["arm"] == plan.oracle and run.info["seed"] in plan.seeds and not run.why:
             if run.info["train_length"] != FAR * length:
                 raise ValueError(
-                    f"{run.name} is no oracle: it was trained at {run.info['train_length']}, "
-                    f"not at {FAR} x {length}"
+                    f"{run.name} is no oracle: it was trained at {run.info['train_length']}, not "
+                    f"at {FAR} x {length}"
                 )
             gains[run.info["seed"]] = oracle_gain(run.rows, length)
     return gains
@@ -59,8 +59,8 @@ def assay(
     if pilot is None:
         n = len(plan.seeds)
         words = (
-            f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} "
-            "of which are asked for"
+            f"no pilot was named: the study's own {n} seeds, {required_count(ASSAY, n)} of which "
+            "are asked for"
         )
         values, seeds = outcomes, plan.seeds
     else:

@@ -171,8 +171,8 @@ class Hybrid:
         fewer, more = contradicted(own, other, self.margins.alpha)
         if fewer:
             words = (
-                f"its counts contradict it: {own[0]} of {own[1]} seeds {does}, of {arm} "
-                f"{other[0]} of {other[1]}"
+                f"its counts contradict it: {own[0]} of {own[1]} seeds {does}, of {arm} {other[0]} "
+                f"of {other[1]}"
             )
             return dataclasses.replace(s, p=1.0, contradiction=words)
         return dataclasses.replace(s, p_refuted=1.0) if more else s

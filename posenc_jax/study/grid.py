@@ -338,8 +338,8 @@ def _check(s: "Study") -> None:
         other = trained.setdefault(key, arm.name)
         if other != arm.name:
             raise ValueError(
-                f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of "
-                "the other, or drop it"
+                f"arms {other!r} and {arm.name!r} train the same thing; make one a reading of the "
+                "other, or drop it"
             )
         if own := sorted(arm.overrides.keys() & set(OWN_SETTINGS)):
             raise ValueError(
@@ -349,15 +349,15 @@ def _check(s: "Study") -> None:
             raise ValueError(f"arm {arm.name!r}: a negative length, or a reading twice")
         if not 0 < arm.peak <= 1 or (arm.peak != type(arm).peak and not arm.parent):
             raise ValueError(
-                f"arm {arm.name!r}: peak={arm.peak:g} is a share, up to 1, of the rates of "
-                "its parent"
+                f"arm {arm.name!r}: peak={arm.peak:g} is a share, up to 1, of the rates of its "
+                "parent"
             )
         if arm.parent and not any(
             a.name == arm.parent and not (a.parent or a.length) for a in s.arms
         ):
             raise ValueError(
-                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's "
-                "length that has no parent"
+                f"arm {arm.name!r}: parent {arm.parent!r} must be an arm of the study's length "
+                "that has no parent"
             )
     if s.tuning:
         rates = s.tuning.rates

@@ -24,9 +24,8 @@ def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
     """Returns the instances of each outcome of `SAMPLED`, or the reason why they are unknown.
 
     Y_R, Y_R_far, Y_R_8, Y_R_id: one stratum a task, right answers above chance; the weight of an
-      instance
-    is its number of answers (Y_R_far: those further than L). window_drop: the same less those under
-    the window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
+    instance is its number of answers (Y_R_far: those further than L). window_drop: the same less
+    those under the window. Y_E, Y_id, price, context_gain: bits and bytes of each stretch.
     """
     samples: dict[str, bootstrap.Sample | str] = {}
     for outcome in SAMPLED:

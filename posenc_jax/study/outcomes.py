@@ -35,15 +35,13 @@ def read_outcomes(rows: Sequence[Row], rule: int = rule_2.RULE) -> OutcomeTable:
     Version 2. Y_E, Y_id: bpb_ctx at 4L and L/2. price: Y_E less Y_id; context_gain: Y_id less Y_E.
     Y_R,
     Y_R_far: rows at 4L. Y_R_8: Y_R at 8L. Y_R_id, least_id: rows at L. window_drop: Y_R less
-      Y_R_window
-    at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise of bpb_ctx
-    without rotation. P5: share of heads whose bias is monotone to 16L.
+    Y_R_window at 4L. P1: the largest shift error of any head over shifts 1, 7, L and 8L. P4: rise
+    of bpb_ctx without rotation. P5: share of heads whose bias is monotone to 16L.
 
     Version 1. bpb_id: bpb_ctx at c = L. context_gain: bpb_id less Y_E. Y_R, Y_R_far, Y_R_id: from
     accuracies, with 1/64 for the chance of all tasks but the passkey. window_check: its row.
     repeat_gain: mean over the gaps from 2L to 4L; rows of definitions 1 compare with a span at
-      another place. P3:
-    offset accuracy at L.
+    another place. P3: offset accuracy at L.
 
     Raises:
       ValueError: a duplicate row, an arm and seed in two runs, rows of several tiers, splits or
@@ -212,8 +210,8 @@ def _refuse_other_gaps(repeats: Mapping[str, tuple[int, ...]]) -> None:
     for run, gaps in measured.items():
         if gaps != measured[first]:
             raise ValueError(
-                f"repeat_gain has gaps {measured[first]} in {first} and {gaps} in {run}; "
-                "evaluate both at the same --lengths"
+                f"repeat_gain has gaps {measured[first]} in {first} and {gaps} in {run}; evaluate "
+                "both at the same --lengths"
             )
 
 

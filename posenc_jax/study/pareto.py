@@ -20,8 +20,7 @@ class Standing:
         of bootstrap draws over seeds in which it is on the front. volume: hypervolume of its mean
         alone.
         low, high: 95 % interval of `volume`. contribution: hypervolume of all means less that of
-          the
-        other means.
+        the other means.
     """
 
     arm: str

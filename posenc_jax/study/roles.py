@@ -70,8 +70,8 @@ def _better(
     if not seeds:
         return (
             candidates,
-            f"could not be chosen, since dev rows of {metric} are not there for all "
-            f"candidates: each clause must hold against {' and '.join(candidates)}",
+            f"could not be chosen, since dev rows of {metric} are not there for all candidates: "
+            f"each clause must hold against {' and '.join(candidates)}",
         )
     means = {
         arm: math.fsum(v[s] for s in seeds) / len(seeds)

@@ -278,8 +278,8 @@ class StudyRunner:
             lost = local_executor.exit_code(cell.name, self.logs) not in (None, DONE, STOPPED)
             if tuning.dev_loss(cell.folder(self.workdir)) is None and not lost:
                 raise ValueError(
-                    f"tuning run {cell.name} has not ended; the learning rate of "
-                    f"{cell.arm.name} cannot be chosen"
+                    f"tuning run {cell.name} has not ended; the learning rate of {cell.arm.name} "
+                    "cannot be chosen"
                 )
         return tuning.choices(cells, self.workdir)
 
@@ -312,8 +312,8 @@ def _refuse_different(cells: Sequence[GridCell], configs: Sequence[RunConfig]) -
         lines = [x for x in differences(config, configs[0]) if not x.startswith("train.seed:")]
         if lines:
             raise ValueError(
-                f"together=True: {cell.name} and {cells[0].name} differ in more than their "
-                f"seed ({lines[0]})"
+                f"together=True: {cell.name} and {cells[0].name} differ in more than their seed "
+                f"({lines[0]})"
             )
 
 

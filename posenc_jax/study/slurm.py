@@ -252,9 +252,8 @@ def refuse_second_submission(folder: Path) -> None:
     alive = list(dict.fromkeys(reply.stdout.split())) if not reply.returncode else []
     if alive:
         raise ValueError(
-            f"jobs {', '.join(alive)} of this study are queued or at work ({path}); wait for "
-            "them, or "
-            f"scancel {' '.join(map(str, jobs.values()))} and submit again"
+            f"jobs {', '.join(alive)} of this study are queued or at work ({path}); wait for them, "
+            f"or scancel {' '.join(map(str, jobs.values()))} and submit again"
         )
 
 

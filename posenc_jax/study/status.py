@@ -62,8 +62,8 @@ def summary(states: Mapping[str, str], seconds: float, left: float | None) -> st
     count = {state: list(states.values()).count(state) for state in STATES}
     clock = f"{_clock(seconds)} elapsed" + (f", about {_clock(left)} left" if left else "")
     return (
-        f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, "
-        f"{count['failed']} failed]  {clock}"
+        f"[{count['done']}/{len(states)} done, {count['waiting']} waiting, {count['failed']} "
+        f"failed]  {clock}"
     )
 
 

@@ -235,8 +235,8 @@ def _refuse(
         values = tuple((r.metric, r.length, r.bucket, r.value) for r in run.rows)
         if values and copies.setdefault((run.info["arm"], values), run.name) != run.name:
             raise ValueError(
-                f"{copies[run.info['arm'], values]} and {run.name} have the same values in "
-                "every row: one is a copy, and seeds that agree are no evidence"
+                f"{copies[run.info['arm'], values]} and {run.name} have the same values in every "
+                "row: one is a copy, and seeds that agree are no evidence"
             )
 
 
@@ -417,7 +417,6 @@ def banner(verdict: Mapping) -> str:
     head = {"smoke": f"SMOKE ({SMOKE})", "exploratory": "EXPLORATORY", "confirmed": "CONFIRMED"}
     return (
         f"{head[verdict['status']]}: tier {verdict['tier']}, {len(seeds)} seeds planned "
-        f"({', '.join(map(str, seeds))}), split {verdict['split']}, L = "
-        f"{verdict['train_length']}, rule version "
-        f"{verdict['rule']}, {frozen}"
+        f"({', '.join(map(str, seeds))}), split {verdict['split']}, L = {verdict['train_length']}, "
+        f"rule version {verdict['rule']}, {frozen}"
     )

@@ -23,16 +23,14 @@ class Filler:
     single id for a digit.
 
     cue, digits, space, stop: ids of `key=`, of 0..9, of ` ` and of `.`. words: ids of each of CUES.
-      keys, values: first ids of
-    the alphabets. fingerprint: the tokenizer's.
+    keys, values: first ids of the alphabets. fingerprint: the tokenizer's.
     """
 
     def __init__(self, stream: TokenStream | None, tokenizer: Tokenizer, *, corpus: bool = True):
         if tokenizer.symbols <= 0:
             raise ValueError(
                 f"retrieval tasks need more than {SYMBOL_IDS} ids for keys and values; this "
-                "tokenizer has "
-                f"{tokenizer.symbols + SYMBOL_IDS}"
+                f"tokenizer has {tokenizer.symbols + SYMBOL_IDS}"
             )
         self.fingerprint = tokenizer.fingerprint
         self.keys, self.values = tokenizer.symbols, tokenizer.symbols + SYMBOLS

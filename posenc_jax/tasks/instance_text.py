@@ -23,8 +23,8 @@ def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) ->
         for i, token in enumerate(instance.tokens)
     )
     lines = [
-        f"  answer at {a.start}..{a.stop - 1}: distance {a.distance}, depth {a.depth:.2f}, "
-        f"chance {a.chance:.4g}{f', {a.kind}' if a.kind else ''}"
+        f"  answer at {a.start}..{a.stop - 1}: distance {a.distance}, depth {a.depth:.2f}, chance "
+        f"{a.chance:.4g}{f', {a.kind}' if a.kind else ''}"
         for a in instance.answers[:LISTED]
     ]
     more = len(instance.answers) - LISTED

@@ -58,8 +58,7 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
     """Returns the labelled corpus of that name.
 
     name: "stdlib_packages" (whole files; the class is one of PACKAGES), "stdlib_definitions"
-      (top-level
-    classes and functions, the same classes), or a TFDS set with a class label such as
+    (top-level classes and functions, the same classes), or a TFDS set with a class label such as
     "imdb_reviews", found or downloaded as `open_corpus` does. Raises ValueError, one line, for a
     name that is none of these or a set without labels.
     """
@@ -67,9 +66,8 @@ def open_labelled(name: str, data_dir: str, *, download: bool) -> LabelledCorpus
         return stdlib_corpus(name, document_files.python_stdlib_files())
     if name in ("python_stdlib", "text_folder"):
         raise ValueError(
-            f"data.corpus={name} has no labels; data.task=classification reads "
-            f"{', '.join(STDLIB)} or a "
-            "TFDS set with a label such as imdb_reviews"
+            f"data.corpus={name} has no labels; data.task=classification reads {', '.join(STDLIB)} "
+            "or a TFDS set with a label such as imdb_reviews"
         )
     fingerprint, splits, labels, classes = tfds_sets.open_labelled(
         name, data_dir, download=download, also=STDLIB
@@ -162,9 +160,8 @@ def _with_every_class(corpus: LabelledCorpus) -> LabelledCorpus:
         missing = sorted(set(range(len(corpus.labels))) - set(classes.tolist()))
         if missing:
             raise ValueError(
-                f"data.corpus={corpus.name} has no document of class "
-                f"{corpus.labels[missing[0]]} in {split}; "
-                "every class is needed in train, dev and test"
+                f"data.corpus={corpus.name} has no document of class {corpus.labels[missing[0]]} "
+                f"in {split}; every class is needed in train, dev and test"
             )
     return corpus
 
@@ -204,8 +201,7 @@ class ClassWindows:
     """Training windows of one class: one document each, cut to the length.
 
     text_weight: weight of the mean loss of a document's text targets, an auxiliary
-      language-modelling loss
-    (Radford et al. 2018, eq. 5: lambda); the class has weight 1.
+    language-modelling loss (Radford et al. 2018, eq. 5: lambda); the class has weight 1.
     """
 
     def __init__(

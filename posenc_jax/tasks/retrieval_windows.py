@@ -103,11 +103,10 @@ def stages(
             first = min(least, key=least.get)
             shortest = _fewest(first, curriculum)
             raise ValueError(
-                f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of "
-                f"at most {longest} "
-                f"tokens ({length} / {divisor}), and its shortest task, "
-                f"{shortest.wording or shortest.name}, "
-                f"needs {least[first]}; take a smaller divisor than {divisor}, or a longer context"
+                f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of at "
+                f"most {longest} tokens ({length} / {divisor}), and its shortest task, "
+                f"{shortest.wording or shortest.name}, needs {least[first]}; take a smaller "
+                f"divisor than {divisor}, or a longer context"
             )
         fitting = tuple((name, share) for name, share in tasks if least.get(name, 0) <= longest)
         pairs = [
@@ -127,10 +126,9 @@ class RetrievalWindows:
     """Endless training windows of packed retrieval documents, functions of (seed, split, index).
 
     tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having
-      1.
-    Lengths are uniform in [longest/4, longest] tokens, where longest is that of the stage, and at
-    least what the task needs. The last document of a window has the tokens that are left; the rest
-    is padding. Raises ValueError if a task does not fit the length, or no task fits a part.
+    1. Lengths are uniform in [longest/4, longest] tokens, where longest is that of the stage, and
+    at least what the task needs. The last document of a window has the tokens that are left; the
+    rest is padding. Raises ValueError if a task does not fit the length, or no task fits a part.
     """
 
     def __init__(

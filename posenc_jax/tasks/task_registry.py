@@ -27,8 +27,7 @@ class Task:
 
     id: R1 ... R10. name: in rows. shortest: tokens of an instance without filler. make: see above.
     draws: name of its randomness; variants of one task share it. sentences: filler is repeated
-      sentences,
-    not text. wording: a longer name for errors.
+    sentences, not text. wording: a longer name for errors.
     """
 
     id: str

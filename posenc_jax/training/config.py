@@ -109,8 +109,8 @@ def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
     model, train = built["model"], built["train"]
     if missing := [name for name in model.imports if name not in sys.modules]:
         raise ValueError(
-            f"the encodings of {model.scheme!r} are registered by {', '.join(missing)}: "
-            f"add --import={','.join(missing)}"
+            f"the encodings of {model.scheme!r} are registered by {', '.join(missing)}: add "
+            f"--import={','.join(missing)}"
         )
     if (line := line_of(model.scheme)) != model.scheme:
         built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())
@@ -149,9 +149,9 @@ def check_encodings(config: RunConfig) -> None:
     """Raises ValueError for an encoding that no other command could load."""
     if "" in plugin_modules(config.model.scheme):
         raise ValueError(
-            f"an encoding of {config.model.scheme!r} is registered by a file that other "
-            "commands cannot import; "
-            "register it in a module of its own, and import that there or with --import=MODULE"
+            f"an encoding of {config.model.scheme!r} is registered by a file that other commands "
+            "cannot import; register it in a module of its own, and import that there or with "
+            "--import=MODULE"
         )
 
 
@@ -252,9 +252,9 @@ def _check(c: RunConfig) -> None:
     layers = c.placed.layers
     if c.train.scan_layers and 2 * period(layers) > len(layers):
         raise ValueError(
-            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers "
-            "hold no two "
-            f"rounds of the {period(layers)} different ones of config.model.scheme; set it to False"
+            f"config.train.scan_layers: the {len(layers)} layers of config.model.num_layers hold "
+            f"no two rounds of the {period(layers)} different ones of config.model.scheme; set it "
+            "to False"
         )
 
 
@@ -267,8 +267,8 @@ def _check_data(c: RunConfig) -> None:
     parts = c.data.length_warmup
     if not parts or parts[-1] != 1 or list(parts) != sorted(parts, reverse=True):
         raise ValueError(
-            f"config.data.length_warmup={parts} must fall to 1: the last documents are as "
-            "long as config.train.length"
+            f"config.data.length_warmup={parts} must fall to 1: the last documents are as long as "
+            "config.train.length"
         )
     if not c.evaluation.multiples:
         raise ValueError("config.evaluation.multiples must hold at least one length, in units of L")
@@ -319,7 +319,6 @@ def _check_random_positions(c: RunConfig, longest: int | None) -> None:
     parts = [p for layer in c.placed.layers for g in layer.groups for p in g.heads.parts()]
     if any(part.columns(c.placed.whole) for part in parts):
         raise ValueError(
-            f"config.data.random_positions={k}: {c.model.scheme!r} takes positions as cells "
-            "of a grid; "
-            "set it to 0"
+            f"config.data.random_positions={k}: {c.model.scheme!r} takes positions as cells of a "
+            "grid; set it to 0"
         )

@@ -17,7 +17,9 @@ from posenc_jax.training.setting_bounds import (
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """Shape of the decoder; see `posenc_jax.model.config.Architecture`. 0 takes the usual value.
+    """Shape of the decoder; 0 takes the usual value.
+
+    `posenc_jax.model.config.Architecture` explains the settings that are not listed here.
 
     Attributes:
       scheme: a line of the scheme language, or the name of one.
@@ -25,21 +27,6 @@ class ModelSection:
       num_kv_heads: key/value heads; 0 = num_heads. head_dim: 0 = model_dim / num_heads.
       mlp_dim: 0 = 8/3 of model_dim for gated activations and 4 times it for others, rounded up to a
         multiple of 16.
-      activation: "swiglu" (three matrices), "gelu" (two), or another of
-        `posenc_jax.model.config.ACTIVATIONS`.
-      qk_norm: RMSNorm with a learned gain on queries and keys, before the rotation.
-      tied_head: the output head is the embedding table transposed.
-      embedding_scale: factor on token embeddings (the Transformer: the square root of model_dim).
-      norm_epsilon: added to the mean square.
-      dtype: of activations and matrix products, "float32" or "bfloat16"; parameters, norms,
-        positions, softmax and loss stay float32.
-      attention: the implementation; "auto" chooses, see `posenc_jax.attention.AttentionSettings`.
-      output_gate: the result of each head times a sigmoid of the layer's input (Qiu et al. 2025).
-      sink_logit: a learned logit per head in the softmax sum, without key and value.
-      token_shift: keys and values mix each token with the one before it (Xu et al. 2024).
-      norm, norm_position, parallel, final_norm, embedding_norm, biases, query_scale, clip_qkv,
-        attention_softcap, logit_softcap, experts, experts_per_token, head_transform: see
-          Architecture.
       vocab_size: rows of the embedding table, at least the tokenizer's ids; 0 = as many.
       imports: modules of yours whose encodings the scheme has, filled in by the run; --import loads
         them.

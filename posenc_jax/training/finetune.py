@@ -57,8 +57,8 @@ def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager 
     if config.placed_length != source.placed_length:
         raise ValueError(
             f"config.train.original_length={config.train.original_length} places the scheme at L = "
-            f"{config.placed_length}, but {name} is placed at {source.placed_length}: "
-            f"set config.train.original_length={source.placed_length}"
+            f"{config.placed_length}, but {name} is placed at {source.placed_length}: set "
+            f"config.train.original_length={source.placed_length}"
         )
     return CheckpointManager(folder, keep=1, clean=False)
 

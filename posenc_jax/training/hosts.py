@@ -59,8 +59,8 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     by_hand = coordinator not in ("", "auto")
     if by_hand != (processes is not None) or by_hand != (process is not None):
         raise ValueError(
-            "--coordinator=host:port, --processes and --process belong together; "
-            "under Slurm, OpenMPI or on a TPU pod leave all three out"
+            "--coordinator=host:port, --processes and --process belong together; under Slurm, "
+            "OpenMPI or on a TPU pod leave all three out"
         )
     if by_hand and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
         raise ValueError(f"--coordinator={coordinator} must read host:port")
@@ -83,8 +83,8 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
 def _start_witness() -> None:
     line = (
         f"this process (pid {os.getpid()}) ended without a message: it was killed, or another "
-        "process of "
-        f"the run was lost (silent for {HEARTBEAT_SECONDS} s; its host may say more); {REMEDY}"
+        f"process of the run was lost (silent for {HEARTBEAT_SECONDS} s; its host may say more); "
+        f"{REMEDY}"
     )
     global _witness
     _witness = subprocess.Popen(
@@ -191,7 +191,7 @@ def rows_of_process(
     size = last - first
     if sum(e - s for s, e in spans) != size or rows % size or first % size:
         raise ValueError(
-            f"the rows of process {jax.process_index()} are not contiguous on this mesh; "
-            "set config.train.data_devices so that a host holds whole shares of the batch"
+            f"the rows of process {jax.process_index()} are not contiguous on this mesh; set "
+            "config.train.data_devices so that a host holds whole shares of the batch"
         )
     return first // size, rows // size

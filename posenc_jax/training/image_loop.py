@@ -218,8 +218,8 @@ def _check_folder(workdir: Path, config: ImageRunConfig, images: ImageSet) -> No
         ]
         if differing:
             raise ValueError(
-                f"{workdir} holds another run ({', '.join(differing[:4])} differ); choose "
-                "another --workdir"
+                f"{workdir} holds another run ({', '.join(differing[:4])} differ); choose another "
+                "--workdir"
             )
         record = workdir / "run.json"
         if record.exists():
@@ -241,9 +241,8 @@ def _check_images(images: ImageSet, fingerprint: str, workdir: Path) -> None:
 def _check_finite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
         raise Diverged(
-            f"the loss of step {step} is {loss}; lower config.optimizer.learning_rate and "
-            "start again in "
-            "another --workdir"
+            f"the loss of step {step} is {loss}; lower config.optimizer.learning_rate and start "
+            "again in another --workdir"
         )
 
 

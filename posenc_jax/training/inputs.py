@@ -54,8 +54,8 @@ def open_inputs(config: RunConfig) -> Inputs:
 def _check_task(data: DataSection) -> None:
     if data.retrieval_share + data.offset_share > 1 + ROUNDING:
         raise ValueError(
-            f"config.data.retrieval_share={data.retrieval_share} and config.data.offset_share="
-            f"{data.offset_share} are more than all windows"
+            f"config.data.retrieval_share={data.retrieval_share} and "
+            f"config.data.offset_share={data.offset_share} are more than all windows"
         )
     unread = {"classification": ("retrieval_share", "offset_share"), "language": ("text_weight",)}
     if data.task not in unread:
@@ -88,8 +88,8 @@ def _check_curriculum(data: DataSection) -> None:
     if data.pairs_warmup and data.min_pairs == data.max_pairs:
         raise ValueError(
             f"config.data.pairs_warmup={data.pairs_warmup} has nothing to grow: "
-            "config.data.min_pairs and max_pairs "
-            f"are both {data.min_pairs}; set them apart, or leave it at {idle.pairs_warmup}"
+            f"config.data.min_pairs and max_pairs are both {data.min_pairs}; set them apart, or "
+            f"leave it at {idle.pairs_warmup}"
         )
 
 
@@ -134,9 +134,8 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
         sources = [TextWindows(inputs.stream("dev"), train.length)]
     else:
         raise ValueError(
-            f"config.train.dev_every={train.dev_every} measures text, and config.data has "
-            "none: its "
-            "retrieval_share and offset_share are all windows; set dev_every=0"
+            f"config.train.dev_every={train.dev_every} measures text, and config.data has none: "
+            "its retrieval_share and offset_share are all windows; set dev_every=0"
         )
     examples = []
     for number, source in enumerate(sources):
@@ -144,8 +143,7 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
         if len(source) < wanted:
             raise ValueError(
                 f"config.train.dev_windows={train.dev_windows} asks for {wanted} windows of "
-                f"{train.length} "
-                f"tokens where the dev split has {len(source)}"
+                f"{train.length} tokens where the dev split has {len(source)}"
             )
         examples += [source[i * len(source) // wanted] for i in range(wanted)]
     return examples

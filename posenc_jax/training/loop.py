@@ -117,8 +117,8 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
         with agree_on_refusal(config):
             if not (workdir / "config.json").exists():
                 raise ValueError(
-                    f"{workdir} is not the folder that process 0 sees: --workdir must be "
-                    "shared by all hosts"
+                    f"{workdir} is not the folder that process 0 sees: --workdir must be shared by "
+                    "all hosts"
                 )
         stack.enter_context(jax.set_mesh(mesh))
         preemption = stack.enter_context(PreemptionRequest())
@@ -143,8 +143,7 @@ class _Leg:
       workdir: of the run. first: steps finished before. state: after these steps. chain: links up
         to them.
       checkpoint_record: entries in the record of every checkpoint. run_record: of run.json, with
-        the seconds
-      of earlier legs.
+      the seconds of earlier legs.
     """
 
     workdir: Path
@@ -280,8 +279,8 @@ def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, meas
 def diverged(skipped: int, step: int) -> str:
     """Returns the message of a run that ends after so many non-finite updates in a row."""
     return (
-        f"{skipped} updates in a row were not finite, up to step {step}; "
-        "lower config.optimizer.learning_rate and start again in another --workdir"
+        f"{skipped} updates in a row were not finite, up to step {step}; lower "
+        "config.optimizer.learning_rate and start again in another --workdir"
     )
 
 
@@ -331,16 +330,14 @@ def check_mesh(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     rows = t.batch_size // t.accumulation
     if rows % parts:
         raise ValueError(
-            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} "
-            "data x fsdp "
-            "devices; set config.train.data_devices"
+            f"config.train.batch_size / accumulation = {rows} rows do not divide over {parts} data "
+            "x fsdp devices; set config.train.data_devices"
         )
     c, sequence = config.architecture, mesh.shape["sequence"]
     if t.length % sequence:
         raise ValueError(
             f"config.train.length={t.length} tokens do not divide over {sequence} sequence "
-            "devices; "
-            "set config.train.sequence_devices"
+            "devices; set config.train.sequence_devices"
         )
     try:
         c.attention_paths(t.length, sequence)

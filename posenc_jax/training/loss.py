@@ -1,11 +1,10 @@
 """Loss of a step: cross-entropy over the vocabulary and z-loss, with whole or chunked logits.
 
 Whole: the logits of all tokens and ids are in memory, forward and backward. Chunked: a loop over
-  chunks
-of the vocabulary keeps a running maximum and sum per token, and the backward pass computes the
-logits of each chunk again (Wijmans et al. 2024, Cut Your Losses), so that no array of all tokens
-and ids exists. Each device of the axis "model" has a part of the vocabulary. Both give the same
-numbers.
+chunks of the vocabulary keeps a running maximum and sum per token, and the backward pass computes
+the logits of each chunk again (Wijmans et al. 2024, Cut Your Losses), so that no array of all
+tokens and ids exists. Each device of the axis "model" has a part of the vocabulary. Both give the
+same numbers.
 """
 
 import functools
@@ -25,8 +24,7 @@ class Loss(NamedTuple):
     """Sums over the tokens of a batch, float32: training minimises nll + z.
 
     nll: nats, weighted. z: z_loss * log(sum of exp(logits))^2, weighted alike (Chowdhery et al.
-      2022,
-    sec. 5). weight: of the tokens.
+    2022, sec. 5). weight: of the tokens.
     """
 
     nll: jax.Array

@@ -19,8 +19,7 @@ class Monitor:
 
     Args:
       workdir, config: of the run. first: steps finished before this leg. began: see `Meter`. flops:
-        of
-      the model in a step. chain: its links are part of every row.
+      of the model in a step. chain: its links are part of every row.
     """
 
     def __init__(

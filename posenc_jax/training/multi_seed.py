@@ -87,9 +87,8 @@ def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -
         )
     if config.train.init_from:
         raise ValueError(
-            f"config.train.init_from={config.train.init_from}: runs are fine-tuned one by "
-            "one, each from its "
-            "own; leave --seeds out"
+            f"config.train.init_from={config.train.init_from}: runs are fine-tuned one by one, "
+            "each from its own; leave --seeds out"
         )
     configs = {
         seed: dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
@@ -167,8 +166,8 @@ def _common_step(runs: Sequence[_SeedRun]) -> int:
         f"{run.workdir} {steps[-1] if steps else 0}" for run, steps in zip(runs, saved, strict=True)
     )
     raise ValueError(
-        f"the runs have no saved step in common ({at}); train them one by one, each with its "
-        "own --workdir"
+        f"the runs have no saved step in common ({at}); train them one by one, each with its own "
+        "--workdir"
     )
 
 

@@ -60,8 +60,8 @@ def make_record(config: RunConfig, command: str, inputs: Inputs, params, stored:
         if stored[name] != record[name]:
             raise ValueError(
                 f"the run was begun with {name} {stored[name][:12]}, now it is "
-                f"{record[name][:12]}: "
-                "the text or the Python that it comes from has changed; choose another --workdir"
+                f"{record[name][:12]}: the text or the Python that it comes from has changed; "
+                "choose another --workdir"
             )
     # An early record has no time of its beginning, and that of a killed first leg no seconds.
     return record | {

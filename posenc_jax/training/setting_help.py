@@ -5,7 +5,9 @@ import inspect
 import re
 import textwrap
 
+from posenc_jax.model.config import Architecture
 from posenc_jax.training.config import RunConfig
+from posenc_jax.training.config_sections import ModelSection
 
 WIDTH = 98
 HEAD = """# Settings
@@ -94,7 +96,15 @@ def _setting(section: str, kind: type, field: dataclasses.Field) -> Setting:
     else:
         default = str(field.default) if field.default != "" else "empty"
     return Setting(
-        f"{section}.{field.name}", type_name, default, allowed, meanings(kind)[field.name]
+        f"{section}.{field.name}", type_name, default, allowed, _meaning(kind, field.name)
+    )
+
+
+def _meaning(section: type, name: str) -> str:
+    """Returns what a section says of a field, or, of the model's, what `Architecture` says."""
+    said = meanings(section)
+    return (
+        said[name] if name in said or section is not ModelSection else meanings(Architecture)[name]
     )
 
 

@@ -56,8 +56,8 @@ def make_mesh(
     if wanted > len(devices):
         raise ValueError(
             f"config.train asks for {' x '.join(map(str, shape))} devices "
-            f"({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); "
-            f"this machine has {len(devices)}"
+            f"({' x '.join(f'{axis}_devices' for axis in MESH_AXES)}); this machine has "
+            f"{len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):
         raise ValueError(

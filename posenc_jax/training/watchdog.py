@@ -56,8 +56,8 @@ class Watchdog:
             stacks = file.read()
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         report = (
-            f"{now} {self._process}: {self._step} has not finished for {waited:.0f} s; "
-            f"the stacks of all threads:\n{stacks}"
+            f"{now} {self._process}: {self._step} has not finished for {waited:.0f} s; the stacks "
+            f"of all threads:\n{stacks}"
         )
         print(report, file=sys.stderr, flush=True)
         with self._path.open("a") as log:

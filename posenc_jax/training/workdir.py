@@ -136,9 +136,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """
     if pattern := re.search(r"[*?\[]", str(workdir.resolve())):
         raise ValueError(
-            f"{workdir.resolve()}: orbax takes {pattern[0]} in a path for a pattern and loses "
-            "what it saves there; "
-            "choose another --workdir"
+            f"{workdir.resolve()}: orbax takes {pattern[0]} in a path for a pattern and loses what "
+            "it saves there; choose another --workdir"
         )
     with contextlib.ExitStack() as stack:
         try:

@@ -309,10 +309,10 @@ def test_training_on_a_gpu_follows_the_losses_of_a_cpu(tmp_path):
     gpu = [row["loss"] for row in runs.rows(tmp_path / "gpu" / "metrics.jsonl") if "loss" in row]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     program = (
-        "import sys, pathlib; sys.path.insert(0, 'tests'); sys.path.insert(0, '.'); from support import runs;"
-        f"from posenc_jax.training.loop import train; c = runs.config({str(tmp_path / 'data')!r}, "
-        f"'rope+alibi', **{train_float32!r});"
-        f"train(c, pathlib.Path({str(tmp_path / 'cpu')!r}), 'a test')"
+        "import sys, pathlib; sys.path.insert(0, 'tests'); sys.path.insert(0, '.'); from support "
+        "import runs;from posenc_jax.training.loop import train; c = "
+        f"runs.config({str(tmp_path / 'data')!r}, 'rope+alibi', **{train_float32!r});train(c, "
+        f"pathlib.Path({str(tmp_path / 'cpu')!r}), 'a test')"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
     cpu = [row["loss"] for row in runs.rows(tmp_path / "cpu" / "metrics.jsonl") if "loss" in row]

@@ -127,8 +127,8 @@ def test_a_row_of_a_run_has_the_same_draw_after_a_restart_and_on_any_number_of_h
         (
             "rope",
             {"data": {"random_positions": 2**20}, "train": {"length": 2048}},
-            "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 positions, "
-            "and int32 holds 2,147,483,647",
+            "random_positions=1048576 at config.train.length=2048 draws from 2,147,483,648 "
+            "positions, and int32 holds 2,147,483,647",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from posenc_jax.study.runner import KEY, sorted_rows, study_runner
 from posenc_jax.training.config import from_sections
 
 from support import toy_study
+from support.result_rows import STORED_ROW as ROW
 from support.study_of_arms import base, study
 from support.toy_study import results
 
@@ -27,23 +28,6 @@ ROPE, SUM = Arm("rope", "rope"), Arm("sum", "rope+alibi")
 
 
 TUNING = Tuning(rates=(0.001, 0.01), seed=9, steps=5)
-
-
-ROW = {
-    "run": "x",
-    "arm": "rope",
-    "seed": 0,
-    "tier": "smoke",
-    "suite": "E",
-    "metric": "bpb_ctx",
-    "length": 32,
-    "train_length": 64,
-    "bucket": "all",
-    "value": 2.0,
-    "n": 4,
-    "split": "dev",
-    "definitions": 2,
-}
 
 
 def test_rows_come_in_one_order_and_a_measurement_that_stands_twice_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""How a study ends when it is asked to: with stopped children, deaf ones, and a second Ctrl-C."""
+"""The end of a study on request: children that are stopped or ignore signals, a second Ctrl-C."""
 
 import os
 import signal

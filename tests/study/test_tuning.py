@@ -5,6 +5,8 @@ import json
 import pytest
 from posenc_jax.study import tuning
 
+from support.result_rows import STORED_ROW as ROW
+
 
 @pytest.mark.parametrize(
     ("curve", "rate", "edge"),
@@ -21,23 +23,6 @@ from posenc_jax.study import tuning
 def test_the_lowest_dev_loss_chooses_and_an_edge_is_flagged(curve, rate, edge):
     choice = tuning.choose("rope", curve)
     assert (choice.rate, choice.edge) == (rate, edge)
-
-
-ROW = {
-    "run": "x",
-    "arm": "rope",
-    "seed": 0,
-    "tier": "smoke",
-    "suite": "E",
-    "metric": "bpb_ctx",
-    "length": 32,
-    "train_length": 64,
-    "bucket": "all",
-    "value": 2.0,
-    "n": 4,
-    "split": "dev",
-    "definitions": 2,
-}
 
 
 def test_the_choice_reads_dev_rows_within_the_training_length_alone(tmp_path):

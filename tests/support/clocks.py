@@ -1,4 +1,4 @@
-"""A clock that goes on when a test tells it to."""
+"""A clock that a test advances."""
 
 
 class Clock:

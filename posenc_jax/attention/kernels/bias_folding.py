@@ -118,8 +118,8 @@ def fold_bias(
     dtype = q_BTNH.dtype
     if dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(
-            "bias folding needs bfloat16 or float32 queries, whose range holds 256^2 slopes; "
-            f"not {dtype}"
+            "bias folding needs bfloat16 or float32 queries, whose range holds 256^2 slopes; not "
+            f"{dtype}"
         )
     if slope_N.shape != (N,):
         raise ValueError(

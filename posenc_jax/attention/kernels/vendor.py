@@ -63,18 +63,18 @@ def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelCondit
         return "linear attention has no softmax"
     if kernel == "flash" and not (_linear(layer) or _by_distance(layer)):
         return (
-            "a bias of this scheme is learned, or needs more than a distance, and is not "
-            "linear in it"
+            "a bias of this scheme is learned, or needs more than a distance, and is not linear in "
+            "it"
         )
     if kernel != "flash" and not _linear(layer):
         return (
-            "a bias of this scheme is not linear in distance, so it cannot be folded "
-            "into queries and keys"
+            "a bias of this scheme is not linear in distance, so it cannot be folded into queries "
+            "and keys"
         )
     if kernel != "flash" and len(set(layer.window_N)) > 1:
         return (
-            "its heads have windows of their own, and this kernel knows one for all: "
-            "take 'auto' or 'blockwise'"
+            "its heads have windows of their own, and this kernel knows one for all: take 'auto' "
+            "or 'blockwise'"
         )
     if conditions.softcap:
         return "it has no softcap of attention logits; take 'dense', 'blockwise' or 'auto'"
@@ -82,20 +82,20 @@ def unsupported_reason(kernel: str, layer: PlacedLayer, conditions: KernelCondit
         return "its temperature depends on the key"
     if not conditions.causal or not conditions.aligned:
         return (
-            "it needs causal attention in which queries and keys are the same tokens in "
-            "order (aligned), as in training"
+            "it needs causal attention in which queries and keys are the same tokens in order "
+            "(aligned), as in training"
         )
     if not conditions.consecutive and (conditions.window is not None or _reads_distances(layer)):
         return (
-            "it counts distances in slots, and positions are random; take 'dense', "
-            "'blockwise' or 'auto'"
+            "it counts distances in slots, and positions are random; take 'dense', 'blockwise' or "
+            "'auto'"
         )
     if conditions.dtype != "bfloat16" and (kernel == "cudnn" or conditions.dtype != "float32"):
         return f"it computes in bfloat16, not {conditions.dtype}"
     if kernel != "flash" and conditions.sink:
         return (
-            "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or "
-            "set model.sink_logit to False"
+            "its softmax knows no sink logit; take 'flash', 'blockwise' or 'auto', or set "
+            "model.sink_logit to False"
         )
     columns = layer.columns_per_dim * conditions.head_dim
     wide = (
