@@ -60,6 +60,8 @@ class AttentionSettings:
         None. Linear attention then takes time linear in T, and vendor kernels can be used.
       softcap: c of c tanh(logit/c) on content logits, temperature included, before the bias
         (Gemma 2, arXiv 2408.00118, sec. 2); 0: none.
+      finite_keys: keys and values are finite even where no query sees them, as those of a cache
+        are. They are then not replaced by zeros, which saves a pass over them.
       implementation: "dense" (the definition), "blockwise" (memory linear in length), "flash" (our
         kernel for NVIDIA GPUs, fixed biases of distance), "cudnn" or "splash" (vendor kernels, a
         linear bias folded in, bfloat16), or "auto"; see `choose_implementation`. All give the same
@@ -71,6 +73,7 @@ class AttentionSettings:
     aligned: bool = False
     implementation: str = "auto"
     softcap: float = 0.0
+    finite_keys: bool = False
 
 
 CAUSAL = AttentionSettings()

@@ -195,11 +195,10 @@ def attend(
     *tensors, params, queries, keys, optional = drop_unit_axes(arrays)
     _check_inputs(*tensors[:2], layer, queries, keys, settings, optional)
     real_BT = queries.seg_BT != 0
-    read_BS = real_BT if same else readable_keys(queries, keys, settings)
-    tensors = [
-        zero_where_unread(x, read)
-        for x, read in zip(tensors, (real_BT, read_BS, read_BS), strict=True)
-    ]
+    tensors[0] = zero_where_unread(tensors[0], real_BT)
+    if not settings.finite_keys:
+        read_BS = real_BT if same else readable_keys(queries, keys, settings)
+        tensors[1:] = (zero_where_unread(x, read_BS) for x in tensors[1:])
     if optional.x_BTD is not None:
         optional = optional._replace(x_BTD=zero_where_unread(optional.x_BTD, real_BT))
     sides = zero_padding(queries), zero_padding(keys)

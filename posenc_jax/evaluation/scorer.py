@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -88,13 +87,18 @@ class Scorer:
             n: DecoderModel(m) if isinstance(m, ModelConfig) else m for n, m in models.items()
         }
         self._mesh = mesh
-        # A new function object, so that `compilations` counts this scorer's programs only.
-        self._score = jax.jit(functools.partial(_scored), static_argnums=(0, 1))
+        self._traced = traced = []
+
+        def score(model, window, *arrays):
+            traced.append(model)  # runs when JAX traces, thus once for each compiled program
+            return _scored(model, window, *arrays)
+
+        self._score = jax.jit(score, static_argnums=(0, 1))
 
     @property
     def compilations(self) -> int:
         """Number of compiled programs."""
-        return self._score._cache_size()
+        return len(self._traced)
 
     @property
     def longest(self) -> int:

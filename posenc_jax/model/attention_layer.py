@@ -94,7 +94,12 @@ class Attention(ArrayModule):
             kept, views = update_cache(cache, self.index, new, layer, scheme)
         count_BT = None if c.consecutive or cache is not None else visible_key_counts(seg_BT)
         settings = AttentionSettings(
-            self.causal, c.window, cache is None, c.attention, c.attention_softcap
+            self.causal,
+            c.window,
+            cache is None,
+            c.attention,
+            c.attention_softcap,
+            cache is not None,
         )
         pieces = []
         for first, stop, own, learned, stored in views:

@@ -70,12 +70,18 @@ def test_logits_that_are_not_finite_name_their_prompts():
         generate(bad, config, [np.array([5, 1]), np.array([1])], **ASK)
 
 
-def test_prompts_of_five_to_eight_tokens_share_one_program():
+def test_prompts_of_five_to_eight_tokens_share_one_program(monkeypatch):
     config, params = model("rope")
+    traced = []
+    monkeypatch.setattr(
+        generation, "empty_cache", lambda *asked: traced.append(asked) or empty_cache(*asked)
+    )
     generation._generate.clear_cache()
     for length in (5, 7, 8):
         generate(params, config, [np.arange(length) + 1], **ASK)
-    assert generation._generate._cache_size() == 1
+    assert len(traced) == 1
+    generate(params, config, [np.arange(9) + 1], **ASK)
+    assert len(traced) == 2
 
 
 def test_a_fifth_token_does_not_fit_into_four_slots():
