@@ -1,5 +1,6 @@
 """Eight CPU devices for the whole suite, and no silent broadcasting across ranks."""
 
+import collections
 import os
 
 from support import machine
@@ -56,12 +57,20 @@ def forks(tmp_path_factory):
         yield forks
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A file's tests go to one worker (--dist loadgroup), which makes its fixtures once.
+    """Sorts tests into tiers, and gives each its worker.
 
-    Those of one scheme go together where they share a model, which is compiled once.
+    Of a test with the mark `default_cases(n)`, all cases after the first n are thorough. A file's
+    tests go to one worker (--dist loadgroup), which makes its fixtures once. Those of one scheme go
+    together where they share a model, which is compiled once.
     """
+    counts = collections.Counter()
     for item in items:
+        if few := item.get_closest_marker("default_cases"):
+            counts[item.function] += 1
+            if counts[item.function] > few.args[0]:
+                item.add_marker("thorough")
         group = item.module.__name__
         line = getattr(item, "callspec", None) and item.callspec.params.get("line")
         if line and group in ("test_attend", "test_decoder"):

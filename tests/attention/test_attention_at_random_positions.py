@@ -102,6 +102,7 @@ NEEDS_NO_DISTANCE = [
 ]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("line", NEEDS_NO_DISTANCE)
 def test_a_scheme_without_distances_gives_the_same_numbers_at_any_rising_positions(line):
     (layer,) = placed(line)
@@ -121,6 +122,7 @@ LINES = [
 ]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("line", LINES)
 def test_packed_documents_equal_separate_ones_at_random_positions(line):
     for layer in placed(line):
@@ -198,6 +200,7 @@ def logits(config, pos, seg):
     return jax.jit(Decoder(config).apply)({"params": params}, tokens, pos, seg)[0]
 
 
+@pytest.mark.thorough
 def test_a_decoder_counts_keys_at_random_positions_and_reads_plain_ones_as_any_other():
     plain = dataclasses.replace(MODEL, consecutive=True)
     np.testing.assert_array_equal(logits(MODEL, PLAIN, SEG), logits(plain, PLAIN, SEG))

@@ -98,6 +98,7 @@ def laid_out(mesh, floats, places):
     )
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("line", "K", "sizes", "implementation"),
     [
@@ -170,6 +171,7 @@ def test_axes_of_one_device_leave_a_layout_and_others_stay():
     assert drop_unit_axes(np.zeros(3)).shape == (3,)  # no mesh at all
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("heads", "K", "shards"), [(4, 1, 4), (8, 2, 4), (6, 3, 2), (8, 4, 2), (8, 1, 8), (8, 8, 4)]
 )

@@ -14,6 +14,7 @@ from support.schemes import placed
 SEG = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", ["linear", "rope+linear", "rope(fraction=0.5)+linear"])
 def test_linear_attention_equals_roformers_equation_19(line):
     layer = placed(line).layers[0]
@@ -39,6 +40,7 @@ def test_linear_attention_equals_roformers_equation_19(line):
         np.testing.assert_allclose(got[0], want, atol=3e-5)
 
 
+@pytest.mark.thorough
 def test_linear_attention_in_order_carries_its_state_over_chunks_and_never_over_documents():
     layer, T = placed("rope+linear").layers[0], 3 * CHUNK + 5
     seg = np.r_[np.zeros(9), np.ones(2 * CHUNK - 3), np.full(T - 2 * CHUNK - 6, 2)].astype(int)

@@ -36,6 +36,7 @@ def test_a_shift_is_its_loop_over_each_document():
         np.testing.assert_allclose(x.astype(jnp.float32), y[1:], rtol=0.02, atol=0.05)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 1), (1, 8, 1), (2, 1, 4)])
 def test_a_shift_over_a_mesh_is_that_of_one_device(sizes):
     T, K, H = 16, 2, 4

@@ -90,6 +90,7 @@ def assert_padding_never_matters(line, implementation, aligned=False, error=4e-6
             )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("line", "implementation", "aligned"),
     [
@@ -108,7 +109,7 @@ def test_padding_may_hold_anything(line, implementation, aligned):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_padding_of_every_scheme_may_hold_anything(line):
     assert_padding_never_matters(line, "auto", aligned=True)
 

@@ -91,6 +91,7 @@ def by_loop(q, k, v):
     return out
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
 def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gradients(
     implementation, small_tiles
@@ -113,6 +114,7 @@ def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gra
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "line", ["rope+forget+window(size=5)|fire+window(size=30)", *thorough("t5+window(size=9)")]
 )
@@ -160,6 +162,7 @@ def test_a_window_reaches_as_far_to_both_sides_where_attention_does(causal, smal
         np.testing.assert_array_equal(seen, np.arange(21 - size, 21 if causal else 20 + size))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
 @pytest.mark.parametrize("size", [9, *thorough(1, 8, 64)])
 def test_a_huge_key_just_outside_is_not_heard_and_just_inside_is(implementation, size, small_tiles):
@@ -213,6 +216,7 @@ def blocks_read(line, length, window=None):
     return read
 
 
+@pytest.mark.thorough
 def test_work_grows_with_length_times_window_and_not_with_lengths_square():
     short, long = (blocks_read("window(size=40)|nope", length) for length in (512, 1024))
     assert short[0] <= 3 * (512 // 32)  # the diagonal, and what 39 tokens before it lie in

@@ -9,6 +9,7 @@ from posenc_jax.bench import attention_cost, pytorch
 from posenc_jax.bench.timing import Pace
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -30,6 +31,7 @@ def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
     outcome = attention_cost.measure(
         attention_cost.AttentionBenchSettings(
@@ -53,6 +55,7 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
         attention_cost.measure(attention_cost.AttentionBenchSettings(dtype="float16"))
 
 
+@pytest.mark.thorough
 def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
     monkeypatch.setattr(attention_cost, "WINDOW", 5)
     outcome = attention_cost.measure(
@@ -131,6 +134,7 @@ def test_on_a_gpu_what_fails_is_listed_and_each_peak_says_who_counted(monkeypatc
     assert dense["peak_mb"] == pytest.approx(dense["planned_mb"] + bias)
 
 
+@pytest.mark.thorough
 def test_the_attention_bench_measures_the_candidates_that_are_named():
     how = {"lengths": (40,), "directions": ("forward",), "heads": 3, "head_dim": 24, "rounds": 1}
     outcome = attention_cost.measure(
@@ -152,6 +156,7 @@ def test_the_attention_bench_measures_the_candidates_that_are_named():
         )
 
 
+@pytest.mark.thorough
 def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_are_not(monkeypatch):
     monkeypatch.setattr(attention_cost, "DENSE_LIMIT", 2 * 40**2)
     monkeypatch.setattr(pytorch, "installed", lambda: False)

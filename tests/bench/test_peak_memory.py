@@ -13,6 +13,7 @@ from posenc_jax.bench import pytorch
 from posenc_jax.bench.peak_memory import Compiled, peak, peak_bytes, planned_bytes
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 def test_peak_memory_is_what_a_run_takes_and_gives_back():
     def run():

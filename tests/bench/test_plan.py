@@ -150,6 +150,7 @@ def test_an_axis_that_no_run_can_have_is_refused(tmp_path):
         with_mesh(runs.config(tmp_path), {**shape, "spare": 2})
 
 
+@pytest.mark.thorough
 def test_a_sequence_axis_is_planned(tmp_path):
     shape = mesh_shape("sequence:2")
     train = {"length": 512, "batch_size": 1}

@@ -5,6 +5,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from posenc_jax.bench import rotation_cost
 
 from support import oracles
@@ -22,6 +23,7 @@ def test_what_ours_is_compared_with_turns_as_rope_does():
             np.testing.assert_allclose(got[0, t, n], want, atol=5e-6, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_the_rotation_bench_keeps_every_row_and_says_what_made_them(tmp_path, forks):
     run = forks.run(
         "scripts/bench.py", "rotation", "--lengths=16", "--rounds=2", f"--out={tmp_path / 'out'}"

@@ -90,6 +90,7 @@ def test_flops_are_those_counted_token_by_token(activation, window):
     assert dataclasses.asdict(flops.model_flops(c, 2, 6)) == counted_by_hand(c, 2, 6, window)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
 @pytest.mark.parametrize("untied", [False, True])
 def test_flops_are_near_what_xla_counts_of_a_model_without_loops(untied, remat):

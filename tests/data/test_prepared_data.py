@@ -66,6 +66,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_of_a_corpus_or_a_stream_is_named_and_made_again(place, capsys, damage):
     whole = read(place)

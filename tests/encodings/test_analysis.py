@@ -96,7 +96,7 @@ def test_our_angles_beat_the_float32_product_by_orders_of_magnitude():
     assert errors["bfloat16 positions"] > 1
 
 
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_every_registered_scheme_can_be_inspected(line):
     scheme = placed(line, train_length=32, num_heads=4)
     params = analysis.initial_parameters(scheme, jax.random.key(0))
@@ -111,6 +111,7 @@ def test_the_warning_counts_blind_heads_in_words():
     assert said[0].startswith("5 of 8 heads cannot see past 206 to 3,304 tokens in float32")
 
 
+@pytest.mark.thorough
 def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     command = [
         sys.executable,
@@ -139,6 +140,7 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
         assert (tmp_path / "look" / f"{name}.csv").read_text().count("\n") > 3
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from support.schemes import placed
 
 
+@pytest.mark.thorough
 def test_rope_with_every_bias_is_rope_plus_that_bias():
     """Composition: the parts of a sum are the parts alone, for any rotation with any bias."""
     from posenc_jax.encodings import REGISTRY, Bias, Rotation

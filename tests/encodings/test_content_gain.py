@@ -35,6 +35,7 @@ def products(line, distance_S):
     return product_S / product_S[0], layer.groups[0]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", ["xpos", "rope(stretch=yarn(factor=4.0))", "xpos(scale=128.0)"])
 def test_the_kernel_drawn_is_the_product_of_rotated_vectors(line):
     distance_S = np.array([0, 1, 7, 100, 512, 1500])

@@ -101,6 +101,7 @@ def values(scheme):
 FLOATS = [(n, f.name) for n in NAMES for f in numeric(n) if not isinstance(f.default, int)]
 
 
+@pytest.mark.default_cases(20)
 @pytest.mark.parametrize(("name", "field"), FLOATS)
 def test_the_largest_and_least_numbers_are_refused_or_give_finite_values(name, field):
     for value in (1e30, 1e-30):

@@ -86,6 +86,7 @@ def test_a_gated_scheme_that_reads_both_ways_is_refused():
         )
 
 
+@pytest.mark.thorough
 def test_the_gate_is_learned_through_the_clocks():
     config, params = model("rope+forget")
     tokens = jnp.arange(9)[None]

@@ -170,6 +170,7 @@ def stepped(config, device):
     return found, jax.device_get(state["params"]), lowered
 
 
+@pytest.mark.thorough
 def test_a_step_for_a_gpu_is_that_of_a_cpu_up_to_rounding(tmp_path):
     split = {"data_devices": 2, "fsdp_devices": 2, "model_devices": 2}
     config = runs.config(

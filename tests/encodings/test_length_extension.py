@@ -91,6 +91,7 @@ def test_a_stretch_changes_what_is_read_and_not_what_is_learned(part):
             np.testing.assert_allclose(bias, -slope_N[:, None] * distance, rtol=1e-6)
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("heads", [4, 6])
 @pytest.mark.parametrize("part", PARTS, ids=repr)
 def test_the_ntk_form_keeps_the_steepest_head_and_reads_the_shallowest_by_the_whole_rule(

@@ -68,6 +68,7 @@ def by_loop(delta_NH, slopes, q, k, v, plain=()):
     return out
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 @pytest.mark.parametrize("K", [4, 2, 1])
 def test_pope_equals_its_equation_forward_and_in_gradients(how, K):
@@ -129,6 +130,7 @@ def test_shifts_stay_in_the_queries_so_that_keys_are_shared():
     )
 
 
+@pytest.mark.thorough
 def test_shifts_start_at_zero_or_anywhere_and_are_put_back_after_every_update():
     zero, uniform = (
         Pope(start=s).init(jax.random.key(0), PLACE)["delta_NH"] for s in ("zero", "uniform")
@@ -215,6 +217,7 @@ def test_logits_are_counted_at_twice_the_products_and_values_at_one():
     assert wide.projections == plain.projections
 
 
+@pytest.mark.thorough
 def test_a_steep_bias_ends_the_work_early_and_nothing_is_missed():
     """Keys that shout from beyond the window of the others: the proof reads norms of turned keys."""
     T, line = 640, "pope+alibi(factor=0.02)"

@@ -98,6 +98,7 @@ def tau_of(line, params, x, first=None, window=10**6):
     return tau
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 @pytest.mark.parametrize("line", CASES)
 def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
@@ -190,6 +191,7 @@ def test_a_temperature_without_a_bound_evicts_nothing():
     assert required_slots(*model("alibi(factor=0.01)~ssmax"), 224, 8)[0][0] < 224
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "line",
     ["rope~ssmax", "rope~adaptive_ssmax", "window(size=9)~ssmax", "window(size=9)~adaptive_ssmax"],

@@ -120,6 +120,7 @@ def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(
     refused(forks.run, tmp_path, arguments, message)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

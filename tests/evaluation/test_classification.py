@@ -159,6 +159,7 @@ def test_what_does_not_fit_or_lacks_a_class_is_skipped_with_its_reason(tmp_path,
     )
 
 
+@pytest.mark.thorough
 def test_class_logits_are_a_linear_head_on_the_last_token_and_padding_changes_nothing():
     tokenizer = LabelTokenizer(ByteTokenizer(), ("a", "b", "c"))
     config = small().model_config(tokenizer.vocab_size)

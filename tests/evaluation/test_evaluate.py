@@ -61,6 +61,7 @@ def test_asking_for_less_keeps_what_was_measured_and_dev_lies_apart(trained):
     assert apart.parent == trained / "evaluation_dev"
 
 
+@pytest.mark.thorough
 def test_an_arm_that_reads_less_far_scores_the_same_targets(trained, monkeypatch):
     """The stretches come from the study's longest multiple, not from what fits the arm."""
     asked = []
@@ -194,6 +195,7 @@ def test_all_of_e_and_r_is_few_programs(rotary):
     assert about["programs"] < 30
 
 
+@pytest.mark.thorough
 def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch):
     workdir, scored = shutil.copytree(rotary, tmp_path / "x"), []
     config = json.loads((workdir / "config.json").read_text())
@@ -221,6 +223,7 @@ def test_recall_under_its_two_names_is_scored_once(rotary, tmp_path, monkeypatch
     assert values["mqar"] == values["mqar_8"] != values["mqar_16"]
 
 
+@pytest.mark.thorough
 def test_dynamic_stretches_by_the_length_that_is_read(rotary):
     ask = {"multiples": (1, 4), "suites": ("E1",), "split": "test"}
 
@@ -233,6 +236,7 @@ def test_dynamic_stretches_by_the_length_that_is_read(rotary):
     assert dynamic[128] != plain[128]
 
 
+@pytest.mark.thorough
 def test_a_stretch_that_cannot_be_is_refused_and_writes_nothing(rotary):
     before = sorted(rotary.rglob("*"))
     for rule, message in (("yran:2", "did you mean 'yarn'"), ("yarn:x", "positive number")):

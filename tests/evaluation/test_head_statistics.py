@@ -102,6 +102,7 @@ def windows_of(layer):
     return [T if w is None else w for w in layer.window_N]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", EVERY)
 def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     rows = 2 if line == "rope+alibi" else 1
@@ -346,6 +347,7 @@ def test_rotary_planes_are_read_off_the_rotation(line, partner):
         assert pairs[0]["dims"] == (0, partner)
 
 
+@pytest.mark.thorough
 def test_frequency_use_is_the_share_of_norms_and_unrotated_dims_stand_last():
     layer = placed("rope(fraction=0.5)|nope")
     planes = head_statistics.rotary_planes(layer, {}, H)
@@ -371,6 +373,7 @@ def test_heads_on_several_devices_are_watched_like_heads_on_one():
         np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_memory_grows_with_the_length_and_not_with_its_square():
     layer = placed("rope+alibi")
 

@@ -56,12 +56,14 @@ def test_an_intervention_with_nothing_to_change_says_so():
         change.head_off(2, 0)(model())
 
 
+@pytest.mark.thorough
 def test_a_window_changes_nothing_before_its_length_and_something_after():
     whole, cut = logits(model()), logits(change.windowed(6)(model()))
     np.testing.assert_array_equal(cut[:, :6], whole[:, :6])
     assert (np.abs(cut[:, 6:] - whole[:, 6:]).max(-1) > 0).all()
 
 
+@pytest.mark.thorough
 def test_under_a_window_a_token_out_of_it_is_out_of_sight():
     cut = change.windowed(3)(model(num_layers=1))
     far = TOKENS.copy()

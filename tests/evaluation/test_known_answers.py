@@ -463,6 +463,7 @@ def answered(model, name, length, count=12):
     return retrieval.score_instances(Scorer({length: config}, params, 4 * length), instances)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("length", [64, 512])
 @pytest.mark.parametrize("name", ["mqar_8", "ngram"])
 def test_an_induction_model_with_a_flat_head_retrieves_at_every_length(name, length):
@@ -472,6 +473,7 @@ def test_an_induction_model_with_a_flat_head_retrieves_at_every_length(name, len
     assert answers.distance.max() > length / 2
 
 
+@pytest.mark.thorough
 def test_a_slope_ends_the_retrieval_where_the_margin_budget_says():
     """Weight 1/2 needs distance < (margin - log(1 / m)) / m; none is left past margin / m."""
     margin, m = 20.0, 1 / 16  # three heads: the first slope is 2^-4
@@ -484,6 +486,7 @@ def test_a_slope_ends_the_retrieval_where_the_margin_budget_says():
     assert not answers.correct[far].any()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["needles_4", "mqar_16"])
 def test_under_a_window_the_induction_model_loses_exactly_what_lies_past_its_edge(name):
     """At 4L the flat head finds everything; attention to the last L tokens reaches L - 1 back."""

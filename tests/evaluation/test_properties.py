@@ -34,6 +34,7 @@ EVERY = [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in 
 
 
 # P1: a scheme whose parts are all relative reads only distances; the others show what they have.
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("line", EVERY)
 def test_relative_schemes_do_not_notice_a_shift(line):
     m = model(line, num_layers=1 if "," not in line else 2)

@@ -49,6 +49,7 @@ def small(**changes):
     return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
 
 
+@pytest.mark.thorough
 def test_rows_over_eight_devices_score_as_on_one():
     config, params = small()
     rows = np.stack([text(33, s) for s in range(11)])

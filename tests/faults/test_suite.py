@@ -109,6 +109,7 @@ def test_with_all_damaged_a_trainer_stops_with_the_remedy(run):
     assert "bring one back from a copy" in trial.said
 
 
+@pytest.mark.thorough
 def test_a_folder_that_may_not_be_written_is_one_line(run):
     (trial,) = injected(disk.read_only, run, 1)
     assert "Read-only file system" in trial.said

@@ -25,6 +25,7 @@ PER_RUN = ("bloom", "falcon-40b", "gemma2", "gpt-neox", "llama", "mixtral", "rof
 REST = [name for name in SYSTEMS if name not in (*NO_FAMILY, *PER_RUN)]
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("name", [*PER_RUN, *thorough(*REST)])
 def test_every_preset_of_transformers_is_written_and_read_back_bit_for_bit(name, tmp_path):
     config = preset(name, small=True)

@@ -304,6 +304,7 @@ def test_an_image_encoder_refuses_switches_of_a_language_head(changes):
         VisionConfig(dataclasses.replace(BASE, **changes), patch_size=2, channels=1)
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_preset_has_its_published_number_of_parameters(name):
     """In millions, within 3 %; of the papers, or counted from the released weights."""

@@ -179,6 +179,7 @@ def test_a_ring_refuses_a_call_longer_than_it_was_made_for():
         )
 
 
+@pytest.mark.thorough
 def test_generation_is_the_same_with_and_without_eviction():
     config, params = model(f"rope+{STEEP}|nope~logn")
     prompts = [np.asarray(tokens_of(n)[0]) for n in (150, 40)]
@@ -196,6 +197,7 @@ ROTATIONS = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "part",
     [

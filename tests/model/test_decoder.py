@@ -76,7 +76,7 @@ def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
     assert_same(jnp.concatenate(out, 1), whole)
 
 
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_packed_documents_equal_separate_ones(line):
     _, params, apply = of_scheme(line)
     tokens, _, _ = row(12)
@@ -90,7 +90,7 @@ def test_packed_documents_equal_separate_ones(line):
         assert_same(packed[:, a:b], alone)
 
 
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_left_padding_changes_nothing(line):
     _, params, apply = of_scheme(line)
     tokens, pos, seg = row(5)
@@ -141,6 +141,7 @@ KNOBS = {
 }  # fmt: skip
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("knob", [f.name for f in dataclasses.fields(ModelConfig)])
 def test_every_field_of_the_model_changes_its_output(knob):
     if knob == "attention":
@@ -169,6 +170,7 @@ def test_every_field_of_the_model_changes_its_output(knob):
     assert outs[0].shape != outs[1].shape or not np.allclose(*outs, atol=1e-6)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", ["rope+alibi|nope~logn", "rope+forget"])
 def test_the_choice_of_kernel_changes_a_decoder_by_no_more_than_rounding(line):
     config, params, apply = model(line)

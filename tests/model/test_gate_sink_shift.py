@@ -99,6 +99,7 @@ def by_hand(params, tokens):
     return oracles.decoder_logits(params, tokens, 4, attention)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("switches", [*EACH, pytest.param(ALL, id="all")])
 def test_a_switch_is_its_float64_reference_forward_and_in_every_gradient(switches):
     _config, params, apply = model(**switches)
@@ -124,6 +125,7 @@ def test_a_switch_is_its_float64_reference_forward_and_in_every_gradient(switche
         assert found == pytest.approx((total(1e-4) - total(-1e-4)) / 2e-4, rel=3e-3, abs=3e-3), name
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", LINES)
 def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
     config, params, apply = model(line, **ALL)
@@ -139,6 +141,7 @@ def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
         assert_same(jnp.concatenate(out, 1), whole)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", LINES)
 def test_packed_documents_equal_separate_ones_and_so_do_padded_ones(line):
     _, params, apply = model(line, **ALL)
@@ -151,6 +154,7 @@ def test_packed_documents_equal_separate_ones_and_so_do_padded_ones(line):
         assert_same(packed[:, a:b], alone)
 
 
+@pytest.mark.thorough
 def test_packed_documents_that_come_in_chunks_equal_separate_ones():
     """A chunk that ends where a document ends leaves nothing to the next one; nor does left padding."""
     config, params, apply = model(**ALL)
@@ -189,6 +193,7 @@ def test_a_token_is_moved_by_every_token_of_its_document_and_by_no_other(switche
     np.testing.assert_array_equal(moved[[0, 1, 2, 7, 8]], 0)
 
 
+@pytest.mark.thorough
 def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
     config, params, apply = model("alibi(factor=0.002)", num_kv_heads=4, **ALL)
     prompts = [np.asarray(row(n)[0][0]) for n in (70, 5, 1)]
@@ -204,6 +209,7 @@ def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
             sequence.append(int(token))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "execution", [LayerExecution(scan=True, remat="dots"), LayerExecution(remat="full")]
 )
@@ -224,6 +230,7 @@ def test_layers_in_a_loop_and_made_again_are_the_same_layers(execution):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, np.abs(b).max()))
 
 
+@pytest.mark.thorough
 def test_bfloat16_is_float32_to_its_rounding():
     params = model(**ALL)[1]
     tokens, pos, seg = row(48)

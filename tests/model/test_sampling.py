@@ -93,6 +93,7 @@ def test_a_fifth_token_does_not_fit_into_four_slots():
         apply({"params": params}, one[:, :2], jnp.array([[3, 4]]), one[:, :2], cache)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", ["learned+t5"])
 def test_parameters_may_be_numpy_arrays(line):
     config, params = model(line)
@@ -106,6 +107,7 @@ def test_parameters_may_be_numpy_arrays(line):
 PADDED = ("learned+alibi", "rope+alibi|nope~logn")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", PADDED)
 def test_ids_and_positions_of_padding_change_neither_loss_nor_gradients(line):
     config, params = model(line)

@@ -138,6 +138,7 @@ def test_encoder_equals_the_float64_reference_under_axial_rope_and_planar_alibi(
     np.testing.assert_allclose(got[0], want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("line", ["nope", *PLANAR, *ON_A_LINE])
 def test_shuffled_patches_are_told_apart_by_every_encoding_and_not_without_one(line):
     config, grid = configured(line), content(SIDE, SIDE)
@@ -164,6 +165,7 @@ def test_moving_the_content_inside_the_grid_changes_nothing_for_relative_encodin
         np.testing.assert_allclose(here, there, atol=5e-5)
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("line", [*PLANAR, "sinusoidal", "rope", "alibi"])
 def test_a_larger_image_is_read_with_the_same_parameters_and_only_the_plane_stays_itself(line):
     """The same patches in the middle of 4 x 9: planar encodings see what they saw in 6 x 6."""
@@ -205,6 +207,7 @@ def test_padding_is_read_by_nobody_and_left_out_of_the_mean():
     np.testing.assert_array_equal(read(params, image, np.zeros_like(seg)), 0)  # nothing, and no NaN
 
 
+@pytest.mark.thorough
 def test_without_jit_and_patch_by_patch_the_logits_are_the_same():
     config, grid = configured("axial"), content(SIDE, SIDE)
     params = strong(config)
@@ -234,6 +237,7 @@ def test_blockwise_attention_reads_a_large_image_as_dense_attention_does():
     np.testing.assert_allclose(reader(blockwise)(params, *view), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_eight_devices_give_the_logits_and_gradients_of_one():
     config = configured("learned+mixed|axial+alibi2d")
     params = strong(config)
@@ -275,7 +279,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     assert 0 < np.abs(a - b).max() < 0.1 * np.abs(b).max()
 
 
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_every_scheme_reads_images_or_says_why_it_cannot(line):
     model = dataclasses.replace(BASE.model, scheme=line, num_layers=2)
     if any(layer.gated for layer in model.placed.layers):

@@ -75,6 +75,7 @@ def test_importing_the_report_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.thorough
 def test_every_figure_has_its_png_and_its_csv(report):
     folder = report[0].parent / "figures"
     pngs = {path.stem for path in folder.glob("*.png")}
@@ -332,6 +333,7 @@ def test_two_arms_never_share_a_name(tmp_path):
     ]
 
 
+@pytest.mark.thorough
 def test_the_same_folder_gives_the_same_bytes(tmp_path):
     rows = [r for r in synthetic_rows("rope", 0) if r["suite"] == "E"]
     folder = one_run(tmp_path / "x", "rope", rows)
@@ -362,6 +364,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, prepare, words):
     assert not list(tmp_path.rglob("figures"))
 
 
+@pytest.mark.thorough
 def test_the_script_prints_the_page_or_one_line_and_exits_2(tmp_path):
     script = pathlib.Path(__file__).parents[2] / "scripts" / "report.py"
     rows = [r for r in synthetic_rows("nope", 0) if r["metric"] == "bpb_ctx"]

@@ -203,6 +203,7 @@ def test_indented_and_fenced_commands_are_found():
     ]
 
 
+@pytest.mark.default_cases(12)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_can_be_typed(page):
     text = page.read_text()

@@ -128,6 +128,7 @@ def test_the_walk_fails_on_an_extra_edge():
     ]
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_is_known_only_where_it_belongs(library):
     for path in FILES:

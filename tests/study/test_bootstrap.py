@@ -124,6 +124,7 @@ def covered(studies, draw):
     return hits / studies
 
 
+@pytest.mark.thorough
 def test_a_95_percent_interval_of_nested_data_holds_the_truth_in_95_percent_of_studies():
     """Within three binomial errors of what the variances say; instances alone hold it far too rarely.
 

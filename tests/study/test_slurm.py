@@ -242,6 +242,7 @@ def test_the_job_script_passes_shellcheck():
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.thorough
 def test_a_study_is_submitted_with_each_stage_behind_the_last(cluster, tmp_path):
     toy_study.make(tmp_path / "repo")
     run = toy_study.run(tmp_path / "repo", "--launch=slurm", "--partition=gpu", "--gpus=1")
@@ -271,6 +272,7 @@ def test_a_stage_that_is_refused_takes_the_others_back(cluster, tmp_path):
     assert cluster.read_text().splitlines()[-1] == "scancel 5"
 
 
+@pytest.mark.thorough
 def test_without_slurm_the_scripts_are_printed_and_nothing_is_written(tmp_path):
     toy_study.make(tmp_path)
     places = [p for p in os.environ["PATH"].split(":") if not (pathlib.Path(p) / "sbatch").exists()]
@@ -282,6 +284,7 @@ def test_without_slurm_the_scripts_are_printed_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -298,6 +301,7 @@ def test_wrong_flags_are_one_line(tmp_path, flags, words):
     assert len(run.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_a_run_told_to_stop_ends_with_75(tmp_path):
     toy_study.make(tmp_path)
     train = tmp_path / "train.py"
@@ -387,6 +391,7 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.thorough
 def test_job_ids_are_kept_and_a_second_submission_is_refused_while_the_first_is_at_work(
     toy, cluster, monkeypatch
 ):

@@ -72,6 +72,7 @@ def test_a_study_ends_though_its_run_is_stopped(tmp_path, number):
     assert not alive(child)
 
 
+@pytest.mark.thorough
 def test_a_second_ctrl_c_ends_a_study_and_its_runs_at_once(tmp_path):
     process, child = begun(tmp_path, DEAF)
     process.send_signal(signal.SIGINT)

@@ -142,6 +142,7 @@ def test_a_folder_that_is_renamed_under_a_run_ends_it(run):
     assert not workdir.exists()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
@@ -166,6 +167,7 @@ def test_what_the_surroundings_lack_is_one_line(tmp_path, arguments, environment
     assert not workdir.exists()
 
 
+@pytest.mark.thorough
 def test_an_unknown_flag_of_the_compiler_is_one_line(tmp_path):
     workdir = f"--workdir={tmp_path / 'w'}"
     ended = typed("train.py", "--config=configs/smoke.py:rope", workdir, XLA_FLAGS="--xla_nosuch=1")

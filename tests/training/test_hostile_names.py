@@ -7,6 +7,7 @@ STUDY = "--study=configs/studies/smoke.py"
 SMOKE = ("train.py", "--config=configs/smoke.py:rope")
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize(
     "command",
     [

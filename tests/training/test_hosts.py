@@ -234,6 +234,7 @@ def test_a_lost_process_is_noticed_within_fifteen_seconds_and_the_other_says_wha
     assert len(told) == 1, said
 
 
+@pytest.mark.thorough
 def test_what_one_process_refuses_all_refuse(tmp_path, data_dir):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.tex").write_text("precious")

@@ -54,6 +54,7 @@ def test_every_epoch_has_each_image_once_in_an_order_of_its_own():
     assert seen[:4].tolist() != batch_indices(10, 4, seed=4, step=0).tolist()
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not_stopped(
     stripes, tmp_path, monkeypatch
 ):

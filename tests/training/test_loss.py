@@ -91,6 +91,7 @@ def test_pieces_have_the_gradients_of_the_whole_vocabulary(dtype):
         assert np.linalg.norm(a - b) <= bound * np.linalg.norm(a)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_products_of_the_head_take_bfloat16_both_ways_and_round_no_more_than_it_does(chunks):
     x_BTD, head_VD, *rest = inputs("bfloat16")

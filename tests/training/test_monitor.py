@@ -9,6 +9,7 @@ from posenc_jax.training.loop import train
 from support import runs
 
 
+@pytest.mark.thorough
 def test_rows_go_to_weights_and_biases_when_asked_and_installed(tmp_path, data_dir, monkeypatch):
     config = runs.config(data_dir, train={"wandb_project": "lengths", "data_devices": 1})
     monkeypatch.setitem(sys.modules, "wandb", None)

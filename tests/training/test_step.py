@@ -91,6 +91,7 @@ def _positional_alone(shapes):
     }
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_without_a_gradient_no_positional_parameter_moves_and_matrices_shrink_by_the_decay(name):
     """Each alone, and as one of several seeds in one program."""
@@ -152,6 +153,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("train", "axes", "seeds"), WAYS)
 def test_loss_and_gradient_are_means_whatever_the_weights_sum_to(train, axes, seeds):
     of = config(**train)

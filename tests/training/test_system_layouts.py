@@ -21,6 +21,7 @@ def shapes_of(config):
     return jax.eval_shape(Decoder(config).init, jax.random.key(0), row, row, row)["params"]
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_parameter_of_a_preset_has_one_layout_and_biases_are_never_decayed(name):
     shapes = shapes_of(preset(name, small=True))
@@ -39,6 +40,7 @@ def test_every_parameter_of_a_preset_has_one_layout_and_biases_are_never_decayed
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "axes", [{"model_devices": 2, "fsdp_devices": 2}, *thorough({"model_devices": 4})]
 )

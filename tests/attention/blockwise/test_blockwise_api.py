@@ -55,11 +55,13 @@ def test_grouped_keys_and_uneven_blocks(line):
         assert_same(placed(line), tensors(2, 41, K=K), PLACES, PACKED, blocks=(24, 40))
 
 
+@pytest.mark.thorough
 def test_heads_that_split_a_group_of_keys():
     layer = placed("3*alibi|1*log")  # three heads and one, on keys shared by two
     assert_same(layer, tensors(2, 41, K=2), PLACES, PACKED, blocks=(16, 16))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", ["rope+alibi", "fire", "forget", "nope~scale_invariant"])
 @pytest.mark.parametrize("T", [3, *slow(1)])
 def test_a_few_queries_against_a_cache_with_empty_slots(line, T):
@@ -87,6 +89,7 @@ def test_rows_that_see_nothing_are_zero_and_have_finite_gradients():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(vjp(jnp.ones_like(out))))
 
 
+@pytest.mark.thorough
 def test_bfloat16_inputs_keep_a_float32_softmax():
     layer, pos = placed("alibi"), jnp.arange(41)[None]
     low = [x.astype(jnp.bfloat16) for x in tensors(1, 41)[:3]]
@@ -97,6 +100,7 @@ def test_bfloat16_inputs_keep_a_float32_softmax():
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", ["rope+alibi", *slow("log", "t5")])
 def test_memory_grows_with_length_and_not_with_its_square(line):
     def scratch(T):

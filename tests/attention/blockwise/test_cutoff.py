@@ -67,6 +67,7 @@ def test_the_cut_changes_nothing_that_float32_can_see(line, scale):
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("away", [60, 130, *slow(400)])
 @pytest.mark.parametrize("line", ["alibi", "forget(start=standard)"])
 def test_a_far_key_that_shouts_is_heard(line, away):
@@ -83,6 +84,7 @@ def test_a_far_key_that_shouts_is_heard(line, away):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("epsilon", [0.5, 1e-1, 1e-2])
 def test_a_coarser_epsilon_errs_but_never_by_more_than_it_says(epsilon):
     layer, pos = placed("alibi"), jnp.arange(LONG)[None]
@@ -109,6 +111,7 @@ def test_the_cut_is_right_for_any_order_of_positions_and_segments(places, segmen
     assert_same(placed("alibi"), tensors(1, LONG), places[None], segments[None], blocks=(32, 32))
 
 
+@pytest.mark.thorough
 def test_a_long_document_behind_a_short_one_is_cut_too():
     seg = jnp.where(jnp.arange(LONG) < 100, 1, 2)[None]
     pos = jnp.where(seg == 1, jnp.arange(LONG), jnp.arange(LONG) - 100)

@@ -55,6 +55,7 @@ def by_hand(q, k, v, bias_NZ, seg, window=None):
 LINEAR = -SLOPES[:, None] * np.arange(T)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("window", [None, 70])
 def test_it_is_attention_over_documents_and_padding(window):
     q, k, v, _ = tensors()
@@ -140,6 +141,7 @@ def table_of(line, length=T):
     return BiasTable(bias_by_distance(layer, {}, length), log_tail_mass(layer, {}, length))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", ["log", "capped", "2*power|2*alibi"])
 def test_any_bias_of_the_distance_is_looked_up(line):
     q, k, v, _ = tensors()
@@ -290,6 +292,7 @@ def test_a_nan_comes_out_wherever_it_went_in():
     assert not np.isnan(got[0]).any()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("spoilt", ["key", "value"])
 def test_a_nan_of_a_document_is_not_in_the_gradients_of_what_its_rows_do_not_see(spoilt):
     """Documents and padding share tiles here: a weight of zero times a NaN is a NaN."""

@@ -86,6 +86,7 @@ def emulated(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
 
 
+@pytest.mark.thorough
 def test_a_document_weighs_exactly_nothing_for_the_next_however_loud(emulated):
     layer = layer_of("nope|alibi(factor=100.0)")
     q, k, v, _ = tensors(jnp.bfloat16)
@@ -116,6 +117,7 @@ def test_documents_are_numbered_in_their_order():
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("line", SERVED[2:5])
 def test_on_a_mesh_every_head_has_the_slope_of_its_place(line, emulated):
     layer, dtype = layer_of(line), jnp.bfloat16

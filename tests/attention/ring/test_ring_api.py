@@ -240,6 +240,7 @@ def test_flat_heads_go_as_far_as_anything_is_in_sight():
     assert list(hops(layer, (*arrays, *whole), window=here + 2)) == [2] * 4
 
 
+@pytest.mark.thorough
 def test_a_ring_ends_where_the_window_of_a_head_does():
     here = LONG // DEVICES
     layer = placed(f"2*window(size={here + 1})|1*alibi+window(size={2 * here + 2})|1*nope")
@@ -248,6 +249,7 @@ def test_a_ring_ends_where_the_window_of_a_head_does():
     assert list(hops(layer, arrays, window=here + 1)) == [1] * 4
 
 
+@pytest.mark.thorough
 def test_bfloat16_goes_around_with_float32_sums():
     layer = placed("rope+alibi")
     *arrays, ticks, params = tensors(layer, 72)
@@ -267,6 +269,7 @@ def test_bfloat16_goes_around_with_float32_sums():
         assert error < 2**-8
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("tokens", [72, 1024])  # a chunk has 64 tokens, a device 9 or 128
 @pytest.mark.parametrize("mesh", [{}, {"data": 2, "sequence": 2, "model": 2}], ids=str)
 def test_linear_attention_tells_sums_over_devices_and_no_keys(mesh, tokens):
