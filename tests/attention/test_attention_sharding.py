@@ -143,6 +143,7 @@ def test_sharded_multi_query_attention_is_that_of_one_device(line, K, sizes, imp
     assert max(float(np.abs(x).max()) for x in jax.tree.leaves(want[1])) > 1e-2
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "settings", [{"window": 3}, {"causal": False}, {"causal": False, "window": 3}], ids=str
 )

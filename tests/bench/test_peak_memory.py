@@ -26,6 +26,7 @@ def test_peak_memory_is_what_a_run_takes_and_gives_back():
     assert held.sum() == 4_000_000
 
 
+@pytest.mark.thorough
 def test_pytorchs_memory_on_a_gpu_is_what_its_allocator_counted_beyond_what_was_held(monkeypatch):
     counted = {"now": 100, "most": 900}
 

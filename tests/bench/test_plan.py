@@ -44,6 +44,7 @@ def tiny(tmp_path_factory):
     return config, where, plan_step(config, planned_vocabulary(config), where)
 
 
+@pytest.mark.thorough
 def test_arguments_are_the_state_and_the_batch_that_a_device_holds(tiny):
     config, where, row = tiny
     with jax.set_mesh(where.mesh):
@@ -75,6 +76,7 @@ def test_the_step_takes_at_least_the_longest_of_its_three_terms(tiny):
     assert row["mfu"] <= 1
 
 
+@pytest.mark.thorough
 def test_traffic_is_at_least_arguments_in_and_state_out(tiny):
     _, _, row = tiny
     assert row["memory_traffic_bytes"] > 2 * row["memory"]["arguments"]

@@ -100,6 +100,7 @@ def test_a_restart_at_any_step_continues_exactly(step):
     assert (later == everything[step:, 4:]).all()
 
 
+@pytest.mark.thorough
 def test_a_restart_far_into_the_run_is_the_same_as_reading_on():
     everything = read(MIXTURE, last_step=400)
     assert (read(MIXTURE, first_step=390, last_step=400) == everything[390:]).all()

@@ -58,6 +58,7 @@ def test_a_flat_head_loses_a_needle_only_to_the_number_of_keys():
     assert list(head.horizon.values()) == [99]  # the temperature lifts the margin
 
 
+@pytest.mark.thorough
 def test_blind_distances_are_the_published_ones():
     blind = [h.blind["float32"] for h in heads_of("alibi", 40_000)]
     assert blind == [206, 413, 826, 1652, 3304, 6609, 13219, 26439]

@@ -113,6 +113,7 @@ def shown(part, params, query):
     return out
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("name", BIASES)
 def test_every_setting_of_a_bias_changes_it(name):
     part = REGISTRY[name]()

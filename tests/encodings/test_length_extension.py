@@ -59,6 +59,7 @@ def titled(part):
     return type(part).__name__
 
 
+@pytest.mark.default_cases(12)
 @pytest.mark.parametrize("factor", [2.0, 4.0, 1.5])
 @pytest.mark.parametrize("part", PARTS, ids=repr)
 def test_a_bias_stretched_by_s_at_distance_s_d_is_the_bias_at_d(part, factor):

@@ -44,6 +44,7 @@ def test_worked_example_4096_positions_squeezed_into_100k_keep_their_angles():
     )
 
 
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
 @pytest.mark.parametrize(("base", "device"), [(10_000.0, "cpu"), (500.0, "cpu"), (500.0, "tpu")])
@@ -111,6 +112,7 @@ def test_partial_rotary_leaves_later_dims_alone_and_has_its_own_spectrum():
     np.testing.assert_allclose(rope.frequencies(PLACE), [1, 10_000**-0.5])
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(("head_dim", "dim"), [(88, 60), (16, 6), (16, 16), (16, 2)])
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 def test_any_even_number_of_dims_may_rotate(head_dim, dim, pairing):

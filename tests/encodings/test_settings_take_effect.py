@@ -66,6 +66,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.default_cases(8)
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_every_setting_of_a_part_changes_it(name, field):
     part = REGISTRY[name](**GIVEN.get((name, field), {}))

@@ -130,6 +130,7 @@ def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
     assert abs(slope) > 1e-2
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 @pytest.mark.parametrize("part", ["ssmax", "adaptive_ssmax", "logn(clip=false)"])
 def test_a_temperature_counts_the_keys_in_its_heads_window_and_not_in_the_models(part, how):

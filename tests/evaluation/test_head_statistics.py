@@ -133,6 +133,7 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     )
 
 
+@pytest.mark.thorough
 def test_a_sink_takes_its_share_of_every_weight_and_counts_in_entropy_and_blindness():
     case, sink = prepared("rope+alibi"), np.array([3.0, 0.0, -2.0, 120.0], np.float32)
     found, plain = watch(*case, sink=jnp.asarray(sink)), watch(*case)

@@ -19,6 +19,8 @@ from posenc_jax.training.step import state_builder
 
 from support import runs
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, data_dir):
@@ -88,7 +90,6 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference_wherever_it_
     )
 
 
-@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -130,7 +131,6 @@ def test_what_may_change_from_leg_to_leg_may_be_edited_and_rows_stay(copied, cap
     assert "unfinished" not in said.err
 
 
-@pytest.mark.thorough
 def test_rows_of_another_run_or_of_a_replaced_checkpoint_are_measured_again(two, copied, capsys):
     first = measured(copied)
     for name in ("config.json", "run.json"):

@@ -66,6 +66,7 @@ def layer_of(line):
     return layer, layer.init(jax.random.key(0))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("line", ["nope", "rope+alibi", "log", "capped", "power", "kerple_log"])
 def test_a_monotone_bias_never_rises_to_16_l(line):
     assert (largest_rise(*layer_of(line), (65, 257, 1025)) == 0).all()

@@ -192,6 +192,7 @@ def logits_of(config, params, tokens):
     return jax.jit(Decoder(config).apply)({"params": params}, *row)[0][0]
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("name", CASES)
 def test_a_decoder_with_switches_is_the_one_written_by_hand(name):
     config = dataclasses.replace(BASE, **CASES[name])

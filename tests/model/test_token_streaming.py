@@ -12,7 +12,7 @@ from posenc_jax.model.token_streaming import stream_tokens
 from support.decoder_of_scheme import model, row
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=9, top_p=0.9)])
 def test_tokens_one_by_one_are_those_that_generation_gives_at_once(sampling, monkeypatch):
     monkeypatch.setattr(

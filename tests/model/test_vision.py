@@ -152,6 +152,7 @@ def test_shuffled_patches_are_told_apart_by_every_encoding_and_not_without_one(l
         assert np.abs(a - b).max() > 1e-3
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("line", [*PLANAR, *ON_A_LINE])
 def test_moving_the_content_inside_the_grid_changes_nothing_for_relative_encodings(line):
     """On one grid a line is moved along too: its distances are those of the raster."""
@@ -225,6 +226,7 @@ def test_without_jit_and_patch_by_patch_the_logits_are_the_same():
     np.testing.assert_allclose(some, reader(config)(params, image_of(grid), seg), atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_blockwise_attention_reads_a_large_image_as_dense_attention_does():
     """Its cut-off must not take distances on a line for those in the plane."""
     dense, blockwise = (

@@ -12,6 +12,8 @@ from posenc_jax.report.page import render, sections
 from posenc_jax.results.load import load
 from posenc_jax.results.schema import OTHER_PLACE
 
+pytestmark = pytest.mark.thorough
+
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCE = "".join(path.read_text() for path in (ROOT / "posenc_jax/report").glob("*.py"))
 

@@ -37,6 +37,8 @@ from support.synthetic_runs import (
     write_study,
 )
 
+pytestmark = pytest.mark.thorough
+
 
 def figures(study: StudyView) -> list:
     """Every figure of the page in its order."""
@@ -165,7 +167,6 @@ def test_a_rate_that_was_chosen_past_L_says_so(study):
     assert "at L/2 (in distribution)" in within
 
 
-@pytest.mark.thorough
 def test_all_of_them_can_be_drawn(study):
     for figure in (
         *pareto_figures.hypervolumes(study),
@@ -238,7 +239,6 @@ def points(axes):
     }
 
 
-@pytest.mark.thorough
 def test_lines_stand_where_rows_end_within_L(measured):
     for picture, ends in (
         (text_figures.context_curves(measured), {L / 2}),
@@ -442,7 +442,6 @@ def test_an_arm_of_another_length_stands_in_a_table_of_its_own(measured):
     )
 
 
-@pytest.mark.thorough
 def test_twelve_arms_have_a_panel_each_with_the_others_in_grey(measured):
     for picture in (
         text_figures.bpb_against_length(measured),

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import subprocess
 import sys
 import time
@@ -56,14 +57,17 @@ TWICE = {  # base names that two modules may have, and why
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
 def imports(path):
     """Every module that a file imports, anywhere in it."""
+    modules = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            modules += [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
+            modules.append(node.module)
+    return modules
 
 
 def strangers(path, source_room, modules):
@@ -128,7 +132,6 @@ def test_the_walk_fails_on_an_extra_edge():
     ]
 
 
-@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_is_known_only_where_it_belongs(library):
     for path in FILES:

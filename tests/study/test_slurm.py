@@ -284,7 +284,7 @@ def test_without_slurm_the_scripts_are_printed_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -438,6 +438,7 @@ def test_a_refused_stage_leaves_no_ids(cluster, tmp_path):
     assert not (tmp_path / "slurm" / slurm.JOBS).exists()
 
 
+@pytest.mark.thorough
 def test_a_dry_run_prints_and_writes_nothing(toy, cluster):
     done = toy_study.run(toy, "--launch=slurm", "--dry_run", "--qos=high")
     assert done.returncode == 0, done.stderr

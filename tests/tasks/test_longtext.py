@@ -66,6 +66,7 @@ def test_no_document_of_the_library_names_a_package_or_carries_a_file_head(tmp_p
                 assert b"Of package package" in text
 
 
+@pytest.mark.thorough
 def test_masking_holds_on_the_real_library_and_its_definitions_parse(stdlib):
     for split in SPLITS:
         for name, text in stdlib.documents(split):
@@ -76,6 +77,7 @@ def test_masking_holds_on_the_real_library_and_its_definitions_parse(stdlib):
         assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
 
 
+@pytest.mark.thorough
 def test_a_file_and_a_text_stand_in_one_split_only(stdlib):
     files = [{n.split(":")[0] for n, _ in stdlib.documents(s)} for s in SPLITS]
     texts = [[text for _, text in stdlib.documents(s)] for s in SPLITS]

@@ -107,6 +107,7 @@ def finished(tmp_path_factory, data_dir):
     return config, workdir
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_left_alone(finished, capsys):
     config, workdir = finished
     before = (workdir / "metrics.jsonl").read_text()
@@ -115,6 +116,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.thorough
 def test_a_folder_with_another_runs_config_is_refused_with_the_difference(
     finished, tmp_path, data_dir
 ):

@@ -64,6 +64,7 @@ def oracle(x_BTD, head_VD, targets_BT, weights_BT, z_loss):
     return nll, z, d_x, d_head
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("z_loss", [0.0, 0.03])
 @pytest.mark.parametrize(
     "chunks", [1, 2, 5, 37, 64]
@@ -221,6 +222,7 @@ def test_seeds_in_one_program_take_the_step_that_each_takes_alone():
     assert abs(together["loss"][0] - together["loss"][1]) > 1e-3
 
 
+@pytest.mark.thorough
 def test_the_reported_loss_is_the_plain_one_and_z_loss_is_reported_when_it_is_on(plain):
     found, _ = one_step()
     assert found["loss"] == plain[0]["loss"]

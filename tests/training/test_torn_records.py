@@ -17,6 +17,8 @@ from posenc_jax.training.workdir import check_same_config
 
 from support import runs
 
+pytestmark = pytest.mark.thorough
+
 PACKAGE = Path(__file__).parents[2] / "posenc_jax"
 CHANGING = {"began", "wall_seconds", "tokens_per_second"}
 
@@ -33,7 +35,6 @@ def whole(config, tmp_path_factory, compiled_once):
     return workdir
 
 
-@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 @pytest.mark.parametrize("damage", ["", "{", "\0" * 40, "[]", "\udcff\udcfe", "foreign"])
 def test_a_torn_record_is_named_and_written_again(whole, config, tmp_path, capfd, name, damage):

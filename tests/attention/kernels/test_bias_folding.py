@@ -153,7 +153,7 @@ def test_the_limbs_of_a_slope_have_together_the_derivative_of_the_slope():
     assert np.array_equal(total, np.eye(N))
 
 
-@pytest.mark.parametrize("line", schemes.ALL)
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
 def test_a_layer_that_says_it_is_linear_has_that_bias(line):
     layer = parse(line).place(num_layers=2, num_heads=4, head_dim=16, model_dim=32, train_length=64)
     layer = layer.layers[0]
