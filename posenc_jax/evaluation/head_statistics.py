@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from posenc_jax.attention.attention_statistics import (
     AttentionStatistics,
@@ -133,6 +132,8 @@ def monotonicity(sums: HeadSums) -> np.ndarray:
 
     Over the distances that every query sees; nan where the mean weight never varies.
     """
+    from scipy import stats  # slow to import
+
     distance_Z = np.arange(sums.first + 1)
     with np.errstate(invalid="ignore"):
         return np.array(
