@@ -3,7 +3,7 @@ and budget.
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    not measured with heads of 16
+Takes:    see results/quickstart
 
 All arms have the same rates; configs/studies/quickstart_rates.py measured three of them.
 """
@@ -30,7 +30,8 @@ def base() -> ConfigDict:
     """Returns the configuration that all runs of the study share."""
     config = lm.get_config()
     config.model.head_dim = 16
-    config.optimizer.update(learning_rate=0.00316, muon_learning_rate=0.00632)
+    config.train.update(steps=1000, save_every=500)
+    config.optimizer.update(learning_rate=0.00422, muon_learning_rate=0.00844)
     return config
 
 

@@ -15,7 +15,7 @@ STUDY = Study(
     tier="cpu",
     arms=quickstart.STUDY.arms,
     seeds=quickstart.STUDY.seeds,
-    tuning=Tuning(rates=(0.001, 0.00316, 0.01), seed=90),
+    tuning=Tuning(rates=(0.00211, 0.00422, 0.00844), seed=90),
     tuning_suite="E3,passkey,mqar",
     skip=lambda cell: None if cell.tuning else "this study only tunes",
 )
