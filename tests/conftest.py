@@ -61,16 +61,19 @@ def forks(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Sorts tests into tiers, and gives each its worker.
 
-    Of a test with the mark `default_cases(n)`, all cases after the first n are thorough. A file's
-    tests go to one worker (--dist loadgroup), which makes its fixtures once. Those of one scheme go
-    together where they share a model, which is compiled once.
+    Of a test with the mark `default_cases(n, thorough=m)`, the first n cases run by default, the
+    next m are thorough (all others where m is left out), and the rest is slow. A file's tests go
+    to one worker (--dist loadgroup), which makes its fixtures once. Those of one scheme go together
+    where they share a model, which is compiled once.
     """
     counts = collections.Counter()
     for item in items:
         if few := item.get_closest_marker("default_cases"):
             counts[item.function] += 1
-            if counts[item.function] > few.args[0]:
-                item.add_marker("thorough")
+            beyond = counts[item.function] - few.args[0]
+            if beyond > 0:
+                slow = beyond > few.kwargs.get("thorough", beyond)
+                item.add_marker("slow" if slow else "thorough")
         group = item.module.__name__
         line = getattr(item, "callspec", None) and item.callspec.params.get("line")
         if line and group in ("test_attend", "test_decoder"):

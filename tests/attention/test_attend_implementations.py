@@ -172,7 +172,7 @@ CASES = [
 ]
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(2, thorough=2)
 @pytest.mark.parametrize(("name", "line"), CASES)
 def test_every_path_is_the_definition_and_repeats_itself(name, line):
     layer, path = layer_of(line), PATHS[name]
@@ -200,7 +200,7 @@ def assert_near(got, want, share, least):
         np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(2, thorough=1)
 @pytest.mark.parametrize(
     "name", ["blockwise", "blockwise, tiles side by side", "flash", "splash", "cudnn"]
 )
@@ -224,7 +224,7 @@ def with_sinks(line, dtype):
     return layer, (*arrays, jnp.asarray(SINKS)), aim
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize(
     ("name", "line"),
     [

@@ -117,7 +117,7 @@ PLANE = placed("nope")[0].groups[0].context
 
 LINES = [
     line
-    for line in schemes.some(pytest.mark.thorough)
+    for line in schemes.some(pytest.mark.slow)
     if not any(part.columns(PLANE) for part in schemes.parts(line.values[0]))
 ]
 
@@ -212,8 +212,8 @@ def test_a_decoder_counts_keys_at_random_positions_and_reads_plain_ones_as_any_o
     )
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("mesh", [{"data": 2, "sequence": 4}, {"data": 2, "model": 2}], ids=str)
+@pytest.mark.default_cases(0, thorough=1)
+@pytest.mark.parametrize("mesh", [{"data": 2, "model": 2}, {"data": 2, "sequence": 4}], ids=str)
 def test_rows_and_tokens_split_over_devices_change_nothing(mesh):
     pos, seg = (jnp.concatenate([x, jnp.roll(x, 1, axis=0)]) for x in (DRAWN, SEG))
     want = logits(MODEL, pos, seg)

@@ -12,7 +12,7 @@ from posenc_jax.encodings import cumulative_log_forget, parse
 from support.packed_rows import packed_rows
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "sizes", "K"),
     [

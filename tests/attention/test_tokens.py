@@ -90,7 +90,7 @@ def assert_padding_never_matters(line, implementation, aligned=False, error=4e-6
             )
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize(
     ("line", "implementation", "aligned"),
     [

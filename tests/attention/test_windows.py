@@ -91,7 +91,7 @@ def by_loop(q, k, v):
     return out
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
 def test_heads_with_windows_of_their_own_are_the_float64_loop_forward_and_in_gradients(
     implementation, small_tiles
@@ -216,7 +216,7 @@ def blocks_read(line, length, window=None):
     return read
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_work_grows_with_length_times_window_and_not_with_lengths_square():
     short, long = (blocks_read("window(size=40)|nope", length) for length in (512, 1024))
     assert short[0] <= 3 * (512 // 32)  # the diagonal, and what 39 tokens before it lie in

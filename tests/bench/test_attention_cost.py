@@ -55,7 +55,7 @@ def test_the_attention_bench_shows_parity_first_and_keeps_every_candidate():
         attention_cost.measure(attention_cost.AttentionBenchSettings(dtype="float16"))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definition(monkeypatch):
     monkeypatch.setattr(attention_cost, "WINDOW", 5)
     outcome = attention_cost.measure(
@@ -75,7 +75,7 @@ def test_windows_are_timed_beside_each_other_and_compared_with_their_own_definit
     assert rows["ours"]["difference_to"] == "ours, dense"
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_ratios_are_to_the_fold_where_there_is_one_and_rows_of_a_batch_follow(monkeypatch):
     monkeypatch.setattr(attention_cost, "KERNELS", {"splash": "cpu"})  # emulated
     monkeypatch.setattr(pytorch, "installed", lambda: False)
@@ -156,7 +156,7 @@ def test_the_attention_bench_measures_the_candidates_that_are_named():
         )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_are_not(monkeypatch):
     monkeypatch.setattr(attention_cost, "DENSE_LIMIT", 2 * 40**2)
     monkeypatch.setattr(pytorch, "installed", lambda: False)
@@ -176,7 +176,7 @@ def test_candidates_that_are_not_there_at_every_length_are_left_out_where_they_a
         )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_attention_bench_in_bfloat16_is_right_to_its_rounding():
     outcome = attention_cost.measure(
         attention_cost.AttentionBenchSettings(

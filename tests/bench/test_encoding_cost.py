@@ -19,7 +19,7 @@ def test_the_cost_table_names_every_registered_encoding_alone():
     assert len(set(encoding_cost.all_schemes())) == len(encoding_cost.all_schemes())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_cost_table_has_one_line_for_each_scheme_and_one_for_nope(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
     monkeypatch.setattr(encoding_cost, "SHAPE", shape)

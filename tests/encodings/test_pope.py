@@ -68,7 +68,7 @@ def by_loop(delta_NH, slopes, q, k, v, plain=()):
     return out
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 @pytest.mark.parametrize("K", [4, 2, 1])
 def test_pope_equals_its_equation_forward_and_in_gradients(how, K):

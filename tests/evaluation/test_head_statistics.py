@@ -102,7 +102,7 @@ def windows_of(layer):
     return [T if w is None else w for w in layer.window_N]
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("line", EVERY)
 def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     rows = 2 if line == "rope+alibi" else 1

@@ -463,7 +463,7 @@ def answered(model, name, length, count=12):
     return retrieval.score_instances(Scorer({length: config}, params, 4 * length), instances)
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("length", [64, 512])
 @pytest.mark.parametrize("name", ["mqar_8", "ngram"])
 def test_an_induction_model_with_a_flat_head_retrieves_at_every_length(name, length):

@@ -90,7 +90,7 @@ def test_packed_documents_equal_separate_ones(line):
         assert_same(packed[:, a:b], alone)
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
 def test_left_padding_changes_nothing(line):
     _, params, apply = of_scheme(line)
     tokens, pos, seg = row(5)

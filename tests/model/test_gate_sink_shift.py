@@ -99,7 +99,7 @@ def by_hand(params, tokens):
     return oracles.decoder_logits(params, tokens, 4, attention)
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(2, thorough=1)
 @pytest.mark.parametrize("switches", [*EACH, pytest.param(ALL, id="all")])
 def test_a_switch_is_its_float64_reference_forward_and_in_every_gradient(switches):
     _config, params, apply = model(**switches)
@@ -438,7 +438,7 @@ def test_gates_decay_as_matrices_do_and_sinks_and_shifts_do_not(name):
         assert np.array_equal(a, b) != leaf.endswith(("DNH", "DKH", "NHD")), leaf
 
 
-@pytest.mark.thorough
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(
     "axes",
     [{"data": 2, "sequence": 2, "model": 2}, {"fsdp": 2, "model": 4}, {"sequence": 8}],

@@ -64,7 +64,7 @@ def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(
     assert dots == sorted(s["estimate"] - s["threshold"] for s in tested)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_page_opens_with_the_status_and_says_when_rows_changed_after_the_verdict(
     judged, tmp_path
 ):

@@ -284,7 +284,7 @@ def test_without_slurm_the_scripts_are_printed_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.thorough
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -142,7 +142,7 @@ def test_a_folder_that_is_renamed_under_a_run_ends_it(run):
     assert not workdir.exists()
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=2)
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [

@@ -35,6 +35,7 @@ def whole(config, tmp_path_factory, compiled_once):
     return workdir
 
 
+@pytest.mark.default_cases(4, thorough=0)
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 @pytest.mark.parametrize("damage", ["", "{", "\0" * 40, "[]", "\udcff\udcfe", "foreign"])
 def test_a_torn_record_is_named_and_written_again(whole, config, tmp_path, capfd, name, damage):

@@ -61,7 +61,7 @@ def test_heads_that_split_a_group_of_keys():
     assert_same(layer, tensors(2, 41, K=2), PLACES, PACKED, blocks=(16, 16))
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("line", ["rope+alibi", "fire", "forget", "nope~scale_invariant"])
 @pytest.mark.parametrize("T", [3, *slow(1)])
 def test_a_few_queries_against_a_cache_with_empty_slots(line, T):
@@ -100,7 +100,7 @@ def test_bfloat16_inputs_keep_a_float32_softmax():
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.01)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["rope+alibi", *slow("log", "t5")])
 def test_memory_grows_with_length_and_not_with_its_square(line):
     def scratch(T):

@@ -67,7 +67,7 @@ def test_the_cut_changes_nothing_that_float32_can_see(line, scale):
     )
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=1)
 @pytest.mark.parametrize("away", [60, 130, *slow(400)])
 @pytest.mark.parametrize("line", ["alibi", "forget(start=standard)"])
 def test_a_far_key_that_shouts_is_heard(line, away):
