@@ -30,7 +30,7 @@ def base() -> ConfigDict:
     """Returns the configuration that all runs of the study share."""
     config = lm.get_config()
     config.model.head_dim = 16
-    config.train.update(steps=900, save_every=300)
+    config.train.update(steps=1000, save_every=500)
     config.optimizer.update(learning_rate=0.00422, muon_learning_rate=0.00844)
     config.evaluation.update(stretches=64, instances=100)
     return config
