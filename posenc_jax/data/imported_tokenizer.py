@@ -75,8 +75,8 @@ class ImportedTokenizer:
         self._escapes = min(self._space_bytes) >= 0
         self.bos = self._id_of(special.bos or special.eos, "BOS or EOS", name)
         self.pad = self._id_of(special.pad, "PAD", name) if special.pad else self.bos
-        eos = self._id_of(special.eos, "EOS", name) if special.eos else self.bos
-        self.ends = tuple(sorted({self.bos, eos}))
+        self.end = self._id_of(special.eos, "EOS", name) if special.eos else None
+        self.ends = tuple(sorted({self.bos, self.bos if self.end is None else self.end}))
         if self.decode(self._ids(PROBE)) != PROBE.encode():
             raise ValueError(f"{name} does not give its text back, so bits per byte would be wrong")
         self.sep = self.ans = int(self.encode(b"\n")[-1])

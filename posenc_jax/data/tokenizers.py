@@ -21,7 +21,8 @@ class Tokenizer(Protocol):
     """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
 
     symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids
-    that end a text when a model writes them.
+    that end a text when a model writes them. end: the one of them that training can teach
+    (`posenc_jax.data.end_targets`), None for a vocabulary without an end token.
     """
 
     vocab_size: int
@@ -31,6 +32,7 @@ class Tokenizer(Protocol):
     ans: int
     symbols: int
     ends: tuple[int, ...]
+    end: int | None
     byte_lengths_V: np.ndarray
     fingerprint: str
 
@@ -47,7 +49,7 @@ class _PieceTable:
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
         self.bos, self.sep, self.pad, self.ans = range(first, first + _SPECIALS)
-        self.symbols, self.ends = first - SYMBOL_IDS, (self.bos,)
+        self.symbols, self.ends, self.end = first - SYMBOL_IDS, (self.bos,), self.bos
         self.vocab_size = first + _SPECIALS
         self._pieces = [*pieces, *[b""] * _SPECIALS]
         self.byte_lengths_V = np.array([len(piece) for piece in self._pieces], np.int32)

@@ -25,15 +25,18 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.generate import Sampling, generate
+from posenc_jax.results.files import read_json
 
 _SHORTEST_PROMPT = (
     32  # prompts are padded to this times a power of two, so that few programs are compiled
 )
 
+END_TRAINED = "the end of a document is a target of training"
 END_NOT_TRAINED = (
-    "the end of a document is no target of training, so generation hardly ever ends by itself: it "
-    "ends at a stop string or after max_gen_toks"
+    "the end of a document is no target of training (data.end_targets), so generation hardly ever "
+    "ends by itself: it ends at a stop string or after max_gen_toks"
 )
+END_OF_IMPORT = "the model is imported: it ends a text as it was trained to"
 
 
 class AnswerDoc(dict):
@@ -109,7 +112,7 @@ class RunModel(LM):
             "train_seed": config.train.seed,
             "step": self.run.step,
             "unfinished": self.run.unfinished,
-            "end_of_document": END_NOT_TRAINED,
+            "end_of_document": self._end_of_document,
             "tokenizer": config.data.tokenizer,
             "window": self._window,
         }
@@ -144,12 +147,12 @@ class RunModel(LM):
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Returns the continuation of every context, up to the first stop string, BOS or
-        `max_gen_toks`.
+        """Returns the continuation of every context, up to the first stop string, an id that ends a
+        text (BOS or EOS) or `max_gen_toks`.
 
-        Training gives the last token of a document no target (`posenc_jax.data.packing`), so BOS,
-        the start of a next document, hardly ever comes. Bytes that are not UTF-8 become U+FFFD.
-        Samples are a function of the requests and their order.
+        Only a run with `data.end_targets`, or an imported model, has learned to write such an id.
+        Bytes that are not UTF-8 become U+FFFD. Samples are a function of the requests and their
+        order.
 
         Raises:
           ValueError: an unknown generation setting, or more positions than the scheme has.
@@ -158,8 +161,9 @@ class RunModel(LM):
         for number, request in enumerate(requests):
             context, settings = request.args
             groups[_generation(settings)].append((number, self._document(context)))
-        if any(not generation.until for generation in groups):
-            print(f"posenc_jax: {END_NOT_TRAINED}", file=sys.stderr)
+        says = self._end_of_document
+        if says == END_NOT_TRAINED and any(not generation.until for generation in groups):
+            print(f"posenc_jax: {says}", file=sys.stderr)
         texts, batches = [""] * len(requests), 0
         for generation, prompts in groups.items():
             by_width = defaultdict(list)
@@ -177,6 +181,13 @@ class RunModel(LM):
                     for (number, _), ids in zip(batch, tokens, strict=True):
                         texts[number] = self._until(ids, generation.until)
         return texts
+
+    @property
+    def _end_of_document(self) -> str:
+        """Whether the model can end a text by itself, in words."""
+        if "imported_from" in read_json(self.run.workdir / "run.json"):
+            return END_OF_IMPORT
+        return END_TRAINED if self.run.config.data.end_targets else END_NOT_TRAINED
 
     def _too_long(self, length: int) -> bool:
         return self.run.longest is not None and length > self.run.longest
@@ -273,7 +284,7 @@ class RunModel(LM):
         return tokens[: len(prompts)]
 
     def _until(self, ids: np.ndarray, until: tuple[str, ...]) -> str:
-        ended = np.flatnonzero(ids == self._tokenizer.bos)  # the start of a next document
+        ended = np.flatnonzero(np.isin(ids, self._tokenizer.ends))
         text = self._tokenizer.decode(ids[: ended[0]] if len(ended) else ids)
         shown = text.decode("utf-8", errors="replace")
         return shown[: min((at for s in until if (at := shown.find(s)) >= 0), default=None)]

@@ -18,7 +18,7 @@ from posenc_jax.attention import (
 )
 from posenc_jax.model.activation_sharding import ROWS, reshard, token_einsum
 from posenc_jax.model.array_module import ArrayModule
-from posenc_jax.model.cache import Cache, CacheView, LayerCache, update_cache
+from posenc_jax.model.cache import Cache, CacheView, LayerCache, slot_order, update_cache
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.norms import gain_factor, gain_init, rms_norm
 
@@ -111,14 +111,19 @@ class Attention(ArrayModule):
                     q_log_forget_BTN = jax.lax.dynamic_slice_in_dim(
                         k_log_forget_BSN, cache.filled, x_BTD.shape[1], axis=1
                     )
+            q_order_BT = k_order_BS = None
+            if c.slot_order:
+                filled, T = 0 if cache is None else cache.filled, x_BTD.shape[1]
+                q_order_BT = filled + slot_order(pos_BT, T - 1)
+                k_order_BS = slot_order(stored.pos_BS, filled + T - 1)
             out_BTNH = self.attend(
                 q_BTNH if len(views) == 1 else q_BTNH[:, :, first:stop],
                 stored.k_BSKH,
                 stored.v_BSKH,
                 own,
                 learned,
-                TokenSide(pos_BT, seg_BT, q_log_forget_BTN),
-                TokenSide(stored.pos_BS, stored.seg_BS, k_log_forget_BSN),
+                TokenSide(pos_BT, seg_BT, q_log_forget_BTN, q_order_BT),
+                TokenSide(stored.pos_BS, stored.seg_BS, k_log_forget_BSN, k_order_BS),
                 settings,
                 OptionalInputs(x_BTD, count_BT, sink_N if sink_N is None else sink_N[first:stop]),
             )

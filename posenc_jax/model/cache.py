@@ -125,7 +125,8 @@ def required_slots(
     qk-norm gives one, its gains times sqrt(H), times the temperature and the amplitude of the
     rotation. Without such a bound, for heads without a decreasing bias and for a temperature that
     depends on tokens, all visible tokens are kept. A layer with a forget gate keeps all tokens,
-    because its sums run over all of them. Tokens are in the order of their positions.
+    because its sums run over all of them. Tokens are in the order of their positions; under
+    `ModelConfig.slot_order` they need not be, and all are kept.
 
     Args:
       params: of the decoder, concrete.
@@ -133,6 +134,8 @@ def required_slots(
       longest_call: largest number of tokens per call; the first query of a call still needs its
         window after the last token of the call has been written.
     """
+    if config.slot_order:
+        return ((slots,),) * config.num_layers
     kept = []
     for i, layer in enumerate(config.placed.layers):
         attention, bound = params[f"layer_{i}"]["attention"], math.inf
@@ -209,6 +212,17 @@ def update_cache(
         alone, learned = cutoff.single_group_layer(layer, params, g)
         views.append(CacheView(group.first, group.stop, alone, learned, pieces[-1]))
     return tuple(pieces), tuple(views)
+
+
+def slot_order(pos_BS: jax.Array, last: jax.Array | int) -> jax.Array:
+    """Returns order_BS, int32: the number of the token in each slot, in the order of writing.
+
+    Args:
+      pos_BS: of S slots that are written cyclically; only its shape and sharding are used.
+      last: number of the token that was written last, counted from 0.
+    """
+    slot_1S = jnp.arange(pos_BS.shape[1], dtype=jnp.int32)[None]
+    return jnp.zeros_like(pos_BS) + (last - (last - slot_1S) % pos_BS.shape[1])
 
 
 def _written(cache: Cache, slots_BS: jax.Array, new_BT: jax.Array) -> jax.Array:

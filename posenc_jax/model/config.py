@@ -69,6 +69,11 @@ class Architecture:
       window: a query does not see keys at this distance or beyond; None: no window.
       consecutive: positions of a document rise by one. False for random positions: temperatures
         then use the number of visible keys, and kernels that count distances in slots are refused.
+      slot_order: a token sees the tokens in its own and in earlier slots of its document, whatever
+        their positions are, so that positions may repeat, restart or fall inside a document (the
+        cells of a grid, for example). Biases, windows and temperatures still use positions. A cache
+        evicts nothing, and the tokens of a row cannot be split over devices. False: causality
+        compares positions.
     """
 
     scheme: str | Scheme
@@ -104,6 +109,7 @@ class Architecture:
     head_transform: bool = False
     window: int | None = None
     consecutive: bool = True
+    slot_order: bool = False
 
     def __post_init__(self):
         for name in (
@@ -178,7 +184,7 @@ class Architecture:
             self.head_dim,
             self.dtype,
             sink=self.sink_logit,
-            consecutive=self.consecutive,
+            consecutive=self.consecutive and not self.slot_order,
             window=self.window,
             softcap=self.attention_softcap > 0,
         )
@@ -194,6 +200,11 @@ class Architecture:
         Raises:
           ValueError: the requested `attention`, or a sequence axis, cannot serve a layer.
         """
+        if self.slot_order and sequence > 1:
+            raise ValueError(
+                f"model.slot_order: the tokens of a row lie on {sequence} devices, where causality "
+                "compares positions; set it to False"
+            )
         kinds = dict.fromkeys(
             choose_implementation(
                 layer,

@@ -66,10 +66,12 @@ def checked_inputs(
 
     Raises:
       ValueError: arrays that are not integer. Outside jit also ids outside of the vocabulary, two
-        tokens of one document at one position, and more tokens than the cache has slots.
+        tokens of one document at one position (without `slot_order`), and more tokens than the
+        cache has slots.
     """
     side = integer_side(TokenSide(pos_BT, seg_BT))
-    check_positions(side)
+    if not config.slot_order:
+        check_positions(side)
     side = zero_padding(side)
     tokens_BT = jnp.where(side.seg_BT != 0, tokens_BT, 0)
     check_token_ids(tokens_BT, config.vocab_size)
@@ -115,9 +117,10 @@ class Decoder(ArrayModule):
     cache it returns (logits_BTV, cache), where the new cache includes the T tokens. The caller
     keeps track of free slots and of ids: under jit, writing past the last slot and an id outside of
     the vocabulary raise no error. Padding may have any ids and positions. Without a cache, tokens
-    are in the order of their positions and the tokens of a document stand together; linear
-    attention and the forget gate need this. With read_out=False the normed activations x_BTD are
-    returned instead of the logits; `readout` computes logits from a part of them.
+    are in the order of their positions (under `ModelConfig.slot_order` in any) and the tokens of a
+    document stand together; linear attention and the forget gate need this. With read_out=False the
+    normed activations x_BTD are returned instead of the logits; `readout` computes logits from a
+    part of them.
 
     `attend` is called for the layers in order. A probe can replace it by a function of the same
     arguments. `execution` is for passes without a cache; with it, one call may serve several

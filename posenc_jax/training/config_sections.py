@@ -97,6 +97,9 @@ class DataSection:
       random_positions: k: training draws the positions of a document's tokens from [0, k L), sorted
         (`posenc_jax.data.random_positions`); evaluation takes consecutive ones. 0: consecutive
         positions in training too.
+      end_targets: the last token of a document predicts the tokenizer's end token, with weight 1,
+        so that generation learns to end. The dev loss and all measures stay those of text alone.
+        False: a document's end is no target.
       threads: reading threads; their number never changes the order of the data.
       task: "language", or "classification" of the documents of a labelled corpus:
         stdlib_definitions, stdlib_packages, or a TFDS set with labels (see
@@ -120,6 +123,7 @@ class DataSection:
     pair_askings: int = between(1, (1, 64))
     length_warmup: tuple[int, ...] = between((1,), COUNT)
     random_positions: int = between(0, (0, 2**20))
+    end_targets: bool = False
     threads: int = between(2, (1, 1024))
     task: str = "language"
     text_weight: float = between(0.0, (0, WEIGHT[1]))

@@ -18,7 +18,7 @@ from posenc_jax.training.inputs import Inputs
 from posenc_jax.training.workdir import RESTORE_REMEDY, check_owner, saved_record
 
 # Fields that may differ between models with interchangeable parameters.
-_MAY_DIFFER = ("scheme", "attention", "train_length", "consecutive")
+_MAY_DIFFER = ("scheme", "attention", "train_length", "consecutive", "slot_order")
 
 
 def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager | None:

@@ -27,7 +27,7 @@ from posenc_jax.results.files import (
 )
 from posenc_jax.tasks.instances import key_of
 from posenc_jax.training.image_config import ImageRunConfig
-from posenc_jax.training.loop import Diverged, Preempted, preempted
+from posenc_jax.training.loop import Diverged, Preempted, preempted, unwritable_named
 from posenc_jax.training.loss import token_losses
 from posenc_jax.training.preemption import PreemptionRequest
 from posenc_jax.training.step import apply_gradients, make_optimizer
@@ -64,6 +64,7 @@ def train_images(config: ImageRunConfig, workdir: Path, command: str) -> Path:
       ValueError: anything wrong with the settings, the images or the folder.
       Preempted: SIGTERM or Ctrl-C, after a checkpoint of the last finished step.
       Diverged: a loss that is not finite.
+      SaveFailed: the folder can no longer be written; the last checkpoint is whole.
     """
     images = open_images(config.image.corpus, config.image.data_dir, download=config.image.download)
     image_NHWC = images.train.at(config.image.size)
@@ -77,7 +78,9 @@ def train_images(config: ImageRunConfig, workdir: Path, command: str) -> Path:
         stack.enter_context(lock_workdir(workdir))
         replace_text(workdir / "config.json", config.to_json())
         preemption = stack.enter_context(PreemptionRequest())
-        checkpoints = stack.enter_context(CheckpointManager(workdir, config.train.keep))
+        checkpoints = CheckpointManager(workdir, config.train.keep)
+        stack.enter_context(unwritable_named({workdir: checkpoints}))
+        stack.enter_context(checkpoints)
         params, seconds = _trained(run, image_NHWC, workdir, checkpoints, preemption)
         record = _record(run, command, params, seconds)
         write_json(workdir / "run.json", record)

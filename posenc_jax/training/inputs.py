@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from posenc_jax.data.corpora import open_corpus
+from posenc_jax.data.end_targets import EndTargets
 from posenc_jax.data.packing import Example
 from posenc_jax.data.pipeline import Source, TextWindows, batches, mixture
 from posenc_jax.data.random_positions import RandomPositions
@@ -48,7 +49,13 @@ def open_inputs(config: RunConfig) -> Inputs:
     corpus = open_corpus(
         data.corpus, data.data_dir, folder=data.folder or None, download=data.download
     )
-    return Inputs(corpus, open_tokenizer(data.tokenizer), Path(data.data_dir))
+    tokenizer = open_tokenizer(data.tokenizer)
+    if data.end_targets and tokenizer.end is None:
+        raise ValueError(
+            f"config.data.end_targets: the tokenizer {data.tokenizer} names no end token (EOS); "
+            "set it to False"
+        )
+    return Inputs(corpus, tokenizer, Path(data.data_dir))
 
 
 def _check_task(data: DataSection) -> None:
@@ -57,12 +64,16 @@ def _check_task(data: DataSection) -> None:
             f"config.data.retrieval_share={data.retrieval_share} and "
             f"config.data.offset_share={data.offset_share} are more than all windows"
         )
-    unread = {"classification": ("retrieval_share", "offset_share"), "language": ("text_weight",)}
+    unread = {
+        "classification": ("retrieval_share", "offset_share", "end_targets"),
+        "language": ("text_weight",),
+    }
     if data.task not in unread:
         raise ValueError(f"config.data.task must be {' or '.join(unread)}, not {data.task!r}")
     for name in unread[data.task]:
         if getattr(data, name):
-            raise ValueError(f"config.data.{name} must be 0 for config.data.task={data.task}")
+            none = False if name == "end_targets" else 0
+            raise ValueError(f"config.data.{name} must be {none} for config.data.task={data.task}")
     _check_curriculum(data)
 
 
@@ -101,6 +112,8 @@ def training_batches(
     labelled = data.task == "classification"
     sources = _class_windows(config, inputs) if labelled else _text_windows(config, inputs)
     rows = mixture(sources, train.seed)
+    if data.end_targets:
+        rows = rows.map(EndTargets(inputs.tokenizer.end, inputs.tokenizer.pad))
     if data.random_positions:
         rows = rows.map_with_index(
             RandomPositions(data.random_positions * train.length, train.seed)

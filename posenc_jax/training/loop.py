@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import math
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -123,16 +124,28 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
         stack.enter_context(jax.set_mesh(mesh))
         preemption = stack.enter_context(PreemptionRequest())
         checkpoints = CheckpointManager(workdir, config.train.keep)
-        try:
-            with checkpoints:
-                validation = ctx.validation()
-                leg = _start(ctx, workdir, checkpoints, init, validation)
-                _run(ctx, leg, checkpoints, validation, preemption, profile)
-        except OSError as error:
+        with unwritable_named({workdir: checkpoints}), checkpoints:
+            validation = ctx.validation()
+            leg = _start(ctx, workdir, checkpoints, init, validation)
+            _run(ctx, leg, checkpoints, validation, preemption, profile)
+
+
+@contextlib.contextmanager
+def unwritable_named(runs: Mapping[Path, CheckpointManager]) -> Iterator[None]:
+    """Turns an error of the disk into SaveFailed, with the last whole checkpoint of the first run.
+
+    Args:
+      runs: the checkpoints of each workdir that the `with` block writes into.
+    """
+    try:
+        yield
+    except OSError as error:
+        for checkpoints in runs.values():
             checkpoints.check_folder()
-            if error.errno not in NO_ROOM:
-                raise
-            raise checkpoints.failed(f"{workdir} cannot be written", error) from error
+        if error.errno not in NO_ROOM:
+            raise
+        workdir, checkpoints = next(iter(runs.items()))
+        raise checkpoints.failed(f"{workdir} cannot be written", error) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,9 +50,9 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, *exc) -> None:
         if self._log is not None:
-            self._log.close()
+            self._log.close(failed=kind is not None)
             self._bar.close()
 
     @property

@@ -6,6 +6,7 @@ a run trained alone, and the run may go on alone at any time.
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from posenc_jax.training.loop import (
     open_training,
     preempted,
     run_mesh,
+    unwritable_named,
 )
 from posenc_jax.training.preemption import PreemptionRequest
 from posenc_jax.training.progress import MetricLog, Progress
@@ -78,6 +80,7 @@ def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -
         more than one device; runs that have begun and have no step in common.
       Preempted: SIGTERM, SIGHUP or Ctrl-C, after a checkpoint of the last finished step of each.
       Diverged: at least one run diverged; raised once the others have finished.
+      SaveFailed: a folder can no longer be written; the last checkpoints are whole.
     """
     mesh = run_mesh(config)
     if mesh.size > 1 or jax.process_count() > 1:
@@ -109,7 +112,8 @@ def train_seeds(config: RunConfig, workdirs: Mapping[int, Path], command: str) -
             replace_text(workdir / "config.json", configs[seed].to_json())
             checkpoints = stack.enter_context(CheckpointManager(workdir, config.train.keep))
             runs.append(_SeedRun(configs[seed], workdir, checkpoints))
-        _train(ctx, runs, preemption)
+        with unwritable_named({run.workdir: run.checkpoints for run in runs}):
+            _train(ctx, runs, preemption)
 
 
 def _train(ctx: TrainingContext, runs: list[_SeedRun], preemption: PreemptionRequest) -> None:
@@ -233,7 +237,7 @@ def _steps(ctx: TrainingContext, runs, first: int, states, preemption) -> None:
         raise
     finally:
         for run in runs:
-            run.log.close()
+            run.log.close(failed=sys.exc_info()[0] is not None)
         bar.close()
 
 

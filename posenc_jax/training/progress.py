@@ -66,7 +66,8 @@ class EventLog:
     """TensorBoard's copy of the log, written in the thread of the caller.
 
     The thread of tensorboardX's own writer ends with the first error of the disk, and the run then
-    waits for it for ever. Here the first error ends this log, with a line, and nothing else.
+    waits for it for ever. Here the first error ends this log and nothing else. A line says so at
+    the next step, so that a run which ends by the same error ends in its own line.
 
     Args:
       folder: of the event files. first_step: TensorBoard hides what earlier files say from this
@@ -76,33 +77,45 @@ class EventLog:
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._events: EventsWriter | None = EventsWriter(str(folder / "events"))
+        self._lost: tuple[int, OSError] | None = None  # step and error, until a line has said so
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, name: str, value: float, step: int) -> None:
         """Adds one value of one step."""
+        if self._lost and step > self._lost[0]:
+            self._say()
         self._write(Event(step=step, summary=scalar(name, value)))
 
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self, failed: bool) -> None:
+        """Closes the file.
+
+        Args:
+          failed: the run ends with an error, which is the line that matters.
+        """
         if self._events is not None:
-            self._attempt(EventsWriter.close)
+            self._attempt(EventsWriter.close, 0)
+        if self._lost and not failed:
+            self._say()
 
     def _write(self, event: Event) -> None:
         if self._events is not None:
             event.wall_time = steady_seconds()
-            self._attempt(lambda events: (events.write_event(event), events.flush()))
+            self._attempt(lambda events: (events.write_event(event), events.flush()), event.step)
 
-    def _attempt(self, action: Callable[[EventsWriter], object]) -> None:
+    def _attempt(self, action: Callable[[EventsWriter], object], step: int) -> None:
         try:
             action(self._events)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._events._py_recordio_writer.close()  # without another flush
-            self._events = None
-            print(
-                f"TensorBoard's log ends here ({error.strerror}); metrics.jsonl has all",
-                file=sys.stderr,
-            )
+            self._events, self._lost = None, (step, error)
+
+    def _say(self) -> None:
+        (_, error), self._lost = self._lost, None
+        print(
+            f"TensorBoard's log ends here ({error.strerror}); metrics.jsonl has all",
+            file=sys.stderr,
+        )
 
 
 class MetricLog:
@@ -153,10 +166,14 @@ class MetricLog:
         if self._wandb is not None:
             self._wandb.log(shown, step=row["step"])
 
-    def close(self) -> None:
-        """Flushes and closes all."""
+    def close(self, failed: bool) -> None:
+        """Flushes and closes all.
+
+        Args:
+          failed: the run ends with an error.
+        """
         self._file.close()
-        self._board.close()
+        self._board.close(failed)
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -22,6 +22,7 @@ from posenc_jax.encodings import cumulative_log_forget
 
 from support import oracles, schemes
 from support.attention_inputs import qkv
+from support.emulated_kernels import cudnn_by_xla
 
 T, N, K, H = 72, 4, 2, 16
 SEG = np.concatenate([np.zeros(3), np.ones(24), np.full(20, 4), np.full(20, 2), np.zeros(5)])
@@ -62,18 +63,15 @@ def small_and_emulated(monkeypatch, request):
     tiled = functools.partial(BlockwiseSettings, blocks=(16, 24), lanes=lanes)
     module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
     monkeypatch.setattr(module, "BlockwiseSettings", tiled)
-    real = jax.nn.dot_product_attention
 
-    def by_xla(*arguments, implementation, **settings):
-        assert implementation == "cudnn"
+    def check(arguments, settings):
         assert settings["scale"] == 1.0
         assert settings["is_causal"]
         assert (
             arguments[0].shape[-1] == arguments[2].shape[-1] in (H + 8, 2 * H + 8)
         )  # one for all, as cuDNN asks
-        return real(*arguments, implementation="xla", **settings)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    cudnn_by_xla(monkeypatch, check)
 
 
 layer_of = functools.partial(schemes.layer_of, model_dim=N * H, train_length=32)

@@ -31,6 +31,7 @@ FAULTS = {
     "disk_full": disk.full,
     "inodes": disk.out_of_inodes,
     "read_only": disk.read_only,
+    "turns_read_only": disk.turned_read_only,
     "power": checks.power_loss,
     "other_config": checks.other_config,
     "other_bits": checks.other_bits,

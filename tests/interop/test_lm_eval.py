@@ -239,6 +239,14 @@ def test_generation_stops_before_the_first_stop_string_or_document():
         assert RunModel._until(stub, ids, until) == want
 
 
+def test_generation_ends_at_the_end_token_of_an_imported_vocabulary():
+    """EOS (2) is not BOS (1) there, and a text ends at either."""
+    tokenizer = types.SimpleNamespace(bos=1, ends=(1, 2), decode=lambda ids: bytes(map(int, ids)))
+    for end in tokenizer.ends:
+        ids = np.array([*b"yes", end, *b"no"])
+        assert RunModel._until(types.SimpleNamespace(_tokenizer=tokenizer), ids, ()) == "yes"
+
+
 def test_samples_follow_the_seed(workdir, model):
     settings = {"max_gen_toks": 12, "do_sample": True, "temperature": 2.0, "top_k": 50}
     asked = asks("generate_until", *[("def", settings)] * 3)

@@ -8,10 +8,15 @@ import sys
 
 import pytest
 from posenc_jax import cli
+from posenc_jax.checkpoints.manager import SaveFailed
 from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, UNWRITABLE, WRONG_INPUT
+from posenc_jax.training.loop import train
+from posenc_jax.training.multi_seed import train_seeds
+from posenc_jax.training.progress import MetricLog
 
 from faults.kills import await_seen
 from faults.small_run import SmallRun, finished, last_logged, without_progress
+from support import runs
 from support.entries import ROOT, typed
 
 # A call that lasts for minutes and never returns to the interpreter, as one of the compiler.
@@ -220,3 +225,32 @@ def test_compiled_programs_that_a_kill_cut_off_are_compiled_again(run):
     workdir = run.fresh("recompiled")
     run.finish(workdir)
     assert run.wrong(workdir) == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("together", [False, True])
+def test_an_error_of_the_disk_in_the_log_names_the_last_checkpoint(
+    tmp_path, data_dir, monkeypatch, together, number
+):
+    """A run alone, and seeds in one program: the log fails at step 8, after the checkpoint of step 6."""
+    write = MetricLog.write
+
+    def fails(log, row):
+        if row["step"] == 8:
+            raise OSError(number, os.strerror(number))
+        write(log, row)
+
+    monkeypatch.setattr(MetricLog, "write", fails)
+    config = runs.config(data_dir, train={"data_devices": 1})
+    words = (
+        f"{os.strerror(number)}.*; the checkpoint of step 6 is whole; .* and run the same command"
+    )
+    folders = {seed: tmp_path / f"x{seed}" for seed in (0, 1)}
+    run = (
+        (lambda: train_seeds(config, folders, ""))
+        if together
+        else (lambda: train(config, folders[0], ""))
+    )
+    with pytest.raises(SaveFailed, match=f"x0 cannot be written .*{words}"):
+        run()

@@ -30,7 +30,7 @@ def test_every_value_is_in_the_file_at_its_step_after_the_mark_of_the_first(tmp_
     for step in (6, 7):
         log.add("train/loss", 1.0 / step, step)
     assert len(list(events(tmp_path))) == 4  # on disk before it is closed
-    log.close()
+    log.close(failed=False)
     version, start, *values = events(tmp_path)
     assert version.file_version == "brain.Event:2"
     assert (start.step, start.session_log.status) == (5, 1)
@@ -61,5 +61,18 @@ def test_a_log_that_cannot_be_written_says_so_once(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(EventsWriter, "flush", full)
     for step in range(30):  # more than the queue of tensorboardX's own writer holds
         log.add("loss", 1.0, step)
-    log.close()
+    log.close(failed=False)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("failed", "lines"), [(False, 1), (True, 0)])
+def test_a_run_that_ends_by_the_same_error_ends_in_its_own_line(
+    tmp_path, monkeypatch, capsys, failed, lines
+):
+    log = EventLog(tmp_path, 0)
+    monkeypatch.setattr(EventsWriter, "flush", full)
+    for name in ("loss", "rate"):  # of the step in which the disk failed
+        log.add(name, 1.0, 3)
+    assert capsys.readouterr().err == ""
+    log.close(failed)
+    assert len(capsys.readouterr().err.splitlines()) == lines

@@ -74,6 +74,7 @@ DATA = {
     "pair_askings": 2,
     "length_warmup": (2, 1),
     "random_positions": 8,
+    "end_targets": True,
 }
 
 

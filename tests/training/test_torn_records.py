@@ -86,7 +86,7 @@ def test_a_log_keeps_every_line_that_is_one_and_names_the_others(config, tmp_pat
         b"\n".join([lines[0], *torn, lines[1], b'{"step": 3}'])
     )
     log = MetricLog(tmp_path, config, 2)
-    log.close()
+    log.close(failed=False)
     assert runs.rows(tmp_path / "metrics.jsonl") == rows
     assert log.last == rows[1]
     assert re.search(r"metrics\.jsonl: line 2, 3, 4, 5, 6, 7 is damaged", capfd.readouterr().err)

@@ -23,6 +23,7 @@ from posenc_jax.encodings.backend import assume_backend
 
 from support import schemes
 from support.attention_inputs import qkv
+from support.emulated_kernels import cudnn_by_xla
 
 T, N, K, H = 72, 4, 2, 16
 SERVED = (
@@ -76,14 +77,7 @@ def assert_near(got, want, share):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """cuDNN's call answered by XLA: the same function, the same arguments."""
-    real = jax.nn.dot_product_attention
-
-    def by_xla(*arguments, implementation, **settings):
-        assert implementation == "cudnn"
-        return real(*arguments, implementation="xla", **settings)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    cudnn_by_xla(monkeypatch)
 
 
 @pytest.mark.thorough
