@@ -72,7 +72,8 @@ class _BestEffort:
     """A text stream that drops what it cannot write; `lost` is the first error, or None."""
 
     def __init__(self, stream: TextIO):
-        self._stream, self.lost = stream, None
+        self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         """Writes the text if the stream takes it."""
@@ -125,9 +126,7 @@ def whole_numbers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
 
 
 def fault_of_file(error: BaseException, path: str) -> str:
-    """Returns what is wrong in a Python file of the user, with the last of its lines that was
-    reached.
-    """
+    """Returns what is wrong in a Python file of the user, and its last line that was reached."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -161,9 +160,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _print_help() -> None:
-    """Prints the flags of the script, and the settings of a run where it takes them; ends the
-    process.
-    """
+    """Prints the flags of the script, and the settings of a run; ends the process."""
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["import"])
     app.usage(shorthelp=True, writeto_stdout=True)
     if "config" in flags.FLAGS:
@@ -218,9 +215,7 @@ def _guarded(work: Callable):
 
 
 def _one_line(message: str) -> str:
-    """Returns the message on one line, without the traceback of a config file that ml_collections
-    adds.
-    """
+    """Returns the message on one line, without ml_collections' traceback of a config file."""
     before, traceback, after = message.partition("Error whilst parsing config file:")
     if traceback:
         message = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")

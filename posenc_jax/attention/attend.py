@@ -32,7 +32,7 @@ from posenc_jax.attention.tokens import (
     zero_where_unread,
 )
 from posenc_jax.encodings.backend import current_backend
-from posenc_jax.encodings.base import Params
+from posenc_jax.encodings.base import Form, Params
 from posenc_jax.encodings.layer import temperature_depends_on_key
 from posenc_jax.encodings.scheme import PlacedLayer
 
@@ -191,20 +191,20 @@ def attend(
     queries, keys = integer_side(queries), integer_side(queries if keys is None else keys)
     if settings.causal:
         check_positions(keys)
+    layout = jax.typeof(q_BTNH).sharding.spec
     arrays = (q_BTNH, k_BSKH, v_BSKH, params, queries, keys, optional)
-    *tensors, params, queries, keys, optional = drop_unit_axes(arrays)
-    _check_inputs(*tensors[:2], layer, queries, keys, settings, optional)
+    q_BTNH, k_BSKH, v_BSKH, params, queries, keys, optional = drop_unit_axes(arrays)
+    _check_inputs(q_BTNH, k_BSKH, layer, queries, keys, settings, optional)
     real_BT = queries.seg_BT != 0
-    tensors[0] = zero_where_unread(tensors[0], real_BT)
+    q_BTNH = zero_where_unread(q_BTNH, real_BT)
     if not settings.finite_keys:
         read_BS = real_BT if same else readable_keys(queries, keys, settings)
-        tensors[1:] = (zero_where_unread(x, read_BS) for x in tensors[1:])
+        k_BSKH, v_BSKH = (zero_where_unread(x, read_BS) for x in (k_BSKH, v_BSKH))
     if optional.x_BTD is not None:
         optional = optional._replace(x_BTD=zero_where_unread(optional.x_BTD, real_BT))
-    sides = zero_padding(queries), zero_padding(keys)
-    out_BTNH = _attend(*tensors, layer, params, *sides, settings, optional)
+    queries, keys = zero_padding(queries), zero_padding(keys)
+    out_BTNH = _attend(q_BTNH, k_BSKH, v_BSKH, layer, params, queries, keys, settings, optional)
     out_BTNH = zero_where_unread(out_BTNH, real_BT)  # its gradient at padding may be NaN, too
-    layout = jax.typeof(q_BTNH).sharding.spec
     if jax.typeof(out_BTNH).sharding.spec == layout:
         return out_BTNH
     return jax.sharding.reshard(out_BTNH, layout)
@@ -244,7 +244,7 @@ def _attend(
                 "devices"
             )
         tensors = _linear_tensors(
-            q_BTNH, k_BSKH, v_BSKH, layer, params, queries.pos_BT, keys.pos_BT
+            layer.form, q_BTNH, k_BSKH, v_BSKH, layer, params, queries.pos_BT, keys.pos_BT
         )
         if in_order and path.name == "linear":
             return causal_linear_attention(*tensors, queries)
@@ -332,11 +332,13 @@ def _check_inputs(
         )
 
 
-def _linear_tensors(q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, q_pos_BT, k_pos_BS):
+def _linear_tensors(
+    form: Form, q_BTNH, k_BSKH, v_BSKH, layer: PlacedLayer, params, q_pos_BT, k_pos_BS
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Returns features of q and k, their rotated features, and values, per query head."""
     num_heads = q_BTNH.shape[2]
-    q_BTNH = layer.form.features(q_BTNH)
-    k_BSNH = _per_query_head(layer.form.features(k_BSKH), num_heads)
+    q_BTNH = form.features(q_BTNH)
+    k_BSNH = _per_query_head(form.features(k_BSKH), num_heads)
     rotated_q_BTNH = layer.rotate(params, q_BTNH, q_pos_BT, "query")
     rotated_k_BSNH = layer.rotate(params, k_BSNH, k_pos_BS, "key")
     return q_BTNH, k_BSNH, rotated_q_BTNH, rotated_k_BSNH, _per_query_head(v_BSKH, num_heads)

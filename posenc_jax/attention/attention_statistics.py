@@ -114,7 +114,7 @@ def logit_rows(
     tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
     if tau_1NRS is not None:
         content_NRS = content_NRS * tau_1NRS[0]
-    log_forget = (None, None)
+    log_forget: tuple = (None, None)
     if one.cum_log_forget_BTN is not None:
         log_forget = one.cum_log_forget_BTN[rows_R][None], one.cum_log_forget_BTN[None]
     bias_1NRS = layer.bias(params, q_pos_1R, k_pos_1S, *log_forget)
@@ -268,11 +268,7 @@ def needle_statistics(
     query_BA: jax.Array,
     key_BA: jax.Array,
 ) -> NeedleStatistics:
-    """Returns the statistics of queries `query_BA` and needles `key_BA`, both indices into T.
-
-    Raises:
-      ValueError: linear attention.
-    """
+    """Returns the statistics of queries and needles, indices into T; ValueError if linear."""
     if layer.form is not None:
         raise ValueError("linear attention has no softmax: a needle holds no share of its weights")
 

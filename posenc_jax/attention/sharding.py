@@ -24,11 +24,7 @@ class Ring(NamedTuple):
 
 
 def find_ring(x_BTx: jax.Array) -> Ring | None:
-    """Returns the ring over which dim 1 of an array is split; None if it is not split.
-
-    Raises:
-      ValueError: dim 1 is split over more than one axis of the mesh.
-    """
+    """Returns the ring that splits dim 1 of an array, or None; ValueError for several axes."""
     axis = (*jax.typeof(x_BTx).sharding.spec, None, None)[1]
     if axis is None:
         return None

@@ -50,8 +50,8 @@ def token_shift(
     if ring is not None:
         before = _shift_right_on_ring(ring, tokens)
     else:
-        last = last or tuple(jnp.zeros_like(x[:, :1]) for x in tokens)
-        before = _shift_right(tokens, last)
+        blank = tuple(jnp.zeros_like(x[:, :1]) for x in tokens)
+        before = _shift_right(tokens, last or blank)
     k_before_BTKH, v_before_BTKH, seg_before_BT = before
     follows_BT11 = ((seg_BT == seg_before_BT) & (seg_BT != 0))[..., None, None]
 

@@ -47,7 +47,7 @@ def _int32(what: str, x_BT: jax.Array, boolean: bool = False) -> jax.Array:
     return jnp.asarray(x_BT).astype(jnp.int32)
 
 
-def is_concrete(x: jax.Array) -> bool:
+def is_concrete(x: jax.Array | np.ndarray) -> bool:
     """Whether the values of an array can be read here: outside jit, on this process's devices."""
     return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
@@ -55,11 +55,12 @@ def is_concrete(x: jax.Array) -> bool:
 def zero_padding(side: TokenSide) -> TokenSide:
     """Returns the side with position 0 and cumulative log-forget 0 at padding."""
     real_BT = side.seg_BT != 0
-    others = (side.cum_log_forget_BTN, side.order_BT)
-    pos_BT, *others = (
-        None if x is None else zero_where_unread(x, real_BT) for x in (side.pos_BT, *others)
+    cum_log_forget_BTN, order_BT = (
+        None if x is None else zero_where_unread(x, real_BT)
+        for x in (side.cum_log_forget_BTN, side.order_BT)
     )
-    return TokenSide(pos_BT, side.seg_BT, *others)
+    pos_BT = zero_where_unread(side.pos_BT, real_BT)
+    return TokenSide(pos_BT, side.seg_BT, cum_log_forget_BTN, order_BT)
 
 
 def readable_keys(queries: TokenSide, keys: TokenSide, settings: AttentionSettings) -> jax.Array:

@@ -173,9 +173,7 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
 
 
 def _definitions(makers: peers.Makers) -> peers.Makers:
-    """Returns the two references for parity: the first candidate with a bias, and the first with a
-    window.
-    """
+    """Returns the references for parity: the first maker with a bias, the first with a window."""
     ours = [
         next(n for n in makers if n.endswith(WINDOWED) == windowed) for windowed in (False, True)
     ]
@@ -190,7 +188,8 @@ def _chosen(candidates: Sequence[str], makers: peers.Makers, missing: dict) -> t
         raise ValueError(
             f"no candidate {unknown[0]!r} here; there are {'; '.join([*makers, *missing])}"
         )
-    return tuple({n: x for n, x in those.items() if n in candidates} for those in (makers, missing))
+    makers = {name: maker for name, maker in makers.items() if name in candidates}
+    return makers, {name: why for name, why in missing.items() if name in candidates}
 
 
 def _tensors(s: AttentionBenchSettings, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -273,9 +272,7 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
 
 def _with_gradients(attention: Callable, backward: bool) -> Callable:
-    """Returns a function that gives the result, and with `backward` also the gradients of q, k and
-    v.
-    """
+    """Returns a function of the result, with `backward` also of the gradients of q, k and v."""
 
     def run(q, k, v, *rest):
         if not backward:

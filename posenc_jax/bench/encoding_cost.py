@@ -5,11 +5,13 @@ nope.
 import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.bench.peak_memory import memory_plan
 from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import REGISTRY, Temperature
@@ -36,20 +38,15 @@ HYBRIDS = (
     PRESETS["nape"],
     "pope+alibi",
 )
-SWITCHES = (
-    "output_gate",
-    "sink_logit",
-    "token_shift",
-)  # of the model, after " with " behind a scheme
-SHAPE = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
+# Of the model, after " with " behind a scheme.
+SWITCHES = ("output_gate", "sink_logit", "token_shift")
+SHAPE: dict[str, Any] = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
 VOCABULARY = 256
 GROUP = 4  # schemes compiled and timed at once, beside the baseline
 
 
 def all_schemes() -> tuple[str, ...]:
-    """Returns a line for every registered encoding (a temperature as "nope~name"), the hybrids, and
-    nope with each switch.
-    """
+    """Returns a line per encoding (temperatures as "nope~name"), hybrid, and nope per switch."""
     alone = (
         f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
         for name, part in REGISTRY.items()
@@ -147,8 +144,9 @@ def _run_config(scheme: str, train_length: int, batch: int) -> RunConfig:
     for word in switches:
         if word not in SWITCHES:
             raise ValueError(f"{scheme!r}: no switch {word!r}{near_names(word, list(SWITCHES))}")
+    shape = SHAPE | dict.fromkeys(switches, True)
     return RunConfig(
-        model=ModelSection(scheme=line, **SHAPE, **dict.fromkeys(switches, True)),
+        model=ModelSection(scheme=line, **shape),
         train=TrainSection(length=train_length, batch_size=batch, data_devices=1),
     )
 
@@ -180,8 +178,8 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _C
         sum(x.size for x in jax.tree.leaves(state["params"])),
         {"forward+backward": train, "forward": lambda: forward(state["params"], data)},
         {
-            "forward+backward": step.memory_analysis().temp_size_in_bytes,
-            "forward": forward.memory_analysis().temp_size_in_bytes,
+            "forward+backward": memory_plan(step).temp_size_in_bytes,
+            "forward": memory_plan(forward).temp_size_in_bytes,
         },
     )
 

@@ -3,8 +3,9 @@ text.
 """
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def measure(settings: EvaluationSettings) -> BenchResult:
             f"not {lengths}"
         )
     tokens = lengths[-1]
-    runs = {}
+    runs: dict[tuple[str, int, str], Callable] = {}
     for scheme in schemes:
         config = RunConfig(
             model=ModelSection(scheme=scheme, **SHAPE), train=TrainSection(length=train_length)
@@ -65,7 +66,7 @@ def measure(settings: EvaluationSettings) -> BenchResult:
         for length in lengths:
             scorer = Scorer({length: config}, params, batch_tokens=tokens)
             rows_RT = _tokens(tokens // length, length + 1, seed)
-            runs[scheme, length, "scoring"] = lambda s=scorer, rows=rows_RT: s.score(rows)
+            runs[scheme, length, "scoring"] = functools.partial(scorer.score, rows_RT)
     peaks = {}
     for name, run in runs.items():
         print(f"first run: {name[0]}, {name[1]:,} tokens, {name[2]}", file=sys.stderr, flush=True)
@@ -83,9 +84,7 @@ def measure(settings: EvaluationSettings) -> BenchResult:
             "rounds": rounds,
             **spread(seconds_R, seconds[scheme, train_length, "scoring"]),
             "us_per_token": float(1e6 * np.median(seconds_R) / tokens),
-            "peak_mb": None
-            if peaks[scheme, length, what] is None
-            else peaks[scheme, length, what] / 1e6,
+            "peak_mb": None if (peak := peaks[scheme, length, what]) is None else peak / 1e6,
         }
         for (scheme, length, what), seconds_R in seconds.items()
     ]
@@ -113,9 +112,7 @@ def _tokens(rows: int, length: int, seed: int) -> np.ndarray:
 
 
 def _forward(config, params, tokens: int, seed: int):
-    """Returns a function that computes the losses of a batch as training does, without
-    gradients.
-    """
+    """Returns a function of the losses of a batch, computed as in training, without gradients."""
     T = config.train_length
     rows_BT = _tokens(tokens // T, T + 1, seed)
     pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (len(rows_BT), T))

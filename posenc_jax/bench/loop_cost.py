@@ -22,9 +22,7 @@ SAVING = 0.03  # target: the largest share of the time that saving may take
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Settings of the loop bench; saves: checkpoints of a run. seed: of the order within the
-    rounds.
-    """
+    """Settings of the loop bench; saves: checkpoints of a run. seed: of the order in a round."""
 
     schemes: tuple[str, ...] = ("rope+alibi",)
     saves: int = 1
@@ -115,18 +113,16 @@ def _config(scheme: str, saves: int) -> RunConfig:
 
 
 def _run(config: RunConfig, kind: str, workdir: Path) -> dict[str, float]:
-    """Trains once; returns the time of the measured steps, tokens a second, and both shares of the
-    time.
-    """
+    """Trains once; returns the time of the measured steps, tokens a second, shares of the time."""
     sections = json.loads(config.to_json())
     sections["train"]["wait_for_saves"] = kind == WAITED
     saved = loop.CheckpointManager
-    loop.CheckpointManager = _Unsaved if kind == NEVER else saved
+    loop.CheckpointManager = _Unsaved if kind == NEVER else saved  # type: ignore[misc]
     try:
         with contextlib.redirect_stdout(sys.stderr):
             loop.train(from_sections(sections), workdir, "a bench")
     finally:
-        loop.CheckpointManager = saved
+        loop.CheckpointManager = saved  # type: ignore[misc]
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["step"] > 1]  # no rate has the first step
     tokens = config.train.batch_size * config.train.length

@@ -62,9 +62,7 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
 
 
 class Compiled:
-    """A function, compiled and bound to its arguments; planned_bytes: see the function of that
-    name.
-    """
+    """A compiled function with its arguments; planned_bytes: see the function of that name."""
 
     def __init__(self, function: Callable, arguments: tuple):
         self._arguments = arguments
@@ -75,11 +73,17 @@ class Compiled:
         return self._run(*self._arguments)
 
 
-def planned_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the bytes of temporaries and results; a result in the memory of a donated argument
-    adds none.
-    """
+def memory_plan(program: jax.stages.Compiled):
+    """Returns what the compiler planned; ValueError from a backend that tells nothing."""
     memory = program.memory_analysis()
+    if memory is None:
+        raise ValueError("this backend does not say how much memory a program takes")
+    return memory
+
+
+def planned_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the bytes of temporaries and results, without results in donated arguments."""
+    memory = memory_plan(program)
     return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 

@@ -185,9 +185,13 @@ def _torch(tensors: tuple, backward: bool, dense: bool, window: int):
         if (heads or 1) * T**2 > MASKED:
             missing[name] = f"its mask of blocks is made from {heads or 1} x {T} x {T} numbers"
         else:
-            way = (tensors, heads, slopes, sight)
-            makers[name] = lambda way=way: run(_flex_attention(*way, device=device))
+            way = (tensors, heads, slopes, sight, device)
+            makers[name] = functools.partial(_run_flex, run, way)
     return makers, missing
+
+
+def _run_flex(run: Callable, way: tuple) -> Callable:
+    return run(_flex_attention(*way))
 
 
 def _flex_attention(

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,26 +63,18 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
-    """Returns the configuration with the device counts of a mesh.
-
-    Raises:
-      ValueError: an axis over which training cannot be split.
-    """
+    """Returns the configuration with a mesh's devices; ValueError for an axis without split."""
     named = {f"{axis}_devices": n for axis, n in shape.items()}
     settings = {field.name for field in dataclasses.fields(config.train)}
     for name, n in named.items():
         if name not in settings and n > 1:
             raise ValueError(f"--mesh: config.train has no {name}: a run cannot be split so")
-    devices = {name: n for name, n in named.items() if name in settings}
+    devices: dict[str, Any] = {name: n for name, n in named.items() if name in settings}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **devices))
 
 
 def planned_vocabulary(config: RunConfig) -> int:
-    """Returns the number of ids of the tokenizer, or `VOCABULARY` if its file is missing.
-
-    Raises:
-      ValueError: a task whose number of ids depends on the corpus.
-    """
+    """Returns the tokenizer's ids, `VOCABULARY` without its file; ValueError for labelled text."""
     if config.data.task != "language":
         raise ValueError(
             f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids of "
@@ -106,11 +98,7 @@ class CompileTarget(NamedTuple):
 
 
 def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | None) -> CompileTarget:
-    """Returns the compile target: of the chip, or of CPU devices if its compiler is not installed.
-
-    Raises:
-      ValueError: a mesh whose size is not that of the topology.
-    """
+    """Returns the chip, or CPU devices without its compiler; ValueError for another size."""
     count = math.prod(shape.values())
     topology = topology or default_topology(chip, count)
     sides = topology.split("x")
@@ -145,11 +133,7 @@ def _cpu_devices(count: int) -> list:
 
 
 def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
-    """Returns the training step, compiled for a target from shapes, and the shapes of the state.
-
-    Raises:
-      ValueError: a step that does not fit into the memory of the chip.
-    """
+    """Returns the compiled step and its state's shapes; ValueError if memory does not suffice."""
     decoder = Decoder(model)
     t = config.train
     rows = jax.NamedSharding(target.mesh, BATCH)
@@ -220,7 +204,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     seconds_of = {
         "compute": executed.total / devices / chip.flops,
         "memory": traffic / chip.bandwidth,
-        "network": inside / chip.interconnect + (outside / chip.network if outside else 0.0),
+        "network": inside / chip.interconnect + outside / (chip.network or chip.interconnect),
     }
     step = max(seconds_of.values())
     return {
@@ -247,7 +231,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
         "loops_counted_once": executed_instructions(program)[1],
         "collectives": _by_kind(sent),
         "seconds": seconds_of | {"step": step},
-        "bound_by": max(seconds_of, key=seconds_of.get),
+        "bound_by": max(seconds_of, key=seconds_of.__getitem__),
         "tokens_per_second": tokens / step,
         "mfu": needed.total / devices / chip.flops / step,
         "compile_seconds": round(seconds, 1),
@@ -256,9 +240,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
 
 
 def _memory(compiled, chip: Hardware) -> dict:
-    """Returns the bytes of one device; results that alias arguments (the state) are counted
-    once.
-    """
+    """Returns the bytes of one device; results that alias arguments (the state) count once."""
     m = compiled.memory_analysis()
     results = m.output_size_in_bytes - m.alias_size_in_bytes
     peak = (

@@ -118,9 +118,7 @@ def table(rows: Sequence[Mapping]) -> str:
 
 
 def comparison(row: Mapping, before: Mapping) -> str:
-    """Returns memory and time of a plan as multiples of an earlier plan on the same chips, in one
-    line.
-    """
+    """Returns one line: memory and time as multiples of an earlier plan on the same chips."""
     token = [r["seconds"]["step"] / (r["batch_size"] * r["length"]) for r in (row, before)]
     return (
         f"beside {before['scheme']} at {before['batch_size']} x {before['length']:,}: memory x "

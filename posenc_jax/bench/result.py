@@ -8,9 +8,7 @@ Mark = tuple[str, float, float, float]  # label, first quartile, median, third q
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel of a figure of ratios: marks by series, a line at 1, and one at `limit`, a
-    target.
-    """
+    """One panel of ratios: marks by series, a line at 1, and one at `limit`, a target."""
 
     title: str
     series: Mapping[str, Sequence[Mark]]

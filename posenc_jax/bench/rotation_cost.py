@@ -137,9 +137,7 @@ def tables(freq_h: np.ndarray, pos_L: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def rotations_by_name(freq_h: np.ndarray) -> dict[str, Callable]:
-    """Returns rotation(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are inputs, not
-    constants.
-    """
+    """Returns rotation(x_BTNH, pos_BT, cos_Lh, sin_Lh) by name; the tables are inputs."""
     return {
         "ours": lambda x, pos, cos, sin: rotate(x, angles(pos, freq_h), "half", 1.0),
         BASELINE: lambda x, pos, cos, sin: rotate(x, float32_product(pos, freq_h), "half", 1.0),
@@ -149,9 +147,7 @@ def rotations_by_name(freq_h: np.ndarray) -> dict[str, Callable]:
 
 
 def _run(rotation, direction, shape, dtype, cos_Lh, sin_Lh, seed) -> Callable:
-    """Returns a function without arguments that rotates a tensor, and with backward takes its
-    gradient.
-    """
+    """Returns a function that rotates a tensor, and with backward takes its gradient."""
     keys = jax.random.split(jax.random.key(seed), 2)
     x, grad = (jax.random.normal(key, shape).astype(dtype) for key in keys)
     pos = jnp.arange(shape[1], dtype=jnp.int32)[None]

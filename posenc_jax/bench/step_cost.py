@@ -193,9 +193,7 @@ def _ratios(name: str, seconds_R: np.ndarray, other_R: np.ndarray | None) -> dic
 
 
 def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
-    """Returns (runs, losses, peak memory) by (name, scheme); a peer that fails is moved to
-    `missing`.
-    """
+    """Returns (runs, losses, peak memory) by (name, scheme); peers that fail move to `missing`."""
     runs, losses, peaks = {}, {}, {}
     for name, make in makers.items():
         print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
@@ -240,9 +238,7 @@ class _Ours:
 
 
 def _peers(ours: dict[str, _Ours], compiled: bool) -> tuple[dict, dict]:
-    """Returns makers of the training steps of peers, by (name, scheme), and the reasons for missing
-    ones.
-    """
+    """Returns makers of the peers' training steps by (name, scheme), and why others are missing."""
     if not pytorch.installed():
         return {}, {("torch",): _NOT_INSTALLED}
     from posenc_jax.bench import torch_reference

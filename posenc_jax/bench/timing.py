@@ -9,8 +9,8 @@ program. There, a candidate runs many times (a burst) before the host waits for 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,15 +20,18 @@ BURST = 0.05  # seconds of a burst
 LONGEST_BURST = 200  # runs of a burst
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]],
+    candidates: Mapping[Name, Callable[[], Any]],
     *,
     rounds: int,
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
     warm_ups: int = WARM_UPS,
     burst: float | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[Name, np.ndarray]:
     """Returns the seconds of one run of every candidate in each of R rounds, seconds_R by name.
 
     Warm-up runs come first and are not counted, so that `jax.jit` has compiled. One more run sets
@@ -89,9 +92,7 @@ def spread(seconds_R: np.ndarray, baseline_R: np.ndarray) -> dict[str, float]:
 
 
 class Pace:
-    """Extrapolates the time of candidates with length, to leave out those that would take too
-    long.
-    """
+    """Extrapolates the time of candidates with length, to leave out the slow ones."""
 
     def __init__(self, patience: float):
         self._patience, self._seen = patience, {}
@@ -101,9 +102,7 @@ class Pace:
         self._seen.setdefault(name, []).append((length, seconds))
 
     def left_out(self, length: int, names: Iterable[str]) -> dict[str, str]:
-        """Returns the reason, by name, for candidates whose next run would take longer than
-        `patience`.
-        """
+        """Returns, by name, why candidates whose next run exceeds `patience` are left out."""
         reasons = {}
         for name in names:
             if name not in self._seen:

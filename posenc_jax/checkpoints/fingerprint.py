@@ -61,9 +61,7 @@ def describe(tree) -> dict[str, str]:
 
 
 def sha256(tree) -> dict[str, str]:
-    """Returns SHA-256 of every leaf's bytes in row-major order, by path; gathers one leaf at a
-    time.
-    """
+    """Returns SHA-256 of every leaf's bytes in row-major order, by path; one leaf at a time."""
     return {name: hashlib.sha256(_whole(leaf).tobytes()).hexdigest() for name, leaf in leaves(tree)}
 
 
@@ -76,5 +74,7 @@ def leaves(tree) -> list[tuple[str, jax.Array]]:
 def _whole(leaf: jax.Array) -> np.ndarray:
     if leaf.is_fully_addressable:
         return np.asarray(leaf)
+    if not isinstance(leaf.sharding, jax.NamedSharding):
+        raise ValueError(f"an array of several processes needs a mesh, not {leaf.sharding}")
     everywhere = jax.NamedSharding(leaf.sharding.mesh, jax.P())
     return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(leaf))

@@ -36,7 +36,7 @@ class HashChain:
     def __init__(self, stored: dict[str, str] | None):
         stored = stored or {"chain": START, "data_chain": START}
         self._chain, self._data_chain = stored["chain"], stored["data_chain"]
-        self._waiting = []
+        self._waiting: list[tuple[int, tuple[jax.Array, jax.Array, jax.Array]]] = []
 
     def add(self, step: int, batch: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> None:
         """Adds a dispatched step without waiting for it."""

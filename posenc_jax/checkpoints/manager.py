@@ -114,9 +114,7 @@ class CheckpointManager:
             )
 
     def check_folder(self) -> None:
-        """Raises SaveFailed if the run's folder has been renamed, removed or replaced since the
-        start.
-        """
+        """Raises SaveFailed if the run's folder was renamed, removed or replaced meanwhile."""
         if _inode(self._workdir) != self._inode:
             raise SaveFailed(
                 f"{self._workdir} was renamed, removed or replaced during the run, and what was "
@@ -223,11 +221,7 @@ class CheckpointManager:
         return self._loaded(step, shapes, contents["sums"])
 
     def parameters(self, step: int, shapes) -> dict:
-        """Returns the parameters of `step` only, laid out as `shapes`, for any optimizer.
-
-        Raises:
-          Corrupted: as `restore`.
-        """
+        """Returns the parameters of `step`, laid out as `shapes`; Corrupted as in `restore`."""
         self.compare_parameters(step, shapes)
         part = ocp.Context()
         part.pytree.loading.partial_load = True
@@ -305,9 +299,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def _check_inodes(folder: Path) -> None:
-    """Raises OSError where a checkpoint's files find no inodes; orbax would wait five minutes for
-    them.
-    """
+    """Raises OSError where a checkpoint lacks inodes; orbax would wait five minutes for them."""
     disk = os.statvfs(folder)
     if disk.f_files and disk.f_favail < FILES:  # some file systems count none
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {disk.f_favail} free inodes")
@@ -330,9 +322,7 @@ def _line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """Returns what to do about an error of writing; libraries put the system's words into their own
-    message.
-    """
+    """Returns the remedy of an error of writing; libraries wrap the system's words."""
     for number, words in _REMEDIES.items():
         if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return words
@@ -340,15 +330,11 @@ def _remedy(error: BaseException) -> str:
 
 
 def _not_of_orbax(logged: logging.LogRecord) -> bool:
-    """Whether a log record is not orbax's traceback of a failure, which `check` reports in one
-    line.
-    """
+    """Whether a log record is not orbax's traceback of a failure that `check` reports."""
     return not (logged.exc_info and "orbax" in logged.pathname)
 
 
 def _report(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Prints an error that nobody catches, unless it follows from the failure that `check`
-    reports.
-    """
+    """Prints an error that nobody catches, unless it follows from the failure in `check`."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)

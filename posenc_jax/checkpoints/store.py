@@ -88,11 +88,7 @@ class CheckpointStore:
         return step
 
     def best(self, *, fall_back: bool) -> int | None:
-        """Returns the sound step of the lowest dev loss, the first of equals; None without any dev
-        loss.
-
-        Damaged checkpoints and `fall_back`: as in `newest`.
-        """
+        """Returns the sound step of the lowest dev loss, or None; `fall_back` as in `newest`."""
         faults: dict[int, Corrupted] = {}
         best = None
         for step in self._by_loss():
@@ -116,9 +112,7 @@ class CheckpointStore:
             self.delete(old)
 
     def delete(self, step: int) -> None:
-        """Deletes a checkpoint; renames it first, so that a kill leaves no partial numbered
-        folder.
-        """
+        """Deletes a checkpoint; renames it first, so that a kill leaves no partial folder."""
         going = self.folder / f"{_DELETING}{step}"
         _remove(going)
         self.path(step).rename(going)
@@ -126,9 +120,7 @@ class CheckpointStore:
         self._forget(step)
 
     def _by_loss(self) -> list[int]:
-        """Returns the steps with a dev loss, lowest loss first, earlier steps first among
-        equals.
-        """
+        """Returns the steps with a dev loss, lowest loss first, earlier steps first if equal."""
         losses = {step: self._loss(step) for step in self.steps()}
         return sorted((s for s in losses if losses[s] < math.inf), key=lambda s: (losses[s], s))
 
@@ -173,9 +165,7 @@ class CheckpointStore:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Returns the steps that name anything but an empty folder, ascending; a link or a file is
-    damaged.
-    """
+    """Returns the numbered steps, ascending, without empty folders; links and files are damaged."""
     if not folder.is_dir():
         return []
     named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())

@@ -67,9 +67,7 @@ def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Co
 
 
 def _scattered(i: HloInstruction, beside: dict[str, HloInstruction]) -> bool:
-    """Whether every use of a fused all-reduce keeps this device's piece only: a TPU's
-    reduce-scatter.
-    """
+    """Whether each use of a fused all-reduce keeps only this device's piece (a reduce-scatter)."""
     uses = [use for use in beside.values() if i.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
 
@@ -120,9 +118,7 @@ def _order(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
-    """Returns groups along axes such as 'b', or 'b':(2)4: axis b split as 2 x 4 x rest, of which
-    the 4.
-    """
+    """Returns groups along axes: 'b', or 'b':(2)4, the 4 of b split as 2 x 4 x rest."""
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
     asked = [
         (name, int(before or 1), int(n or sizes[name]))
@@ -130,10 +126,10 @@ def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
     ]
     dims, inside = [], []
     for axis, n in sizes.items():
-        cuts = {1, n} | {
+        asked_cuts = {
             cut for name, before, m in asked if name == axis for cut in (before, before * m)
         }
-        cuts = sorted(cuts) if n > 1 else [1, 1]
+        cuts = sorted({1, n} | asked_cuts) if n > 1 else [1, 1]
         for low, high in itertools.pairwise(cuts):
             inside.append(
                 any(
@@ -150,5 +146,6 @@ def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
 
 def _pairs(text: str) -> np.ndarray:
     listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
-    pairs = [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", listed[1])]
+    text = listed[1] if listed else ""
+    pairs = [list(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", text)]
     return np.array(pairs or [[0, 0]])

@@ -176,9 +176,7 @@ def tile_pairs(length: int, reach: int, q_most: int, k_most: int) -> int:
 
 
 def bias_windows(c: ModelConfig, layer: PlacedLayer, length: int) -> Sequence[int]:
-    """Returns the cut-off window of each head at the start of training; `length` where none is
-    known.
-    """
+    """Returns each head's cut-off window at the start of training; `length` if unknown."""
     params, bound = layer.init(jax.random.key(0)), math.inf
     if c.qk_norm and not layer.tempered_by_tokens:
         rotations = [(g.heads.rotation, g.context) for g in layer.groups if g.heads.rotation]

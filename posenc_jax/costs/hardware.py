@@ -62,21 +62,13 @@ class Hardware:
 # H100: one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400,
 # 1,200 and 800 GB/s both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
 # Autotuning is off, for it times kernels on the card.
-_GPU, _TPU = {"xla_gpu_autotune_level": 0}, {}
+_GPU: dict = {"xla_gpu_autotune_level": 0}
+_TPU: dict = {}
+_H100 = "NVIDIA H100 80GB HBM3"
 HARDWARE = {
     chip.name: chip
     for chip in (
-        Hardware(
-            "h100",
-            "cuda",
-            "NVIDIA H100 80GB HBM3",
-            85_000_000_000,
-            989e12,
-            3.35e12,
-            450e9,
-            50e9,
-            _GPU,
-        ),
+        Hardware("h100", "cuda", _H100, 85_000_000_000, 989e12, 3.35e12, 450e9, 50e9, _GPU),
         Hardware("h200", "cuda", "NVIDIA H200", 150_000_000_000, 989e12, 4.8e12, 450e9, 50e9, _GPU),
         Hardware("v5e", "tpu", "v5e", 17_179_869_184, 197e12, 0.82e12, 100e9, None, _TPU),
         Hardware("v5p", "tpu", "v5p", 102_005_473_280, 459e12, 2.77e12, 200e9, None, _TPU),
@@ -206,12 +198,7 @@ def topology_devices(chip: Hardware, topology: str) -> list:
 
 
 def topology_mesh(chip: Hardware, topology: str, **axes: int) -> jax.sharding.Mesh:
-    """Returns an explicit mesh over absent devices, e.g. ``topology_mesh(chip, "4x4", data=4,
-    model=4)``.
-
-    Raises:
-      ValueError: axes whose product is not the number of devices.
-    """
+    """Returns a mesh over absent devices; ValueError for axes whose product is not their number."""
     devices = topology_devices(chip, topology)
     if np.prod(list(axes.values())) != len(devices):
         raise ValueError(f"axes {axes} do not multiply to the {len(devices)} devices of {topology}")

@@ -47,9 +47,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class HloInstruction(NamedTuple):
-    """One line of a program: name, shape as text, opcode, names of operands, and the rest of the
-    line.
-    """
+    """One line of a program: name, shape, opcode, operands, and the rest of the line."""
 
     name: str
     shape: str
@@ -80,12 +78,9 @@ class HloProgram:
 
 
 def parse_hlo(text: str) -> HloProgram:
-    """Returns the program of `compiled.as_text()`.
-
-    Raises:
-      ValueError: a text without an entry computation.
-    """
-    computations, entry, current = {}, None, None
+    """Returns the program of `compiled.as_text()`; ValueError for a text without an entry."""
+    computations: dict[str, list[HloInstruction]] = {}
+    entry, current = None, None
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:
@@ -101,6 +96,8 @@ def parse_hlo(text: str) -> HloProgram:
 def _instruction(name: str, rest: str, root: bool) -> HloInstruction:
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opcode = _OPCODE.match(rest, end)
+    if opcode is None:
+        raise ValueError(f"this instruction of a compiled program has no opcode: {rest[:80]!r}")
     start = opcode.end()
     stop = _closing(rest, start - 1)
     operands = tuple(_NAME.findall(rest[start:stop]))
@@ -159,9 +156,7 @@ class ExecutedInstruction(NamedTuple):
 
 
 def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction], int]:
-    """Returns every executed instruction outside of fusions, and the number of loops of unknown
-    length.
-    """
+    """Returns the executed instructions outside fusions, and the loops of unknown length."""
     unknown = 0
 
     def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
@@ -190,25 +185,10 @@ def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction
 
 # Instructions without memory traffic of their own.
 _FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "call",
-    "conditional",
-    "after-all",
-    "async-start",
-    "async-update",
-    "async-done",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "get-dimension-size",
-    "add-dependency",
-    "iota",
-}
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
+    "conditional", "after-all", "async-start", "async-update", "async-done", "partition-id",
+    "replica-id", "opt-barrier", "get-dimension-size", "add-dependency", "iota",
+}  # fmt: skip
 
 
 def memory_traffic(program: HloProgram) -> float:
@@ -282,9 +262,7 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
 
 
 def _named(i: HloInstruction) -> bool:
-    """Whether an instruction only groups values: a tuple, or handles of an asynchronous
-    collective.
-    """
+    """Whether an instruction only groups values: a tuple, or an asynchronous handle."""
     return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
 
 

@@ -127,9 +127,7 @@ def _verify(root: pathlib.Path) -> None:
 
 
 def _prepare(root: pathlib.Path, make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
-    """Prepares a corpus, unless another process was first; one that is damaged is named and made
-    again.
-    """
+    """Prepares a corpus, unless another process was first; makes a damaged one again."""
     try:
         return _verify(root)
     except Corrupted as fault:

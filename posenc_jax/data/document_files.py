@@ -63,14 +63,14 @@ def split_by_hash(
     return result
 
 
-def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
+def python_stdlib_files() -> list[TextFile]:
     """Returns the source files of this interpreter's standard library, split by top-level module.
 
     Left out: tests, tables (encodings, pydoc_data), programs (idlelib, turtledemo), packages that
     some Pythons lack (distutils, lib2to3, ensurepip) and the record of the machine that built this
     Python.
     """
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     paths = {}
     for path in _library_files(root):
         name = path.relative_to(root)
@@ -91,9 +91,7 @@ def python_stdlib_files(root: pathlib.Path | None = None) -> list[TextFile]:
 
 
 def _library_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the .py files of a standard library, sorted; never enters site-packages, which may be
-    huge.
-    """
+    """Returns the .py files of a standard library, sorted, without site-packages."""
     found = []
     for folder, inside, names in os.walk(root):
         inside[:] = set(inside) - _NOT_LIBRARY
@@ -149,7 +147,7 @@ def _split_of_folders(folder: str, digest: dict[str, str]) -> dict[str, str]:
             f"data.folder={folder}: no text for {' and '.join(missing)}; train/ needs a file, and "
             "validation/ two, or one beside a test/ with one"
         )
-    first = {}
+    first: dict[str, str] = {}
     for name, where in split.items():
         other = first.setdefault(digest[name], name)
         if split[other] != where:
@@ -161,7 +159,7 @@ def _split_of_folders(folder: str, digest: dict[str, str]) -> dict[str, str]:
 
 
 def _split_of_contents(folder: str, digest: dict[str, str]) -> dict[str, str]:
-    first = {}
+    first: dict[str, str] = {}
     for name, content in digest.items():
         first.setdefault(content, name)
     if len(first) < len(SPLITS):

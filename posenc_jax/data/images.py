@@ -20,11 +20,7 @@ class Images:
     label_N: np.ndarray
 
     def at(self, size: int) -> np.ndarray:
-        """Returns image_NHWC, float32 in [0, 1]: the middle square of each, resized to `size`
-        pixels a side.
-
-        Bilinear, with a wider filter where an image gets smaller.
-        """
+        """Returns image_NHWC in [0, 1]: middle squares, bilinear, `size` pixels a side; float32."""
         return np.stack([_resized(image, size) for image in self.pixels])
 
 

@@ -83,9 +83,7 @@ class ImportedTokenizer:
         self.symbols = _symbols(self._pieces)
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Returns the ids (int32) of a text, without special ids; ValueError if they lose a byte of
-        it.
-        """
+        """Returns the ids (int32), without special ids; ValueError if they lose a byte."""
         ids = np.array(self._ids(text.decode("utf-8")), np.int32)
         total = int(self.byte_lengths_V[ids].sum(dtype=np.int64))
         if total != len(text):
@@ -100,9 +98,7 @@ class ImportedTokenizer:
         return b"".join(self._pieces[i] for i in ids)
 
     def save(self, folder: Path) -> Path:
-        """Writes the tokenizer.json and the special tokens; returns the path for
-        `open_tokenizer`.
-        """
+        """Writes the tokenizer.json and special tokens; returns the path for `open_tokenizer`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "tokenizer.json", self.description)
         tokens = {f"{which}_token": getattr(self.special, which) for which in ("bos", "eos", "pad")}
@@ -261,9 +257,7 @@ def _byte_level_piece(token: str) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Returns GPT-2's code: printable bytes of Latin-1 stand for themselves, others for 256, 257,
-    ...
-    """
+    """Returns GPT-2's code: printable Latin-1 bytes are themselves, others 256, 257, ..."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}

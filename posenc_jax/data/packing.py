@@ -50,10 +50,7 @@ def text_window(stream: TokenStream, index: int, length: int) -> Example:
 
 
 def pack(documents: Sequence[Document], length: int, pad: int) -> Example:
-    """Returns whole documents one after another, a segment each, then padding to `length`.
-
-    Raises ValueError if they do not fit: nothing is cut off.
-    """
+    """Returns whole documents, a segment each, padded to `length`; ValueError if too long."""
     total = sum(len(document.tokens) for document in documents)
     if total > length:
         raise ValueError(f"{total} tokens do not fit into a window of {length}")

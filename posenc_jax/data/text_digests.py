@@ -9,9 +9,7 @@ OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from th
 
 
 def list_texts(corpus: Corpus) -> list[dict]:
-    """Returns split, name, bytes and sha256 of texts: of files all texts, of other sets held-out
-    ones.
-    """
+    """Returns split, name, bytes, sha256 of texts: all of files, held-out ones of other sets."""
     splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
     return [
         {

@@ -39,7 +39,7 @@ class Documents(Sequence):
     def __len__(self) -> int:
         return len(self._range)
 
-    def __getitem__(self, index: int) -> tuple[str, bytes]:
+    def __getitem__(self, index: int) -> tuple[str, bytes]:  # type: ignore[override]  # no slices
         number = self._range[index]
         record = self._record(number)
         if self._name_key is None:
@@ -146,7 +146,7 @@ def open_pictures(
                 f"({', '.join(builder.info.features)})"
             )
     ranges = _ranges(name, builder)
-    splits = {}
+    splits: dict[str, tuple[Sequence, np.ndarray]] = {}
     for split in ("train", "test"):
         part, start, stop = ranges[split]
         pictures = Pictures(_source(name, builder, part), start, stop)
@@ -163,7 +163,7 @@ class Pictures(Sequence):
     def __len__(self) -> int:
         return len(self._range)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # no slices
         return self._source[self._range[index]]["image"]
 
     def labels(self) -> np.ndarray:
@@ -215,12 +215,7 @@ def _opened(
 
 
 def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
-    """Returns the reader of a prepared folder.
-
-    Raises:
-      ValueError: a damaged description, or a feature of a class that is not TFDS's own: TFDS would
-        import it.
-    """
+    """Returns the reader of a prepared folder; ValueError for damage or a class not of TFDS."""
     features = pathlib.Path(folder, "features.json")
     if not features.exists():
         raise ValueError(f"data.corpus={name}: there is no {features}; prepare the corpus again")
@@ -235,9 +230,7 @@ def _reader(name: str, folder: str) -> tfds.core.DatasetBuilder:
 
 
 def _refuse_foreign_classes(name: str, value: object) -> None:
-    """Raises ValueError for a class in features.json, also in JSON inside its strings, that is not
-    of TFDS.
-    """
+    """Raises ValueError for a class in features.json, or in JSON in its strings, not of TFDS."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
@@ -271,7 +264,7 @@ def _known(name: str, data_dir: str) -> bool:
 
 def _prepared_folder(name: str, parts: re.Match, data_dir: str) -> str | None:
     root = pathlib.Path(data_dir, parts["set"])
-    prepared = {}
+    prepared: dict[str, list[pathlib.Path]] = {}
     for info in [*root.glob("*/dataset_info.json"), *root.glob("*/*/dataset_info.json")]:
         folder = info.parent
         config = "" if folder.parent == root else folder.parent.name

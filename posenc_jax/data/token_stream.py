@@ -11,7 +11,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from posenc_jax.results.files import sync_folder
 from posenc_jax.results.locks import locked
 from posenc_jax.results.manifest import Corrupted
 from posenc_jax.results.record_schema import STREAM
-
-if TYPE_CHECKING:  # importing corpora imports TFDS, which a stream does not need
-    from posenc_jax.data.corpora import Corpus
 
 
 class TokenFile:
@@ -45,9 +42,7 @@ class TokenFile:
         return self._count
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Returns the ids of a slice of step 1; ValueError if the file was shortened since it was
-        opened.
-        """
+        """Returns the ids of a slice of step 1; ValueError if the file is now shorter."""
         start, stop, _ = part.indices(self._count)
         size = max(stop - start, 0) * self.dtype.itemsize
         content = bytearray()
@@ -95,7 +90,21 @@ class TokenStream:
         return self.tokens[self.starts[index] : self.starts[index + 1]].astype(np.int32)
 
 
-def open_stream(corpus: "Corpus", split: str, tokenizer: Tokenizer, data_dir: str) -> TokenStream:
+class TextSource(Protocol):
+    """The part of a corpus that its token stream reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def documents(self, split: str) -> Sequence[tuple[str, bytes]]: ...
+
+
+def open_stream(
+    corpus: TextSource, split: str, tokenizer: Tokenizer, data_dir: str | pathlib.Path
+) -> TokenStream:
     """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
     A damaged one is named on stderr and made again. Safe against kills and against other processes:

@@ -49,10 +49,11 @@ class _PieceTable:
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
         self.bos, self.sep, self.pad, self.ans = range(first, first + _SPECIALS)
-        self.symbols, self.ends, self.end = first - SYMBOL_IDS, (self.bos,), self.bos
+        self.symbols, self.end = first - SYMBOL_IDS, self.bos
+        self.ends: tuple[int, ...] = (self.bos,)
         self.vocab_size = first + _SPECIALS
         self._pieces = [*pieces, *[b""] * _SPECIALS]
-        self.byte_lengths_V = np.array([len(piece) for piece in self._pieces], np.int32)
+        self.byte_lengths_V: np.ndarray = np.array([len(piece) for piece in self._pieces], np.int32)
         self.byte_lengths_V.flags.writeable = False
         self.fingerprint = fingerprint
 
@@ -129,9 +130,7 @@ class SentencePieceTokenizer(_PieceTable):
 
 
 def escaped_ids(encode: Callable[[str], list[int]], space_bytes: list[int], text: str) -> list[int]:
-    """Returns the ids of a text in which SPACE itself becomes `space_bytes`, the ids of its
-    bytes.
-    """
+    """Returns the ids of a text in which SPACE becomes `space_bytes`, the ids of its bytes."""
     first, *rest = text.split(SPACE)
     ids = encode(first)
     for part in rest:
@@ -140,10 +139,7 @@ def escaped_ids(encode: Callable[[str], list[int]], space_bytes: list[int], text
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Returns the tokenizer "bytes", the SentencePiece model or the tokenizer.json at a path.
-
-    Raises ValueError if there is no such file, or if its model loses text.
-    """
+    """Returns "bytes", or a SentencePiece model or tokenizer.json; ValueError if not lossless."""
     if name == "bytes":
         return ByteTokenizer()
     path = pathlib.Path(name)

@@ -13,10 +13,7 @@ from posenc_jax.encodings.rotary import angles, inverse_frequencies
 
 
 def sinusoid(pos_BT: jax.Array, dim: int, base: float) -> jax.Array:
-    """Returns a_BTD, float32: sin in even dims, cos in odd dims, of the same angle per pair.
-
-    Source: Vaswani et al. 2017, sec. 3.5.
-    """
+    """Returns a_BTD, float32: sin in even dims, cos in odd ones (Vaswani et al. 2017, sec. 3.5)."""
     angle_BTh = angles(pos_BT, inverse_frequencies(dim, base))
     both = jnp.stack([jnp.sin(angle_BTh), jnp.cos(angle_BTh)], axis=-1)
     return both.reshape(*pos_BT.shape, dim)

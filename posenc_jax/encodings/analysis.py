@@ -16,6 +16,7 @@ from posenc_jax.encodings.layer import PlacedHeadGroup
 from posenc_jax.encodings.rotary import angles
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
+CHUNK = 16_384  # distances whose bias is computed at once
 # Smallest positive number of each dtype, subnormals included; smaller weights are exactly zero.
 SMALLEST_POSITIVE = {"float32": 2.0**-149, "bfloat16": 2.0**-133, "float16": 2.0**-24}
 
@@ -56,14 +57,12 @@ class HeadAnalysis:
     gain_at_end: float
 
 
-def bias_of_distance(
-    layer: PlacedLayer, params: Params, length: int, chunk: int = 16384
-) -> np.ndarray:
+def bias_of_distance(layer: PlacedLayer, params: Params, length: int) -> np.ndarray:
     """Returns b_NZ, float64: the bias of a query at length - 1 for a key d tokens back."""
     query_11 = jnp.full((1, 1), length - 1, jnp.int32)
     pieces = []
-    for start in range(0, length, chunk):
-        distance = np.arange(start, min(start + chunk, length))
+    for start in range(0, length, CHUNK):
+        distance = np.arange(start, min(start + CHUNK, length))
         keys_1S = jnp.asarray(length - 1 - distance, jnp.int32)[None]
         bias = layer.bias(params, query_11, keys_1S)
         flat = np.zeros((layer.num_heads, len(distance)))
@@ -138,7 +137,8 @@ def analyze_heads(
       scheme: placed. params: learned parameters per layer. length: number of keys. margins: nats.
       trained: the scheme in training, where `scheme` is a length extension of it; None: `scheme`.
     """
-    out, known = [], {}
+    out: list[HeadAnalysis] = []
+    known: dict[PlacedLayer, list[HeadAnalysis]] = {}
     trained = trained or scheme
     layers = zip(scheme.layers, trained.layers, params, strict=True)
     for number, (layer, before, learned) in enumerate(layers):
@@ -201,9 +201,10 @@ def _unseen_pairs(group: PlacedHeadGroup, trained: PlacedHeadGroup, length: int)
     """Returns how many pairs do not complete a turn within L, and leave the arc seen in training
     where a stretch changed their wavelength.
     """
-    if group.heads.rotation is None:
+    if group.heads.rotation is None or trained.heads.rotation is None:
         return 0
-    waves, before = (g.heads.rotation.wavelengths(g.context) for g in (group, trained))
+    waves = group.heads.rotation.wavelengths(group.context)
+    before = trained.heads.rotation.wavelengths(trained.context)
     L = group.context.train_length
     return sum(
         old > L and (new == old or length / new > L / old * (1 + 1e-6))
@@ -243,10 +244,8 @@ def _phasors(wavelengths, distance_S, gain_Sh) -> np.ndarray:
 def rotation_curves(
     group: PlacedHeadGroup, distance_S: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns `rotary_kernel` and `decay_bound` of a head group with wavelengths, relative to the
-    kernel at d = 0.
-    """
-    rotation, context = group.heads.rotation, group.context
+    """Returns `rotary_kernel` and `decay_bound` of a head group, relative to d = 0."""
+    rotation, context = group.heads.rotation or Rotation(), group.context
     gain_Sh = rotation.pair_gains(context, distance_S)
     gain_Sh = gain_Sh / rotation.pair_gains(context, np.zeros(1)).mean()
     waves = rotation.wavelengths(context)
@@ -276,9 +275,7 @@ def angle_errors(wavelengths: tuple[float, ...], length: int) -> dict[str, float
 
 
 def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -> list[str]:
-    """Returns warnings about windows, blind distances, horizons, pairs, biases and gains; empty if
-    nothing stands out.
-    """
+    """Returns warnings about what the heads cannot see or have not seen; empty if none."""
     warnings = []
     total = len(heads)
     sights = sorted({h.sight for h in heads if h.sight is not None})
@@ -291,9 +288,9 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
         )
     free = [h for h in heads if h.sight is None or (h.blind["float32"] or 0) < h.sight - 1]
     for name in ("float32", "bfloat16"):
-        short = sorted({h.blind[name] for h in free if h.blind[name] is not None})
-        if short:
-            count = sum(h.blind[name] is not None for h in free)
+        blind = [d for h in free if (d := h.blind[name]) is not None]
+        if short := sorted(set(blind)):
+            count = len(blind)
             where = f"{short[0]:,}" if len(short) == 1 else f"{short[0]:,} to {short[-1]:,}"
             warnings.append(
                 f"{count} of {total} heads cannot see past {where} tokens in {name}: weights "
@@ -307,7 +304,7 @@ def scheme_warnings(heads: list[HeadAnalysis], length: int, train_length: int) -
             "distance"
         )
     for margin in heads[0].horizon:
-        reach = [h.horizon[margin] for h in heads if h.horizon[margin] is not None]
+        reach = [d for h in heads if (d := h.horizon[margin]) is not None]
         if reach and margin <= 10 and max(reach) < length - 1:
             far = max(reach)
             warnings.append(

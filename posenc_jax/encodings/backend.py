@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import jax
 
-_ELSEWHERE = contextvars.ContextVar("device", default=None)
+_ELSEWHERE: contextvars.ContextVar[str | None] = contextvars.ContextVar("device", default=None)
 
 
 def current_backend() -> str:
@@ -27,7 +27,7 @@ def assume_backend(device: str) -> Iterator[None]:
 @contextlib.contextmanager
 def float32_matmuls() -> Iterator[None]:
     """Traces float32 products in full precision; a GPU's default is 10 bits, a TPU's 8."""
-    how = contextlib.nullcontext()
+    how: contextlib.AbstractContextManager = contextlib.nullcontext()
     if current_backend() != "cpu":
         how = jax.default_matmul_precision("highest")
     with how:

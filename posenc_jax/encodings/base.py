@@ -9,7 +9,7 @@ encoding, subclass one of these classes, implement its one function, and registe
 import dataclasses
 import math
 import numbers
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class HeadContext:
     first: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
 class Part:
     """Base class of all parts: optional learned parameters, and a check of the settings."""
 
@@ -76,9 +77,13 @@ class Part:
         """Returns the replacement when the part is switched off; None: nothing."""
         return None
 
-    def on_grid(self, width: int, context: HeadContext) -> "Part":
+    def on_grid(self, width: int, context: HeadContext) -> Self:
         """Returns a planar part with a grid of `width` columns; other parts unchanged."""
-        return self if self.columns(context) is None else dataclasses.replace(self, width=width)
+        return self
+
+    def changed(self, **settings: Any) -> Self:
+        """Returns the part with other values of some of its fields."""
+        return dataclasses.replace(self, **settings)
 
 
 class Absolute(Part):
@@ -147,9 +152,8 @@ class Bias(Part):
         learned biases; `bias` must apply it.
     """
 
-    joint: ClassVar[bool] = (
-        False  # True if heads share costly work, so that all are best computed together
-    )
+    # True if heads share costly work, so that all are best computed together.
+    joint: ClassVar[bool] = False
     factor: float = dataclasses.field(default=1.0, kw_only=True)
 
     def bias(
@@ -236,7 +240,7 @@ class Form(Part):
         raise NotImplementedError
 
 
-def check_positive(owner: str, **values: float) -> None:
+def check_positive(owner: str, **values: float | str) -> None:
     """Raises ValueError naming the first of `values` that is not a finite number above zero."""
     for name, value in values.items():
         if value == MATCH:

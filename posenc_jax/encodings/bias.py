@@ -45,9 +45,7 @@ def matched_slopes(
 
 
 def harmonic_slopes(heads: int) -> np.ndarray:
-    """Returns slope_N = 1/h, h = 1 .. heads, float64: NAPE's (Vasylenko et al. 2025;
-    deep-spin/asentmax, "linear").
-    """
+    """Returns slope_N = 1/h, h = 1 .. heads, float64 (NAPE, Vasylenko et al. 2025)."""
     return 1 / np.arange(1, heads + 1)
 
 
@@ -61,7 +59,7 @@ def distances(q_pos_BT: jax.Array, k_pos_BS: jax.Array) -> jax.Array:
 
 def linear_bias(slope_N: np.ndarray, distance_BTS: jax.Array) -> jax.Array:
     """Returns bias_BNTS = -slope * distance in float32 (Press et al. 2022, eq. in sec. 3)."""
-    return -np.asarray(slope_N, np.float32)[None, :, None, None] * distance_BTS[:, None]
+    return distance_BTS[:, None] * -np.asarray(slope_N, np.float32)[None, :, None, None]
 
 
 def ntk_factors(slope_N: np.ndarray | jax.Array, factor: float) -> np.ndarray | jax.Array:
@@ -125,13 +123,8 @@ class Sloped(RankedBias):
         owner = type(self).__name__.lower()
         if self.slopes == "harmonic" and self.max_exponent != 8:
             raise ValueError(f"{owner}: harmonic slopes have no max_exponent; leave it out")
-        check_positive(
-            owner,
-            max_exponent=self.max_exponent,
-            steep=self.steep,
-            factor=self.factor,
-            ntk=self.ntk,
-        )
+        names = ("max_exponent", "steep", "factor", "ntk")
+        check_positive(owner, **{name: getattr(self, name) for name in names})
         slope_N = self.slope_N(context)
         if slope_N.min() < np.finfo(np.float32).tiny or slope_N.max() > MAX_SIZE:
             raise ValueError(
@@ -171,7 +164,7 @@ class Alibi(Sloped):
     staircase: bool = False
 
     @property
-    def relative(self) -> bool:
+    def relative(self) -> bool:  # type: ignore[override]  # by setting
         """False for a staircase, whose steps lie at fixed positions."""
         return not self.staircase
 

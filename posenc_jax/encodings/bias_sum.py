@@ -1,7 +1,7 @@
 """Several biases on the same heads: b = b_1 + b_2 + .., in a line ``alibi&log``."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class BiasSum(Bias):
       ValueError: on construction, for other terms.
     """
 
-    factor: ClassVar[float] = 1.0  # each term has its own
+    factor: ClassVar[float] = 1.0  # type: ignore[misc]  # each term has its own
     terms: tuple[Bias, ...] = ()
 
     def __post_init__(self):
@@ -33,17 +33,17 @@ class BiasSum(Bias):
             )
 
     @property
-    def learns(self) -> bool:
+    def learns(self) -> bool:  # type: ignore[override]  # by setting
         """Whether a term learns."""
         return any(term.learns for term in self.terms)
 
     @property
-    def relative(self) -> bool:
+    def relative(self) -> bool:  # type: ignore[override]  # by setting
         """Whether all terms are relative."""
         return all(term.relative for term in self.terms)
 
     @property
-    def joint(self) -> bool:
+    def joint(self) -> bool:  # type: ignore[override]  # by setting
         """Whether a term is joint."""
         return any(term.joint for term in self.terms)
 
@@ -80,12 +80,13 @@ class BiasSum(Bias):
             term.linear_slope_N(params.get(str(i), {}), context)
             for i, term in enumerate(self.terms)
         ]
-        return None if any(slope_N is None for slope_N in slopes) else jnp.sum(jnp.stack(slopes), 0)
+        known = [slope_N for slope_N in slopes if slope_N is not None]
+        return jnp.sum(jnp.stack(known), 0) if len(known) == len(slopes) else None
 
     def stretched(self, factor: float, ntk: bool) -> "BiasSum":
         """Returns the sum of the terms for contexts `factor` times as long."""
         return BiasSum(tuple(term.stretched(factor, ntk) for term in self.terms))
 
-    def on_grid(self, width: int, context: HeadContext) -> "BiasSum":
+    def on_grid(self, width: int, context: HeadContext) -> Self:
         """Returns the sum whose planar terms have a grid of `width` columns."""
-        return BiasSum(tuple(term.on_grid(width, context) for term in self.terms))
+        return self.changed(terms=tuple(term.on_grid(width, context) for term in self.terms))

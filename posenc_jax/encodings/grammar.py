@@ -51,9 +51,7 @@ SHOWN = 60  # characters of a long line, word or number in an error message
 
 
 def parse(text: str) -> Scheme:
-    """Returns the scheme that `text` describes or names (`scheme_presets`); ValueError with the
-    column of the first error.
-    """
+    """Returns the scheme of a text or a preset's name; ValueError with the column of the error."""
     if len(text) > LONGEST_LINE:
         raise ValueError(f"a scheme of {len(text):,} characters; there may be {LONGEST_LINE:,}")
     return _Parser(line_of(text)).scheme()
@@ -103,9 +101,10 @@ def _unparse_term(part: Part) -> str:
 
 def unparse_part(part: Part | RopeScaling) -> str:
     """Returns the text of a part or a RoPE scaling, without default settings."""
+    fields = sorted(dataclasses.fields(part), key=lambda f: bool(f.kw_only))  # factor, ntk last
     changed = [
         f"{f.name}={_unparse_value(getattr(part, f.name))}"
-        for f in sorted(dataclasses.fields(part), key=lambda f: f.kw_only)  # factor and ntk last
+        for f in fields
         if getattr(part, f.name) != f.default
     ]
     return registered_name(part) + (f"({','.join(changed)})" if changed else "")
@@ -254,10 +253,11 @@ class _Parser:
         start, terms = self.tokens[self.at], [first]
         while self.take("&"):
             terms.append(self.part(REGISTRY))
-        if not all(isinstance(term, Bias) for term in terms):
+        biases = tuple(term for term in terms if isinstance(term, Bias))
+        if len(biases) < len(terms):
             raise self.fail("'&' adds biases; '+' joins parts of different kinds", start)
         try:
-            return BiasSum(tuple(terms))
+            return BiasSum(biases)
         except ValueError as error:
             raise self.fail(str(error), start) from None
 
@@ -310,7 +310,7 @@ class _Parser:
         if "RopeScaling" in str(field.type):
             return self.part(ROPE_SCALINGS)
         if isinstance(field.default, tuple) and self.take("["):
-            numbers = []
+            numbers: list[float] = []
             while not self.take("]"):
                 if numbers:
                     self.expect(",")

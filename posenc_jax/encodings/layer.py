@@ -79,7 +79,7 @@ class PlacedLayer:
     def window_N(self) -> tuple[int | None, ...]:
         """The window of every query head, tokens; None: no window."""
         own = ((g.heads.window, g.context) for g in self.groups)
-        return tuple(w and w.tokens(at) for w, at in own for _ in range(at.heads))
+        return tuple(w.tokens(at) if w else None for w, at in own for _ in range(at.heads))
 
     @property
     def gated(self) -> bool:
@@ -93,7 +93,7 @@ class PlacedLayer:
 
     def init(self, key: jax.Array) -> Params:
         """Returns learned parameters by "group.kind"; empty for schemes without learned parts."""
-        params = {}
+        params: dict[str, Params] = {}
         for g, group, kind, part in self._parts():
             learned = part.init(jax.random.fold_in(key, len(params)), group.context)
             if learned:
@@ -127,10 +127,9 @@ class PlacedLayer:
         for g, group in enumerate(self.groups):
             rotation = group.heads.rotation
             own = rotation is not None and rotation.learns and not rotation.keys_alike
+            apart = own and rotation is not None and rotation.per_head
             for n in range(group.context.heads):
-                rotations.append(
-                    (rotation, g if own else None, n if own and rotation.per_head else None)
-                )
+                rotations.append((rotation, g if own else None, n if apart else None))
         size = self.num_heads // num_kv_heads
         return all(len(set(rotations[k : k + size])) == 1 for k in range(0, self.num_heads, size))
 
@@ -151,8 +150,8 @@ class PlacedLayer:
             learned = params.get(f"{g}.rotation", {})
             turned = group.heads.rotation.rotate(learned, x_BTNH, pos_BT, group.context, side)
             turned = _with_columns(turned, columns)
-            owned_N = np.arange(0, self.num_heads, repeats)
-            owned_N = (group.first <= owned_N) & (owned_N < group.stop)
+            head_N = np.arange(0, self.num_heads, repeats)
+            owned_N = (group.first <= head_N) & (head_N < group.stop)
             out = turned if owned_N.all() else jnp.where(owned_N[None, None, :, None], turned, out)
         return out
 
@@ -190,7 +189,11 @@ class PlacedLayer:
             if part is None:
                 flat_N = np.zeros(group.context.heads)
                 pieces.append(linear_bias(flat_N, distances(q_pos_BT, k_pos_BS)))
-            elif isinstance(part, GatedBias) and q_cum_log_forget_BTN is not None:
+            elif (
+                isinstance(part, GatedBias)
+                and q_cum_log_forget_BTN is not None
+                and k_cum_log_forget_BSN is not None
+            ):
                 mine = slice(group.first, group.stop)
                 q_BNT = q_cum_log_forget_BTN[:, :, mine].swapaxes(1, 2)
                 k_BNS = k_cum_log_forget_BSN[:, :, mine].swapaxes(1, 2)
@@ -203,7 +206,8 @@ class PlacedLayer:
         """Returns the slopes of all query heads, float32; None if a bias is not linear."""
         pieces = []
         for g, group in enumerate(self.groups):
-            part, slope_N = group.heads.bias, jnp.zeros(group.context.heads)
+            part = group.heads.bias
+            slope_N: jax.Array | None = jnp.zeros(group.context.heads)
             if part is not None:
                 slope_N = part.linear_slope_N(params.get(f"{g}.bias", {}), group.context)
             if slope_N is None:
@@ -282,7 +286,7 @@ def last_visible_key(group: PlacedHeadGroup, pos_BT: jax.Array) -> jax.Array:
     evaluation and does not change n.
     """
     heads = group.heads
-    if heads.window is None or heads.temperature.relative:
+    if heads.window is None or heads.temperature is None or heads.temperature.relative:
         return pos_BT
     return jnp.minimum(pos_BT, heads.window.tokens(group.context) - 1)
 

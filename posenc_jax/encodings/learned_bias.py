@@ -19,7 +19,7 @@ from posenc_jax.encodings.bias import (
 )
 
 
-def inverse_softplus(y: np.ndarray) -> np.ndarray:
+def inverse_softplus(y: np.ndarray | float) -> np.ndarray:
     """Returns x with softplus(x) = y, for y above zero, float64."""
     return y + np.log(-np.expm1(-np.asarray(y, np.float64)))
 
@@ -115,9 +115,7 @@ class Annealed(Sloped):
 
 @dataclasses.dataclass(frozen=True)
 class KerpleLog(Bias):
-    """KERPLE, logarithmic: -r1 log(1 + r2 d), r1 and r2 above zero learned per head (Chi et al.
-    2022).
-    """
+    """KERPLE, logarithmic: -r1 log(1 + r2 d), r1, r2 > 0 learned per head (Chi et al. 2022)."""
 
     learns: ClassVar[bool] = True
 
@@ -145,9 +143,7 @@ class KerplePower(Bias):
             raise ValueError(f"kerple_power: factor must be at least 2^-24, not {self.factor:g}")
 
     def init(self, key: jax.Array, context: HeadContext) -> Params:
-        """Returns {"raw_rN"}: r1 uniform in (0, 1) under softplus, r2 uniform in (0, 2) under 2
-        sigmoid.
-        """
+        """Returns {"raw_rN"}: softplus gives r1 uniform in (0, 1), 2 sigmoid gives r2 in (0, 2)."""
         raw_rN = _uniform_positive(key, context.heads, (1.0, 1.0))
         half_N = jax.random.uniform(
             jax.random.fold_in(key, 2), (context.heads,), minval=0.05, maxval=0.95
@@ -233,9 +229,9 @@ class T5(Bias):
     def bias(self, params, q_pos_BT, k_pos_BS, context):
         """Returns bias_BNTS by a one-hot product, which any sharding allows."""
         start_U = self.factor * t5_starts(self.buckets, self.longest_distance)
-        start_U = np.append(start_U, np.inf).astype(np.float32)[None, None, None]
+        bound_U = np.append(start_U, np.inf).astype(np.float32)[None, None, None]
         d_BTS1 = distances(q_pos_BT, k_pos_BS)[..., None]
-        onto = (d_BTS1 >= start_U[..., :-1]) & (d_BTS1 < start_U[..., 1:])
+        onto = (d_BTS1 >= bound_U[..., :-1]) & (d_BTS1 < bound_U[..., 1:])
         return jnp.einsum(
             "BTSU,NU->BNTS", onto.astype(jnp.float32), params["table_NU"], precision="highest"
         )

@@ -32,6 +32,8 @@ then continues from the longer length: slopes divided by 4 are divided by 8 unde
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from posenc_jax.encodings.base import MAX_SIZE, MIN_SIZE
 from posenc_jax.encodings.grammar import unparse
@@ -47,7 +49,12 @@ from posenc_jax.encodings.rope_scaling import (
 from posenc_jax.encodings.scheme import HeadGroup, Scheme
 from posenc_jax.results.near_names import near_names
 
-_FACTORED = {"pi": PositionInterpolation, "ntk": NtkAware, "yarn": Yarn, "llama3": Llama3}
+_FACTORED: dict[str, Callable[..., RopeScaling]] = {
+    "pi": PositionInterpolation,
+    "ntk": NtkAware,
+    "yarn": Yarn,
+    "llama3": Llama3,
+}
 DROPPED = "rotation.off"
 EXTENSION_RULES = (*_FACTORED, "dynamic", "abf", "slopes")
 
@@ -124,7 +131,7 @@ def _halves(name: str, value: float, length: int, train_length: int, original: i
 def _stretched_heads(
     heads: HeadGroup, rotation: RopeScaling | None, factor: float, ntk: bool
 ) -> HeadGroup:
-    changed = {}
+    changed: dict[str, Any] = {}
     if rotation is not None and heads.rotation is not None:
         changed["rotation"] = heads.rotation.stretched(rotation)
     if factor != 1 and heads.bias is not None:

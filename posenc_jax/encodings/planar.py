@@ -64,9 +64,15 @@ def grid_distances(
 class _OnGrid:
     """Mixin of parts with a `width`."""
 
+    width: int
+
     def columns(self, context: HeadContext) -> int:
         """Returns `width`; for 0 the side of the smallest square of train_length tokens."""
         return self.width or math.isqrt(context.train_length - 1) + 1
+
+    def on_grid(self, width: int, context: HeadContext):
+        """Returns the part with a grid of `width` columns."""
+        return dataclasses.replace(self, width=width)  # type: ignore[type-var]  # a Part beside
 
     def check_width(self, owner: str) -> None:
         """Raises ValueError for a width below 0."""
@@ -79,9 +85,11 @@ class _OnGrid:
 class _PlanarRotation(_OnGrid, Rotation):
     """Base class of rotations on a grid, with fields `base` and `pairing`."""
 
-    relative: ClassVar[bool] = (
-        False  # in the raster index, though the rotation depends on differences
-    )
+    base: float
+    pairing: str
+
+    # False: in the raster index, though the rotation depends on differences.
+    relative: ClassVar[bool] = False
 
     def check(self, context: HeadContext) -> None:
         owner = type(self).__name__.lower()

@@ -42,12 +42,12 @@ class Pope(ScaledFrequencies):
     stretch: RopeScaling | None = None
 
     @property
-    def learns(self) -> bool:
+    def learns(self) -> bool:  # type: ignore[override]  # by setting
         """Whether there is a delta."""
         return self.phases
 
     @property
-    def columns_per_dim(self) -> int:
+    def columns_per_dim(self) -> int:  # type: ignore[override]  # by setting
         """Columns of a rotated vector per dim."""
         return 2 if self.phases else 1
 

@@ -13,6 +13,7 @@ import numpy as np
 from posenc_jax.encodings.base import check_positive
 
 
+@dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """Base class of RoPE scalings: new frequencies, and a factor on cos and sin."""
 
@@ -43,9 +44,7 @@ class RopeScaling:
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22;
-    DeepSeek).
-    """
+    """Returns 0.1 mscale ln(factor) + 1 for a factor above 1, else 1 (Peng et al. 2023, eq. 22)."""
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 

@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.backend import current_backend
-from posenc_jax.encodings.base import (
-    MATCH,
-    MAX_SIZE,
-    MIN_SIZE,
-    HeadContext,
-    Rotation,
-    check_positive,
-)
+from posenc_jax.encodings.base import MAX_SIZE, MIN_SIZE, HeadContext, Rotation, check_positive
 from posenc_jax.encodings.rope_scaling import RopeScaling
 
 PAIRINGS = ("half", "interleaved")
@@ -23,10 +16,7 @@ ROUNDINGS = ("nearest", "down")
 
 
 def inverse_frequencies(dim: int, base: float) -> np.ndarray:
-    """Returns freq_h = base^(-2i/dim), i = 0 .. dim/2 - 1, radians per token, float64.
-
-    Source: Su et al. 2021, eq. 15.
-    """
+    """Returns freq_h = base^(-2i/dim), radians per token, float64 (Su et al. 2021, eq. 15)."""
     return base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
 
 
@@ -113,11 +103,17 @@ def _by_reversing(x_BTNH, cos_BT1h, sin_BT1h, pairing):
 class FixedFrequencies(Rotation):
     """Base class of rotations with a field `base` and fixed `frequencies(context)`."""
 
+    base: float | str
+
+    def frequencies(self, context: HeadContext) -> np.ndarray:
+        """Returns freq_h, radians per token, float64."""
+        raise NotImplementedError
+
     def base_value(self, context: HeadContext) -> float:
         """Returns `base` as a number; "match" is 2.4 * train_length, which leaves no pair nearly
         still in training.
         """
-        return 2.4 * context.train_length if self.base == MATCH else self.base
+        return 2.4 * context.train_length if isinstance(self.base, str) else self.base
 
     def wavelengths(self, context: HeadContext) -> tuple[float, ...]:
         """Returns 2*pi/freq_h of the pairs that rotate: tokens per turn."""
@@ -126,6 +122,8 @@ class FixedFrequencies(Rotation):
 
 class ScaledFrequencies(FixedFrequencies):
     """Base class of rotations with a field `stretch`, a RoPE scaling or None."""
+
+    stretch: RopeScaling | None
 
     def check_stretch(self, context: HeadContext) -> None:
         """Raises ValueError for an invalid stretch or unusable frequencies."""
@@ -165,7 +163,7 @@ class ScaledFrequencies(FixedFrequencies):
         if self.stretch is not None:
             owner = type(self).__name__.lower()
             raise ValueError(f"{owner}: a scheme trained under a stretch cannot take a second one")
-        return dataclasses.replace(self, stretch=stretch)
+        return self.changed(stretch=stretch)
 
 
 @dataclasses.dataclass(frozen=True)

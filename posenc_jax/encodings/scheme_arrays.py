@@ -1,12 +1,11 @@
 """Arrays and numbers that describe a placed scheme, for figures and tables."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.grammar import unparse_part
+from posenc_jax.encodings.rotary import ScaledFrequencies
 from posenc_jax.encodings.scheme import PlacedLayer, PlacedScheme
 
 
@@ -33,12 +32,14 @@ def scheme_arrays(
     heads, bias, grid_bias, temperature = [], [], [], []
     for number, (layer, learned) in enumerate(zip(scheme.layers, params, strict=True)):
         N = layer.num_heads
-        row = layer.bias(learned, query_11, keys_1S)
-        row = np.zeros((N, len(distance_S))) if row is None else np.asarray(row[0, :, 0])
+        bias_1N1S = layer.bias(learned, query_11, keys_1S)
+        row = (
+            np.zeros((N, len(distance_S))) if bias_1N1S is None else np.asarray(bias_1N1S[0, :, 0])
+        )
         window_N = np.array([np.inf if w is None else w for w in layer.window_N])
         bias.append(np.where(distance_S < window_N[:, None], row, np.nan))
-        matrix = layer.bias(learned, grid_1G, grid_1G)
-        matrix = np.zeros((N, len(grid_G), len(grid_G))) if matrix is None else np.array(matrix[0])
+        full = layer.bias(learned, grid_1G, grid_1G)
+        matrix = np.zeros((N, len(grid_G), len(grid_G))) if full is None else np.array(full[0])
         hidden_NGG = (away_GG < 0) | (away_GG >= window_N[:, None, None])
         grid_bias.append(np.where(hidden_NGG, np.nan, matrix))
         tau = layer.temperature(learned, grid_1G, grid_1G[:, :1])  # of the farthest key, the first
@@ -75,9 +76,7 @@ def _slope(distance_S: np.ndarray, bias_S: np.ndarray) -> float | None:
 
 
 def pair_vector(head_dim: int, pairing: str) -> np.ndarray:
-    """Returns e_H with every rotary pair at (1, 0): <R(i) e, R(j) e> sums the cosines of the
-    pairs.
-    """
+    """Returns e_H, every rotary pair (1, 0): <R(i) e, R(j) e> is the sum of their cosines."""
     pair = np.zeros((2, head_dim // 2) if pairing == "half" else (head_dim // 2, 2))
     pair[(0, slice(None)) if pairing == "half" else (slice(None), 0)] = 1.0
     return pair.ravel()
@@ -119,10 +118,11 @@ def planar_arrays(
 
 
 def absolute_similarity(scheme: PlacedScheme, params: Params, grid_G: np.ndarray) -> np.ndarray:
-    """Returns cosine_GG of the absolute vectors a(i) and a(j) at the grid's positions."""
-    vector_GD = np.asarray(
-        scheme.embed(params, jnp.asarray(grid_G, jnp.int32)[None])[0], np.float64
-    )
+    """Returns cosine_GG of absolute vectors a(i), a(j) on the grid; ValueError without any."""
+    a_1GD = scheme.embed(params, jnp.asarray(grid_G, jnp.int32)[None])
+    if a_1GD is None:
+        raise ValueError("the scheme has no absolute part")
+    vector_GD = np.asarray(a_1GD[0], np.float64)
     vector_GD /= np.linalg.norm(vector_GD, axis=-1, keepdims=True)
     return vector_GD @ vector_GD.T
 
@@ -133,8 +133,8 @@ def rope_scaling_ratios(scheme: PlacedScheme) -> dict[str, np.ndarray]:
     for layer in dict.fromkeys(scheme.layers):
         for group in layer.groups:
             rotation = group.heads.rotation
-            if getattr(rotation, "stretch", None) is not None:
-                plain = dataclasses.replace(rotation, stretch=None).frequencies(group.context)
+            if isinstance(rotation, ScaledFrequencies) and rotation.stretch is not None:
+                plain = rotation.changed(stretch=None).frequencies(group.context)
                 ratio_h = rotation.frequencies(group.context) / plain
                 name = (
                     f"{unparse_part(rotation.stretch)}, amplitude "

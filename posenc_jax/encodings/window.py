@@ -38,6 +38,9 @@ class Window(Part):
 
     def tokens(self, context: HeadContext) -> int:
         """Returns the size in tokens: keys at this distance or beyond are masked."""
-        if isinstance(self.size, str):
-            return context.train_length // int(_SHARE.fullmatch(self.size)[1] or 1)
-        return self.size
+        if not isinstance(self.size, str):
+            return self.size
+        share = _SHARE.fullmatch(self.size)
+        if share is None:
+            raise ValueError(f"window: size={self.size!r} is no share of the training length")
+        return context.train_length // int(share[1] or 1)

@@ -75,8 +75,8 @@ def capture_rows(
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         return capture_qk(config, params, tokens_BT, pos_BT, make_reduce(*others))
 
-    program = functools.partial(program, params)
-    return over_batches(program, batch_tokens, rows_RT.astype(np.int32), *arrays)
+    run = functools.partial(program, params)
+    return over_batches(run, batch_tokens, rows_RT.astype(np.int32), *arrays)
 
 
 def over_batches(program: Callable, batch_tokens: int, *arrays: np.ndarray) -> list:

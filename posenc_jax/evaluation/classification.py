@@ -8,6 +8,7 @@ sizes of the classes.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +56,7 @@ class Classifier:
         self._score = jax.jit(_last_logits, static_argnums=0)
 
     def logits(self, documents: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns logits_RC of R documents (ids, SEP last).
-
-        Raises:
-          ValueError: a document longer than the longest compiled length: nothing is ever cut off.
-        """
+        """Returns logits_RC of documents (ids, SEP last); ValueError for one that is too long."""
         lengths_R = np.array([len(ids) for ids in documents], int)
         edges = np.array(sorted(self._configs))
         if len(documents) and lengths_R.max() > edges[-1]:
@@ -180,7 +177,7 @@ class ClassScores:
         cut_RC = logits_RC
         if k > 1:  # the same documents cut to their first L tokens
             cut_RC = self._classifier.logits(self._inputs(numbers, self._ctx.L))
-        scored = {
+        scored: dict[str, Any] = {
             "document_R": numbers,
             "length_R": self._lengths_R[numbers],
             "class_R": self._class_R[numbers],

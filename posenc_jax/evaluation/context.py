@@ -5,6 +5,7 @@ far.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,15 +135,17 @@ class EvaluationContext:
             dataclasses.replace(self.row(suite, metric, length, bucket, None, 0), skipped=reason)
         ]
 
+    def save(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Writes arrays/<name>.npz."""
+        np.savez(self.folder / "arrays" / f"{name}.npz", **arrays)
+
     def fits(self, inputs: int) -> bool:
         """Whether rows of that many tokens fit the scheme."""
         longest = self.model.config.placed.longest()
         return inputs > 0 and (longest is None or inputs <= longest)
 
     def scheme(self) -> list[Row]:
-        """Writes arrays of the scheme (scheme.json, scheme.npz); returns a row that marks this item
-        done.
-        """
+        """Writes scheme.json and scheme.npz; returns a row that marks this item done."""
         top = self.lengths.top * self.L
         distance_S = np.unique(
             np.r_[np.arange(min(top, 129)), np.geomspace(1, top, 128)].astype(int)
@@ -152,7 +155,7 @@ class EvaluationContext:
         heads, arrays = scheme_arrays(
             placed, layer_parameters(placed, self.model.params), distance_S, grid_G
         )
-        np.savez(self.folder / "arrays" / "scheme.npz", **arrays)
+        self.save("scheme", arrays)
         description = {"scheme": self.config.model.scheme, "train_length": self.L, "heads": heads}
         write_json(self.folder / "arrays" / "scheme.json", description)
         return [self.row("all", "scheme", self.L, "all", None, 0)]

@@ -144,9 +144,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def _only_evaluation(folder: Path) -> Iterator[None]:
-    """Waits until no other evaluation writes into the folder: each would lose the rows of the
-    other.
-    """
+    """Waits until no other evaluation writes into the folder, so that no rows are lost."""
     if is_locked(folder):
         print(f"another evaluation is at work in {folder}; waiting for it", file=sys.stderr)
     with lock_folder(folder, wait=True):

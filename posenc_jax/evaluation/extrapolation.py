@@ -40,7 +40,7 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
     contexts = [c for c in contexts if c]
     gaps = [L // 4, *(k * L // 2 for k in (1, *(k for k in multiples if k * L // 2 <= FAR * L)))]
     gaps = sorted({g for g in gaps if g})
-    items = {
+    items: dict[str, dict[str, tuple[Callable, int]]] = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
         "E4": {f"E4/{ctx.lengths.deepest}": (text.by_position, ctx.lengths.deepest)}
         if ctx.lengths.deepest in multiples
@@ -79,12 +79,9 @@ class Text:
 
     def by_position(self, k: int) -> list[Row]:
         nll, _ = self._segments(k)
-        np.savez(
-            self._ctx.folder / "arrays" / "nll_pos.npz",
-            position_T=np.arange(1, nll.shape[1] + 1),
-            nll_T=nll.mean(0),
-            count=len(nll),
-        )
+        position_T = np.arange(1, nll.shape[1] + 1)
+        arrays = {"position_T": position_T, "nll_T": nll.mean(0), "count": len(nll)}
+        self._ctx.save("nll_pos", arrays)
         return [
             self._ctx.row(
                 "E",
@@ -160,7 +157,7 @@ class Text:
             )
         fresh_R, repeated_R = repeated_spans(ctx.scorer, self._rows_RT, L, gap, self._bytes_V)
         arrays = {"fresh_R": fresh_R, "repeated_R": repeated_R}
-        np.savez(ctx.folder / "arrays" / f"repeat_gain_{gap}.npz", **arrays)
+        ctx.save(f"repeat_gain_{gap}", arrays)
         return [self._row("repeat_gain", gap, (fresh_R - repeated_R).mean(), len(fresh_R))]
 
     def gain(self, k: int) -> list[Row]:
@@ -187,8 +184,7 @@ class Text:
         ]
 
     def _save(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:
-        path = self._ctx.folder / "arrays" / f"{name}.npz"
-        np.savez(path, **nats_and_bytes(nll, targets, self._bytes_V))
+        self._ctx.save(name, nats_and_bytes(nll, targets, self._bytes_V))
 
     def _row(self, metric: str, length: int, value: float, n: int) -> Row:
         return self._ctx.row("E", metric, length, "all", value, n)

@@ -157,7 +157,7 @@ def rotary_planes(layer: PlacedLayer, params: Params, head_dim: int) -> list[lis
     still_1HNH = layer.rotate(params, unit_1HNH, jnp.zeros((1, H), jnp.int32), "query")
     still_NHH = np.asarray(still_1HNH[0], np.float64).swapaxes(0, 1)
     for turn_HH, still_HH in zip(turn_NHH, still_NHH, strict=True):
-        pairs = []
+        pairs: list[dict] = []
         for a in range(H if turn_HH[:, H:].any() else 0):
             turned, still = (x_HH[a, a] + 1j * x_HH[a, a + H] for x_HH in (turn_HH, still_HH))
             if angle := abs(np.angle(turned * np.conj(still))):
@@ -238,7 +238,7 @@ def needle_heads(
     query_BA, key_BA = (np.stack(x) for x in zip(*map(needle_positions, instances), strict=True))
     rows_RT = np.stack([i.tokens for i in instances])
     pieces = capture_rows(config, params, rows_RT, batch_tokens, make_reduce, query_BA, key_BA)
-    layers = []
+    layers: list[NeedleHeads | None] = []
     for i in range(config.num_layers):
         if pieces[0][i] is None:
             layers.append(None)
@@ -255,7 +255,5 @@ def measured_reach(needles: NeedleHeads) -> np.ndarray:
 
 
 def agreement(needles: NeedleHeads) -> np.ndarray:
-    """Returns share_N (M10) of needles for which "within the predicted reach" equals "weight >=
-    1/2".
-    """
+    """Returns share_N (M10) of needles where "within predicted reach" equals "weight >= 1/2"."""
     return ((needles.distance_A <= needles.reach_NA) == (needles.weight_NA >= 0.5)).mean(-1)

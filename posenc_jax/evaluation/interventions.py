@@ -25,21 +25,12 @@ Intervention = Callable[[ParameterizedModel], ParameterizedModel]
 
 
 def slopes_off(model: ParameterizedModel) -> ParameterizedModel:
-    """Returns the model without any distance bias: every slope 0, every gate open.
-
-    Raises:
-      ValueError: the scheme has no bias.
-    """
+    """Returns the model without any distance bias; ValueError for a scheme without one."""
     return _without("bias", model)
 
 
 def rotation_off(model: ParameterizedModel) -> ParameterizedModel:
-    """Returns the model without any rotation: queries and keys as projected (PoPE: their
-    magnitudes).
-
-    Raises:
-      ValueError: the scheme rotates nothing.
-    """
+    """Returns the model without rotation (PoPE: magnitudes stay); ValueError without one."""
     return _without("rotation", model)
 
 
@@ -51,11 +42,7 @@ def windowed(tokens: int) -> Intervention:
 
 
 def head_off(layer: int, head: int) -> Intervention:
-    """Returns the intervention that ablates a head: its rows of the output projection become 0.
-
-    Raises:
-      ValueError: when applied to a model without such a head.
-    """
+    """Returns the intervention that zeros a head's output; ValueError without such a head."""
 
     def ablated(model: ParameterizedModel) -> ParameterizedModel:
         c = model.config

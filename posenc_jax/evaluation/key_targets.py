@@ -50,11 +50,7 @@ def write(path: Path, chosen_RT: np.ndarray, about: dict, reference: dict) -> No
 
 
 def read(path: Path, about: dict) -> np.ndarray:
-    """Returns chosen_RT of a file.
-
-    Raises:
-      ValueError: a damaged file, or targets of another text, other lengths or other stretches.
-    """
+    """Returns chosen_RT of a file; ValueError for a damaged one, or one of other text."""
     try:
         content = read_json(path)
         stored = content.pop("sha256")

@@ -31,11 +31,7 @@ LAST = "last"
 
 
 def stored_config(workdir: Path) -> RunConfig:
-    """Returns the configuration of a run that has a checkpoint.
-
-    Raises:
-      ValueError: any other folder, or one whose run.json is that of another run.
-    """
+    """Returns the configuration of a run with a checkpoint; ValueError for another folder."""
     if not (workdir / "config.json").exists() or not has_checkpoint(workdir):
         raise ValueError(
             f"{workdir} holds no trained run; python train.py --workdir={workdir} makes one"
@@ -66,15 +62,11 @@ def _refuse_other_record(path: Path, config: RunConfig) -> None:
 
 
 def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], strict: bool) -> tuple[int, ...]:
-    """Returns the wanted multiples that fit the scheme.
-
-    Args:
-      strict: raise ValueError for a multiple that does not fit.
-    """
+    """Returns the wanted multiples that fit the scheme; strict: ValueError for any other."""
     L = config.placed_length
     longest = config.placed.longest()
     fitting = tuple(k for k in wanted if longest is None or k * L + L // 2 <= longest or k == 1)
-    if strict and fitting != wanted:
+    if strict and longest is not None and fitting != wanted:
         k = min(set(wanted) - set(fitting))
         raise ValueError(
             f"--lengths={k} asks for {k * L + L // 2} positions ({k} L and L/2 targets); "
@@ -120,9 +112,7 @@ def extended_scheme(config: RunConfig, stretch: str | None, length: int) -> Sche
 def extended_model(
     config: RunConfig, stretch: str | None, length: int, vocab_size: int
 ) -> ModelConfig:
-    """Returns the decoder's configuration under a length extension, for rows of up to `length`
-    tokens.
-    """
+    """Returns the decoder's configuration under a length extension, for `length` tokens."""
     model = config.model_config(vocab_size)
     if stretch is None:
         return model
@@ -221,11 +211,7 @@ class LoadedRun:
         return self.config.placed.longest()
 
     def multiples(self, requested: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Returns the lengths to evaluate at, in units of L; None takes the run's own that fit.
-
-        Raises:
-          ValueError: a requested length that does not fit the scheme.
-        """
+        """Returns the multiples of L, None: the run's own that fit; ValueError for an unfit one."""
         wanted = tuple(sorted(set(requested or self.config.evaluation.multiples)))
         if wanted[0] < 1:
             raise ValueError(
@@ -249,12 +235,7 @@ class LoadedRun:
 
 
 def load_run(workdir: Path, stretch: str | None) -> LoadedRun:
-    """Restores the last checkpoint of a run.
-
-    Raises:
-      ValueError: no checkpoint or one of another run, or a stretch that is unknown or changes
-        nothing in this scheme.
-    """
+    """Restores the last checkpoint; ValueError for none, another run's, or an idle stretch."""
     trained = stored_config(workdir)
     config = trained if stretch is None else with_arm_name(trained, f"{trained.arm} {stretch}")
     # A bad rule is refused before data are opened.

@@ -46,9 +46,7 @@ def held_out_stretches(stream: TokenStream, length: int, count: int) -> np.ndarr
 
 
 def bits_per_byte(nll: np.ndarray, targets: np.ndarray, byte_lengths_V: np.ndarray) -> float:
-    """Returns sum of nats / ln 2 / bytes over the targets; special ids have no bytes and do not
-    count.
-    """
+    """Returns sum of nats / ln 2 / bytes over the targets; special ids do not count."""
     counted = byte_lengths_V[targets] > 0
     return float(nll[counted].sum(dtype=np.float64) / LN2 / byte_lengths_V[targets].sum())
 
@@ -80,9 +78,7 @@ def disjoint_segments(
 
 
 def _whole_pieces(rows_RT: np.ndarray, train_length: int, size: int) -> tuple[int, int]:
-    """Returns (first, whole): index of the first input, and tokens, of the whole pieces of `size`
-    tokens.
-    """
+    """Returns (first, whole): the first input, and the tokens, of whole pieces of `size`."""
     inputs = rows_RT.shape[1] - 1
     whole = (inputs - train_length // 2) // size * size
     return inputs - whole, whole

@@ -1,7 +1,7 @@
 """Context of the probes: text, instances and sums that suites P and M share."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -46,9 +46,7 @@ class ProbeContext:
         return held_out_stretches(stream, self.ctx.lengths.top * self.L + self.L // 2, ROWS)
 
     def text(self, length: int) -> np.ndarray:
-        """Returns the last `length` + 1 tokens of every stretch; the last token is only a
-        target.
-        """
+        """Returns the last `length` + 1 tokens of each stretch; the last one is only a target."""
         return self.stretches_RT[:, -(length + 1) :]
 
     def _observed(self, k: int) -> list[head_statistics.HeadSums | None]:
@@ -57,10 +55,11 @@ class ProbeContext:
         return head_statistics.head_sums(self.config, self.params, rows_RT, self.budget, first)
 
     def _instances(self, task: str, k: int) -> list[Instance]:
-        ctx, e, tokenizer = self.ctx, self.ctx.config.evaluation, self.ctx.inputs.tokenizer
-        make, extra = {"passkey": (passkey, {}), "mqar": (mqar, {"pairs": e.pairs})}[task]
-        settings = {"split": ctx.split, "seed": SEED, "length": k * self.L, **extra}
-        return [make(tokenizer, self.filler, index=i, **settings) for i in range(ROWS)]
+        ctx, tokenizer = self.ctx, self.ctx.inputs.tokenizer
+        recall = functools.partial(mqar, pairs=ctx.config.evaluation.pairs)
+        makers: dict[str, Callable[..., Instance]] = {"passkey": passkey, "mqar": recall}
+        settings: dict = {"split": ctx.split, "seed": SEED, "length": k * self.L}
+        return [makers[task](tokenizer, self.filler, index=i, **settings) for i in range(ROWS)]
 
     @functools.cached_property
     def filler(self) -> Filler:
@@ -88,7 +87,7 @@ class ProbeContext:
 
     def save(self, name: str, **arrays: np.ndarray) -> None:
         """Writes arrays/<name>.npz."""
-        np.savez(self.ctx.folder / "arrays" / f"{name}.npz", **arrays)
+        self.ctx.save(name, arrays)
 
     def _scorer(self, config: ModelConfig, k: int) -> Scorer:
         longest, length = self.placed.longest(), k * self.L + self.L // 2

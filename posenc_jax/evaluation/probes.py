@@ -22,7 +22,8 @@ def probe_items(probe: ProbeContext) -> dict[str, Callable]:
     """Returns the items of suite M: observation per multiple, M3, M9 with M10 per task, M12."""
     multiples, four = probe.ctx.multiples, probe.target_multiple()
     chosen = sorted({1, four, max(multiples)} & set(multiples))
-    items = {f"M/observed/{k}": functools.partial(_observation, probe, k) for k in chosen}
+    items: dict[str, Callable] = {}
+    items |= {f"M/observed/{k}": functools.partial(_observation, probe, k) for k in chosen}
     items[f"M3/{max(multiples)}"] = functools.partial(_receptive_field, probe, max(multiples))
     for k in sorted({1, four} & set(multiples)):
         for task in probe.tasks(k):
@@ -43,12 +44,8 @@ def _observation(probe: ProbeContext, k: int) -> list[Row]:
 
     n = next((sums.queries for sums in layers if sums is not None), 0)
     for low, high in octaves(length):
-        window = {"low": low, "high": high}
-        add(
-            "M1_distance",
-            functools.partial(head_statistics.mass_between, **window),
-            f" distance:[{low},{high})",
-        )
+        within = functools.partial(head_statistics.mass_between, low=low, high=high)
+        add("M1_distance", within, f" distance:[{low},{high})")
     add("M1_mean_distance", head_statistics.mean_distance)
     add("M1_rho_far", lambda sums: head_statistics.mass_between(sums, L + 1, length))
     add("M2_entropy", lambda sums: sums.entropy_N)
@@ -108,11 +105,11 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
         of_head = [group for group in layer.groups for _ in range(group.context.heads)]
         for n, (group, pairs) in enumerate(zip(of_head, heads, strict=True)):
             waves = tuple(pair["wavelength"] for pair in pairs)
-            if waves:
+            if waves and group.heads.rotation is not None:
                 gain_Zh = group.heads.rotation.pair_gains(group.context, distance_Z)
-                gain_Zh = gain_Zh if gain_Zh.shape[1] == len(waves) else None  # learned pairs
-                kernel_Z = rotary_kernel(waves, distance_Z, gain_Zh)
-                bound_Z = decay_bound(waves, distance_Z, gain_Zh)
+                fixed_Zh = gain_Zh if gain_Zh.shape[1] == len(waves) else None  # learned pairs
+                kernel_Z = rotary_kernel(waves, distance_Z, fixed_Zh)
+                bound_Z = decay_bound(waves, distance_Z, fixed_Zh)
                 kernel_LNZ[i, n], bound_LNZ[i, n] = kernel_Z / kernel_Z[0], bound_Z / bound_Z[0]
     probe.save(
         f"probes_{k}",
@@ -126,9 +123,7 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
 
 
 def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
-    """Returns M3: gradient shares by octave, and the distances within which 50 % and 90 % of it
-    lie.
-    """
+    """Returns M3: gradient shares by octave, and the distances that hold 50 % and 90 % of it."""
     rows_RT, length = probe.text(k * probe.L), k * probe.L
 
     @jax.jit

@@ -32,13 +32,13 @@ def property_items(probe: ProbeContext) -> dict[str, Callable]:
     """Returns the items P1, P2 per multiple, P3 per multiple, P4 and P5."""
     multiples = probe.ctx.multiples
     ends = sorted({1, probe.target_multiple(), max(multiples)} & set(multiples))
-    items = {"P1": lambda: _shift_errors(probe)}
-    items |= {f"P2/{k}": lambda k=k: _relative_structure(probe, k) for k in ends}
-    items |= {f"P3/{k}": lambda k=k: _offset_lookup(probe, k) for k in multiples}
+    items: dict[str, Callable] = {"P1": functools.partial(_shift_errors, probe)}
+    items |= {f"P2/{k}": functools.partial(_relative_structure, probe, k) for k in ends}
+    items |= {f"P3/{k}": functools.partial(_offset_lookup, probe, k) for k in multiples}
     items["P4"] = functools.partial(
         probe.change, "P", "P4", "rotation off", rotation_off, min(multiples)
     )
-    return items | {"P5": lambda: _monotone(probe)}
+    return items | {"P5": functools.partial(_monotone, probe)}
 
 
 def _shift_errors(probe: ProbeContext) -> list[Row]:
@@ -119,7 +119,7 @@ def _monotone(probe: ProbeContext) -> list[Row]:
                 rows.append(
                     probe.row("P", "P5_largest_rise", length, f"head:{i}.{n}", rise, length)
                 )
-    share = np.mean([row.value == 0 for row in rows])
+    share = float(np.mean([row.value == 0 for row in rows]))
     return [*rows, probe.row("P", "P5_monotone_share", farthest - 1, "all", share, len(rows))]
 
 
@@ -135,16 +135,15 @@ class _InSight(Temperature):
 
     relative = True  # the window is counted here, after the shift
     of: PlacedHeadGroup
+    part: Temperature
     shift: int
 
     def init(self, key, context):
-        return self.of.heads.temperature.init(key, context)
+        return self.part.init(key, context)
 
     def temperature(self, params, q_pos_BT, k_pos_BS, context):
         seen_BT = last_visible_key(self.of, q_pos_BT - self.shift)
-        return self.of.heads.temperature.temperature(
-            params, seen_BT, k_pos_BS - self.shift, context
-        )
+        return self.part.temperature(params, seen_BT, k_pos_BS - self.shift, context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,22 +152,27 @@ class _TokenInSight(TokenTemperature):
 
     relative = True
     of: PlacedHeadGroup
+    part: TokenTemperature
     shift: int
 
     def of_tokens(self, params, x_BTD, pos_BT, context):
         seen_BT = last_visible_key(self.of, pos_BT - self.shift)
-        return self.of.heads.temperature.of_tokens(params, x_BTD, seen_BT, context)
+        return self.part.of_tokens(params, x_BTD, seen_BT, context)
 
 
 def with_original_key_counts(layer: PlacedLayer, shift: int) -> PlacedLayer:
     """Returns the layer with temperatures computed at the positions before the shift."""
 
     def unshifted(group):
-        heads = group.heads
-        if heads.temperature is None or heads.temperature.relative:
+        heads, part = group.heads, group.heads.temperature
+        if part is None or part.relative:
             return group
-        kind = _TokenInSight if isinstance(heads.temperature, TokenTemperature) else _InSight
-        rest = dataclasses.replace(heads, temperature=kind(group, shift))
+        shifted: Temperature
+        if isinstance(part, TokenTemperature):
+            shifted = _TokenInSight(group, part, shift)
+        else:
+            shifted = _InSight(group, part, shift)
+        rest = dataclasses.replace(heads, temperature=shifted)
         return dataclasses.replace(group, heads=rest)
 
     return dataclasses.replace(layer, groups=tuple(unshifted(group) for group in layer.groups))
@@ -211,15 +215,8 @@ def shift_errors(
     @functools.partial(jax.jit, static_argnums=0)
     def program(shift, params, tokens_BT, pos_BT):
         def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
-            return last_logits(
-                q,
-                k,
-                layer,
-                learned,
-                pos_BT=pos_BT,
-                cum_log_forget_BTN=cum_log_forget_BTN,
-                rows=rows,
-            )
+            where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN}
+            return last_logits(q, k, layer, learned, rows=rows, **where)
 
         modify_layer = functools.partial(with_original_key_counts, shift=shift)
         return capture_qk(config, params, tokens_BT, pos_BT, reduce, modify_layer)
@@ -228,7 +225,7 @@ def shift_errors(
 
     visible_RS = np.arange(T)[None] <= np.arange(T - rows, T)[:, None]
     worst = {shift: np.zeros((config.num_layers, config.num_heads)) for shift in shifts}
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, np.zeros(()), np.zeros(())
     size = max(1, batch_tokens // T)
     for start in range(0, R, size):  # batch by batch: the logits of all rows would be too many
         piece = rows_RT[start : start + size].astype(np.int32)
@@ -236,8 +233,8 @@ def shift_errors(
         (at_rest,) = over_batches(functools.partial(program, 0, params), piece.size, piece, pos_BT)
         base = [z_BNRS[:, :, visible_RS].astype(np.float64) for z_BNRS in at_rest]
         count += base[0][:, 0].size
-        total += np.stack([z.sum((0, 2)) for z in base])
-        squares += np.stack([(z**2).sum((0, 2)) for z in base])
+        total = total + np.stack([z.sum((0, 2)) for z in base])
+        squares = squares + np.stack([(z**2).sum((0, 2)) for z in base])
         for shift in shifts:
             (moved,) = over_batches(
                 functools.partial(program, shift if unshift else 0, params),
@@ -270,9 +267,7 @@ def largest_rise(layer: PlacedLayer, params: Params, lengths: tuple[int, ...]) -
 
 
 def largest_gate_rise(config: ModelConfig, params, rows_RT: np.ndarray, batch_tokens: int) -> dict:
-    """Returns rise_N (P5) by index of each gated layer: as `largest_rise`, with the gates on real
-    text.
-    """
+    """Returns rise_N (P5) by gated layer: as `largest_rise`, with the gates of real text."""
 
     def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
         if cum_log_forget_BTN is None:

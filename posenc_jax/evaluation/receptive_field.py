@@ -45,11 +45,7 @@ def gradient_by_distance(config: ModelConfig, params, tokens_T, target) -> jax.A
 
 
 def reach_of_share(norm_Z: np.ndarray, share: float) -> int:
-    """Returns the smallest distance within which at least `share` of the summed norm lies.
-
-    Raises:
-      ValueError: a gradient of zero everywhere.
-    """
+    """Returns the distance that holds `share` of the summed norm; ValueError for all zeros."""
     total = norm_Z.sum(dtype=np.float64)
     if not total > 0:
         raise ValueError("the loss has no gradient to any embedding")

@@ -24,9 +24,9 @@ NEEDS = {"Y_R": SUMMARY_TASKS, WINDOW: SUMMARY_TASKS}
 class Answers:
     """Scores with one entry per answer, without answers of chance 1.
 
-    correct: the argmax is right on all tokens of the answer. nll: their mean. rank: the highest of
-    theirs; 0 is the argmax. distance, depth, chance, kind: see `tasks.instances.Answer`. instance:
-    index of the instance.
+    correct: whether each token of the answer is the argmax. nll: mean over its tokens. rank: the
+    largest of its tokens; 0 is the argmax. distance, depth, chance, kind: see
+    `tasks.instances.Answer`. instance: index of the instance.
     """
 
     correct: np.ndarray
@@ -59,9 +59,7 @@ def score_instances(
 
 
 def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, mask) of the buckets: all, distance bins in units of L, depth deciles,
-    kinds.
-    """
+    """Yields (name, mask) of the buckets: all, distances in units of L, depths, kinds."""
     yield "all", np.ones(len(answers.correct), bool)
     share = answers.distance / train_length
     tops = [edge for edge, _ in DISTANCES[1:]] + [np.inf]
@@ -77,10 +75,8 @@ def buckets(answers: Answers, train_length: int) -> Iterator[tuple[str, np.ndarr
 def retrieval_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
     """Returns an item per chosen task and multiple, then the summaries."""
     instances = Instances(ctx)
-    items, tasks = (
-        {},
-        [find(name, ctx.config.evaluation.pairs) for name in SCORED if name in chosen],
-    )
+    items: dict[str, Callable] = {}
+    tasks = [find(name, ctx.config.evaluation.pairs) for name in SCORED if name in chosen]
     for task in tasks:
         for k in ctx.multiples:
             items[f"{task.name}/{k}"] = functools.partial(_scored, ctx, instances, task, k)
@@ -106,16 +102,12 @@ class Instances:
         return self._sentences() if task.sentences else self._text()
 
     def answers(self, task: Task, length: int) -> Answers:
-        """Returns the answers of the task at a length; "mqar" and mqar_<pairs> are scored once if
-        equal.
-        """
+        """Returns the answers at a length; "mqar" and an equal mqar_<pairs> are scored once."""
         twin = f"mqar_{self._ctx.config.evaluation.pairs}"
         return self._scored(find(twin) if task.name == "mqar" and twin in SCORED else task, length)
 
     def score(self, task: Task, length: int, window: int | None = None) -> Answers:
-        """Returns the answers of the task at a length, with attention to the last `window` tokens
-        only.
-        """
+        """Returns the answers at a length, with attention to the last `window` tokens only."""
         instances = [
             task.instance(
                 self.filler(task), split=self._ctx.split, seed=SEED, index=i, length=length
@@ -135,7 +127,7 @@ def _scored(ctx: EvaluationContext, instances: Instances, task: Task, k: int) ->
     if not len(answers.correct):
         reason = f"every answer of {task.name} is given away at {length} tokens"
         return ctx.skipped("R", f"{task.name}_accuracy", length, reason)
-    np.savez(ctx.folder / "arrays" / f"{task.name}_{k}.npz", **dataclasses.asdict(answers))
+    ctx.save(f"{task.name}_{k}", dataclasses.asdict(answers))
     return answer_rows(ctx, "R", task.name, length, answers, dict(buckets(answers, ctx.L)))
 
 
@@ -150,7 +142,7 @@ def answer_rows(
     """Returns `_accuracy`, `_corrected` and `_nll` of every bucket that has answers.
 
     Args:
-      name: the metrics begin with. chosen: the answers of each bucket, as a mask.
+      name: prefix of the metrics. chosen: the answers of each bucket, as a mask.
     """
     rows = []
     for bucket, selected in chosen.items():

@@ -50,9 +50,7 @@ class DecoderModel:
 
 
 class Scores(NamedTuple):
-    """nll_RT in nats; rank_RT, the number of tokens with a higher logit than the target: 0 is the
-    argmax.
-    """
+    """nll_RT in nats; rank_RT: tokens with a higher logit than the target (0: argmax)."""
 
     nll_RT: np.ndarray
     rank_RT: np.ndarray
@@ -87,7 +85,8 @@ class Scorer:
             n: DecoderModel(m) if isinstance(m, ModelConfig) else m for n, m in models.items()
         }
         self._mesh = mesh
-        self._traced = traced = []
+        self._traced: list = []
+        traced = self._traced
 
         def score(model, window, *arrays):
             traced.append(model)  # runs when JAX traces, thus once for each compiled program
@@ -106,9 +105,7 @@ class Scorer:
         return self._lengths[-1]
 
     def with_params(self, params) -> "Scorer":
-        """Returns a scorer with other parameters of the same shapes and the same compiled
-        programs.
-        """
+        """Returns a scorer with other parameters of the same shapes; it keeps the programs."""
         other = copy.copy(self)
         other._params = params
         return other
@@ -130,8 +127,9 @@ class Scorer:
                 f"rows of {length} inputs exceed the longest length {self._lengths[-1]}"
             )
         T = fitting[0]
-        if isinstance(self._models[T], DecoderModel):
-            check_token_ids(rows_RT, self._models[T].config.vocab_size)
+        model = self._models[T]
+        if isinstance(model, DecoderModel):
+            check_token_ids(rows_RT, model.config.vocab_size)
         B = self._batch_rows(T)
         scored = []
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
@@ -191,9 +189,7 @@ def _scores(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT,
 
 
 def _pieces(length: int, logits: int) -> int:
-    """Returns the fewest equal pieces of a row with at most CHUNK_LOGITS logits, or one token,
-    each.
-    """
+    """Returns the fewest equal pieces of a row with at most CHUNK_LOGITS logits each."""
     least = -(-logits // CHUNK_LOGITS)
     return next((n for n in range(least, length) if length % n == 0), length) if least > 1 else 1
 

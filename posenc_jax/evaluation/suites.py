@@ -84,11 +84,7 @@ SUITES = {
 
 
 def chosen_measures(names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Returns the chosen measures by suite. A name is a suite's letter, an id or a measure.
-
-    Raises:
-      ValueError: no name, or an unknown one.
-    """
+    """Returns measures by suite, from letters, ids and names; ValueError for unknown ones."""
     chosen: dict[str, set[str]] = {}
     for name in names:
         for letter, suite in SUITES.items():

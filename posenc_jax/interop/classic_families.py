@@ -249,7 +249,7 @@ def write_falcon(c: ModelConfig) -> dict:
     """Writes the settings of `read_falcon`."""
     heads = one_layer(c)
     grouped = c.parallel == "two_norms" or c.num_kv_heads not in (1, c.num_heads)
-    own = {"alibi": True}
+    own: dict = {"alibi": True}
     if heads.bias is None:
         own = {"alibi": False, "rope_parameters": rope_parameters(heads.rotation, c.head_dim)}
     return own | {

@@ -54,7 +54,7 @@ class Family:
 
 def config_of(fields: Fields) -> ModelConfig:
     """Returns the configuration of a reader's fields, with our usual settings for the rest."""
-    usual = {
+    usual: Fields = {
         "qk_norm": False,
         "tied_head": True,
         "embedding_scale": 1.0,
@@ -112,7 +112,7 @@ def layers_of(config: ModelConfig) -> list[HeadGroup]:
       ValueError: several groups on a layer, or a part that no model of transformers has.
     """
     layers = []
-    for layer in canonical(config).scheme.layers:
+    for layer in canonical(config).parsed_scheme.layers:
         if len(layer) > 1:
             raise ValueError(
                 "transformers has no model whose heads differ in their position encoding"

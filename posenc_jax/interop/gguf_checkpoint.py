@@ -3,7 +3,7 @@ undone.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ _OF_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _FACTORS = "rope_freqs.weight"  # of Llama 3.1: original frequencies over those of the model
-_LLAMA3 = {"low": 1.0, "high": 4.0, "original": 8192}
+_LLAMA3: dict[str, Any] = {"low": 1.0, "high": 4.0, "original": 8192}
 
 
 class RenamedTensor(NamedTuple):

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posenc_jax.data.imported_tokenizer import ImportedTokenizer
 from posenc_jax.encodings import inverse_frequencies
 from posenc_jax.interop.checkpoint_folder import CONFIG, WEIGHTS, read_settings, read_tensors
 from posenc_jax.interop.families import FAMILIES
 from posenc_jax.interop.family import Family, canonical, config_of, layers_of
 from posenc_jax.interop.json_settings import JsonSettings
-from posenc_jax.interop.tensor_files import StoredTensor, lossless_dtype, write_file
+from posenc_jax.interop.tensor_files import ReadableTensor, StoredTensor, lossless_dtype, write_file
 from posenc_jax.interop.weight_layouts import PLUS_TYPE, Rule, expected_shapes
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
@@ -40,7 +41,7 @@ class Loaded(NamedTuple):
 
     config: ModelConfig
     params: dict
-    tokenizer: object | None
+    tokenizer: ImportedTokenizer | None
 
 
 def load(folder: Path | str, longest: int = 0) -> Loaded:
@@ -63,7 +64,7 @@ def load(folder: Path | str, longest: int = 0) -> Loaded:
 
 
 def read_config(
-    settings: dict, where: str, stored: dict[str, StoredTensor], longest: int = 0
+    settings: dict, where: str, stored: Mapping[str, ReadableTensor], longest: int = 0
 ) -> tuple[Family, ModelConfig]:
     """Returns the family and the configuration that a config.json describes.
 
@@ -119,7 +120,9 @@ def _each_expert(theirs: tuple[str, ...], config: ModelConfig) -> tuple[str, ...
     return tuple(theirs[0].replace("{e}", str(e)) for e in range(config.experts))
 
 
-def read_parameters(family: Family, config: ModelConfig, stored: dict[str, StoredTensor]) -> dict:
+def read_parameters(
+    family: Family, config: ModelConfig, stored: Mapping[str, ReadableTensor]
+) -> dict:
     """Returns the parameters as nested dicts, reading one rule's tensors at a time.
 
     Raises:
@@ -159,14 +162,14 @@ def _with_base(name: str, base: str) -> str:
     return name if name.startswith(("lm_head.", "embed_out.", "cls.")) else base + name
 
 
-def _present(alternatives: str, stored: dict) -> str:
+def _present(alternatives: str, stored: Mapping) -> str:
     for name in alternatives.split("|"):
         if name in stored:
             return name
     raise ValueError(f"there is no tensor {alternatives.split('|')[0]!r} among {len(stored)}")
 
 
-def _check_left_over(family: Family, config: ModelConfig, stored: dict, used: set[str]) -> None:
+def _check_left_over(family: Family, config: ModelConfig, stored: Mapping, used: set[str]) -> None:
     """Raises ValueError for a tensor that no rule used; a tied head must equal the embedding."""
     for name in sorted(set(stored) - used):
         if name.endswith("embed_positions.weight"):

@@ -4,6 +4,7 @@ open.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,9 @@ def run_config(config, source: Path, settings: ImportSettings) -> RunConfig:
     Args:
       config: a `ModelConfig`. source: names the arm.
     """
-    text = {"corpus": "text_folder", "folder": settings.text_folder} if settings.text_folder else {}
+    text: dict[str, Any] = (
+        {"corpus": "text_folder", "folder": settings.text_folder} if settings.text_folder else {}
+    )
     return RunConfig(
         model=model_section(config),
         data=DataSection(tokenizer=settings.tokenizer or "bytes", **text),

@@ -35,7 +35,8 @@ def _fields(s: JsonSettings, longest: int, theta: float = 10_000.0, **defaults) 
     heads = HeadGroup(None if defaults.get("ropes") else rope_of(s, shape))
     name = "hidden_act"
     if "activation" in defaults and s.has("hidden_activation"):  # Gemma's, which overrides it
-        name = s.forget("hidden_act") or "hidden_activation"
+        s.forget("hidden_act")
+        name = "hidden_activation"
     return {
         "scheme": scheme_of([heads] * layers),
         "train_length": length,
@@ -86,7 +87,8 @@ def _windowed(fields: Fields, window: int | None, sliding: list[bool]) -> Fields
             f"{len(sliding)} layer types for {fields['num_layers']} layers, a window of {window}"
         )
     turn = fields["scheme"].layers[0][0].rotation
-    heads = [HeadGroup(turn, window=Window(window) if slides else None) for slides in sliding]
+    limit = None if window is None else Window(window)
+    heads = [HeadGroup(turn, window=limit if slides else None) for slides in sliding]
     return fields | {"scheme": scheme_of(heads)}
 
 
@@ -111,7 +113,7 @@ def _window_settings(c: ModelConfig) -> dict:
 
 def read_llama(s: JsonSettings, longest: int) -> Fields:
     """Reads Llama 1 to 3 (Touvron et al. 2023): RoPE, RMSNorm, SwiGLU, grouped keys."""
-    biases = ("qkv", "out") if s.flag("attention_bias", False) else ()
+    biases: tuple[str, ...] = ("qkv", "out") if s.flag("attention_bias", False) else ()
     biases += ("mlp",) if s.flag("mlp_bias", False) else ()
     return _fields(s, longest) | {"biases": biases}
 
@@ -218,7 +220,7 @@ def read_smollm3(s: JsonSettings, longest: int) -> Fields:
         HeadGroup(rope if turn else None, window=Window(window) if slides else None)
         for turn, slides in zip(turns, sliding, strict=True)
     ]
-    biases = ("qkv", "out") if s.flag("attention_bias", False) else ()
+    biases: tuple[str, ...] = ("qkv", "out") if s.flag("attention_bias", False) else ()
     biases += ("mlp",) if s.flag("mlp_bias", False) else ()
     return fields | {"scheme": scheme_of(heads), "biases": biases}
 

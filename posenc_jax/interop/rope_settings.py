@@ -1,6 +1,7 @@
 """RoPE settings of a config.json (`rope_parameters`, `rope_scaling`) as our rotations, and back."""
 
 import dataclasses
+from typing import Any
 
 from posenc_jax.encodings import Prope, Rope
 from posenc_jax.encodings.base import MATCH, Rotation
@@ -105,12 +106,13 @@ def _llama3(s, shape) -> RopeScaling:
 
 def _longrope(s, shape) -> RopeScaling:
     original = _original(s, shape)
-    lists = (
+    short, long = (
         tuple(map(float, s.items(f"{name}_factor", (int, float)))) for name in ("short", "long")
     )
     return LongRope(
         s.number("factor", shape.length / original),
-        *lists,
+        short,
+        long,
         length=shape.longest,
         original=original,
         attention_factor=s.number("attention_factor", 0.0),
@@ -126,7 +128,7 @@ _SCALINGS = {
 }
 
 
-def rope_parameters(part: Rotation, head_dim: int) -> dict:
+def rope_parameters(part: Rotation | None, head_dim: int) -> dict:
     """Returns the RoPE object of a rotation; ValueError for one that transformers does not have."""
     if isinstance(part, Prope) and part.rounding == "down":
         return {
@@ -134,9 +136,11 @@ def rope_parameters(part: Rotation, head_dim: int) -> dict:
             "rope_theta": part.base,
             "partial_rotary_factor": part.kept,
         }
+    if part is None:
+        raise ValueError("needs a rotation on every layer")
     if not isinstance(part, Rope):
         raise ValueError(f"transformers has no {type(part).__name__.lower()}")
-    plain = {"rope_theta": part.base}
+    plain: dict[str, Any] = {"rope_theta": part.base}
     if part.dim:
         plain["partial_rotary_factor"] = share_of(part.dim, head_dim)
     stretch = part.stretch
@@ -201,7 +205,7 @@ def canonical_rotation(part: Rotation | None, head_dim: int, length: int) -> Rot
         return part
     dim = part.dim or int(head_dim * part.fraction) // 2 * 2
     stretch = part.stretch
-    if stretch is not None and hasattr(stretch, "original"):
+    if isinstance(stretch, Yarn | DynamicNtk | Llama3 | LongRope):
         stretch = dataclasses.replace(stretch, original=stretch.original or length)
     if isinstance(stretch, DynamicNtk | LongRope):
         stretch = dataclasses.replace(stretch, length=0)

@@ -8,7 +8,7 @@ every refusal is one line in our words, and imports need no further package.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,21 @@ DTYPES = {
 FLOATS = ("F32", "F16", "BF16")
 MAX_HEADER = 100_000_000  # bytes, as in the library
 _LENGTH = 8  # bytes that hold the length of the header
+
+
+class ReadableTensor(Protocol):
+    """A tensor of a checkpoint that is read when it is asked for."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> np.ndarray: ...
 
 
 class StoredTensor(NamedTuple):

@@ -27,7 +27,7 @@ def current_sharding(*axes: Axes) -> jax.sharding.PartitionSpec | None:
 
     def splitting(axis: Axes) -> Axes:
         names = axis if isinstance(axis, tuple) else (axis,)
-        used = tuple(name for name in names if name in mesh.shape and mesh.shape[name] > 1)
+        used = tuple(name for name in names if name is not None and mesh.shape.get(name, 1) > 1)
         return used if len(used) > 1 else used[0] if used else None
 
     return None if mesh.empty else jax.P(*map(splitting, axes))
@@ -53,12 +53,15 @@ def token_einsum(equation: str, x_BTx: jax.Array, weight: jax.Array, **settings)
       equation: operands and result begin with BT, and B and T occur nowhere else.
       settings: of `jnp.einsum`.
     """
-    x_dims, w_dims, out_dims = re.fullmatch(r"BT(\w+),(\w+)->BT(\w+)", equation).groups()
-    axis_of = dict.fromkeys(ON_MODEL, "model")
+    dims = re.fullmatch(r"BT(\w+),(\w+)->BT(\w+)", equation)
+    if dims is None:
+        raise ValueError(f"{equation!r} is no product of BT... and a weight")
+    x_dims, w_dims, out_dims = dims.groups()
+    axis_of: dict[str, str | None] = dict.fromkeys(ON_MODEL, "model")
     if "K" in w_dims:
         devices = jax.sharding.get_abstract_mesh().shape.get("model", 1)
         axis_of["K"] = key_heads_axis(weight.shape[w_dims.index("K")], devices)
-    x_axes, w_axes, out_axes = (list(map(axis_of.get, dims)) for dims in (x_dims, w_dims, out_dims))
+    x_axes, w_axes, out_axes = (list(map(axis_of.get, names)) for names in dims.groups())
     weight, out = reshard(weight, *w_axes), current_sharding(ROWS, "sequence", *out_axes)
     if out is not None and out[1] is not None:
         return jnp.einsum(equation, x_BTx, weight, out_sharding=out, **settings)

@@ -39,9 +39,7 @@ def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Attention(ArrayModule):
-    """Attention of one layer: the switches of `posenc_jax.model.config.Architecture` around
-    `attend`.
-    """
+    """Attention of one layer: the switches of `Architecture` around `attend`."""
 
     config: ModelConfig
     index: int
@@ -89,7 +87,8 @@ class Attention(ArrayModule):
 
         new = LayerCache(k_BTKH, v_BTKH, layer.log_forget(scheme, x_BTD), pos_BT, seg_BT)
         sink_N = self.param("sink_N", nn.initializers.zeros, (N,)) if c.sink_logit else None
-        kept, views = None, (CacheView(0, N, layer, scheme, new),)
+        kept = None
+        views: tuple[CacheView, ...] = (CacheView(0, N, layer, scheme, new),)
         if cache is not None:
             kept, views = update_cache(cache, self.index, new, layer, scheme)
         count_BT = None if c.consecutive or cache is not None else visible_key_counts(seg_BT)
@@ -104,7 +103,7 @@ class Attention(ArrayModule):
         pieces = []
         for first, stop, own, learned, stored in views:
             q_log_forget_BTN = k_log_forget_BSN = None  # cumulative
-            if own.gated:
+            if own.gated and stored.log_forget_BSN is not None:
                 k_log_forget_BSN = cumulative_log_forget(stored.log_forget_BSN, stored.seg_BS)
                 q_log_forget_BTN = k_log_forget_BSN
                 if cache is not None:

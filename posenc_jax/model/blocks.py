@@ -13,9 +13,7 @@ from posenc_jax.model.norms import learned_norm
 
 
 class Block(ArrayModule):
-    """A transformer block; see `norm_position` and `parallel` of
-    `posenc_jax.model.config.Architecture`.
-    """
+    """A transformer block; see `norm_position` and `parallel` of `Architecture`."""
 
     config: ModelConfig
     index: int

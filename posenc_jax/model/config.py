@@ -254,8 +254,6 @@ class ModelConfig(Architecture):
 
     @functools.cached_property
     def measured(self) -> "ModelConfig":
-        """The configuration for measurements: float32, plain positions, no kernel that rounds its
-        factors.
-        """
+        """The configuration for measurements: float32, plain positions, no kernel that rounds."""
         attention = "auto" if self.attention in KERNELS else self.attention
         return dataclasses.replace(self, dtype="float32", attention=attention, consecutive=True)

@@ -83,9 +83,7 @@ def checked_inputs(
 
 
 def check_token_ids(ids: np.ndarray | jax.Array, vocab_size: int) -> None:
-    """Raises ValueError for ids that are no whole numbers or, outside jit, not of the
-    vocabulary.
-    """
+    """Raises ValueError for ids that are not whole or, outside jit, not of the vocabulary."""
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"token ids must be whole numbers, not {ids.dtype}")
     if is_concrete(ids) and ids.size:
@@ -98,11 +96,7 @@ def check_token_ids(ids: np.ndarray | jax.Array, vocab_size: int) -> None:
 
 
 def readout(config: ModelConfig, params, x_BTD: jax.Array) -> jax.Array:
-    """Returns logits_BTV, float32, of the activations that `Decoder` returns without its head.
-
-    Args:
-      params: of the decoder; only those of the head are used.
-    """
+    """Returns logits_BTV, float32, of activations without the head; params: of the decoder."""
     head_VD = params["embedding_VD" if config.tied_head else "head_VD"].astype(config.dtype)
     logits_BTV = token_einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32)
     if "head" in config.biases:
@@ -152,7 +146,7 @@ class Decoder(ArrayModule):
         absolute = c.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", c.placed.init_absolute) if absolute.learns else {}
-            x_BTD = x_BTD + c.placed.embed(learned, pos_BT)
+            x_BTD = x_BTD + absolute.embed(learned, pos_BT, c.placed.whole)
         x_BTD = x_BTD.astype(c.dtype)
         if c.embedding_norm:
             x_BTD = learned_norm(self, c, "embedding", x_BTD)

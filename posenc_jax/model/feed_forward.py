@@ -40,11 +40,11 @@ def activate(name: str, x: jax.Array) -> jax.Array:
 
 
 def _hidden(config: ModelConfig, up_BTF: jax.Array, gate_BTF: jax.Array | None) -> jax.Array:
+    if gate_BTF is None:
+        return activate(config.activation, up_BTF)
     if config.activation == "swiglu":
         return swiglu(gate_BTF, up_BTF)
-    if config.gated:  # Shazeer 2020, GEGLU
-        return activate(config.activation, gate_BTF) * up_BTF
-    return activate(config.activation, up_BTF)
+    return activate(config.activation, gate_BTF) * up_BTF  # Shazeer 2020, GEGLU
 
 
 class Mlp(ArrayModule):
@@ -90,7 +90,7 @@ class Experts(ArrayModule):
         down_EFD = self.param("down_EFD", normal_init(F * 2 * c.num_layers), (E, F, D))
         score_BTE = token_einsum("BTD,DE->BTE", x_BTD, router_DE.astype(dtype))
         weight_BTE = expert_weights(score_BTE, c.experts_per_token).astype(dtype)
-        out_BTD = 0
+        out_BTD: jax.Array | int = 0
         for e in range(E):
             up_BTF = token_einsum("BTD,DF->BTF", x_BTD, up_EDF[e].astype(dtype))
             gate_BTF = None
@@ -102,9 +102,7 @@ class Experts(ArrayModule):
 
 
 def expert_weights(score_BTE: jax.Array, per_token: int) -> jax.Array:
-    """Returns weight_BTE, float32: a softmax, its `per_token` largest entries renormalised, others
-    0.
-    """
+    """Returns weight_BTE: a softmax, its `per_token` largest renormalised, others 0; float32."""
     share_BTE = jax.nn.softmax(score_BTE.astype(jnp.float32), -1)
     _, chosen_BTU = jax.lax.top_k(share_BTE, per_token)
     one_hot_BTUE = jax.nn.one_hot(chosen_BTU, share_BTE.shape[-1], dtype=share_BTE.dtype)

@@ -15,9 +15,7 @@ def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
 
 
 def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
-    """Returns (x - mean) / std * gain + bias over the last dim (Ba et al. 2016), like
-    `rms_norm`.
-    """
+    """Returns (x - mean) / std * gain + bias over the last dim (Ba et al. 2016)."""
     wide = x.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + epsilon)

@@ -50,13 +50,8 @@ def stream_tokens(
             (place_1T[:, piece] >= 0).astype(np.int32),
         )
         logits_1V, cache = _read(params, cache, tokens_1T[:, piece], pos_1T, seg_1T, config=config)
-    return _continued(
-        params,
-        config,
-        (logits_1V, cache),
-        len(prompt_T),
-        (sampling, jax.random.split(key, new_tokens)),
-    )
+    drawing = (sampling, jax.random.split(key, new_tokens))
+    return _continued(params, config, (logits_1V, cache), len(prompt_T), drawing)
 
 
 def _check(config: ModelConfig, prompt_T: np.ndarray, new_tokens: int) -> None:

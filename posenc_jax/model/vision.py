@@ -71,15 +71,12 @@ class VisionConfig:
 
     @functools.cached_property
     def width(self) -> int | None:
-        """Columns of the grid of the scheme's planar parts; None without such parts.
-
-        Raises:
-          ValueError: planar parts of different widths.
-        """
+        """Columns of the grid of planar parts, or None; ValueError for different widths."""
         placed = self.model.placed
         parts = [p for layer in placed.layers for g in layer.groups for p in g.heads.parts()]
         parts += [placed.absolute] if placed.absolute else []
-        widths = {part.columns(placed.whole) for part in parts} - {None}
+        columns = [part.columns(placed.whole) for part in parts]
+        widths = {width for width in columns if width is not None}
         if len(widths) > 1:
             raise ValueError(
                 f"scheme {self.model.scheme!r} has planar parts with grids of "
@@ -171,7 +168,8 @@ def read_tables_at(
     """
     grid, model = config.grid(*image_size), config.model
     side = math.isqrt(model.train_length)
-    if not isinstance(model.placed.absolute, Learned | Sinusoidal) or grid == (side, side):
+    absolute = model.placed.absolute
+    if not isinstance(absolute, Learned | Sinusoidal) or grid == (side, side):
         return read_at(config, image_size), params
     if side * side != model.train_length:
         raise ValueError(
@@ -183,7 +181,8 @@ def read_tables_at(
     config = dataclasses.replace(config, model=dataclasses.replace(model, scheme=scheme))
     if params is not None:
         pos_1L = jnp.arange(model.train_length)[None]
-        table_RCD = model.placed.embed(params.get("absolute", {}), pos_1L).reshape(side, side, -1)
+        table_1LD = absolute.embed(params.get("absolute", {}), pos_1L, model.placed.whole)
+        table_RCD = table_1LD.reshape(side, side, -1)
         resized_RCD = jax.image.resize(table_RCD, (*grid, model.model_dim), "bilinear")
         table_LD = resized_RCD.reshape(-1, model.model_dim)
         unused = ((0, size - len(table_LD)), (0, 0))  # a table has at least the rows of training
@@ -192,12 +191,7 @@ def read_tables_at(
 
 
 def patches(image_BHWC: jax.Array, size: int) -> jax.Array:
-    """Returns patch_BTP: squares of `size` pixels in raster order, the pixels of each in raster
-    order too.
-
-    Raises:
-      ValueError: an image that does not divide into such squares.
-    """
+    """Returns patch_BTP, squares in raster order; ValueError for an image that does not divide."""
     B, H, W, C = image_BHWC.shape
     rows, columns = _grid(H, W, size)
     layout = jax.typeof(image_BHWC).sharding  # patches are split over devices like their images
@@ -260,7 +254,7 @@ class Encoder(ArrayModule):
         absolute = model.placed.absolute
         if absolute is not None:
             learned = self.param("absolute", model.placed.init_absolute) if absolute.learns else {}
-            x_BTD = x_BTD + model.placed.embed(learned, pos_BT)
+            x_BTD = x_BTD + absolute.embed(learned, pos_BT, model.placed.whole)
         x_BTD = x_BTD.astype(model.dtype)
 
         for i in range(model.num_layers):

@@ -5,6 +5,7 @@ The page lays the panels out as a grid that fits a phone and a desk; the PNG sho
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -52,7 +53,7 @@ class Table(list):
         """Returns the mean of column y by the values of column x, ascending."""
         return {at: float(np.mean(values)) for at, values in self.grouped(x, y).items()}
 
-    def matrix(self, down: str, lines: Iterable, across: str, columns: Iterable, value: str):
+    def matrix(self, down: str, lines: Sequence, across: str, columns: Sequence, value: str):
         """Returns means of `value` by the values of two columns, nan where there is no row."""
         cells: dict[tuple, list[float]] = {}
         for row in self:
@@ -80,7 +81,11 @@ class Subplot:
 
 def panels_of(draw: Callable[..., None], items: Iterable[Sequence], height: float) -> list[Subplot]:
     """Returns a panel for each item, on which `draw(axes, *item)` draws."""
-    return [Subplot(lambda axes, item=item: draw(axes, *item), height) for item in items]
+    return [Subplot(functools.partial(_draw_item, draw, item), height) for item in items]
+
+
+def _draw_item(draw: Callable[..., None], item: Sequence, axes: Axes) -> None:
+    draw(axes, *item)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ def _curves(axes: Axes, lines: Mapping[str, tuple], at_L: float | None, same: in
         axes.legend(fontsize="small")
 
 
-def _bars(axes: Axes, groups: Mapping[str, Sequence[float]]) -> None:
+def _bars(axes: Axes, groups: Mapping[str, np.ndarray]) -> None:
     for index, (name, heights) in enumerate(groups.items()):
         x = np.arange(len(heights)) + (index - (len(groups) - 1) / 2) * 0.8 / len(groups)
         axes.bar(x, heights, 0.8 / len(groups), label=name, color=style.colour(index))
@@ -117,9 +117,7 @@ def plane_figure(away_R: np.ndarray, bias_NRR: np.ndarray, kernel_NRR: np.ndarra
 def kernel_figure(
     distance_S: np.ndarray, bias_NS: np.ndarray, rotary: Mapping[str, tuple], length: int
 ) -> Figure:
-    """Bias of each head by distance, nan past its window; mean cosine and bound of rotary
-    groups.
-    """
+    """Bias of each head by distance, nan past its window; cosine and bound of rotary groups."""
     x = distance_S + 1
 
     def biases(axes: Axes) -> None:
@@ -131,7 +129,7 @@ def kernel_figure(
         axes.set(title="bias by distance", ylabel="nats", xlabel=DISTANCE)
 
     def kernels(axes: Axes) -> None:
-        lines = {}
+        lines: dict[str, tuple] = {}
         for name, (kernel_S, bound_S) in rotary.items():
             lines[f"{name}: mean cosine"] = (x, kernel_S)
             lines[f"{name}: RoFormer bound, relative"] = (x, bound_S / bound_S[0], "--")
@@ -230,7 +228,7 @@ def curriculum_figure(
         axes.set(title="shares of the documents", xlim=(0, 1), ylim=(0, 1))
 
     most = {f"most_pairs: {name}": most_S for name, most_S in pairs_S.items()}
-    columns = {"progress": progress_S.round(6), "longest": longest_S} | most | shares_S
+    columns = {"progress": progress_S.round(6), "longest": longest_S, **most, **shares_S}
     rows = [
         dict(zip(columns, row, strict=True))
         for row in zip(*(column.tolist() for column in columns.values()), strict=True)

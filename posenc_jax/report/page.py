@@ -52,11 +52,7 @@ def sections(study: StudyView) -> dict[str, list[Figure]]:
 
 
 def write_report(data: StudyData, out: Path) -> Path:
-    """Writes report.html and figures/ into the folder `out` and returns the page's path.
-
-    Raises:
-      ValueError: verdict.json is no verdict; raised before anything is written.
-    """
+    """Writes report.html and figures/ below `out`, returns the page; ValueError before writing."""
     study = StudyView(data)
     found = sections(study)
     figures = [figure for shown in found.values() for figure in shown]

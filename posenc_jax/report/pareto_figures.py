@@ -50,7 +50,7 @@ def pareto(study: StudyView) -> Figure:
 
 def _close_up(rows: Table) -> tuple[float, float] | None:
     """Limits of x without the arms that break, if those leave the other arms no room."""
-    means = sorted(map(np.mean, rows.grouped("arm", "bpb_ctx").values()))
+    means = sorted(rows.means("arm", "bpb_ctx").values())
     kept = [x for x in means if x <= means[0] + 4 * (means[len(means) // 2] - means[0])]
     if len(means) < 4 or len(kept) < 3 or means[-1] - means[0] < 3 * (kept[-1] - kept[0]):
         return None
@@ -174,8 +174,8 @@ def factorial_effects(study: StudyView) -> list[Figure]:
     panels = panels_of(_effects, fits.items(), 0.9 + 0.3 * count)
     listed = ", ".join(study.names[arm] for arm in cells.values())
     at = {"text": text, "retrieval": retrieval, "level": f"{100 * LEVEL:.0f}"}
-    words = captioned("effects", cells=listed, **at)
-    return [Figure(rows=rows, panels=panels, across=2, missing=missing, **words)]
+    said = captioned("effects", cells=listed, **at)
+    return [Figure(rows=rows, panels=panels, across=2, missing=missing, **said)]
 
 
 def _effects(axes: Axes, words: str, found: Fit) -> None:

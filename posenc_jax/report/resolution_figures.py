@@ -12,8 +12,7 @@ from posenc_jax.report.style import MUTED
 
 
 def accuracy_by_arm(rows: Iterable[Mapping]) -> list[dict]:
-    """Returns a record for each arm and size: the mean accuracy over the seeds, the least and the
-    most.
+    """Returns, by arm and size, the mean, smallest and largest accuracy over the seeds.
 
     Args:
       rows: those of `posenc_jax.training.image_loop`, of any arms and seeds.

@@ -45,7 +45,7 @@ def retrieval_overview(study: StudyView) -> Figure:
 
     def draw(axes: Axes, far: bool, k: float) -> None:
         here = rows.where(k=k, needles="d > L" if far else "all")
-        values = here.matrix("arm", arms, "task", columns, "corrected")
+        values = here.matrix("arm", arms, "task", list(columns), "corrected")
         marks.heat(axes, values, names, list(columns.values()))
         axes.xaxis.tick_top()
         if SUMMARY in columns:

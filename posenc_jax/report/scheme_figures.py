@@ -22,8 +22,8 @@ def bias_maps(study: StudyView) -> Figure:
     rows, missing, maps = Table(), [], []
     for arm in study.arms:
         run = _first_kept(study, arm)
-        arrays = run and run.kept_arrays("scheme")
-        if not arrays or "grid_bias_LNGG" not in arrays:
+        arrays = run.kept_arrays("scheme") if run else None
+        if run is None or not arrays or "grid_bias_LNGG" not in arrays:
             missing.append(f"{study.names[arm]}: the grid of its bias is not kept")
             continue
         step = -(-len(arrays["grid_G"]) // GRID)
@@ -32,9 +32,10 @@ def bias_maps(study: StudyView) -> Figure:
         if sees_alike(bias_LNGG):
             missing.append(f"{study.names[arm]} has no bias: zero for every head and distance")
             continue
+        described = run.heads or []
         for layer, words in _distinct(bias_LNGG).items():
             for head, bias_GG in enumerate(bias_LNGG[layer]):
-                known = [h for h in run.heads if (h["layer"], h["head"]) == (layer, head)]
+                known = [h for h in described if (h["layer"], h["head"]) == (layer, head)]
                 title = (marks.wrap(study.names[arm], 20), words, _label(head, bias_GG, known))
                 colour = style.colour(study.colours[arm])
                 maps.append((bias_GG, grid_G, "\n".join(title), colour))
@@ -42,8 +43,8 @@ def bias_maps(study: StudyView) -> Figure:
 
     made = _bias_panels(maps, study.train_length, rows)
     last = max(rows.column("query"), default=0)
-    words = captioned("bias_maps", last=last, L=study.train_length)
-    return Figure(rows=rows, missing=missing, **words, **made)
+    said = captioned("bias_maps", last=last, L=study.train_length)
+    return Figure(rows=rows, missing=missing, **said, **made)
 
 
 def bias_figure(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Figure:
@@ -119,7 +120,7 @@ def rotation_rings(study: StudyView) -> Figure:
     groups, missing = [], []
     for arm in study.arms:
         run = _first_kept(study, arm)
-        if run is None:
+        if run is None or run.heads is None:
             missing.append(f"{study.names[arm]}: its rotary pairs are not kept")
             continue
         waves = [tuple(head["wavelengths"]) for head in run.heads if head.get("wavelengths")]

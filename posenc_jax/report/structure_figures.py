@@ -66,9 +66,9 @@ def structure(study: StudyView) -> Figure:
         axes.set_xticks(np.arange(len(shown)) + 0.5, shown, rotation=90)
         axes.set(title=f"P3 at {times(k)}, %", xlabel="t, tokens back")
 
-    draws = [(shift_errors,)] * bool(rows.where(metric=SHIFT))
+    draws: list[tuple] = [(shift_errors,)] * bool(rows.where(metric=SHIFT))
     if ks := rows.where(metric=LOOKUP).distinct("k"):
-        draws += [(lookup,), *((lookup_map, k) for k in ks)]
+        draws += [(lookup,), *[(lookup_map, k) for k in ks]]
     if monotone := percents.where(metric=MONOTONE):
         draws += [(share, monotone, 100, "P5, monotone", "% of heads; line 100")]
     lookups = [row for run in study.runs for row in run.rows if row.metric == LOOKUP]

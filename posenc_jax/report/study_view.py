@@ -93,7 +93,7 @@ class StudyView:
         """Returns the rows that `read` finds in the runs, and who has none: `read` says why."""
         found = [(run, read(run)) for run in self.runs]
         rows = Table(
-            run.key | row for run, rows in found if not isinstance(rows, str) for row in rows
+            {**run.key, **row} for run, rows in found if not isinstance(rows, str) for row in rows
         )
         return rows, [f"{self.label(run)}: {why}" for run, why in found if isinstance(why, str)]
 

@@ -65,7 +65,10 @@ def settings() -> dict:
 def themed(svg: str, prefix: str, label: str) -> str:
     """Returns an SVG file as an element: palette colours as CSS variables, ids prefixed."""
     head, body = svg[svg.index("<svg") :].split(">", 1)
-    box = re.search(r'viewBox="([^"]+)"', head)[1]
+    found = re.search(r'viewBox="([^"]+)"', head)
+    if found is None:
+        raise ValueError(f"{label}: an SVG file without a viewBox")
+    box = found[1]
     for gone in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>"):
         body = re.sub(gone, "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', body))

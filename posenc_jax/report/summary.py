@@ -136,7 +136,7 @@ def _sentence(
     study: StudyView, what: str, rank: Mapping[str, float], parts: Mapping, level: str, lack: str
 ) -> str:
     """Arms with their numbers: all; of many the parents and hybrids, or first and last."""
-    order = sorted(rank, key=rank.get)
+    order = sorted(rank, key=rank.__getitem__)
     if len(order) > MOST_NAMED:
         hybrids = study.data.record.get("roles", {}).get("hybrids", ())
         main = {*study.parents, *([hybrids] if isinstance(hybrids, str) else hybrids)}

@@ -86,7 +86,7 @@ def groups(study: StudyView) -> dict[str, list[Column]]:
     """Returns the columns that any run measured, by the title of their table."""
     signed = {name: plain if name.startswith("bpb") else _signed for name in FAR_CONTEXT}
     summaries = ("Y_R", "Y_R_far", "Y_R_window", "Y_R_id", "least_id")
-    retrieval = [(metric, f"{metric} at {{k}}", percent) for metric in summaries]
+    retrieval: list[tuple] = [(metric, f"{metric} at {{k}}", percent) for metric in summaries]
     for task in study.tasks:
         retrieval.append(("EL_0.85", f"EL_0.85 {task_name(task)} (tokens)", _whole, task))
     found = {
@@ -205,7 +205,7 @@ def _cell(record: dict, show: Callable[[float], str]) -> str:
 
 def _fact(run: RunData, field: str, unit: float) -> float | None:
     value = run.info.get(field)
-    return value / unit if is_number(value) else None
+    return value / unit if value is not None and is_number(value) else None
 
 
 def overview(study: StudyView) -> str:

@@ -57,7 +57,7 @@ def bpb_against_length(study: StudyView) -> Figure:
                 marks.length_axis(axes, study, rows.column("k"), 2, within)
         if study.unigram is not None:
             axes.axhline(study.unigram, color=MUTED, linewidth=0.8, linestyle=marks.DASHED)
-            where = {"va": "bottom", "annotation_clip": True}
+            where: dict = {"va": "bottom", "annotation_clip": True}
             marks.note(axes, "unigram", (0, study.unigram), (2, 2), **where)
 
     made = marks.line_panels(study, of[BPB] or of[SEGMENTS], "length", "value", dress, draw_arm)
@@ -148,7 +148,8 @@ def far_context(study: StudyView) -> Figure:
 
 def _gain(run: RunData, metric: str) -> float | None:
     if metric == "repeat_gain":
-        found = [run.value(metric, k) for k in run.multiples(metric) if 2 <= k <= FAR]
+        values = [run.value(metric, k) for k in run.multiples(metric) if 2 <= k <= FAR]
+        found = [value for value in values if value is not None]
         return float(np.mean(found)) if found else None
     value = run.value(metric, FAR)
     if metric != "Y_R_window" or value is None:

@@ -45,11 +45,7 @@ UNITS = ("bits per byte", "accuracy")
 
 
 def read_verdict(study: StudyData) -> dict | None:
-    """Returns verdict.json beside a study's rows, None where no verdict was asked for.
-
-    Raises:
-      ValueError: the file is no verdict.
-    """
+    """Returns verdict.json beside a study's rows, or None; ValueError if it is no verdict."""
     path = Path(study.folder) / "verdict.json"
     if not path.exists():
         return None

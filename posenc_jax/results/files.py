@@ -63,11 +63,7 @@ def json_lines(objects: Iterable[Mapping]) -> str:
 
 
 def read_json(path: Path, kind: type = dict):
-    """Returns the JSON value of a file: an object (dict) or a list.
-
-    Raises:
-      ValueError: no JSON or another kind, in one line that names the file.
-    """
+    """Returns the JSON object (dict) or list of a file; ValueError, naming it, otherwise."""
     value = _parsed(_text(path), str(path))
     if not isinstance(value, kind):
         raise ValueError(f"{path} must hold a JSON {kind.__name__}, not a {type(value).__name__}")
@@ -89,7 +85,7 @@ def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
         file, in one line that names the file.
     """
     lines = _text(path).split("\n")  # not splitlines, which also splits at U+2028
-    objects = []
+    objects: list[tuple[int, dict]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -107,9 +103,7 @@ def read_json_lines(path: Path) -> tuple[list[tuple[int, dict]], int]:
 
 
 def readable_lines(path: Path) -> tuple[list[tuple[int, dict]], list[int]]:
-    """Returns the objects of a JSONL log with their line numbers, and the numbers of damaged
-    lines.
-    """
+    """Returns the objects of a JSONL log with line numbers, and the damaged lines' numbers."""
     objects, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():

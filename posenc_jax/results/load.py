@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,14 +68,12 @@ def load(folder: Path, split: str | None = None) -> StudyData:
             rows, remarks = migrate_rows(run.rows, run.config)
             notes |= dict.fromkeys(remarks)
             group.append(dataclasses.replace(run, rows=rows))
-    groups = {name: tuple(group) for name, group in migrated.items()}
+    groups: dict[str, Any] = {name: tuple(group) for name, group in migrated.items()}
     return dataclasses.replace(data, **groups, notes=tuple(notes))
 
 
 def load_unmigrated(folder: Path, split: str | None = None) -> StudyData:
-    """Returns what `load` returns, but with the rows as they were written; raises the same
-    errors.
-    """
+    """Returns `load`'s data with the rows as they were written; raises the same errors."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
@@ -130,19 +129,19 @@ def splits(folder: Path) -> tuple[str, ...]:
 
 
 def chosen_folder(workdir: str | None, results: str | None) -> Path:
-    """Returns the folder of --workdir (runs) or --results (published); ValueError unless exactly
-    one is given.
-    """
-    if (workdir is None) == (results is None):
+    """Returns the folder of --workdir (runs) or --results (published); ValueError unless one."""
+    if workdir is not None and results is None:
+        return Path(workdir)
+    if results is None or workdir is not None:
         raise ValueError(
             "give --workdir=FOLDER of a study or a run, or --results=FOLDER that was published, "
             "one of them"
         )
-    if results is not None and not (Path(results) / PUBLISHED).exists():
+    if not (Path(results) / PUBLISHED).exists():
         raise ValueError(
             f"--results={results} holds no {PUBLISHED}; folders of runs are read by --workdir"
         )
-    return Path(workdir or results)
+    return Path(results)
 
 
 def evaluation_folder(run: Path, split: str) -> Path:

@@ -64,11 +64,7 @@ def verify(folder: Path) -> dict:
 
 
 def read(folder: Path) -> dict:
-    """Returns the contents and the list of files of a sound manifest; opens no other file.
-
-    Raises:
-      Corrupted: no manifest, or a changed one.
-    """
+    """Returns contents and files of a sound manifest; Corrupted if missing or changed."""
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
         raise Corrupted(f"no {NAME}, so it was never finished, or was made by hand")
@@ -86,9 +82,7 @@ def read(folder: Path) -> dict:
 
 
 def checked(record: object, kinds: Mapping, where: str) -> dict:
-    """Returns a record in which every field of `kinds` is present and of its kind; else raises
-    Corrupted.
-    """
+    """Returns the record; Corrupted unless every field of `kinds` is there and of its kind."""
     if not isinstance(record, dict):
         raise Corrupted(f"{where} must be an object, not {record!r:.60}")
     try:

@@ -76,9 +76,7 @@ class _Lookup:
 
 
 def _changes(row: Row, accuracy: _Lookup, chance: Mapping[str, float]) -> dict:
-    """Returns the fields that change: the chance of an accuracy, a corrected accuracy, or the
-    metric.
-    """
+    """Returns the fields that change: chance, corrected accuracy, or the metric."""
     if row.metric == "repeat_gain":
         return {"metric": OTHER_PLACE}
     task, _, measure = row.metric.rpartition("_")
@@ -90,7 +88,7 @@ def _changes(row: Row, accuracy: _Lookup, chance: Mapping[str, float]) -> dict:
     if measure == "accuracy":
         return {"chance": chance[task]}
     measured = accuracy.row(f"{task}_accuracy", row.length, row.bucket)
-    value = None if measured is None else corrected(measured.value, chance[task])
+    value = None if measured is None else corrected(measured.number, chance[task])
     return {"chance": chance[task], "value": value}
 
 
@@ -100,13 +98,11 @@ def _context_gain(row: Row, look: _Lookup) -> Row:
     if near is None or far is None:
         reason = f"{BPB} at L/2 and {FAR}L are not both measured"
         return dataclasses.replace(row, value=None, n=0, skipped=reason)
-    return dataclasses.replace(row, value=near.value - far.value, n=far.n, skipped="")
+    return dataclasses.replace(row, value=near.number - far.number, n=far.n, skipped="")
 
 
 def _summaries(like: Row, look: _Lookup) -> list[Row]:
-    """Returns Y_R and Y_R_far at every measured multiple from 2 on, and Y_R_id and least_id at
-    L.
-    """
+    """Returns Y_R and Y_R_far at every measured multiple from 2, and Y_R_id, least_id at L."""
     L, rows = like.train_length, []
     lengths = sorted({at for task in SUMMARY_TASKS for at in look.lengths(f"{task}_accuracy")})
     summaries = [("Y_R_id", L, False), ("least_id", L, False)]
@@ -134,7 +130,8 @@ def _summaries(like: Row, look: _Lookup) -> list[Row]:
 def _longest_passing(row: Row, look: _Lookup, chance: Mapping[str, float]) -> Row:
     task = row.bucket
     metric = f"{task}_corrected"
-    scores = {at: look.row(metric, at, "all").value for at in look.lengths(metric)}
+    found = [look.row(metric, at, "all") for at in look.lengths(metric)]
+    scores = {one.length: one.number for one in found if one is not None}
     if task not in chance:
         reason = "chance without binding is not known for rows of definitions 1"
     elif not scores:

@@ -7,11 +7,7 @@ NEAR = 0.65  # similarity of names, as difflib measures it, from which one is a 
 
 
 def near_names(name: str, known: Collection[str], *, listed: Collection[str] | None = None) -> str:
-    """Returns "; did you mean 'x'?" for a misspelt name, or else the list of known ones.
-
-    Args:
-      listed: shorter list to show instead of all `known` names.
-    """
+    """Returns "; did you mean 'x'?", or the known names; listed: shorter list to show instead."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=NEAR)
     if near:
         return "; did you mean " + " or ".join(repr(n) for n in near) + "?"

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def without_folders(value):
 
 
 def _arrays(runs: Sequence[RunData]) -> bytes:
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{run.name}/{name}/{field}": smallest(array)
         for run in runs
         for name in run.array_names

@@ -71,9 +71,9 @@ def published_runs(folder: Path, split: str, own: bool) -> list[RunData]:
     check(portraits, dict.fromkeys(portraits, OBJECT), str(folder / "portraits.json.gz"))
     runs = []
     for name, entry in _entries(folder, lines).items():
-        about = BESIDE | entry
-        info = {k: v for k, v in entry.items() if k != "name" and k not in BESIDE}
-        info = checked_record(info, f"{folder / PUBLISHED}, {name}")
+        about = {**BESIDE, **entry}
+        record = {k: v for k, v in entry.items() if k != "name" and k not in BESIDE}
+        info = checked_record(record, f"{folder / PUBLISHED}, {name}")
         rows = rows_of_run(lines.get(name, ()), path, info, name, split)
         runs.append(
             RunData(

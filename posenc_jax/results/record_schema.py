@@ -3,7 +3,7 @@
 import datetime
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posenc_jax.results.schema import LARGEST, SPLITS
 
@@ -20,7 +20,7 @@ def _list_of(words: str, kind: type) -> FieldKind:
     return FieldKind(words, lambda v: isinstance(v, list) and all(type(one) is kind for one in v))
 
 
-def _is_time(value: object) -> bool:
+def _is_time(value: Any) -> bool:
     if value is None:
         return True
     try:
@@ -211,7 +211,5 @@ def check(
 
 
 def check_logged(row: Mapping, where: str) -> None:
-    """Raises ValueError, beginning with `where`, for a line of metrics.jsonl without a step or with
-    nested values.
-    """
+    """Raises ValueError for a line of metrics.jsonl without a step or with nested values."""
     check(row, dict.fromkeys(row, NUMBER) | _LOGGED, where, ("step",))

@@ -27,13 +27,19 @@ def summary_scores(find: FindRow, length: int, far: bool) -> tuple[dict[str, flo
             for row in (find(f"{task}_corrected", length, b) for b in buckets)
             if row is not None
         ]
-        weights = [row.n * (1 - row.chance) for row in rows]
+        weights = [_weight(row) for row in rows]
         if rows:
             scores[task] = math.fsum(
-                w * r.value for w, r in zip(weights, rows, strict=True)
+                w * r.number for w, r in zip(weights, rows, strict=True)
             ) / math.fsum(weights)
             answers += sum(row.n for row in rows)
     return scores, answers
+
+
+def _weight(row: Row) -> float:
+    if row.chance is None:
+        raise ValueError(f"{row.run}: {row.metric} at {row.length} has no chance")
+    return row.n * (1 - row.chance)
 
 
 def longest_passing(scores: Mapping[int, float], share: float) -> int | None:

@@ -49,7 +49,7 @@ class RowFile:
     def value(self, metric: str, length: int, bucket: str = "all") -> tuple[float, int] | None:
         """Returns the (value, n) of a measured row, or None."""
         row = self.row(metric, length, bucket)
-        return None if row is None else (row.value, row.n)
+        return None if row is None else (row.number, row.n)
 
     def add(self, item: str, rows: Sequence[Row]) -> None:
         """Adds the rows of an item and replaces the file atomically.

@@ -6,6 +6,7 @@ All code that writes or reads rows takes its names from here.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 # Version of the metric definitions. Rows without it are of version 1: chance was 1/64 everywhere,
 # context_gain began at c = L, and the control span of repeat_gain stood at another place.
@@ -24,11 +25,8 @@ DISTANCES = (
 DISTANCE_BUCKETS = tuple(name for _, name in DISTANCES)
 FAR_BUCKETS = tuple(name for low, name in DISTANCES if low >= 1)
 
-SUMMARY_TASKS = (
-    "passkey",
-    "needles_4",
-    "mqar_16",
-)  # of Y_R: R1 in corpus text, R2 K = 4, R3 P = 16
+# Of Y_R: R1 in corpus text, R2 K = 4, R3 P = 16.
+SUMMARY_TASKS = ("passkey", "needles_4", "mqar_16")
 ACQUIRED = 0.9  # corrected accuracy at N = L from which a task is learnt
 REACHES = 0.8  # Y_R_far at 4L from which a seed reaches
 PASSING = 0.85  # EL: share of the corrected accuracy at the shortest context
@@ -144,9 +142,7 @@ class Row:
 
     @property
     def k(self) -> float:
-        """Length in units of L; L // 2 counts as 0.5 for an odd L too, as the in-distribution loss
-        needs.
-        """
+        """Length in units of L; L // 2 counts as 0.5, also for an odd L."""
         return ID if self.length == self.train_length // 2 else self.length / self.train_length
 
     @property
@@ -154,10 +150,15 @@ class Row:
         """Whether the value is a finite number."""
         return self.value is not None and math.isfinite(self.value)
 
+    @property
+    def number(self) -> float:
+        """The value of a measured row; ValueError for a row that was skipped."""
+        if self.value is None:
+            raise ValueError(f"{self.run}: {self.metric} at {self.length} was not measured")
+        return self.value
+
     def to_json(self) -> dict:
-        """Returns the row as a JSON object without fields that have their default, except
-        definitions.
-        """
+        """Returns the row as a JSON object: definitions, and fields that differ from defaults."""
         stored = {
             f.name: getattr(self, f.name)
             for f in _FIELDS
@@ -204,10 +205,8 @@ def row_from_json(stored: Mapping) -> Row:
     return row
 
 
-def _check(name: str, value: object) -> None:
-    """Raises ValueError if a value has not the type of its field; NaN and infinities are no
-    numbers.
-    """
+def _check(name: str, value: Any) -> None:
+    """Raises ValueError if a value has not its field's type; NaN and infinity have none."""
     kind = _TYPES.get(name, str)
     if value is None and name in ("value", "chance", "step"):
         return

@@ -37,17 +37,13 @@ def optional_json(path: Path) -> dict:
 
 
 def checked_record(info: Mapping, where: str) -> Mapping:
-    """Returns run.json, migrated; ValueError, beginning with `where`, if it is incomplete or of a
-    wrong type.
-    """
+    """Returns run.json, migrated; ValueError, from `where` on, if incomplete or of wrong type."""
     check(info, RUN, where, RECORDED)
     return migrate_record(info)
 
 
 def checked_row(one: Mapping, path: Path, number: int) -> Row:
-    """Returns the row of a line; a value that is not finite (in older rows) becomes None, with a
-    reason.
-    """
+    """Returns the row of a line; an older value that is not finite becomes None, with a reason."""
     value = one.get("value")
     if isinstance(value, float) and not math.isfinite(value):
         one = {**one, "value": None, "skipped": f"not finite ({value})"}

@@ -80,8 +80,9 @@ class RunData:
         return list(self._measured.get((metric, bucket), ()))
 
     def _corrected(self, k: float, tasks: Sequence[str]) -> list[float]:
-        values = [self.value(f"{task}_corrected", k) for task in tasks]
-        return [] if None in values else values
+        found = [self.value(f"{task}_corrected", k) for task in tasks]
+        values = [value for value in found if value is not None]
+        return values if len(values) == len(found) else []
 
     def retrieval(self, k: float, tasks: Sequence[str]) -> float | None:
         """Returns accuracy above chance at kL, mean over the tasks; None if one is missing."""
@@ -96,14 +97,13 @@ class RunData:
         """Returns accuracy above chance over needles further back than L in kL, and n answers."""
         rows = [row for b in FAR_BUCKETS if (row := self.row(f"{task}_corrected", k, b))]
         n = sum(row.n for row in rows)
-        return (sum(row.value * row.n for row in rows) / n, n) if n else None
+        return (sum(row.number * row.n for row in rows) / n, n) if n else None
 
     def far_mean(self, k: float, tasks: Sequence[str]) -> float | None:
         """Returns `far`, mean over the tasks; None if one is missing."""
         found = [self.far(task, k) for task in tasks]
-        return (
-            sum(value for value, _ in found) / len(found) if found and None not in found else None
-        )
+        values = [one[0] for one in found if one is not None]
+        return sum(values) / len(values) if values and len(values) == len(found) else None
 
     def kept_arrays(self, name: str) -> Mapping[str, np.ndarray] | None:
         """Returns the stored arrays of that name, or None where they are not kept."""

@@ -1,6 +1,4 @@
-"""Auxiliary runs of rule 2, beside those that count: dev rows, pilot runs, offset lookup, the
-oracle.
-"""
+"""Auxiliary runs of rule 2: dev rows, pilot runs, offset lookup, the oracle."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -33,11 +31,7 @@ def rows_of(runs: Iterable[RunData]) -> list[Row]:
 
 
 def oracle_gains(data: StudyData, plan: AnalysisPlan) -> dict[int, float | None]:
-    """Returns the gain from far text of RoPE trained at 4L, by seed.
-
-    Raises:
-      ValueError: a run of the oracle that was trained at another length.
-    """
+    """Returns RoPE's gain from far text at 4L, by seed; ValueError for another length."""
     length = data.runs[0].info["train_length"]
     gains = {}
     for run in data.elsewhere:

@@ -38,9 +38,7 @@ def sample_value(sample: Sample) -> float:
 
 
 def paired_difference(a: Sample, b: Sample) -> Sample | None:
-    """Returns a - b instance by instance, so that both are resampled alike; None if their instances
-    differ.
-    """
+    """Returns a - b instance by instance, so resampled alike; None if instances differ."""
     if len(a) != len(b) or not all(
         np.array_equal(x.weight_I, y.weight_I) for x, y in zip(a, b, strict=True)
     ):

@@ -48,9 +48,7 @@ class Hybrid:
     margins: Margins
 
     def statements(self) -> list[tuple[Statement, str]]:
-        """Returns every statement with the state that is forced on it, "" where its test
-        decides.
-        """
+        """Returns every statement with its forced state, "" where its test decides."""
         m, passed = self.margins, self._passes()
         statements = [
             (self._assay(), "" if passed else NOT_ASSESSABLE if passed is None else FAILS)
@@ -106,9 +104,7 @@ class Hybrid:
         return [(s, forced or (REFUSED if s.identical else "")) for s, forced in statements]
 
     def _candidates(self, parent: str, axis: str) -> list[tuple[str, str]]:
-        """Returns the arms of a parent, each with its forced state: judged ones first, then
-        reported ones.
-        """
+        """Returns the arms of a parent with their forced states: judged ones first."""
         if parent == "RoPE":
             return [(self.roles.rope, "")]
         role, by_axis = {
@@ -145,14 +141,8 @@ class Hybrid:
         candidates = self._candidates(parent, axis)
         if not candidates:
             problem = f"no arm was named for {parent}"
-            return [
-                (
-                    Statement(
-                        claim.clause, claim.words, "", 0.0, (), (), (problem,), None, 1.0, 1.0
-                    ),
-                    "",
-                )
-            ]
+            none = Statement(claim.clause, claim.words, "", 0.0, (), (), (problem,), None, 1.0, 1.0)
+            return [(none, "")]
         tested_arms = []
         for arm, forced in candidates:
             arms = (arm, self.name) if axis == TEXT else (self.name, arm)
@@ -163,9 +153,7 @@ class Hybrid:
         return tested_arms
 
     def _uncontradicted(self, s: Statement, arm: str) -> Statement:
-        """Returns the statement; it cannot hold (or be refuted) where the counts of seeds say the
-        opposite.
-        """
+        """Returns the statement, barred from a state that the counts of seeds contradict."""
         count, does = (acquiring, "acquire") if s.metric == "Y_R_id" else (reaching, "reach")
         own, other = (count(self.outcomes, a, self.seeds) for a in (self.name, arm))
         fewer, more = contradicted(own, other, self.margins.alpha)

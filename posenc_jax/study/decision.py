@@ -40,9 +40,7 @@ class Verdict:
 
 
 def check_plan(hybrids: Sequence[str], parents: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raises ValueError unless there are 1 to 3 hybrids, all arms differ, and seeds are given once
-    each.
-    """
+    """Raises ValueError unless 1 to 3 hybrids are given, all arms differ, and seeds differ."""
     if not 1 <= len(hybrids) <= MOST_HYBRIDS:
         raise ValueError(f"the rule takes 1 to {MOST_HYBRIDS} hybrids, not {len(hybrids)}")
     arms = [*hybrids, *parents]

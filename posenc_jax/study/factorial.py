@@ -33,9 +33,7 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """All effects; `mean` is the grand mean over cells, `left_out` names the terms that are not
-    identifiable.
-    """
+    """All effects; mean: over the cells. left_out: names of terms that are not identifiable."""
 
     mean: float
     effects: tuple[Effect, ...]
@@ -122,9 +120,7 @@ def _columns(cells, factors, known, term) -> np.ndarray:
 
 
 def _coded(combinations: Sequence[Levels], known: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns the sum-to-zero columns of a term, a row a combination: products of the columns of
-    its factors.
-    """
+    """Returns the sum-to-zero columns of a term, a row per combination of levels."""
     rows = []
     for levels in combinations:
         row_X = np.ones(1)

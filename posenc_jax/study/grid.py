@@ -120,7 +120,7 @@ class Study:
     seeds: tuple[int, ...]
     tuning: Tuning | None = None
     skip: Callable[[GridCell], str | None] = lambda cell: None
-    roles: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    roles: Mapping[str, str | Sequence[str]] = dataclasses.field(default_factory=dict)
     split: str = "dev"
     prereg: str = ""
     suite: str = ""
@@ -153,16 +153,12 @@ class Study:
         return dataclasses.replace(cell, arm=arms[cell.arm.parent]) if cell.arm.parent else None
 
     def waves(self, cells: Sequence[GridCell]) -> list[list[GridCell]]:
-        """Returns the runs in two groups: runs from scratch, then those that fine-tune one of
-        them.
-        """
+        """Returns two groups of runs: from scratch, then those that fine-tune one of them."""
         waves = [[c for c in cells if bool(c.arm.parent) == tuned] for tuned in (False, True)]
         return [wave for wave in waves if wave]
 
     def groups(self, cells: Sequence[GridCell]) -> list[tuple[GridCell, ...]]:
-        """Returns the runs of each training process: one run, or with `together` all seeds of an
-        arm.
-        """
+        """Returns the runs of each process: one run, or with `together` all seeds of an arm."""
         groups: dict[str, list[GridCell]] = {}
         for cell in cells:
             shared = self.together and not cell.tuning and not cell.arm.parent
@@ -180,11 +176,7 @@ class Study:
         return {cell.name: reason for cell in cells if (reason := self._reason(cell)) is not None}
 
     def cell(self, setting: str) -> GridCell:
-        """Returns the run of `--config=FILE:setting`.
-
-        Raises:
-          ValueError: no such run, or a rate that is missing, not on the grid, or not expected.
-        """
+        """Returns the run of `--config=FILE:setting`; ValueError for no such run or rate."""
         match = re.fullmatch(r"(.+?)-s(0|[1-9][0-9]*)(?:-lr([0-9.e+-]+))?", setting)
         arms, t = {arm.name: arm for arm in self.arms}, self.tuning
         if not match or match[1] not in arms:
@@ -225,7 +217,8 @@ class Study:
         arm, train = cell.arm, base["train"]
         if arm.parent:
             train["original_length"] = train["length"]
-            train["init_from"] = self.parent(cell).name  # StudyRunner gives the folder
+            parent = self.parent(cell)
+            train["init_from"] = parent.name if parent else ""  # StudyRunner gives the folder
         if arm.length:
             tokens = train["batch_size"] * train["length"]
             if tokens % arm.length:
@@ -236,7 +229,7 @@ class Study:
             train["batch_size"], train["length"] = tokens // arm.length, arm.length
         base["model"]["scheme"] = arm.scheme
         train["arm"], train["tier"], train["seed"] = arm.name, self.tier, cell.seed
-        if cell.rate is not None:
+        if cell.rate is not None and self.tuning is not None:
             factor = cell.rate / base["optimizer"]["learning_rate"]
             for name in self.tuning.scaled:
                 section, key = _section_and_key(name, base, "tuning.scaled")
@@ -248,7 +241,7 @@ class Study:
         for name, value in arm.overrides.items():
             section, key = _section_and_key(name, base, f"arm {arm.name!r}")
             section[key] = value
-        if cell.tuning and self.tuning.steps:
+        if cell.tuning and self.tuning is not None and self.tuning.steps:
             train["steps"] = self.tuning.steps
         return base
 
@@ -277,18 +270,12 @@ class Study:
 
 
 def group_name(cells: Sequence[GridCell]) -> str:
-    """Returns the name of runs that are trained together, e.g. rope-s0+1+2, or that of a single
-    run.
-    """
+    """Returns the name of runs trained together, e.g. rope-s0+1+2, or of a single run."""
     return "+".join([cells[0].name, *(str(cell.seed) for cell in cells[1:])])
 
 
 def unique(cells: Sequence[GridCell]) -> list[GridCell]:
-    """Returns the runs in their order, without duplicates.
-
-    Raises:
-      ValueError: two different runs would share a folder.
-    """
+    """Returns the runs without duplicates; ValueError if two different ones share a folder."""
     by_name: dict[tuple[bool, str], GridCell] = {}
     for cell in cells:
         if by_name.setdefault((cell.tuning, cell.name), cell) != cell:

@@ -94,23 +94,14 @@ def failing_seeds(values_XP: np.ndarray, ahead_XP: np.ndarray, threshold: float)
 
 
 def fisher_fewer(first: int, second: int, n_first: int, n_second: int) -> float:
-    """Returns Fisher's exact one-sided p that the first arm has the smaller share: `first` of
-    `n_first` seeds.
-
-    Raises:
-      ValueError: more successes than seeds, or no seed.
-    """
+    """Returns Fisher's one-sided p that first/n_first is smaller; ValueError for wrong counts."""
     _check_count(first, n_first)
     _check_count(second, n_second)
     return _fewer(int(first), int(second), int(n_first), int(n_second))
 
 
 def clopper_pearson_lower(successes: int, n: int, alpha: float) -> float:
-    """Returns the lower limit of a share at one-sided level alpha (Clopper and Pearson 1934).
-
-    Raises:
-      ValueError: more successes than seeds, or no seed.
-    """
+    """Returns a share's one-sided lower limit (Clopper and Pearson 1934); ValueError if n < k."""
     _check_count(successes, n)
     return float(special.betaincinv(successes, n - successes + 1, alpha)) if successes else 0.0
 

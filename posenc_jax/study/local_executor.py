@@ -27,6 +27,7 @@ from posenc_jax.training.interrupts import RaiseOnce, SignalNotice
 
 PARENT = "POSENC_JAX_STUDY"  # process id of the study, for its children; see posenc_jax.cli
 ORPHANS = 120.0  # seconds to wait for trainers of a killed study to save and end
+EVERY = 60.0  # seconds between two lines of progress without a terminal
 ENDING = 300.0  # seconds in which a stopped run must end before it is killed
 ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
@@ -55,9 +56,7 @@ class RunCommands:
     products: tuple[Path, ...]
 
     def of_process(self, index: int, logs: Path) -> "RunCommands":
-        """Returns what a further process of the same run does: it trains, under a log of its
-        own.
-        """
+        """Returns the command of a further process of the run: it trains, with its own log."""
         never = (logs / "never",)  # the first process alone says that the run is finished
         return RunCommands(f"{self.name}.{index}", self.arm, logs, self.commands[:1], "", never)
 
@@ -92,9 +91,7 @@ class _Active:
         return self.spent + time.monotonic() - self.begun
 
     def measured(self) -> float:
-        """Returns the seconds up to now, of training without compilation where its log says
-        them.
-        """
+        """Returns the seconds up to now, of training without compilation where the log has them."""
         seconds = steps_seconds(self.run.workdir) if self.trains else None
         return self.elapsed() if seconds is None else self.spent + seconds
 
@@ -105,7 +102,7 @@ class _Active:
 
 
 def run_all(
-    runs: Sequence[RunCommands], logs: Path, *, cores: Sequence[int | None], every: float = 60.0
+    runs: Sequence[RunCommands], logs: Path, *, cores: Sequence[int | None]
 ) -> ExecutionSummary:
     """Runs every run to its end, one per core at a time.
 
@@ -113,7 +110,6 @@ def run_all(
       runs: their commands must be safe to repeat, so that a study can be resumed.
       logs: folder of the log and the last exit code of every run. cores: one worker for each,
         pinned to that core (None: not pinned).
-      every: seconds between two lines of progress without a terminal.
 
     Raises:
       KeyboardInterrupt: a signal arrived; all children have been stopped and have saved.
@@ -127,7 +123,7 @@ def run_all(
     active: list[_Active] = []
     with SignalNotice("stopping the runs, which save first", lambda: _kill(active)):
         try:
-            _work(runs, active, states, logs, list(cores), every)
+            _work(runs, active, states, logs, list(cores))
         except BaseException:
             _stop(active)
             raise
@@ -143,13 +139,12 @@ def _work(
     states: dict[str, str],
     logs: Path,
     free: list[int | None],
-    every: float,
 ) -> None:
     """Starts waiting runs on free cores until all have ended; keeps `active` and `states` true."""
     waiting = [run for run in runs if states[run.name] == "waiting"]
     begun, workers = time.monotonic(), len(free)
     durations: list[float] = []  # of the runs that ended
-    status = Status({run.name: run.arm for run in runs}, every)
+    status = Status({run.name: run.arm for run in runs}, EVERY)
     while waiting or active:
         while free and (run := next((r for r in waiting if _startable(r, begun)), None)):
             waiting.remove(run)
@@ -237,9 +232,7 @@ def exit_code(name: str, logs: Path) -> int | None:
 
 
 def _record(path: Path) -> dict | None:
-    """Returns a JSON object; None where there is none, or where a power loss tore it: its run is
-    repeated.
-    """
+    """Returns a JSON object; None for a missing or torn one, whose run is repeated."""
     try:
         return read_json(path)
     except (OSError, ValueError):
@@ -253,9 +246,7 @@ def _end_state(run: RunCommands, code: int, logs: Path) -> str:
 
 
 def _startable(run: RunCommands, begun: float) -> bool:
-    """Whether no trainer holds the lock of the folder; one of a killed study may still be
-    saving.
-    """
+    """Whether no trainer holds the folder's lock; a killed study's trainer may still save."""
     return time.monotonic() - begun > ORPHANS or not is_locked(run.workdir)
 
 

@@ -37,9 +37,7 @@ def read_instances(run: RunData) -> dict[str, bootstrap.Sample | str]:
 
 
 def matching_sample(sample: bootstrap.Sample | str, value: float) -> bootstrap.Sample | str:
-    """Returns the sample if it gives the value of the rows, otherwise a sentence that they
-    differ.
-    """
+    """Returns the sample if it gives the value of the rows, else a sentence about it."""
     if isinstance(sample, str):
         return sample
     from_arrays = bootstrap.sample_value(sample)

@@ -97,9 +97,7 @@ def oracle_gain(rows: Sequence[Row], length: int) -> float | None:
 
 
 def lookup_score(rows: Sequence[Row]) -> float | None:
-    """Returns the accuracy of offset lookup (P3) at L, chance-corrected where its chance is
-    known.
-    """
+    """Returns the accuracy of offset lookup (P3) at L, corrected where chance is known."""
     row = next(
         (
             r
@@ -110,21 +108,14 @@ def lookup_score(rows: Sequence[Row]) -> float | None:
     )
     if row is None or not row.measured:
         return None
-    return row.value if row.chance is None else corrected(row.value, row.chance)
+    return row.number if row.chance is None else corrected(row.number, row.chance)
 
 
 def repeat_lengths(keys: Collection[RowKey], length: int) -> tuple[int, ...]:
     """Returns the gaps of repeat_gain that count, in tokens."""
     low, high = (k * length for k in REPEAT)
-    return tuple(
-        sorted(
-            {
-                at
-                for metric, at, _ in keys
-                if metric in ("repeat_gain", OTHER_PLACE) and low <= at <= high
-            }
-        )
-    )
+    gaps = {at for metric, at, _ in keys if metric in ("repeat_gain", OTHER_PLACE)}
+    return tuple(sorted(at for at in gaps if low <= at <= high))
 
 
 def _value(of_run: RunRows, metric: str, length: int | None, bucket: str) -> Outcome:
@@ -199,7 +190,7 @@ def _older_task(of_run: RunRows, task: str, length: int, far: bool) -> Outcome:
         rows = [row for row in rows if row.measured]
         if not rows:
             return None, f"not measured (no row {metric} at {length} tokens beyond L)"
-        value = math.fsum(r.value * r.n for r in rows) / sum(r.n for r in rows)
+        value = math.fsum(r.number * r.n for r in rows) / sum(r.n for r in rows)
         why = ""
     return (None, why) if value is None else (corrected(value, OLD_CHANCE[task]), "")
 

@@ -77,7 +77,7 @@ def standings(
         raise ValueError("a front over seeds needs the same seeds, at least one, for every arm")
     order = next(iter(seeds))
     cloud_APX = np.stack([_array([cloud[s] for s in order]) for cloud in clouds.values()])
-    means = [tuple(map(float, m)) for m in cloud_APX.mean(1)]
+    means = [(float(x), float(y)) for x, y in cloud_APX.mean(1)]
     drawn = np.random.Generator(np.random.Philox(seed)).integers(
         len(order), size=(draws, len(order))
     )
@@ -108,7 +108,7 @@ def _on_front(point_AX: np.ndarray) -> np.ndarray:
     x_A, y_A = point_AX[:, 0], point_AX[:, 1]
     no_worse_AB = (x_A[:, None] <= x_A) & (y_A[:, None] >= y_A)
     better_AB = (x_A[:, None] < x_A) | (y_A[:, None] > y_A)
-    return ~(no_worse_AB & better_AB).any(0)
+    return np.logical_not((no_worse_AB & better_AB).any(0))
 
 
 def _array(points: Sequence[Point]) -> np.ndarray:

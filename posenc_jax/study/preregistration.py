@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from posenc_jax.results.files import read_json
 from posenc_jax.results.schema import SPLITS
@@ -19,22 +20,11 @@ METRICS = {rule_1.RULE: rule_1.METRICS, rule_2.RULE: rule_2.METRICS}
 # Modules that decide under rule 2, with its thresholds and lengths; a change of one changes the
 # rule.
 SOURCES = (
-    "results.chance",
-    "results.schema",
-    "results.retrieval_summary",
-    "study.attribution",
-    "study.auxiliary_runs",
-    "study.clauses",
-    "study.seed_counts",
-    "study.decision",
-    "study.hypothesis_tests",
-    "study.outcomes",
-    "study.roles",
-    "study.rule_2",
-    "study.statements",
-    "study.statistics",
-    "study.verdict",
-)
+    "results.chance", "results.schema", "results.retrieval_summary", "study.attribution",
+    "study.auxiliary_runs", "study.clauses", "study.seed_counts", "study.decision",
+    "study.hypothesis_tests", "study.outcomes", "study.roles", "study.rule_2", "study.statements",
+    "study.statistics", "study.verdict",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +72,7 @@ class Preregistration:
 
 
 def freeze(path: Path, plan: AnalysisPlan) -> str:
-    """Writes a plan for rule version 2 and returns its hash.
-
-    Raises:
-      ValueError: the file exists already, or the rule does not take the plan.
-    """
+    """Writes a plan for rule 2, returns its hash; ValueError if the file exists or is refused."""
     _check(plan)
     body = {
         "rule": rule_2.RULE,
@@ -112,31 +98,21 @@ def digest(body: Mapping) -> str:
 
 
 def rule_digest(sources: Sequence[str] = SOURCES) -> str:
-    """Returns the SHA-256 of the source of rule 2, which shows whether the rule changed after
-    freezing.
-    """
+    """Returns the SHA-256 of rule 2's source, which shows changes after freezing."""
     package = Path(__file__).parents[1]
     read = [(package / f"{name.replace('.', '/')}.py").read_bytes() for name in sources]
     return hashlib.sha256(b"".join(read)).hexdigest()
 
 
 def read(path: Path) -> Preregistration:
-    """Returns the frozen plan of a file, for rule 1 or 2.
-
-    Raises:
-      ValueError: no such file, no plan in it, a wrong hash, or another rule.
-    """
+    """Returns the frozen plan of a file (rule 1 or 2); ValueError if damaged or missing."""
     if not path.is_file():
         raise ValueError(f"--prereg={path} is no file; write it with --freeze")
     return parse(read_json(path), str(path))
 
 
 def parse(stored: Mapping, path: str) -> Preregistration:
-    """Returns the frozen plan of a JSON object; raises the errors of `read`.
-
-    Args:
-      path: of its file, for errors.
-    """
+    """Returns the frozen plan of a JSON object; path: for errors, which are those of `read`."""
     try:
         body, sha256 = dict(stored["plan"]), stored["sha256"]
     except (ValueError, KeyError, TypeError):
@@ -160,7 +136,7 @@ def _parsed(body: dict, sha256: str, path: str) -> Preregistration:
         )
     rule_sha256 = body.pop("rule_sha256") if rule == rule_2.RULE else ""
     alibi, margins = body.pop("alibi"), Margins(**body.pop("margins"))
-    lists = {
+    lists: dict[str, Any] = {
         name: tuple(body.pop(name))
         for name in ("hybrids", "seeds", "stretched", "pilot", "lookup")
         if name in body

@@ -74,7 +74,7 @@ def _better(
             f"each clause must hold against {' and '.join(candidates)}",
         )
     means = {
-        arm: math.fsum(v[s] for s in seeds) / len(seeds)
+        arm: math.fsum(x for s in seeds if (x := v[s]) is not None) / len(seeds)
         for arm, v in zip(candidates, values, strict=True)
     }
     chosen = best(candidates, key=means.__getitem__)

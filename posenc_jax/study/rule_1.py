@@ -102,8 +102,8 @@ def _verdict(hybrid, statements, stronger, p, p_strong, alpha) -> Verdict:
             reasons.append(
                 f"all clauses hold alone, but not after Holm over the hybrids (p {p:.4f})"
             )
-    reasons = (*reasons, *dict.fromkeys(barred))
-    return Verdict(hybrid, verdict, clauses, p, reasons, everything, states)
+    why = (*reasons, *dict.fromkeys(barred))
+    return Verdict(hybrid, verdict, clauses, p, why, everything, states)
 
 
 def _states(statements: Sequence[Statement], alpha: float) -> tuple[str, ...]:
@@ -113,67 +113,33 @@ def _states(statements: Sequence[Statement], alpha: float) -> tuple[str, ...]:
 def _statements(
     outcomes: Outcomes, hybrid: str, rope: str, alibi: str, seeds: tuple[int, ...], m: Margins
 ) -> list[Statement]:
-    h = (hybrid,)
+    h, over_rope, over_alibi = (hybrid,), (hybrid, rope), (hybrid, alibi)
+    gains = [
+        ("C3", "Y_R", "ALiBi", over_alibi, m.accuracy),
+        ("C3", "Y_R_far", "ALiBi", over_alibi, 0.0),
+        ("C4", "Y_R", "RoPE", over_rope, 0.0),
+        ("C4", "Y_R_id", "RoPE", over_rope, -m.accuracy),
+        ("C4", "Y_R_id", "ALiBi", over_alibi, -m.accuracy),
+    ]
+    within = "bpb at c = L of {} less that of the hybrid"
+    rise = "rise of the loss at 4L under a window of L"
     claims = [
         Claim("C1", "Y_E of RoPE less Y_E of the hybrid", (rope, hybrid), "Y_E", BPB, m.bpb),
         Claim("C2", "Y_E of ALiBi less Y_E of the hybrid", (alibi, hybrid), "Y_E", BPB, -m.bpb),
-        Claim(
-            "C3",
-            "Y_R of the hybrid less Y_R of ALiBi",
-            (hybrid, alibi),
-            "Y_R",
-            ACCURACY,
-            m.accuracy,
+        *(
+            Claim(clause, f"{y} of the hybrid less {y} of {parent}", arms, y, ACCURACY, least)
+            for clause, y, parent, arms, least in gains
         ),
-        Claim(
-            "C3",
-            "Y_R_far of the hybrid less Y_R_far of ALiBi",
-            (hybrid, alibi),
-            "Y_R_far",
-            ACCURACY,
-            0.0,
-        ),
-        Claim("C4", "Y_R of the hybrid less Y_R of RoPE", (hybrid, rope), "Y_R", ACCURACY, 0.0),
-        Claim(
-            "C4",
-            "Y_R_id of the hybrid less Y_R_id of RoPE",
-            (hybrid, rope),
-            "Y_R_id",
-            ACCURACY,
-            -m.accuracy,
-        ),
-        Claim(
-            "C4",
-            "Y_R_id of the hybrid less Y_R_id of ALiBi",
-            (hybrid, alibi),
-            "Y_R_id",
-            ACCURACY,
-            -m.accuracy,
-        ),
-        Claim(
-            "G1",
-            "bpb at c = L of RoPE less that of the hybrid",
-            (rope, hybrid),
-            "bpb_id",
-            BPB,
-            -m.bpb,
-        ),
-        Claim(
-            "G1",
-            "bpb at c = L of ALiBi less that of the hybrid",
-            (alibi, hybrid),
-            "bpb_id",
-            BPB,
-            -m.bpb,
-        ),
+        Claim("G1", within.format("RoPE"), (rope, hybrid), "bpb_id", BPB, -m.bpb),
+        Claim("G1", within.format("ALiBi"), (alibi, hybrid), "bpb_id", BPB, -m.bpb),
         Claim(
             "G2", f"P1, the shift error, is at most {m.shift:g}", h, "P1", "", m.shift, "at most"
         ),
         Claim("G2", "P5, the share of heads with a monotone bias, is 1", h, "P5", "", 1.0, "equal"),
-        Claim("G2", "P3 of the hybrid less P3 of RoPE", (hybrid, rope), "P3", ACCURACY, -m.lookup),
+        Claim("G2", "P3 of the hybrid less P3 of RoPE", over_rope, "P3", ACCURACY, -m.lookup),
         Claim("G3", "context gain", h, "context_gain", BPB, 0.0),
         Claim("G3", "repeat gain", h, "repeat_gain", BPB, 0.0),
-        Claim("G3", "rise of the loss at 4L under a window of L", h, "window_check", BPB, 0.0),
+        Claim("G3", rise, h, "window_check", BPB, 0.0),
     ]
     *others, context, repeat, window = (tested(c, outcomes, seeds, m.alpha) for c in claims)
     return [*others, either(context, repeat), window]

@@ -54,12 +54,7 @@ class StudyRunner:
         return self.workdir / "logs"
 
     def programs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
-        """Returns the commands that train several seeds in one program; none where every run trains
-        alone.
-
-        Raises:
-          ValueError: seeds that differ in more than their seed.
-        """
+        """Returns commands that train several seeds in one program; ValueError if others differ."""
         return [self._program(group) for group in self.study.groups(cells) if len(group) > 1]
 
     def runs(self, cells: Sequence[GridCell]) -> list[local_executor.RunCommands]:
@@ -83,9 +78,7 @@ class StudyRunner:
         return self._as_commands(cell, (train, *self._evaluating(cell)))
 
     def finished(self, cells: Sequence[GridCell]) -> bool:
-        """Whether all commands of runs that are trained together, or of a single run, have
-        succeeded.
-        """
+        """Whether all commands of a single run, or of runs trained together, have succeeded."""
         runs = [*self.programs(cells), *self.runs(cells)]
         whole = len(self.runs(cells)) == len(cells)
         return whole and all(local_executor.finished(run, self.logs) for run in runs)
@@ -113,8 +106,8 @@ class StudyRunner:
         if cell.tuning:
             suite = f"--suite={self.study.tuning_suite}"
             return ((*command, f"--split={tuning.SPLIT}", suite, "--lengths=1"),)
-        suite = (f"--suite={self.study.suite}",) if self.study.suite else ()
-        command = (*command, f"--split={self.study.split}", *suite)
+        suites = (f"--suite={self.study.suite}",) if self.study.suite else ()
+        command = (*command, f"--split={self.study.split}", *suites)
         return (command, *((*command, f"--stretch={rule}") for rule in cell.arm.readings))
 
     def _as_commands(
@@ -146,9 +139,7 @@ class StudyRunner:
         return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
     def _without_paths(self, word: str) -> str:
-        """Returns a word of a command with names in place of the workdir, the study file and the
-        scripts.
-        """
+        """Returns a word of a command with names for workdir, study file and scripts."""
         if word in (self.train, self.evaluate):
             return Path(word).name
         flag, is_flag, value = word.partition("=")
@@ -158,9 +149,7 @@ class StudyRunner:
         return word
 
     def check(self) -> None:
-        """Raises ValueError for a mistake in a configuration or in the plan, before any run
-        starts.
-        """
+        """Raises ValueError for a mistake in a configuration or plan, before any run starts."""
         s = self.study
         if s.prereg and (planned := preregistration.read(Path(s.prereg)).plan.split) != s.split:
             raise ValueError(
@@ -177,9 +166,7 @@ class StudyRunner:
         self._refuse_other_study()
 
     def _check_measures(self, cell: GridCell) -> None:
-        """Raises ValueError for a suite or a stretch with which the evaluation of a run would
-        end.
-        """
+        """Raises ValueError for a suite or stretch with which an evaluation would fail."""
         config = self.config(cell.setting)
         name = "tuning_suite" if cell.tuning else "suite"
         if suite := getattr(self.study, name):
@@ -199,9 +186,7 @@ class StudyRunner:
                 raise ValueError(f"arm {cell.arm.name!r}, reading {rule!r}: {error}") from None
 
     def _refuse_other_study(self) -> None:
-        """Raises ValueError for a folder with a run, published results or the runs of another
-        study.
-        """
+        """Raises ValueError for a folder with a run, published results or another study."""
         for name, what in (("config.json", "a run"), (PUBLISHED, "published results")):
             if (self.workdir / name).exists():
                 raise ValueError(f"{self.workdir} holds {what}; choose another --workdir")
@@ -229,9 +214,7 @@ class StudyRunner:
         return record
 
     def begin(self) -> None:
-        """Makes the folder and writes study.json and the frozen plan; deviations of earlier calls
-        are kept.
-        """
+        """Makes the folder, study.json and the frozen plan; keeps deviations of earlier calls."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         path, record = self.workdir / "study.json", self.study.record()
         before = {"deviations": [], **self._stored()}["deviations"]
@@ -284,11 +267,7 @@ class StudyRunner:
         return tuning.choices(cells, self.workdir)
 
     def collect(self, cells: Sequence[GridCell]) -> Path:
-        """Writes rows.jsonl (and tuning.jsonl), sorted, from the evaluated runs; returns its path.
-
-        Raises:
-          ValueError: a measurement occurs twice.
-        """
+        """Writes rows.jsonl and tuning.jsonl, sorted; ValueError for a measurement given twice."""
         if self.study.tuning:
             dev = [self.evaluation(cell) for cell in self.study.tuning_grid()]
             # Tuning runs of one arm and seed differ in their rate, which only their name contains.
@@ -345,9 +324,7 @@ def sorted_rows(evaluations: Sequence[Path], workdir: Path, names: Sequence[str]
 def study_runner(
     study: Study, get_config: Callable, file: str, workdir: Path, scripts: Path
 ) -> StudyRunner:
-    """Returns the runner of a study file; scripts: the repository root, relative to the working
-    directory.
-    """
+    """Returns the runner of a study file; scripts: the repository root, relative to here."""
     return StudyRunner(
         study,
         file,

@@ -112,48 +112,32 @@ def _boundaries() -> Iterator[Scenario]:
                     ("both arms", (share, share)),
                 ):
                     words = f"{name}: on its boundary, {share:.0%} of the seeds of {where} fail"
-                    yield Scenario(
-                        words, clause, "error", YES, _moved(second, metric, margin, fails)
-                    )
+                    peaks = _moved(second, metric, margin, fails)
+                    yield Scenario(words, clause, "error", YES, peaks)
             words = f"{name}: on its boundary, 20% of the hybrid's seeds fall to 0.5"
-            yield Scenario(
-                words, clause, "error", YES, _moved(second, metric, margin, (0.2, 0), failed=0.5)
-            )
+            peaks = _moved(second, metric, margin, (0.2, 0), failed=0.5)
+            yield Scenario(words, clause, "error", YES, peaks)
         elif second:
             level = LEVELS[HYBRID] | {"Y_R_id": LEVELS[second]["Y_R_id"] - 0.05}
-            yield Scenario(
-                f"{name}: on its boundary, one peak",
-                clause,
-                "error",
-                YES,
-                {HYBRID: Peaks(level, spread=0.04)},
-            )
+            peaks = {HYBRID: Peaks(level, spread=0.04)}
+            yield Scenario(f"{name}: on its boundary, one peak", clause, "error", YES, peaks)
     yield Scenario("G3: on its boundary, one peak", "G3", "error", YES, drop=0.05)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
         words = f"G3: on its boundary, {share:.0%} of the hybrid's seeds fail"
         yield Scenario(words, "G3", "error", YES, peaks, drop=0.05)
     everything = {name: 0.0 for name, s in STATEMENTS.items() if s[3] in ("Y_E", "Y_id")}
-    yield Scenario(
-        "all statements on text on their boundaries", "", "error", YES + NO, bits=everything
-    )
-    both = {
-        HYBRID: _of(HYBRID, fails=0.2),
-        ALIBI: Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05}),
-    }
+    words = "all statements on text on their boundaries"
+    yield Scenario(words, "", "error", YES + NO, bits=everything)
+    lower = Peaks(LEVELS[ALIBI] | {"Y_R": 0.97 * 0.8 - 0.05})
+    both = {HYBRID: _of(HYBRID, fails=0.2), ALIBI: lower}
     for name, kind in (("C3", {}), ("C1", {"C1": 0.0})):
         words = f"{name}: on its boundary for three hybrids"
         yield Scenario(words, name, "error", YES, {} if kind else both, bits=kind, hybrids=3)
-    yield Scenario(
-        "G2: offset lookup, both learn it in 95% of seeds, refuted",
-        "",
-        "error",
-        NO,
-        lookup=(0.95, 0.95),
-    )
-    yield Scenario(
-        "A0: RoPE, ALiBi and the hybrid acquire in half of the seeds", "A0", "error", YES, assay=0.5
-    )
+    words = "G2: offset lookup, both learn it in 95% of seeds, refuted"
+    yield Scenario(words, "", "error", NO, lookup=(0.95, 0.95))
+    words = "A0: RoPE, ALiBi and the hybrid acquire in half of the seeds"
+    yield Scenario(words, "A0", "error", YES, assay=0.5)
     words = "reliability: three quarters of the seeds reach"
     yield Scenario(words, "", "error", ("YES-RELIABLE",), {HYBRID: _of(HYBRID, fails=0.25)})
 
@@ -177,48 +161,27 @@ def _powers() -> Iterator[Scenario]:
         yield Scenario(f"C3: the hybrid is ahead by {gap}", "C3", "power", YES, peaks)
     for share in SHARES:
         peaks = {HYBRID: _of(HYBRID, fails=share)}
-        yield Scenario(
-            f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far",
-            "C3",
-            "power",
-            YES,
-            peaks,
-        )
+        words = f"{share:.0%} of the hybrid's seeds fail beyond L, ahead by far"
+        yield Scenario(words, "C3", "power", YES, peaks)
         peaks = {a: _of(a, fails=share) for a in (HYBRID, ALIBI)}
-        yield Scenario(
-            f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L",
-            "C3",
-            "power",
-            YES,
-            peaks,
-        )
+        words = f"{share:.0%} of the seeds of the hybrid and of ALiBi fail beyond L"
+        yield Scenario(words, "C3", "power", YES, peaks)
     yield Scenario("C1: 1.0 SD past its threshold", "C1", "power", YES, bits={"C1": 1.0})
-    yield Scenario(
-        "G1 text, RoPE: 1.0 SD past its threshold", "G1", "power", YES, bits={"G1 text, RoPE": 1.0}
-    )
+    words = "G1 text, RoPE: 1.0 SD past its threshold"
+    yield Scenario(words, "G1", "power", YES, bits={"G1 text, RoPE": 1.0})
     yield Scenario("C1: false by 2 SD", "C1", "power", NO, bits={"C1": -2.0})
     for gap in (0.2, 0.3, 0.4):
         level = LEVELS[HYBRID] | {"Y_R": 0.97 - gap, "Y_R_far": 0.96 - gap}
         peaks = {HYBRID: Peaks(level), ALIBI: Peaks(LEVELS[HYBRID])}
         yield Scenario(f"C3: false, ALiBi is ahead by {gap}", "C3", "power", NO, peaks)
-    yield Scenario(
-        "C4: false, ALiBi and RoPE carry recall as the hybrid does",
-        "C4",
-        "power",
-        NO,
-        {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)},
-    )
+    peaks = {a: Peaks(LEVELS[HYBRID]) for a in (ALIBI, ROPE)}
+    words = "C4: false, ALiBi and RoPE carry recall as the hybrid does"
+    yield Scenario(words, "C4", "power", NO, peaks)
     for share in (0.8, 0.9, 0.95):
-        yield Scenario(
-            f"A0: each arm acquires in {share:.0%} of the pilot seeds",
-            "A0",
-            "power",
-            YES,
-            assay=share,
-        )
-    yield Scenario(
-        "G2: offset lookup, both learn it in 97% of seeds", "G2", "power", YES, lookup=(0.97, 0.97)
-    )
+        words = f"A0: each arm acquires in {share:.0%} of the pilot seeds"
+        yield Scenario(words, "A0", "power", YES, assay=share)
+    words = "G2: offset lookup, both learn it in 97% of seeds"
+    yield Scenario(words, "G2", "power", YES, lookup=(0.97, 0.97))
 
 
 def _of(arm: str, **fields) -> Peaks:

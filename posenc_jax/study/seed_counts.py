@@ -76,9 +76,7 @@ def lookup_state(hybrid: Count, rope: Count) -> tuple[float, float, str]:
 
 
 def contradicted(hybrid: Count, other: Count, alpha: float) -> tuple[bool, bool]:
-    """Returns whether Fisher's test says that fewer seeds of the hybrid pass than of the other arm,
-    and the reverse.
-    """
+    """Returns whether Fisher's test contradicts "more seeds of the hybrid pass", and "fewer"."""
     if not hybrid[1] or not other[1]:
         return False, False
     (k, n), (k_other, n_other) = hybrid, other

@@ -34,9 +34,7 @@ from posenc_jax.study.scenarios import (
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """Shares of studies in which the clause holds, is refuted, a counted verdict is given; all
-    verdicts.
-    """
+    """Shares of studies whose clause holds, is refuted, or whose verdict counts; verdicts."""
 
     holds: float
     refuted: float
@@ -45,9 +43,7 @@ class Tally:
 
 
 def tally(scenario: Scenario, *, n: int, studies: int, seed: int, margins: Margins) -> Tally:
-    """Draws studies of n seeds and applies rule 2 to each; draws are a function of (seed, name,
-    n).
-    """
+    """Applies rule 2 to drawn studies of n seeds; draws depend on (seed, name, n) only."""
     words, holds, refuted, counted = Counter(), 0, 0, 0
     for entries, reaches in zip(*draw(scenario, n, studies, seed, margins), strict=True):
         verdicts = judged(entries, reaches, n, margins.alpha)
@@ -63,7 +59,7 @@ def tally(scenario: Scenario, *, n: int, studies: int, seed: int, margins: Margi
 def judged(entries, reaches, n: int, alpha: float) -> list[tuple[str, Mapping[str, str]]]:
     """Returns the verdict and the states of the clauses of every hybrid of one study."""
     adjusted = statistics.holm([rule_2.p_of_yes(of_one) for of_one in entries])
-    verdicts = []
+    verdicts: list[tuple[str, Mapping[str, str]]] = []
     for of_one, p, reach in zip(entries, adjusted, reaches, strict=True):
         states = rule_2.states_of(of_one, alpha)
         clauses = clause_states(rule_2.CLAUSES, [e.clause for e in of_one], states)
@@ -73,9 +69,7 @@ def judged(entries, reaches, n: int, alpha: float) -> list[tuple[str, Mapping[st
 
 
 def draw(scenario: Scenario, n: int, studies: int, seed: int, margins: Margins):
-    """Returns for every study the entries of each hybrid, and the number of its n seeds that
-    reach.
-    """
+    """Returns, by study, the entries of each hybrid, and how many of its n seeds reach."""
     random = np.random.Generator(
         np.random.Philox(np.random.SeedSequence([seed, n, *scenario.name.encode()]))
     )
@@ -107,7 +101,7 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
     counted = zip(acquire_XA, lookup_X.tolist(), rope_lookup_X.tolist(), strict=True)
     for p_S, refuted_S, (acquire_A, lookup, rope) in zip(p_XS, refuted_XS, counted, strict=True):
         passes = seed_counts.assay_passes(
-            {a: (k, n) for a, k in enumerate(acquire_A)}, range(len(acquire_A))
+            {str(a): (k, n) for a, k in enumerate(acquire_A)}, list(map(str, range(len(acquire_A))))
         )
         entries = [rule_2.Entry("A0", float(not passes), 1.0, True, "" if passes else FAILS)]
         for (clause, comparison), p, refuted in zip(names, p_S, refuted_S, strict=True):
@@ -118,9 +112,7 @@ def _entries(tested, lookup_X, acquire, rope_lookup_X, n: int) -> Iterator[list[
 
 
 def _tested(scenario: Scenario, values, noise, margins: Margins):
-    """Returns (clause, whether it compares recall, p, p_refuted) of every statement, for all
-    studies.
-    """
+    """Returns (clause, compares recall, p, p_refuted) of every statement, for all studies."""
     tested = []
     for name, (clause, first, second, metric, threshold) in STATEMENTS.items():
         limit = margin_of(threshold, margins)
@@ -148,9 +140,7 @@ def _tested(scenario: Scenario, values, noise, margins: Margins):
 
 
 def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: float):
-    """Returns both p, set to 1 where Fisher's test on the seeds that acquire or reach
-    contradicts.
-    """
+    """Returns both p, set to 1 where Fisher's test on counts of seeds contradicts."""
     own, bar = ("least_id", ACQUIRED) if metric == "Y_R_id" else ("Y_R_far", REACHES)
     count_X, second_X = ((values[arm][own] >= bar).sum(1) for arm in (HYBRID, second))
     fewer_KK = _fewer(values[second][own].shape[1], alpha)
@@ -160,9 +150,7 @@ def _uncontradicted(values, second: str, metric: str, p_X, refuted_X, alpha: flo
 
 @functools.cache
 def _fewer(n: int, alpha: float) -> np.ndarray:
-    """Returns for each pair of counts out of n whether Fisher's test says that the first is
-    smaller.
-    """
+    """Returns for each pair of counts out of n whether Fisher's test calls the first smaller."""
     pairs = [
         [seed_counts.contradicted((k, n), (j, n), alpha)[0] for j in range(n + 1)]
         for k in range(n + 1)

@@ -54,16 +54,20 @@ class ScenarioRule1:
       effects: SDs past the threshold of every statement that is not certain, by hybrid (`C1` 0.0:
         on its boundary). counted: verdicts that count. hybrids: a study counts if one of these has
         such a verdict.
-      kind: the share is "at most" `bound`, or "equal" to `expected` within 3 points.
+      theory: (effect, alpha) of every independent statement whose power multiplies.
     """
 
     name: str
     effects: tuple[Mapping[str, float], ...]
     counted: tuple[str, ...]
-    hybrids: tuple[int, ...]
-    kind: str
-    theory: tuple = ()  # (effect, alpha) of every independent statement whose power multiplies
+    theory: tuple = ()
+    hybrids: tuple[int, ...] = (0,)
     bound: float = 0.05
+
+    @property
+    def kind(self) -> str:
+        """The share is "at most" `bound`, or "equal" to `expected` within 3 points."""
+        return "equal" if self.theory else "at most"
 
     def expected(self, n: int) -> float:
         """Returns the share by theory: `bound`, or a product of powers of one-sided t tests."""
@@ -72,7 +76,7 @@ class ScenarioRule1:
         return math.prod(power(n, e, alpha=a, two_sided=False) for e, a in self.theory)
 
 
-YES, NO = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF")
+YES, NO, STRONG = ("YES", "YES-STRONG"), ("NO", "TRADE-OFF"), ("YES-STRONG",)
 
 
 def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
@@ -84,69 +88,34 @@ def scenarios_rule_1(alpha: float = 0.05) -> list[ScenarioRule1]:
     everything = {s: 0.0 for s in STATEMENTS if s != STRONGER}
     c1, p3, far, window = {"C1": 0.0}, {"G2 P3": 0.0}, {"C3 far": 0.0}, {"G3 window": 0.0}
     near = {"C3 far": 2.0, "G1 RoPE": 2.0}
-    tested = (
-        len(STATEMENTS) - 2
-    )  # in Holm's family of refutations: not "strong", one of the two gains
-    scenarios = [
-        ScenarioRule1(f"{s} on its boundary", ({s: 0.0},), YES, (0,), "at most") for s in single
+    # In Holm's family of refutations: not "strong", one of the two gains.
+    tested = len(STATEMENTS) - 2
+    three = (0, 1, 2)
+    scenarios = [ScenarioRule1(f"{s} on its boundary", ({s: 0.0},), YES) for s in single]
+    scenarios += [
+        ScenarioRule1("G3: both gains on the boundary", (both,), YES),
+        ScenarioRule1("all statements on their boundaries", (everything,), YES),
+        ScenarioRule1("C1 on its boundary, two others near", (c1 | near,), YES),
+        ScenarioRule1("YES-STRONG on its boundary", ({STRONGER: 0.0},), STRONG),
+        ScenarioRule1("all on their boundaries: refuted", (everything,), NO),
+        ScenarioRule1("three hybrids, all on C1's boundary", (c1, c1, c1), YES, hybrids=three),
+        ScenarioRule1("three hybrids on three boundaries", (p3, far, window), YES, hybrids=three),
+        ScenarioRule1("one sure hybrid, two on boundaries", ({}, far, p3), YES, hybrids=(1, 2)),
     ]
     scenarios += [
-        ScenarioRule1("G3: both gains on the boundary", (both,), YES, (0,), "at most"),
-        ScenarioRule1("all statements on their boundaries", (everything,), YES, (0,), "at most"),
-        ScenarioRule1("C1 on its boundary, two others near", (c1 | near,), YES, (0,), "at most"),
-        ScenarioRule1(
-            "YES-STRONG on its boundary", ({STRONGER: 0.0},), ("YES-STRONG",), (0,), "at most"
-        ),
-        ScenarioRule1("all on their boundaries: refuted", (everything,), NO, (0,), "at most"),
-        ScenarioRule1(
-            "three hybrids, all on C1's boundary", (c1, c1, c1), YES, (0, 1, 2), "at most"
-        ),
-        ScenarioRule1(
-            "three hybrids on three boundaries", (p3, far, window), YES, (0, 1, 2), "at most"
-        ),
-        ScenarioRule1("one sure hybrid, two on boundaries", ({}, far, p3), YES, (1, 2), "at most"),
+        ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, ((1.3, alpha),)) for s in single
     ]
+    past = ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE})
+    refuted = ((2.5, alpha / tested),)
     scenarios += [
-        ScenarioRule1(f"{s} past its threshold", ({s: 1.3},), YES, (0,), "equal", ((1.3, alpha),))
-        for s in single
-    ]
-    scenarios += [
-        ScenarioRule1("G3: one of the gains", (one,), YES, (0,), "equal", ((1.3, alpha / 2),)),
+        ScenarioRule1("G3: one of the gains", (one,), YES, ((1.3, alpha / 2),)),
+        ScenarioRule1("YES-STRONG past its threshold", ({STRONGER: 1.3},), STRONG, ((1.3, alpha),)),
         ScenarioRule1(
-            "YES-STRONG past its threshold",
-            ({STRONGER: 1.3},),
-            ("YES-STRONG",),
-            (0,),
-            "equal",
-            ((1.3, alpha),),
+            "whole rule, three axes apart", (near | {"C1": 2.0},), YES, ((2.0, alpha),) * 3
         ),
-        ScenarioRule1(
-            "whole rule, three axes apart",
-            (near | {"C1": 2.0},),
-            YES,
-            (0,),
-            "equal",
-            ((2.0, alpha),) * 3,
-        ),
-        ScenarioRule1(
-            "one hybrid of three past P3",
-            ({"G2 P3": 1.8}, {"C3 far": -SURE}, {"G2 P3": -SURE}),
-            YES,
-            (0,),
-            "equal",
-            ((1.8, alpha / 3),),
-        ),
-        ScenarioRule1(
-            "C1 refuted beside won retrieval",
-            ({"C1": -2.5},),
-            ("TRADE-OFF",),
-            (0,),
-            "equal",
-            ((2.5, alpha / tested),),
-        ),
-        ScenarioRule1(
-            "G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), (0,), "equal", ((2.5, alpha / tested),)
-        ),
+        ScenarioRule1("one hybrid of three past P3", past, YES, ((1.8, alpha / 3),)),
+        ScenarioRule1("C1 refuted beside won retrieval", ({"C1": -2.5},), ("TRADE-OFF",), refuted),
+        ScenarioRule1("G1 refuted", ({"G1 RoPE": -2.5},), ("NO",), refuted),
     ]
     return scenarios
 

@@ -183,9 +183,7 @@ def _srun(stage: SlurmStage, resources: Resources, root: Path, folder: Path) -> 
 def write(
     stages: Sequence[SlurmStage], resources: Resources, *, root: Path, folder: Path
 ) -> list[Path]:
-    """Writes the script and the task list of every stage; returns the paths of the scripts in
-    order.
-    """
+    """Writes script and task list of every stage; returns the scripts in order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for stage in stages:
@@ -232,11 +230,7 @@ def submit(stages: Sequence[SlurmStage], paths: Sequence[Path]) -> dict[str, str
 
 
 def refuse_second_submission(folder: Path) -> None:
-    """Raises ValueError while jobs of an earlier submission are queued or at work.
-
-    Args:
-      folder: of the scripts, with JOBS.
-    """
+    """Raises ValueError while jobs of the submission in `folder` are queued or at work."""
     path = folder / JOBS
     if not path.exists() or not (jobs := read_json(path)):
         return

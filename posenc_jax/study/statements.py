@@ -17,9 +17,7 @@ Outcomes = Mapping[tuple[str, str], Mapping[int, float | None]]  # (arm, metric)
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A claim with its values by seed (differences, where it compares two arms), its test and its
-    p.
-    """
+    """A claim with its values by seed (differences for two arms), its test and its p."""
 
     clause: str
     words: str
@@ -33,10 +31,7 @@ class Statement:
     p_refuted: float  # of its opposite
     check: str = ""  # as in a claim, or "count": of seeds
     note: str = ""
-    arms: tuple[tuple[float, ...], tuple[float, ...]] = (
-        (),
-        (),
-    )  # values of two arms; empty for one
+    arms: tuple[tuple[float, ...], ...] = ((), ())  # values of two arms; empty for one
     names: tuple[str, ...] = ()  # of its arms
     metric: str = ""
     instances: tuple[bootstrap.Sample, ...] = ()  # by seed; (): the bootstrap draws seeds alone
@@ -59,9 +54,7 @@ class Statement:
         return statistics.probability_of_improvement(*self.arms) if self.arms[0] else None
 
     def bootstrap(self, alpha: float) -> tuple[float, float] | None:
-        """Percentile interval of the mean over draws of seeds and, where known, of instances; None
-        without a test.
-        """
+        """Percentile interval of the mean over seeds and known instances; None without a test."""
         if self.test is None:
             return None
         return bootstrap.percentile_interval(self._means_X, 1 - 2 * alpha)
@@ -86,9 +79,7 @@ class Statement:
         return statistics.sign_flip(self.values, threshold=self.threshold, two_sided=False)
 
     def detectable(self, alpha: float) -> float | None:
-        """Distance of a true mean from the threshold at which the power is 80 %; None without a
-        test.
-        """
+        """Distance of a true mean from the threshold for a power of 80 %; None without a test."""
         if self.test is None:
             return None
         effect = statistics.detectable_effect(self.test.n, alpha=alpha, two_sided=False)
@@ -101,9 +92,7 @@ class Statement:
         return max(by_spread, best * (1 - alpha ** (1 / self.test.n)))
 
     def sentence(self, alpha: float) -> str:
-        """Estimate, interval, p, n and detectable effect in words; for a check, the values of the
-        seeds.
-        """
+        """Estimate, interval, p, n and detectable effect in words; for a check, the values."""
         gaps = f"; left out: {'; '.join(self.problems)}" if self.problems else ""
         note = f" ({self.note})" if self.note else ""
         said = f"{self.clause}: {self.words}{note}: "
@@ -130,7 +119,7 @@ class Statement:
         )
         failing = "" if self.p_failing is None else f", {p_words(self.p_failing)} (failing seeds)"
         contradiction = f"; {self.contradiction}" if self.contradiction else ""
-        low, high = self.bootstrap(alpha)
+        low, high = self.bootstrap(alpha) or (float("nan"), float("nan"))
         drawn = "seeds and instances" if self.instances else "seeds alone"
         unknown = f"; seeds alone because {self.unknown}" if self.unknown else ""
         ahead = (
@@ -147,8 +136,10 @@ class Statement:
         )
 
 
-def p_words(p: float) -> str:
-    """Returns a p value with four digits, never as zero."""
+def p_words(p: float | None) -> str:
+    """Returns a p value with four digits, never as zero; None: not tested."""
+    if p is None:
+        return "not tested"
     return f"{p:.4f}" if p >= 0.0001 else "below 0.0001"
 
 
@@ -172,17 +163,16 @@ class Claim:
 
 
 def tested(claim: Claim, outcomes: Outcomes, seeds: Sequence[int], alpha: float) -> Statement:
-    """Returns the statement of a claim, from the planned seeds in which all its arms have a
-    value.
-    """
+    """Returns the statement of a claim, from planned seeds in which all arms have a value."""
     values = [
         {s: outcomes.get((arm, claim.metric), {}).get(s) for s in seeds} for arm in claim.arms
     ]
-    of, arms = f"{claim.metric} of {' and '.join(claim.arms)}", ((), ())
+    of = f"{claim.metric} of {' and '.join(claim.arms)}"
+    arms: tuple[tuple[float, ...], ...] = ((), ())
     if len(values) == 2:
         paired = statistics.pair(*values)
         problems = [f"{of}, {line}" for line in paired.excluded]
-        arms = tuple(tuple(v[s] for s in paired.seeds) for v in values)
+        arms = tuple(tuple(x for s in paired.seeds if (x := v[s]) is not None) for v in values)
     else:
         paired = statistics.pair(values[0], dict.fromkeys(seeds, 0.0))
         problems = [f"{of}, {line.split(':')[0]}: no finite value" for line in paired.excluded]
@@ -276,10 +266,12 @@ def with_instances(
         if (name, s.metric) not in samples:
             return dataclasses.replace(s, unknown=f"no arrays of {name} are read")
     for seed in s.seeds:
-        parts = [samples[name, s.metric][seed] for name in s.names]
-        for name, part in zip(s.names, parts, strict=True):
+        parts: list[bootstrap.Sample] = []
+        for name in s.names:
+            part = samples[name, s.metric][seed]
             if isinstance(part, str):
                 return dataclasses.replace(s, unknown=f"of {name}, seed {seed}, {part}")
+            parts.append(part)
         sample = parts[0] if len(parts) == 1 else bootstrap.paired_difference(*parts)
         if sample is None:
             return dataclasses.replace(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -45,7 +46,7 @@ def pair(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> Paired
     for seed in sorted({*a, *b}):
         first, second = a.get(seed), b.get(seed)
         missing = [side for side, v in (("first", first), ("second", second)) if not _finite(v)]
-        if missing:
+        if missing or first is None or second is None:
             excluded.append(f"seed {seed}: no finite value in the {' and the '.join(missing)} arm")
         else:
             seeds.append(seed)
@@ -127,20 +128,17 @@ def power(n: int, effect: float, *, alpha: float, two_sided: bool) -> float:
     return upper + lower if two_sided else upper
 
 
-@functools.cache
-def detectable_effect(
-    n: int, *, alpha: float = 0.05, wanted: float = 0.8, two_sided: bool = True
-) -> float:
-    """Returns the smallest effect, in SDs of seed differences, found with the wanted power.
+WANTED_POWER = 0.8  # of a detectable effect
 
-    Raises:
-      ValueError: fewer than two seeds.
-    """
+
+@functools.cache
+def detectable_effect(n: int, *, alpha: float = 0.05, two_sided: bool = True) -> float:
+    """Returns the smallest effect, in SDs, with a power of 80 %; ValueError for n < 2."""
     if n < 2:
         raise ValueError(f"a detectable effect needs at least 2 seeds, not {n}")
 
     def beyond(effect: float) -> float:
-        return power(n, effect, alpha=alpha, two_sided=two_sided) - wanted
+        return power(n, effect, alpha=alpha, two_sided=two_sided) - WANTED_POWER
 
     return float(optimize.brentq(beyond, 0.0, 100.0))
 
@@ -166,7 +164,7 @@ def _deviations(n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(special.gammaincinv((n - 1) / 2, (nodes_X + 1) / 2) * 2 / (n - 1)), weights_X
 
 
-def _finite(value: object) -> bool:
+def _finite(value: Any) -> bool:
     number = isinstance(value, int | float | np.integer | np.floating)
     return number and not isinstance(value, bool) and math.isfinite(value)
 

@@ -109,9 +109,7 @@ def training_progress(folder: Path) -> str:
 
 
 def steps_seconds(folder: Path) -> float | None:
-    """Returns the seconds of a run's steps, without compilation and saving; None if its log has
-    none.
-    """
+    """Returns the seconds of a run's steps, without compilation and saving, or None."""
     return _last_row(folder).get("productive_seconds")
 
 

@@ -31,9 +31,7 @@ class Choice:
 
 
 def choose(arm: str, curve: Mapping[float, float | None]) -> Choice:
-    """Returns the choice from dev bits per byte by rate; a value that is not finite counts as
-    none.
-    """
+    """Returns the choice from dev bits per byte by rate; values that are not finite are none."""
     points = tuple(
         (rate, value if value is not None and math.isfinite(value) else None)
         for rate, value in sorted(curve.items())
@@ -46,12 +44,7 @@ def choose(arm: str, curve: Mapping[float, float | None]) -> Choice:
 
 
 def dev_loss(folder: Path) -> float | None:
-    """Returns a run's dev bits per byte in distribution (E3 at c = L/2), or None where there is
-    none.
-
-    Raises:
-      ValueError: two such rows, or a row of another split.
-    """
+    """Returns a run's dev bits per byte at L/2, or None; ValueError for other or double rows."""
     path = evaluation_folder(folder, SPLIT) / "rows.jsonl"
     if not path.exists():
         return None
@@ -65,11 +58,11 @@ def dev_loss(folder: Path) -> float | None:
 
 
 def choices(cells: Sequence[GridCell], workdir: Path) -> list[Choice]:
-    """Returns the choice of every arm from its tuning runs below `workdir`, in the order of the
-    arms.
-    """
+    """Returns the choice of every arm from its tuning runs, in the order of the arms."""
     curves: dict[str, dict[float, float | None]] = {}
     for cell in cells:
+        if cell.rate is None:
+            raise ValueError(f"{cell.name} has no learning rate of the study's grid")
         curves.setdefault(cell.arm.name, {})[cell.rate] = dev_loss(cell.folder(workdir))
     return [choose(arm, curve) for arm, curve in curves.items()]
 

@@ -124,9 +124,9 @@ def _by_rule_2(
     if plan.oracle:
         outcomes[plan.oracle, "context_gain"] = oracle_gains(data, plan)
     dev = data if data.split == "dev" else beside.dev
-    on_dev = (
-        dev and read_outcomes(rows_of(r for r in dev.runs if r.info["arm"] in plan.arms())).values
-    )
+    on_dev = None
+    if dev is not None:
+        on_dev = read_outcomes(rows_of(r for r in dev.runs if r.info["arm"] in plan.arms())).values
     parents, notes = roles.choose_parents(
         plan.rope, plan.stretched, plan.alibi, plan.oracle, on_dev
     )
@@ -147,7 +147,7 @@ def _by_rule_2(
         )
         verdicts.append(_verdict(v, attributed, lambda s: with_instances(s, samples), m.alpha))
     parent = ("Y_E", "Y_id", "Y_R", "Y_R_far", "Y_R_id", "least_id")
-    needed = {plan.rope: parent, **dict.fromkeys(plan.alibi, parent)}
+    needed: dict[str, tuple[str, ...]] = {plan.rope: parent, **dict.fromkeys(plan.alibi, parent)}
     needed |= dict.fromkeys(plan.stretched, ("Y_E", "Y_R", "Y_R_8"))
     return {
         "rule": rule_2.RULE,
@@ -175,9 +175,7 @@ def _with_status(
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """Returns the SHA-256 of the rows of a run, which shows whether a verdict was made from
-    them.
-    """
+    """Returns the SHA-256 of a run's rows: whether a verdict was made from them."""
     text = json.dumps([row.to_json() for row in rows], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -185,11 +183,7 @@ def fingerprint(rows: Sequence[Row]) -> str:
 def _counts(
     gap: str, plan: preregistration.AnalysisPlan, needed: Mapping[str, Sequence[str]]
 ) -> bool:
-    """Whether the rule reads a missing outcome of an arm.
-
-    Args:
-      needed: prefixes of the outcomes that are read of each parent; of a hybrid all are read.
-    """
+    """Whether the rule reads a missing outcome; needed: prefixes of outcomes, by parent."""
     arm, _, rest = gap.rpartition(", seed ")
     metric = rest.split(": no ")[1].split(":")[0]
     if arm in plan.hybrids:

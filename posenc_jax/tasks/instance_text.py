@@ -8,9 +8,7 @@ LISTED = 8  # answers described one by one; the rest are counted
 
 
 def render_instance(instance: Instance, filler: Filler, tokenizer: Tokenizer) -> str:
-    """Returns the tokens with sources in {{ }} and answers in [[ ]], and a line of facts per
-    answer.
-    """
+    """Returns tokens with sources in {{ }}, answers in [[ ]], and a line of facts per answer."""
     opened = {a.start: "[[" for a in instance.answers}
     closed = {a.stop - 1: "]]" for a in instance.answers}
     for answer in instance.answers:

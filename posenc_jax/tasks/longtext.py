@@ -11,7 +11,7 @@ import ast
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,12 +24,10 @@ from posenc_jax.data.tokenizers import Tokenizer
 # from 3.11 on (some distributions ship tkinter separately).
 PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest", "urllib", "xml")
 STDLIB = ("stdlib_definitions", "stdlib_packages")
-_SHARES = (
-    0.6,
-    0.15,
-    0.25,
-)  # of a package's documents; large held-out shares, as there are few documents
+# Of a package's documents; large held-out shares, as there are few documents.
+_SHARES = (0.6, 0.15, 0.25)
 _SHORTEST = 64  # bytes; shorter ones are aliases or empty classes
+NamedText = tuple[str, bytes]
 _NAMES = re.compile("|".join(PACKAGES), re.IGNORECASE)
 
 
@@ -44,7 +42,7 @@ class LabelledCorpus:
     name: str
     fingerprint: str
     labels: tuple[str, ...]
-    splits: dict[str, Sequence[tuple[str, bytes]]]
+    splits: Mapping[str, Sequence[tuple[str, bytes]]]
     classes: dict[str, np.ndarray]
 
     def documents(self, split: str) -> Sequence[tuple[str, bytes]]:
@@ -86,7 +84,7 @@ def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
     `package`.
     """
     cut = _body if name == "stdlib_packages" else _definitions
-    inside = {package: {} for package in PACKAGES}
+    inside: dict[str, dict[str, list[NamedText]]] = {package: {} for package in PACKAGES}
     for file in text_files:
         package, *rest = file.name.split("/")
         if rest and package in inside:
@@ -97,12 +95,13 @@ def stdlib_corpus(name: str, text_files: Iterable[TextFile]) -> LabelledCorpus:
             inside[package][file.name] = [
                 (file.name + part, text) for part, text in masked if len(text) >= _SHORTEST
             ]
-    documents = {split: [] for split in SPLITS}
+    documents: dict[str, list[tuple[int, str, bytes]]] = {split: [] for split in SPLITS}
     for label, package in enumerate(PACKAGES):
-        for file, split in _balanced_split(inside[package]).items():
-            documents[split] += [(label, *document) for document in inside[package][file]]
+        for file_name, split in _balanced_split(inside[package]).items():
+            documents[split] += [(label, *document) for document in inside[package][file_name]]
     digest, seen = hashlib.sha256(name.encode()), set()
-    texts, classes = {s: [] for s in SPLITS}, {s: [] for s in SPLITS}
+    texts: dict[str, list[NamedText]] = {s: [] for s in SPLITS}
+    classes: dict[str, list[int]] = {s: [] for s in SPLITS}
     for split in SPLITS:
         for label, title, text in documents[split]:
             if text not in seen:
@@ -129,7 +128,7 @@ def _balanced_split(documents: dict[str, list]) -> dict[str, str]:
     for file in sorted(
         documents, key=lambda f: (-len(documents[f]), hashlib.sha256(f.encode()).hexdigest())
     ):
-        split[file] = max(lacking, key=lacking.get)
+        split[file] = max(lacking, key=lacking.__getitem__)
         lacking[split[file]] -= len(documents[file])
     return split
 

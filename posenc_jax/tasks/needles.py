@@ -18,9 +18,7 @@ SYNONYM_PAIRS = 4  # in sight in an instance of R10
 
 
 def needles_length(keys: int) -> int:
-    """Returns the tokens of R2 without filler: BOS, needles of 3, SEP, a question of 2, the
-    answer.
-    """
+    """Returns the tokens of R2 without filler: BOS, needles, SEP, question, answer."""
     return 1 + 3 * keys + 1 + 3
 
 
@@ -136,9 +134,7 @@ def tracked_variable(
 
 
 def synonym_of(key: np.ndarray | int) -> np.ndarray | int:
-    """Returns the synonym of a concept: a fixed bijection from ids 0..31 to ids 32..63 of the
-    keys.
-    """
+    """Returns a concept's synonym: a fixed bijection from ids 0..31 to 32..63 of the keys."""
     return CONCEPTS + (5 * key + 11) % CONCEPTS
 
 
@@ -183,14 +179,13 @@ def associations(
     concept = int(draws[0] * CONCEPTS)
     text = filler.passages(np.array([int(draws[1] * len(filler))]), np.array([length - 4]))
     tail = [filler.sep, filler.keys + concept, filler.keys + synonym_of(concept)]
-    tokens = np.concatenate([[filler.bos], text, tail], dtype=np.int32)
+    parts: list = [[filler.bos], text, tail]
+    tokens = np.concatenate(parts, dtype=np.int32)
     return Instance(tokens, (Answer(length - 1, length, 0, 0.0, 1 / CONCEPTS),))
 
 
 def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str = "") -> Instance:
-    """Returns an instance whose last token is its only answer, with the needle's token at
-    `source`.
-    """
+    """Returns an instance whose last token is the only answer; `source`: the needle's."""
     start = len(tokens) - 1
     return Instance(tokens, (Answer(start, start + 1, start - 1 - source, depth, chance, kind),))
 
@@ -198,12 +193,11 @@ def _one(tokens: np.ndarray, source: int, depth: float, chance: float, kind: str
 def _laid_out(
     filler: Filler, needles: list, gaps: np.ndarray, draws: np.ndarray, tail: list
 ) -> tuple[np.ndarray, list[int]]:
-    """Returns the tokens (BOS, needles with filler around them, tail) and the start of each
-    needle.
-    """
+    """Returns the tokens (BOS, needles in filler, tail) and the start of each needle."""
     starts = (draws[: len(gaps)] * len(filler)).astype(np.int64)
     pieces = np.split(filler.passages(starts, gaps), np.cumsum(gaps)[:-1])
-    parts, needle_starts, at = [[filler.bos], pieces[0]], [], 1 + int(gaps[0])
+    parts: list = [[filler.bos], pieces[0]]
+    needle_starts, at = [], 1 + int(gaps[0])
     for needle, piece in zip(needles, pieces[1:], strict=True):
         parts += [needle, piece]
         needle_starts.append(at)

@@ -17,18 +17,12 @@ OFFSETS = 8  # questions of every instance; fewer where L is below 64
 
 
 def shortest_length(offsets: tuple[int, ...]) -> int:
-    """Returns the fewest tokens of an instance in which every offset reaches a symbol in any
-    order.
-    """
+    """Returns the fewest tokens in which every offset reaches a symbol in any order."""
     return 1 + max(offsets) + 2 * len(offsets)
 
 
 def asked_offsets(train_length: int) -> tuple[int, ...]:
-    """Returns the offsets of P3 at that training length, in training and in scoring.
-
-    Raises:
-      ValueError: L has no room for them.
-    """
+    """Returns the offsets of P3 at a training length; ValueError without room for them."""
     return spread_offsets(train_length, min(OFFSETS, train_length // 8))
 
 

@@ -140,9 +140,7 @@ def _passkey_tokens(
 def _mqar_tokens(
     filler: Filler, length: int, query_pairs: np.ndarray, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the tokens, the index of each pair's key, and of each answer in the order of the
-    questions.
-    """
+    """Returns the tokens, each pair's key index, and each answer's index, as asked."""
     pairs = int(query_pairs.max()) + 1
     keys = filler.keys + np.argsort(draws[0, :SYMBOLS])[:pairs]
     values = filler.values + np.argsort(draws[1, :SYMBOLS])[:pairs]

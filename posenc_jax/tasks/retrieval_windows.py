@@ -49,9 +49,7 @@ class Curriculum:
         return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
 
     def most_pairs(self, progress: float, stage: "Stage") -> int:
-        """Returns the most pairs of an mqar document at this share of the run, limited by its
-        stage.
-        """
+        """Returns the most pairs of an mqar document at this share of the run, in its stage."""
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
         return min(low + int(min(grown, 1.0) * (high - low)), stage.most_pairs)
@@ -100,7 +98,7 @@ def stages(
         longest = length // divisor
         least = {name: _fewest(name, curriculum).shortest(filler) for name, share in tasks if share}
         if min(least.values()) > longest:
-            first = min(least, key=least.get)
+            first = min(least, key=least.__getitem__)
             shortest = _fewest(first, curriculum)
             raise ValueError(
                 f"length_warmup: part {number} of {len(curriculum.divisors)} has documents of at "

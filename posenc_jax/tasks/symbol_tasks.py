@@ -81,9 +81,7 @@ def copy_length() -> int:
 def copied_string(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R5: BOS, a random string, SEP (two for an odd length), the string again as
-    answers.
-    """
+    """Returns R5: BOS, a random string, SEP (two for an odd length), the string as answers."""
     count, odd = divmod(length - 2, 2)
     drawn = symbols(generator, count, SYMBOLS)
     text, middle = filler.values + drawn, [filler.sep] * (1 + odd)
@@ -175,9 +173,7 @@ def nback_length() -> int:
 def symbol_back(
     filler: Filler, generator: np.random.Generator, split: str, length: int, decile: int | None
 ) -> Instance:
-    """Returns R9's n-back: BOS, a random string, SEP, a cue for n in 1 ... 16, the n-th last
-    symbol.
-    """
+    """Returns R9's n-back: BOS, a string, SEP, a cue for n in 1 ... 16, the n-th last symbol."""
     back = 1 + int(generator.random() * FARTHEST_BACK)
     count = length - 4
     drawn = symbols(generator, count, SYMBOLS)[::-1]
@@ -234,9 +230,7 @@ def _depth(draw: float, decile: int | None) -> float:
 
 
 def _without(text: np.ndarray, gram: tuple[int, ...], plain: int) -> np.ndarray:
-    """Returns the text with a plain symbol wherever the last two symbols of the gram occur in
-    sequence.
-    """
+    """Returns the text with a plain symbol where the gram's last two symbols occur in sequence."""
     matches = np.zeros(len(text), bool)
     matches[1:] = (text[:-1] == gram[-2]) & (text[1:] == gram[-1])
     return np.where(matches, plain, text)

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from posenc_jax.data.random_positions import FURTHEST
 from posenc_jax.encodings import PlacedScheme
@@ -70,11 +71,7 @@ class RunConfig:
         )
 
     def model_config(self, vocab_size: int) -> ModelConfig:
-        """Returns the decoder's configuration for a tokenizer of `vocab_size` ids.
-
-        Raises:
-          ValueError: more ids than `model.vocab_size`.
-        """
+        """Returns the decoder's configuration; ValueError for more ids than `model.vocab_size`."""
         rows = self.model.vocab_size or vocab_size
         if rows < vocab_size:
             raise ValueError(
@@ -119,19 +116,18 @@ def from_sections(sections: Mapping[str, Mapping]) -> RunConfig:
     return RunConfig(**built)
 
 
-def built_sections(kind: type, sections: Mapping[str, Mapping]) -> dict[str, object]:
-    """Returns the sections of a configuration, by the field types of `kind`; ValueError as
-    `from_sections`.
-    """
+def built_sections(kind: type, sections: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Returns the sections of a configuration of type `kind`; ValueError as `from_sections`."""
     _known("config", sections, kind)
-    built = {}
+    built, kinds = {}, typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         values = sections.get(field.name, {})
         if not isinstance(values, Mapping):
             raise ValueError(f"config.{field.name} must be a section, not {values!r}")
-        _known(f"config.{field.name}", values, field.type)
-        hints = typing.get_type_hints(field.type)
-        built[field.name] = field.type(
+        section = kinds[field.name]
+        _known(f"config.{field.name}", values, section)
+        hints = typing.get_type_hints(section)
+        built[field.name] = section(
             **{k: _typed(f"config.{field.name}.{k}", v, hints[k]) for k, v in values.items()}
         )
     return built

@@ -66,9 +66,7 @@ def find_init_checkpoint(config: RunConfig, workdir: Path) -> CheckpointManager 
 def check_init_compatible(
     config: RunConfig, inputs: Inputs, model: Decoder, source: CheckpointManager, step: int
 ) -> None:
-    """Raises ValueError for a source with another tokenizer, other parameters or another
-    config.json.
-    """
+    """Raises ValueError for a source of other tokenizer, parameters or config.json."""
     name, owner = config.train.init_from, saved_record(source, step)["owner"]
     stored = {"config": dataclasses.asdict(read(Path(name) / "config.json"))}
     check_owner(Path(name), step, stored, owner, RESTORE_REMEDY)

@@ -64,7 +64,7 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
         )
     if by_hand and not re.fullmatch(".+:[0-9]{1,5}", coordinator):
         raise ValueError(f"--coordinator={coordinator} must read host:port")
-    if by_hand and not 0 <= process < processes:
+    if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(
             f"--process={process} must lie in [0, {processes}), the number of --processes"
         )
@@ -115,10 +115,8 @@ def exit_together(*alike: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (*alike, SystemExit):
-        raise
     except BaseException as error:
-        if jax.process_count() == 1:
+        if isinstance(error, (*alike, SystemExit)) or jax.process_count() == 1:
             raise
         name = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -186,7 +184,7 @@ def rows_of_process(
     shape[axis] = rows
     spec = jax.P(*(sharding.spec[i] if i == axis else None for i in range(ndim)))
     indices = jax.NamedSharding(sharding.mesh, spec).addressable_devices_indices_map(tuple(shape))
-    spans = {index[axis].indices(rows)[:2] for index in indices.values()}
+    spans = {index[axis].indices(rows)[:2] for index in indices.values() if index is not None}
     first, last = min(s for s, _ in spans), max(e for _, e in spans)
     size = last - first
     if sum(e - s for s, e in spans) != size or rows % size or first % size:

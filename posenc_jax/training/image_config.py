@@ -52,9 +52,7 @@ class ImageTrainSection:
 
 @dataclasses.dataclass(frozen=True)
 class ImageRunConfig:
-    """All settings of an image classifier; ValueError for sizes that the scheme or the patches
-    cannot have.
-    """
+    """All settings of an image classifier; ValueError for sizes that do not fit."""
 
     model: ModelSection = dataclasses.field(default_factory=ModelSection)
     image: ImageSection = dataclasses.field(default_factory=ImageSection)
@@ -82,9 +80,7 @@ class ImageRunConfig:
         return RunConfig(model=self.model, train=train, optimizer=self.optimizer)
 
     def vision(self, classes: int, channels: int) -> VisionConfig:
-        """Returns the encoder's configuration for such images; ValueError if the scheme cannot have
-        them.
-        """
+        """Returns the encoder's configuration for such images; ValueError if none fits."""
         model = self.decoder_run.model_config(classes)
         config = VisionConfig(model, self.image.patch_size, channels)
         return read_at(config, (self.image.size, self.image.size))
@@ -95,9 +91,7 @@ class ImageRunConfig:
 
 
 def image_config(sections: Mapping[str, Mapping]) -> ImageRunConfig:
-    """Returns an ImageRunConfig from nested mappings; ValueError as
-    `posenc_jax.training.config.from_sections`.
-    """
+    """Returns an ImageRunConfig from nested mappings; ValueError as `config.from_sections`."""
     built = built_sections(ImageRunConfig, sections)
     model, train = built["model"], built["train"]
     built["train"] = dataclasses.replace(train, arm=train.arm or model.scheme.strip())

@@ -10,6 +10,7 @@ import functools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,7 @@ READ_AT_ONCE = 256  # test images
 
 @dataclasses.dataclass(frozen=True)
 class ImageTraining:
-    """What the steps of one run need: its settings, images, encoder, and the scale of the
-    pixels.
-    """
+    """What the steps of a run need: settings, images, encoder, scale of the pixels."""
 
     config: ImageRunConfig
     images: ImageSet
@@ -91,9 +90,7 @@ def train_images(config: ImageRunConfig, workdir: Path, command: str) -> Path:
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Returns the images of a step (from 0): epochs one after another, each in an order of its
-    own.
-    """
+    """Returns the images of a step (from 0): epoch by epoch, each in its own order."""
     places = step * batch_size + np.arange(batch_size)
     orders = {
         epoch: np.random.Generator(np.random.Philox(key=key_of("images", seed, epoch))).permutation(
@@ -182,7 +179,7 @@ def _make_step(config: ImageRunConfig, encoder: Encoder):
     optimizer = make_optimizer(config.decoder_run)
 
     def loss_of(params, image_BHWC, label_B):
-        logits_BV = encoder.apply({"params": params}, image_BHWC)
+        logits_BV: Any = encoder.apply({"params": params}, image_BHWC)
         return token_losses(logits_BV[:, None], label_B[:, None]).mean()
 
     @functools.partial(jax.jit, donate_argnums=0)

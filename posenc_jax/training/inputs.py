@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posenc_jax.data.corpora import open_corpus
+from posenc_jax.data.corpora import Corpus, open_corpus
 from posenc_jax.data.end_targets import EndTargets
 from posenc_jax.data.packing import Example
 from posenc_jax.data.pipeline import Source, TextWindows, batches, mixture
@@ -14,7 +14,7 @@ from posenc_jax.data.random_positions import RandomPositions
 from posenc_jax.data.token_stream import TokenStream, open_stream
 from posenc_jax.data.tokenizers import Tokenizer, open_tokenizer
 from posenc_jax.tasks.filler import Filler
-from posenc_jax.tasks.longtext import ClassWindows, LabelTokenizer, open_labelled
+from posenc_jax.tasks.longtext import ClassWindows, LabelledCorpus, LabelTokenizer, open_labelled
 from posenc_jax.tasks.offset_lookup import OffsetWindows, asked_offsets
 from posenc_jax.tasks.retrieval_windows import Curriculum, RetrievalWindows
 from posenc_jax.tasks.task_registry import RECALL, find
@@ -29,7 +29,7 @@ ROUNDING = 1e-9  # of shares that sum to 1
 class Inputs:
     """The opened corpus of a run; `stream("train" | "dev" | "test")` reads one split of it."""
 
-    corpus: object
+    corpus: Corpus | LabelledCorpus
     tokenizer: Tokenizer
     data_dir: Path
 
@@ -43,9 +43,9 @@ def open_inputs(config: RunConfig) -> Inputs:
     data = config.data
     _check_task(data)
     if data.task == "classification":
-        corpus = open_labelled(data.corpus, data.data_dir, download=data.download)
-        tokenizer = LabelTokenizer(open_tokenizer(data.tokenizer), corpus.labels)
-        return Inputs(corpus, tokenizer, Path(data.data_dir))
+        labelled = open_labelled(data.corpus, data.data_dir, download=data.download)
+        tokenizer = LabelTokenizer(open_tokenizer(data.tokenizer), labelled.labels)
+        return Inputs(labelled, tokenizer, Path(data.data_dir))
     corpus = open_corpus(
         data.corpus, data.data_dir, folder=data.folder or None, download=data.download
     )
@@ -165,7 +165,7 @@ def dev_examples(config: RunConfig, inputs: Inputs) -> list[Example]:
 def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float]]:
     data, train = config.data, config.train
     stream = inputs.stream("train")
-    sources = []
+    sources: list[tuple[Source, float]] = []
     text_share = 1 - data.retrieval_share - data.offset_share
     if text_share > ROUNDING:
         sources.append((TextWindows(stream, train.length), text_share))
@@ -192,7 +192,7 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
         )
         sources.append((windows, data.retrieval_share))
     if data.offset_share > 0:
-        windows = OffsetWindows(
+        offsets = OffsetWindows(
             Filler(None, inputs.tokenizer, corpus=False),
             offsets=asked_offsets(
                 config.placed_length
@@ -203,38 +203,39 @@ def _text_windows(config: RunConfig, inputs: Inputs) -> list[tuple[Source, float
             answer_weight=data.answer_weight,
             pad=inputs.tokenizer.pad,
         )
-        sources.append((windows, data.offset_share))
+        sources.append((offsets, data.offset_share))
     return sources
 
 
 def _class_windows(
     config: RunConfig, inputs: Inputs, split: str = "train"
 ) -> list[tuple[Source, float]]:
-    """Returns a source for each class, with equal shares."""
+    """Returns a source for each class, with equal shares; ValueError for inputs without classes."""
+    corpus, tokenizer = inputs.corpus, inputs.tokenizer
+    if not isinstance(corpus, LabelledCorpus) or not isinstance(tokenizer, LabelTokenizer):
+        raise ValueError(f"data.corpus={config.data.corpus} was opened without its classes")
     return [
         (
             ClassWindows(
-                inputs.corpus,
-                inputs.tokenizer,
+                corpus,
+                tokenizer,
                 split=split,
                 label=label,
                 length=config.train.length,
                 text_weight=config.data.text_weight,
             ),
-            1 / len(inputs.corpus.labels),
+            1 / len(corpus.labels),
         )
-        for label in range(len(inputs.corpus.labels))
+        for label in range(len(corpus.labels))
     ]
 
 
 def retrieval_tasks(data: DataSection) -> tuple[tuple[str, float], ...]:
-    """Returns (task, share) of the retrieval documents; ValueError for an unknown name or invalid
-    share.
-    """
+    """Returns (task, share) of retrieval documents; ValueError for a wrong name or share."""
     if not data.retrieval_mix:
-        tasks = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
-        return tuple((name, share) for name, share in tasks if share > 0)
-    tasks = []
+        shares = (("passkey", data.passkey_share), ("mqar", 1 - data.passkey_share))
+        return tuple((name, share) for name, share in shares if share > 0)
+    tasks: list[tuple[str, float]] = []
     for part in data.retrieval_mix.split(","):
         name, _, share = part.strip().partition(":")
         try:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,9 +76,7 @@ class TrainingContext:
 
 
 def open_training(config: RunConfig, command: str, mesh: jax.sharding.Mesh) -> TrainingContext:
-    """Opens corpus and tokenizer and makes the decoder; ValueError for inputs that cannot be
-    trained on.
-    """
+    """Opens corpus and tokenizer, makes the decoder; ValueError for unusable inputs."""
     inputs = open_inputs(config)
     model = Decoder(config.model_config(inputs.tokenizer.vocab_size))
     _feed(config, mesh, inputs, first_step=0)
@@ -108,7 +107,8 @@ def train(config: RunConfig, workdir: Path, command: str, profile: Profile = NO_
                 check_wandb(config)
             ctx = open_training(config, command, mesh)
             source = find_init_checkpoint(config, workdir)
-        init = source and (source, source.latest())
+        step = source.latest() if source else None
+        init = None if source is None or step is None else (source, step)
         with agree_on_refusal(config):
             if init:
                 check_init_compatible(config, ctx.inputs, ctx.model, *init)
@@ -168,20 +168,18 @@ class _Leg:
 
 
 def _start(ctx: TrainingContext, workdir: Path, checkpoints, init, validation) -> _Leg:
-    """Restores the last checkpoint, or makes a new state, with the parameters of `init` if
-    given.
-    """
+    """Restores the last checkpoint, or makes a new state, with `init`'s parameters if given."""
     config, t = ctx.config, ctx.config.train
     build, shapes = state_builder(config, ctx.model, ctx.mesh)
     owner = ownership(config, ctx.inputs)
     first = checkpoints.latest() or 0
-    stored = saved_record(checkpoints, first) if first else {"links": None}
+    stored: dict[str, Any] = saved_record(checkpoints, first) if first else {"links": None}
     if first:
         check_owner(workdir, first, owner, stored["owner"])
         state = checkpoints.restore(first, shapes)
     else:
         state = build(jax.random.key(t.seed))
-    checkpoint_record = {"owner": owner}
+    checkpoint_record: dict[str, Any] = {"owner": owner}
     if init and not first:
         source, step = init
         state["params"] = source.parameters(step, shapes["params"])
@@ -276,10 +274,9 @@ def preempted(reason: str, step: int, steps: int) -> str:
 
 
 def _finish(metrics, step, bad_steps, monitor: Monitor, watchdog: Watchdog, measured=()) -> None:
-    """Waits until a step is finished, writes its metrics, and raises Diverged for a run that
-    diverges.
+    """Waits for a step, writes its metrics, and raises Diverged after too many skipped updates.
 
-    It reads the counter of every step, for one good update sets it back to 0. The next step was
+    It reads the counter of every step, because one good update sets it back to 0. The next step was
     dispatched before, so the read costs no device time.
     """
     skipped = int(metrics["skipped_in_a_row"])

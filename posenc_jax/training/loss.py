@@ -68,9 +68,7 @@ def summed_loss(
 
 
 def per_weight(total: Loss) -> jax.Array:
-    """Returns the factor that turns sums over tokens into weighted means; 0 where no token has any
-    weight.
-    """
+    """Returns the factor from sums over tokens to weighted means; 0 without weight."""
     return jnp.where(total.weight == 0, 0.0, 1 / jnp.where(total.weight == 0, 1.0, total.weight))
 
 
@@ -244,9 +242,7 @@ def _ids(pieces_CMPd):
 
 
 def _gathered(piece_MPd):
-    """Returns rows_PD of this device's ids, gathered from devices that hold some dims of all
-    ids.
-    """
+    """Returns rows_PD of this device's ids, from devices that hold some dims of all ids."""
     if _axes("model"):
         piece_MPd = lax.all_to_all(piece_MPd, "model", 0, 0)  # now M indexes parts of D
     piece_MPFd = piece_MPd[:, :, None]

@@ -28,9 +28,7 @@ _STARTED = time.time() - time.monotonic()
 
 
 def steady_seconds() -> float:
-    """Returns seconds since the epoch by a clock that never goes back, whatever is done to the
-    machine's.
-    """
+    """Returns seconds since the epoch by a clock that never goes back."""
     return _STARTED + time.monotonic()
 
 
@@ -77,9 +75,7 @@ class Meter:
         self._steps, self._spent, self._waited, self._saved = 0, 0.0, 0.0, 0.0
 
     def waiting(self, feed: Iterable, idle: Callable[[], bool]) -> Iterator:
-        """Yields the batches of the feed; counts the time until each if devices are `idle` by
-        then.
-        """
+        """Yields the feed's batches; counts the wait for each if devices are `idle` by then."""
         batches = iter(feed)
         while True:
             start = self._clock()
@@ -112,10 +108,8 @@ class Meter:
         self._last = now
 
     def row(self) -> dict[str, float]:
-        """Returns the fields of a row; without rates if no step was measured since the previous
-        one.
-        """
-        row = memory()
+        """Returns the fields of a row; without rates if no step was measured since the last."""
+        row: dict[str, float] = {**memory()}
         if self._began is not None:
             wall = max(self._clock() - self._began, self._productive)
             row["productive_seconds"] = round(self._productive, 3)
@@ -136,9 +130,7 @@ class Meter:
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak memory of the fullest local device, or of the process where devices report
-    none.
-    """
+    """Returns the peak memory of the fullest local device, or else of the process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks:
@@ -148,9 +140,7 @@ def memory() -> dict[str, int]:
 
 
 def peak_flops(kind: str) -> float | None:
-    """Returns the bfloat16 FLOPs a second of a device by its kind; None where no data sheet is
-    known.
-    """
+    """Returns a device's bfloat16 FLOPs a second by its kind; None without a data sheet."""
     for chip in HARDWARE.values():
         if kind == chip.kind or _TPU_KINDS.get(kind) == chip.name:
             return chip.flops

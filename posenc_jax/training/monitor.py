@@ -34,7 +34,8 @@ class Monitor:
         t = config.train
         self._chain = chain
         self._every, self._steps = t.log_every, t.steps
-        self._log = self._bar = None
+        self._log: MetricLog | None = None
+        self._bar: Progress | None = None
         self._dispatched: dict[str, jax.Array] = {}
         if jax.process_index() == 0:
             self._log = MetricLog(workdir, config, first)
@@ -53,17 +54,16 @@ class Monitor:
     def __exit__(self, kind, *exc) -> None:
         if self._log is not None:
             self._log.close(failed=kind is not None)
+        if self._bar is not None:
             self._bar.close()
 
     @property
     def last(self) -> dict:
         """The last row of the log; for process 0."""
-        return self._log.last
+        return self._log.last if self._log else {}
 
     def waiting(self, feed: Iterable) -> Iterator:
-        """Yields the feed's batches; counts the wait for a batch if no step is running by its
-        end.
-        """
+        """Yields the feed's batches; counts the wait for each if no step runs by its end."""
         return self._meter.waiting(feed, self._idle)
 
     def started(self, metrics: dict[str, jax.Array]) -> None:
@@ -71,7 +71,8 @@ class Monitor:
         self._dispatched = metrics
 
     def _idle(self) -> bool:
-        return all(value.is_ready() for value in self._dispatched.values())
+        arrays = self._dispatched.values()
+        return all(array.is_ready() for array in arrays)  # type: ignore[attr-defined]  # jax's stub
 
     def saving(self) -> contextlib.AbstractContextManager:
         """Counts the time of the `with` block as saving."""
@@ -90,7 +91,7 @@ class Monitor:
             return
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         links = self._chain.through(step)
-        if self._log is not None:
+        if self._log is not None and self._bar is not None:
             timing = self._meter.row()
             self._log.write({"step": step, **row, **measured, **timing, **links})
             rate = timing.get("tokens_per_second")

@@ -60,7 +60,7 @@ class _SeedRun:
     record: dict = dataclasses.field(default_factory=dict)
     spent: float = 0.0
     owner: dict = dataclasses.field(default_factory=dict)
-    chain: HashChain | None = None
+    chain: HashChain = dataclasses.field(default_factory=lambda: HashChain(None))
     log: MetricLog | None = None
     lost: str = ""
 
@@ -127,7 +127,7 @@ def _train(ctx: TrainingContext, runs: list[_SeedRun], preemption: PreemptionReq
     for run in runs:
         step = t.steps if run in ended else first
         run.owner = ownership(run.config, inputs)
-        stored = saved_record(run.checkpoints, step) if step else {"links": None}
+        stored: dict = saved_record(run.checkpoints, step) if step else {"links": None}
         if step:
             check_owner(run.workdir, step, run.owner, stored["owner"])
         run.chain = HashChain(stored["links"])
@@ -237,7 +237,8 @@ def _steps(ctx: TrainingContext, runs, first: int, states, preemption) -> None:
         raise
     finally:
         for run in runs:
-            run.log.close(failed=sys.exc_info()[0] is not None)
+            if run.log is not None:
+                run.log.close(failed=sys.exc_info()[0] is not None)
         bar.close()
 
 
@@ -251,7 +252,7 @@ def _end(runs: Sequence[_SeedRun], states: Sequence[State], t, seconds: float) -
         run.checkpoints.wait()
         if not run.lost:
             write_finished(run.workdir, run.record, run.spent + seconds, state, run.chain)
-            print(ending(run.workdir, run.log.last))
+            print(ending(run.workdir, run.log.last if run.log else {}))
     lost = [run.lost for run in runs if run.lost]
     if lost:
         raise Diverged("; ".join(lost))
@@ -273,7 +274,7 @@ def _report(
     now = time.monotonic()
     rate = t.batch_size * t.length * (step - clock[1]) / max(now - clock[0], 1e-9)
     for i, run in enumerate(runs):
-        if run.lost:
+        if run.lost or run.log is None:
             continue
         row = {name: float(values[i]) for name, values in values_of.items()}
         row |= measured[i] if measured else {}

@@ -92,25 +92,27 @@ class EventLog:
         Args:
           failed: the run ends with an error, which is the line that matters.
         """
-        if self._events is not None:
-            self._attempt(EventsWriter.close, 0)
-        if self._lost and not failed:
+        self._attempt(EventsWriter.close, 0)
+        if not failed:
             self._say()
 
     def _write(self, event: Event) -> None:
-        if self._events is not None:
-            event.wall_time = steady_seconds()
-            self._attempt(lambda events: (events.write_event(event), events.flush()), event.step)
+        event.wall_time = steady_seconds()
+        self._attempt(lambda events: (events.write_event(event), events.flush()), event.step)
 
     def _attempt(self, action: Callable[[EventsWriter], object], step: int) -> None:
+        if (events := self._events) is None:
+            return
         try:
-            action(self._events)
+            action(events)
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._events._py_recordio_writer.close()  # without another flush
+                events._py_recordio_writer.close()  # without another flush
             self._events, self._lost = None, (step, error)
 
     def _say(self) -> None:
+        if self._lost is None:
+            return
         (_, error), self._lost = self._lost, None
         print(
             f"TensorBoard's log ends here ({error.strerror}); metrics.jsonl has all",
@@ -188,9 +190,7 @@ def check_wandb(config: RunConfig) -> None:
 
 
 def _wandb_run(workdir: Path, config: RunConfig):
-    """Returns the run's page, the same one after a resume. WANDB_MODE=offline writes to the workdir
-    only.
-    """
+    """Returns the run's page, kept after a resume; WANDB_MODE=offline writes to the workdir."""
     import wandb
 
     return wandb.init(

@@ -108,11 +108,7 @@ def opening(record: dict) -> str:
 
 
 def ending(workdir: Path, row: Mapping) -> str:
-    """Returns the last lines of a finished run: its losses, and the command that evaluates it.
-
-    Args:
-      row: the last row of metrics.jsonl.
-    """
+    """Returns the last lines of a finished run: losses of the log's last row, next command."""
     losses = f"loss {row['loss']:.4f}" if "loss" in row else "finished"
     dev = row.get("dev_loss")
     measured = "not measured (config.train.dev_every)" if dev is None else f"{dev:.4f}"

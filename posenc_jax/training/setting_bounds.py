@@ -1,15 +1,14 @@
 """Checks of single settings: a field's metadata holds its range or its known words."""
 
 import dataclasses
+from typing import Any
 
 COUNT = (1, 2**20)
 STEPS = (1, 10**9)
 SHARE = (0, 1)
 RATE = (1e-12, 100)
-WEIGHT = (
-    1e-6,
-    1e6,
-)  # of a token's loss; outside of it a run would train on one kind of token alone
+# Of a token's loss; outside of it a run would train on one kind of token alone.
+WEIGHT = (1e-6, 1e6)
 BETA = (0, 0.999999)  # Adam divides by 1 - beta, which must not round to 0 in float32
 
 
@@ -23,7 +22,7 @@ def one_of(default: str, *words: str):
     return dataclasses.field(default=default, metadata={"words": words})
 
 
-def check_settings(name: str, section: object) -> None:
+def check_settings(name: str, section: Any) -> None:
     """Raises ValueError, naming the setting, for a number or a word that its field does not allow.
 
     Args:

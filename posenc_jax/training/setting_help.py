@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+import typing
 
 from posenc_jax.model.config import Architecture
 from posenc_jax.training.config import RunConfig
@@ -19,9 +20,7 @@ Every setting of a run, by section. On the command line a setting is `--config.S
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting: its name with the section, type, default, allowed values and meaning, all as
-    text.
-    """
+    """One setting: name with section, type, default, allowed values and meaning, as text."""
 
     name: str
     kind: str
@@ -38,10 +37,8 @@ class Setting:
 def settings() -> dict[str, list[Setting]]:
     """Returns the settings of every section, in the order of the sections."""
     return {
-        section.name: [
-            _setting(section.name, section.type, f) for f in dataclasses.fields(section.type)
-        ]
-        for section in dataclasses.fields(RunConfig)
+        name: [_setting(name, section, field) for field in dataclasses.fields(section)]
+        for name, section in typing.get_type_hints(RunConfig).items()
     }
 
 
@@ -71,7 +68,7 @@ def meanings(section: type) -> dict[str, str]:
     In "a, b: text. c: text" the first text is of a and b.
     """
     names = {field.name for field in dataclasses.fields(section)}
-    text = " ".join(inspect.getdoc(section).partition("Attributes:")[2].split())
+    text = " ".join((inspect.getdoc(section) or "").partition("Attributes:")[2].split())
     found = [
         match
         for match in re.finditer(r"(?:^|(?<=[.;] ))(\w+(?:, \w+)*): ", text)

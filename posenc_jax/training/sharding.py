@@ -15,7 +15,7 @@ BATCH = jax.P(None, ("data", "fsdp"), "sequence")  # of a step's arrays [slices,
 # Path pattern -> axes. Exactly one row matches a parameter, or `parameter_layout` raises. Tables
 # are split over D, never over V: a lookup would need rows of other devices. Key heads stay whole
 # where the axis "model" does not divide them (`key_heads_axis`).
-LAYOUT = (
+LAYOUT: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     (r"(embedding|head)_VD", (None, ("model", "fsdp"))),
     (r"patch_PD", (None, ("model", "fsdp"))),
     (r"layer_\d+/attention/(query|gate)_DNH", ("fsdp", "model", None)),
@@ -74,11 +74,7 @@ def batch_rows(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
 
 
 def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> dict:
-    """Returns a PartitionSpec over `mesh` for every leaf of `params` (arrays or shapes).
-
-    Raises:
-      ValueError: a parameter that no row or more than one row matches.
-    """
+    """Returns a PartitionSpec per parameter; ValueError unless one row of LAYOUT matches."""
 
     def row(path, leaf):
         name = "/".join(str(key.key) for key in path)
@@ -96,12 +92,7 @@ def parameter_layout(params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
 def optimizer_layout(state, layout) -> dict:
-    """Returns a PartitionSpec for every leaf of an optimizer state: moments are laid out as
-    parameters.
-
-    Raises:
-      ValueError: a matrix in the state that belongs to no parameter.
-    """
+    """Returns a PartitionSpec per optimizer leaf, as of its parameter; ValueError without one."""
     specs = {_names(path): spec for path, spec in _leaves(layout)}
 
     def row(path, leaf):

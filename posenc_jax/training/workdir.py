@@ -73,9 +73,7 @@ def identity(owner: dict) -> str:
 
 
 def saved_record(checkpoints: CheckpointManager | CheckpointStore, step: int) -> dict:
-    """Returns the record that was saved with a checkpoint of a run; Corrupted if it is none of a
-    run.
-    """
+    """Returns the record saved with a checkpoint of a run; Corrupted if of none."""
     where = f"the record of checkpoint {step}"
     record = manifest.checked(checkpoints.record(step), SAVED, where)
     owner = manifest.checked(record["owner"], OWNER, f"{where}, owner")
@@ -109,6 +107,8 @@ def _check_last_owner(workdir: Path, config: RunConfig) -> None:
     """Compares a config with that of the last sound checkpoint; raises as `check_owner`."""
     store = CheckpointStore(workdir.resolve() / "checkpoints", owner=False)
     step = store.newest(fall_back=True)
+    if step is None:
+        return
     owner = saved_record(store, step)["owner"]
     check_owner(workdir, step, {"config": dataclasses.asdict(config)}, owner)
 

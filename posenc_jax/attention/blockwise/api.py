@@ -143,7 +143,8 @@ def head_groups(
             group.heads.bias is not None and group.heads.bias.joint for group in alone.groups
         )
         shares = N // K
-        key_heads = slice(first // shares, stop // shares)  # a slice copies less than a gather
+        # A slice copies less than a gather.
+        key_heads: slice | np.ndarray = slice(first // shares, stop // shares)
         if first % shares or stop % shares:
             key_heads, shares = np.arange(first, stop) // shares, 1
         in_turn = current_backend() != "gpu" if lanes is None else lanes == 1
@@ -180,13 +181,14 @@ def head_groups(
                 config,
                 Operands(
                     pad(q_BTNH[:, :, first:stop].swapaxes(1, 2), 2, t),
-                    *(pad(x[:, :, key_heads].swapaxes(1, 2), 2, s) for x in (k_BSKH, v_BSKH)),
+                    pad(k_BSKH[:, :, key_heads].swapaxes(1, 2), 2, s),
+                    pad(v_BSKH[:, :, key_heads].swapaxes(1, 2), 2, s),
                     learned,
                     q_cum_log_forget,
                     k_cum_log_forget,
                 ),
                 TokenPositions(
-                    _padded_side(*positions[:3], t), _padded_side(*positions[3:], s), first_head
+                    _padded_side(positions[:3], t), _padded_side(positions[3:], s), first_head
                 ),
                 None
                 if sink_N is None
@@ -196,7 +198,8 @@ def head_groups(
     return pieces
 
 
-def _padded_side(pos_BT, seg_BT, order_BT, block: int) -> TokenSide:
+def _padded_side(side: tuple, block: int) -> TokenSide:
+    pos_BT, seg_BT, order_BT = side
     order_BT = None if order_BT is None else pad(order_BT, 1, block)
     return TokenSide(pad(pos_BT, 1, block), pad(seg_BT, 1, block), order_BT=order_BT)
 

@@ -184,13 +184,17 @@ def _backward_in_lanes(
         config.lanes, (B, M, q_blocks), (1, 2, 0), query_gradients
     )
     d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), key_gradients)
+    d_q_cum_log_forget, d_k_cum_log_forget = (
+        None if x is None else _merge_blocks(x.sum(1))
+        for x in (d_q_cum_log_forget, d_k_cum_log_forget)
+    )
     added = Operands(
-        *map(merge_tiles, (d_q, d_k, d_v)),
+        merge_tiles(d_q),
+        merge_tiles(d_k),
+        merge_tiles(d_v),
         jax.tree.map(lambda x: x.sum((0, 1, 2)), d_params),
-        *(
-            None if x is None else _merge_blocks(x.sum(1))
-            for x in (d_q_cum_log_forget, d_k_cum_log_forget)
-        ),
+        d_q_cum_log_forget,
+        d_k_cum_log_forget,
     )
     return jax.tree.map(jnp.add, grads, added)
 

@@ -156,6 +156,8 @@ def exceeds_epsilon(
         end = tail.table_NE.shape[1] - 1
         away_T = jnp.where(seg == rows.seg_T, jnp.clip((rows.pos_T - pos) // STRIDE, 0, end), 0)
         bias_GT = tail.table_NE[heads_G[:, None], away_T[None]]
+    elif tail.cum_log_forget_BJN is None or rows.cum_log_forget_GT is None:
+        raise ValueError("the bound of a forget gate needs its cumulative log-forget")
     else:  # of earlier keys the last one has the largest bias
         cum_log_forget_G1 = tail.cum_log_forget_BJN[b, j][heads_G][:, None]
         bias_GT = (
@@ -173,10 +175,7 @@ def exceeds_epsilon(
 
 
 def log_tail_mass(layer: PlacedLayer, params: Params, longest: int) -> jax.Array | None:
-    """Returns table_NE: ln of the sum of exp(b(d)) over E * STRIDE <= d < longest, per head.
-
-    None for a forget gate.
-    """
+    """Returns table_NE: ln sum of exp(b(d)), E * STRIDE <= d < longest; None for a forget gate."""
     if layer.gated:
         return None
     bias_NZ = bias_by_distance(layer, params, longest)
@@ -189,7 +188,8 @@ def log_tail_mass(layer: PlacedLayer, params: Params, longest: int) -> jax.Array
 def bias_by_distance(layer: PlacedLayer, params: Params, longest: int) -> jax.Array:
     """Returns bias_NZ of the distances below `longest`, for a bias of distance."""
     last = jnp.array([[longest - 1]])
-    return layer.bias(params, last, jnp.arange(longest)[::-1][None])[0, :, 0]
+    bias_BNTS = layer.bias(params, last, jnp.arange(longest)[::-1][None])
+    return jnp.zeros((layer.num_heads, longest)) if bias_BNTS is None else bias_BNTS[0, :, 0]
 
 
 def cutoff_windows(

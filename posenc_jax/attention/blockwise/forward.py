@@ -82,7 +82,7 @@ def blockwise_forward(
     config: BlockwiseConfig,
     operands: Operands,
     positions: TokenPositions,
-    tail_table: tuple | None,
+    tail_table: tuple[jax.Array | None] | None,
     softmax_state: SoftmaxState | None = None,
 ) -> tuple[SoftmaxState, jax.Array]:
     """Returns the softmax state after these keys, and stop_BNI: the first key block that query
@@ -228,7 +228,7 @@ def _tile_rows(
         sum_GTH = below(sum_GTH, sum_GTH[:, half:] + dot(near_GTS, near_v_GSH, 2, 1))
         return updated(carry, j, m_GT, mass_GT, sum_GTH)
 
-    reads = [functools.partial(read, n) for n in range(1, config.at_once + 1)]
+    reads: list[Callable] = [functools.partial(read, n) for n in range(1, config.at_once + 1)]
 
     def step(carry):
         return lax.switch(carry[-1] - 1, reads, carry)
@@ -241,7 +241,7 @@ def _tile_rows(
     acc_GTH, m_GT = before
     l_GT = (m_GT > MASK_VALUE / 2).astype(jnp.float32)
     count = more(end, m_GT)
-    if upper_end is not None and config.at_once == 2:
+    if upper_end is not None and end is not None and config.at_once == 2:
         reads.append(read_diagonal)
         count = jnp.where((count == 2) & (upper_end == end - 1), 3, count)
     carry = (end, acc_GTH, m_GT, l_GT, count)

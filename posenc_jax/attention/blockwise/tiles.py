@@ -108,9 +108,7 @@ class Tile:
         self.n, self.i = rest // q_blocks * G, rest % q_blocks
         self.kv, self.kv_heads = self.n // config.shares, max(G // config.shares, 1)
         self.kv_G = (self.n + jnp.arange(G)) // config.shares
-        self.head = (
-            self.n + positions.first_head
-        )  # n counts the heads here, head those of the layer
+        self.head = self.n + positions.first_head  # n counts heads here, head those of the layer
 
     def lower(self) -> "Tile":
         """Returns the tile of the lower half of the rows."""

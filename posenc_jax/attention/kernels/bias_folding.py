@@ -144,8 +144,10 @@ def fold_bias(
     )
     q_side = jnp.pad(q_side, ((0, 0),) * 3 + ((0, pad),)).astype(dtype)
     limb_SX = np.concatenate([np.tile(limb_SL, (1, SLOPE_LIMBS)), np.ones_like(limb_SL[:, :1])], 1)
-    limb_SX = jnp.asarray(np.pad(limb_SX, ((0, 0), (0, pad))), k_BSKH.dtype)
-    k_side = jnp.broadcast_to(limb_SX[None, :, None], (*k_BSKH.shape[:3], limb_SX.shape[1]))
+    limb_SX = np.pad(limb_SX, ((0, 0), (0, pad)))
+    k_side = jnp.broadcast_to(
+        jnp.asarray(limb_SX, k_BSKH.dtype)[None, :, None], (*k_BSKH.shape[:3], limb_SX.shape[1])
+    )
     scaled_BTNH = (q_BTNH.astype(jnp.float32) / math.sqrt(head_dim)).astype(dtype)
     q_parts, k_parts = [scaled_BTNH, q_side], [k_BSKH, k_side]
     if ordinal_BS is not None:

@@ -108,8 +108,11 @@ def flash_attention(
         for x in (q_BTNH, k_BTKH, v_BTKH)
     )
     low_BXT = first_visible_slots(jnp.pad(seg_BT, ((0, 0), (0, behind))), window)
-    how, linear = FlashConfig(1 / math.sqrt(H), tiles), not isinstance(bias, BiasTable)
-    bias_NZ = bias[:, None] if linear else jnp.pad(bias.bias_NZ, ((0, 0), (0, behind)))
+    how = FlashConfig(1 / math.sqrt(H), tiles)
+    if isinstance(bias, BiasTable):
+        bias_NZ = jnp.pad(bias.bias_NZ, ((0, 0), (0, behind)))
+    else:
+        bias_NZ = bias[:, None]
     start_BNI = lax.stop_gradient(
         first_relevant_slots(
             q_BTNH, k_BTKH, bias, low_BXT, epsilon, how.scale, tiles.forward.q_block
@@ -193,9 +196,7 @@ def first_relevant_slots(
 
 
 def _windows(lead_BIN: jax.Array, bias: jax.Array | BiasTable) -> jax.Array:
-    """Returns window_BIN: the distance from which keys, if their content leads by lead_BIN nats,
-    weigh less than 1 in all.
-    """
+    """Returns window_BIN: keys beyond it that lead by lead_BIN nats weigh less than 1 in all."""
     if isinstance(bias, BiasTable):
         fall_NE = bias.table_NE - bias.bias_NZ[:, :1]  # relative to the bias of the own key
         little_BINE = lead_BIN[..., None] + fall_NE[None, None] <= 0  # never where there is a NaN
@@ -216,25 +217,15 @@ def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
     B, T, N, H = q_BTNH.shape
     specs = _BlockSpecs(tiling, T, H, N // k_BTKH.shape[2], bias_NZ.shape[1], low_BXT.shape[1])
     sink_N1 = jnp.full((N, 1), MASK_VALUE) if sink_N is None else sink_N[:, None] / how.scale
-    out_BTNH, lse_BNT = _call(
-        functools.partial(forward_kernel, how.scale),
-        (T // tiling.q_block, B, N),
-        tiling,
-        [
-            specs.query,
-            specs.keys,
-            specs.keys,
-            specs.low,
-            specs.of_block,
-            specs.highest,
-            specs.bias,
-            specs.sink,
-        ],
-        [
-            (specs.query, jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)),
-            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
-        ],
-    )(q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1)
+    given = [specs.query, specs.keys, specs.keys, specs.low, specs.of_block]
+    given += [specs.highest, specs.bias, specs.sink]
+    of_out = jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)
+    of_lse = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    made, grid = [(specs.query, of_out), (specs.row, of_lse)], (T // tiling.q_block, B, N)
+    run = _call(functools.partial(forward_kernel, how.scale), grid, tiling, given, made)
+    out_BTNH, lse_BNT = run(
+        q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1
+    )
     out_BTNH, lse_BNT, start_BNI = name_residuals((out_BTNH, lse_BNT, start_BNI))
     inputs = (q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT)
     return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
@@ -299,38 +290,15 @@ def _backward(how, residuals, d_out_BTNH):
     t = tiling.q_block
     specs = _BlockSpecs(tiling, T, H, N // K, bias_NZ.shape[1], low_BXT.shape[1])
     begin_BNI = _coarser(start_BNI, block, t, T)
-    d_q_BTNH, d_slope_BNT = _call(
-        functools.partial(dq_kernel, how.scale),
-        (T // t, B, N),
-        tiling,
-        [
-            specs.query,
-            specs.keys,
-            specs.keys,
-            specs.query,
-            specs.row,
-            specs.row,
-            specs.low,
-            specs.of_block,
-            specs.highest,
-            specs.bias,
-        ],
-        [
-            (specs.query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)),
-            (specs.row, jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
-        ],
-    )(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        d_out_BTNH,
-        lse_BNT,
-        delta_BNT,
-        low_BXT,
-        begin_BNI,
-        _highest(low_BXT, t),
-        bias_NZ / how.scale,
-    )
+    of_query, of_row = specs.query, specs.row
+    given = [of_query, specs.keys, specs.keys, of_query, of_row, of_row]
+    given += [specs.low, specs.of_block, specs.highest, specs.bias]
+    of_rows = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    made = [(of_query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (of_row, of_rows)]
+    arrays = (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT)
+    scaled_NZ = bias_NZ / how.scale
+    run = _call(functools.partial(dq_kernel, how.scale), (T // t, B, N), tiling, given, made)
+    d_q_BTNH, d_slope_BNT = run(*arrays, begin_BNI, _highest(low_BXT, t), scaled_NZ)
 
     tiling = how.tiles.of_keys
     t, s = tiling[:2]
@@ -347,24 +315,10 @@ def _backward(how, residuals, d_out_BTNH):
     free = pl.BlockSpec((None, None, 1), lambda j, b, n: (b, own(n), j))
     bias = pl.BlockSpec((None, bias_NZ.shape[1]), lambda j, b, n: (n, 0))
     of_keys = jax.ShapeDtypeStruct((B, T, N, H), k_BTKH.dtype if K == N else jnp.float32)
-    d_k_BTNH, d_v_BTNH = _call(
-        functools.partial(dkv_kernel, how.scale),
-        (J, B, N),
-        tiling,
-        [queries, key, key, queries, rows, rows, low, free, of_block, bias],
-        [(mine, of_keys), (mine, of_keys)],
-    )(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        d_out_BTNH,
-        lse_BNT,
-        delta_BNT,
-        low_BXT,
-        free_BXJ,
-        end_BNJ,
-        bias_NZ / how.scale,
-    )
+    given = [queries, key, key, queries, rows, rows, low, free, of_block, bias]
+    made = [(mine, of_keys), (mine, of_keys)]
+    run = _call(functools.partial(dkv_kernel, how.scale), (J, B, N), tiling, given, made)
+    d_k_BTNH, d_v_BTNH = run(*arrays, free_BXJ, end_BNJ, scaled_NZ)
     d_k_BTKH, d_v_BTKH = (
         x.reshape(B, T, K, N // K, H).sum(3).astype(k_BTKH.dtype) for x in (d_k_BTNH, d_v_BTNH)
     )

@@ -8,9 +8,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 ATTENTION_NAME = "attention"  # checkpoint name of the residuals
-_UNNAMED = (
-    "dot_product_attention_fwd_wrapper",
-)  # JAX's primitive for cuDNN attention, which takes no name
+# JAX's primitive for cuDNN attention, which takes no name.
+_UNNAMED = ("dot_product_attention_fwd_wrapper",)
 
 
 def name_residuals(tree):

@@ -137,12 +137,10 @@ def vendor_attention(
 
     def local(operands, positions, first_head):
         q_BTNH, k_BTKH, v_BTKH, (params, sink_N), *_ = operands
-        bias = layer.linear_slope_N(params)
-        if bias is None:
-            length = q_BTNH.shape[1]
-            bias = BiasTable(
-                bias_by_distance(layer, params, length), log_tail_mass(layer, params, length)
-            )
+        bias: jax.Array | BiasTable | None = layer.linear_slope_N(params)
+        length = q_BTNH.shape[1]
+        if bias is None and (table_NE := log_tail_mass(layer, params, length)) is not None:
+            bias = BiasTable(bias_by_distance(layer, params, length), table_NE)
         here = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=first_head, slice_size=q_BTNH.shape[2]
         )
@@ -199,7 +197,7 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (length, length)
-    mask = masks.CausalMask(shape)
+    mask: masks.Mask = masks.CausalMask(shape)
     if window is not None:
         mask = masks.LocalMask(shape, (window - 1, 0), 0)
     block = next(b for b in (_SPLASH_BLOCK, 256, _LANES) if length % b == 0)

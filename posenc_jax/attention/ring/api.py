@@ -49,6 +49,13 @@ from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
 
+def _ring_of(q_BTNH: jax.Array) -> Ring:
+    ring = find_ring(q_BTNH)
+    if ring is None:
+        raise ValueError("ring attention needs tokens that are split over an axis of the mesh")
+    return ring
+
+
 def ring_attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -65,7 +72,7 @@ def ring_attention(
     Arguments as for `blockwise_attention`. Each device of the ring may leave out its equal part of
     `epsilon`.
     """
-    ring = find_ring(q_BTNH)
+    ring = _ring_of(q_BTNH)
 
     def local(operands, positions, first_head):
         groups = head_groups(operands, positions, first_head, layer, settings, ring.size)
@@ -88,15 +95,15 @@ def ring_hops(
     sink_N: jax.Array | None = None,
 ) -> jax.Array:
     """Returns hops_N: how many times `ring_attention` passes on the keys of each query head."""
-    ring = find_ring(q_BTNH)
+    ring = _ring_of(q_BTNH)
 
     def local(operands, positions, first_head):
         pieces = []
-        for config, *arrays in head_groups(
+        for config, own, at, sink_G in head_groups(
             operands, positions, first_head, layer, settings, ring.size
         ):
-            hops_X = _forward(config, ring, *arrays)[1][-2]
-            pieces.append(jnp.repeat(hops_X, arrays[0].q_BNTH.shape[1] // len(hops_X)))
+            hops_X = _forward(config, ring, own, at, sink_G)[1][-2]
+            pieces.append(jnp.repeat(hops_X, own.q_BNTH.shape[1] // len(hops_X)))
         return jnp.concatenate(pieces)
 
     arrays = shard_arguments(q_BTNH, k_BSKH, v_BSKH, (params, sink_N), queries, keys)
@@ -146,9 +153,10 @@ class _Bundle:
 
     def wide(self, cum_log_forget_BSN, x):
         """Returns the cumulative log-forget of all heads of the layer, zero outside bundle x."""
-        if cum_log_forget_BSN is None:
+        every = self.operands.k_cum_log_forget_BSN
+        if cum_log_forget_BSN is None or every is None:
             return None
-        blank = jnp.zeros(self.operands.k_cum_log_forget_BSN.shape, cum_log_forget_BSN.dtype)
+        blank = jnp.zeros(every.shape, cum_log_forget_BSN.dtype)
         return lax.dynamic_update_slice_in_dim(blank, cum_log_forget_BSN, self.first(x), axis=2)
 
     def own(self, x, k_BKSH, v_BKSH) -> HeldKeys:
@@ -273,8 +281,10 @@ def _backward(config: BlockwiseConfig, ring: Ring, residuals, d_out_BNTH: jax.Ar
                 grads._replace(k_BKSH=d_k, v_BKSH=d_v, k_cum_log_forget_BSN=d_cum_log_forget),
             )
 
-        blank = zeros((q_BNTH, far.k_BKSH, far.v_BKSH, far.tokens.cum_log_forget_BTN))
-        grads = Operands(*blank[:3], d_params, d_q_cum_log_forget_BTN, blank[3])
+        d_q, d_k, d_v, d_forget = zeros(
+            (q_BNTH, far.k_BKSH, far.v_BKSH, far.tokens.cum_log_forget_BTN)
+        )
+        grads = Operands(d_q, d_k, d_v, d_params, d_q_cum_log_forget_BTN, d_forget)
         start = (hops, far, grads)
         h, held, grads = lax.while_loop(lambda carry: carry[0] > 0, hop, start)
         grads = add_gradients(h, held, grads)

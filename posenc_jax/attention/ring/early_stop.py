@@ -1,9 +1,9 @@
 """Early stop of the ring: the number of hops after which no row needs more keys.
 
-Once, every device sends the others a few numbers about its keys: the ranges of segments and
-positions, the last key, the largest norm. From these a device knows whether any of its rows sees a
-key on another device, and, by the bound of `posenc_jax.attention.blockwise.cutoff`, whether those
-keys can still change the result.
+At the start, every device sends the others a few numbers about its keys: the ranges of segments
+and positions, the last key, the largest norm. From these a device knows whether any of its rows
+sees a key on another device, and, by the bound of `posenc_jax.attention.blockwise.cutoff`, whether
+those keys can still change the result.
 
 Dims: R devices of the ring, in the order of the tokens.
 """
@@ -28,9 +28,7 @@ class KeyRanges(NamedTuple):
     seg_high_BR: jax.Array
     pos_low_BR: jax.Array
     pos_high_BR: jax.Array
-    first_pos_BR: (
-        jax.Array
-    )  # position of the first key where `ordered_BR`; its segment is the lowest
+    first_pos_BR: jax.Array  # of the first key where `ordered_BR`; its segment is the lowest
     last_pos_BR: jax.Array
     ordered_BR: jax.Array
 
@@ -52,7 +50,7 @@ class EarlyStop(NamedTuple):
         ring: Ring,
         operands: Operands,
         positions: TokenPositions,
-        tail_table: tuple | None,
+        tail_table: tuple[jax.Array | None] | None,
     ) -> "EarlyStop":
         """Returns the ranges and bounds of all devices (collective)."""
         ranges, tail = _key_ranges(positions.keys), None
@@ -178,9 +176,10 @@ def _key_ranges(keys: TokenSide) -> KeyRanges:
     live_BS = seg_BS != 0
     before_BS, ordered_BS = cutoff.key_order(pos_BS, seg_BS)
     ends_B2 = jnp.stack([live_BS.argmax(1), jnp.maximum(before_BS[:, -1], 0)], axis=1)
-    ends_B2 = jnp.take_along_axis(pos_BS, ends_B2, axis=1)
+    first_B, last_B = jnp.take_along_axis(pos_BS, ends_B2, axis=1).T
     (seg_low_B, seg_high_B), (pos_low_B, pos_high_B) = (
         (jnp.where(live_BS, x_BS, most).min(1), jnp.where(live_BS, x_BS, least).max(1))
         for x_BS in (seg_BS, pos_BS)
     )
-    return KeyRanges(seg_low_B, seg_high_B, pos_low_B, pos_high_B, *ends_B2.T, ordered_BS.all(1))
+    seg_and_pos = (seg_low_B, seg_high_B, pos_low_B, pos_high_B)
+    return KeyRanges(*seg_and_pos, first_B, last_B, ordered_BS.all(1))
