@@ -20,9 +20,9 @@ from posenc_jax.evaluation.perplexity import (
 )
 from posenc_jax.results.schema import BPB, FAR, Row
 
-MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9")
+MEASURES = ("E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E8_longest", "E9")
 # Measures that are computed from rows of another measure.
-NEEDS = {"E7": ("E3",), "E8": ("E3",), "E9": ("E2",)}
+NEEDS = {"E7": ("E3",), "E8": ("E3",), "E8_longest": ("E3",), "E9": ("E2",)}
 
 
 def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[str, Callable]:
@@ -53,6 +53,9 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
         "E6": {f"E6/{g}": (text.repeat, g) for g in gaps},
         "E7": {"E7": (text.gain, FAR)},
         "E8": {"E8": (text.window, FAR)},
+        "E8_longest": {
+            "E8" if ctx.lengths.deepest == FAR else "E8_longest": (text.window, ctx.lengths.deepest)
+        },
         "E9": {f"E9/{k}": (text.curse, k) for k in multiples},
     }
     return {

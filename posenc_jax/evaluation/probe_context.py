@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.encodings.scheme_arrays import layer_parameters
@@ -13,6 +15,7 @@ from posenc_jax.evaluation.perplexity import bits_per_byte, fixed_targets, held_
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.config import ModelConfig
+from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.schema import BPB, Row
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.instances import Instance
@@ -49,10 +52,11 @@ class ProbeContext:
         """Returns the last `length` + 1 tokens of each stretch; the last one is only a target."""
         return self.stretches_RT[:, -(length + 1) :]
 
-    def _observed(self, k: int) -> list[head_statistics.HeadSums | None]:
+    def _observed(self, k: int, trained: bool = True) -> list[head_statistics.HeadSums | None]:
         rows_RT = self.text(k * self.L)[:, :-1]
         first = rows_RT.shape[1] // 2
-        return head_statistics.head_sums(self.config, self.params, rows_RT, self.budget, first)
+        params = self.params if trained else self.untrained
+        return head_statistics.head_sums(self.config, params, rows_RT, self.budget, first)
 
     def _instances(self, task: str, k: int) -> list[Instance]:
         ctx, tokenizer = self.ctx, self.ctx.inputs.tokenizer
@@ -60,6 +64,13 @@ class ProbeContext:
         makers: dict[str, Callable[..., Instance]] = {"passkey": passkey, "mqar": recall}
         settings: dict = {"split": ctx.split, "seed": SEED, "length": k * self.L}
         return [makers[task](tokenizer, self.filler, index=i, **settings) for i in range(ROWS)]
+
+    @functools.cached_property
+    def untrained(self) -> dict:
+        """Parameters with which a run of this seed begins, unless it fine-tunes another."""
+        dummy_BT = jnp.ones((1, 8), jnp.int32)
+        key = jax.random.key(self.ctx.config.train.seed)
+        return jax.jit(Decoder(self.config).init)(key, dummy_BT, dummy_BT, dummy_BT)["params"]
 
     @functools.cached_property
     def filler(self) -> Filler:

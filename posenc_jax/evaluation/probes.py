@@ -19,11 +19,14 @@ SHARES = (0.5, 0.9)  # of the gradient, for M3
 
 
 def probe_items(probe: ProbeContext) -> dict[str, Callable]:
-    """Returns the items of suite M: observation per multiple, M3, M9 with M10 per task, M12."""
+    """Returns the items of suite M: observation and M13 per multiple, M3, M9 with M10 per task,
+    M12.
+    """
     multiples, four = probe.ctx.multiples, probe.target_multiple()
     chosen = sorted({1, four, max(multiples)} & set(multiples))
     items: dict[str, Callable] = {}
     items |= {f"M/observed/{k}": functools.partial(_observation, probe, k) for k in chosen}
+    items |= {f"M13/{k}": functools.partial(_distance_change, probe, k) for k in chosen}
     items[f"M3/{max(multiples)}"] = functools.partial(_receptive_field, probe, max(multiples))
     for k in sorted({1, four} & set(multiples)):
         for task in probe.tasks(k):
@@ -69,6 +72,19 @@ def _observation(probe: ProbeContext, k: int) -> list[Row]:
     rows.extend(_frequency_rows(probe, layers, planes, length))
     _save_observation(probe, layers, planes, k)
     return rows
+
+
+def _distance_change(probe: ProbeContext, k: int) -> list[Row]:
+    """Returns M13: what training added to the mean distance of each head, tokens."""
+    both = zip(probe.observed(k), probe.observed(k, trained=False), strict=True)
+    changes = [
+        None
+        if after is None
+        else head_statistics.mean_distance(after) - head_statistics.mean_distance(before)
+        for after, before in both
+    ]
+    n = next((sums.queries for sums in probe.observed(k) if sums is not None), 0)
+    return list(probe.of_heads("M", "M13_distance_change", k * probe.L, changes, n))
 
 
 def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row]:

@@ -74,7 +74,7 @@ SUITES = {
     "C": Suite("classification of long text", ("classes",), {}, {}, _classification_items),
     "M": Suite(
         "attention heads",
-        ("observed", "M3", "M9", "M12"),
+        ("observed", "M3", "M9", "M12", "M13"),
         dict.fromkeys(("M1", "M2", "M4", "M5", "M6", "M7", "M11"), ("observed",))
         | {"M10": ("M9",)},
         {},

@@ -88,6 +88,7 @@ METRICS = {
         "M10_measured_reach",
         "M10_agreement",
         "M11_blind",
+        "M13_distance_change",
     ),
 }
 MEASURES = ("accuracy", "corrected", "nll")  # of a task
