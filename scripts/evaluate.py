@@ -3,7 +3,9 @@
 Measures what the run's configuration names (E1, E3, E4, R1, R3 unless changed), or with --suite=E,R
 everything, or with --suite=E3,R2,copy some, on held-out text of dev, and writes
 evaluation_dev/rows.jsonl in the run's folder. --split=test is for what is read once, by a plan that
-was made before; its rows lie in evaluation/. Running it again measures only what is missing. E5
+was made before; its rows lie in evaluation/. Running it again measures only what is missing.
+--instances and --stretches measure with fewer or more than the run says; rows of other counts stay
+until their item is measured again. E5
 needs the targets that a reference run chose, one trained at 4 L: --workdir=runs/rope-4L
 --write_key_targets=targets.json, then --suite=E5 --key_targets=targets.json. --stretch evaluates
 the trained scheme under a length extension of its rotations and biases (see
@@ -23,7 +25,7 @@ from posenc_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", required=True)
 _LENGTHS = flags.DEFINE_list(
-    "lengths", None, "Multiples of the training length; default: the run's own"
+    "lengths", None, "Multiples of the training length (1/4,1,2); default: the run's own"
 )
 _SUITE = flags.DEFINE_list(
     "suite", None, "Suites (E, R, P, M, C), ids (E3, R2, M1) or tasks; default: the run's own"
@@ -38,6 +40,12 @@ _STRETCH = flags.DEFINE_string(
     "Length extension of the scheme: yarn:4, pi:4, ntk:4, dynamic:1, slopes:4, rotation.yarn:4, "
     "rotation.off",
 )
+_INSTANCES = flags.DEFINE_integer(
+    "instances", None, "Instances of a task at each length; default: the run's own", lower_bound=1
+)
+_STRETCHES = flags.DEFINE_integer(
+    "stretches", None, "Stretches of text of suite E; default: the run's own", lower_bound=1
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "last, best (by dev loss) or a step")
 _SPLIT = flags.DEFINE_string(
     "split", "dev", "Held-out split: dev to explore and choose, test for what is read once"
@@ -47,7 +55,8 @@ _SPLIT = flags.DEFINE_string(
 def main() -> None:
     """Evaluates the run of the flags."""
     from posenc_jax.evaluation.cpu_devices import use_all_cores
-    from posenc_jax.evaluation.evaluate import evaluate, write_key_targets
+    from posenc_jax.evaluation.evaluate import EvaluationCounts, evaluate, write_key_targets
+    from posenc_jax.evaluation.lengths import parse_multiples
     from posenc_jax.results.run_table import run_table
 
     use_all_cores()
@@ -62,7 +71,7 @@ def main() -> None:
 
     lengths = _LENGTHS.value
     if lengths is not None:
-        lengths = cli.whole_numbers("lengths", lengths)
+        lengths = parse_multiples(lengths)
     path = evaluate(
         Path(_WORKDIR.value),
         multiples=lengths,
@@ -71,6 +80,7 @@ def main() -> None:
         stretch=_STRETCH.value,
         key_targets=None if _KEY_TARGETS.value is None else Path(_KEY_TARGETS.value),
         checkpoint=_CHECKPOINT.value,
+        counts=EvaluationCounts(_INSTANCES.value, _STRETCHES.value),
     )
     print(*run_table(path), sep="\n")
     print(path)

@@ -23,7 +23,9 @@ from posenc_jax import cli
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run", required=True)
 _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks and groups, or YAML files", required=True)
 _LENGTHS = flags.DEFINE_list(
-    "lengths", None, "Multiples of the training length for posenc_ groups; default: the run's own"
+    "lengths",
+    None,
+    "Multiples of the training length for posenc_ groups (1/4,1,4); default: the run's",
 )
 _STRETCH = flags.DEFINE_string(
     "stretch", None, "Length extension of the scheme: yarn:4, pi:4, slopes:4"
@@ -50,11 +52,12 @@ def main() -> None:
     sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError('lm-eval is not installed; pip install -e ".[lm-eval]" brings it')
+    from posenc_jax.evaluation.lengths import parse_multiples
     from posenc_jax.interop.harness import HarnessRequest, run_harness
 
     lengths = _LENGTHS.value
     if lengths is not None:
-        lengths = cli.whole_numbers("lengths", lengths)
+        lengths = parse_multiples(lengths)
     request = HarnessRequest(
         tasks=tuple(_TASKS.value),
         multiples=lengths,

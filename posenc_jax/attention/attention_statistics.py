@@ -7,14 +7,16 @@ distance use a skew: rows of width W, flattened and reshaped to width W + 1, hav
 equal columns.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.attention.dense import MASK_VALUE
+from posenc_jax.attention.dense import MASK_VALUE, capped
 from posenc_jax.attention.mask import window_array
 from posenc_jax.encodings.analysis import SMALLEST_POSITIVE
 from posenc_jax.encodings.base import Params
@@ -95,7 +97,7 @@ def positioned_qk(
 
 
 def logit_rows(
-    one: PositionedQK, layer: PlacedLayer, params: Params, rows_R: jax.Array
+    one: PositionedQK, layer: PlacedLayer, params: Params, rows_R: jax.Array, softcap: float
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (content_NRS, bias_NRS), float32, for R queries of one sequence and all its keys.
 
@@ -103,7 +105,8 @@ def logit_rows(
     rotated features, unscaled, and the bias is 0.
 
     Args:
-      one: one sequence of a `PositionedQK` (no B). rows_R: indices of the queries.
+      one: one sequence of a `PositionedQK` (no B). rows_R: indices of the queries. softcap: as in
+        `AttentionSettings`.
     """
     q_RNH = one.q_BTNH[rows_R]
     content_NRS = jnp.einsum("RNH,SNH->NRS", q_RNH, one.k_BTNH)
@@ -114,6 +117,7 @@ def logit_rows(
     tau_1NRS = layer.temperature(params, q_pos_1R, k_pos_1S)
     if tau_1NRS is not None:
         content_NRS = content_NRS * tau_1NRS[0]
+    content_NRS = capped(content_NRS, softcap)
     log_forget: tuple = (None, None)
     if one.cum_log_forget_BTN is not None:
         log_forget = one.cum_log_forget_BTN[rows_R][None], one.cum_log_forget_BTN[None]
@@ -131,6 +135,7 @@ def attention_statistics(
     cum_log_forget_BTN: jax.Array | None,
     sink_N: jax.Array | None,
     first: int,
+    softcap: float = 0.0,
 ) -> AttentionStatistics:
     """Returns the statistics of a layer over its queries from index `first` on.
 
@@ -144,7 +149,8 @@ def attention_statistics(
             "linear attention has no softmax: its weights may be negative and have no entropy"
         )
     positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
-    sums = lax.map(lambda one: _row_statistics(one, layer, params, sink_N, first), positioned)
+    rows = functools.partial(logit_rows, layer=layer, params=params, softcap=softcap)
+    sums = lax.map(lambda one: _row_statistics(one, rows, layer, sink_N, first), positioned)
     # The power of the vectors that are rotated; a rotation keeps the sum over each of its pairs.
     if layer.columns_per_dim > 1:
         H = q_BTNH.shape[-1]
@@ -157,7 +163,7 @@ def attention_statistics(
 
 
 def _row_statistics(
-    one: PositionedQK, layer: PlacedLayer, params: Params, sink_N: jax.Array | None, first: int
+    one: PositionedQK, rows: Callable, layer: PlacedLayer, sink_N: jax.Array | None, first: int
 ) -> tuple:
     S, N, _ = one.q_BTNH.shape
     R = min(BLOCK, S - first)
@@ -167,7 +173,7 @@ def _row_statistics(
         weight_NZ, content_NZ, count_Z, mean_NZ, spread_NZ = carry
         index_R = start + jnp.arange(R)
         rows_R = jnp.minimum(index_R, S - 1)
-        content_NRS, bias_NRS = logit_rows(one, layer, params, rows_R)
+        content_NRS, bias_NRS = rows(one, rows_R=rows_R)
         logit_NRS = content_NRS + bias_NRS
         seen_1RS = _earlier(index_R, S) & (index_R < S)[None, :, None]
         seen_NRS = seen_1RS & _inside(layer, index_R, S)
@@ -267,6 +273,7 @@ def needle_statistics(
     sink_N: jax.Array | None,
     query_BA: jax.Array,
     key_BA: jax.Array,
+    softcap: float = 0.0,
 ) -> NeedleStatistics:
     """Returns the statistics of queries and needles, indices into T; ValueError if linear."""
     if layer.form is not None:
@@ -274,7 +281,7 @@ def needle_statistics(
 
     def one_sequence(xs):
         one, query_A, key_A = xs
-        content_NAS, bias_NAS = logit_rows(one, layer, params, query_A)
+        content_NAS, bias_NAS = logit_rows(one, layer, params, query_A, softcap)
         S = content_NAS.shape[-1]
         seen_1AS = _earlier(query_A, S)
         needle_1AS = (jnp.arange(S)[None] == key_A[:, None])[None]
@@ -304,9 +311,10 @@ def last_logits(
     pos_BT: jax.Array,
     cum_log_forget_BTN: jax.Array | None,
     rows: int,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Returns logit_BNRS of the last `rows` queries and all keys; see `logit_rows`."""
     T = q_BTNH.shape[1]
     positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
     rows_R = jnp.arange(T - rows, T)
-    return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R)), positioned)
+    return lax.map(lambda one: sum(logit_rows(one, layer, params, rows_R, softcap)), positioned)

@@ -330,9 +330,14 @@ class Xpos(FixedFrequencies):
         return rotate(x_BTNH, angle_BTh, self.pairing, amplitude_BTh)
 
 
-def check_pairs(owner: str, context: HeadContext, pairing: str) -> None:
-    """Raises ValueError for an unknown pairing or a head dim without pairs."""
+def check_pairing(owner: str, pairing: str) -> None:
+    """Raises ValueError for an unknown pairing."""
     if pairing not in PAIRINGS:
         raise ValueError(f"{owner}: pairing must be one of {PAIRINGS}, not {pairing!r}")
+
+
+def check_pairs(owner: str, context: HeadContext, pairing: str) -> None:
+    """Raises ValueError for an unknown pairing or a head dim without pairs."""
+    check_pairing(owner, pairing)
     if context.head_dim % 2:
         raise ValueError(f"RoPE rotates pairs; head dim {context.head_dim} is odd")

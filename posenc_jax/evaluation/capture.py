@@ -28,17 +28,9 @@ def capture_qk(
       tokens_BT, pos_BT: one document a row, without padding; positions rise by one.
       reduce: (index, q_BTNH, k_BTKH, layer, scheme_params, pos_BT, cum_log_forget_BTN, sink_N) ->
         any arrays. q and k come after projection, token shift, qk-norm and token temperatures,
-        before rotation and other temperatures; sink_N as for `attend`.
+        before rotation, other temperatures and softcap; sink_N as for `attend`.
       modify_layer: PlacedLayer -> the PlacedLayer that runs instead.
-
-    Raises:
-      ValueError: a model with `attention_softcap`, which the statistics of logits do not know.
     """
-    if config.attention_softcap:
-        raise ValueError(
-            "suites M and P measure logits without a cap; this model has "
-            f"attention_softcap={config.attention_softcap:g}: leave them out of --suite"
-        )
     results = []
 
     def capturing_attend(q_BTNH, k_BSKH, v_BSKH, layer, learned, queries, keys, settings, optional):

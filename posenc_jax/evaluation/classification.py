@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.schema import Row
@@ -114,13 +115,13 @@ def length_buckets(
     """
     low = 0
     for k in sorted({1, *multiples}):
-        name = f"{_times(low)}-{_times(k)}" if low else "<=L"
+        name = f"{_times(low)}-{_times(k)}" if low else f"<={_times(k)}"
         yield name, k, (lengths_R > low * train_length) & (lengths_R <= k * train_length)
         low = k
     yield f">{_times(low)}", low, lengths_R > low * train_length
 
 
-def _times(k: int) -> str:
+def _times(k: Multiple) -> str:
     return "L" if k == 1 else f"{k}L"
 
 
@@ -167,12 +168,12 @@ class ClassScores:
         }
         return items | {"longtext/all": self._all}
 
-    def _bucket(self, name: str, k: int, chosen_R: np.ndarray) -> list[Row]:
+    def _bucket(self, name: str, k: Multiple, chosen_R: np.ndarray) -> list[Row]:
         if k > self._fits:
             reason = f"{k}L is more than the {self._fits}L that fit this arm"
             return self._skipped(f"length:{name}", k, reason)
         numbers = np.flatnonzero(chosen_R)
-        longest = k * self._ctx.L
+        longest = self._ctx.tokens(k)
         logits_RC = self._classifier.logits(self._inputs(numbers, longest))
         cut_RC = logits_RC
         if k > 1:  # the same documents cut to their first L tokens
@@ -201,7 +202,7 @@ class ClassScores:
         scored = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return self._rows("all", self._top, scored)
 
-    def _rows(self, bucket: str, k: int, scored: dict[str, np.ndarray]) -> list[Row]:
+    def _rows(self, bucket: str, k: Multiple, scored: dict[str, np.ndarray]) -> list[Row]:
         C, class_R = self._classes, scored["class_R"]
         missing = sorted(set(range(C)) - set(class_R.tolist()))
         if missing:
@@ -220,14 +221,14 @@ class ClassScores:
             "longtext_cut_corrected": chance_corrected(accuracy("cut_logits_RC"), C),
             "longtext_bag_corrected": chance_corrected(accuracy("bag_RC"), C),
         }
-        L = self._ctx.L
+        length = self._ctx.tokens(k)
         return [
-            self._ctx.row("C", metric, k * L, bucket, value, len(class_R))
+            self._ctx.row("C", metric, length, bucket, value, len(class_R))
             for metric, value in values.items()
         ]
 
-    def _skipped(self, bucket: str, k: int, reason: str) -> list[Row]:
-        return self._ctx.skipped("C", "longtext_corrected", k * self._ctx.L, reason, bucket)
+    def _skipped(self, bucket: str, k: Multiple, reason: str) -> list[Row]:
+        return self._ctx.skipped("C", "longtext_corrected", self._ctx.tokens(k), reason, bucket)
 
     def _array(self, name: str):
         stem = name.strip("<=>") + "+" * (name[0] == ">")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from posenc_jax.encodings.scheme_arrays import layer_parameters, scheme_arrays
+from posenc_jax.evaluation.lengths import Multiple, tokens_of
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.results.files import write_json
@@ -50,12 +51,12 @@ class Multiples:
       deepest: the longest length of the study that fits the model.
     """
 
-    measured: tuple[int, ...]
-    study: tuple[int, ...]
-    deepest: int
+    measured: tuple[Multiple, ...]
+    study: tuple[Multiple, ...]
+    deepest: Multiple
 
     @property
-    def top(self) -> int:
+    def top(self) -> Multiple:
         """The longest length of the study, for which text is cut."""
         return self.study[-1]
 
@@ -88,9 +89,13 @@ class EvaluationContext:
         return self.config.placed_length
 
     @property
-    def multiples(self) -> tuple[int, ...]:
+    def multiples(self) -> tuple[Multiple, ...]:
         """The lengths that are measured, in units of L."""
         return self.lengths.measured
+
+    def tokens(self, k: Multiple) -> int:
+        """Returns k L, in tokens."""
+        return tokens_of(k, self.L)
 
     @property
     def scorer(self) -> Scorer:
@@ -146,7 +151,7 @@ class EvaluationContext:
 
     def scheme(self) -> list[Row]:
         """Writes scheme.json and scheme.npz; returns a row that marks this item done."""
-        top = self.lengths.top * self.L
+        top = self.tokens(self.lengths.top)
         distance_S = np.unique(
             np.r_[np.arange(min(top, 129)), np.geomspace(1, top, 128)].astype(int)
         )

@@ -15,6 +15,7 @@ from posenc_jax.encodings.backend import float32_matmuls
 from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.classification import check_suites
 from posenc_jax.evaluation.context import EvaluatedModel, EvaluationContext, Multiples
+from posenc_jax.evaluation.lengths import Multiple, tokens_of
 from posenc_jax.evaluation.load_run import (
     LAST,
     compiled_lengths,
@@ -30,21 +31,50 @@ from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.evaluation.suites import SUITES, chosen_measures
 from posenc_jax.results.files import write_json
 from posenc_jax.results.locks import is_locked, lock_folder
-from posenc_jax.results.row_file import RowFile
+from posenc_jax.results.row_file import COUNTED, RowFile
+from posenc_jax.training.config import RunConfig
 from posenc_jax.training.inputs import open_inputs
 from posenc_jax.training.progress import Progress
 from posenc_jax.training.sharding import make_mesh, parameter_layout
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationCounts:
+    """How much is measured, where it differs from what the run says.
+
+    Attributes:
+      instances: of a retrieval task at each length, or None. stretches: of text, for suite E, or
+        None. A row's stamp names them, so that rows of other counts are told apart.
+    """
+
+    instances: int | None = None
+    stretches: int | None = None
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Returns the configuration with these counts."""
+        given = {name: n for name, n in vars(self).items() if n is not None}
+        return dataclasses.replace(
+            config, evaluation=dataclasses.replace(config.evaluation, **given)
+        )
+
+    def of_suite(self, letter: str, config: RunConfig) -> str:
+        """Returns the end of a suite's stamps; "" for the run's own counts."""
+        name = {"E": "stretches", "R": "instances"}.get(letter)
+        own = None if name is None else getattr(config.evaluation, name)
+        given = own if name is None else getattr(self, name)
+        return "" if given in (None, own) else f"{COUNTED}{given}"
+
+
 def evaluate(
     workdir: Path,
     *,
-    multiples: tuple[int, ...] | None,
+    multiples: tuple[Multiple, ...] | None,
     suites: tuple[str, ...] | None,
     split: str,
     stretch: str | None,
     key_targets: Path | None = None,
     checkpoint: str = LAST,
+    counts: EvaluationCounts | None = None,
 ) -> Path:
     """Measures the items that have no rows yet and returns the path of rows.jsonl.
 
@@ -56,6 +86,7 @@ def evaluate(
         its rows are those of another arm, in `<workdir>/stretched/<rule>`. key_targets: file of
         E5's targets, or None. checkpoint: "last", the one that results use, "best" by dev loss, or
         a step; rows of another checkpoint than the last go to a folder of their own and name it.
+      counts: of instances and stretches, where not the run's own.
 
     Raises:
       ValueError: no checkpoint or one of another run, an unknown suite or split, or a requested
@@ -66,17 +97,15 @@ def evaluate(
         raise ValueError(
             f"--split must be test or dev, not {split!r}: scores on training text mean nothing"
         )
-    config = trained
-    if stretch is not None:
-        config = with_arm_name(trained, f"{trained.arm} {stretch}")
+    counts = counts or EvaluationCounts()
+    named = trained if stretch is None else with_arm_name(trained, f"{trained.arm} {stretch}")
+    config = counts.applied(named)
     own = ("C",) if config.data.task == "classification" else config.evaluation.measures
     measures = chosen_measures(own if suites is None else suites)
     check_suites(config, tuple(measures))
     if key_targets is not None and not key_targets.is_file():
         raise ValueError(f"--key_targets={key_targets} is no file")
     wanted = tuple(sorted(set(multiples or config.evaluation.multiples)))
-    if wanted[0] < 1:
-        raise ValueError(f"--lengths must be whole multiples of the training length, not {wanted}")
     fitting = fitting_multiples(config, wanted, strict=multiples is not None)
     inputs = open_inputs(config)
     study = tuple(sorted({*config.evaluation.multiples, *wanted}))
@@ -91,15 +120,16 @@ def evaluate(
     extra |= {"step": restored.step, "unfinished": True} if restored.unfinished else {}
 
     # Rows of another run, checkpoint or settings are measured again, E rows also for another text.
-    deciding = dataclasses.replace(config.evaluation, measures=())
+    deciding = dataclasses.replace(trained.evaluation, measures=())
     settings = {"step": restored.step, "settings": repr(deciding), "stretch": stretch}
     settings |= restored.identity | extra
     if config.train.length != L:  # rows of fine-tuned runs were once in units of their own length
         settings |= {"train_length": L}
     stamps = dict.fromkeys(SUITES, _stamp(settings | {"top": lengths.top}))
     stamps |= {"R": _stamp(settings), "all": _stamp(settings)}
+    stamps = {s: stamp + counts.of_suite(s, trained) for s, stamp in stamps.items()}
     if stretch is not None:
-        workdir = extension_folder(workdir, stretch, config, max(fitting) * L)
+        workdir = extension_folder(workdir, stretch, named, tokens_of(max(fitting), L))
     suffixes = [part for part, usual in ((split, "test"), (checkpoint, LAST)) if part != usual]
     folder = workdir / "_".join(["evaluation", *suffixes])
     (folder / "arrays").mkdir(parents=True, exist_ok=True)
@@ -118,10 +148,12 @@ def evaluate(
         for k in sorted(set(wanted) - set(fitting)):
             limit = model.config.placed.longest()
             reason = (
-                f"{k * L} tokens and {L // 2} targets exceed the {limit} positions of "
+                f"{tokens_of(k, L)} tokens and {L // 2} targets exceed the {limit} positions of "
                 f"{config.model.scheme}"
             )
-            items[f"skipped/{k}"] = functools.partial(ctx.skipped, "all", "skipped", k * L, reason)
+            items[f"skipped/{k}"] = functools.partial(
+                ctx.skipped, "all", "skipped", tokens_of(k, L), reason
+            )
         bar = Progress(f"evaluate {config.arm}", 0, len(items))
         with float32_matmuls():
             for done, (item, measure) in enumerate(items.items(), 1):

@@ -7,6 +7,7 @@ import numpy as np
 
 from posenc_jax.evaluation import key_targets
 from posenc_jax.evaluation.context import EvaluationContext
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.perplexity import (
     bits_per_byte,
     disjoint_segments,
@@ -32,13 +33,17 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
     with fewer positions.
     """
     L, multiples = ctx.L, ctx.multiples
+    whole = [ctx.tokens(k) for k in multiples]
     rows_RT = held_out_stretches(
-        ctx.inputs.stream(ctx.split), ctx.lengths.top * L + L // 2, ctx.config.evaluation.stretches
+        ctx.inputs.stream(ctx.split),
+        ctx.tokens(ctx.lengths.top) + L // 2,
+        ctx.config.evaluation.stretches,
     )
     text = Text(ctx, rows_RT)
-    contexts = [L // 8, L // 4, L // 2, *(k * L for k in multiples)]
-    contexts = [c for c in contexts if c]
-    gaps = [L // 4, *(k * L // 2 for k in (1, *(k for k in multiples if k * L // 2 <= FAR * L)))]
+    # Shares of L that were asked for take the place of the usual ones.
+    shares = [n for n in whole if n < L] or [L // 8, L // 4]
+    contexts = sorted({c for c in (*shares, L // 2, *whole) if c})
+    gaps = [L // 4, L // 2, *(n // 2 for n in whole if n // 2 <= FAR * L)]
     gaps = sorted({g for g in gaps if g})
     items: dict[str, dict[str, tuple[Callable, int]]] = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
@@ -75,12 +80,12 @@ class Text:
         # E1 and E4 use the same losses; they are computed once.
         self._segments = functools.cache(lambda k: disjoint_segments(ctx.scorer, rows_RT, ctx.L, k))
 
-    def disjoint(self, k: int) -> list[Row]:
+    def disjoint(self, k: Multiple) -> list[Row]:
         nll, targets = self._segments(k)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        return [self._row("bpb_nonoverlap", k * self._ctx.L, value, targets.size)]
+        return [self._row("bpb_nonoverlap", self._ctx.tokens(k), value, targets.size)]
 
-    def by_position(self, k: int) -> list[Row]:
+    def by_position(self, k: Multiple) -> list[Row]:
         nll, _ = self._segments(k)
         position_T = np.arange(1, nll.shape[1] + 1)
         arrays = {"position_T": position_T, "nll_T": nll.mean(0), "count": len(nll)}
@@ -112,20 +117,20 @@ class Text:
     def _sliding_rows(self) -> np.ndarray:
         return self._rows_RT[: self._ctx.config.evaluation.sliding_stretches]
 
-    def sliding(self, k: int) -> list[Row]:
+    def sliding(self, k: Multiple) -> list[Row]:
         L, stride = self._ctx.L, max(self._ctx.L // 4, 1)
         nll, targets = sliding_windows(self._ctx.scorer, self._sliding_rows(), L, k, stride)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        return [self._row("bpb_sliding", k * L, value, targets.size)]
+        return [self._row("bpb_sliding", self._ctx.tokens(k), value, targets.size)]
 
-    def curse(self, k: int) -> list[Row]:
-        L = self._ctx.L
-        sliding = self._ctx.rows.value("bpb_sliding", k * L)
+    def curse(self, k: Multiple) -> list[Row]:
+        L, length = self._ctx.L, self._ctx.tokens(k)
+        sliding = self._ctx.rows.value("bpb_sliding", length)
         if sliding is None:
-            return self._ctx.skipped("E", "early_token_curse", k * L, "bpb_sliding has no value")
+            return self._ctx.skipped("E", "early_token_curse", length, "bpb_sliding has no value")
         nll, targets = disjoint_segments(self._ctx.scorer, self._sliding_rows(), L, k)
         value = bits_per_byte(nll, targets, self._bytes_V) - sliding[0]
-        return [self._row("early_token_curse", k * L, value, targets.size)]
+        return [self._row("early_token_curse", length, value, targets.size)]
 
     def key(self, context: int) -> list[Row]:
         ctx = self._ctx
@@ -163,7 +168,7 @@ class Text:
         ctx.save(f"repeat_gain_{gap}", arrays)
         return [self._row("repeat_gain", gap, (fresh_R - repeated_R).mean(), len(fresh_R))]
 
-    def gain(self, k: int) -> list[Row]:
+    def gain(self, k: Multiple) -> list[Row]:
         ctx, L = self._ctx, self._ctx.L
         near, far = ctx.rows.value(BPB, L // 2), ctx.rows.value(BPB, k * L)
         if near is None or far is None:
@@ -171,7 +176,7 @@ class Text:
             return ctx.skipped("E", "context_gain", k * L, reason)
         return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
 
-    def window(self, k: int) -> list[Row]:
+    def window(self, k: Multiple) -> list[Row]:
         ctx, L = self._ctx, self._ctx.L
         free = ctx.rows.value(BPB, k * L)
         if free is None:

@@ -70,6 +70,7 @@ def head_sums(
         if layer.form is not None:
             return None
         where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
+        where["softcap"] = config.attention_softcap
         return attention_statistics(q, k, layer, learned, first=first, **where)
 
     pieces = capture_rows(config, params, rows_RT, batch_tokens, lambda: reduce)
@@ -229,6 +230,7 @@ def needle_heads(
             if layer.form is not None:
                 return None
             where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
+            where["softcap"] = config.attention_softcap
             return needle_statistics(
                 q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where
             )

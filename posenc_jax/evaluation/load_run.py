@@ -12,6 +12,7 @@ import jax
 
 from posenc_jax.checkpoints.manager import CheckpointManager, has_checkpoint
 from posenc_jax.encodings import Scheme, extend_length, unparse
+from posenc_jax.evaluation.lengths import Multiple, check_multiples, tokens_of
 from posenc_jax.model.config import ModelConfig
 from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.files import read_json, replace_text, write_json
@@ -61,15 +62,27 @@ def _refuse_other_record(path: Path, config: RunConfig) -> None:
         )
 
 
-def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], strict: bool) -> tuple[int, ...]:
-    """Returns the wanted multiples that fit the scheme; strict: ValueError for any other."""
+def fitting_multiples(
+    config: RunConfig, wanted: tuple[Multiple, ...], strict: bool
+) -> tuple[Multiple, ...]:
+    """Returns the wanted multiples that fit the scheme.
+
+    Args:
+      strict: raise ValueError for a multiple that does not fit.
+
+    Raises:
+      ValueError: a multiple whose k L is no number of tokens.
+    """
     L = config.placed_length
     longest = config.placed.longest()
-    fitting = tuple(k for k in wanted if longest is None or k * L + L // 2 <= longest or k == 1)
-    if strict and longest is not None and fitting != wanted:
+    check_multiples(wanted, L)
+    fitting = tuple(
+        k for k in wanted if longest is None or k <= 1 or tokens_of(k, L) + L // 2 <= longest
+    )
+    if strict and fitting != wanted:
         k = min(set(wanted) - set(fitting))
         raise ValueError(
-            f"--lengths={k} asks for {k * L + L // 2} positions ({k} L and L/2 targets); "
+            f"--lengths={k} asks for {tokens_of(k, L) + L // 2} positions ({k} L and L/2 targets); "
             f"{config.model.scheme!r} has {longest}: ask for lengths up to "
             f"{max((longest - L // 2) // L, 1)}"
         )
@@ -77,7 +90,7 @@ def fitting_multiples(config: RunConfig, wanted: tuple[int, ...], strict: bool) 
 
 
 def compiled_lengths(
-    config: RunConfig, stretch: str | None, multiples: tuple[int, ...]
+    config: RunConfig, stretch: str | None, multiples: tuple[Multiple, ...]
 ) -> list[int]:
     """Returns the few input lengths that all items are padded to.
 
@@ -86,9 +99,10 @@ def compiled_lengths(
     """
     L = config.placed_length
     longest = config.placed.longest()
-    lengths = [L, *(k * L for k in multiples), max(multiples) * L + L // 2]
+    whole = [tokens_of(k, L) for k in multiples]
+    lengths = [L, *whole, max(whole) + L // 2]
     if len({extended_scheme(config, stretch, n) for n in lengths}) > 1:
-        lengths += [k * L + L // 2 for k in multiples]
+        lengths += [n + L // 2 for n in whole]
     return sorted({n if longest is None else min(n, longest) for n in lengths})
 
 
@@ -210,16 +224,16 @@ class LoadedRun:
         """Number of positions that the scheme has; None for no limit."""
         return self.config.placed.longest()
 
-    def multiples(self, requested: tuple[int, ...] | None) -> tuple[int, ...]:
-        """Returns the multiples of L, None: the run's own that fit; ValueError for an unfit one."""
+    def multiples(self, requested: tuple[Multiple, ...] | None) -> tuple[Multiple, ...]:
+        """Returns the lengths to evaluate at, in units of L; None takes the run's own that fit.
+
+        Raises:
+          ValueError: a requested length that does not fit the scheme, or is no number of tokens.
+        """
         wanted = tuple(sorted(set(requested or self.config.evaluation.multiples)))
-        if wanted[0] < 1:
-            raise ValueError(
-                f"--lengths must be whole multiples of the training length, not {wanted}"
-            )
         return fitting_multiples(self.config, wanted, strict=requested is not None)
 
-    def compiled_lengths(self, multiples: tuple[int, ...]) -> list[int]:
+    def compiled_lengths(self, multiples: tuple[Multiple, ...]) -> list[int]:
         """Returns the few input lengths, in tokens, that `evaluate` pads its rows to."""
         return compiled_lengths(self.config, self.stretch, multiples)
 

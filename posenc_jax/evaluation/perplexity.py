@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from posenc_jax.data.token_stream import TokenStream
+from posenc_jax.evaluation.lengths import Multiple, tokens_of
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.tasks.instances import key_of
 
@@ -61,14 +62,14 @@ def nats_and_bytes(
 
 
 def disjoint_segments(
-    scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: int
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: Multiple
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [segments, kL] of E1: the stretches cut into disjoint pieces of kL.
 
     The first L/2 tokens of a stretch are left out; every k that divides the longest multiple scores
     the same targets.
     """
-    size = k * train_length
+    size = tokens_of(k, train_length)
     first, whole = _whole_pieces(rows_RT, train_length, size)
     pieces = np.concatenate(
         [rows_RT[:, s : s + size + 1] for s in range(first, first + whole, size)], axis=0
@@ -101,7 +102,7 @@ def fixed_targets(
 
 
 def sliding_windows(
-    scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: int, stride: int
+    scorer: Scorer, rows_RT: np.ndarray, train_length: int, k: Multiple, stride: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (nll, targets) [stretches, targets] of E2: windows of kL that move on by `stride`.
 
@@ -109,7 +110,7 @@ def sliding_windows(
     al. 2021, sec. 2.2). A target past the first window has between kL - stride and kL tokens before
     it.
     """
-    size = k * train_length
+    size = tokens_of(k, train_length)
     first, whole = _whole_pieces(rows_RT, train_length, size)
     stops = [*range(size, whole, stride), whole]
     windows = np.concatenate([rows_RT[:, first + e - size : first + e + 1] for e in stops])

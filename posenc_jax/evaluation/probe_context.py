@@ -11,6 +11,7 @@ from posenc_jax.encodings.scheme_arrays import layer_parameters
 from posenc_jax.evaluation import head_statistics
 from posenc_jax.evaluation.context import SEED, EvaluationContext
 from posenc_jax.evaluation.interventions import Intervention, ParameterizedModel
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.perplexity import bits_per_byte, fixed_targets, held_out_stretches
 from posenc_jax.evaluation.retrieval import score_instances
 from posenc_jax.evaluation.scorer import Scorer
@@ -46,23 +47,23 @@ class ProbeContext:
     def stretches_RT(self) -> np.ndarray:
         """Held-out text, at most `ROWS` stretches; the first ones of the measures of suite E."""
         stream = self.ctx.inputs.stream(self.ctx.split)
-        return held_out_stretches(stream, self.ctx.lengths.top * self.L + self.L // 2, ROWS)
+        return held_out_stretches(stream, self.ctx.tokens(self.ctx.lengths.top) + self.L // 2, ROWS)
 
     def text(self, length: int) -> np.ndarray:
         """Returns the last `length` + 1 tokens of each stretch; the last one is only a target."""
         return self.stretches_RT[:, -(length + 1) :]
 
-    def _observed(self, k: int, trained: bool = True) -> list[head_statistics.HeadSums | None]:
-        rows_RT = self.text(k * self.L)[:, :-1]
+    def _observed(self, k: Multiple, trained: bool = True) -> list[head_statistics.HeadSums | None]:
+        rows_RT = self.text(self.ctx.tokens(k))[:, :-1]
         first = rows_RT.shape[1] // 2
         params = self.params if trained else self.untrained
         return head_statistics.head_sums(self.config, params, rows_RT, self.budget, first)
 
-    def _instances(self, task: str, k: int) -> list[Instance]:
+    def _instances(self, task: str, k: Multiple) -> list[Instance]:
         ctx, tokenizer = self.ctx, self.ctx.inputs.tokenizer
         recall = functools.partial(mqar, pairs=ctx.config.evaluation.pairs)
         makers: dict[str, Callable[..., Instance]] = {"passkey": passkey, "mqar": recall}
-        settings: dict = {"split": ctx.split, "seed": SEED, "length": k * self.L}
+        settings: dict = {"split": ctx.split, "seed": SEED, "length": ctx.tokens(k)}
         return [makers[task](tokenizer, self.filler, index=i, **settings) for i in range(ROWS)]
 
     @functools.cached_property
@@ -77,10 +78,12 @@ class ProbeContext:
         """Filler text of the split."""
         return Filler(self.ctx.inputs.stream(self.ctx.split), self.ctx.inputs.tokenizer)
 
-    def tasks(self, k: int) -> list[str]:
+    def tasks(self, k: Multiple) -> list[str]:
         """Returns the retrieval tasks that fit into a context of kL."""
         pairs = {"passkey": 1, "mqar": self.ctx.config.evaluation.pairs}
-        return [t for t, p in pairs.items() if k * self.L >= shortest_length(t, self.filler, p)]
+        return [
+            t for t, p in pairs.items() if self.ctx.tokens(k) >= shortest_length(t, self.filler, p)
+        ]
 
     def target_multiple(self) -> int:
         """Returns the largest measured multiple up to 4, the primary one; else the smallest."""
@@ -100,12 +103,12 @@ class ProbeContext:
         """Writes arrays/<name>.npz."""
         self.ctx.save(name, arrays)
 
-    def _scorer(self, config: ModelConfig, k: int) -> Scorer:
-        longest, length = self.placed.longest(), k * self.L + self.L // 2
+    def _scorer(self, config: ModelConfig, k: Multiple) -> Scorer:
+        longest, length = self.placed.longest(), self.ctx.tokens(k) + self.L // 2
         length = length if longest is None else min(length, longest)
         return Scorer({length: config}, self.params, self.budget)
 
-    def axes(self, model: ParameterizedModel, k: int) -> dict[str, tuple[float, int, int]]:
+    def axes(self, model: ParameterizedModel, k: Multiple) -> dict[str, tuple[float, int, int]]:
         """Returns {axis: (value, n, length)} of a model: bpb_ctx at kL, and the accuracy of each
         task at kL.
 
@@ -114,26 +117,28 @@ class ProbeContext:
         """
         scorer = self.scorer(model.config, k).with_params(model.params)
         longest, scores = self.placed.longest(), {}
-        context = self.L // 2 if k == 1 else k * self.L
+        context = self.L // 2 if k == 1 else self.ctx.tokens(k)
         if longest is None or context + self.L // 2 <= longest:
             nll, targets = fixed_targets(scorer, self.stretches_RT, self.L, context)
             lengths_V = self.ctx.inputs.tokenizer.byte_lengths_V
             scores[BPB] = (bits_per_byte(nll, targets, lengths_V), targets.size, context)
         for task in self.tasks(k):
             correct = score_instances(scorer, self.instances(task, k)).correct
-            scores[f"{task}_accuracy"] = (float(correct.mean()), correct.size, k * self.L)
+            scores[f"{task}_accuracy"] = (float(correct.mean()), correct.size, self.ctx.tokens(k))
         return scores
 
-    def _axes_before(self, k: int) -> dict[str, tuple[float, int, int]]:
+    def _axes_before(self, k: Multiple) -> dict[str, tuple[float, int, int]]:
         return self.axes(ParameterizedModel(self.config, self.params), k)
 
-    def change(self, suite: str, metric: str, name: str, change: Intervention, k: int) -> list[Row]:
+    def change(
+        self, suite: str, metric: str, name: str, change: Intervention, k: Multiple
+    ) -> list[Row]:
         """Returns rows `<metric>_<axis>_change` at kL: each axis with an intervention minus
         without.
 
         Returns one skipped row where the intervention does not apply.
         """
-        length = k * self.L
+        length = self.ctx.tokens(k)
         try:
             model = change(ParameterizedModel(self.config, self.params))
         except ValueError as reason:

@@ -10,6 +10,7 @@ from posenc_jax.encodings.analysis import decay_bound, rotary_kernel
 from posenc_jax.evaluation import head_statistics
 from posenc_jax.evaluation.capture import over_batches
 from posenc_jax.evaluation.interventions import every_intervention
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.perplexity import octaves
 from posenc_jax.evaluation.probe_context import LINEAR, ProbeContext
 from posenc_jax.evaluation.receptive_field import gradient_by_distance, reach_of_share
@@ -36,9 +37,9 @@ def probe_items(probe: ProbeContext) -> dict[str, Callable]:
     return items
 
 
-def _observation(probe: ProbeContext, k: int) -> list[Row]:
+def _observation(probe: ProbeContext, k: Multiple) -> list[Row]:
     """Returns M1, M2, M4, M5, M6, M7 and M11 at one context length."""
-    layers, length, L = probe.observed(k), k * probe.L, probe.L
+    layers, length, L = probe.observed(k), probe.ctx.tokens(k), probe.L
     rows = []
 
     def add(metric, measure, extra=""):
@@ -74,7 +75,7 @@ def _observation(probe: ProbeContext, k: int) -> list[Row]:
     return rows
 
 
-def _distance_change(probe: ProbeContext, k: int) -> list[Row]:
+def _distance_change(probe: ProbeContext, k: Multiple) -> list[Row]:
     """Returns M13: what training added to the mean distance of each head, tokens."""
     both = zip(probe.observed(k), probe.observed(k, trained=False), strict=True)
     changes = [
@@ -84,7 +85,8 @@ def _distance_change(probe: ProbeContext, k: int) -> list[Row]:
         for after, before in both
     ]
     n = next((sums.queries for sums in probe.observed(k) if sums is not None), 0)
-    return list(probe.of_heads("M", "M13_distance_change", k * probe.L, changes, n))
+    length = probe.ctx.tokens(k)
+    return list(probe.of_heads("M", "M13_distance_change", length, changes, n))
 
 
 def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row]:
@@ -109,8 +111,9 @@ def _frequency_rows(probe: ProbeContext, layers, planes, length) -> Iterator[Row
                 )
 
 
-def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
-    distance_Z, (N, length) = np.arange(k * probe.L), (probe.config.num_heads, k * probe.L)
+def _save_observation(probe: ProbeContext, layers, planes, k: Multiple) -> None:
+    N, length = probe.config.num_heads, probe.ctx.tokens(k)
+    distance_Z = np.arange(length)
     empty_NZ = np.full((N, length), np.nan)
 
     def stacked(field: str) -> np.ndarray:
@@ -138,9 +141,10 @@ def _save_observation(probe: ProbeContext, layers, planes, k: int) -> None:
     )
 
 
-def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
+def _receptive_field(probe: ProbeContext, k: Multiple) -> list[Row]:
     """Returns M3: gradient shares by octave, and the distances that hold 50 % and 90 % of it."""
-    rows_RT, length = probe.text(k * probe.L), k * probe.L
+    length = probe.ctx.tokens(k)
+    rows_RT = probe.text(length)
 
     @jax.jit
     def program(params, rows_BT):
@@ -166,12 +170,12 @@ def _receptive_field(probe: ProbeContext, k: int) -> list[Row]:
     return rows
 
 
-def _needles(probe: ProbeContext, task: str, k: int) -> list[Row]:
+def _needles(probe: ProbeContext, task: str, k: Multiple) -> list[Row]:
     """Returns M9 and M10 of one task."""
     layers = head_statistics.needle_heads(
         probe.config, probe.params, probe.instances(task, k), probe.budget
     )
-    length, softmax = k * probe.L, [layer for layer in layers if layer is not None]
+    length, softmax = probe.ctx.tokens(k), [layer for layer in layers if layer is not None]
     n = softmax[0].weight_NA.shape[1] if softmax else 0
     rows = []
     for metric, measure in (

@@ -18,6 +18,7 @@ from posenc_jax.evaluation import head_statistics
 from posenc_jax.evaluation.capture import capture_qk, capture_rows, over_batches
 from posenc_jax.evaluation.context import SEED
 from posenc_jax.evaluation.interventions import rotation_off
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.probe_context import ROWS, ProbeContext
 from posenc_jax.evaluation.retrieval import answer_rows, score_instances
 from posenc_jax.model.config import ModelConfig
@@ -76,15 +77,15 @@ def _shift_errors(probe: ProbeContext) -> list[Row]:
     return rows
 
 
-def _relative_structure(probe: ProbeContext, k: int) -> list[Row]:
+def _relative_structure(probe: ProbeContext, k: Multiple) -> list[Row]:
     layers = probe.observed(k)
     n = next((int(sums.pairs_Z.sum()) for sums in layers if sums is not None), 0)
     scores = [None if sums is None else head_statistics.relative_structure(sums) for sums in layers]
-    return list(probe.of_heads("P", "P2_relative_structure", k * probe.L, scores, n))
+    return list(probe.of_heads("P", "P2_relative_structure", probe.ctx.tokens(k), scores, n))
 
 
-def _offset_lookup(probe: ProbeContext, k: int) -> list[Row]:
-    length = k * probe.L
+def _offset_lookup(probe: ProbeContext, k: Multiple) -> list[Row]:
+    length = probe.ctx.tokens(k)
     offsets = asked_offsets(probe.L)
     instances = [
         offset_lookup(
@@ -105,7 +106,7 @@ def _monotone(probe: ProbeContext) -> list[Row]:
     lengths = tuple(sorted({min(k * L + 1, farthest) for k in (1, 4, MONOTONE_TO)}))
     layers = list(zip(probe.placed.layers, probe.learned, strict=True))
     rises_LN = [largest_rise(layer, learned, lengths) for layer, learned in layers]
-    read = max(probe.ctx.multiples) * L
+    read = probe.ctx.tokens(max(probe.ctx.multiples))
     measured = {}
     if any(layer.gated for layer, _ in layers):
         rows_RT = probe.text(read)[:, :-1]
@@ -216,7 +217,8 @@ def shift_errors(
     def program(shift, params, tokens_BT, pos_BT):
         def reduce(_, q, k, layer, learned, pos_BT, cum_log_forget_BTN, _sink_N):
             where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN}
-            return last_logits(q, k, layer, learned, rows=rows, **where)
+            cap = config.attention_softcap
+            return last_logits(q, k, layer, learned, rows=rows, softcap=cap, **where)
 
         modify_layer = functools.partial(with_original_key_counts, shift=shift)
         return capture_qk(config, params, tokens_BT, pos_BT, reduce, modify_layer)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from posenc_jax.evaluation.context import SEED, EvaluationContext
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.results.chance import corrected
 from posenc_jax.results.retrieval_summary import longest_passing, summary_scores
@@ -117,8 +118,8 @@ class Instances:
         return score_instances(self._ctx.scorer, instances, window)
 
 
-def _scored(ctx: EvaluationContext, instances: Instances, task: Task, k: int) -> list[Row]:
-    length = k * ctx.L
+def _scored(ctx: EvaluationContext, instances: Instances, task: Task, k: Multiple) -> list[Row]:
+    length = ctx.tokens(k)
     shortest = task.shortest(instances.filler(task))
     if length < shortest:
         reason = f"{task.name} needs {shortest} tokens; a context of {k}L has {length}"
@@ -162,14 +163,14 @@ def answer_rows(
     return rows
 
 
-def _summary(ctx: EvaluationContext, k: int) -> list[Row]:
+def _summary(ctx: EvaluationContext, k: Multiple) -> list[Row]:
     """Y_R and Y_R_far at a multiple above 1; at L Y_R_id and the least of its tasks."""
     metrics = ("Y_R_id", "least_id") if k == 1 else ("Y_R", "Y_R_far")
     return [row for metric in metrics for row in _over_tasks(ctx, metric, k)]
 
 
-def _over_tasks(ctx: EvaluationContext, metric: str, k: int) -> list[Row]:
-    far, length = metric == "Y_R_far", k * ctx.L
+def _over_tasks(ctx: EvaluationContext, metric: str, k: Multiple) -> list[Row]:
+    far, length = metric == "Y_R_far", ctx.tokens(k)
     scores, n = summary_scores(ctx.rows.row, length, far)
     for task in SUMMARY_TASKS:
         if task not in scores:
@@ -198,7 +199,7 @@ def _windowed(ctx: EvaluationContext, instances: Instances) -> list[Row]:
 
 def _reach(ctx: EvaluationContext, task: Task) -> list[Row]:
     """Returns EL_0.85 of a task, in tokens, over the measured lengths."""
-    lengths = [k * ctx.L for k in ctx.multiples]
+    lengths = [ctx.tokens(k) for k in ctx.multiples]
     measured = {n: ctx.rows.value(f"{task.name}_corrected", n) for n in lengths}
     scores = {length: pair[0] for length, pair in measured.items() if pair is not None}
     metric, longest = f"EL_{PASSING}", max(lengths)

@@ -91,7 +91,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         groups.append(tuple(own))
     absolute = placed.absolute
     if isinstance(absolute, Learned):
-        absolute = Learned(size=absolute.longest(placed.whole))
+        absolute = Learned(size=absolute.longest(placed.whole), offset=absolute.offset)
     scheme = Scheme(tuple(groups), absolute)
     if config.window is not None:
         raise ValueError("transformers has no window of a run beside the model's own")

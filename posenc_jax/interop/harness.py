@@ -15,6 +15,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
+from posenc_jax.evaluation.lengths import Multiple, tokens_of
 from posenc_jax.interop.lm_eval import RunModel
 from posenc_jax.interop.lm_eval_tasks import METRICS, PREFIX, RetrievalTask, RetrievalTasks
 from posenc_jax.results.files import json_lines, replace_text
@@ -36,7 +37,7 @@ class HarnessRequest:
     """
 
     tasks: tuple[str, ...]
-    multiples: tuple[int, ...] | None = None
+    multiples: tuple[Multiple, ...] | None = None
     stretch: str | None = None
     split: str = "dev"
     instances: int | None = None
@@ -74,7 +75,8 @@ def run_harness(workdir: Path, request: HarnessRequest) -> Path:
         fewshot_random_seed=request.seed,
     )
     folder = (
-        request.out or model.run.folder(max(lengths) * model.run.config.placed_length) / "lm_eval"
+        request.out
+        or model.run.folder(tokens_of(max(lengths), model.run.config.placed_length)) / "lm_eval"
     )
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.pop("samples", {}).items():

@@ -31,6 +31,7 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
 from posenc_jax.evaluation.context import SEED
+from posenc_jax.evaluation.lengths import Multiple, tokens_of
 from posenc_jax.evaluation.load_run import LoadedRun
 from posenc_jax.interop.lm_eval import AnswerDoc
 from posenc_jax.interop.token_text import TokenText
@@ -143,7 +144,7 @@ class RetrievalTasks:
     """
 
     def __init__(
-        self, run: LoadedRun, *, multiples: tuple[int, ...], split: str, instances: int | None
+        self, run: LoadedRun, *, multiples: tuple[Multiple, ...], split: str, instances: int | None
     ):
         if split not in ("test", "dev"):
             raise ValueError(
@@ -192,7 +193,7 @@ class RetrievalTasks:
     def _every_length(self, task: str, by_distance: bool) -> Group:
         members = []
         for k in self._multiples:
-            length = k * self._run.config.placed_length
+            length = tokens_of(k, self._run.config.placed_length)
             reason = self._refusal(task, length)
             if reason is None:
                 bins = BUCKETS.values() if by_distance else ("all",)

@@ -36,7 +36,8 @@ class System:
       source: paper or release. scheme: its position encoding, a line. shape: (layers, D, N, K, H,
         F, L, V). switches: fields of `ModelConfig` that differ from the usual ones. small_scheme:
         for a training length of 64, where windows and scalings must shrink. scaled: embeddings
-        times sqrt(D), which Gemma rounds to bfloat16, the type of its weights.
+        times sqrt(D), which Gemma rounds to bfloat16, the type of its weights. lacks: what the
+        published model has and this configuration has not; "" for nothing.
     """
 
     source: str
@@ -45,6 +46,7 @@ class System:
     switches: dict
     small_scheme: str = ""
     scaled: bool = False
+    lacks: str = ""
 
 
 _YARN = "rope(base=1000000.0,stretch=yarn(factor=4.0,original={}))"
@@ -59,6 +61,7 @@ SYSTEMS: dict[str, System] = {
         (6, 512, 8, 8, 64, 2048, 512, 37_000),
         _LAYER | {"activation": "relu", "norm_position": "post", "final_norm": False},
         scaled=True,
+        lacks="the encoder, and attention to it",
     ),
     "gpt2": System(
         "Radford et al. 2019, 124M", "learned", (12, 768, 12, 12, 64, 3072, 1024, 50_257), _LAYER
@@ -78,14 +81,19 @@ SYSTEMS: dict[str, System] = {
             "norm_epsilon": 1e-12,
             "tied_head": False,
         },
+        lacks="attention to later tokens, which the paper's encoder has",
     ),
-    # One table instead of the paper's adaptive input and softmax, whose rare words have fewer dims.
     "alibi-247m": System(
         "Press et al. 2022, sec. 3, WikiText-103",
         "alibi",
         (16, 1024, 8, 8, 128, 4096, 512, 267_744),
         _LAYER | {"activation": "relu", "final_norm": False},
         scaled=True,
+        lacks=(
+            "the adaptive input and softmax of Baevski and Auli 2019: words past rank 20,000 have "
+            "256 dims, those past 60,000 have 64, in clusters; here one tied table of 1024 dims "
+            "serves all, and there are 476 million parameters, not 247"
+        ),
     ),
     "alibi-1.3b": System(
         "Press et al. 2022, sec. 4.2",
@@ -167,12 +175,12 @@ SYSTEMS: dict[str, System] = {
         (32, 4096, 32, 32, 128, 16_384, 2048, 50_432),
         _LAYER_NO_BIAS | {"activation": "gelu_exact"},
     ),
-    # The pairing is unpublished; this is Cohere's, the nearest released decoder.
     "palm": System(
         "Chowdhery et al. 2022, 540B",
         "rope(pairing=interleaved)",
         (118, 18_432, 48, 1, 256, 73_728, 2048, 256_000),
         _LAYER_NO_BIAS | {"parallel": "one_norm", "activation": "swiglu"},
+        lacks="the pairing of its rotary dims, which is unpublished; this is Cohere's",
     ),
     "qwen2": System(
         "Yang et al. 2024, 7B with YaRN",
@@ -203,6 +211,7 @@ SYSTEMS: dict[str, System] = {
         _GEMMA | {"qk_norm": True},
         _GEMMA_3.format(16),
         scaled=True,
+        lacks="the image encoder",
     ),
     "smollm3": System(
         "Bakouch et al. 2025, 3B",
@@ -215,6 +224,9 @@ SYSTEMS: dict[str, System] = {
 
 def preset(name: str, *, small: bool = False) -> ModelConfig:
     """Returns the configuration of a system in `SYSTEMS`.
+
+    Five of them lack a part of the published model, as their `lacks` says. The one that changes the
+    probabilities of a language model is "alibi-247m", without adaptive input and softmax.
 
     Args:
       small: 4 layers (6 for Gemma 3) of 64 dims, 64 tokens of context and 260 ids, with as many

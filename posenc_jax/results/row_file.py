@@ -8,13 +8,17 @@ from posenc_jax.results.files import json_lines, read_json_lines, replace_text
 from posenc_jax.results.schema import DEFINITIONS, Row
 from posenc_jax.results.stored_run import checked_row
 
+COUNTED = "+"  # in a stamp, before a number of instances or stretches
+
 
 class RowFile:
     """rows.jsonl of one evaluation; it has all rows of an item (one measure at one length) or none.
 
     Args:
       path: the file. stamps: a stamp of checkpoint step and settings, by suite. Rows with another
-        stamp or other definitions are dropped when the file is opened.
+        stamp or other definitions are dropped when the file is opened. After COUNTED a stamp says
+        how many instances or stretches were measured: rows of other counts stay, until their item
+        is measured with these.
 
     Raises:
       ValueError: a line that is no row, in one line that names it.
@@ -30,18 +34,25 @@ class RowFile:
         self.dropped = len(stored) - len(self._rows)
 
     def _current(self, row: Row) -> bool:
-        return (row.definitions, row.stamp) == (DEFINITIONS, self._stamps.get(row.suite))
+        if row.suite not in self._stamps or row.definitions != DEFINITIONS:
+            return False
+        return row.stamp.partition(COUNTED)[0] == self._stamps[row.suite].partition(COUNTED)[0]
+
+    def _counted(self) -> list[Row]:
+        return [row for row in self._rows if row.stamp == self._stamps[row.suite]]
 
     def has(self, item: str) -> bool:
         """Whether an item is measured under these stamps; "E5/64" also matches "E5/64@<details>".
 
         An item whose rows were all skipped is not: it may be possible now.
         """
-        return any(item in (row.item, _plain(row.item)) and not row.skipped for row in self._rows)
+        return any(
+            item in (row.item, _plain(row.item)) and not row.skipped for row in self._counted()
+        )
 
     def row(self, metric: str, length: int, bucket: str = "all") -> Row | None:
         """Returns a measured row, or None where there is none or it was skipped."""
-        for row in self._rows:
+        for row in self._counted():
             if (row.metric, row.length, row.bucket) == (metric, length, bucket):
                 return row if row.measured else None
         return None

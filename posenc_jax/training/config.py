@@ -235,10 +235,10 @@ def _check(c: RunConfig) -> None:
     _check_data(c)
     _check_lengths(c)
     chunked = c.train.loss_chunks > 1 or c.train.model_devices > 1
-    if chunked and ("head" in c.model.biases or c.model.logit_softcap):
+    if chunked and "head" in c.model.biases:
         raise ValueError(
-            "config.model.biases with head, and config.model.logit_softcap, need whole logits: set "
-            "config.train.loss_chunks and config.train.model_devices to 1"
+            "config.model.biases with head needs whole logits: set config.train.loss_chunks and "
+            "config.train.model_devices to 1"
         )
     if c.train.dev_every % c.train.save_every:
         raise ValueError(

@@ -51,17 +51,17 @@ def summed_loss(
       bias_V, softcap: of the logits (`ModelConfig.biases`, `ModelConfig.logit_softcap`).
 
     Raises:
-      ValueError: a bias or a softcap of logits that are chunked.
+      ValueError: a bias of logits that are chunked.
     """
     if not is_chunked(chunks, _size("model")):
         sum_BT, target_BT = _whole(x_BTD, head_VD, targets_BT, bias_V, softcap)
-    elif bias_V is not None or softcap:
+    elif bias_V is not None:
         raise ValueError(
-            "logits with a bias (model.biases head) or model.logit_softcap are computed whole: set "
-            "train.loss_chunks and train.model_devices to 1"
+            "logits with a bias (model.biases head) are computed whole: set train.loss_chunks and "
+            "train.model_devices to 1"
         )
     else:
-        sum_BT, target_BT = _chunked(x_BTD, head_VD, targets_BT, chunks)
+        sum_BT, target_BT = _chunked(x_BTD, head_VD, targets_BT, chunks, softcap)
     nll = ((sum_BT - target_BT) * weights_BT).sum()
     z = z_loss * (sum_BT**2 * weights_BT).sum() if z_loss else jnp.zeros((), jnp.float32)
     return Loss(nll, z, weights_BT.sum())
@@ -118,30 +118,30 @@ _logits_whole.defvjp(lambda *operands: (_logits_whole(*operands), operands), _gr
 # tokens of a device, d dims of D that it holds of the head.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _pieces(x_BTD, head_VD, targets_BT, chunks: int):
-    return _forward(x_BTD, head_VD, targets_BT, chunks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _pieces(x_BTD, head_VD, targets_BT, chunks: int, softcap: float):
+    return _forward(x_BTD, head_VD, targets_BT, chunks, softcap)[0]
 
 
-def _chunked(x_BTD, head_VD, targets_BT, chunks: int):
+def _chunked(x_BTD, head_VD, targets_BT, chunks: int, softcap: float):
     """Returns `_reduced` of the logits without an array of all of them."""
     x_BTD, targets_BT = (
         reshard(x_BTD, ROWS, "sequence", None),
         reshard(targets_BT, ROWS, "sequence"),
     )
     head_VD = reshard(head_VD.astype(x_BTD.dtype), None, ("model", "fsdp"))
-    return _pieces(x_BTD, head_VD, targets_BT, chunks)
+    return _pieces(x_BTD, head_VD, targets_BT, chunks, softcap)
 
 
-def _forward(x_BTD, head_VD, targets_BT, chunks):
-    local = functools.partial(_reduce_here, vocab=head_VD.shape[0])
+def _forward(x_BTD, head_VD, targets_BT, chunks, softcap):
+    local = functools.partial(_reduce_here, vocab=head_VD.shape[0], softcap=softcap)
     reduced = _on_devices(local, (x_BTD, _cut(head_VD, chunks), targets_BT), (2, 2))
     return reduced, (x_BTD, head_VD, targets_BT, reduced[0])
 
 
-def _backward(chunks, residuals, cotangents):
+def _backward(chunks, softcap, residuals, cotangents):
     x_BTD, head_VD, targets_BT, sum_BT = residuals
-    local = functools.partial(_gradients_here, vocab=head_VD.shape[0])
+    local = functools.partial(_gradients_here, vocab=head_VD.shape[0], softcap=softcap)
     pieces_CMPD = _cut(head_VD, chunks)
     d_x_BTD, d_pieces_CMPD = _on_devices(
         local, (x_BTD, pieces_CMPD, targets_BT, sum_BT, *cotangents), (3, 4)
@@ -185,13 +185,13 @@ def _on_devices(local, arrays, results):
     )(*(reshard(x, *layouts[rank]) for x, rank in zip(arrays, ranks, strict=True)))
 
 
-def _reduce_here(x_BTD, pieces_CMPd, targets_BT, vocab):
+def _reduce_here(x_BTD, pieces_CMPd, targets_BT, vocab, softcap):
     x_XD, targets_X = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1)
 
     def step(carry, indexed):
         top_X, sum_X, target_X = carry
         piece, ids_P = indexed
-        logits_XP = _logits(x_XD, _gathered(piece), ids_P, vocab)
+        logits_XP = _logits(x_XD, _gathered(piece), ids_P, vocab, softcap)
         new_X = jnp.maximum(top_X, logits_XP.max(-1))
         sum_X = sum_X * jnp.exp(top_X - new_X) + jnp.exp(logits_XP - new_X[:, None]).sum(-1)
         hit_XP = ids_P[None] == targets_X[:, None]
@@ -206,7 +206,7 @@ def _reduce_here(x_BTD, pieces_CMPd, targets_BT, vocab):
     return tuple(x.reshape(targets_BT.shape) for x in (highest_X + jnp.log(sum_X), target_X))
 
 
-def _gradients_here(x_BTD, pieces_CMPd, targets_BT, sum_BT, d_sum_BT, d_target_BT, vocab):
+def _gradients_here(x_BTD, pieces_CMPd, targets_BT, sum_BT, d_sum_BT, d_target_BT, vocab, softcap):
     x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
     targets_X1, sum_X1, d_sum_X1, d_target_X1 = (
         x.reshape(-1, 1) for x in (targets_BT, sum_BT, d_sum_BT, d_target_BT)
@@ -215,8 +215,12 @@ def _gradients_here(x_BTD, pieces_CMPd, targets_BT, sum_BT, d_sum_BT, d_target_B
     def step(d_x_XD, indexed):
         piece, ids_P = indexed
         rows_PD, scatter = jax.vjp(_gathered, piece)
-        weight_XP = jnp.exp(_logits(x_XD, rows_PD, ids_P, vocab) - sum_X1)
+        logits_XP = _logits(x_XD, rows_PD, ids_P, vocab, softcap)
+        weight_XP = jnp.exp(logits_XP - sum_X1)
         d_logits_XP = weight_XP * d_sum_X1 + jnp.where(ids_P[None] == targets_X1, d_target_X1, 0.0)
+        if softcap:  # of c tanh(z/c) by z; ids that pad the vocabulary have weight 0
+            slope_XP = 1 - (logits_XP / softcap) ** 2
+            d_logits_XP = d_logits_XP * jnp.where(ids_P[None] < vocab, slope_XP, 0.0)
         d_logits_XP = d_logits_XP.astype(x_XD.dtype)
         d_rows_PD = jnp.einsum("XP,XD->PD", d_logits_XP, x_XD, preferred_element_type=jnp.float32)
         (d_piece,) = scatter(d_rows_PD.astype(rows_PD.dtype))
@@ -229,9 +233,9 @@ def _gradients_here(x_BTD, pieces_CMPd, targets_BT, sum_BT, d_sum_BT, d_target_B
     return d_x_XD.reshape(x_BTD.shape), d_pieces_CMPd
 
 
-def _logits(x_XD, rows_PD, ids_P, vocab):
+def _logits(x_XD, rows_PD, ids_P, vocab, softcap):
     logits_XP = jnp.einsum("XD,PD->XP", x_XD, rows_PD, preferred_element_type=jnp.float32)
-    return jnp.where(ids_P[None] < vocab, logits_XP, NEVER)
+    return jnp.where(ids_P[None] < vocab, capped(logits_XP, softcap), NEVER)
 
 
 def _ids(pieces_CMPd):

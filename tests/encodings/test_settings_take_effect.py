@@ -15,6 +15,7 @@ PLACE = HeadContext(heads=4, num_heads=4, head_dim=16, model_dim=32, train_lengt
 
 WORDS = {
     "half": "interleaved",
+    "interleaved": "half",
     "standard": "match",
     "match": "standard",
     "nearest": "down",
@@ -32,8 +33,8 @@ def other(field):
     """Another legal value of a field."""
     if field.name == "stretch":
         return Yarn()
-    if field.name in ("size", "width", "dim"):
-        return {"size": 500, "width": 5, "dim": 6}[field.name]
+    if field.name in ("size", "width", "dim", "offset"):
+        return {"size": 500, "width": 5, "dim": 6, "offset": 2}[field.name]
     if isinstance(field.default, bool):
         return not field.default
     if isinstance(field.default, str):

@@ -5,10 +5,14 @@ import math
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.evaluation import evaluate, extrapolation, perplexity
+from posenc_jax.evaluation.evaluate import EvaluationCounts
+from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.evaluation.scorer import Scorer
+from posenc_jax.model.decoder import Decoder
 from posenc_jax.results.row_file import RowFile
 
 from support import runs
@@ -107,7 +111,7 @@ def test_a_length_past_a_learned_table_is_refused_when_asked_for_and_written_dow
     [
         ({"suites": ("X",)}, "--suite must name some of E, R"),
         ({"split": "train"}, "scores on training text mean nothing"),
-        ({"multiples": (0,)}, "--lengths must be whole multiples"),
+        ({"multiples": (0,)}, "--lengths=0 asks for 0 tokens"),
     ],
 )
 def test_wrong_questions_are_refused(trained, changes, message):
@@ -243,3 +247,53 @@ def test_a_stretch_that_cannot_be_is_refused_and_writes_nothing(rotary):
         with pytest.raises(ValueError, match=message):
             evaluate.evaluate(rotary, multiples=(1,), suites=("E",), split="test", stretch=rule)
     assert sorted(rotary.rglob("*")) == before
+
+
+def bits_of(run, rows_RT, size):
+    """Bits per byte of disjoint pieces of `size` tokens, from logits in float64, row by row."""
+    config, bytes_V = run.model_config(64), run.inputs.tokenizer.byte_lengths_V
+    apply = jax.jit(lambda *ids: Decoder(config).apply({"params": run.params}, *ids)[0][0])
+    nats = scored = 0
+    for row in rows_RT[:, len(rows_RT[0]) - 1 - 256 :]:
+        for start in range(0, 256, size):
+            piece, targets = row[start : start + size], row[start + 1 : start + size + 1]
+            places = np.arange(size, dtype=np.int32)[None]
+            logits = np.asarray(apply(piece[None], places, np.ones_like(places)), float)
+            counted = bytes_V[targets] > 0
+            lost = np.log(np.exp(logits).sum(-1)) - logits[np.arange(size), targets]
+            nats, scored = nats + lost[counted].sum(), scored + bytes_V[targets].sum()
+    return nats / math.log(2) / scored
+
+
+@pytest.mark.thorough
+def test_a_share_of_the_training_length_is_a_length_too(rotary):
+    ask = {"suites": ("E1", "E3", "passkey"), "split": "dev", "stretch": None}
+    path = evaluate.evaluate(rotary, multiples=(0.5, 1), **ask, counts=EvaluationCounts(2, 2))
+    found = {(r["metric"], r["length"]): r for r in runs.rows(path) if r["bucket"] == "all"}
+    assert {n for metric, n in found if metric == "bpb_ctx"} == {16, 32}
+    half, whole = found["bpb_nonoverlap", 16], found["bpb_nonoverlap", 32]
+    assert half["n"] == whole["n"] == 2 * 256
+    run = load_run(rotary, None)
+    rows_RT = perplexity.held_out_stretches(run.inputs.stream("dev"), 256 + 16, 2)
+    for row in (half, whole):
+        assert row["value"] == pytest.approx(bits_of(run, rows_RT, row["length"]), rel=1e-5)
+    assert half["value"] != whole["value"]
+    assert found["passkey_accuracy", 32]["n"] == 2
+    assert "needs" in found["passkey_accuracy", 16]["skipped"]
+
+
+@pytest.mark.thorough
+def test_rows_of_other_counts_stay_until_their_item_is_measured_again(rotary, tmp_path):
+    workdir = shutil.copytree(rotary, tmp_path / "x")
+    ask = {"suites": ("passkey",), "split": "dev", "stretch": None}
+
+    def counts(**given):
+        path = evaluate.evaluate(workdir, **ask | given)
+        rows = [r for r in runs.rows(path) if r["metric"] == "passkey_accuracy"]
+        return {r["length"]: r["n"] for r in rows if r["bucket"] == "all" and r["n"]}
+
+    assert counts(multiples=(1, 2), counts=EvaluationCounts(instances=3)) == {32: 3, 64: 3}
+    assert counts(multiples=(2,), counts=EvaluationCounts(instances=2)) == {32: 3, 64: 2}
+    assert counts(multiples=(1,), counts=EvaluationCounts(stretches=1)) == {32: 10, 64: 2}
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["evaluation"]["instances"] == 10

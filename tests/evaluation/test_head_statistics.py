@@ -88,10 +88,11 @@ def pairs_of(layer, params, q, k, pos, clock):
     return np.stack(content), bias.astype(np.float64)
 
 
-def watch(layer, params, q, k, pos, clock, first=FIRST, sink=None):
+def watch(layer, params, q, k, pos, clock, first=FIRST, sink=None, softcap=0.0):
+    settings = {"sink_N": sink, "first": first, "softcap": softcap}
     run = jax.jit(
         lambda q, k, pos, clock: attention_statistics.attention_statistics(
-            q, k, layer, params, pos_BT=pos, cum_log_forget_BTN=clock, sink_N=sink, first=first
+            q, k, layer, params, pos_BT=pos, cum_log_forget_BTN=clock, **settings
         )
     )
     return jax.tree.map(np.asarray, run(q, k, pos, clock))
@@ -131,6 +132,19 @@ def test_streamed_sums_equal_a_walk_over_all_pairs(line):
     assert head_statistics.relative_structure(sums)[1] == pytest.approx(
         oracle.relative_structure(every), abs=2e-4
     )
+
+
+@pytest.mark.thorough
+def test_a_softcap_caps_the_content_logits_and_no_bias():
+    case, cap = prepared("rope+alibi"), 0.4
+    found, plain = watch(*case, softcap=cap), watch(*case)
+    content, bias = pairs_of(*case)
+    want = oracle.watched(cap * np.tanh(content[0] / cap), bias[0], FIRST, windows_of(case[0]))
+    for name in ("weight", "content", "mean", "spread"):
+        scale = max(1.0, np.abs(want[name]).max())
+        got = getattr(found, f"{name}_BNZ")[0]
+        np.testing.assert_allclose(got, want[name], rtol=2e-4, atol=2e-5 * scale, err_msg=name)
+    assert np.abs(found.weight_BNZ - plain.weight_BNZ).max() > 1e-2
 
 
 @pytest.mark.thorough

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -379,3 +381,13 @@ def test_the_staircase_is_falcons_rounding_and_no_function_of_distance():
     assert not part.relative
     assert parse("alibi").layers[0][0].bias.relative
     assert unparse(parse("alibi(staircase=true)")) == "alibi(staircase=true)"
+
+
+def test_the_page_names_what_every_preset_lacks():
+    page = (Path(__file__).parents[2] / "docs" / "importing.md").read_text()
+    table = page.partition("| preset | what it lacks |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(.+?)` \| (.+?) \|$", table, re.MULTILINE))
+    lacking = {name: system.lacks for name, system in SYSTEMS.items() if system.lacks}
+    assert "alibi-247m" in lacking
+    assert set(rows) == set(lacking)
+    assert all(lacking[name].startswith(words) for name, words in rows.items())

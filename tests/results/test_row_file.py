@@ -108,3 +108,19 @@ def test_a_value_that_is_not_finite_is_no_value_and_says_so():
     assert (
         row_of_8_tokens(length=4, train_length=9).k == 0.5
     )  # of an odd L too, the loss within L is found at k = 1/2
+
+
+def test_rows_of_other_counts_stay_and_are_not_taken_for_measured(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = RowFile(path, {"E": "x+3"})
+    rows.add("E3/8", [row_of_8_tokens(value=2.0)])
+    rows.add("E1/8", [row_of_8_tokens(metric="bpb_nonoverlap", value=3.0)])
+    other = RowFile(path, {"E": "x+2"})
+    assert other.dropped == 0
+    assert not other.has("E3/8")
+    assert other.value("bpb_ctx", 8) is None  # no summary mixes counts
+    other.add("E3/8", [row_of_8_tokens(value=4.0)])
+    assert [(r["item"], r["stamp"]) for r in runs.rows(path)] == [("E1/8", "x+3"), ("E3/8", "x+2")]
+    usual = RowFile(path, {"E": "x"})
+    assert (usual.dropped, usual.has("E3/8")) == (0, False)
+    assert RowFile(path, {"E": "y"}).dropped == 2

@@ -45,6 +45,13 @@ def mpt_slopes(n, most=8.0):
     return slopes if above == n else (slopes[1::2] + slopes[::2])[:n]
 
 
+def sinusoids_of_fairseq(position, dim):
+    """SinusoidalPositionalEmbedding.get_embedding with padding_idx 1: sines, then cosines."""
+    half = dim // 2
+    angles = [(position + 2) * math.exp(-i * math.log(10_000) / (half - 1)) for i in range(half)]
+    return np.array([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
+
+
 def sinusoid(position, dim, base=10_000.0):
     """Transformer 2017, sec. 3.5."""
     return np.array(

@@ -46,19 +46,24 @@ def ours(arrays, **settings):
     return run(*arrays)
 
 
-def oracle(x_BTD, head_VD, targets_BT, weights_BT, z_loss):
+def oracle(x_BTD, head_VD, targets_BT, weights_BT, z_loss, softcap=0.0):
     """Sums and gradients, token by token in float64."""
     x, head, weights = (np.asarray(a, np.float64) for a in (x_BTD, head_VD, weights_BT))
     nll, z, d_x, d_head = 0.0, 0.0, np.zeros_like(x), np.zeros_like(head)
     for b in range(x.shape[0]):
         for t in range(x.shape[1]):
             logits, target, weight = head @ x[b, t], int(targets_BT[b, t]), weights[b, t]
+            slope = 1.0
+            if softcap:
+                slope = 1 / np.cosh(logits / softcap) ** 2
+                logits = softcap * np.tanh(logits / softcap)
             top = logits.max()
             log_sum = top + math.log(np.exp(logits - top).sum())
             nll += weight * (log_sum - logits[target])
             z += weight * z_loss * log_sum**2
             d_logits = weight * (1 + 2 * z_loss * log_sum) * np.exp(logits - log_sum)
             d_logits[target] -= weight
+            d_logits = d_logits * slope
             d_x[b, t] = head.T @ d_logits
             d_head += np.outer(d_logits, x[b, t])
     return nll, z, d_x, d_head
@@ -78,6 +83,18 @@ def test_loss_and_gradients_are_those_of_the_oracle_in_any_number_of_pieces(chun
     for found, want in ((d_x, want_x), (d_head, want_head)):
         assert np.linalg.norm(found - want) <= 1e-6 * np.linalg.norm(want)
     assert z_loss == 0 or z > 0.1
+
+
+@pytest.mark.parametrize("chunks", [1, 5, 64])
+def test_capped_logits_have_the_loss_and_gradients_of_the_oracle(chunks):
+    arrays = inputs()
+    settings = {"z_loss": 0.03, "softcap": 2.0}
+    (_, loss), gradients = ours(arrays, chunks=chunks, **settings)
+    nll, z, *want = oracle(*arrays, **settings)
+    np.testing.assert_allclose([loss.nll, loss.z], [nll, z], rtol=1e-6)
+    for found, expected in zip(gradients, want, strict=True):
+        assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)
+    assert abs(nll / oracle(*arrays, 0.03)[0] - 1) > 0.1  # the cap is felt
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

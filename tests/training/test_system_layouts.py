@@ -85,7 +85,9 @@ def test_switches_are_settings_of_a_run_and_logits_with_a_bias_are_whole():
     with pytest.raises(ValueError, match="vocab_size=300 is below the 301 ids"):
         run.model_config(301)
     for setting in ({"loss_chunks": 2}, {"model_devices": 2}):
-        with pytest.raises(ValueError, match="need whole logits"):
+        with pytest.raises(ValueError, match="needs whole logits"):
             from_sections({"model": model, "train": setting})
+        capped = from_sections({"model": {"logit_softcap": 2.0}, "train": setting})
+        assert capped.architecture.logit_softcap == 2
     with pytest.raises(ValueError, match="norm must be one of"):
         from_sections({"model": {"norm": "batch"}})
