@@ -49,7 +49,8 @@ class _PieceTable:
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
         self.bos, self.sep, self.pad, self.ans = range(first, first + _SPECIALS)
-        self.symbols, self.end = first - SYMBOL_IDS, self.bos
+        self.symbols = first - SYMBOL_IDS
+        self.end: int | None = self.bos
         self.ends: tuple[int, ...] = (self.bos,)
         self.vocab_size = first + _SPECIALS
         self._pieces = [*pieces, *[b""] * _SPECIALS]

@@ -45,7 +45,7 @@ def extrapolation_items(ctx: EvaluationContext, chosen: frozenset[str]) -> dict[
     contexts = sorted({c for c in (*shares, L // 2, *whole) if c})
     gaps = [L // 4, L // 2, *(n // 2 for n in whole if n // 2 <= FAR * L)]
     gaps = sorted({g for g in gaps if g})
-    items: dict[str, dict[str, tuple[Callable, int]]] = {
+    items: dict[str, dict[str, tuple[Callable, Multiple]]] = {
         "E1": {f"E1/{k}": (text.disjoint, k) for k in multiples},
         "E4": {f"E4/{ctx.lengths.deepest}": (text.by_position, ctx.lengths.deepest)}
         if ctx.lengths.deepest in multiples
@@ -169,26 +169,26 @@ class Text:
         return [self._row("repeat_gain", gap, (fresh_R - repeated_R).mean(), len(fresh_R))]
 
     def gain(self, k: Multiple) -> list[Row]:
-        ctx, L = self._ctx, self._ctx.L
-        near, far = ctx.rows.value(BPB, L // 2), ctx.rows.value(BPB, k * L)
+        ctx, length = self._ctx, self._ctx.tokens(k)
+        near, far = ctx.rows.value(BPB, ctx.L // 2), ctx.rows.value(BPB, length)
         if near is None or far is None:
             reason = f"{BPB} at L/2 and {k}L are not both measured"
-            return ctx.skipped("E", "context_gain", k * L, reason)
-        return [self._row("context_gain", k * L, near[0] - far[0], far[1])]
+            return ctx.skipped("E", "context_gain", length, reason)
+        return [self._row("context_gain", length, near[0] - far[0], far[1])]
 
     def window(self, k: Multiple) -> list[Row]:
-        ctx, L = self._ctx, self._ctx.L
-        free = ctx.rows.value(BPB, k * L)
+        ctx, L, length = self._ctx, self._ctx.L, self._ctx.tokens(k)
+        free = ctx.rows.value(BPB, length)
         if free is None:
-            return ctx.skipped("E", "window_check", k * L, f"{BPB} at {k}L is not measured")
+            return ctx.skipped("E", "window_check", length, f"{BPB} at {k}L is not measured")
         if k not in ctx.multiples:
-            return ctx.skipped("E", "window_check", k * L, f"{k}L is not among the lengths")
-        nll, targets = fixed_targets(ctx.scorer, self._rows_RT, L, k * L, window=L)
+            return ctx.skipped("E", "window_check", length, f"{k}L is not among the lengths")
+        nll, targets = fixed_targets(ctx.scorer, self._rows_RT, L, length, window=L)
         value = bits_per_byte(nll, targets, self._bytes_V)
-        self._save(f"bpb_window_{k * L}", nll, targets)
+        self._save(f"bpb_window_{length}", nll, targets)
         return [
-            self._row("bpb_window", k * L, value, targets.size),
-            self._row("window_check", k * L, value - free[0], targets.size),
+            self._row("bpb_window", length, value, targets.size),
+            self._row("window_check", length, value - free[0], targets.size),
         ]
 
     def _save(self, name: str, nll: np.ndarray, targets: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from posenc_jax.evaluation.lengths import Multiple
 from posenc_jax.evaluation.perplexity import fixed_targets
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.results.files import read_json, write_json
@@ -28,8 +29,8 @@ def choose(scorer: Scorer, rows_RT: np.ndarray, train_length: int) -> np.ndarray
 
 
 def about(
-    inputs: Inputs, split: str, train_length: int, top: int, rows_RT: np.ndarray
-) -> dict[str, str | int]:
+    inputs: Inputs, split: str, train_length: int, top: Multiple, rows_RT: np.ndarray
+) -> dict[str, str | Multiple]:
     """Returns the description of a list of targets; equal descriptions mean the same tokens."""
     return {
         "split": split,

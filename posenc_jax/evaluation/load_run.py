@@ -79,7 +79,7 @@ def fitting_multiples(
     fitting = tuple(
         k for k in wanted if longest is None or k <= 1 or tokens_of(k, L) + L // 2 <= longest
     )
-    if strict and fitting != wanted:
+    if strict and longest is not None and fitting != wanted:
         k = min(set(wanted) - set(fitting))
         raise ValueError(
             f"--lengths={k} asks for {tokens_of(k, L) + L // 2} positions ({k} L and L/2 targets); "

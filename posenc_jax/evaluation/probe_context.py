@@ -85,7 +85,7 @@ class ProbeContext:
             t for t, p in pairs.items() if self.ctx.tokens(k) >= shortest_length(t, self.filler, p)
         ]
 
-    def target_multiple(self) -> int:
+    def target_multiple(self) -> Multiple:
         """Returns the largest measured multiple up to 4, the primary one; else the smallest."""
         below = [k for k in self.ctx.multiples if k <= 4]
         return max(below) if below else min(self.ctx.multiples)

@@ -80,7 +80,7 @@ def _distance_change(probe: ProbeContext, k: Multiple) -> list[Row]:
     both = zip(probe.observed(k), probe.observed(k, trained=False), strict=True)
     changes = [
         None
-        if after is None
+        if after is None or before is None
         else head_statistics.mean_distance(after) - head_statistics.mean_distance(before)
         for after, before in both
     ]

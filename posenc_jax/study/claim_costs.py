@@ -88,7 +88,9 @@ def cost_of_step(scheme: str) -> Measure:
             "bench/step/2k/step.json",
         ):
             bench = evidence.bench(path)
-            for row in bench["rows"] if bench else ():
+            if bench is None:
+                continue
+            for row in bench["rows"]:
                 ours = row.get("implementation", "ours") == "ours"
                 whole = row["direction"] in ("forward+backward", "step")
                 if not (ours and whole and row["scheme"] == scheme):
@@ -118,7 +120,9 @@ def attention_with_bias(evidence: Evidence) -> list[Finding]:
     findings = []
     for path in ATTENTION:
         bench = evidence.bench(path)
-        for row in bench["rows"] if bench else ():
+        if bench is None:
+            continue
+        for row in bench["rows"]:
             own, _, what = row["implementation"].rpartition(", ")
             if what != "no bias" or own != row["baseline"]:
                 continue

@@ -16,7 +16,7 @@ from posenc_jax.study.seed_comparisons import (
     BITS,
     MARGINS,
     Measure,
-    Side,
+    Sides,
     compared,
     decided,
     in_every_seed,
@@ -40,7 +40,8 @@ def disjoint_loss(k: float) -> Quantity:
 
     def value(run: RunData) -> float | None:
         parts = [run.value(metric, k) for metric in ("bpb_sliding", "early_token_curse")]
-        return None if None in parts else sum(parts)
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
     return value
 
@@ -120,7 +121,7 @@ def far_passkeys_under_slopes(factor: int, threshold: float) -> Measure:
     )
 
 
-def _slopes_sides(factor: int, quantity: Quantity) -> Callable[[dict], tuple[Side, Side]]:
+def _slopes_sides(factor: int, quantity: Quantity) -> Sides:
     return lambda arms: ((f"{arms['alibi']} slopes:{factor}", quantity), (arms["alibi"], quantity))
 
 
@@ -132,7 +133,7 @@ def _heads(run: RunData, metric: str, k: float, extra: str = "") -> dict[str, fl
     found = {}
     for row in run.rows:
         head, _, rest = row.bucket.partition(" ")
-        if (row.metric, row.k, rest) == (metric, k, extra) and row.measured:
+        if (row.metric, row.k, rest) == (metric, k, extra) and row.value is not None:
             found[head] = row.value
     return found
 
@@ -219,7 +220,7 @@ def better_parent(k: float, threshold: float, above: bool) -> Measure:
         for name, data, arms in evidence.with_roles("rope", "alibi", "sum"):
             losses = {role: by_seed(data, arms[role], bpb(k)) for role in ("rope", "alibi")}
             means = {role: np.mean(list(values.values())) for role, values in losses.items()}
-            best = min(means, key=means.get)
+            best = min(means, key=lambda role: means[role])
             own = by_seed(data, arms["sum"], bpb(k))
             differences = statistics.pair(own, losses[best]).differences
             place = "within L" if k == ID else f"at {k}L"
@@ -300,7 +301,7 @@ def of_every_alibi(quantity: Quantity, threshold: float, above: bool, unit: str)
     return in_every_seed(("alibi",), _against_zero("", quantity), threshold, above=above, unit=unit)
 
 
-def _against_zero(suffix: str, quantity: Quantity) -> Callable[[dict], tuple[Side, Side]]:
+def _against_zero(suffix: str, quantity: Quantity) -> Sides:
     """Returns the sides of a test against a number, for the arm of ALiBi with this suffix."""
     return lambda arms: (
         (f"{arms['alibi']}{suffix}", quantity),

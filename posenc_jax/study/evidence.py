@@ -64,7 +64,7 @@ class Evidence:
             if path in STUDIES or path == "longtext":
                 found[_study_command(f"configs/studies/{path}.py")] = None
             elif path.endswith(".json"):
-                found[self.bench(path)["command"]] = None
+                found[(self.bench(path) or {})["command"]] = None
             elif path.endswith(".jsonl"):
                 found |= dict.fromkeys(row["command"] for row in self.lines(path))
             else:

@@ -2,7 +2,7 @@
 verdict.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from posenc_jax.results.schema import DISTANCE_BUCKETS, FAR_BUCKETS, ID, LEARNT
 from posenc_jax.results.study_data import RunData, StudyData
@@ -17,6 +17,7 @@ NEAR_BUCKETS = tuple(b for b in DISTANCE_BUCKETS if b not in FAR_BUCKETS)
 
 Measure = Callable[[Evidence], Sequence[Finding]]
 Side = tuple[str, Quantity]  # an arm and a quantity of its runs
+Sides = Callable[[Mapping[str, str]], tuple[Side, Side]]  # from arm by role
 
 
 def scale_of(data: StudyData, *arms: str, seeds: int) -> Scale:
@@ -52,12 +53,7 @@ def signed(value: float) -> str:
 
 
 def compared(
-    roles: Sequence[str],
-    sides: Callable[[dict], tuple[Side, Side]],
-    threshold: float,
-    *,
-    above: bool,
-    unit: str = BITS,
+    roles: Sequence[str], sides: Sides, threshold: float, *, above: bool, unit: str = BITS
 ) -> Measure:
     """Returns the measure "first side less second is above (below) the threshold", paired by seed.
 
@@ -83,12 +79,7 @@ def compared(
 
 
 def in_every_seed(
-    roles: Sequence[str],
-    sides: Callable[[dict], tuple[Side, Side]],
-    threshold: float,
-    *,
-    above: bool,
-    unit: str,
+    roles: Sequence[str], sides: Sides, threshold: float, *, above: bool, unit: str
 ) -> Measure:
     """Returns the measure "first side less second passes the threshold in every seed", for
     quantities that may be equal in all seeds: reproduced in all, refuted in none, else bounded.
@@ -145,8 +136,9 @@ def passkey_near(k: float) -> Quantity:
 
     def value(run: RunData) -> float | None:
         rows = [row for b in NEAR_BUCKETS if (row := run.row("passkey_corrected", k, b))]
-        n = sum(row.n for row in rows)
-        return sum(row.value * row.n for row in rows) / n if n else None
+        measured = [(row.value, row.n) for row in rows if row.value is not None]
+        n = sum(count for _, count in measured)
+        return sum(value * count for value, count in measured) / n if n else None
 
     return value
 

@@ -52,7 +52,8 @@ def worked_examples() -> list[WorkedExample]:
     score = float(_turned(one, 30) @ _turned(one, 90))
     distance_S = np.array([[[2.0, 1.0, 0.0]]])
     scores = (
-        np.array([9.0, 8.0, 7.0]) + np.asarray(linear_bias(np.array([0.25]), distance_S))[0, 0, 0]
+        np.array([9.0, 8.0, 7.0])
+        + np.asarray(linear_bias(np.array([0.25]), jnp.asarray(distance_S)))[0, 0, 0]
     )
     squeeze = 100_000 / 4096
     freq_h = inverse_frequencies(128, 10_000.0)
@@ -65,10 +66,8 @@ def worked_examples() -> list[WorkedExample]:
     distance_Z = np.arange(30_000)
     blind = [blind_distance(-m * distance_Z, SMALLEST_POSITIVE["float32"]) for m in standard]
     ramp = Yarn(4.0).ramp_ends(128, 1e4, 4096)
-    slopes_4 = (
-        Alibi()
-        .stretched(4.0, False)
-        .slope_N(HeadContext(heads=8, num_heads=8, head_dim=64, model_dim=512, train_length=1024))
+    slopes_4 = Alibi(factor=4.0).slope_N(
+        HeadContext(heads=8, num_heads=8, head_dim=64, model_dim=512, train_length=1024)
     )
     return [
         WorkedExample("q = k = [1, 0] turned by 30 and 90 degrees: score", "0.5", f"{score:.3f}"),
@@ -130,5 +129,5 @@ def _llama_bands() -> tuple[int, int, int]:
     return int(kept), int(len(freq_h) - kept - divided), int(divided)
 
 
-def _listed(values: Sequence[float], digits: int) -> str:
+def _listed(values: Sequence[float] | np.ndarray, digits: int) -> str:
     return ", ".join(f"{float(np.round(v, digits)) + 0.0:.{digits}f}".rstrip() for v in values)

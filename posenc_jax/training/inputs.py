@@ -44,8 +44,8 @@ def open_inputs(config: RunConfig) -> Inputs:
     _check_task(data)
     if data.task == "classification":
         labelled = open_labelled(data.corpus, data.data_dir, download=data.download)
-        tokenizer = LabelTokenizer(open_tokenizer(data.tokenizer), labelled.labels)
-        return Inputs(labelled, tokenizer, Path(data.data_dir))
+        labels = LabelTokenizer(open_tokenizer(data.tokenizer), labelled.labels)
+        return Inputs(labelled, labels, Path(data.data_dir))
     corpus = open_corpus(
         data.corpus, data.data_dir, folder=data.folder or None, download=data.download
     )
@@ -113,7 +113,9 @@ def training_batches(
     sources = _class_windows(config, inputs) if labelled else _text_windows(config, inputs)
     rows = mixture(sources, train.seed)
     if data.end_targets:
-        rows = rows.map(EndTargets(inputs.tokenizer.end, inputs.tokenizer.pad))
+        end = inputs.tokenizer.end
+        assert end is not None, "open_inputs refuses a tokenizer without an end token"
+        rows = rows.map(EndTargets(end, inputs.tokenizer.pad))
     if data.random_positions:
         rows = rows.map_with_index(
             RandomPositions(data.random_positions * train.length, train.seed)
