@@ -257,6 +257,18 @@ def training_curves(study: StudyView) -> Figure:
     return Figure(rows=rows, missing=missing, **captioned("training_curves"), **made)
 
 
+def _other_rates(study: StudyView, choices: dict) -> str:
+    """Returns "arm rate, ..." of the arms whose runs had another rate than the chosen one."""
+    taken = {
+        run.arm: run.config["optimizer"]["learning_rate"] for run in study.data.runs if run.config
+    }
+    return ", ".join(
+        f"{arm} {taken[arm]:g}"
+        for arm, choice in choices.items()
+        if arm in taken and taken[arm] != choice["rate"]
+    )
+
+
 def learning_rates(study: StudyView) -> Figure:
     """Dev bits per byte by learning rate, with the choice marked."""
     plan = study.data.tuning
@@ -292,6 +304,8 @@ def learning_rates(study: StudyView) -> Figure:
 
     edges = ", ".join(rows.where(edge_of_grid=True).column("arm"))
     asked = {"where": where(BPB, plan.get("k", 1)), "steps": plan["steps"], "seed": plan["seed"]}
-    words = captioned("learning_rates", "edge" if edges else "inside", edges=edges, **asked)
+    used = _other_rates(study, plan["arms"])
+    notes = ["edge" if edges else "inside", *(["other_rates"] if used else [])]
+    words = captioned("learning_rates", *notes, edges=edges, rates=used, **asked)
     made = marks.line_panels(study, rows, "learning_rate", "dev_bpb_ctx", dress, draw_arm)
     return Figure(rows=rows, missing=missing, **words, **made)

@@ -138,6 +138,17 @@ def test_learning_rate_curves_say_what_was_chosen_at_an_edge_and_what_failed(stu
     assert "nope: no learning rate could be chosen" in picture.missing
 
 
+def test_runs_at_another_rate_than_the_chosen_one_are_named(study):
+    rates = {"rope": 0.01, "alibi": 0.02}
+    runs = [
+        dataclasses.replace(run, config={"optimizer": {"learning_rate": rates[run.arm]}})
+        for run in study.data.runs
+        if run.arm in rates
+    ]
+    other = StudyView(dataclasses.replace(study.data, runs=tuple(runs)))
+    assert "took other rates than these: alibi 0.02." in text_figures.learning_rates(other).caption
+
+
 def test_a_run_has_acquired_from_nine_tenths_on_its_worst_task_and_reaches_from_eight_beyond_L(
     measured,
 ):
