@@ -3,7 +3,7 @@ and budget.
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    see results/quickstart
+Takes:    10 min 52 s on two slow cores, with installation
 
 All arms have the same rates; configs/studies/quickstart_rates.py measured three of them.
 """
