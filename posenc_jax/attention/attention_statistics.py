@@ -271,11 +271,10 @@ def needle_statistics(
     pos_BT: jax.Array,
     cum_log_forget_BTN: jax.Array | None,
     sink_N: jax.Array | None,
-    query_BA: jax.Array,
-    key_BA: jax.Array,
+    needles: tuple[jax.Array, jax.Array],
     softcap: float = 0.0,
 ) -> NeedleStatistics:
-    """Returns the statistics of queries and needles, indices into T; ValueError if linear."""
+    """Returns the statistics of `needles`, (query_BA, key_BA) into T; ValueError if linear."""
     if layer.form is not None:
         raise ValueError("linear attention has no softmax: a needle holds no share of its weights")
 
@@ -299,7 +298,7 @@ def needle_statistics(
         return jnp.where(needle_1AS, weight_NAS, 0.0).sum(-1), margin_NA, reach_NA
 
     positioned = positioned_qk(q_BTNH, k_BTKH, layer, params, pos_BT, cum_log_forget_BTN)
-    return NeedleStatistics(*lax.map(one_sequence, (positioned, query_BA, key_BA)))
+    return NeedleStatistics(*lax.map(one_sequence, (positioned, *needles)))
 
 
 def last_logits(

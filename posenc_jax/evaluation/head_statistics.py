@@ -231,9 +231,7 @@ def needle_heads(
                 return None
             where = {"pos_BT": pos_BT, "cum_log_forget_BTN": cum_log_forget_BTN, "sink_N": sink_N}
             where["softcap"] = config.attention_softcap
-            return needle_statistics(
-                q, k, layer, learned, query_BA=query_BA, key_BA=key_BA, **where
-            )
+            return needle_statistics(q, k, layer, learned, needles=(query_BA, key_BA), **where)
 
         return reduce
 

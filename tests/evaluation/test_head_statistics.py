@@ -194,8 +194,7 @@ def test_linear_attention_is_refused_in_words(line):
             pos_BT=pos,
             cum_log_forget_BTN=None,
             sink_N=None,
-            query_BA=pos[:, :1],
-            key_BA=pos[:, :1],
+            needles=(pos[:, :1], pos[:, :1]),
         )
 
 
@@ -265,8 +264,7 @@ def chosen(case, query, key, sink=None):
             pos_BT=pos,
             cum_log_forget_BTN=clock,
             sink_N=sink,
-            query_BA=query,
-            key_BA=key,
+            needles=(query, key),
         )
     )
     return jax.tree.map(np.asarray, run(q, k, pos, clock, query, key))
@@ -312,8 +310,7 @@ def test_a_planted_margin_reaches_as_far_as_predicted_and_no_further():
         pos_BT=jnp.tile(jnp.arange(length), (B, 1)),
         cum_log_forget_BTN=None,
         sink_N=None,
-        query_BA=jnp.full((B, 1), length - 1),
-        key_BA=jnp.asarray(key_BA),
+        needles=(jnp.full((B, 1), length - 1), jnp.asarray(key_BA)),
     )
     np.testing.assert_allclose(found.margin_BNA, margin, rtol=1e-4)
     reaches = []

@@ -35,11 +35,13 @@ def test_a_decoder_by_slots_equals_a_float64_loop():
     k, v = (np.repeat(x, 2, axis=1) for x in (k, v))
     slopes = oracles.alibi_slopes(4)
     want = oracles.attention(
-        q, k, v,
+        q,
+        k,
+        v,
         bias=lambda n, i, j: -slopes[n] * abs(int(POS[0, i]) - int(POS[0, j])),
         visible=lambda i, j: SEG[0, i] == SEG[0, j] and j <= i,
         tau=lambda n, i: 1.0,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(seen["out"][0], want, rtol=0, atol=5e-6 * np.abs(want).max())
 
 

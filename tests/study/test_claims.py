@@ -28,18 +28,36 @@ def plant(arm, seed, values, *, length=L, metrics=(), slopes=False):
     """A run with rows {(metric, k, bucket): value}."""
     rows = tuple(
         Row(
-            run=f"runs/{arm}-s{seed}", arm=arm, seed=seed, tier="cpu", suite="E", metric=metric,
-            length=int(k * length), train_length=length, bucket=bucket, value=float(value), n=10,
-            split="dev", chance=0.0,
+            run=f"runs/{arm}-s{seed}",
+            arm=arm,
+            seed=seed,
+            tier="cpu",
+            suite="E",
+            metric=metric,
+            length=int(k * length),
+            train_length=length,
+            bucket=bucket,
+            value=float(value),
+            n=10,
+            split="dev",
+            chance=0.0,
         )
         for (metric, k, bucket), value in values.items()
-    )  # fmt: skip
+    )
     info = {"arm": arm, "seed": seed, "parameters": 1000, "train_length": length, "corpus": "toy"}
     heads = [{"layer": 0, "head": h, "slope": 2.0**-h} for h in range(HEADS)] if slopes else []
     return RunData(
-        name=f"runs/{arm}-s{seed}", info=info, config={}, rows=rows, settings="", metrics=metrics, why="",
-        scheme={"heads": heads}, array_names=(), arrays=lambda name: {},
-    )  # fmt: skip
+        name=f"runs/{arm}-s{seed}",
+        info=info,
+        config={},
+        rows=rows,
+        settings="",
+        metrics=metrics,
+        why="",
+        scheme={"heads": heads},
+        array_names=(),
+        arrays=lambda name: {},
+    )
 
 
 def logged(loss, pace):
@@ -114,9 +132,17 @@ def world(true: bool) -> StudyData:
         far[("bpb_window", 1024, "all")] = far["bpb_ctx", 1024, "all"] + 0.1 * true + tiny
         runs.append(plant("alibi-far", s, far))
     return StudyData(
-        name="claims", folder="", record={}, split="dev", runs=tuple(runs),
-        elsewhere=tuple(elsewhere), tuning={}, texts=(), plan=None, notes=(),
-    )  # fmt: skip
+        name="claims",
+        folder="",
+        record={},
+        split="dev",
+        runs=tuple(runs),
+        elsewhere=tuple(elsewhere),
+        tuning={},
+        texts=(),
+        plan=None,
+        notes=(),
+    )
 
 
 def measured(studies, tmp_path, ids=None):
