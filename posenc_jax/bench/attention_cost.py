@@ -197,7 +197,7 @@ def _tensors(s: AttentionBenchSettings, length: int) -> tuple[jax.Array, jax.Arr
     q, k, v = jax.random.normal(jax.random.key(s.seed), shape)
     if s.qk_norm:
         q, k = (x / jnp.sqrt((x * x).mean(-1, keepdims=True)) for x in (q, k))
-    return tuple(x.astype(s.dtype) for x in (q, k, v))
+    return q.astype(s.dtype), k.astype(s.dtype), v.astype(s.dtype)
 
 
 def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:

@@ -12,6 +12,6 @@ def use_all_cores() -> None:
     stays. One program over all cores would leave most of them idle between its matrix products.
     """
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not forced and jax.config.read("jax_num_cpu_devices") < 1:
+    if not forced and jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         jax.config.update("jax_num_cpu_devices", cores or 1)
