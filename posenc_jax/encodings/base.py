@@ -79,7 +79,7 @@ class Part:
 
     def on_grid(self, width: int, context: HeadContext) -> Self:
         """Returns a planar part with a grid of `width` columns; other parts unchanged."""
-        return self
+        return self if self.columns(context) is None else self.changed(width=width)
 
     def changed(self, **settings: Any) -> Self:
         """Returns the part with other values of some of its fields."""

@@ -70,10 +70,6 @@ class _OnGrid:
         """Returns `width`; for 0 the side of the smallest square of train_length tokens."""
         return self.width or math.isqrt(context.train_length - 1) + 1
 
-    def on_grid(self, width: int, context: HeadContext):
-        """Returns the part with a grid of `width` columns."""
-        return dataclasses.replace(self, width=width)  # type: ignore[type-var]  # a Part beside
-
     def check_width(self, owner: str) -> None:
         """Raises ValueError for a width below 0."""
         if self.width < 0:
