@@ -71,7 +71,10 @@ WRONG = [
     (smoke("--wrokdir=x"), "Did you mean: workdir"),
     (smoke("extra"), "unexpected argument 'extra'"),
     (("scripts/evaluate.py",), "no trained run"),
-    (("scripts/evaluate.py", "--lengths=1,x"), "--lengths must be multiples of the training length"),
+    (
+        ("scripts/evaluate.py", "--lengths=1,x"),
+        "--lengths must be multiples of the training length",
+    ),
     (("scripts/generate.py", "--prompt=x"), "holds no trained run"),
     (("scripts/generate.py", "--prompt=x", "--temperature=-1"), "temperature >= 0"),
     (("scripts/generate.py", "--prompt=x", "--top_p=0"), "top_p"),
