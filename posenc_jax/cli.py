@@ -223,7 +223,7 @@ def _one_line(message: str) -> str:
 
 
 def _of_path(error: BaseException) -> bool:
-    """Whether a path of the user does not exist, is of the wrong kind, or cannot be written."""
+    """Whether a path of the user is absent, of the wrong kind, or cannot be read or written."""
     kinds = (
         FileNotFoundError,
         NotADirectoryError,
@@ -231,7 +231,10 @@ def _of_path(error: BaseException) -> bool:
         IsADirectoryError,
         PermissionError,
     )
-    others = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+    others = (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EIO, errno.ENXIO, errno.ENODEV),  # what cannot be read, such as a device
+    )
     return isinstance(error, kinds) or getattr(error, "errno", None) in others
 
 

@@ -10,9 +10,13 @@ from absl import flags
 from posenc_jax import cli
 
 _TASK = flags.DEFINE_list("task", ["all"], "Names of posenc_jax/tasks/task_registry.py, or all")
-_LENGTH = flags.DEFINE_integer("length", 200, "Tokens of an instance")
+_LENGTH = flags.DEFINE_integer(
+    "length", 200, "Tokens of an instance", lower_bound=1, upper_bound=2**24
+)
 _SPLIT = flags.DEFINE_string("split", "dev", "train, dev or test")
-_INDEX = flags.DEFINE_integer("index", 0, "The first instance shown", lower_bound=0)
+_INDEX = flags.DEFINE_integer(
+    "index", 0, "The first instance shown", lower_bound=0, upper_bound=2**62
+)
 _COUNT = flags.DEFINE_integer("count", 1, "Instances of each task", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the instances")
 _CORPUS = flags.DEFINE_string("corpus", "python_stdlib", "Corpus of the text around the needles")

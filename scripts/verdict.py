@@ -71,6 +71,7 @@ _DEVIATION = flags.DEFINE_multi_string(
     "deviation", [], "What was done otherwise than planned, in words"
 )
 
+_MOST_SEEDS = 1000  # of a study
 _PLANNED = (
     "hybrid",
     "rope",
@@ -178,10 +179,13 @@ def _several(arms) -> tuple[str, ...]:
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = []
     for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", part.strip())
         if match is None:
             raise ValueError(f"seeds {text!r} must look like 0-4 or 100,101,103")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + _MOST_SEEDS:
+            raise ValueError(f"seeds {text!r} must rise, over at most {_MOST_SEEDS} of them")
+        seeds += range(first, last + 1)
     return tuple(seeds)
 
 

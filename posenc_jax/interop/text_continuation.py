@@ -10,6 +10,8 @@ from posenc_jax.evaluation.load_run import load_run
 from posenc_jax.model.generate import Sampling
 from posenc_jax.model.token_streaming import stream_tokens
 
+MOST_TOKENS = 2**20  # of a text; the cache has a slot for each before the first is chosen
+
 
 def continuation(
     workdir: Path,
@@ -37,6 +39,8 @@ def continuation(
         raise ValueError(f"the prompt is not UTF-8: byte {error.start}") from None
     if max_tokens < 1:
         raise ValueError(f"--max_tokens must be at least 1, not {max_tokens}")
+    if max_tokens > MOST_TOKENS:
+        raise ValueError(f"--max_tokens must be at most {MOST_TOKENS:,}, not {max_tokens:,}")
     run = load_run(workdir, stretch)
     tokenizer = run.inputs.tokenizer
     prompt_T = np.r_[tokenizer.bos, tokenizer.encode(prompt)].astype(np.int32)

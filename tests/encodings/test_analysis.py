@@ -141,6 +141,49 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
         assert (tmp_path / "look" / f"{name}.csv").read_text().count("\n") > 3
 
 
+@pytest.mark.thorough
+def test_the_command_reads_a_scheme_under_a_stretch_as_its_definition_says(tmp_path, forks):
+    """rope trained at 4,096 and read at 16,384: YaRN by 4 keeps all pairs in the arc they have seen, by 2
+    not.
+    """
+    dim, L, length = 128, 4096, 16384
+
+    def record(*flags):
+        name = "-".join(flags).strip("-") or "plain"
+        command = (
+            f"--train_length={L}",
+            f"--length={length}",
+            "--num_heads=1",
+            f"--head_dim={dim}",
+        )
+        done = forks.run(
+            "scripts/inspect_scheme.py",
+            "--scheme=rope",
+            *command,
+            *flags,
+            f"--out={tmp_path / name}",
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads((tmp_path / name / "reach.json").read_text())
+
+    plain = oracles.yarn_frequencies(dim, 10_000.0, L, 1.0)
+    for flags, factor in (((), 1.0), (("--stretch=yarn:2",), 2.0), (("--stretch=yarn:4",), 4.0)):
+        said, got = record(*flags)
+        frequency = oracles.yarn_frequencies(dim, 10_000.0, L, factor)
+        (head,) = got["heads"]
+        np.testing.assert_allclose(head["wavelengths"], 2 * np.pi / frequency, rtol=1e-6)
+        partial = 2 * np.pi / plain > L
+        further = length * frequency > L * plain * (1 + 1e-6)
+        assert head["unseen_pairs"] == (partial & further).sum()
+        assert got["stretch"] == (flags[0].removeprefix("--stretch=") if flags else None)
+        assert (f"rope under yarn:{factor:g}   L = 4,096" in said) == bool(flags)
+    assert (partial & further).sum() == 0  # by 4; the two others leave the arc
+    wrong = forks.run("scripts/inspect_scheme.py", "--scheme=rope", "--stretch=yarnn:4")
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.splitlines()) == 1, wrong.stderr
+    assert "yarn" in wrong.stderr
+
+
 @pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("flag", "message"),

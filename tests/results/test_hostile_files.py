@@ -15,104 +15,17 @@ from posenc_jax.results.manifest import Corrupted, checked, seal, verify
 from posenc_jax.results.publish import publish
 from posenc_jax.results.record_schema import CHECKPOINT
 
-from support.result_folders import row, write_run
-
-L = 64
-ROWS = [row("bpb_ctx", at, 2.0 + at / 100) for at in (L // 2, L, 4 * L)]
-VALUES = (
-    None,
-    True,
-    -1,
-    1.5,
-    10**25,
-    1e308,
-    float("nan"),
-    "",
-    "\0",
-    "é" * 300,
-    [],
-    [[]],
-    {},
-    {"a": {}},
-    "<script>",
-)
-
-
-def study(folder):
-    for seed in range(2):
-        run = write_run(folder / f"runs/rope-s{seed}", ROWS, seed=seed)
-        steps = [{"step": step, "loss": 2.0, "chain": "ab"} for step in (20, 40)]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
-    record = {"tier": "cpu", "arms": ["rope"], "seeds": [0, 1], "roles": {"rope": "rope"}, "split": "dev",
-              "deviations": [], "factors": {}, "skipped": {}}  # fmt: skip
-    (folder / "study.json").write_text(json.dumps(record))
-    (folder / "texts.json").write_text(json.dumps({"texts": [{"split": "dev", "name": "a"}]}))
+from support.hostile import damage, damage_value, unpacked
+from support.result_folders import write_study
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A study and its published folder."""
     root = tmp_path_factory.mktemp("whole")
-    study(root / "study")
+    write_study(root / "study")
     publish(load(root / "study"), root / "published", [])
     return root
-
-
-def unpacked(path):
-    content = path.read_bytes()
-    return gzip.decompress(content) if path.suffix == ".gz" else content
-
-
-def damage_bytes(content, rng):
-    """Returns a file with a flipped bit, cut, emptied, with bytes in it, or with a line twice or gone."""
-    content, at = bytearray(content), int(rng.integers(max(len(content), 1)))
-    lines = bytes(content).splitlines(keepends=True)
-    flipped = bytearray(content)
-    if flipped:
-        flipped[at] ^= 1 << int(rng.integers(8))
-    choices = [
-        flipped,
-        content[:at],
-        b"",
-        content + b"\0" * 9,
-        b"\xef\xbb\xbf" + content,
-        b"[" * 9999 + content,
-        content[:at] + b"\xff" + content[at:],
-        b"".join(lines[1:]),
-        b"".join([*lines, *lines[:1]]),
-        b"\n" + content,
-        content.replace(b"rope", b"alibi"),
-        content + content[:at],
-    ]
-    return bytes(choices[rng.integers(len(choices))])
-
-
-def damage_value(value, rng):
-    """Returns a JSON value in which one value somewhere is another one, or one field is missing."""
-    if isinstance(value, dict) and value and rng.random() < 0.8:
-        name = list(value)[rng.integers(len(value))]
-        if rng.random() < 0.15:
-            return {k: v for k, v in value.items() if k != name}
-        return value | {name: damage_value(value[name], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.8:
-        at = int(rng.integers(len(value)))
-        return [*value[:at], damage_value(value[at], rng), *value[at + 1 :]]
-    return VALUES[rng.integers(len(VALUES))]
-
-
-def damage(path, rng):
-    content = unpacked(path)
-    if path.suffix != ".npz" and rng.random() < 0.7:
-        if ".jsonl" in path.name:
-            lines = content.splitlines()
-            at = int(rng.integers(len(lines)))
-            lines[at] = json.dumps(damage_value(json.loads(lines[at]), rng)).encode()
-            content = b"\n".join(lines) + b"\n"
-        else:
-            content = json.dumps(damage_value(json.loads(content), rng)).encode()
-    else:
-        content = damage_bytes(content, rng)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def refusal(call):

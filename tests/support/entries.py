@@ -8,7 +8,9 @@ a fork runs the script as `__main__`, and is a process of its own from there.
 import importlib
 import json
 import os
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +65,9 @@ class Forks:
     def __exit__(self, *exc) -> None:
         self._process.communicate()
 
-    def run(self, *arguments) -> subprocess.CompletedProcess:
-        """What comes of `python ARGUMENTS` in the repository."""
-        order = {name: str(path) for name, path in self._said.items()}
+    def run(self, *arguments, seconds: int | None = None) -> subprocess.CompletedProcess:
+        """What comes of `python ARGUMENTS` in the repository; a signal ends it after `seconds` of CPU."""
+        order = {name: str(path) for name, path in self._said.items()} | {"seconds": seconds}
         self._process.stdin.write(json.dumps(order | {"argv": [*map(str, arguments)]}) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
@@ -89,7 +91,11 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _become(argv: list[str], out: str, err: str) -> None:
+def _become(argv: list[str], out: str, err: str, seconds: int | None) -> None:
+    if seconds is not None:
+        used = sum(os.times()[:2])  # a fork begins at 0
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds,) * 2)
+        signal.alarm(20 * seconds)  # for one that waits for ever
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     files = (os.open(os.devnull, os.O_RDONLY), os.open(out, flags), os.open(err, flags))
     for number, file in enumerate(files):

@@ -42,3 +42,18 @@ def write_run(folder: pathlib.Path, rows, *, split="dev", **changes) -> pathlib.
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text(json.dumps({"step": info["steps"], "loss": 2.0}) + "\n")
     return folder
+
+
+_ROWS = [row("bpb_ctx", at, 2.0 + at / 100) for at in (L // 2, L, 4 * L)]
+
+
+def write_study(folder: pathlib.Path) -> None:
+    """Writes a study of one arm and two evaluated seeds."""
+    for seed in range(2):
+        run = write_run(folder / f"runs/rope-s{seed}", _ROWS, seed=seed)
+        steps = [{"step": step, "loss": 2.0, "chain": "ab"} for step in (20, 40)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
+    record = {"tier": "cpu", "arms": ["rope"], "seeds": [0, 1], "roles": {"rope": "rope"}, "split": "dev",
+              "deviations": [], "factors": {}, "skipped": {}}  # fmt: skip
+    (folder / "study.json").write_text(json.dumps(record))
+    (folder / "texts.json").write_text(json.dumps({"texts": [{"split": "dev", "name": "a"}]}))
