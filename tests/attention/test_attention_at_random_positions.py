@@ -122,7 +122,7 @@ LINES = [
 ]
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(2, thorough=2)
 @pytest.mark.parametrize("line", LINES)
 def test_packed_documents_equal_separate_ones_at_random_positions(line):
     for layer in placed(line):

@@ -162,7 +162,7 @@ def test_a_window_reaches_as_far_to_both_sides_where_attention_does(causal, smal
         np.testing.assert_array_equal(seen, np.arange(21 - size, 21 if causal else 20 + size))
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(1, thorough=3)
 @pytest.mark.parametrize("implementation", ["dense", "blockwise", "flash"])
 @pytest.mark.parametrize("size", [9, *thorough(1, 8, 64)])
 def test_a_huge_key_just_outside_is_not_heard_and_just_inside_is(implementation, size, small_tiles):

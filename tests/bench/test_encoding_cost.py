@@ -39,7 +39,7 @@ def test_the_cost_table_has_one_line_for_each_scheme_and_one_for_nope(monkeypatc
         assert all(r["min_ms"] > 0 and r["temp_mb"] > 0 for r in rows.values())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_cost_table_has_the_switches_of_the_model_as_rows_beside_nope(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
     monkeypatch.setattr(encoding_cost, "SHAPE", shape)

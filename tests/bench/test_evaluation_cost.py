@@ -4,7 +4,7 @@ import pytest
 from posenc_jax.bench import evaluation_cost
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_scoring_is_timed_per_token_at_every_length(monkeypatch):
     shape = {"num_layers": 1, "model_dim": 8, "num_heads": 2, "head_dim": 4}
     monkeypatch.setattr(evaluation_cost, "SHAPE", shape)

@@ -41,7 +41,7 @@ def test_runs_that_save_are_compared_with_one_that_never_does(tmp_path, data_dir
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_time_of_a_run_is_that_of_its_rows(tmp_path, data_dir):
     config = runs.config(data_dir, train={"steps": 5, "save_every": 2, "log_every": 1})
     found = loop_cost._run(config, loop_cost.WAITED, tmp_path / "x")

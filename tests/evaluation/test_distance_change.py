@@ -54,7 +54,7 @@ def test_the_change_of_distance_is_against_the_parameters_that_training_began_wi
     assert (np.abs(changes) > 1e-3).all()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_window_is_checked_at_the_longest_length_too(run):
     found = rows_of(run, "E8_longest")
     free, cut = found["bpb_ctx", 8, "all"], found["bpb_window", 8, "all"]

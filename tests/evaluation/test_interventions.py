@@ -26,7 +26,7 @@ def logits(m):
     return np.asarray(Decoder(m.config).apply({"params": m.params}, TOKENS, pos, pos * 0 + 1)[0])
 
 
-@pytest.mark.thorough
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(
     ("off", "both", "left"),
     [

@@ -50,6 +50,7 @@ def losses(workdir, context):
     return nll_RT[:, -(L // 2) :], targets_RT[:, -(L // 2) :]
 
 
+@pytest.mark.slow
 def test_targets_that_a_reference_chose_are_what_an_arm_is_scored_on(pair, tmp_path, monkeypatch):
     reference, arm = pair
     # Eight steps teach nothing that far context could add to: any gain counts, and any loss.

@@ -51,7 +51,7 @@ def test_the_gradient_is_what_moving_an_embedding_does_to_the_loss(tied):
         assert norm_Z[distance] == pytest.approx(np.linalg.norm(slopes), rel=2e-2, abs=2e-4)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_window_bounds_the_receptive_field_of_one_layer():
     cut = change.windowed(5)(model(num_layers=1))
     norm_Z = np.asarray(gradient_by_distance(cut.config, cut.params, TOKENS[0], 3))

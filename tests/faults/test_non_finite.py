@@ -20,7 +20,7 @@ def run(tmp_path_factory):
         yield small
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_one_bad_device_costs_the_update_and_nothing_else(run):
     trials = list(non_finite.one_device(run, 1, random.Random(0)))
     assert [t.fault for t in trials] == ["NaN in one device", "NaN in one piece of a gradient"]

@@ -87,7 +87,7 @@ def test_a_real_trainer_that_is_killed_ends_bit_for_bit_as_one_that_was_left_alo
     assert failed([trial]) == []
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_forked_trainer_is_the_run_that_a_started_one_is(run):
     workdir = run.fresh("forked")
     out, err = run.fork(workdir).communicate()

@@ -135,10 +135,10 @@ def test_a_bias_and_its_cut_off_take_no_more_memory_than_attention_without_a_bia
         assert scratch(line, backward) <= 1.1 * scratch(without, backward) + tile
 
 
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(
     ("line", "K"), [("rope+alibi", 2), ("slopes|rope~logn", 1), ("rope+forget|fire", 2)]
 )
-@pytest.mark.thorough
 def test_rows_and_heads_split_over_devices_change_nothing(line, K):
     layer = placed(line)
     arrays = (*tensors(4, 41, K=K), layer.init(jax.random.key(7)))

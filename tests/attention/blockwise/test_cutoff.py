@@ -94,7 +94,7 @@ def test_a_coarser_epsilon_errs_but_never_by_more_than_it_says(epsilon):
     assert 1e-6 < error < 2 * epsilon * np.abs(arrays[2]).max()
 
 
-@pytest.mark.thorough
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(
     "places",
     [

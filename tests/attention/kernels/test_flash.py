@@ -85,7 +85,7 @@ def test_every_shape_of_tiles_gives_the_same_and_the_same_gradients():
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.thorough
+@pytest.mark.default_cases(0, thorough=1)
 @pytest.mark.parametrize(("width", "cut"), [(80, [64, 16]), (112, [64, 32, 16]), (50, [])])
 def test_heads_of_any_width_are_worked_on_in_powers_of_two(width, cut):
     if cut:
