@@ -60,9 +60,16 @@ FEW = (
     "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
+# An encoding that is not among them is new, and all its property tests run by default.
+KNOWN = """
+sinusoidal learned rope prope xpos pope axial mixed alibi alibi2d capped log power sandwich slopes
+annealed forget kerple_log kerple_power t5 fire logn ssmax adaptive_ssmax yarn_temperature
+scale_invariant linear window
+"""
+NEW = tuple(line for line in ALONE if line.removeprefix("nope~") not in KNOWN.split())
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))
 
 
 def some(otherwise, lines=ALL):
-    """The lines, of which the default run takes FEW; the others carry the mark `otherwise`."""
-    return [pytest.param(line, marks=() if line in FEW else otherwise) for line in lines]
+    """The lines; all but FEW, and those of a new encoding, carry the mark `otherwise`."""
+    return [pytest.param(line, marks=() if line in (*FEW, *NEW) else otherwise) for line in lines]
