@@ -19,7 +19,7 @@ def parse_multiples(texts: Sequence[str]) -> tuple[Multiple, ...]:
         found = []
     if not found or min(found) <= 0 or len(set(found)) < len(found):
         raise ValueError(
-            f"--lengths must be multiples of the training length, each once, such as 1/4,1,2; not "
+            "--lengths must be multiples of the training length, each once, such as 1/4,1,2; not "
             f"{','.join(texts)!r}"
         )
     return tuple(int(k) if k.denominator == 1 else float(k) for k in found)

@@ -47,6 +47,7 @@ def disjoint_loss(k: float) -> Quantity:
 
 
 def against_twice(quantity: Callable[[float], Quantity], words: str) -> Measure:
+    """Returns ALiBi of L read at 2L, less sinusoids trained at 2L."""
     return compared(
         ("alibi", "sinusoidal"),
         lambda arms: ((arms["alibi"], quantity(2)), (f"{arms['sinusoidal']}-2L", quantity(1))),
@@ -60,6 +61,7 @@ def against_twice(quantity: Callable[[float], Quantity], words: str) -> Measure:
 
 
 def after_tuning(rule: str, k: float) -> Measure:
+    """Returns the loss at kL of RoPE fine-tuned at 4L by a rule, less that within L before."""
     return compared(
         ("rope", "sinusoidal"),
         lambda arms: ((f"{arms['rope']}-{rule}", bpb(k)), (arms["rope"], bpb(ID))),
@@ -70,6 +72,7 @@ def after_tuning(rule: str, k: float) -> Measure:
 
 
 def every(measures: Sequence[Measure]) -> Measure:
+    """Returns the measure with the findings of all the measures, in their order."""
     return lambda evidence: [finding for measure in measures for finding in measure(evidence)]
 
 
@@ -139,6 +142,7 @@ def _heads(run: RunData, metric: str, k: float, extra: str = "") -> dict[str, fl
 
 
 def predicted_reach(evidence: Evidence) -> list[Finding]:
+    """Returns the rank correlation of predicted and measured reach over heads of ALiBi (M10)."""
     findings = []
     for name, data, arms in evidence.with_roles("alibi"):
         pairs, seeds = [], set()
@@ -164,6 +168,7 @@ def predicted_reach(evidence: Evidence) -> list[Finding]:
 def far_alibi(
     first: Quantity, second: Quantity, threshold: float, above: bool, unit: str
 ) -> Measure:
+    """Returns two quantities of the ALiBi arm that is read far, the first less the second."""
     return compared(
         ("alibi", "sinusoidal"),
         lambda arms: ((f"{arms['alibi']}-far", first), (f"{arms['alibi']}-far", second)),
@@ -177,6 +182,7 @@ def far_alibi(
 
 
 def long_documents(evidence: Evidence) -> list[Finding]:
+    """Returns the corrected accuracy of RoPE on long documents, less that of ALiBi."""
     data = evidence.study("longtext")
     if data is None:
         return []
@@ -193,6 +199,7 @@ def _corrected_classes(run: RunData) -> float | None:
 
 
 def equal_vectors(evidence: Evidence) -> list[Finding]:
+    """Returns whether the product of equal vectors falls in every octave of distance."""
     means = octave_means_of_decay()
     falls = all(a > b for a, b in itertools.pairwise(means))
     verdict = REPRODUCED if falls else BOUNDED if means[-1] < means[0] else REFUTED
@@ -204,11 +211,12 @@ def equal_vectors(evidence: Evidence) -> list[Finding]:
 
 
 def random_vectors(evidence: Evidence) -> list[Finding]:
-    near, far, bias, error = decay_of_random_vectors()
+    """Returns the rms product of Gaussian vectors at 1,024 tokens over that at 1."""
+    near, far, bias, draws = decay_of_random_vectors()
     ratio = far / near
     verdict = REPRODUCED if ratio < 0.5 else BOUNDED if ratio < 0.95 else REFUTED
     words = f"rms at 1,024 tokens {ratio:.3f} of that at 1; largest mean {bias:.1f} standard errors"
-    scale = f"64 dims, base 10,000, {error:,} pairs of vectors"
+    scale = f"64 dims, base 10,000, {draws:,} pairs of vectors"
     return [Finding("python scripts/claims.py", verdict, words, scale)]
 
 
@@ -219,7 +227,10 @@ def better_parent(k: float, threshold: float, above: bool) -> Measure:
         findings = []
         for name, data, arms in evidence.with_roles("rope", "alibi", "sum"):
             losses = {role: by_seed(data, arms[role], bpb(k)) for role in ("rope", "alibi")}
-            means = {role: np.mean(list(values.values())) for role, values in losses.items()}
+            known = {r: [x for x in v.values() if x is not None] for r, v in losses.items()}
+            if not all(known.values()):
+                continue
+            means = {role: np.mean(values) for role, values in known.items()}
             best = min(means, key=lambda role: means[role])
             own = by_seed(data, arms["sum"], bpb(k))
             differences = statistics.pair(own, losses[best]).differences

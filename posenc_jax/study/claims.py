@@ -21,16 +21,15 @@ CLAIMS = (
         f"{PRESS}: 1.3B parameters, L = 1,024, perplexity 8.92 against 9.01.",
         (
             ClaimPart(
-                "ALiBi's loss at 2L in disjoint segments (E1), less that of sinusoids trained "
-                "at 2L.",
+                "ALiBi's loss at 2L in disjoint segments (E1), less that of sinusoids trained at "
+                "2L.",
                 f"reproduced below {DELTA}, refuted above.",
                 m.against_twice(m.disjoint_loss, "E1 at 2L"),
                 STUDY,
             ),
             ClaimPart(
                 "The same in sliding windows of 2L (E2). ALiBi's move on by L/4, those of "
-                "sinusoids "
-                "by L/2.",
+                "sinusoids by L/2.",
                 f"reproduced below {DELTA}, refuted above.",
                 m.against_twice(lambda k: seeds.value_of("bpb_sliding", k), "E2 at 2L"),
                 STUDY,
@@ -61,9 +60,8 @@ CLAIMS = (
             ClaimPart(
                 "Training seconds of ALiBi at L to the last dev loss of sinusoids at 2L, over the "
                 "seconds of these. Each reads windows of its own length, so the test is strict.",
-                "reproduced below 0.89 in the mean over seeds, refuted above it or where a "
-                "seed never "
-                "arrives.",
+                "reproduced below 0.89 in the mean over seeds, refuted above it or where a seed "
+                "never arrives.",
                 costs.time_to_loss,
                 STUDY,
             ),
@@ -113,16 +111,16 @@ CLAIMS = (
         "Source documents, without a measurement: a factor of 25.",
         (
             ClaimPart(
-                "The largest factor F of 2, 4 .. 64 at which the loss at F L, read with factor "
-                "F and "
-                f"without training, is within {FALLS} of that within L, as for all smaller ones.",
+                "The largest factor F of 2, 4 .. 64 at which the loss at F L, read with factor F "
+                f"and without training, is within {FALLS} of that within L, as for all smaller "
+                "ones.",
                 f"reproduced from {m.FACTOR}, bounded from 2, refuted if 2 fails.",
                 m.every([m.kept_factor(rule) for rule in ("pi", "yarn")]),
                 STUDY,
             ),
             ClaimPart(
-                "RoPE read with YaRN of factor 4, loss at 4L less that of the same reading "
-                "within L.",
+                "RoPE read with YaRN of factor 4, loss at 4L less that of the same reading within "
+                "L.",
                 f"reproduced below {FALLS}, refuted above.",
                 seeds.risen("yarn", FAR, m.FALLS, above=False),
             ),
@@ -163,9 +161,8 @@ CLAIMS = (
         "Source documents; the retrieval horizon of the scheme predicts where.",
         (
             ClaimPart(
-                "Passkeys in contexts of 4L, corrected: further back than L, less those within "
-                "L, in "
-                "seeds that find at least half of the near ones.",
+                "Passkeys in contexts of 4L, corrected: further back than L, less those within L, "
+                "in seeds that find at least half of the near ones.",
                 f"reproduced below -{seeds.MARGINS.accuracy}, refuted above.",
                 m.of_alibi(
                     seeds.passkey_loss(FAR), -seeds.MARGINS.accuracy, False, "of passkeys at 4L"
@@ -173,8 +170,7 @@ CLAIMS = (
             ),
             ClaimPart(
                 "The reach that the content margin of a head predicts under its slope (M10), "
-                "against "
-                "the farthest needle that got half of its weight.",
+                "against the farthest needle that got half of its weight.",
                 f"rank correlation over heads: reproduced from {m.LARGE}, bounded from {m.MEDIUM}.",
                 m.predicted_reach,
                 STUDY,
@@ -306,12 +302,10 @@ CLAIMS = (
                 m.better_parent(FAR, -seeds.MARGINS.bpb, above=True),
             ),
             ClaimPart(
-                "It is redundant for retrieval: Y_R at 4L of the sum, less ALiBi's, where "
-                "RoPE, ALiBi "
-                "and the sum acquire recall within L.",
-                f"reproduced below {seeds.MARGINS.accuracy}, refuted above; open where an arm "
-                "does not "
-                "acquire recall.",
+                "It is redundant for retrieval: Y_R at 4L of the sum, less ALiBi's, where RoPE, "
+                "ALiBi and the sum acquire recall within L.",
+                f"reproduced below {seeds.MARGINS.accuracy}, refuted above; open where an arm does "
+                "not acquire recall.",
                 m.recall_of_sum,
             ),
         ),
@@ -363,9 +357,8 @@ CLAIMS = (
                 STUDY,
             ),
             ClaimPart(
-                "What training adds (M13): growth of the mean distance, trained over "
-                "untrained, of the "
-                "shallow half of the heads less that of the steep half.",
+                "What training adds (M13): growth of the mean distance, trained over untrained, of "
+                "the shallow half of the heads less that of the steep half.",
                 "reproduced above 0, refuted below 0: then the slopes alone made the difference.",
                 m.of_alibi(m.spread_by_training, 0.0, True, "octaves"),
                 STUDY,
