@@ -72,11 +72,14 @@ def run(tmp_path_factory):
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_last_step_and_ends_with_75(run, number):
-    workdir = run.fresh(f"signal-{number}")
-    process = run.fork(workdir, "--config.train.save_every=1000")
-    await_seen(process, lambda w: last_logged(w) >= 3, workdir, pause=0.001)
-    process.send_signal(number)
-    _, said = process.communicate()
+    for attempt in range(5):  # on a busy machine the short run may end before the signal arrives
+        workdir = run.fresh(f"signal-{number}-{attempt}")
+        process = run.fork(workdir, "--config.train.save_every=1000")
+        await_seen(process, lambda w: last_logged(w) >= 3, workdir, pause=0.001)
+        process.send_signal(number)
+        _, said = process.communicate()
+        if process.returncode != 0:
+            break
     assert process.returncode == STOPPED, said
     first, *_, last = without_progress(said).splitlines()
     saving = "saving; press again to end at once"
