@@ -214,8 +214,17 @@ def _guarded(work: Callable):
         sys.exit(WRONG_INPUT)
 
 
+# What Python says of a text that is no number, and the same in words.
+_NO_NUMBER = {
+    r"invalid literal for int\(\) with base 10: (\S+)": r"\1 is no whole number",
+    r"could not convert string to float: (\S+)": r"\1 is no number",
+}
+
+
 def _one_line(message: str) -> str:
     """Returns the message on one line, without ml_collections' traceback of a config file."""
+    for said, words in _NO_NUMBER.items():
+        message = re.sub(said, words, message)
     before, traceback, after = message.partition("Error whilst parsing config file:")
     if traceback:
         message = before + after.strip().splitlines()[-1].removeprefix("ValueError: ")

@@ -7,7 +7,7 @@ from posenc_jax.results.files import read_json_lines
 from posenc_jax.results.schema import BPB, Row, row_from_json
 
 COLUMNS = (0.5, 1, 2, 4, 8)  # in units of L
-LINES = 10
+LINES, WIDEST = 10, 8
 _ACCURACY = "_accuracy"
 
 
@@ -15,7 +15,8 @@ def run_table(path: Path) -> list[str]:
     """Returns at most LINES lines about a file of rows.
 
     The first line names the columns: the context c of bits per byte (c = L/2 is in distribution)
-    and the length of a retrieval instance, in units of L. "-" was not measured.
+    and the length of a retrieval instance, in units of L. Other lengths than L/2, L, 2, 4 and 8 L
+    have a column where they were measured, up to WIDEST columns. "-" was not measured.
     """
     rows = [row_from_json(stored) for _, stored in read_json_lines(path)[0]]
     measured = [row for row in rows if row.bucket == "all" and row.measured]
@@ -29,7 +30,9 @@ def run_table(path: Path) -> list[str]:
     first = rows[0]
     titles = [f"{first.arm}, seed {first.seed}, {first.split} (L = {first.train_length})"]
     titles += [_title(name) for name in metrics]
-    shown = [[_column(k) for k in COLUMNS], *(_cells(measured, name) for name in metrics)]
+    asked = {r.k for r in measured if r.metric in metrics and (r.metric != BPB or r.k > 0.5)}
+    columns = sorted({*COLUMNS, *sorted(asked - {*COLUMNS})[: WIDEST - len(COLUMNS)]})
+    shown = [[_column(k) for k in columns], *(_cells(measured, n, columns) for n in metrics)]
     width = max(map(len, titles))
     lines = [
         title.ljust(width) + "".join(cell.rjust(8) for cell in cells)
@@ -49,9 +52,9 @@ def _title(metric: str) -> str:
 
 
 def _column(k: float) -> str:
-    return "L/2" if k == 0.5 else f"{k} L"
+    return f"L/{round(1 / k)}" if k < 1 and (1 / k).is_integer() else f"{k:g} L"
 
 
-def _cells(rows: Sequence[Row], metric: str) -> list[str]:
+def _cells(rows: Sequence[Row], metric: str, columns: Sequence[float]) -> list[str]:
     found = {row.k: row.value for row in rows if row.metric == metric}
-    return [f"{found[k]:.3f}" if k in found else "-" for k in COLUMNS]
+    return [f"{found[k]:.3f}" if k in found else "-" for k in columns]

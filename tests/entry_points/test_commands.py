@@ -71,6 +71,9 @@ WRONG = [
     (smoke("--wrokdir=x"), "Did you mean: workdir"),
     (smoke("extra"), "unexpected argument 'extra'"),
     (("scripts/evaluate.py",), "no trained run"),
+    (("scripts/evaluate.py", "--stretches=x"), "--stretches=x: 'x' is no whole number"),
+    (smoke("--config.train.steps=x"), "'x' is no whole number"),
+    (smoke("--config.optimizer.learning_rate=x"), "'x' is no number"),
     (
         ("scripts/evaluate.py", "--lengths=1,x"),
         "--lengths must be multiples of the training length",

@@ -105,6 +105,17 @@ def test_the_table_of_an_evaluation_has_bits_and_accuracies_by_length(two):
     assert run_table(path) == []
 
 
+def test_the_table_of_an_evaluation_has_a_column_for_every_length_that_was_asked_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    stored = [row("bpb_nonoverlap", n, n / L) for n in (L // 4, L, 16 * L)]
+    stored += [row("bpb_ctx", L // 8, 9.0), row("bpb_ctx", L // 2, 3.0)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in stored))
+    head, first, second = run_table(path)
+    assert head.endswith("L/4     L/2     1 L     2 L     4 L     8 L    16 L")
+    assert first.split()[-7:] == ["-", "3.000", *"-----"]
+    assert second.split()[-7:] == ["0.250", "-", "1.000", "-", "-", "-", "16.000"]
+
+
 def test_every_field_of_a_row_is_on_its_page():
     page = (ROOT / "docs" / "rows.md").read_text()
     assert [name for name in (*Row.__dataclass_fields__, "k") if f"`{name}`" not in page] == []
