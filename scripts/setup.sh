@@ -4,6 +4,9 @@
 #   setup_venv dev    and the tools of the tests
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 
+# Containers often set this; every process would then compile all its modules again, for 6 seconds.
+unset PYTHONDONTWRITEBYTECODE
+
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3.12 python3.11 python3.13 python3; do
