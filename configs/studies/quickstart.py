@@ -38,4 +38,7 @@ def base() -> ConfigDict:
 
 def get_config(run: str) -> ConfigDict:
     """Returns the configuration of one run, e.g. rope-s0."""
-    return STUDY.fill(run, base())
+    config = STUDY.fill(run, base())
+    config.model.attention = "dense"  # its programs compile in a third of the time of blocks
+    config.evaluation.measures = ("E3", "E4", "passkey", "mqar")
+    return config
