@@ -59,7 +59,7 @@ def main() -> None:
 
     shape = mesh_shape(_MESH.value)
     chips = [find_hardware(name.strip()) for name in _CHIPS.value]
-    if any(chip.missing for chip in chips):  # before JAX makes its devices
+    if any(chip.install_hint for chip in chips):  # before JAX makes its devices
         jax.config.update("jax_num_cpu_devices", math.prod(shape.values()))
     config = with_mesh(from_sections(_CONFIG.value.to_dict()), shape)
     vocab_size = _VOCAB.value or planned_vocabulary(config)

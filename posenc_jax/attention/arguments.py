@@ -55,9 +55,9 @@ class AttentionSettings:
       causal: a query does not see keys at later positions (or later in `TokenSide.order_BT`).
       window: a query does not see keys at this distance or beyond, in both directions, in all
         heads. Where the scheme gives a head its own window, the smaller one holds.
-      aligned: queries and keys are the same tokens in the same slots, the tokens of a document
-        stand in consecutive slots, and positions rise, by one where `OptionalInputs.count_BT` is
-        None. Linear attention then takes time linear in T, and vendor kernels can be used.
+      aligned: queries and keys are the same tokens in the same slots, the tokens of a document are
+        in consecutive slots, and positions rise, by one if `OptionalInputs.count_BT` is None.
+        Linear attention then takes time linear in T, and vendor kernels can be used.
       softcap: c of c tanh(logit/c) on content logits, temperature included, before the bias
         (Gemma 2, arXiv 2408.00118, sec. 2); 0: none.
       finite_keys: keys and values are finite even where no query sees them, as those of a cache

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-MASK_VALUE = -1e30  # finite, so that a blind row gives zeros and not NaN
+MASK_VALUE = -1e30  # finite, so that a query that sees no key gets zeros and not NaN
 
 
 def capped(logits: jax.Array, softcap: float) -> jax.Array:
@@ -23,7 +23,7 @@ def dense_attention(
     sink_N: jax.Array | None = None,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """Returns softmax(tau q k / sqrt(H) + bias) v per head; blind rows are zero.
+    """Returns softmax(tau q k / sqrt(H) + bias) v per head; zeros for a query that sees no key.
 
     Args:
       q_BTNH: rotated queries.

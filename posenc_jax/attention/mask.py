@@ -14,11 +14,11 @@ def visible(
 ) -> jax.Array:
     """Returns mask_BTS: True where the query sees the key.
 
-    A query sees the keys of its own segment (0 is padding, which no query sees), if causal only
-    those at its position (or in its place of `order_BT`) or before, and under a window (a number,
-    or an array that broadcasts against mask_BTS) only those nearer than `window`. The mask depends
-    on positions and segments alone, so packed documents, left padding and a cache with empty slots
-    need no other rule.
+    A query sees the keys of its own segment (0 is padding, which no query sees). If causal, it sees
+    keys that are not later in `order_BT`, or in position where that is None. Under a window (a
+    number, or an array that broadcasts against mask_BTS) it sees keys nearer than `window`. The
+    mask depends on positions, segments and `order_BT` only, so packed documents, left padding and a
+    cache with empty slots need no other rule.
     """
     q_seg_BT1, k_seg_B1S = queries.seg_BT[:, :, None], keys.seg_BT[:, None, :]
     q_pos_BT1, k_pos_B1S = queries.pos_BT[:, :, None], keys.pos_BT[:, None, :]
@@ -31,7 +31,9 @@ def visible(
 
 
 def head_windows(layer: PlacedLayer, window: int | None) -> tuple[int | None, ...]:
-    """Returns window_N: the smaller of the head's and the model's window; None: none."""
+    """Returns window_N: the smaller of the head's and the model's window; None where neither sets
+    a window.
+    """
     both = ((own, window) for own in layer.window_N)
     return tuple(min((w for w in pair if w is not None), default=None) for pair in both)
 

@@ -1,8 +1,8 @@
 """Checked inputs of attention: int32 positions, zeros at padding and at keys that no query sees.
 
-Nobody may read padding (segment 0), nor keys that no query can see. Their arrays may hold anything,
-NaN included: a weight of zero times NaN is NaN, so such values are replaced before the product, in
-time linear in the number of tokens. The gradient of a replaced value is zero.
+Padding (segment 0) and keys that no query sees must not change a result. Their arrays may hold
+anything, NaN included: a weight of zero times NaN is NaN, so such values are replaced before the
+product, in time linear in the number of tokens. The gradient of a replaced value is zero.
 """
 
 import jax
@@ -23,7 +23,7 @@ def integer_side(side: TokenSide) -> TokenSide:
 
     Raises:
       ValueError: arrays that are not integer, or (outside jit) numbers that int32 does not hold.
-        Segments may be boolean: an attention mask is a row of one document.
+        Segments may be boolean: the attention mask of a sequence with one document.
     """
     order_BT = side.order_BT
     return side._replace(
@@ -64,9 +64,9 @@ def zero_padding(side: TokenSide) -> TokenSide:
 
 
 def readable_keys(queries: TokenSide, keys: TokenSide, settings: AttentionSettings) -> jax.Array:
-    """Returns read_BS: False for padding, and for keys outside of the range of what queries see.
+    """Returns read_BS: False for padding, and for keys that no query of their sequence can see.
 
-    The ranges are those of the segments and positions of a row's queries, so a key between two
+    Keys are compared with the ranges of the queries' segments and positions, so a key between two
     documents of the queries counts as readable.
     """
     real_BT, read_BS = queries.seg_BT != 0, keys.seg_BT != 0
@@ -90,7 +90,7 @@ def readable_keys(queries: TokenSide, keys: TokenSide, settings: AttentionSettin
 def check_positions(tokens: TokenSide) -> None:
     """Raises ValueError where two tokens of one document have the same position, outside jit.
 
-    Causality compares positions, so each of the two would see the other: a later slot leaks.
+    Causality compares positions, so the two would see each other: the later slot leaks.
     """
     if tokens.order_BT is not None or not all(map(is_concrete, tokens[:2])):
         return

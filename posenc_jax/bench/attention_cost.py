@@ -40,7 +40,7 @@ FOLDED = "ours, folded into "  # followed by the kernel; the baseline without FL
 WINDOW = 512  # tokens that a query sees under a window
 WINDOWED = ", window"  # suffix of candidates with a window
 DENSE_LIMIT = 2**28  # largest number of logits that a dense array may have
-LONG = 2.0  # seconds of a run from which no warm-up is needed
+LONG = 2.0  # seconds; longer runs need no warm-up
 DIRECTIONS = {"forward": False, "forward+backward": True}
 
 
@@ -49,15 +49,15 @@ class AttentionBenchSettings:
     """Settings of the attention bench.
 
     Attributes:
-      lengths: T, measured in ascending order. batch: B. directions: of `DIRECTIONS`. heads,
+      lengths: T, measured in ascending order. batch: B. directions: keys of `DIRECTIONS`. heads,
         head_dim: N, H.
-      qk_norm: queries and keys have RMS 1, as under qk-norm; otherwise they are Gaussian. dtype: of
-        `DTYPES`.
+      qk_norm: queries and keys have RMS 1, as under qk-norm; otherwise they are Gaussian. dtype: a
+        key of `DTYPES`.
       patience: seconds; a candidate whose next run is expected to take longer is left out and
-        listed. The expectation extrapolates its growth with length, at first the square of the
-        length.
-      candidates: names of the table to measure; none: all. Ratios are to the first of them in the
-        table if the usual baseline is not among them.
+        listed. The time is extrapolated from the last two lengths; after a single length it is
+        taken to grow with the square of the length.
+      candidates: names of the candidates to measure; empty: all. If the usual baseline is not among
+        them, ratios are to the first one in the table.
 
     Raises:
       ValueError: an unknown direction or dtype, or a length below 8.
@@ -91,13 +91,15 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
     """Returns time and memory of every candidate at every length, relative to our fastest path.
 
     Attention is causal. Candidates have ALiBi with the standard slopes, no bias, or a window of the
-    last `WINDOW` tokens without a bias (", window"). In bfloat16 our kernel joins on a GPU, the
-    vendor kernel with the folded bias on a GPU or TPU, and peers that need bfloat16. The baseline
-    of the ratios is the first of these, else the blockwise path. Parity is the largest difference
-    of a result to the dense definition, or to the blockwise path where that is too large
-    ("difference_to"); a candidate with neither bias nor window computes something else and has
-    none. Peak memory is counted by the system, on an accelerator planned by the compiler or counted
-    by PyTorch ("peak_source"). A candidate that fails is listed with its reason.
+    last `WINDOW` tokens without a bias (", window"). In bfloat16 there are also our kernel (on a
+    GPU), vendor kernels with the folded bias (on a GPU or TPU), and peers that need bfloat16.
+
+    The baseline of the ratios is our kernel if it runs, else the vendor kernel, else the blockwise
+    path. Parity is the largest difference from the result of the dense definition, or of the
+    blockwise path if dense logits are too large ("difference_to"). A candidate with neither bias
+    nor window computes another function and has no parity. Peak memory is counted by the operating
+    system; on an accelerator it is planned by the compiler or counted by PyTorch ("peak_source"). A
+    candidate that fails is listed with its reason.
 
     Raises:
       ValueError: an unknown candidate, or nothing that can be timed.
@@ -286,12 +288,12 @@ def _with_gradients(attention: Callable, backward: bool) -> Callable:
 def _first_runs(
     makers: peers.Makers, missing: dict, input_bytes: dict[str, int]
 ) -> tuple[dict, dict]:
-    """Returns (runs, measurements) of the candidates; one that fails is moved to `missing`.
+    """Returns (runs, measurements) of the candidates; one that fails is added to `missing`.
 
-    Results are compared with those of the first candidate with a bias, or the first with a window.
+    Results are compared with the results of the first candidate with a bias, or with a window.
 
     Args:
-      input_bytes: of the inputs of a candidate beside q, k and v, by name.
+      input_bytes: bytes of a candidate's inputs other than q, k and v, by name.
     """
     runs, measured, references = {}, {}, {}
     for name in [name for name in makers if name not in missing]:
@@ -299,26 +301,26 @@ def _first_runs(
             run = makers[name]()
             got = np.asarray(run()[0], np.float32)  # the first run compiles
             start = time.perf_counter()
-            taken, source = peak(run)
+            peak_bytes, source = peak(run)
             seconds = time.perf_counter() - start
-        except Exception as error:  # a compiler or memory: the row is missing
+        except Exception as error:  # the compiler failed or memory ran out
             missing[name] = failure(error)
-            if name.startswith(BASELINE):  # our own fault: show all of it
+            if name.startswith(BASELINE):  # a fault of our own code
                 traceback.print_exc()
             continue
         finally:
             pytorch.release_memory()
-        if taken is not None:  # inputs that exist before the run
-            taken += input_bytes.get(name, 0)
-        free = "no bias" in name
+        if peak_bytes is not None:  # adds the inputs, which exist before the run
+            peak_bytes += input_bytes.get(name, 0)
+        unbiased = "no bias" in name
         reference, want = (
-            (None, got) if free else references.setdefault(name.endswith(WINDOWED), (name, got))
+            (None, got) if unbiased else references.setdefault(name.endswith(WINDOWED), (name, got))
         )
         runs[name] = run
         measured[name] = {
-            "difference": None if free else float(np.abs(got - want).max()),
+            "difference": None if unbiased else float(np.abs(got - want).max()),
             "difference_to": reference,
-            "peak_mb": None if taken is None else taken / 1e6,
+            "peak_mb": None if peak_bytes is None else peak_bytes / 1e6,
             "peak_source": source,
             "seconds": seconds,
         }

@@ -38,7 +38,7 @@ HYBRIDS = (
     PRESETS["nape"],
     "pope+alibi",
 )
-# Of the model, after " with " behind a scheme.
+# Switches of the model that may follow a scheme after " with ".
 SWITCHES = ("output_gate", "sink_logit", "token_shift")
 SHAPE: dict[str, Any] = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
 VOCABULARY = 256
@@ -46,7 +46,9 @@ GROUP = 4  # schemes compiled and timed at once, beside the baseline
 
 
 def all_schemes() -> tuple[str, ...]:
-    """Returns a line per encoding (temperatures as "nope~name"), hybrid, and nope per switch."""
+    """Returns one line for each encoding (temperatures as "nope~name"), each hybrid, and nope with
+    each switch.
+    """
     alone = (
         f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
         for name, part in REGISTRY.items()
@@ -58,8 +60,8 @@ def all_schemes() -> tuple[str, ...]:
 class EncodingSettings:
     """Settings of the encoding bench.
 
-    schemes: in the scheme language, none: all of them. Switches of the model may follow a scheme:
-    "rope with token_shift", "nope with output_gate+sink_logit".
+    schemes: in the scheme language; empty: `all_schemes`. Switches of the model may follow a
+    scheme: "rope with token_shift", "nope with output_gate+sink_logit".
     """
 
     schemes: tuple[str, ...] = ()
@@ -73,8 +75,8 @@ def measure(settings: EncodingSettings) -> BenchResult:
     """Returns the cost of schemes relative to nope, on the first device.
 
     Timed are the training step (forward, backward, optimizer) and the forward pass of a decoder of
-    2 layers, a few schemes at a time together with nope. Memory is that of temporaries, as the
-    compiler plans it.
+    2 layers, a few schemes at a time together with nope. Memory is what the compiler plans for
+    temporaries.
 
     Raises:
       ValueError: a scheme, switch, length or batch that a decoder does not take, before anything
@@ -218,14 +220,14 @@ def _table(rows: list[dict]) -> str:
     forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
     lines = []
     for step in (row for row in rows if row["direction"] == "forward+backward"):
-        ahead = forward[step["scheme"]]
+        forward_row = forward[step["scheme"]]
         lines.append(
             [
                 step["scheme"],
                 f"{step['median_ms']:.1f}",
                 with_quartiles(step),
-                f"{ahead['median_ms']:.1f}",
-                with_quartiles(ahead),
+                f"{forward_row['median_ms']:.1f}",
+                with_quartiles(forward_row),
                 f"{step['temp_mb']:.1f}",
                 f"{step['temp_ratio']:.2f}",
                 f"{step['parameters_added']:,}",

@@ -39,10 +39,10 @@ def measure(settings: EvaluationSettings) -> BenchResult:
     """Returns time per token and peak memory of scoring at every length, relative to the training
     length.
 
-    Every run scores the same number of tokens, that of the longest length, in rows of its own
-    length and by the scorer of evaluation. The forward pass and loss of training, at the training
-    length, are timed beside it. Parameters are random; the norms of trained queries and keys would
-    change the early stop of a bias.
+    Every run scores the same number of tokens (the longest length), in sequences of its own length,
+    with the scorer of evaluation. The forward pass and loss of training, at the training length,
+    are timed too. Parameters are random; the norms of trained queries and keys would change the
+    early stop of a bias.
 
     Raises:
       ValueError: a length that is no whole multiple of the training length, or a scheme that does

@@ -1,9 +1,9 @@
 """Peak memory of a run: counted by the operating system, planned by the compiler, or counted by
 PyTorch.
 
-The count of the system exists for every candidate; it is in pages and includes what an allocator
-keeps. The plan is exact and exists for programs of XLA. The system does not count memory of an
-accelerator: there `peak` takes the plan, or for PyTorch the count of its allocator.
+The operating system counts pages for every candidate, and includes memory that an allocator keeps.
+The compiler's plan is exact, and exists for programs of XLA only. The system does not count memory
+of an accelerator: there `peak` takes the plan, or for PyTorch the count of its allocator.
 """
 
 import ctypes
@@ -39,18 +39,17 @@ def peak(run: Callable[[], Any]) -> tuple[int | None, str]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Returns the peak of resident pages of this process during `run`, beyond those before; None
-    but on Linux.
+    """Returns the peak of this process's resident bytes during `run`, less the bytes before; None
+    on systems other than Linux.
 
     Args:
-      run: a function without arguments that has run before, or the memory of compiling is counted
-        too.
+      run: a function without arguments. Run it once before; otherwise the memory of its compilation
+        is counted too.
     """
     try:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # gives freed pages back, which the run would use uncounted
+        # Returns freed pages to the system; otherwise the run would use them uncounted.
+        ctypes.CDLL(None).malloc_trim(0)
         _RESET.write_text("5")  # resets the high-water mark to the resident pages
         before = _resident("VmHWM")
     except (OSError, AttributeError, KeyError):
@@ -74,7 +73,7 @@ class Compiled:
 
 
 def memory_plan(program: jax.stages.Compiled):
-    """Returns what the compiler planned; ValueError from a backend that tells nothing."""
+    """Returns the compiler's memory plan; ValueError if the backend reports none."""
     memory = program.memory_analysis()
     if memory is None:
         raise ValueError("this backend does not say how much memory a program takes")

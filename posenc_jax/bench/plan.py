@@ -1,8 +1,8 @@
 """Plan of a training step on other chips: compiled ahead of time, with memory, FLOPs, traffic and a
 roofline.
 
-The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is
-that of the compiler. Time is a roofline: arithmetic, memory traffic and communication each take
+The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is the
+compiler's estimate. Time is a roofline: arithmetic, memory traffic and communication each take
 their time at peak, and a step takes at least the longest of these. So the time is a lower bound,
 and the MFU an upper bound.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from posenc_jax.attention.attend import KERNELS
 from posenc_jax.costs import flops
-from posenc_jax.costs.collectives import collectives
+from posenc_jax.costs.collectives import Collective, collectives
 from posenc_jax.costs.hardware import Hardware, default_topology, topology_devices, tracing_for
 from posenc_jax.costs.hlo import COLLECTIVES, executed_instructions, memory_traffic, parse_hlo
 from posenc_jax.data.tokenizers import open_tokenizer
@@ -63,29 +63,40 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 
 def with_mesh(config: RunConfig, shape: Mapping[str, int]) -> RunConfig:
-    """Returns the configuration with a mesh's devices; ValueError for an axis without split."""
+    """Returns the configuration with the devices of a mesh.
+
+    Raises:
+      ValueError: more than one device on an axis that config.train has no setting for.
+    """
     named = {f"{axis}_devices": n for axis, n in shape.items()}
     settings = {field.name for field in dataclasses.fields(config.train)}
     for name, n in named.items():
         if name not in settings and n > 1:
-            raise ValueError(f"--mesh: config.train has no {name}: a run cannot be split so")
+            axis = name.removesuffix("_devices")
+            raise ValueError(
+                f"--mesh: a run cannot be split over {axis}: config.train has no {name}"
+            )
     devices: dict[str, Any] = {name: n for name, n in named.items() if name in settings}
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **devices))
 
 
 def planned_vocabulary(config: RunConfig) -> int:
-    """Returns the tokenizer's ids, `VOCABULARY` without its file; ValueError for labelled text."""
+    """Returns the vocabulary size of the tokenizer; `VOCABULARY` if its file is missing.
+
+    Raises:
+      ValueError: a task of labelled text.
+    """
     if config.data.task != "language":
         raise ValueError(
-            f"--vocab_size: name it for config.data.task={config.data.task}, which adds ids of "
-            "classes"
+            f"--vocab_size is required for config.data.task={config.data.task}, which adds class "
+            "ids"
         )
     name = config.data.tokenizer
     return open_tokenizer(name).vocab_size if name == "bytes" or Path(name).exists() else VOCABULARY
 
 
 class CompileTarget(NamedTuple):
-    """A chip and its mesh; `estimate`: the CPU compiler replaces a missing one."""
+    """A chip and its mesh; `estimate` is True if the CPU's compiler replaces a missing one."""
 
     chip: Hardware
     topology: str
@@ -98,7 +109,11 @@ class CompileTarget(NamedTuple):
 
 
 def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | None) -> CompileTarget:
-    """Returns the chip, or CPU devices without its compiler; ValueError for another size."""
+    """Returns the target; its devices are CPU devices if the chip's compiler is missing.
+
+    Raises:
+      ValueError: the mesh and the topology differ in size.
+    """
     count = math.prod(shape.values())
     topology = topology or default_topology(chip, count)
     sides = topology.split("x")
@@ -106,7 +121,7 @@ def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | Non
     words = " x ".join(f"{axis} {n}" for axis, n in shape.items() if n > 1) or "one device"
     if size and size != count:
         raise ValueError(f"--mesh asks for {count} devices ({words}); {topology} has {size}")
-    if chip.missing:
+    if chip.install_hint:
         devices, platform = _cpu_devices(count), "cpu"
     else:
         devices, platform = topology_devices(chip, topology), chip.platform
@@ -139,8 +154,8 @@ def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
     rows = jax.NamedSharding(target.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
     batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
-    device = assume_backend(DEVICES[target.platform])
-    with jax.set_mesh(target.mesh), tracing_for(target.chip), device:
+    backend = assume_backend(DEVICES[target.platform])
+    with jax.set_mesh(target.mesh), tracing_for(target.chip), backend:
         _, state = state_builder(config, decoder, target.mesh)
         lowered = (
             make_step(config, decoder)
@@ -172,7 +187,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     if target.estimate and config.model.attention in KERNELS:
         raise ValueError(
             f"config.model.attention={config.model.attention} is compiled for the chip alone; "
-            f"{target.chip.missing}"
+            f"{target.chip.install_hint}"
         )
     check_mesh(config, target.mesh)
     model, t, chip = config.model_config(vocab_size), config.train, target.chip
@@ -181,8 +196,8 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     seconds, spent = time.monotonic() - start, time.process_time() - spent
     program = parse_hlo(compiled.as_text())
     devices = target.mesh.size
-    host = int(target.topology.split("x")[1]) if chip.platform == "cuda" else devices
-    sent = collectives(program, devices, host)
+    host_devices = int(target.topology.split("x")[1]) if chip.platform == "cuda" else devices
+    program_collectives = collectives(program, devices, host_devices)
     needed = flops.model_flops(model, t.batch_size, t.length)
     device = DEVICES[target.platform]
     on_model = target.mesh.shape["model"]
@@ -199,8 +214,8 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
-    inside = sum(c.sent for c in sent if not c.across)
-    outside = sum(c.sent for c in sent if c.across)
+    inside = sum(c.sent for c in program_collectives if not c.across)
+    outside = sum(c.sent for c in program_collectives if c.across)
     seconds_of = {
         "compute": executed.total / devices / chip.flops,
         "memory": traffic / chip.bandwidth,
@@ -229,7 +244,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
         "flops_6nd": 6.0 * parameters * tokens,
         "memory_traffic_bytes": traffic,
         "loops_counted_once": executed_instructions(program)[1],
-        "collectives": _by_kind(sent),
+        "collectives": _by_kind(program_collectives),
         "seconds": seconds_of | {"step": step},
         "bound_by": max(seconds_of, key=seconds_of.__getitem__),
         "tokens_per_second": tokens / step,
@@ -261,10 +276,10 @@ def _parts(counted: flops.Flops) -> dict:
     return dataclasses.asdict(counted) | {"total": counted.total}
 
 
-def _by_kind(sent) -> dict:
+def _by_kind(program_collectives: list[Collective]) -> dict:
     kinds = {}
     for kind in COLLECTIVES:
-        of_kind = [c for c in sent if c.kind == kind]
+        of_kind = [c for c in program_collectives if c.kind == kind]
         if of_kind:
             kinds[kind] = {
                 "count": sum(c.times for c in of_kind),

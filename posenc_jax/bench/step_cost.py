@@ -36,8 +36,8 @@ class StepSettings:
     """Settings of the step bench.
 
     Attributes:
-      schemes: in the scheme language; peers run the schemes that they know. train_length, batch: T
-        and B.
+      schemes: in the scheme language; peers run the schemes that they implement. train_length,
+        batch: T and B.
       layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16
         ours computes under `model.dtype` and PyTorch under `torch.autocast`, both with float32
         weights.

@@ -2,7 +2,7 @@
 within a round.
 
 The speed of a shared machine drifts; the ratio of two candidates within a round drifts far less.
-Medians and quartiles are those of the ratios.
+Medians and quartiles are taken over the ratios.
 
 An accelerator runs asynchronously, and waiting for a program of microseconds takes longer than the
 program. There, a candidate runs many times (a burst) before the host waits for it.
@@ -35,7 +35,7 @@ def interleaved(
     """Returns the seconds of one run of every candidate in each of R rounds, seconds_R by name.
 
     Warm-up runs come first and are not counted, so that `jax.jit` has compiled. One more run sets
-    the number of runs of a burst: as many as take `burst` seconds, 1 to `LONGEST_BURST`. A burst
+    the number of runs of a burst so that it takes `burst` seconds, 1 to `LONGEST_BURST`. A burst
     ends when the results of its last run are ready, since a device runs programs in order. Results
     of earlier runs are dropped at once; those of the last run are freed after the time is taken.
 

@@ -30,7 +30,7 @@ class TorchReference:
       dtype: "float32" or "bfloat16". compiled: whether to use `torch.compile`.
 
     Raises:
-      ValueError: a scheme that the reference does not know.
+      ValueError: a scheme that the reference does not implement.
     """
 
     def __init__(

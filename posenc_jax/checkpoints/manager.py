@@ -42,7 +42,7 @@ _REMEDIES = {
     errno.EACCES: "make the folder writable",
 }
 
-FILES = 40  # more than a checkpoint has, of one process
+FILES = 40  # upper bound on the files that one process writes for a checkpoint
 
 
 class SaveFailed(Exception):
@@ -54,7 +54,8 @@ class CheckpointManager:
 
     Args:
       workdir: of the run. keep: number of checkpoints kept. clean: whether to remove the remains of
-        killed saves and to rename damaged checkpoints; only the trainer may, for it may be saving.
+        killed saves and to rename damaged checkpoints. Only the run's trainer may set it, because
+        the remains may be a save in progress.
     """
 
     def __init__(self, workdir: Path, keep: int, *, clean: bool = True):
@@ -84,10 +85,10 @@ class CheckpointManager:
           record: other values that a resume needs, of JSON's types.
 
         Raises:
-          SaveFailed: the previous save failed, or see `check_folder`.
+          SaveFailed: the previous save failed, or the run's folder is gone (`check_folder`).
         """
         self.wait()
-        if step == self._saved or self._store.known(step):
+        if step == self._saved or self._store.is_verified(step):
             return
         self.check_folder()
         self._saved = step
@@ -142,7 +143,7 @@ class CheckpointManager:
     def latest(self, *, fall_back: bool = True) -> int | None:
         """Returns the step of the last sound checkpoint, or None for a run without checkpoints.
 
-        Names each later, damaged checkpoint on stderr; the run's trainer also renames it.
+        Reports each later, damaged checkpoint on stderr; the run's trainer also renames it.
 
         Args:
           fall_back: False raises for a damaged last checkpoint instead of taking an earlier one.
@@ -171,7 +172,7 @@ class CheckpointManager:
         """Returns the step of the checkpoint "last", "best" (by dev loss), or of a step given as
         text.
 
-        For readers in one process: damaged checkpoints are neither renamed nor replaced by others.
+        For a single process that only reads: a damaged checkpoint is an error, and is not renamed.
 
         Raises:
           ValueError: another word, no such checkpoint, or a damaged one.
@@ -299,7 +300,9 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def _check_inodes(folder: Path) -> None:
-    """Raises OSError where a checkpoint lacks inodes; orbax would wait five minutes for them."""
+    """Raises OSError if a checkpoint needs more inodes than are free; orbax would wait five minutes
+    for them.
+    """
     disk = os.statvfs(folder)
     if disk.f_files and disk.f_favail < FILES:  # some file systems count none
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {disk.f_favail} free inodes")
@@ -335,6 +338,6 @@ def _not_of_orbax(logged: logging.LogRecord) -> bool:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Prints an error that nobody catches, unless it follows from the failure in `check`."""
+    """Prints an uncaught error, unless it follows from a failure that `check` reports."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)

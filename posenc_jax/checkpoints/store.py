@@ -33,19 +33,19 @@ class CheckpointStore:
                 _remove(stale)
 
     def steps(self) -> list[int]:
-        """Returns the steps with anything but an empty folder, sound or not, ascending."""
+        """Returns all steps whose folder is not empty, including damaged ones, ascending."""
         return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint."""
         return self.folder / str(step)
 
-    def known(self, step: int) -> bool:
+    def is_verified(self, step: int) -> bool:
         """Whether this store has verified a step's checkpoint."""
         return step in self._contents
 
     def verified(self, step: int) -> dict:
-        """Returns the contents of a manifest; raises Corrupted unless all bytes are sound."""
+        """Returns the contents of a step's manifest; raises Corrupted if any byte has changed."""
         if step not in self._contents:
             contents = manifest.checked(manifest.verify(self.path(step)), CHECKPOINT, manifest.NAME)
             if contents["step"] != step:
@@ -62,7 +62,7 @@ class CheckpointStore:
     def newest(self, *, fall_back: bool) -> int | None:
         """Returns the last sound step, or None without checkpoints.
 
-        Names later, damaged checkpoints on stderr; the owner also renames them.
+        Reports later, damaged checkpoints on stderr; the owner also renames them.
 
         Args:
           fall_back: False raises for a damaged last checkpoint.
@@ -84,7 +84,7 @@ class CheckpointStore:
                     "from a copy, or remove that folder to start over"
                 )
             return None
-        self._name(faults, f"step {step} is the last sound one")
+        self._report_and_set_aside(faults, f"step {step} is the last sound one")
         return step
 
     def best(self, *, fall_back: bool) -> int | None:
@@ -97,7 +97,7 @@ class CheckpointStore:
                 best = step
                 break
             faults[step] = fault
-        self._name(
+        self._report_and_set_aside(
             faults,
             "there is no other with a dev loss"
             if best is None
@@ -147,7 +147,7 @@ class CheckpointStore:
             ) from None
         return None
 
-    def _name(self, faults: dict[int, Corrupted], instead: str) -> None:
+    def _report_and_set_aside(self, faults: dict[int, Corrupted], instead: str) -> None:
         for bad, error in faults.items():
             aside = f"; it is now {bad}.damaged" if self._owner else ""
             print(
@@ -165,14 +165,19 @@ class CheckpointStore:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Returns the numbered steps, ascending, without empty folders; links and files are damaged."""
+    """Returns the numbered steps, ascending, without empty folders.
+
+    Links and files with such names are listed too; `CheckpointStore.verified` rejects them.
+    """
     if not folder.is_dir():
         return []
     named = (child for child in folder.iterdir() if child.name.isascii() and child.name.isdigit())
     return sorted(
         int(child.name)
         for child in named
-        if len(child.name) < 19 and str(int(child.name)) == child.name and not _empty(child)
+        if len(child.name) < 19  # a step fits int64
+        and str(int(child.name)) == child.name
+        and not _empty(child)
     )
 
 

@@ -21,8 +21,7 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: of `hlo.COLLECTIVES`. times: number of runs in one run of the program.
-      payload: bytes on each device of the whole array: of the result of an all-gather, else of the
-        operands.
+      payload: bytes per device of the result (all-gather) or of the operands (all others).
       group: devices in a group. across: whether a group spans several hosts of `host_devices`.
     """
 
@@ -45,37 +44,38 @@ class Collective(NamedTuple):
 def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Collective]:
     """Returns the collectives of a program in order; a host has `host_devices` of the `devices`."""
     result, channels = [], set()
-    for run in executed_instructions(program)[0]:
-        if run.instruction.opcode != "fusion":
-            members, beside = [run.instruction], run.beside
-        else:  # TPUs fuse collectives with their neighbours
-            members = program.computations[run.instruction.called("calls")[0]]
-            beside = {i.name: i for i in members}
+    for executed in executed_instructions(program)[0]:
+        fused = executed.instruction.opcode == "fusion"
+        if fused:  # TPUs fuse collectives with their neighbours
+            members = program.computations[executed.instruction.called("calls")[0]]
+            by_name = {i.name: i for i in members}
+        else:
+            members, by_name = [executed.instruction], executed.by_name
         for i in members:
             kind = i.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
-            if beside is not run.beside:
+            if fused:
                 channel = re.search(r"channel_id=\d+", i.rest)
                 if channel and channel[0] in channels:  # one collective in several fusions
                     continue
                 channels.add(channel and channel[0])
-                if kind == "all-reduce" and _scattered(i, beside):
+                if kind == "all-reduce" and _scattered(i, by_name):
                     kind = "reduce-scatter"
-            result.append(_collective(kind, i, beside, run.times, devices, host_devices))
+            result.append(_collective(kind, i, by_name, executed.times, devices, host_devices))
     return result
 
 
-def _scattered(i: HloInstruction, beside: dict[str, HloInstruction]) -> bool:
+def _scattered(i: HloInstruction, by_name: dict[str, HloInstruction]) -> bool:
     """Whether each use of a fused all-reduce keeps only this device's piece (a reduce-scatter)."""
-    uses = [use for use in beside.values() if i.name in use.operands]
+    uses = [use for use in by_name.values() if i.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
 
 
-def _collective(kind, i, beside, times, devices, host_devices) -> Collective:
+def _collective(kind, i, by_name, times, devices, host_devices) -> Collective:
     groups = replica_groups(i.rest, devices) if kind != "collective-permute" else _pairs(i.rest)
     group = groups.shape[1]
-    payload = sum(array_bytes(beside[name].shape) for name in i.operands if name in beside)
+    payload = sum(array_bytes(by_name[name].shape) for name in i.operands if name in by_name)
     if kind == "all-gather":
         payload *= group
     hosts = groups // host_devices
@@ -101,7 +101,7 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
         return np.array(rows) if rows else np.arange(devices)[None]
     if counted := re.match(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", at):
         return _order(counted[2]).reshape(_ints(counted[1]))
-    raise ValueError(f"groups of a collective of an unknown form: {at[:80]!r}")
+    raise ValueError(f"cannot parse replica_groups: {at[:80]!r}")
 
 
 def _ints(text: str) -> tuple[int, ...]:
@@ -118,7 +118,10 @@ def _order(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, named: str, order: np.ndarray) -> np.ndarray:
-    """Returns groups along axes: 'b', or 'b':(2)4, the 4 of b split as 2 x 4 x rest."""
+    """Returns groups along the named axes.
+
+    'b' is a whole axis. 'b':(2)4 means: split axis b into 2 x 4 x rest and group along the 4.
+    """
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
     asked = [
         (name, int(before or 1), int(n or sizes[name]))

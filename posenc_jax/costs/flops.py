@@ -1,10 +1,10 @@
 """Floating point operations of a training step, by formula: a multiplication and an addition are
 two.
 
-Only matrix products count, as in the peak of a data sheet; norms, softmax, rotations and the
-optimizer are a few per cent of them in large models. `model_flops` counts the mathematics (causal
-pairs only, forward and twice that backward), for MFU. `hardware_flops` counts the work of the
-chosen kernels and remat.
+Only matrix products count, as in the peak of a data sheet; in large models norms, softmax,
+rotations and the optimizer add a few per cent. `model_flops` counts the mathematics (causal pairs
+only, forward and twice that backward), for MFU. `hardware_flops` counts the work of the chosen
+kernels and remat.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all parts."""
         return self.projections + self.mlp + self.attention + self.head
 
     def times(self, factor: float) -> "Flops":

@@ -1,8 +1,9 @@
-"""Hardware for ahead-of-time compilation: data sheets of chips, and meshes of absent devices.
+"""Hardware for ahead-of-time compilation: data sheets of chips, meshes of absent devices, and a
+patch of JAX's cuDNN check.
 
-Compiled programs show their true memory and collectives. TPUs use libtpu's topologies, NVIDIA GPUs
-use JAX's CUDA plugin and a description of the card (extra: plan). Nothing is executed.
-`jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
+Compiled programs report the memory and the collectives that the chip would use. TPUs use libtpu's
+topologies, NVIDIA GPUs use JAX's CUDA plugin and a description of the card (extra: plan). Nothing
+is executed. `jax.jit(f).trace(...).lower(lowering_platforms=(chip.platform,)).compile(
 compiler_options=chip.options)` under `jax.set_mesh(topology_mesh(chip, ...))` compiles.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 from posenc_jax.results.near_names import near_names
 
 _COMPILERS = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-_MISSING = 'needs {}; pip install -e ".[plan]"'
+_INSTALL_HINT = 'needs {}; pip install -e ".[plan]"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Hardware:
     """A chip with the numbers of its public data sheet.
 
     Attributes:
-      name: as for `HARDWARE`. platform: of lowering, "tpu" or "cuda". kind: libtpu's name of a TPU,
-        or the name that the driver gives a card.
+      name: key in `HARDWARE`. platform: lowering platform, "tpu" or "cuda". kind: libtpu's name of
+        a TPU, or the name that the driver gives a card.
       memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory,
         bytes per second.
-      interconnect: bytes per second that a chip sends along one mesh axis: for a TPU over one dim
-        of the torus, in both directions; for a GPU over all links, to the switch.
+      interconnect: bytes sent per second along one mesh axis: for a TPU over the two links of one
+        torus dim; for a GPU over all links, to the switch.
       network: bytes per second that a GPU sends to other hosts; None for TPUs, planned within a
         slice.
       options: of the compiler.
@@ -50,18 +51,18 @@ class Hardware:
     options: dict
 
     @property
-    def missing(self) -> str | None:
-        """The missing package that compiles for this chip, with its remedy; None if installed."""
+    def install_hint(self) -> str | None:
+        """What to install to compile for this chip; None if it is installed."""
         packages = _COMPILERS["tpu" if self.platform == "tpu" else "cuda"]
         if not any(map(importlib.util.find_spec, packages)):
-            return f"{self.name} {_MISSING.format(packages[0])}"
+            return f"{self.name} {_INSTALL_HINT.format(packages[0])}"
         return None
 
 
 # Data sheets: NVIDIA H100 and H200 Tensor Core GPU (SXM: NVLink 900 GB/s, half of it each way; DGX
 # H100: one 400 Gb/s adapter a GPU); Google Cloud TPU documentation, v5e, v5p and v6e: ICI 400,
-# 1,200 and 800 GB/s both ways (v6e: 3,200 Gb/s each way) over a torus of 2, 3 and 2 dims.
-# Autotuning is off, for it times kernels on the card.
+# 1,200 and 800 GB/s, sent plus received (v6e: 3,200 Gb/s each way), over a torus of 2, 3 and 2
+# dims. Autotuning is off, for it times kernels on the card.
 _GPU: dict = {"xla_gpu_autotune_level": 0}
 _TPU: dict = {}
 _H100 = "NVIDIA H100 80GB HBM3"
@@ -78,7 +79,7 @@ HARDWARE = {
 
 
 def find_hardware(name: str) -> Hardware:
-    """Returns the chip of `HARDWARE`; ValueError names near ones."""
+    """Returns the chip of `HARDWARE`; ValueError for an unknown name, with similar names."""
     if name not in HARDWARE:
         raise ValueError(f"no chip {name!r}{near_names(name.lower(), HARDWARE)}")
     return HARDWARE[name]
@@ -138,7 +139,8 @@ device_description_str: "{kind}"
 def tracing_for(chip: Hardware) -> Iterator[None]:
     """Makes JAX trace for a GPU of this chip on any machine.
 
-    JAX checks the card of this machine, and cuDNN attention with 256 columns needs a Hopper card.
+    It patches JAX's cuDNN check, which reads this machine's GPU, to accept up to Hopper: cuDNN
+    attention with 256 columns needs a Hopper card.
     """
     if chip.platform != "cuda":
         yield
@@ -165,8 +167,8 @@ def topology_devices(chip: Hardware, topology: str) -> list:
     """
     from jax.experimental import topologies
 
-    if chip.missing:
-        raise ModuleNotFoundError(chip.missing)
+    if chip.install_hint:
+        raise ModuleNotFoundError(chip.install_hint)
     sides = topology.split("x")
     if not all(side.isdigit() and int(side) for side in sides) or (
         chip.platform == "cuda" and len(sides) != 2
@@ -177,9 +179,8 @@ def topology_devices(chip: Hardware, topology: str) -> list:
         )
     if chip.platform == "tpu":
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu waits for a metadata server
-        os.environ.setdefault(
-            "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-        )  # no chip that processes could share
+        # Safe: no real chip is opened, so processes cannot conflict.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         alone = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, sides)) == 1 else {}
         try:
             described = topologies.get_topology_desc(f"{chip.kind}:{topology}", "tpu", **alone)
@@ -198,7 +199,7 @@ def topology_devices(chip: Hardware, topology: str) -> list:
 
 
 def topology_mesh(chip: Hardware, topology: str, **axes: int) -> jax.sharding.Mesh:
-    """Returns a mesh over absent devices; ValueError for axes whose product is not their number."""
+    """Returns a mesh over absent devices; ValueError unless the axes multiply to their number."""
     devices = topology_devices(chip, topology)
     if np.prod(list(axes.values())) != len(devices):
         raise ValueError(f"axes {axes} do not multiply to the {len(devices)} devices of {topology}")

@@ -151,7 +151,7 @@ class ExecutedInstruction(NamedTuple):
     """An instruction, all instructions of its computation by name, and its number of runs."""
 
     instruction: HloInstruction
-    beside: dict[str, HloInstruction]
+    by_name: dict[str, HloInstruction]
     times: int
 
 
@@ -161,9 +161,9 @@ def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction
 
     def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
         nonlocal unknown
-        beside = {i.name: i for i in program.computations[name]}
+        by_name = {i.name: i for i in program.computations[name]}
         for instruction in program.computations[name]:
-            yield ExecutedInstruction(instruction, beside, times)
+            yield ExecutedInstruction(instruction, by_name, times)
             inner = times
             if instruction.opcode == "while":
                 trips = trip_count(program, instruction)
@@ -199,19 +199,19 @@ def memory_traffic(program: HloProgram) -> float:
     nothing. A slice reads its result only, an update in place writes its update only. Collectives
     do not count here.
     """
-    executed, _ = executed_instructions(program)
-    return sum(run.times * _moved(program, run) for run in executed)
+    instructions, _ = executed_instructions(program)
+    return sum(executed.times * _moved(program, executed) for executed in instructions)
 
 
-def _moved(program: HloProgram, run: ExecutedInstruction) -> float:
-    i = run.instruction
+def _moved(program: HloProgram, executed: ExecutedInstruction) -> float:
+    i = executed.instruction
     if (
         i.opcode in _FREE
         or i.opcode.endswith("-done")
         or i.opcode.removesuffix("-start") in COLLECTIVES
     ):
         return 0.0
-    shapes = [run.beside[name].shape for name in i.operands if name in run.beside]
+    shapes = [executed.by_name[name].shape for name in i.operands if name in executed.by_name]
     result = array_bytes(i.shape, memory_only=True)
     if i.opcode in ("slice", "dynamic-slice", "gather"):
         return 2 * result

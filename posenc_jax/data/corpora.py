@@ -46,7 +46,7 @@ class Corpus:
 
 
 class _FileBuilder(tfds.core.GeneratorBasedBuilder):
-    """One record for each text file, in a folder named after the hash of all of them."""
+    """One record for each text file, in a folder named after the hash of all files."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -6,15 +6,15 @@ import numpy as np
 
 from posenc_jax.data.packing import Example
 
-WEIGHT = 1.0  # loss weight of an end, that of a text token
+WEIGHT = 1.0  # loss weight of an end target, equal to a text token's
 
 
 @dataclasses.dataclass(frozen=True)
 class EndTargets:
-    """Gives the last token of every document of an example the target `end`.
+    """Gives the last token of every document that ends inside the example the target `end`.
 
-    A model that was trained so ends its texts by itself, as language models do that are trained on
-    documents joined by an end token (GPT-2's <|endoftext|>).
+    After this training a model ends its texts itself, like language models trained on documents
+    that are joined by an end token (GPT-2's <|endoftext|>).
 
     Attributes:
       end, pad: ids of the tokenizer.

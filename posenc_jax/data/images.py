@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 DIGITS = "digits"
-_TESTED = 5  # one fifth of the digits, the last ones: other people wrote them
+_TESTED = 5  # the last fifth of the digits is for testing: other people wrote these digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Images:
     label_N: np.ndarray
 
     def at(self, size: int) -> np.ndarray:
-        """Returns image_NHWC in [0, 1]: middle squares, bilinear, `size` pixels a side; float32."""
+        """Returns image_NHWC, float32 in [0, 1]: middle squares, resized bilinearly to `size`."""
         return np.stack([_resized(image, size) for image in self.pixels])
 
 
@@ -28,7 +28,7 @@ class Images:
 class ImageSet:
     """A training and a test set.
 
-    fingerprint: SHA-256 of the images, or of what TFDS records of a set. classes: their names.
+    fingerprint: SHA-256 of the images, or of the metadata that TFDS records. classes: their names.
     """
 
     name: str

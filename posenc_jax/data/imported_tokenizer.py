@@ -1,10 +1,10 @@
 """Tokenizers of imported models: Hugging Face's tokenizer.json, with the exact bytes of each id.
 
 Reading switches off what would change the text or add to it: Unicode normalization (NFC), an added
-leading space, special ids around a text, and special tokens that are spelt out in a text. The ids
-of ordinary text stay those of the model's own tokenizer, apart from its leading space. So the bytes
-of a document's ids sum to the bytes of the document, and bits per byte compare with those of any
-other tokenizer.
+leading space, special ids around a text, and the recognition of special tokens whose spelling
+occurs in a text. Otherwise the ids of ordinary text are the ids of the model's own tokenizer. So
+the bytes of a document's ids sum to the bytes of the document, and bits per byte are comparable
+between tokenizers. This module also chooses the ids that the retrieval tasks use as symbols.
 """
 
 import copy
@@ -22,7 +22,9 @@ from posenc_jax.results.files import read_json, write_json
 
 SETTINGS = "tokenizer_config.json"  # beside tokenizer.json: the special tokens
 _MOST_IDS = 2**22
-_OF_TASKS = b"key= FIRST LAST. ? _ x"  # text of needles and questions; contains every blank piece
+# Text of needles and questions: pieces inside it are no symbols. A blank piece strips to b"", which
+# is inside too.
+_TASK_TEXT = b"key= FIRST LAST. ? _ x"
 _DIGIT = re.compile(rb"[0-9]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _CHILDREN = ("normalizers", "pretokenizers")
@@ -36,7 +38,8 @@ class SpecialTokens:
 
     Attributes:
       bos, eos, pad: "" where the model has none. BOS falls back to EOS, and PAD to BOS.
-      vocab_size: rows of the model's embedding, at least the ids of the tokenizer; 0: as many.
+      vocab_size: rows of the model's embedding, at least the number of the tokenizer's ids; 0: that
+        number.
     """
 
     bos: str = ""
@@ -48,8 +51,8 @@ class SpecialTokens:
 class ImportedTokenizer:
     """A tokenizer.json as a `Tokenizer`.
 
-    SEP and ANS are the id of a newline, because the model knows no such ids. `symbols` lies in the
-    middle of the vocabulary, where ids are whole and not too frequent words.
+    SEP and ANS are the id of a newline, because the model's vocabulary has no such ids. `symbols`
+    is in the middle of the vocabulary, where ids tend to be whole words of medium frequency.
 
     Args:
       description: the content of a tokenizer.json, BPE or Unigram. special: its special tokens.
@@ -125,8 +128,8 @@ def read_tokenizer(path: Path, vocab_size: int = 0) -> ImportedTokenizer:
     """Returns the tokenizer of a tokenizer.json, with the special tokens of the file beside it.
 
     Args:
-      vocab_size: rows of the model's embedding; 0: as in the file beside it, or as many as there
-        are ids.
+      vocab_size: rows of the model's embedding; 0: as in the file beside it, or else the number of
+        ids.
 
     Raises:
       ValueError: anything wrong with the two files.
@@ -163,7 +166,7 @@ def _opened(description: dict, name: str):
         ) from None
     try:
         tokenizer = FastTokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the package raises bare ones
+    except Exception as error:  # the package raises plain Exception
         raise ValueError(f"{name} is no tokenizer.json: {error}") from None
     tokenizer.encode_special_tokens = True  # a special token that a text spells out is text
     return tokenizer
@@ -186,10 +189,10 @@ def _lossless(description: dict, name: str) -> dict:
     for token in kept.get("added_tokens") or ():
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise ValueError(f"{name}: an added token must be a mapping with its content")
-        token |= {"lstrip": False, "rstrip": False}  # otherwise it swallows spaces beside it
+        token |= {"lstrip": False, "rstrip": False}  # otherwise spaces beside it are lost
     special = {token["content"] for token in kept.get("added_tokens") or () if token.get("special")}
     merges = kept["model"].get("merges")
-    if isinstance(merges, list):  # a text that spells out a special token must not be merged to it
+    if isinstance(merges, list):  # the spelling of a special token must not be merged into its id
         kept["model"]["merges"] = [merge for merge in merges if _merged(merge) not in special]
     return kept
 
@@ -228,10 +231,9 @@ def _pieces(tokenizer, description: dict, vocab_size: int, name: str) -> list[by
     """Returns the bytes of each id; unused ids up to `vocab_size` have none."""
     ids = tokenizer.get_vocab(with_added_tokens=True)
     highest = max(ids.values(), default=-1)
-    if highest >= _MOST_IDS or (vocab_size and highest >= vocab_size):
-        raise ValueError(
-            f"{name} has id {highest}; the model has {vocab_size or _MOST_IDS} at most"
-        )
+    limit = min(vocab_size or _MOST_IDS, _MOST_IDS)
+    if highest >= limit:
+        raise ValueError(f"{name} has id {highest}; ids must be below {limit}")
     parts = (*_parts(description["normalizer"]), *_parts(description.get("pre_tokenizer")))
     byte_level = any(part.get("type") == "ByteLevel" for part in parts)
     pieces = [b""] * (vocab_size or highest + 1)
@@ -253,7 +255,7 @@ def _escaped_piece(token: str) -> bytes:
 def _byte_level_piece(token: str) -> bytes:
     if all(character in _BYTE_OF for character in token):
         return bytes(_BYTE_OF[character] for character in token)
-    return token.encode()  # no text is encoded as it
+    return token.encode()  # no text is ever encoded to this id
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -267,15 +269,15 @@ _BYTE_OF = _byte_of_character()
 
 
 def _symbols(pieces: list[bytes]) -> int:
-    """Returns the first of SYMBOL_IDS ids in a row, from the middle on, that the tasks use for
-    nothing else.
+    """Returns the start of a run of SYMBOL_IDS ids that the tasks use for nothing else: the first
+    run from the middle of the vocabulary on, or else the last run.
 
-    A vocabulary without such a row gives a negative number, and the retrieval tasks refuse it.
+    Without such a run it returns a negative number, for which the retrieval tasks raise an error.
     """
     usable_V = np.array(
-        [piece.strip() not in _OF_TASKS and not _DIGIT.search(piece) for piece in pieces]
+        [piece.strip() not in _TASK_TEXT and not _DIGIT.search(piece) for piece in pieces]
     )
     usable_before = np.concatenate([[0], np.cumsum(usable_V)])
-    whole = np.flatnonzero(usable_before[SYMBOL_IDS:] - usable_before[:-SYMBOL_IDS] == SYMBOL_IDS)
-    later = whole[whole >= len(pieces) // 2]
-    return int(later[0] if len(later) else whole[-1]) if len(whole) else -SYMBOL_IDS
+    starts = np.flatnonzero(usable_before[SYMBOL_IDS:] - usable_before[:-SYMBOL_IDS] == SYMBOL_IDS)
+    later = starts[starts >= len(pieces) // 2]
+    return int(later[0] if len(later) else starts[-1]) if len(starts) else -SYMBOL_IDS

@@ -14,7 +14,8 @@ import numpy as np
 from posenc_jax.data.packing import Example, text_window
 from posenc_jax.data.token_stream import TokenStream
 
-# Sources of this length are random already and not shuffled (grain shuffles with 32-bit indices).
+# Sources of this length draw random examples, so they are not shuffled (grain shuffles with 32-bit
+# indices).
 ENDLESS = 2**40
 
 
@@ -54,8 +55,12 @@ class TextWindows:
 def mixture(sources: Sequence[tuple[Source, float]], seed: int) -> grain.MapDataset:
     """Returns the endless rows of a run, examples of the sources in proportion to their shares.
 
-    sources: (source, share) pairs; sources of ENDLESS examples are read in order, the others are
-    shuffled in every epoch. Raises ValueError for no positive share.
+    Args:
+      sources: (source, share) pairs; sources of ENDLESS examples are read in order, the others are
+        shuffled in every epoch.
+
+    Raises:
+      ValueError: a negative share, or no positive one.
     """
     parts, shares = [], []
     for number, (source, share) in enumerate(sources):
@@ -87,9 +92,12 @@ def batches(
     """Returns this process's rows of the batches first_step ... last_step-1: tokens_BT, targets_BT,
     ...
 
-    rows: of `mixture`. batch_size: rows over all processes; process p holds rows [p*n, (p+1)*n) of
-    them, n = batch_size / process_count. prefetch: batches kept ready. Raises ValueError if the
-    batch does not divide.
+    Args:
+      rows: from `mixture`. batch_size: rows over all processes; process p has the rows
+        [p*n, (p+1)*n) of a batch, n = batch_size / process_count. prefetch: batches kept ready.
+
+    Raises:
+      ValueError: a batch that does not divide among the processes.
     """
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide among {process_count} processes")

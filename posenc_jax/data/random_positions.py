@@ -6,7 +6,7 @@ import numpy as np
 
 from posenc_jax.data.packing import Example
 
-FURTHEST = 2**31 - 1  # positions are int32, and so is one more than the last of them
+FURTHEST = 2**31 - 1  # positions are int32, and the last position plus 1 must be int32 too
 _STREAM = 0x706F736974696F6E  # "position": separates these draws from others of the same seed
 
 
@@ -15,8 +15,10 @@ class RandomPositions:
     """Replaces the positions of an example's documents; a function of (seed, row).
 
     Attributes:
-      span: positions are drawn from [0, span); ValueError where int32 does not hold them. seed: of
-        the run.
+      span: positions are drawn from [0, span). seed: of the run.
+
+    Raises:
+      ValueError: a span below 1 or above `FURTHEST`.
     """
 
     span: int
@@ -25,7 +27,7 @@ class RandomPositions:
     def __post_init__(self):
         if not 1 <= self.span <= FURTHEST:
             raise ValueError(
-                f"random positions are drawn from 1 to {FURTHEST:,} of them (int32), not from "
+                f"random positions are drawn from 1 to {FURTHEST:,} positions (int32), not from "
                 f"{self.span:,}"
             )
 

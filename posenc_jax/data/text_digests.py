@@ -5,12 +5,15 @@ import hashlib
 from posenc_jax.data.corpora import Corpus
 from posenc_jax.data.document_files import SPLITS
 
-OF_FILES = ("python_stdlib", "text_folder")  # their fingerprint follows from the list
+# Corpora of files. Their fingerprint can be computed from the list of all texts.
+FILE_CORPORA = ("python_stdlib", "text_folder")
 
 
 def list_texts(corpus: Corpus) -> list[dict]:
-    """Returns split, name, bytes, sha256 of texts: all of files, held-out ones of other sets."""
-    splits = SPLITS if corpus.name in OF_FILES else ("dev", "test")
+    """Returns split, name, bytes and sha256 of each text of a corpus of files, and of each dev and
+    test text of any other corpus.
+    """
+    splits = SPLITS if corpus.name in FILE_CORPORA else ("dev", "test")
     return [
         {
             "split": split,

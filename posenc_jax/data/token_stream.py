@@ -107,9 +107,11 @@ def open_stream(
 ) -> TokenStream:
     """Returns the token stream of a split; tokenizes it once, then reads it from data_dir/streams.
 
-    A damaged one is named on stderr and made again. Safe against kills and against other processes:
-    one of them writes, under another name, and renames the folder when it is whole. Raises
-    ValueError for text that the tokenizer cannot read.
+    A damaged stream is reported on stderr and made again. Kills and other processes do no harm: one
+    process writes under another name, and renames the folder when it is whole.
+
+    Raises:
+      ValueError: text that the tokenizer cannot read.
     """
     documents = corpus.documents(split)
     key = f"{corpus.fingerprint} {tokenizer.fingerprint} {split}"
@@ -143,7 +145,7 @@ def _replace(folder: pathlib.Path, documents, tokenizer: Tokenizer, fingerprint:
     name = secrets.token_hex(4)
     unfinished, old = (folder.with_name(f".{word}-{name}") for word in ("unfinished", "damaged"))
     try:
-        unfinished.mkdir()  # not tempfile's, which nobody else could read
+        unfinished.mkdir()  # not tempfile's, which other users could not read
         _write(unfinished, documents, tokenizer, fingerprint)
         if folder.exists():
             folder.rename(old)

@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
     """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
 
     symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids
-    that end a text when a model writes them. end: the one of them that training can teach
-    (`posenc_jax.data.end_targets`), None for a vocabulary without an end token.
+    that end a text when a model generates them. end: the one of `ends` that is trained as an end
+    target (`posenc_jax.data.end_targets`), None for a vocabulary without an end token.
     """
 
     vocab_size: int

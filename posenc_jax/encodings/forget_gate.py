@@ -16,7 +16,7 @@ def cumulative_log_forget(log_forget_BTN: jax.Array, seg_BT: jax.Array) -> jax.A
     through each token.
 
     The sum is reset at every change of segment, not subtracted, so earlier documents do not cost
-    precision. The tokens of a document stand together and in order.
+    precision. The tokens of a document must be in order and in consecutive slots.
     """
     before_BT = jnp.concatenate([seg_BT[:, :1] - 1, seg_BT[:, :-1]], axis=1)
     new_BT1 = (seg_BT != before_BT)[..., None]

@@ -202,9 +202,9 @@ class T5(Bias):
     """T5's learned scalar per head and distance bucket.
 
     Attributes:
-      buckets: number of buckets; half of them hold one distance each. longest_distance: larger
-        distances are in the last bucket. stddev: of the normal initial values. factor: buckets are
-        `factor` times as wide.
+      buckets: number of buckets; half of the buckets hold one distance each. longest_distance:
+        larger distances are in the last bucket. stddev: of the normal initial values. factor:
+        buckets are `factor` times as wide.
     """
 
     joint: ClassVar[bool] = True

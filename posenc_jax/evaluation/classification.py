@@ -45,8 +45,8 @@ class Classifier:
     result.
 
     Args:
-      configs: the model for each input length to compile for, in tokens. params: of all of them.
-        batch_tokens: tokens per batch. labels_C: ids of the classes.
+      configs: the model for each input length to compile for, in tokens. params: parameters, the
+        same for all lengths. batch_tokens: tokens per batch. labels_C: ids of the classes.
     """
 
     def __init__(

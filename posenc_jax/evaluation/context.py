@@ -27,8 +27,9 @@ class EvaluatedModel:
     """The model that is measured.
 
     Attributes:
-      by_length: its configuration for each input length to compile for; they differ where a length
-        extension depends on the length. params: of all of them. scorer: of the same models.
+      by_length: its configuration for each input length to compile for; they differ if a length
+        extension depends on the length. params: parameters, the same for all lengths. scorer: for
+        the same models.
     """
 
     by_length: Mapping[int, ModelConfig]

@@ -191,12 +191,11 @@ def frequency_use(sums: HeadSums, planes: list[list[dict]]) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class NeedleHeads:
-    """Attention of each head to needles, one entry per answer token: A of them, over all instances.
+    """Attention of each head to needles: A entries, one per answer token of all instances.
 
     Attributes:
-      distance_A: tokens from the predicting position back to the needle's token. weight_NA,
-        margin_NA,
-        reach_NA: as in `attention.attention_statistics.NeedleStatistics`.
+      distance_A: tokens from the predicting position back to the needle's token.
+      weight_NA, margin_NA, reach_NA: as in `attention.attention_statistics.NeedleStatistics`.
     """
 
     distance_A: np.ndarray

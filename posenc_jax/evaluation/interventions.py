@@ -35,7 +35,7 @@ def rotation_off(model: ParameterizedModel) -> ParameterizedModel:
 
 
 def windowed(tokens: int) -> Intervention:
-    """Returns the intervention that hides all keys at a distance of `tokens` or more."""
+    """Returns the intervention that masks all keys at a distance of `tokens` or more."""
     return lambda model: dataclasses.replace(
         model, config=dataclasses.replace(model.config, window=tokens)
     )

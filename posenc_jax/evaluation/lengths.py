@@ -26,9 +26,7 @@ def parse_multiples(texts: Sequence[str]) -> tuple[Multiple, ...]:
 
 
 def tokens_of(k: Multiple, train_length: int) -> int:
-    """Returns k L as a number of tokens; `check_multiples` refuses any k for which it is not
-    whole.
-    """
+    """Returns k L as a number of tokens; `check_multiples` checks that it is whole."""
     return round(k * train_length)
 
 

@@ -65,8 +65,8 @@ class Scorer:
 
     Args:
       models: the model for each input length to compile for, in tokens: a decoder configuration or
-        another `ScorableModel`. They differ where a length extension depends on the length.
-      params: parameters of all of them.
+        another `ScorableModel`. They differ if a length extension depends on the length.
+      params: parameters, the same for all lengths.
       batch_tokens: most tokens per batch over all devices; each device has at least one row. A CPU
         device takes at most CPU_TOKENS, so larger budgets give the same bits on any number of
         cores.

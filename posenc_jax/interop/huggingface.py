@@ -242,7 +242,7 @@ def _differing(one: ModelConfig, other: ModelConfig) -> list[str]:
 def save(config: ModelConfig, params: dict, folder: Path | str) -> None:
     """Writes config.json and model.safetensors, which transformers loads and `load` reads back.
 
-    Weights are written in bfloat16 if it holds all of them exactly, else in float32.
+    Weights are written in bfloat16 if every weight is exact in it, else in float32.
 
     Raises:
       ValueError: a configuration that no family of transformers has, parameters of another shape,

@@ -1,4 +1,4 @@
-"""Settings of a config.json, read one by one, so that those that nobody read can be named."""
+"""Settings of a config.json, read one by one, so that an error can name the settings not read."""
 
 import math
 from collections.abc import Mapping
@@ -125,7 +125,7 @@ class JsonSettings:
         self._read.update(names)
 
     def finish(self) -> None:
-        """Raises ValueError, naming them, for settings that nobody read and that may matter."""
+        """Raises ValueError with the names of settings that were not read and may matter."""
         unread = sorted(
             name
             for name, value in self.values.items()

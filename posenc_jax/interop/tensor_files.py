@@ -163,7 +163,7 @@ def write_file(
     """Writes a safetensors file, one array in memory at a time, and renames it when it is whole.
 
     Args:
-      shapes: of all tensors, in the order of the file. dtype: of all of them, one of `FLOATS`.
+      shapes: of all tensors, in the order of the file. dtype: of every tensor, one of `FLOATS`.
       arrays: (name, function that returns the array) of every tensor, in the same order.
     """
     kind, header, end = np.dtype(DTYPES[dtype]), {}, 0

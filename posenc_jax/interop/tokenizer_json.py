@@ -34,7 +34,7 @@ def load(folder: Path, vocab_size: int = 0) -> ImportedTokenizer | None:
     """Returns the tokenizer of a Hugging Face folder; None if it has no tokenizer.json.
 
     Args:
-      vocab_size: rows of the model's embedding; 0: as many as the tokenizer has ids.
+      vocab_size: rows of the model's embedding; 0: the number of the tokenizer's ids.
 
     Raises:
       ValueError: a tokenizer that is damaged, or that loses text.

@@ -1,8 +1,8 @@
 """Names of tensors in checkpoints of transformers, with the parameters that they hold.
 
-{i} is the layer, {e} the expert. Where a|b stands, the first name that a checkpoint has is used,
-and an export writes the one of `Family.alternative`. Rules of parameters that a model does not have
-are left out.
+{i} is the layer, {e} the expert. Of the alternatives a|b, an import uses the first name that the
+checkpoint has, and an export writes the one of `Family.alternative`. Rules of parameters that a
+model does not have are left out.
 """
 
 from posenc_jax.interop.weight_layouts import (

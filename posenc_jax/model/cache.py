@@ -1,6 +1,6 @@
 """The key/value cache of decoding. Keys are stored unrotated and rotated when they are read.
 
-Cached keys therefore stay right when frequencies change between two calls (dynamic NTK, LongRoPE's
+Cached keys therefore stay valid when frequencies change between two calls (dynamic NTK, LongRoPE's
 two lists), and positions are arbitrary.
 
 Heads with a window or a steep bias give no weight to tokens far back and need not store them.
@@ -59,7 +59,7 @@ class Cache:
 
 
 class CacheView(NamedTuple):
-    """The keys that query heads first to stop attend to, and the layer of these heads alone."""
+    """The keys that query heads `first` to `stop` attend to, and a layer of only these heads."""
 
     first: int
     stop: int
@@ -125,12 +125,12 @@ def required_slots(
     qk-norm gives one, its gains times sqrt(H), times the temperature and the amplitude of the
     rotation. Without such a bound, for heads without a decreasing bias and for a temperature that
     depends on tokens, all visible tokens are kept. A layer with a forget gate keeps all tokens,
-    because its sums run over all of them. Tokens are in the order of their positions; under
-    `ModelConfig.slot_order` they need not be, and all are kept.
+    because its sums run over all tokens. Tokens must be in the order of their positions; under
+    `ModelConfig.slot_order` any order is allowed, and all tokens are kept.
 
     Args:
       params: of the decoder, concrete.
-      slots: number of tokens in all.
+      slots: total number of tokens.
       longest_call: largest number of tokens per call; the first query of a call still needs its
         window after the last token of the call has been written.
     """

@@ -63,7 +63,7 @@ class Architecture:
       attention_softcap: c of c tanh(logit/c) on content logits, before the bias (Gemma 2); 0: none.
       logit_softcap: the same for the vocabulary's logits.
       experts: MLPs of a layer, among which a softmax router chooses (Mixtral); 0: one MLP.
-        experts_per_token: how many of them a token uses.
+        experts_per_token: number of experts that a token uses.
       head_transform: a dense layer, the activation and a norm between the last layer and the head
         (RoFormer, BERT).
       window: a query does not see keys at this distance or beyond; None: no window.

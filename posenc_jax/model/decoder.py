@@ -111,10 +111,10 @@ class Decoder(ArrayModule):
     cache it returns (logits_BTV, cache), where the new cache includes the T tokens. The caller
     keeps track of free slots and of ids: under jit, writing past the last slot and an id outside of
     the vocabulary raise no error. Padding may have any ids and positions. Without a cache, tokens
-    are in the order of their positions (under `ModelConfig.slot_order` in any) and the tokens of a
-    document stand together; linear attention and the forget gate need this. With read_out=False the
-    normed activations x_BTD are returned instead of the logits; `readout` computes logits from a
-    part of them.
+    must be in the order of their positions (under `ModelConfig.slot_order` in any order) and the
+    tokens of a document in consecutive slots; linear attention and the forget gate need this. With
+    read_out=False the normed activations x_BTD are returned instead of the logits; `readout`
+    computes logits from any part of these activations.
 
     `attend` is called for the layers in order. A probe can replace it by a function of the same
     arguments. `execution` is for passes without a cache; with it, one call may serve several

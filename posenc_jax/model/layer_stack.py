@@ -1,7 +1,7 @@
 """Execution of the layer stack: unrolled or as a scan, and the remat policy of each layer.
 
-Parameters stay stored per layer. Results are the same up to rounding; compile time and memory
-differ.
+Both store the parameters per layer and give the same results up to rounding; compile time and
+memory differ.
 """
 
 import dataclasses
@@ -59,9 +59,9 @@ def apply_layers(
     """Returns x_BTD after all layers.
 
     Args:
-      blocks: one function (parameters, x_BTD) per layer of a period; they are cycled.
-      params: of every layer; equal layers have parameters of equal structure. A scan stacks them,
-        so cast them to a smaller dtype before.
+      blocks: one function (parameters, x_BTD) per layer of a period; the functions are cycled.
+      params: parameters of every layer; equal layers have parameters of equal structure. A scan
+        stacks the parameters, so cast them to a smaller dtype before.
     """
     p = len(blocks)
     if execution.remat != "none":
@@ -73,14 +73,14 @@ def apply_layers(
         ]
     looped = len(params) // p * p if execution.scan else 0
 
-    def turn(x_BTD, cycle):
-        for block, own in zip(blocks, cycle, strict=True):
+    def apply_period(x_BTD, period_params):
+        for block, own in zip(blocks, period_params, strict=True):
             x_BTD = block(own, x_BTD)
         return x_BTD, None
 
     if looped:
-        cycles = [jax.tree.map(lambda *x: jnp.stack(x), *params[i:looped:p]) for i in range(p)]
-        x_BTD, _ = jax.lax.scan(turn, x_BTD, cycles)
+        stacked = [jax.tree.map(lambda *x: jnp.stack(x), *params[i:looped:p]) for i in range(p)]
+        x_BTD, _ = jax.lax.scan(apply_period, x_BTD, stacked)
     for i in range(looped, len(params)):
         x_BTD = blocks[i % p](params[i], x_BTD)
     return x_BTD

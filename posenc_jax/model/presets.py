@@ -225,12 +225,13 @@ SYSTEMS: dict[str, System] = {
 def preset(name: str, *, small: bool = False) -> ModelConfig:
     """Returns the configuration of a system in `SYSTEMS`.
 
-    Five of them lack a part of the published model, as their `lacks` says. The one that changes the
-    probabilities of a language model is "alibi-247m", without adaptive input and softmax.
+    Five systems lack a part of the published model; their field `lacks` names it. Only for
+    "alibi-247m", without adaptive input and softmax, does this change the probabilities of a
+    language model.
 
     Args:
-      small: 4 layers (6 for Gemma 3) of 64 dims, 64 tokens of context and 260 ids, with as many
-        kinds of heads as the published model.
+      small: 4 layers (6 for Gemma 3) of 64 dims, 64 tokens of context and 260 ids, with the kinds
+        of heads of the published model.
 
     Raises:
       ValueError: an unknown name.

@@ -70,7 +70,7 @@ def _check(config: ModelConfig, prompt_T: np.ndarray, new_tokens: int) -> None:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def _read(params, cache, tokens_1T, pos_1T, seg_1T, *, config: ModelConfig):
-    """Returns the logits after the last token, and the cache with all of them."""
+    """Returns the logits after the last token, and the cache with all tokens."""
     logits_1TV, cache = Decoder(config).apply({"params": params}, tokens_1T, pos_1T, seg_1T, cache)
     return logits_1TV[:, -1], cache
 

@@ -1,4 +1,4 @@
-"""A figure: a table of named columns, and panels that are drawn from it once.
+"""A figure: one table, and panels drawn from it as PNG and SVG.
 
 The page lays the panels out as a grid that fits a phone and a desk; the PNG shows the same panels.
 """
@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure as MatplotlibFigure
 
 from posenc_jax.report import style
 
@@ -25,7 +25,12 @@ class Table(list):
 
     @classmethod
     def over(cls, same: Mapping, axes: Mapping[str, Iterable], **values: np.ndarray) -> "Table":
-        """Returns a row per cell of arrays over named axes, where the first array is finite."""
+        """Returns one row per cell in which the first array is finite.
+
+        Args:
+          same: columns added to every row. axes: the values along each axis of the arrays.
+          values: arrays over these axes, one column each.
+        """
         marks = [np.asarray(list(at)).tolist() for at in axes.values()]
         return cls(
             {**same, **{name: at[i] for name, at, i in zip(axes, marks, cell, strict=True)}}
@@ -53,14 +58,21 @@ class Table(list):
         """Returns the mean of column y by the values of column x, ascending."""
         return {at: float(np.mean(values)) for at, values in self.grouped(x, y).items()}
 
-    def matrix(self, down: str, lines: Sequence, across: str, columns: Sequence, value: str):
+    def matrix(
+        self,
+        row_name: str,
+        row_values: Sequence,
+        column_name: str,
+        column_values: Sequence,
+        value: str,
+    ) -> np.ndarray:
         """Returns means of `value` by the values of two columns, nan where there is no row."""
         cells: dict[tuple, list[float]] = {}
         for row in self:
             number = np.nan if row[value] is None else row[value]
-            cells.setdefault((row[down], row[across]), []).append(number)
-        means = [[np.mean(cells.get((a, b), [np.nan])) for b in columns] for a in lines]
-        return np.array(means).reshape(len(lines), len(columns))
+            cells.setdefault((row[row_name], row[column_name]), []).append(number)
+        means = [[np.mean(cells.get((a, b), [np.nan])) for b in column_values] for a in row_values]
+        return np.array(means).reshape(len(row_values), len(column_values))
 
     def csv(self, names: Sequence[str] = ()) -> str:
         """Returns the rows as CSV; floats in full precision."""
@@ -72,16 +84,18 @@ class Table(list):
 
 
 @dataclasses.dataclass(frozen=True)
-class Subplot:
-    """One pair of axes: the function that draws on them, and their height in inches with labels."""
+class FigurePanel:
+    """A panel: the function that draws on its axes, and its height in inches, labels included."""
 
     draw: Callable[[Axes], None]
     height: float = 2.4
 
 
-def panels_of(draw: Callable[..., None], items: Iterable[Sequence], height: float) -> list[Subplot]:
+def panels_of(
+    draw: Callable[..., None], items: Iterable[Sequence], height: float
+) -> list[FigurePanel]:
     """Returns a panel for each item, on which `draw(axes, *item)` draws."""
-    return [Subplot(functools.partial(_draw_item, draw, item), height) for item in items]
+    return [FigurePanel(functools.partial(_draw_item, draw, item), height) for item in items]
 
 
 def _draw_item(draw: Callable[..., None], item: Sequence, axes: Axes) -> None:
@@ -95,16 +109,17 @@ class Figure:
     Attributes:
       panels: empty where nothing was measured. across: panels on a line of a wide page, in WIDTHS.
       key: a strip above the panels, a legend or a colour bar. missing: what is left out.
-      labels: what the horizontal and the vertical axes of all panels show; "" where each says it.
+      labels: labels of the horizontal and the vertical axes of all panels; "" where each panel has
+        its own labels.
     """
 
     name: str
     title: str
     caption: str
     rows: Sequence[Mapping]
-    panels: Sequence[Subplot]
+    panels: Sequence[FigurePanel]
     across: int = 1
-    key: Subplot | None = None
+    key: FigurePanel | None = None
     labels: tuple[str, str] = ("", "")
     missing: Sequence[str] = ()
 
@@ -115,25 +130,26 @@ class Figure:
     def png(self) -> bytes:
         """Returns all panels in the light palette, 200 dpi."""
         with matplotlib.rc_context(style.settings()):
-            return _saved(self.canvas(), format="png", dpi=200, facecolor=style.SURFACE)
+            drawing = self.matplotlib_figure()
+            return _saved(drawing, format="png", dpi=200, facecolor=style.SURFACE)
 
-    def canvas(self) -> Canvas:
+    def matplotlib_figure(self) -> MatplotlibFigure:
         """Returns all panels, and the key above them, as one matplotlib figure."""
         width, across = WIDTHS[self.across], min(self.across, len(self.panels))
         lines = [self.panels[i : i + across] for i in range(0, len(self.panels), across)]
         heights = [max(panel.height for panel in line) for line in lines]
         above = [self.key.height] if self.key else []
-        canvas = _canvas(across * width, sum(above + heights))
-        grid = canvas.add_gridspec(len(above) + len(lines), across, height_ratios=above + heights)
+        drawing = _empty_figure(across * width, sum(above + heights))
+        grid = drawing.add_gridspec(len(above) + len(lines), across, height_ratios=above + heights)
         if self.key:
-            self.key.draw(canvas.add_subplot(grid[0, : min(across, round(5 / width))]))
+            self.key.draw(drawing.add_subplot(grid[0, : min(across, round(5 / width))]))
         for number, line in enumerate(lines, len(above)):
             for column, panel in enumerate(line):
-                panel.draw(canvas.add_subplot(grid[number, column]))
-        for label, write in zip(self.labels, (canvas.supxlabel, canvas.supylabel), strict=True):
+                panel.draw(drawing.add_subplot(grid[number, column]))
+        for label, write in zip(self.labels, (drawing.supxlabel, drawing.supylabel), strict=True):
             if label:
                 write(label, color=style.MUTED, fontsize=style.FONT)
-        return canvas
+        return drawing
 
     def svgs(self) -> list[str]:
         """Returns the key, if there is one, and every panel as inline SVG elements."""
@@ -142,21 +158,21 @@ class Figure:
         drawn = []
         for panel, width in [*sized, *((panel, WIDTHS[self.across]) for panel in self.panels)]:
             with matplotlib.rc_context(style.settings()):
-                canvas = _canvas(width, panel.height)
-                panel.draw(canvas.subplots())
-                svg = _saved(canvas, **look).decode()
+                drawing = _empty_figure(width, panel.height)
+                panel.draw(drawing.subplots())
+                svg = _saved(drawing, **look).decode()
             drawn.append(style.themed(svg, f"{self.name}-{len(drawn)}", self.title))
         return drawn
 
 
-def _saved(canvas: Canvas, **look) -> bytes:
+def _saved(drawing: MatplotlibFigure, **look) -> bytes:
     out = io.BytesIO()
-    canvas.savefig(out, **look)
+    drawing.savefig(out, **look)
     return out.getvalue()
 
 
-def _canvas(width: float, height: float) -> Canvas:
-    canvas = Canvas(figsize=(width, height), layout="constrained")
-    canvas.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.03)
-    FigureCanvasAgg(canvas)
-    return canvas
+def _empty_figure(width: float, height: float) -> MatplotlibFigure:
+    drawing = MatplotlibFigure(figsize=(width, height), layout="constrained")
+    drawing.get_layout_engine().set(w_pad=0.05, h_pad=0.05, wspace=0.03, hspace=0.03)
+    FigureCanvasAgg(drawing)
+    return drawing

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from posenc_jax.report import style
-from posenc_jax.report.figure import Figure, Subplot, Table, panels_of
+from posenc_jax.report.figure import Figure, FigurePanel, Table, panels_of
 from posenc_jax.report.style import AT_L, MUTED, SURFACE
 
 LOWEST = -110.0  # nats; float32 weights are 0 below
@@ -55,7 +55,7 @@ def similarity_figure(grid_G: np.ndarray, cosine_GG: np.ndarray, length: int) ->
         axes.set_xlabel("j - i (tokens); red: L")
 
     rows = Table.over({}, {"i": grid_G, "j": grid_G}, cosine=cosine_GG)
-    panels = [Subplot(draw_map, 3.6), Subplot(draw_curves, 3.6)]
+    panels = [FigurePanel(draw_map, 3.6), FigurePanel(draw_curves, 3.6)]
     return Figure("similarity", "Absolute vectors", "", rows, panels, 2)
 
 
@@ -93,7 +93,8 @@ def stretch_figure(ratios: Mapping[str, np.ndarray]) -> Figure:
     rows = Table()
     for name, ratio_h in ratios.items():
         rows += Table.over({"stretch": name}, {"pair": range(len(ratio_h))}, ratio=ratio_h)
-    return Figure("stretch", "Stretched pairs", "", rows, [Subplot(draw, 3.2)] if ratios else ())
+    panels = [FigurePanel(draw, 3.2)] if ratios else ()
+    return Figure("stretch", "Stretched pairs", "", rows, panels)
 
 
 def plane_figure(away_R: np.ndarray, bias_NRR: np.ndarray, kernel_NRR: np.ndarray) -> Figure:
@@ -141,7 +142,8 @@ def kernel_figure(
         named |= {f"mean cosine of {name}": kernel_S, f"RoFormer bound of {name}": bound_S}
     values = np.array(list(named.values())).reshape(len(named), len(distance_S))
     rows = Table.over({}, {"what": named, "distance": distance_S}, value=values)
-    panels = [Subplot(biases, 3.4)] * bool(bias_NS.any()) + [Subplot(kernels, 3.4)] * bool(rotary)
+    drawn = [biases] * bool(bias_NS.any()) + [kernels] * bool(rotary)
+    panels = [FigurePanel(draw, 3.4) for draw in drawn]
     return Figure("kernels", "Kernels", "", rows, panels, 2)
 
 
@@ -163,7 +165,7 @@ def horizon_figure(horizons: Sequence[Mapping], length: int, train_length: int) 
     rows = [
         {"head": n, "margin": m, "horizon": d} for n, h in enumerate(horizons) for m, d in h.items()
     ]
-    return Figure("horizon", "Retrieval horizon", "", rows, [Subplot(draw, 3.2)])
+    return Figure("horizon", "Retrieval horizon", "", rows, [FigurePanel(draw, 3.2)])
 
 
 def switches_figure(
@@ -199,8 +201,8 @@ def switches_figure(
     rows = Table.over({}, {"what": [f"sink: {name}" for name in sink_S], "at": keys_S}, share=sinks)
     what = [f"token shift: {name}" for name in shifted_T]
     rows += Table.over({}, {"what": what, "at": range(held.shape[1])}, share=held)
-    panels, title = [Subplot(shares, 3.0), Subplot(shifts, 3.0)], "Sink logit and token shift"
-    return Figure("sink_and_shift", title, "", rows, panels, 2)
+    panels = [FigurePanel(shares, 3.0), FigurePanel(shifts, 3.0)]
+    return Figure("sink_and_shift", "Sink logit and token shift", "", rows, panels, 2)
 
 
 def curriculum_figure(
@@ -234,6 +236,6 @@ def curriculum_figure(
         for row in zip(*(column.tolist() for column in columns.values()), strict=True)
     ]
     sides = (("longest document (tokens)", {"": longest_S}), ("most pairs of mqar", pairs_S))
-    panels = [*panels_of(steps, sides, 2.8), Subplot(mixture, 2.8)]
+    panels = [*panels_of(steps, sides, 2.8), FigurePanel(mixture, 2.8)]
     labels = ("share of the training", "")
     return Figure("curriculum", "A curriculum", "", rows, panels, 3, labels=labels)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
 
 from posenc_jax.report import style
-from posenc_jax.report.figure import Subplot, Table, panels_of
+from posenc_jax.report.figure import FigurePanel, Table, panels_of
 from posenc_jax.report.markup import text_of
 from posenc_jax.report.study_view import StudyView, times
 from posenc_jax.report.style import BACKDROP, INK, MUTED, RULE, SURFACE
@@ -117,7 +117,7 @@ def seeds_note(study: StudyView) -> str:
     return " ".join(text_of("seeds", key) for key in keys)
 
 
-def legend(handles: Sequence, columns: int = 3) -> Subplot:
+def legend(handles: Sequence, columns: int = 3) -> FigurePanel:
     """Returns a strip with a legend."""
 
     def draw(axes: Axes) -> None:
@@ -125,10 +125,10 @@ def legend(handles: Sequence, columns: int = 3) -> Subplot:
         place = {"loc": "upper left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
         axes.legend(handles=list(handles), ncols=columns, **place).set_in_layout(False)
 
-    return Subplot(draw, 0.12 + 0.19 * -(-len(handles) // columns))
+    return FigurePanel(draw, 0.12 + 0.19 * -(-len(handles) // columns))
 
 
-def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}")) -> Subplot:
+def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}")) -> FigurePanel:
     """Returns a strip with the colours of a map from `low` to `high`."""
 
     def draw(axes: Axes) -> None:
@@ -139,7 +139,7 @@ def colour_bar(low: float, high: float, label: str, show=lambda x: minus(f"{x:g}
         bar.outline.set_visible(False)
         bar.set_label(label)
 
-    return Subplot(draw, 0.5)
+    return FigurePanel(draw, 0.5)
 
 
 SHARE_BAR = colour_bar(0, 1, "answers right, above chance", lambda x: f"{100 * x:.0f} %")

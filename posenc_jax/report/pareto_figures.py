@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from posenc_jax.report import marks, style
-from posenc_jax.report.figure import Figure, Subplot, Table, panels_of
+from posenc_jax.report.figure import Figure, FigurePanel, Table, panels_of
 from posenc_jax.report.markup import captioned
 from posenc_jax.report.study_view import StudyView, task_name, times
 from posenc_jax.report.style import INK, MUTED, RULE, SURFACE
@@ -124,7 +124,7 @@ def hypervolumes(study: StudyView) -> list[Figure]:
         axes.set_title("right: share of draws on the front", color=MUTED, weight="normal")
         axes.set_xlabel("hypervolume (bits per byte x share)")
 
-    panels = [Subplot(draw, 0.9 + 0.26 * len(order))]
+    panels = [FigurePanel(draw, 0.9 + 0.26 * len(order))]
     words = captioned("tradeoff", worst=worst, level=level, draws=DRAWS)
     return [Figure(rows=rows, panels=panels, missing=missing, **words)]
 

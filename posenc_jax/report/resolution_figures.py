@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from posenc_jax.report import style
-from posenc_jax.report.figure import Figure, Subplot
+from posenc_jax.report.figure import Figure, FigurePanel
 from posenc_jax.report.style import MUTED
 
 
@@ -70,4 +70,4 @@ def resolution_figure(records: list[dict]) -> Figure:
         axes.legend(fontsize="small")
 
     title = "Accuracy against resolution"
-    return Figure("accuracy_by_resolution", title, "", records, [Subplot(curves, 3.6)])
+    return Figure("accuracy_by_resolution", title, "", records, [FigurePanel(curves, 3.6)])

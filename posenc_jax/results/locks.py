@@ -41,11 +41,11 @@ def _held(path: Path, kind: int, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock of a folder and of `.lock` in it, so that the removal of `.lock` admits
-    nobody.
+    """Holds the locks of a folder and of `.lock` in it, so that the folder stays locked if `.lock`
+    is removed.
 
     Raises:
-      BlockingIOError: another process holds one of them, and `wait` is False.
+      BlockingIOError: another process holds one of the two locks, and `wait` is False.
     """
     with _held(folder, os.O_RDONLY | os.O_DIRECTORY, wait), locked(folder / ".lock", wait=wait):
         yield

@@ -5,7 +5,7 @@ import numpy as np
 from posenc_jax.data.token_stream import TokenStream
 from posenc_jax.data.tokenizers import SYMBOL_IDS, Tokenizer
 
-SYMBOLS = SYMBOL_IDS // 2  # keys, and as many values
+SYMBOLS = SYMBOL_IDS // 2  # number of keys, and of values
 _CUE = b"key="
 CUES = ("FIRST", "LAST")  # the question of R8: which of a key's values
 _LONGEST_TEXT = 2**24  # tokens of a corpus kept for filler: 32 MB, far more than a run repeats

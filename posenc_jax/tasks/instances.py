@@ -19,7 +19,7 @@ class Answer:
 
     distance: tokens from the first answer token in the needle to the position that must predict it.
     depth: relative position of the needle in the context, in [0, 1). chance: accuracy of the best
-    policy that knows all tokens before the answer but binds no value to its key; 1 if only one
+    policy that sees all tokens before the answer but binds no value to its key; 1 if only one
     answer is possible.
     kind: the form of the question, for tasks with several ("FIRST" or "LAST" of R8); else empty.
     """

@@ -14,7 +14,7 @@ from posenc_jax.tasks.instances import Answer, Instance, gap_lengths, split_of
 ASSIGNMENTS = 4  # values that R8's key is given, one after another
 CHAINS = 2  # of R6: the queried chain and a distractor
 CONCEPTS = SYMBOLS // 2  # keys of R10, each with a synonym among the other half
-SYNONYM_PAIRS = 4  # in sight in an instance of R10
+SYNONYM_PAIRS = 4  # in the context of an instance of R10
 
 
 def needles_length(keys: int) -> int:
@@ -59,7 +59,7 @@ def asked_needle(
     ]
     queried = needles[earlier]
     tokens, needle_starts = _laid_out(filler, needles, gaps, draws[5], [filler.sep, *queried])
-    # All needles are equally likely; with one key, the chance is that of the alphabet.
+    # All needles are equally likely; with one key, chance is a guess among all symbols.
     chance = 1 / keys if keys > 1 else 1 / SYMBOLS
     return _one(tokens, needle_starts[earlier] + 2, depth, chance)
 

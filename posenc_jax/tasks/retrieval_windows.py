@@ -123,10 +123,15 @@ def _fewest(name: str, curriculum: Curriculum) -> Task:
 class RetrievalWindows:
     """Endless training windows of packed retrieval documents, functions of (seed, split, index).
 
-    tasks: (name, share) pairs. answer_weight: loss weight of an answer token, a text token having
-    1. Lengths are uniform in [longest/4, longest] tokens, where longest is that of the stage, and
-    at least what the task needs. The last document of a window has the tokens that are left; the
-    rest is padding. Raises ValueError if a task does not fit the length, or no task fits a part.
+    The length of a document is uniform in [longest/4, longest] tokens, where `longest` is set by
+    the stage, and at least what the task needs. The last document of a window has the tokens that
+    are left; the rest is padding.
+
+    Args:
+      tasks: (name, share) pairs. answer_weight: loss weight of an answer token; a text token has 1.
+
+    Raises:
+      ValueError: a task that does not fit the length, or a part that no task fits.
     """
 
     def __init__(

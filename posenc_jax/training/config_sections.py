@@ -27,7 +27,8 @@ class ModelSection:
       num_kv_heads: key/value heads; 0 = num_heads. head_dim: 0 = model_dim / num_heads.
       mlp_dim: 0 = 8/3 of model_dim for gated activations and 4 times it for others, rounded up to a
         multiple of 16.
-      vocab_size: rows of the embedding table, at least the tokenizer's ids; 0 = as many.
+      vocab_size: rows of the embedding table, at least the number of the tokenizer's ids; 0 = that
+        number.
       imports: modules of yours whose encodings the scheme has, filled in by the run; --import loads
         them.
     """

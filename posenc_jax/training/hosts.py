@@ -51,7 +51,7 @@ def connect(coordinator: str, processes: int | None, process: int | None) -> Non
     Args:
       coordinator: host:port of process 0; "auto" lets JAX find it (TPU VMs); empty follows
         `launcher`.
-        processes: their number. process: index of this one, from 0.
+      processes: number of processes. process: index of this process, from 0.
 
     Raises:
       ValueError: flags that do not belong together.
@@ -107,7 +107,7 @@ def release_witness() -> None:
 
 @contextlib.contextmanager
 def exit_together(*alike: type[Exception]) -> Iterator[None]:
-    """Ends this process at once when only it fails, so that no other waits for it in a collective.
+    """Ends this process at once if only this one fails, so that no other process waits for it.
 
     Args:
       alike: exceptions that all processes raise at the same step. They propagate as usual; in a
@@ -133,7 +133,7 @@ def exit_together(*alike: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def agree_on_refusal(config: RunConfig) -> Iterator[None]:
-    """Makes every process raise the refusal that one of them raises in the `with` block.
+    """Makes every process raise the error that any process raises in the `with` block.
 
     Raises:
       ValueError: in every process: the first message, or that the processes have different

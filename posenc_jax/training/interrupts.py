@@ -1,4 +1,4 @@
-"""Signals: a line at once for the first one, and the end of the process for a second Ctrl-C.
+"""Signals: prints a line at the first one, and ends the process at a second Ctrl-C.
 
 Python runs a signal handler between two instructions of the main thread, and one call of the
 compiler is one instruction. The C part of the handler writes the number of the signal to a pipe,

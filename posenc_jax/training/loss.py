@@ -114,8 +114,8 @@ def _gradients_whole(operands, d_logits_BTV):
 _logits_whole.defvjp(lambda *operands: (_logits_whole(*operands), operands), _gradients_whole)
 
 
-# Chunked logits. Dims: C chunks, M devices of the axis "model", P ids of a chunk on one of them, X
-# tokens of a device, d dims of D that it holds of the head.
+# Chunked logits. Dims: C chunks, M devices of the axis "model", P ids of a chunk on one device, X
+# tokens of a device, d the dims of D that a device holds of the head.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -124,7 +124,7 @@ def _pieces(x_BTD, head_VD, targets_BT, chunks: int, softcap: float):
 
 
 def _chunked(x_BTD, head_VD, targets_BT, chunks: int, softcap: float):
-    """Returns `_reduced` of the logits without an array of all of them."""
+    """Returns `_reduced` of the logits without an array of all logits."""
     x_BTD, targets_BT = (
         reshard(x_BTD, ROWS, "sequence", None),
         reshard(targets_BT, ROWS, "sequence"),

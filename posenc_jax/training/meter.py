@@ -46,10 +46,9 @@ class Meter:
         rest is waits between legs, compilation, saving, and steps that were lost and taken again.
 
     Args:
-      tokens: of a step. flops: of the model in a step, forward and backward. began: ISO 8601, or
-        None if unknown. before: the last row that counts, or {}. first: steps finished before this
-        leg.
-        clock: in seconds since the epoch.
+      tokens: of a step. flops: of the model in a step, forward and backward. began: time of the
+        run's first start, ISO 8601, or None if unknown. before: the last row that counts, or {}.
+        first: steps finished before this leg. clock: returns seconds since the epoch.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Meter:
         self._tokens, self._flops, self._clock = tokens, flops, clock
         self._began = datetime.datetime.fromisoformat(began).timestamp() if began else None
         self._productive = before.get("productive_seconds", 0.0)
-        if before:  # steps saved after the last row: their time is taken from it
+        if before:  # steps that were saved after the last row get that row's step_seconds
             self._productive += (first - before["step"]) * before.get("step_seconds", 0.0)
         self._last: float | None = None
         self._saved_in_step = 0.0

@@ -67,7 +67,7 @@ class Monitor:
         return self._meter.waiting(feed, self._idle)
 
     def started(self, metrics: dict[str, jax.Array]) -> None:
-        """Remembers the step that was just dispatched."""
+        """Records the metrics of the step that was just dispatched."""
         self._dispatched = metrics
 
     def _idle(self) -> bool:

@@ -1,7 +1,7 @@
 """Training of several seeds in one program (vmap over seeds), each with a run folder of its own.
 
-A tiny model does not fill an accelerator; one kernel for all seeds does. Each folder equals that of
-a run trained alone, and the run may go on alone at any time.
+A tiny model does not fill an accelerator; one kernel for all seeds does. Each folder equals the
+folder of a run trained alone, and each run may be continued alone at any time.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 
 One process stops after the step under way. Several processes agree on a step through the preemption
 service of JAX's coordinator: the first process that gets the signal makes all stop at the first
-step that none has passed. A step costs one read of a local flag; a flag in every all-reduce would
-cost a collective. With the service SIGTERM does not end a process, so the loop must ask at every
+step that none has passed. Each step reads one local flag; a flag in an all-reduce would cost a
+collective. With the service SIGTERM does not end a process, so the loop must call `at` after every
 step.
 """
 

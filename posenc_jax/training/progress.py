@@ -65,9 +65,9 @@ class Progress:
 class EventLog:
     """TensorBoard's copy of the log, written in the thread of the caller.
 
-    The thread of tensorboardX's own writer ends with the first error of the disk, and the run then
-    waits for it for ever. Here the first error ends this log and nothing else. A line says so at
-    the next step, so that a run which ends by the same error ends in its own line.
+    The thread of tensorboardX's own writer ends at the first disk error, and the run then waits for
+    it for ever. Here the first error ends only this log. A line reports it at the next step, and
+    not at once: if the same error also ends the run, the run prints its own line.
 
     Args:
       folder: of the event files. first_step: TensorBoard hides what earlier files say from this
@@ -77,7 +77,9 @@ class EventLog:
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         self._events: EventsWriter | None = EventsWriter(str(folder / "events"))
-        self._lost: tuple[int, OSError] | None = None  # step and error, until a line has said so
+        self._lost: tuple[int, OSError] | None = (
+            None  # step and error, until a line has reported it
+        )
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, name: str, value: float, step: int) -> None:

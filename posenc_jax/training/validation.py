@@ -1,4 +1,4 @@
-"""Validation loss: on fixed windows of the dev split; it selects the best checkpoint."""
+"""Validation loss on fixed windows of the dev split; it selects the best checkpoint."""
 
 import functools
 import math

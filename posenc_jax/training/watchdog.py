@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-FIRST = 10  # times the limit for the first step of a leg, which is compiled
+FIRST = 10  # factor on the limit for the first step of a leg, which is compiled
 
 
 class Watchdog:
     """Writes the stacks of all threads when no step has finished for `seconds`, once per stall.
 
     They go to stderr and to the end of `path`; the run goes on. The stacks show the cause: a
-    collective that waits for a lost process, a file system that does not answer, or a feed without
-    data.
+    collective that waits for a lost process, a file system that does not respond, or an input
+    pipeline without data.
 
     Args:
-      path: stalls.log. seconds: without a finished step. process: its name. clock: in seconds.
+      path: the file stalls.log. seconds: limit of the time without a finished step. process: name
+        of this process in the report. clock: returns seconds.
     """
 
     def __init__(

@@ -215,8 +215,8 @@ def test_large_configurations_have_the_size_that_they_are_called_by(size):
 @pytest.mark.parametrize(("name", "kernel"), [("v5e", "splash"), ("h100", "flash")])
 def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_path):
     chip = HARDWARE[name]
-    if chip.missing:
-        pytest.skip(chip.missing)
+    if chip.install_hint:
+        pytest.skip(chip.install_hint)
     shape = mesh_shape("data:2,model:2")
     config = runs.config(
         tmp_path,
@@ -242,8 +242,8 @@ def test_a_step_is_compiled_for_a_chip_with_its_own_kernel(name, kernel, tmp_pat
 )
 def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
     chip = HARDWARE[name]
-    if chip.missing:
-        pytest.skip(chip.missing)
+    if chip.install_hint:
+        pytest.skip(chip.install_hint)
     where = compile_target(chip, mesh_shape("data:1"), None)
     times = {}
     for remat in ("attention", "full"):
@@ -264,8 +264,8 @@ def test_a_kernel_runs_twice_only_under_full_remat(name, forward, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_step_that_does_not_fit_and_a_slice_that_is_not_sold_are_said_in_a_line(tmp_path):
     chip = HARDWARE["v5e"]
-    if chip.missing:
-        pytest.skip(chip.missing)
+    if chip.install_hint:
+        pytest.skip(chip.install_hint)
     shape = mesh_shape("data:1")
     config = runs.config(
         tmp_path, "nope", model={"num_layers": 1}, train={"length": 1024, "batch_size": 512}

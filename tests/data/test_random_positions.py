@@ -65,7 +65,7 @@ def test_positions_that_int32_does_not_hold_are_refused():
     assert far.max() > 2**30
     for span in (2**31, 2**40, 0):
         with pytest.raises(
-            ValueError, match=f"1 to 2,147,483,647 of them .int32., not from {span:,}$"
+            ValueError, match=f"1 to 2,147,483,647 positions .int32., not from {span:,}$"
         ):
             RandomPositions(span, 0)
 

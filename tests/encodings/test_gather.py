@@ -204,8 +204,8 @@ def test_no_sum_of_a_step_for_an_h100_depends_on_what_arrives_first(
     line, attention, shape, tmp_path
 ):
     chip, shape = HARDWARE["h100"], mesh_shape(shape)
-    if chip.missing:
-        pytest.skip(chip.missing)
+    if chip.install_hint:
+        pytest.skip(chip.install_hint)
     model = {"model_dim": 256, "num_heads": 4, "num_layers": 2}
     config = runs.config(
         tmp_path,

@@ -99,7 +99,7 @@ def test_a_model_may_have_more_ids_than_its_tokenizer(opened):
     wide = ImportedTokenizer(description, SpecialTokens("<|start|>", vocab_size=4000), "wide")
     assert wide.vocab_size == 4000
     assert wide.byte_lengths_V[tokenizer.vocab_size :].sum() == 0
-    with pytest.raises(ValueError, match="the model has 100 at most"):
+    with pytest.raises(ValueError, match="ids must be below 100"):
         ImportedTokenizer(description, SpecialTokens("<|start|>", vocab_size=100), "narrow")
 
 

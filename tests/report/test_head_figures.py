@@ -47,7 +47,7 @@ def in_use(figure):
 
 @pytest.mark.parametrize("figure", [probe_figures.head_atlas, probe_figures.margin_budget])
 def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, figure):
-    panels = in_use(figure(study).canvas())
+    panels = in_use(figure(study).matplotlib_figure())
     names = {panel.get_title().replace("\n", " ") for panel in panels}
     assert len(panels) == len(names) == len(MANY) * len(TASKS)
     for panel in panels:
@@ -56,7 +56,7 @@ def test_every_arm_has_a_panel_of_its_own_on_the_axes_of_all(study, figure):
 
 def test_a_mark_is_a_head_of_the_panels_arm_and_task(study):
     made = probe_figures.head_atlas(study)
-    panels = in_use(made.canvas())
+    panels = in_use(made.matplotlib_figure())
     for number, panel in enumerate(panels):
         task, arm = TASKS[number // len(MANY)], study.arms[number % len(MANY)]
         own = [r for r in made.rows if (r["arm"], r["task"]) == (arm, task)]

@@ -134,7 +134,7 @@ def test_needle_maps_hold_the_mean_over_seeds(report, study_folder):
 def test_bands_span_the_smallest_and_the_largest_seed(study_folder):
     study = view_of(study_folder)
     (figure,) = [one for one in figures(study) if one.name == "bpb_against_length"]
-    panel = figure.canvas().axes[1]  # after the legend
+    panel = figure.matplotlib_figure().axes[1]  # after the legend
     spans = [c.get_paths()[0].get_extents() for c in panel.collections]
     assert len(spans) == len(DRAWN)
     ends = [run.value("bpb_ctx", 8) for run in study.of("rope")]

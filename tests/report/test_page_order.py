@@ -6,7 +6,7 @@ import re
 
 import pytest
 from posenc_jax.report import StudyView
-from posenc_jax.report.figure import Subplot
+from posenc_jax.report.figure import FigurePanel
 from posenc_jax.report.markup import TEXTS, captioned, text_of
 from posenc_jax.report.page import render, sections
 from posenc_jax.results.load import load
@@ -22,7 +22,7 @@ SOURCE = "".join(path.read_text() for path in (ROOT / "posenc_jax/report").glob(
 def published():
     """The figures of a published study that has a verdict, each with one empty panel, and its page."""
     study = StudyView(load(ROOT / "results/cpu"))
-    empty = [Subplot(lambda axes: None, 1.0)]
+    empty = [FigurePanel(lambda axes: None, 1.0)]
     found = {
         title: [
             dataclasses.replace(figure, panels=empty, key=None) if figure.panels else figure

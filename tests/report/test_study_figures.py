@@ -231,9 +231,9 @@ def mean_of(arm, metric, k, bucket="all"):
 
 
 def drawn(figure):
-    """The figure as one canvas."""
+    """The figure as one matplotlib figure."""
     with matplotlib.rc_context(style.settings()):
-        return figure.canvas()
+        return figure.matplotlib_figure()
 
 
 def titled(figure):

@@ -57,7 +57,7 @@ def test_the_forest_plots_table_is_that_of_the_verdict(judged):
 
 def test_the_forest_plot_marks_each_estimate_by_its_distance_past_the_threshold(judged):
     folder, said = judged
-    figure = forest(StudyView(load(folder)), said).canvas()
+    figure = forest(StudyView(load(folder)), said).matplotlib_figure()
     lines = [line for axes in figure.axes for line in axes.lines]
     dots = sorted(x for line in lines if line.get_marker() in "oXD" for x in line.get_xdata())
     tested = [s for v in said["verdicts"] for s in v["statements"] if s["estimate"] is not None]

@@ -54,12 +54,12 @@ class BlockwiseSettings:
       causal, window: as in `AttentionSettings`.
       epsilon: largest share of a row's softmax sum that may be left out; `cutoff.EXACT_EPSILON` is
         below the resolution of float32, 0 leaves out nothing.
-      blocks: queries and keys in a tile, at most; None: the sizes that were measured to be fast.
-        Where tiles run one at a time, the forward pass reads two key blocks together if it needs
-        both.
+      blocks: largest numbers of queries and keys in a tile; None: the sizes that were measured to
+        be fast. If tiles run one at a time, the forward pass reads two key blocks together when it
+        needs both.
       softcap: as in `AttentionSettings`; a cap only shrinks content logits, so the cut-off holds.
-      lanes: tiles that run side by side, at most; None: as many as fill a GPU, and one on other
-        devices.
+      lanes: largest number of tiles that run side by side; None: enough to fill a GPU, and one on
+        other devices.
     """
 
     causal: bool = True
@@ -84,7 +84,7 @@ def blockwise_attention(
     settings: BlockwiseSettings = DEFAULT_SETTINGS,
     sink_N: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns softmax(tau q k / sqrt(H) + bias) v per head; blind rows are zero.
+    """Returns softmax(tau q k / sqrt(H) + bias) v per head; zeros for a query that sees no key.
 
     Args:
       q_BTNH: rotated queries, multiplied by the temperatures that depend on the query alone.
@@ -153,7 +153,7 @@ def head_groups(
         at_once = 1 if joint or not in_turn or k_BSKH.shape[1] <= s else 2
         G = stop - first if joint else 1
         width = 1 if in_turn else lanes or max(MAX_PARALLEL_LOGITS // (G * t * s), 2)
-        longest = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
+        distances = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
         window_N = head_windows(alone, settings.window)
         config = BlockwiseConfig(
             alone,
@@ -163,7 +163,7 @@ def head_groups(
             s,
             at_once,
             width,
-            longest,
+            distances,
             window_N,
             settings.causal,
             epsilon,

@@ -32,8 +32,8 @@ def blockwise_backward(
     """Returns `grads`, float32, plus the gradients from these queries and keys.
 
     Args:
-      rows: d_out_BNTH; lse_BNT over all keys, from `finite_lse`; delta_BNT, the sum of d_out * out
-        over H.
+      rows: three arrays of the queries: d_out_BNTH; lse_BNT over all keys, from `finite_lse`;
+        delta_BNT, the sum of d_out * out over H.
       stop_BNI: from `blockwise_forward` of the same keys.
     """
     _, end_XBI = visible_blocks(config, positions)
@@ -58,11 +58,11 @@ def blockwise_backward(
             )
 
         stop = stop_BNI[tile.b, tile.n, tile.i]
-        end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+        end = config.over_windows(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         d_q_GTH = tile.queries(grads.q_BNTH)
         if upper_end_XBI is not None:
             lower, half = tile.lower(), config.q_block // 2
-            upper_end = config.widest(upper_end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+            upper_end = config.over_windows(upper_end_XBI, tile.head, jnp.max)[tile.b, tile.i]
             upper_end = jnp.maximum(upper_end, stop)
             d_low, grads = lax.fori_loop(
                 upper_end, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
@@ -74,7 +74,7 @@ def blockwise_backward(
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
 
     grads = _keys_last(grads)
-    return _keys_last(lax.fori_loop(0, math.prod(config.tiles(operands)), task, grads))
+    return _keys_last(lax.fori_loop(0, math.prod(config.tile_counts(operands)), task, grads))
 
 
 def _keys_last(grads: Operands) -> Operands:
@@ -123,7 +123,7 @@ def _backward_in_lanes(
     fixed.
     """
     stop_BNI, end_XBI = block_range
-    G, (B, M, q_blocks) = config.tile_heads, config.tiles(operands)
+    G, (B, M, q_blocks) = config.tile_heads, config.tile_counts(operands)
 
     def query_gradients(index):
         tile = Tile(config, operands, positions, index)
@@ -143,7 +143,7 @@ def _backward_in_lanes(
             else jnp.zeros((config.q_block, operands.q_cum_log_forget_BTN.shape[2])),
         )
         stop = stop_BNI[tile.b, tile.n, tile.i]
-        end = config.widest(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+        end = config.over_windows(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         return lax.fori_loop(stop, end, step, blank)
 
     def key_gradients(index):
@@ -152,7 +152,7 @@ def _backward_in_lanes(
         def add_head_tile(r, carry):
             first, head = (b * M + m * sharers + r) * q_blocks, (m * sharers + r) * G
             stop_I = stop_BNI[b, head]
-            end_I = config.widest(end_XBI, head + positions.first_head, jnp.max)[b]
+            end_I = config.over_windows(end_XBI, head + positions.first_head, jnp.max)[b]
             reads_I = (stop_I <= j) & (j < end_I)  # query blocks that read key block j
             start = jnp.argmax(reads_I)
             last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)
@@ -178,7 +178,7 @@ def _backward_in_lanes(
     K, S, k_columns = operands.k_BKSH.shape[1:]
     H = operands.v_BKSH.shape[-1]
     s = config.k_block
-    sharers = max(config.shares // G, 1)
+    sharers = max(config.shares // G, 1)  # tiles of G heads that share a key head
     key_counts = (B, M // sharers, S // s)
     d_q, d_params, d_q_cum_log_forget = map_lanes(
         config.lanes, (B, M, q_blocks), (1, 2, 0), query_gradients

@@ -30,7 +30,10 @@ from posenc_jax.encodings.base import Params
 
 
 class SoftmaxState(NamedTuple):
-    """Online softmax of the keys read so far, float32; lse is MASK_VALUE for blind rows."""
+    """Online softmax of the keys read until now, float32.
+
+    lse is MASK_VALUE for a query that has seen no key.
+    """
 
     out_BNTH: jax.Array
     lse_BNT: jax.Array
@@ -40,7 +43,7 @@ def tail_mass_table(config: BlockwiseConfig, params: Params) -> tuple[jax.Array 
     """Returns (table_NE,) for `cutoff.tail_bounds`; None where nothing can be left out."""
     if not config.epsilon or not cutoff.has_tail_bound(config.layer):
         return None
-    return (cutoff.log_tail_mass(config.layer, params, config.longest),)
+    return (cutoff.log_tail_mass(config.layer, params, config.distances),)
 
 
 def initial_state(q_xTH: jax.Array, v_xSH: jax.Array) -> SoftmaxState:
@@ -74,7 +77,7 @@ def sink_gradient(
 
 
 def finite_lse(lse_BNT: jax.Array) -> jax.Array:
-    """Returns lse_BNT with 0 for blind rows, so that exp(MASK_VALUE - lse) is 0."""
+    """Returns lse_BNT with 0 for queries that see no key, so that exp(MASK_VALUE - lse) is 0."""
     return jnp.where(lse_BNT > MASK_VALUE / 2, lse_BNT, 0.0)
 
 
@@ -99,14 +102,14 @@ def blockwise_forward(
     if tail_table is not None:
         tail = cutoff.tail_bounds(
             *tail_table,
-            config.longest,
+            config.distances,
             operands.k_BKSH,
             positions.queries,
             positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
             s,
         )
     rows = functools.partial(_tile_rows, config, operands, positions, block_range, tail)
-    counts = config.tiles(operands)
+    counts = config.tile_counts(operands)
     if config.lanes > 1:
 
         def one(index):
@@ -148,10 +151,10 @@ def _tile_rows(
 ):
     """Returns out_GTH and lse_GT of a tile's rows, and the first key block they read."""
     s = config.k_block
-    of = (jnp.min, jnp.max, jnp.max)
+    reductions = (jnp.min, jnp.max, jnp.max)
     first, end, upper_end = (
-        x if x is None else config.widest(x, tile.head, f)[tile.b, tile.i]
-        for x, f in zip(block_range, of, strict=True)
+        x if x is None else config.over_windows(x, tile.head, reduce)[tile.b, tile.i]
+        for x, reduce in zip(block_range, reductions, strict=True)
     )
     q_GTH = tile.queries(operands.q_BNTH)
     q_norm_GT = jnp.sqrt((q_GTH**2).sum(-1)) / operands.root_H
@@ -246,7 +249,8 @@ def _tile_rows(
         count = jnp.where((count == 2) & (upper_end == end - 1), 3, count)
     carry = (end, acc_GTH, m_GT, l_GT, count)
     j, acc_GTH, m_GT, l_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
-    # A blind row has weight exp(MASK_VALUE - MASK_VALUE) for every key, or an empty sum.
+    # A query that sees no key has weight exp(MASK_VALUE - MASK_VALUE) for every key, or an empty
+    # sum.
     sees_GT = m_GT > MASK_VALUE / 2
     l_GT = jnp.where(sees_GT, l_GT, 1.0)
     out_GTH = jnp.where(sees_GT[..., None], acc_GTH / l_GT[..., None], 0.0)
@@ -254,12 +258,14 @@ def _tile_rows(
 
 
 def map_lanes(lanes: int, counts: tuple[int, ...], order: tuple[int, ...], work: Callable):
-    """Returns `work(index)` for every index below prod(counts), reshaped to `counts` in front.
+    """Returns `work(index)` for every index below prod(counts); `counts` are the leading dims.
 
     Args:
       lanes: largest number of indices that run side by side.
       counts: dims of the index, the last one fastest.
       order: dims of `counts` in the order of execution, from the slowest to the fastest.
+
+    Dims: R rounds, one after another; W indices of a round, side by side.
     """
     total = math.prod(counts)
     rounds = -(-total // lanes)

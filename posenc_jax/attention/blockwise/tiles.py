@@ -1,7 +1,7 @@
 """Tiles of attention: slices of the arrays for one block of queries and one block of keys.
 
-Dims of a tile: G heads, T queries of one block, S keys of one block. Blocks are counted by I
-(queries) and J (keys).
+Dims of a tile: G heads, T queries of one block, S keys of one block. I counts blocks of queries, J
+blocks of keys, X the different windows.
 """
 
 import copy
@@ -31,9 +31,9 @@ class BlockwiseConfig:
     tile_heads: int  # heads of a tile: all heads of the group, or 1
     q_block: int
     k_block: int
-    at_once: int  # key blocks that the forward pass reads together, at most
+    at_once: int  # largest number of key blocks that the forward pass reads together
     lanes: int  # tiles that run side by side
-    longest: int  # number of distances in the table of the cut-off: the number of key slots
+    distances: int  # entries of the table of the cut-off, one per distance: the number of key slots
     window_N: tuple[int | None, ...]  # of the heads of the layer; None: no window
     causal: bool
     epsilon: float  # 0: nothing is left out
@@ -50,24 +50,24 @@ class BlockwiseConfig:
             return self.windows[0]
         return lax.dynamic_slice_in_dim(window_array(self.window_N), head, heads)
 
-    def widest(self, x_XBI: jax.Array, head: jax.Array, of: Callable) -> jax.Array:
-        """Returns x_BI of the tile from `head` on: `of` (min or max) over its windows."""
+    def over_windows(self, x_XBI: jax.Array, head: jax.Array, reduce: Callable) -> jax.Array:
+        """Returns x_BI: `reduce` (min or max) over the windows of the tile's heads, from `head`."""
         if len(self.windows) == 1:
             return x_XBI[0]
         which_N = jnp.array([self.windows.index(window) for window in self.window_N])
-        return of(x_XBI[lax.dynamic_slice_in_dim(which_N, head, self.tile_heads)], axis=0)
+        return reduce(x_XBI[lax.dynamic_slice_in_dim(which_N, head, self.tile_heads)], axis=0)
 
-    def tiles(self, operands: "Operands") -> tuple[int, int, int]:
-        """Returns how many sequences, tiles of heads and blocks of queries there are."""
+    def tile_counts(self, operands: "Operands") -> tuple[int, int, int]:
+        """Returns the numbers of sequences, of groups of `tile_heads` heads and of query blocks."""
         B, N, T, _ = operands.q_BNTH.shape
         return B, N // self.tile_heads, T // self.q_block
 
 
 class Operands(NamedTuple):
-    """The arrays with gradients, padded to whole blocks; cumulative log-forget of all heads of the
-    config's layer.
+    """The arrays with gradients, padded to whole blocks.
 
-    H is the head dim of values and results; rotated queries and keys may have more columns.
+    H is the head dim of values and results; rotated queries and keys may have more columns. The
+    cumulative log-forget covers all heads of `config.layer`.
     """
 
     q_BNTH: jax.Array
@@ -92,7 +92,9 @@ class TokenPositions(NamedTuple):
 
 
 class Tile:
-    """One (sequence, heads, query block): reads its slices and adds to them."""
+    """One block of queries of one sequence and G heads: slices of its queries and of any key block,
+    and sums into slices of gradients.
+    """
 
     def __init__(
         self,
@@ -108,10 +110,11 @@ class Tile:
         self.n, self.i = rest // q_blocks * G, rest % q_blocks
         self.kv, self.kv_heads = self.n // config.shares, max(G // config.shares, 1)
         self.kv_G = (self.n + jnp.arange(G)) // config.shares
-        self.head = self.n + positions.first_head  # n counts heads here, head those of the layer
+        # n indexes this device's heads, head the layer's.
+        self.head = self.n + positions.first_head
 
     def lower(self) -> "Tile":
-        """Returns the tile of the lower half of the rows."""
+        """Returns the tile of the lower (later) half of the queries."""
         half = copy.copy(self)
         half.config = dataclasses.replace(self.config, q_block=self.config.q_block // 2)
         half.i = 2 * self.i + 1
@@ -194,6 +197,7 @@ class Tile:
 
         def logits_GTS(content_GTS, params, q_cum_log_forget_TN, k_cum_log_forget_SN):
             tau_1NTS = layer.temperature(params, queries.pos_BT, keys.pos_BT)
+            # A temperature of the query alone is already multiplied into q.
             if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
                 content_GTS = content_GTS * own(tau_1NTS)
             content_GTS = capped(content_GTS, self.config.softcap)
@@ -215,7 +219,7 @@ def visible_blocks(
     """Returns first_XBI, end_XBI: query block I sees no key block outside of [first, end), for each
     window X.
 
-    It compares the ranges of positions and segments of blocks, without padding.
+    It compares the ranges of the blocks' positions and segments; padding does not count.
     """
 
     def extremes(x_BT, seg_BT, block):
@@ -235,7 +239,7 @@ def visible_blocks(
     near_XBIJ = jnp.stack(
         [
             near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
-            for w in config.windows  # the sums cannot overflow: both blocks hold a position
+            for w in config.windows  # all-padding blocks overflow here, but near_BIJ is False there
         ]
     )
     J = near_BIJ.shape[-1]
@@ -245,12 +249,12 @@ def visible_blocks(
 
 
 def upper_half_end(config: BlockwiseConfig, positions: TokenPositions) -> jax.Array | None:
-    """Returns end_XBI for the upper half of the rows of query block I, at most the end of the whole
-    block.
+    """Returns end_XBI for the upper (earlier) half of the queries of block I, at most the end of
+    the whole block.
 
-    On the causal diagonal the last tile is half masked: its upper rows see none of its keys, and
-    this end leaves them out. None where tiles run side by side, where that would cost more than it
-    saves.
+    If q_block is at least 2 k_block, the upper half sees no key of the last key block on the causal
+    diagonal, and this end leaves that block out. None if tiles run side by side: there it would
+    cost more than it saves.
     """
     if config.lanes > 1 or not config.causal or config.q_block % 2:
         return None
@@ -267,7 +271,10 @@ def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
 
 
 def even_block(length: int, most: int) -> int:
-    """Returns the block size that cuts `length` evenly into the fewest blocks of at most `most`."""
+    """Returns the block size that cuts `length` evenly into the fewest blocks of at most `most`.
+
+    Sizes of 8 or more are rounded up to a multiple of 8.
+    """
     size = -(-length // -(-length // most))
     return size if size < 8 else -(-size // 8) * 8
 

@@ -57,7 +57,7 @@ def document_ordinals(seg_BT: jax.Array) -> jax.Array:
     """Returns ordinal_BT: 0 for the tokens of a row's first document, 1 for those of the next, and
     so on.
 
-    Padding counts as a document; the tokens of a segment stand together.
+    Padding counts as a document. The tokens of a segment must be in consecutive slots.
     """
     changes_BT = jnp.pad(seg_BT[:, 1:] != seg_BT[:, :-1], ((0, 0), (1, 0)))
     return jnp.cumsum(changes_BT.astype(jnp.int32), axis=1)
@@ -94,8 +94,8 @@ def fold_bias(
     """Returns (q_BTNX, k_BSKX) whose product is q . k / sqrt(H) - m (i - j), up to a constant of
     the row.
 
-    Use them with a softmax scale of 1 and a mask that is causal in slots; the tokens of a document
-    stand in consecutive slots. Key columns depend on slot and document only, so heads can share
+    Use them with a softmax scale of 1 and a mask that is causal in slots. The tokens of a document
+    must be in consecutive slots. Key columns depend on slot and document only, so heads can share
     keys; query columns hold the slopes.
 
     Error: for weights above e^-50 of the row's largest, at most 50 * 2^-17 = 4e-4 nats, plus
@@ -108,7 +108,7 @@ def fold_bias(
       multiple: X is padded with zeros to a multiple of it, e.g. 8.
       ordinal_BS: from `document_ordinals`, for a kernel without segments: two more columns give
         earlier documents weight zero, exactly. None: the kernel masks documents.
-      head_dim: H of the values; q and k have as many columns or more.
+      head_dim: H of the values; q and k have at least H columns.
 
     Raises:
       ValueError: a dtype that does not hold whole numbers up to 256, or slopes not one per query

@@ -81,11 +81,11 @@ def flash_attention(
     zero.
 
     Args:
-      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; where q
-        and k have more columns, v is padded to as many.
+      q_BTNH, k_BTKH, v_BTKH: rotated, of one dtype; K divides N. H is the head dim of v; if q and k
+        have more columns, v is padded to their number.
       bias: slope_N, float32, of a bias -slope * distance, with a gradient; or a `BiasTable`,
         without one.
-      seg_BT: documents, whose tokens stand together; 0 is padding.
+      seg_BT: documents, each in consecutive slots; 0 is padding.
       window: one number for all heads, or window_N; keys at this distance or beyond are masked.
       sink_N: as in `OptionalInputs`.
       epsilon: largest share of a row's softmax sum that may be left out.

@@ -172,7 +172,7 @@ def forward_kernel(
     out_ref,
     lse_ref,
 ):
-    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros for blind rows."""
+    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where no key is seen."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]

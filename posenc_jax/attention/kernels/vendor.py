@@ -120,14 +120,13 @@ def vendor_attention(
     seg_BT: jax.Array,
     window: int | None,
 ) -> jax.Array:
-    """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; blind rows are
-    zero.
+    """Returns out_BTNH by a kernel of `KERNELS`: causal, aligned, documents apart; zeros for a
+    query that sees no key.
 
     Args:
       q_BTNH, k_BTKH: rotated; q_BTNH multiplied by its temperature.
       layer: for the slopes. learned: its parameters, and sink_N (our kernel only) or None.
-      seg_BT: documents, whose tokens stand together; 0 is padding. window: as in
-        `AttentionSettings`.
+      seg_BT: documents, each in consecutive slots; 0 is padding. window: as in `AttentionSettings`.
 
     Raises:
       ValueError: for cuDNN before Hopper, a head dim above 120.
@@ -162,7 +161,7 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, slope_N, seg_BT, window):
         q_BTNH, k_BTKH, slope_N, _CUDNN_MULTIPLE, document_ordinals(seg_BT), H
     )
     X = q_BTNX.shape[-1]
-    v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # it wants one head dim for all
+    v_BTKX = jnp.pad(v_BTKH, ((0, 0), (0, 0), (0, 0), (0, X - H)))  # one head dim for q, k and v
     out_BTNX = jax.nn.dot_product_attention(
         q_BTNX,
         k_BTKX,

@@ -11,9 +11,9 @@ collective. Heads of a group without a cut-off go around together, as far as any
 
 The backward pass starts with the keys that the forward pass ended with and goes around in reverse.
 The gradients of the keys travel with them and arrive at the device of origin with the last hop.
-Memory is O(T / devices): a second copy of the keys, and no array of size T x S.
+Memory is O(T / devices): each device holds a second copy of its keys and no array of size T x S.
 
-Dims beside those of tiles: X bundles of heads, one after another; R devices of the ring.
+Dims beside the dims of tiles: X bundles of heads, one after another; R devices of the ring.
 """
 
 import functools
@@ -69,8 +69,8 @@ def ring_attention(
 ) -> jax.Array:
     """Returns `blockwise_attention` of arrays whose tokens are split over an axis of the mesh.
 
-    Arguments as for `blockwise_attention`. Each device of the ring may leave out its equal part of
-    `epsilon`.
+    The arguments are those of `blockwise_attention`. `epsilon` is divided equally among the devices
+    of the ring.
     """
     ring = _ring_of(q_BTNH)
 
@@ -94,7 +94,7 @@ def ring_hops(
     settings: BlockwiseSettings = DEFAULT_SETTINGS,
     sink_N: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns hops_N: how many times `ring_attention` passes on the keys of each query head."""
+    """Returns hops_N: the number of hops that `ring_attention` makes for each query head."""
     ring = _ring_of(q_BTNH)
 
     def local(operands, positions, first_head):

@@ -1,9 +1,9 @@
 """Early stop of the ring: the number of hops after which no row needs more keys.
 
 At the start, every device sends the others a few numbers about its keys: the ranges of segments
-and positions, the last key, the largest norm. From these a device knows whether any of its rows
-sees a key on another device, and, by the bound of `posenc_jax.attention.blockwise.cutoff`, whether
-those keys can still change the result.
+and positions, the last key, the largest norm. From these each device computes whether any of its
+queries sees a key on another device, and, by the bound of
+`posenc_jax.attention.blockwise.cutoff`, whether those keys can still change the result.
 
 Dims: R devices of the ring, in the order of the tokens.
 """
@@ -61,7 +61,7 @@ class EarlyStop(NamedTuple):
         if tail_table is not None:  # one block per device: bounds of the keys before its end
             own = cutoff.tail_bounds(
                 *tail_table,
-                config.longest,
+                config.distances,
                 operands.k_BKSH,
                 positions.queries,
                 positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
@@ -83,7 +83,7 @@ class EarlyStop(NamedTuple):
             pos_BT, seg_BT = positions.queries[:2]
             furthest = jnp.where(seg_BT != 0, pos_BT, np.iinfo(np.int32).min).max()
             nearest_R = jnp.minimum(ranges.pos_low_BR.min(0), furthest)
-            tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.longest))
+            tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.distances))
         return cls(config, ring, operands, positions, ranges, tail)
 
     def norm_BKR(self, kv_heads: int) -> jax.Array:

@@ -301,8 +301,8 @@ def square(text, length):
 )
 def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, kernel, call):
     chip = HARDWARE[chip]
-    if chip.missing:
-        pytest.skip(chip.missing)
+    if chip.install_hint:
+        pytest.skip(chip.install_hint)
     length, axes = 4096, {"data": 2, "model": 2}
     text, temporaries = compiled(chip, topology, axes, kernel, length)
     assert call in text
