@@ -3,28 +3,30 @@ tuning runs alone.
 
 Command:  python scripts/study.py --study=configs/studies/recipe_rates.py --workdir=studies/recipe_rates
 Reaches:  not measured
-Takes:    not measured; 16 runs of 3,000 steps
+Takes:    not measured; 12 runs
 
-The same four rates for every arm, a factor sqrt 10 apart. Among those within 0.005 bits per byte of
-the best within L the one with the highest `least_id` is taken (the least of Y_R's tasks at L, above
+The recipe and the length are those of configs/studies/hybrids.py. The same three rates for every
+arm, a factor 2 apart. Among those within 0.005 bits per byte of the
+best within L the one with the highest `least_id` is taken (the least of Y_R's tasks at L, above
 chance).
 """  # noqa: E501
 
 from ml_collections import ConfigDict
 
-from configs.studies.recipes import PARENTS, base
+from configs.studies import hybrids
 from posenc_jax.study.grid import Study, Tuning
 
+RATED = ("rope", "alibi", "sum", "coupled")
 STUDY = Study(
     tier="cpu",
-    arms=PARENTS,
+    arms=tuple(arm for arm in hybrids.STUDY.arms if arm.name in RATED),
     seeds=(0, 1, 2),
-    tuning=Tuning(rates=(0.000316, 0.001, 0.00316, 0.01), seed=90),
+    tuning=Tuning(rates=(0.00211, 0.00422, 0.00844), seed=90),
     tuning_suite="E3,Y_R",
     skip=lambda cell: None if cell.tuning else "the rates alone are asked for here",
 )
 
 
 def get_config(run: str) -> ConfigDict:
-    """Returns the configuration of one run, e.g. rope-s90-lr0.01."""
-    return STUDY.fill(run, base())
+    """Returns the configuration of one run, e.g. rope-s90-lr0.00422."""
+    return STUDY.fill(run, hybrids.base())
