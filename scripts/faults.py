@@ -2,8 +2,9 @@
 
 Injects faults into small runs and reports for each: whether the result equals that of the
 undisturbed run bit for bit, whether the fault was detected, and how many steps were taken again.
-Exit code 1 if any trial failed. --trials: trials of each fault; --cheap: trials of faults that need
-no process of their own. --table=a.jsonl,b.jsonl.gz prints the table of stored rows.
+Exit code 1 if any trial failed; the row of a failed trial keeps both ends of its output.
+--trials: trials of each fault; --cheap: trials of faults that need no process of their own.
+--table=a.jsonl,b.jsonl.gz prints the table of stored rows.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from faults.small_run import SmallRun
     from faults.suite import CHEAP, FAULTS, chosen
-    from faults.trial import failed, stored, table
+    from faults.trial import failed, kept, stored, table
 
     trials = []
     if _TABLE.value:
@@ -44,7 +45,10 @@ def main() -> int:
         for name in chosen(_ONLY.value):
             count = (_CHEAP.value or _TRIALS.value) if name in CHEAP else _TRIALS.value
             for trial in FAULTS[name](run, count, random.Random(f"{name}-{_SEED.value}")):
-                trial = dataclasses.replace(trial, said=trial.said.replace(folder, "..."))
+                texts = {
+                    name: getattr(trial, name).replace(folder, "...") for name in ("said", "output")
+                }
+                trial = kept(dataclasses.replace(trial, **texts))
                 trials.append(trial)
                 if _OUT.value:
                     with Path(_OUT.value).open("a") as file:
@@ -52,7 +56,8 @@ def main() -> int:
             print(f"{name}: {len(trials)} trials so far", file=sys.stderr, flush=True)
     print(table(trials))
     for trial in failed(trials):
-        print(f"{trial.fault}, {trial.detail}: {trial.said}", file=sys.stderr)
+        ended = f"exit codes {trial.exit_codes}: {trial.said or trial.output}"
+        print(f"{trial.fault}, {trial.detail}, {ended}", file=sys.stderr)
     return 1 if failed(trials) else 0
 
 

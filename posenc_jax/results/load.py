@@ -203,7 +203,7 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     info = checked_record(read_json(run / "run.json"), str(run / "run.json"))
     evaluation = evaluation_folder(run, split)
     path, ended = evaluation / "rows.jsonl", evaluation / "evaluation.json"
-    metrics = _log(run / "metrics.jsonl")
+    metrics = _log(run / "metrics.jsonl", info)
     numbered, cut = read_json_lines(path) if path.exists() else ([], 0)
     checked = [(number, checked_row(stored, path, number)) for number, stored in numbered]
     rows = rows_of_run(checked, path, info, name, split)
@@ -237,10 +237,18 @@ def _read_run(run: Path, folder: Path, split: str) -> RunData:
     )
 
 
-def _log(path: Path) -> tuple[Mapping, ...]:
-    numbered = read_json_lines(path)[0] if path.exists() else []
+def _log(path: Path, info: Mapping) -> tuple[Mapping, ...]:
+    if not path.exists():
+        return ()
+    numbered = read_json_lines(path)[0]
     for number, row in numbered:
         check_logged(row, f"{path}, line {number}")
+    last = max((row["step"] for _, row in numbered), default=0)
+    if info["finished"] and last < info["steps"]:
+        raise ValueError(
+            f"{path} ends at step {last} of {info['steps']}, though the run has finished; restore "
+            "it, or remove it to leave out its curves"
+        )
     return tuple(row for _, row in numbered)
 
 

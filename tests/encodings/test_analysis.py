@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,19 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     )
     assert out.returncode == 0, out.stderr
     assert "! " in out.stdout
+    _, names, below = out.stdout.split("\n", 2)
+    for column in (
+        "slope",
+        "lost by L",
+        "tau",
+        "sight",
+        "horizon",
+        "blind",
+        "window",
+        "pairs unseen",
+    ):
+        assert column in names
+        assert re.search(rf"\b{column}( m)?: ", below), column  # explained under the table
     record = json.loads((tmp_path / "look" / "reach.json").read_text())
     assert [h["head"] for h in record["heads"]] == [0, 1, 2, 3]
     m = 2.0**-4
@@ -139,6 +153,15 @@ def test_the_command_prints_a_table_and_writes_json_and_pictures(tmp_path):
     for name in ("bias", "rotation", "kernels", "horizon"):
         assert (tmp_path / "look" / f"{name}.png").stat().st_size > 5000
         assert (tmp_path / "look" / f"{name}.csv").read_text().count("\n") > 3
+
+
+@pytest.mark.thorough
+def test_a_scheme_of_which_nothing_stands_out_has_no_warning_mark(forks):
+    done = forks.run(
+        "scripts/inspect_scheme.py", "--scheme=nope", "--train_length=64", "--length=128"
+    )
+    assert done.stdout.splitlines()[-1] == "nothing stands out"
+    assert "!" not in done.stdout
 
 
 @pytest.mark.thorough

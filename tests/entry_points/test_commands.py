@@ -1,5 +1,6 @@
 """The commands as a user types them, in processes of their own, at toy size."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,39 @@ def test_running_a_study_again_does_nothing_twice(study, forks):
 
 def smoke(*overrides):
     return ("train.py", "--config=configs/smoke.py:rope", *overrides)
+
+
+@pytest.mark.thorough
+def test_a_run_and_its_evaluation_say_what_was_done_and_what_comes_next(tmp_path, forks):
+    text, workdir = tmp_path / "text", tmp_path / "run"
+    text.mkdir()
+    for number in range(12):
+        (text / f"{number}.txt").write_text(f"text {number} of a few words\n" * 60)
+    done = forks.run(
+        *smoke("--config.model.num_layers=1", "--config.train.steps=2"),
+        "--config.train.save_every=2",
+        "--config.train.dev_every=2",
+        "--config.train.dev_windows=8",
+        "--config.data.corpus=text_folder",
+        f"--config.data.folder={text}",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        f"--workdir={workdir}",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((workdir / "run.json").read_text())
+    first, *_, last, following = done.stdout.splitlines()
+    for words in (f"{record['parameters']:,} parameters", f"{record['tokens']:,} tokens", "cpu"):
+        assert words in first
+    dev = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["dev_loss"]
+    assert last.endswith(f"dev loss {dev:.4f}")
+    assert following == f"next: python scripts/evaluate.py --workdir={workdir}"
+    done = forks.run(*following.split()[2:], "--suite=E3", "--lengths=1")
+    assert done.returncode == 0, done.stderr
+    head, bits, *_, path, following = done.stdout.splitlines()
+    assert head.split()[-4:] == ["4", "L", "8", "L"]
+    assert bits.startswith("bits per byte")
+    assert path == f"{workdir / 'evaluation_dev' / 'rows.jsonl'}"
+    assert following == f"next: python scripts/report.py --workdir={workdir}"
 
 
 WRONG = [

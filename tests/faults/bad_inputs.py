@@ -13,7 +13,7 @@ from posenc_jax.training.config import from_sections
 
 from faults.kills import await_seen
 from faults.small_run import SmallRun, without_progress
-from faults.trial import Trial
+from faults.trial import Trial, codes
 
 _VALUES = (
     -1,
@@ -93,7 +93,8 @@ def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[T
         await_seen(process, lambda w: (w / "run.json").exists(), workdir, pause=0.005)
         sound = process.poll() in (None, 0)
         process.kill()
-        err = without_progress(process.communicate()[1]).strip()
+        out, err = process.communicate()
+        output, err = f"{err}{out}", without_progress(err).strip()
         names = [part for name in typed for part in name.split(".")[1:]]
         named = any(name.replace("_", " ") in err.replace("_", " ") for name in names)
         refused = process.returncode == WRONG_INPUT and len(err.splitlines()) == 1 and named
@@ -104,6 +105,8 @@ def settings_typed(run: SmallRun, trials: int, rng: random.Random) -> Iterator[T
             str(typed),
             undetected=bad,
             said="" if sound else err,
+            exit_codes=codes(process),
+            output=output,
             **measured,
         )
 
@@ -146,7 +149,9 @@ def corpora(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             "a strange corpus",
             name,
             undetected=bad or not peak,
-            said=process.stderr.strip()[-300:],
+            said=process.stderr.strip()[:300],
+            exit_codes=codes(process),
+            output=f"{process.stderr}{process.stdout}",
             seconds=time.monotonic() - began,
             peak_mb=float(peak or "nan"),
         )

@@ -18,11 +18,12 @@ from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.results import manifest
 from posenc_jax.results.files import write_json
+from posenc_jax.results.schema import WRONG_INPUT
 from posenc_jax.training.config import deciding, from_sections
 from posenc_jax.training.workdir import check_owner, check_same_config
 
-from faults.small_run import SmallRun
-from faults.trial import Trial
+from faults.small_run import SmallRun, finished, record
+from faults.trial import Trial, codes
 
 
 def power_loss(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -156,6 +157,38 @@ def _said(call) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def other_run(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
+    """By train.py: a finished run refuses another learning rate; another seed has other links."""
+    want = run.reference()
+    for index in range(trials):
+        workdir = run.fresh(f"rate-{index}")
+        shutil.copytree(run.folder / "undisturbed", workdir)
+        rate = rng.uniform(1e-4, 1e-3)
+        process = run.fork(workdir, f"--config.optimizer.learning_rate={rate}")
+        out, err = process.communicate()
+        named = "optimizer.learning_rate" in err and len(err.splitlines()) == 1
+        yield Trial(
+            "another config, typed",
+            f"learning_rate={rate}",
+            undetected=not (process.returncode == WRONG_INPUT and named),
+            said=err.strip(),
+            exit_codes=codes(process),
+            output=f"{err}{out}",
+        )
+        workdir = run.fresh(f"seed-{index}")
+        process = run.fork(workdir, f"--config.train.seed={index + 1}")
+        out, err = process.communicate()
+        same = [link for link in ("chain", "data_chain") if record(workdir)[link] == want[link]]
+        yield Trial(
+            "another seed",
+            f"seed {index + 1}",
+            undetected=bool(same) or not finished(workdir),
+            said=f"equal: {', '.join(same)}" if same else "",
+            exit_codes=codes(process),
+            output=f"{err}{out}",
+        )
 
 
 def other_bits(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from posenc_jax.checkpoints.manager import CheckpointManager
 from posenc_jax.results import manifest
 from posenc_jax.results.manifest import Corrupted
+from posenc_jax.results.schema import DONE, WRONG_INPUT
 
-from faults.small_run import SmallRun, last_logged
-from faults.trial import Trial
+from faults.small_run import SmallRun, last_logged, outputs
+from faults.trial import Trial, codes
 
 
 def flipped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -89,11 +90,15 @@ def all_damaged(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tria
             path.write_bytes(path.read_bytes()[:-1] + b"?")
         before = last_logged(workdir)
         process = run.start(workdir)
-        _, err = process.communicate()
-        refused = process.returncode == 2 and "every checkpoint in" in err
+        out, err = outputs(process, workdir)
+        refused = process.returncode == WRONG_INPUT and "every checkpoint in" in err
         kept = len(err.strip().splitlines()) == 1 and last_logged(workdir) == before
         yield Trial(
-            "all checkpoints damaged", "", undetected=not (refused and kept), said=err.strip()
+            "all checkpoints damaged",
+            undetected=not (refused and kept),
+            said=err.strip(),
+            exit_codes=codes(process),
+            output=f"{err}{out}",
         )
 
 
@@ -104,7 +109,7 @@ def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         last = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name))
         path = rng.choice([p for p in _files(last) if p.stat().st_size])
         path.write_bytes(path.read_bytes()[:-1])
-        first, _, err = run.finish(workdir)
+        first, code, out, err = run.finish(workdir)
         named = path.name in err and "Traceback" not in err
         yield Trial(
             "the last checkpoint damaged",
@@ -113,6 +118,8 @@ def gone_on(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             not named,
             int(last.name) - first,
             err.strip(),
+            exit_codes=str(code),
+            output=f"{err}{out}",
         )
 
 
@@ -123,14 +130,16 @@ def stale(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
         for name in (".saving-99/state.orbax-checkpoint-tmp", ".deleting-1/state", "3000"):
             (workdir / "checkpoints" / name).mkdir(parents=True)
         process = run.start(workdir)
-        _, err = process.communicate()
+        out, err = outputs(process, workdir)
         left = [p.name for p in (workdir / "checkpoints").glob(".*")]
         yield Trial(
             "stale folders",
             "",
             run.wrong(workdir),
-            bool(left) or process.returncode != 0,
+            bool(left) or process.returncode != DONE,
             said=err.strip(),
+            exit_codes=codes(process),
+            output=f"{err}{out}",
         )
 
 

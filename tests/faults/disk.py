@@ -1,6 +1,7 @@
 """Full and read-only disks; both faults need permission to mount a file system."""
 
 import contextlib
+import dataclasses
 import random
 import subprocess
 import time
@@ -9,17 +10,16 @@ from pathlib import Path
 
 from posenc_jax.results.schema import DONE, UNWRITABLE, WRONG_INPUT
 
-from faults.kills import await_seen
-from faults.small_run import STEPS, SmallRun, last_logged, without_progress
-from faults.trial import Trial
-
-_LIMIT = 120.0  # seconds without a step in which a run on a full disk must have ended
+from faults.kills import await_seen, suspended
+from faults.small_run import STEPS, SmallRun, last_logged, outputs, without_progress
+from faults.trial import Trial, codes
+from faults.workdirs import checkpoints
 
 
 def full(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
     """A small disk fills up during the run; after it is enlarged, the same command resumes."""
     for index in range(trials):
-        size = rng.randrange(300, 1700)  # kB; a checkpoint takes about 500, and two are kept
+        size = rng.randrange(200, 1000)  # kB; a whole run fits into 1,250
         yield _filled(run, f"full-{index}", "disk full", f"size={size}k", "size=64m")
 
 
@@ -34,47 +34,53 @@ def out_of_inodes(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Tr
 
 def _filled(run: SmallRun, name: str, fault: str, small: str, large: str) -> Trial:
     """Runs on a file system with small limits, enlarges it, and resumes."""
-    workdir = run.fresh(name)
-    with _mounted(workdir, small) as reason:
+    disk = run.fresh(name)
+    workdir = disk / "run"
+    with _mounted(disk, small) as reason:
         if reason:
             return Trial(fault, skipped=reason)
-        process, began = run.start(workdir / "run"), time.monotonic()
-        _end_stalled(process, workdir / "run")
-        _, err = process.communicate()
-        seconds, reached = time.monotonic() - began, last_logged(workdir / "run")
-        room = process.returncode == DONE
-        said = without_progress(err).splitlines()
-        named = process.returncode in (UNWRITABLE, WRONG_INPUT) and len(said) == 1
-        subprocess.run(["mount", "-o", f"remount,{large}", str(workdir)], check=True)
-        first, out, later = run.finish(workdir / "run")
-        wrong = run.wrong(workdir / "run")
-    bad = not (room or named) or "Traceback" in later
+        trial = _failing(fault, small, run.start(workdir), workdir, "No space left on device")
+        if trial.exit_codes == str(DONE):
+            whole = not run.wrong(workdir) and STEPS in checkpoints(workdir)
+            return _skipped(trial, "there was room") if whole else trial
+        subprocess.run(["mount", "-o", f"remount,{large}", str(disk)], check=True)
+        return _repaired(run, workdir, trial)
+
+
+def _failing(fault: str, detail: str, process, workdir: Path, cause: str) -> Trial:
+    """Waits for the end of a run that cannot write; one line must name the cause."""
+    began = time.monotonic()
+    out, err = outputs(process, workdir)
+    lines = without_progress(err).splitlines()
+    named = process.returncode in (UNWRITABLE, WRONG_INPUT) and len(lines) == 1 and cause in err
     return Trial(
         fault,
-        small,
-        wrong,
-        bad,
-        0 if room else reached - first,
-        " ".join(said)[:300],
-        save_cut=not room,
-        seconds=seconds,
-        exit_codes=str(process.returncode),
-        output=f"{err}{out}{later}"[-2000:] if bad or wrong else "",
+        detail,
+        undetected=not named,
+        lost_steps=last_logged(workdir),  # all, until it resumes
+        said=" ".join(lines)[:300],
+        save_cut=True,
+        seconds=time.monotonic() - began,
+        exit_codes=codes(process),
+        output=f"{err}{out}",
     )
 
 
-def _end_stalled(process: subprocess.Popen, workdir: Path) -> None:
-    """Waits for the end of a run; kills one without a step for _LIMIT seconds, or twice that for its
-    first.
-    """
-    since, seen = time.monotonic(), 0
-    while process.poll() is None:
-        time.sleep(0.1)
-        now, step = time.monotonic(), last_logged(workdir)
-        if step != seen:
-            since, seen = now, step
-        if now - since > _LIMIT * (1 if seen else 2):
-            process.kill()
+def _skipped(trial: Trial, why: str) -> Trial:
+    return Trial(trial.fault, trial.detail, skipped=why, exit_codes=trial.exit_codes)
+
+
+def _repaired(run: SmallRun, workdir: Path, trial: Trial) -> Trial:
+    """Resumes `trial` on a file system that can be written again, to the end."""
+    first, code, out, err = run.finish(workdir)
+    return dataclasses.replace(
+        trial,
+        wrong=run.wrong(workdir),
+        undetected=trial.undetected or "Traceback" in err,
+        lost_steps=trial.lost_steps - first,
+        exit_codes=f"{trial.exit_codes} {code}",
+        output=f"{trial.output}{err}{out}",
+    )
 
 
 def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -86,9 +92,15 @@ def read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]
                 yield Trial("read-only workdir", skipped=reason)
                 return
             process = run.start(workdir / "run")
-            _, err = process.communicate()
+            out, err = outputs(process, workdir / "run")
         one = process.returncode == WRONG_INPUT and len(err.strip().splitlines()) == 1
-        yield Trial("read-only workdir", "", undetected=not one, said=err.strip())
+        yield Trial(
+            "read-only workdir",
+            undetected=not one,
+            said=err.strip(),
+            exit_codes=codes(process),
+            output=f"{err}{out}",
+        )
 
 
 def turned_read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -96,36 +108,23 @@ def turned_read_only(run: SmallRun, trials: int, rng: random.Random) -> Iterator
     repaired.
     """
     for index in range(trials):
-        workdir, step = run.fresh(f"turned-{index}"), rng.randrange(1, STEPS - 2)
-        with disk_image(workdir) as disk:
+        folder, step = run.fresh(f"turned-{index}"), rng.randrange(1, STEPS - 2)
+        name, workdir = "turns read-only", folder / "run"
+        with disk_image(folder) as disk:
             if disk.reason:
-                yield Trial("turns read-only", skipped=disk.reason)
+                yield Trial(name, skipped=disk.reason)
                 return
-            process = run.start(workdir / "run")
-            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir / "run", 0.001)
-            disk.turn_read_only()
-            began = time.monotonic()
-            _end_stalled(process, workdir / "run")
-            _, err = process.communicate()
-            seconds, reached = time.monotonic() - began, last_logged(workdir / "run")
-            said = without_progress(err).splitlines()
+            process = run.start(workdir)
+            await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
+            with suspended(process):
+                reached = last_logged(workdir)
+                disk.turn_read_only()
+            trial = _failing(name, f"at step {reached}", process, workdir, "Read-only file system")
             disk.repair()
-            first, out, later = run.finish(workdir / "run")
-            wrong = run.wrong(workdir / "run")
-        ended = process.returncode == UNWRITABLE and len(said) == 1 and "Read-only" in said[0]
-        bad = not ended or "Traceback" in later
-        yield Trial(
-            "turns read-only",
-            f"after step {step}",
-            wrong,
-            bad,
-            reached - first,
-            " ".join(said)[:300],
-            save_cut=True,
-            seconds=seconds,
-            exit_codes=str(process.returncode),
-            output=f"{err}{out}{later}"[-2000:] if bad or wrong else "",
-        )
+            if trial.exit_codes == str(DONE) and reached == STEPS:
+                yield _skipped(trial, "it ended first")
+                continue
+            yield _repaired(run, workdir, trial)
 
 
 class DiskImage:

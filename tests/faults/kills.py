@@ -1,5 +1,6 @@
 """Kills, signals, a second trainer, and changes of the mesh, at random and at critical moments."""
 
+import contextlib
 import random
 import signal
 import time
@@ -8,9 +9,20 @@ from pathlib import Path
 
 from posenc_jax.results.schema import DONE, INTERRUPTED, STOPPED, WRONG_INPUT
 
-from faults.small_run import SAVE_EVERY, STEPS, SmallRun, finished, last_logged, record, resumed
-from faults.trial import Trial
+from faults.small_run import (
+    SAVE_EVERY,
+    STEPS,
+    SmallRun,
+    finished,
+    last_logged,
+    outputs,
+    record,
+    resumed,
+)
+from faults.trial import Trial, codes
 from faults.workdirs import checkpoints, lost, names, saving
+
+_UNDER_WAY = 3  # the last steps of a run, in which a signal comes too late to stop it
 
 
 def _in_saving(test: Callable[[list[str]], bool]) -> Callable[[Path], bool]:
@@ -49,8 +61,8 @@ def killed_at_any_moment(run: SmallRun, trials: int, rng: random.Random) -> Iter
             await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
             time.sleep(rng.random() * 0.05)
             process.kill()
-            process.communicate()
-        yield _resumed(run, workdir, "kill -9, any moment", f"after steps {at}", killed=process)
+            process.wait()
+        yield _killed(run, workdir, "kill -9, any moment", f"after steps {at}", process)
 
 
 def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -62,9 +74,7 @@ def killed_in_a_save(run: SmallRun, trials: int, rng: random.Random) -> Iterator
             skip = rng.randrange(STEPS - 2 * SAVE_EVERY)  # not always in the first save
             await_seen(process, lambda w, skip=skip: last_logged(w) >= skip, workdir, pause=0.001)
             await_seen(process, there, workdir, pause=0)
-            process.kill()
-            process.communicate()
-            yield _resumed(run, workdir, f"kill -9, {point}", f"after step {skip}", killed=process)
+            yield _killed(run, workdir, f"kill -9, {point}", f"after step {skip}", process)
 
 
 def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
@@ -77,51 +87,69 @@ def stopped(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             workdir, step = run.fresh(f"stop-{index}"), rng.randrange(1, STEPS - 2)
             process = run.start(workdir)
             await_seen(process, lambda w, step=step: last_logged(w) >= step, workdir, pause=0.001)
-            for number in signals:
-                process.send_signal(number)
+            with suspended(process):
+                reached = last_logged(workdir)
+                process.send_signal(signals[0])
+            for number in signals[1:]:
                 time.sleep(0.005)
-            _, err = process.communicate()
-            codes = (STOPPED, DONE) if fault == "SIGTERM" else (STOPPED, DONE, INTERRUPTED)
-            bad = process.returncode not in codes or "Traceback" in err
-            yield _resumed(
-                run, workdir, fault, f"after step {step}, exit {process.returncode}", bad, err
-            )
+                process.send_signal(number)
+            out, err = outputs(process, workdir)
+            detail = f"at step {reached}"
+            if process.returncode == DONE and reached >= STEPS - _UNDER_WAY:
+                yield Trial(fault, detail, skipped="it ended first", exit_codes=codes(process))
+                continue
+            expected = (STOPPED,) if fault == "SIGTERM" else (STOPPED, INTERRUPTED)
+            bad = process.returncode not in expected or "Traceback" in err
+            yield _resumed(run, workdir, fault, detail, process, bad, (out, err))
 
 
 def doubled(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
-    """Two trainers on one workdir: the second one must refuse."""
+    """Two trainers on one workdir: the second one must refuse while the first one is suspended."""
     for index in range(trials):
         workdir = run.fresh(f"two-{index}")
         first = run.start(workdir)
         await_seen(first, lambda w: (w / "run.json").exists(), workdir, pause=0.01)
-        second = run.start(workdir)
-        _, err = second.communicate()
-        first.communicate()
-        late = second.returncode == 0  # it started after the first had finished
+        with suspended(first):
+            second = run.start(workdir)
+            out, err = outputs(second, workdir)
+        out += "".join(outputs(first, workdir))
         refused = second.returncode == WRONG_INPUT and "another trainer is at work" in err
         yield Trial(
             "two trainers",
-            "the second came late" if late else "",
+            "",
             run.wrong(workdir),
-            not (late or refused),
+            not refused or first.returncode != DONE,
             said=err.strip(),
+            exit_codes=codes(second, first),
+            output=f"{err}{out}",
         )
 
 
 def moved(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
     """One run on 8, 4, 2, 1 and 8 devices in turn; its data must equal those of one device."""
     for index in range(trials):
-        workdir = run.fresh(f"moved-{index}")
+        workdir, legs, output = run.fresh(f"moved-{index}"), [], ""
         for devices in (8, 4, 2, 1):
             process = run.start(workdir, devices=devices)
             goal = last_logged(workdir) + 4
             await_seen(process, lambda w, goal=goal: last_logged(w) >= goal, workdir, pause=0.001)
             process.terminate()
-            process.communicate()
-        run.finish(workdir, devices=8)
+            output += "".join(outputs(process, workdir))
+            legs.append(process)
+        if any(leg.returncode == DONE for leg in legs):
+            ended = "it ended before it was moved"
+            yield Trial("devices 8-4-2-1-8", skipped=ended, exit_codes=codes(*legs))
+            continue
+        _, code, out, err = run.finish(workdir, devices=8)
         want = run.reference()["data_chain"]
         wrong = 0 if finished(workdir) and record(workdir)["data_chain"] == want else 1
-        yield Trial("devices 8-4-2-1-8", "", wrong)
+        yield Trial(
+            "devices 8-4-2-1-8",
+            "",
+            wrong,
+            exit_codes=f"{codes(*legs)} {code}",
+            output=f"{output}{out}{err}",
+        )
 
 
 def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: float) -> None:
@@ -131,28 +159,43 @@ def await_seen(process, there: Callable[[Path], bool], workdir: Path, pause: flo
             time.sleep(pause)
 
 
-def _resumed(run, workdir, fault, detail, undetected=False, said="", killed=None) -> Trial:
+@contextlib.contextmanager
+def suspended(process) -> Iterator[None]:
+    """Suspends a process during a `with` block, so that it takes no step meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def _resumed(run, workdir, fault, detail, process, undetected=False, said=("", "")) -> Trial:
     """Resumes after a fault to the end, and compares with the undisturbed run.
 
     Args:
-      killed: a process that was to be killed; one that ended by itself before is no trial.
+      process: the one with the fault. undetected: it did not end as it should. said: its outputs.
     """
-    if killed is not None and killed.returncode != -signal.SIGKILL:
-        return Trial(fault, detail, skipped=f"it ended first, with {killed.returncode}")
     taken, cut, sound = lost(workdir), saving(workdir), max(checkpoints(workdir), default=0)
     again = run.start(workdir)
-    out, err = again.communicate()
+    out, err = outputs(again, workdir)
     elsewhere = resumed(out) not in (None, sound)
-    bad, wrong = undetected or elsewhere or "Traceback" in err, run.wrong(workdir)
-    codes = [*([] if killed is None else [killed.returncode]), again.returncode]
     return Trial(
         fault,
         detail,
-        wrong,
-        bad,
+        run.wrong(workdir),
+        undetected or elsewhere or "Traceback" in err,
         taken,
-        said.strip(),
+        said[1].strip(),
         save_cut=cut,
-        exit_codes=" ".join(map(str, codes)),
-        output=f"{said}{out}{err}"[-2000:] if bad or wrong else "",
+        exit_codes=codes(process, again),
+        output="".join((*said, out, err)),
     )
+
+
+def _killed(run, workdir, fault, detail, process) -> Trial:
+    """Kills a process and resumes; one that ended by itself before is no trial."""
+    process.kill()
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        return Trial(fault, detail, skipped="it ended first", exit_codes=codes(process))
+    return _resumed(run, workdir, fault, detail, process)

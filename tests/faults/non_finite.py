@@ -33,7 +33,7 @@ def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
     for index in range(trials):
         for what in ("rows", "gradient"):
             mesh, step, device = rng.choice(MESHES), rng.randint(1, STEPS), rng.randrange(DEVICES)
-            corrupted, _, err = _trained(run, f"nan-{index}", mesh, what, [step], device=device)
+            corrupted, code, err = _trained(run, f"nan-{index}", mesh, what, [step], device=device)
             alike = {"device": device} if what == "gradient" else {}
             left_out, _, _ = _trained(run, f"out-{index}", mesh, "left_out", [step], **alike)
             bad = "Traceback" in err or _not_finite(corrupted) > 0
@@ -44,13 +44,13 @@ def one_device(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial
                 ]
                 ours, theirs = leaves_of(corrupted), leaves_of(left_out)
                 wrong = sum(ours[name] != theirs[name] for name in theirs)
-            said = err if bad else ""
             yield Trial(
                 f"NaN in {'one device' if what == 'rows' else 'one piece of a gradient'}",
                 f"{_words(mesh)}, device {device}, step {step}",
                 wrong,
                 bad,
-                said=said,
+                exit_codes=str(code),
+                output=err,
             )
 
 
@@ -76,6 +76,8 @@ def in_a_row(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             wrong,
             bad,
             said=err.strip(),
+            exit_codes=str(code),
+            output=err,
         )
 
 
@@ -103,7 +105,8 @@ def spike(run: SmallRun, trials: int, rng: random.Random) -> Iterator[Trial]:
             "a loss spike",
             f"{size:.0e} in step {step}: {what}; the last five steps {after:+.3f} nats",
             undetected=bad,
-            said=err if bad else "",
+            exit_codes=str(code),
+            output=err,
         )
 
 

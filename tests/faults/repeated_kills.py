@@ -13,7 +13,7 @@ from pathlib import Path
 
 from faults.kills import POINTS, await_seen
 from faults.small_run import STEPS, SmallRun, last_logged, resumed
-from faults.trial import Trial
+from faults.trial import Trial, codes
 from faults.workdirs import checkpoints, lost, saving
 
 _AFTER_A_STEP = 0.05  # seconds, at most; a step takes some milliseconds
@@ -61,10 +61,21 @@ def _chain(run, workdir: Path, waits: bool, most: int, whole: float, rng) -> lis
                 lost_steps=taken,
                 save_cut=cut,
                 said=err.strip(),
+                exit_codes=codes(process),
+                output=f"{err}{out}",
             )
         )
     wrong = run.wrong(workdir)
-    return [dataclasses.replace(t, wrong=wrong, undetected=bool(faults)) for t in trials]
+    return [
+        dataclasses.replace(
+            trial,
+            wrong=wrong,
+            undetected=bool(faults),
+            exit_codes=f"{trial.exit_codes} {codes(process)}",
+            output=f"{trial.output}{err}{out}",
+        )
+        for trial in trials
+    ]
 
 
 _STARTING, _COMPILING = "as it starts", "as it compiles"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from faults.fork_server import ROOT, Fork, ForkServer
@@ -15,6 +16,7 @@ from faults.fork_server import ROOT, Fork, ForkServer
 STEPS, SAVE_EVERY = 30, 5
 DOCUMENTS, WORDS = 40, 1000  # of the corpus, which every start reads again
 _TAIL = 4096  # bytes of metrics.jsonl, some rows of it
+STALLED = 120.0  # seconds without a step after which a run is killed; twice that for its first step
 
 
 class SmallRun:
@@ -97,16 +99,17 @@ class SmallRun:
         """Returns the record of the undisturbed run, trained by `python train.py` at first use."""
         if self._reference is None:
             workdir = self.fresh("undisturbed")
-            out, err = self.start(workdir).communicate()
+            out, err = outputs(self.start(workdir), workdir)
             if not finished(workdir):
                 raise RuntimeError(f"the undisturbed run does not finish: {out}{err}")
             self._reference = record(workdir)
         return self._reference
 
-    def finish(self, workdir: Path, *overrides: str, devices: int = 1) -> tuple[int, str, str]:
-        """Runs `workdir` to its end; returns (step that it went on from, stdout, stderr)."""
-        out, err = self.start(workdir, *overrides, devices=devices).communicate()
-        return resumed(out) or 0, out, err
+    def finish(self, workdir: Path, *overrides: str, devices: int = 1) -> tuple[int, int, str, str]:
+        """Runs `workdir` to its end; returns (step that it went on from, exit code, stdout, stderr)."""
+        process = self.start(workdir, *overrides, devices=devices)
+        out, err = outputs(process, workdir)
+        return resumed(out) or 0, process.returncode, out, err
 
     def wrong(self, workdir: Path, want: dict | None = None) -> int:
         """Returns how many leaves and links differ from those of `want`; all, if it is unfinished.
@@ -121,6 +124,19 @@ class SmallRun:
         have = record(workdir)
         links = sum(have[name] != want[name] for name in ("chain", "data_chain"))
         return links + sum(have["state_sha256"].get(name) != leaves[name] for name in leaves)
+
+
+def outputs(process: subprocess.Popen, workdir: Path) -> tuple[str, str]:
+    """Waits for the end of a run; returns (stdout, stderr). A run without a step for STALLED is killed."""
+    since, seen = time.monotonic(), last_logged(workdir)
+    limit = 2 * STALLED
+    while process.poll() is None:
+        time.sleep(0.05)
+        if (step := last_logged(workdir)) != seen:
+            since, seen, limit = time.monotonic(), step, STALLED
+        if time.monotonic() - since > limit:
+            process.kill()
+    return process.communicate()
 
 
 def resumed(out: str) -> int | None:

@@ -34,6 +34,7 @@ FAULTS = {
     "turns_read_only": disk.turned_read_only,
     "power": checks.power_loss,
     "other_config": checks.other_config,
+    "other_run": checks.other_run,
     "other_bits": checks.other_bits,
     "other_steps": checks.other_steps,
     "evaluate": readers.evaluated,

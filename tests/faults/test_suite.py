@@ -10,7 +10,7 @@ import shutil
 import pytest
 from posenc_jax.results import manifest
 
-from faults import bad_inputs, corrupted_checkpoints, disk, kills, repeated_kills
+from faults import bad_inputs, corrupted_checkpoints, disk, kills, readers, repeated_kills
 from faults.small_run import STEPS, SmallRun, record
 from faults.suite import FAULTS
 from faults.trial import failed, table
@@ -80,9 +80,7 @@ def test_a_real_trainer_that_is_killed_ends_bit_for_bit_as_one_that_was_left_alo
     workdir = run.fresh("killed")
     process = run.start(workdir)
     kills.await_seen(process, lambda w: kills.last_logged(w) >= 12, workdir, 0.001)
-    process.kill()
-    process.communicate()
-    trial = kills._resumed(run, workdir, "kill", "")
+    trial = kills._killed(run, workdir, "kill", "", process)
     assert (trial.wrong, trial.undetected) == (0, False)
     assert failed([trial]) == []
 
@@ -113,6 +111,13 @@ def test_with_all_damaged_a_trainer_stops_with_the_remedy(run):
 def test_a_folder_that_may_not_be_written_is_one_line(run):
     (trial,) = injected(disk.read_only, run, 1)
     assert "Read-only file system" in trial.said
+
+
+@pytest.mark.default_cases(0, thorough=1)
+@pytest.mark.parametrize("fault", [readers.reported, readers.studied])
+def test_a_damaged_file_is_named_or_changes_nothing_that_is_read(tmp_path, fault):
+    with SmallRun(tmp_path) as small:
+        assert len(injected(fault, small, 2)) == 2
 
 
 @pytest.mark.thorough

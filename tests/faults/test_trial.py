@@ -7,7 +7,7 @@ import json
 import pytest
 
 from faults.suite import chosen
-from faults.trial import Trial, failed, stored, table
+from faults.trial import Trial, failed, kept, stored, table
 
 
 def test_a_table_counts_trials_and_says_what_did_not_hold():
@@ -45,3 +45,13 @@ def test_stored_rows_are_the_trials_again(tmp_path, name):
     (tmp_path / "x").write_text('{"faults": 1}\n')
     with pytest.raises(ValueError, match="holds no trials"):
         stored(tmp_path / "x")
+
+
+def test_a_failed_trial_keeps_its_exit_codes_and_the_beginning_of_its_output():
+    text = f"the cause {'x' * 9000} the end"
+    trial = kept(Trial("kill", undetected=True, exit_codes="-9 1", output=text))
+    assert trial.output.startswith("the cause x")
+    assert trial.output.endswith("x the end")
+    assert len(trial.output) < 5000
+    assert trial.exit_codes == "-9 1"
+    assert kept(Trial("kill", exit_codes="-9 0", output=text)).output == ""

@@ -21,7 +21,7 @@ class Trial:
         may lose the steps of that save and those since it started. said: the error line.
       seconds: from the start to the refusal or result. peak_mb: of the process. None: not measured.
       skipped: why the fault could not be tried, or did not land; empty if it did.
-      exit_codes: of the processes, in the order of their ends. output: of a failed trial, its end.
+      exit_codes: of the processes, in the order of their ends. output: what they printed.
     """
 
     fault: str
@@ -36,6 +36,22 @@ class Trial:
     peak_mb: float | None = None
     exit_codes: str = ""
     output: str = ""
+
+
+_KEPT = 2000  # characters of each end of an output
+
+
+def codes(*processes) -> str:
+    """Returns the exit codes of processes that have ended."""
+    return " ".join(str(process.returncode) for process in processes)
+
+
+def kept(trial: Trial) -> Trial:
+    """Returns a trial as its row keeps it: a failed one with the beginning and the end of its output."""
+    text = trial.output if failed([trial]) else ""
+    if len(text) > 2 * _KEPT:
+        text = f"{text[:_KEPT]}\n... {len(text) - 2 * _KEPT} characters ...\n{text[-_KEPT:]}"
+    return dataclasses.replace(trial, output=text)
 
 
 def stored(path: Path) -> list[Trial]:

@@ -62,15 +62,15 @@ def _one(run, workdir: Path, victim: int, how: signal.Signals, step: int, want: 
     elsewhere = resumed(again[0].communicate()[0]) not in (None, sound)
     bad |= elsewhere or codes_again != [0, 0]
     detail = f"process {victim}, step {step}: the other ends {seconds:.1f} s later, with {codes[1 - victim]}"
-    said = f"{codes} {codes_again} {' '.join(said)} {' '.join(said_again)}"[-2000:] if bad else ""
     return Trial(
         f"{how.name} to one of two processes",
         detail,
         run.wrong(workdir, want),
         bad,
         taken,
-        said,
         save_cut=cut,
+        exit_codes=" ".join(map(str, (*codes, *codes_again))),
+        output="".join((*said, *said_again)),
     )
 
 

@@ -296,7 +296,7 @@ def test_every_measurement_below_a_bench_page_has_its_command_there(page):
         assert shlex.split(record["command"])[2:] in typed, record["command"]
 
 
-@pytest.mark.parametrize("rows", ["later.jsonl.gz", "waited.jsonl.gz"])
+@pytest.mark.parametrize("rows", ["every.jsonl.gz", "later.jsonl.gz", "waited.jsonl.gz"])
 def test_a_table_of_faults_is_what_its_rows_print(rows):
     trials = trial.stored(ROOT / "results" / "faults" / rows)
     assert trial.table(trials) in (ROOT / "results" / "faults" / "README.md").read_text()

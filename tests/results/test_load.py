@@ -295,6 +295,24 @@ def test_a_log_line_of_no_run_is_refused(tmp_path):
         load(tmp_path, "dev")
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"step": 20, "loss": 2.0}\n', '{"step": 20, "loss": 2.0}\n{"step": 40, "lo']
+)
+def test_a_log_that_ends_before_its_finished_run_is_refused(tmp_path, text):
+    run = write_run(tmp_path / "rope-s0", ROWS)
+    (run / "metrics.jsonl").write_text(text)
+    words = (
+        r"metrics\.jsonl ends at step \d+ of 40, though the run has finished; restore it, or remove"
+    )
+    with pytest.raises(ValueError, match=words):
+        load(run, "dev")
+    edit(run / "run.json", finished=False)  # the log of a run that goes on, or was killed
+    assert len(load(run, "dev").runs[0].metrics) == text.count("}")
+    edit(run / "run.json", finished=True)
+    (run / "metrics.jsonl").unlink()
+    assert load(run, "dev").runs[0].metrics == ()
+
+
 def test_mixtures_are_refused(tmp_path):
     study(tmp_path / "twins")
     write_run(tmp_path / "twins/more/rope-s0", ROWS)
