@@ -13,7 +13,7 @@ from posenc_jax.training.config import RunConfig
 
 
 def get_config(scheme: str = "rope+alibi") -> ConfigDict:
-    """Returns the configuration for one scheme (in the scheme language)."""
+    """Returns the configuration for one scheme (a line of the scheme grammar)."""
     config = ConfigDict(dataclasses.asdict(RunConfig()))
     config.model.update(
         scheme=scheme, model_dim=64, num_heads=4, head_dim=32, mlp_dim=128, embedding_scale=8.0

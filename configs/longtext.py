@@ -18,7 +18,7 @@ from configs import lm
 
 
 def get_config(scheme: str = "rope+alibi") -> ConfigDict:
-    """Returns the configuration for one scheme (in the scheme language)."""
+    """Returns the configuration for one scheme (a line of the scheme grammar)."""
     config = lm.get_config(scheme)
     config.data.update(
         task="classification", corpus="stdlib_definitions", retrieval_share=0.0, text_weight=1.0

@@ -2,7 +2,7 @@
 trained at.
 
 Command:  python train.py --config=configs/vision.py:axial --workdir=runs/vision/axial-s{seed} --seeds=0,1,2
-Schemes:  axial, mixed, alibi2d, learned, sinusoidal; a line of the scheme language works too
+Schemes:  axial, mixed, alibi2d, learned, sinusoidal; a line of the scheme grammar works too
 Reaches:  results/vision has the accuracy of five schemes at 8, 12 and 16 pixels, three seeds each
 Takes:    less than a minute a seed on one idle core
 Other images: --config.image.corpus=cifar10 --config.image.size=32 --config.image.patch_size=4

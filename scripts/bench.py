@@ -151,17 +151,17 @@ def _written(result, out: Path):
 
 
 def _figure(result):
-    """Returns the panels of a result side by side, one line of marks per label."""
+    """Returns the panels of a result side by side, one line of points per label."""
     from posenc_jax.report import style
     from posenc_jax.report.figure import Figure, panels_of
 
-    shown = [marks for panel in result.panels for marks in panel.series.values()]
-    labels = list(dict.fromkeys(mark[0] for marks in shown for mark in marks))
+    shown = [points for panel in result.panels for points in panel.series.values()]
+    labels = list(dict.fromkeys(point[0] for points in shown for point in points))
     crowd = max(len(panel.series) for panel in result.panels)
 
     def draw(axes, panel):
-        for index, (name, marks) in enumerate(panel.series.items()):
-            names, low, middle, high = zip(*marks, strict=True)
+        for index, (name, points) in enumerate(panel.series.items()):
+            names, low, middle, high = zip(*points, strict=True)
             spacing = min(0.3, 0.8 / len(panel.series))
             shift = spacing * (index - (len(panel.series) - 1) / 2)
             y = [labels.index(label) + shift for label in names]

@@ -15,7 +15,7 @@ from absl import flags
 from posenc_jax import cli
 
 _SCHEME = flags.DEFINE_string(
-    "scheme", None, "Scheme, in the scheme language, or a preset", required=True
+    "scheme", None, "Scheme, a line of the scheme grammar, or a preset", required=True
 )
 _LAYERS = flags.DEFINE_integer(
     "num_layers", 0, "Layers; 0: one period of the scheme", lower_bound=0
@@ -98,14 +98,11 @@ def main() -> None:
         )
     gated = sum(layer.gated for layer in placed.layers)
     if gated:
-        warnings.append(
-            f"tokens decide a bias in {gated} layers: it is shown for tokens at rest, x = 0"
-        )
+        warnings.append(f"a bias is computed from tokens in {gated} layers: it is shown for x = 0")
     tempered = sum(layer.tempered_by_tokens for layer in placed.layers)
     if tempered:
         warnings.append(
-            f"tokens decide a temperature in {tempered} layers: it is shown for tokens at rest, x "
-            "= 0"
+            f"a temperature is computed from tokens in {tempered} layers: it is shown for x = 0"
         )
 
     stretched = f" under {_STRETCH.value}" if _STRETCH.value else ""

@@ -27,7 +27,15 @@ from posenc_jax.attention.kernels.flash import flash_attention
 from posenc_jax.attention.kernels.vendor import KERNELS
 from posenc_jax.bench import peers, pytorch
 from posenc_jax.bench.peak_memory import Compiled, peak
-from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, mark, ms, with_quartiles
+from posenc_jax.bench.result import (
+    BenchResult,
+    Panel,
+    aligned,
+    failure_text,
+    ms,
+    ratio_point,
+    with_quartiles,
+)
 from posenc_jax.bench.timing import WARM_UPS, Pace, interleaved, spread
 from posenc_jax.encodings import alibi_slopes, parse
 from posenc_jax.encodings.scheme import PlacedLayer
@@ -304,7 +312,7 @@ def _first_runs(
             peak_bytes, source = peak(run)
             seconds = time.perf_counter() - start
         except Exception as error:  # the compiler failed or memory ran out
-            missing[name] = failure(error)
+            missing[name] = failure_text(error)
             if name.startswith(BASELINE):  # a fault of our own code
                 traceback.print_exc()
             continue
@@ -366,6 +374,6 @@ def _panel(rows: list[dict], direction: str) -> Panel:
     for row in rows:
         if row["direction"] == direction:
             series.setdefault(f"{row['length']:,} tokens", []).append(
-                mark(row["implementation"], row)
+                ratio_point(row["implementation"], row)
             )
     return Panel(f"{direction}: time relative to {_baselines(rows)}", series)

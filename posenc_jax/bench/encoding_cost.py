@@ -1,5 +1,5 @@
-"""Bench of encodings: cost of a training step, a forward pass, memory and parameters, relative to
-nope.
+"""Bench of encodings: compares them with nope by the time of a training step and of a forward pass,
+by memory and by added parameters.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posenc_jax.bench.peak_memory import memory_plan
-from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, ratio_point, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import REGISTRY, Temperature
 from posenc_jax.encodings.scheme_presets import PRESETS
@@ -42,7 +42,10 @@ HYBRIDS = (
 SWITCHES = ("output_gate", "sink_logit", "token_shift")
 SHAPE: dict[str, Any] = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
 VOCABULARY = 256
-GROUP = 4  # schemes compiled and timed at once, beside the baseline
+GROUP = 4  # schemes whose runs are interleaved in one timing, together with nope
+STEP = (
+    "forward+backward"  # in rows the direction of the training step, which includes the optimizer
+)
 
 
 def all_schemes() -> tuple[str, ...]:
@@ -60,8 +63,8 @@ def all_schemes() -> tuple[str, ...]:
 class EncodingSettings:
     """Settings of the encoding bench.
 
-    schemes: in the scheme language; empty: `all_schemes`. Switches of the model may follow a
-    scheme: "rope with token_shift", "nope with output_gate+sink_logit".
+    schemes: lines of the scheme grammar; empty means `all_schemes()`. Switches of the model may
+    follow a scheme: "rope with token_shift", "nope with output_gate+sink_logit".
     """
 
     schemes: tuple[str, ...] = ()
@@ -91,7 +94,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
         with jax.set_mesh(mesh):
             state_builder(config, Decoder(config.model_config(VOCABULARY)), mesh)
     nope = _compiled(BASELINE, train_length, batch, seed, mesh)
-    rows, nope_seconds = [], {"forward+backward": [], "forward": []}
+    rows, nope_seconds = [], {STEP: [], "forward": []}
     for first in range(0, len(schemes), GROUP):
         group = schemes[first : first + GROUP]
         print(
@@ -119,7 +122,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
     rows.sort(key=lambda row: (row["direction"] == "forward", row["ratio"]))
     return BenchResult(
         "encodings",
-        "What every encoding costs, relative to nope",
+        "Cost of encodings, hybrids and model switches relative to nope",
         "Time and compiler temporaries of a 2-layer decoder (model dim 128, 4 heads of 32) at "
         f"{train_length} tokens, batch {batch}: medians of {rounds} ratios to nope in the same "
         "round, bars from first to third quartile.",
@@ -178,16 +181,16 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _C
     return _CompiledScheme(
         scheme,
         sum(x.size for x in jax.tree.leaves(state["params"])),
-        {"forward+backward": train, "forward": lambda: forward(state["params"], data)},
+        {STEP: train, "forward": lambda: forward(state["params"], data)},
         {
-            "forward+backward": memory_plan(step).temp_size_in_bytes,
+            STEP: memory_plan(step).temp_size_in_bytes,
             "forward": memory_plan(forward).temp_size_in_bytes,
         },
     )
 
 
 def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
-    """Returns a training batch of random tokens, as one accumulation slice [1, B, T]."""
+    """Returns one micro-batch of random tokens; arrays are [1, B, T] despite the suffix BT."""
     shape = (1, batch, train_length)
     tokens = np.random.default_rng(seed).integers(VOCABULARY, size=shape, dtype=np.int32)
     arrays = {
@@ -219,7 +222,7 @@ def _row(compiled, nope, direction, train_length, seconds_R, nope_R) -> dict:
 def _table(rows: list[dict]) -> str:
     forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
     lines = []
-    for step in (row for row in rows if row["direction"] == "forward+backward"):
+    for step in (row for row in rows if row["direction"] == STEP):
         forward_row = forward[step["scheme"]]
         lines.append(
             [
@@ -247,7 +250,7 @@ def _table(rows: list[dict]) -> str:
 
 
 def _panels(rows: list[dict]) -> tuple[Panel, ...]:
-    steps = [row for row in rows if row["direction"] == "forward+backward"]
+    steps = [row for row in rows if row["direction"] == STEP]
     forward = {row["scheme"]: row for row in rows if row["direction"] == "forward"}
 
     memory = [(row["scheme"], *(row["temp_ratio"],) * 3) for row in steps]
@@ -255,8 +258,10 @@ def _panels(rows: list[dict]) -> tuple[Panel, ...]:
         Panel(
             "time, relative to nope",
             {
-                "training step": [mark(row["scheme"], row) for row in steps],
-                "forward pass": [mark(row["scheme"], forward[row["scheme"]]) for row in steps],
+                "training step": [ratio_point(row["scheme"], row) for row in steps],
+                "forward pass": [
+                    ratio_point(row["scheme"], forward[row["scheme"]]) for row in steps
+                ],
             },
         ),
         Panel("temporaries of the step, relative to nope", {"memory": memory}),

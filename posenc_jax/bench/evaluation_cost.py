@@ -12,7 +12,7 @@ import numpy as np
 
 from posenc_jax.bench.encoding_cost import SHAPE, VOCABULARY
 from posenc_jax.bench.peak_memory import peak_bytes
-from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, ratio_point, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.scorer import Scorer
 from posenc_jax.model.decoder import Decoder
@@ -146,5 +146,5 @@ def _series(rows: list[dict]) -> dict[str, list]:
     series: dict[str, list] = {}
     for row in rows:
         name = TRAINING if row["direction"] == TRAINING else f"{row['length']:,} tokens"
-        series.setdefault(name, []).append(mark(row["scheme"], row))
+        series.setdefault(name, []).append(ratio_point(row["scheme"], row))
     return series

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import lm
-from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, ratio_point, with_quartiles
 from posenc_jax.bench.timing import spread
 from posenc_jax.training import loop
 from posenc_jax.training.config import RunConfig, from_sections
@@ -91,7 +91,7 @@ def measure(settings: LoopSettings) -> BenchResult:
         "rounds": rounds,
         "seed": seed,
     }
-    marks = [mark(f"{row['scheme']}: {row['implementation']}", row) for row in rows]
+    points = [ratio_point(f"{row['scheme']}: {row['implementation']}", row) for row in rows]
     return BenchResult(
         "loop",
         "Training with checkpoints, relative to training without",
@@ -101,7 +101,11 @@ def measure(settings: LoopSettings) -> BenchResult:
         used,
         tuple(rows),
         _table(rows),
-        (Panel("time of the loop, relative to one that never saves", {"loop": marks}, 1 + SAVING),),
+        (
+            Panel(
+                "time of the loop, relative to one that never saves", {"loop": points}, 1 + SAVING
+            ),
+        ),
     )
 
 

@@ -21,7 +21,12 @@ from posenc_jax.attention.attend import KERNELS
 from posenc_jax.costs import flops
 from posenc_jax.costs.collectives import Collective, collectives
 from posenc_jax.costs.hardware import Hardware, default_topology, topology_devices, tracing_for
-from posenc_jax.costs.hlo import COLLECTIVES, executed_instructions, memory_traffic, parse_hlo
+from posenc_jax.costs.hlo import (
+    SENT_PER_PAYLOAD_BYTE,
+    executed_instructions,
+    memory_traffic,
+    parse_hlo,
+)
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.encodings.backend import assume_backend
 from posenc_jax.model.activation_sharding import key_heads_axis
@@ -214,8 +219,8 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     tokens = t.batch_size * t.length
     traffic = memory_traffic(program)
-    inside = sum(c.sent for c in program_collectives if not c.across)
-    outside = sum(c.sent for c in program_collectives if c.across)
+    inside = sum(c.sent for c in program_collectives if not c.spans_hosts)
+    outside = sum(c.sent for c in program_collectives if c.spans_hosts)
     seconds_of = {
         "compute": executed.total / devices / chip.flops,
         "memory": traffic / chip.bandwidth,
@@ -278,13 +283,13 @@ def _parts(counted: flops.Flops) -> dict:
 
 def _by_kind(program_collectives: list[Collective]) -> dict:
     kinds = {}
-    for kind in COLLECTIVES:
+    for kind in SENT_PER_PAYLOAD_BYTE:
         of_kind = [c for c in program_collectives if c.kind == kind]
         if of_kind:
             kinds[kind] = {
                 "count": sum(c.times for c in of_kind),
                 "payload_bytes": sum(c.times * c.payload for c in of_kind),
                 "sent_bytes": sum(c.sent for c in of_kind),
-                "sent_between_hosts_bytes": sum(c.sent for c in of_kind if c.across),
+                "sent_between_hosts_bytes": sum(c.sent for c in of_kind if c.spans_hosts),
             }
     return kinds

@@ -31,11 +31,11 @@ def summary(row: Mapping) -> str:
         f"memory traffic   {row['memory_traffic_bytes'] / 1e9:.1f} GB a device{_caveat(row)}",
     ]
     for kind, sent in row["collectives"].items():
-        across = sent["sent_between_hosts_bytes"]
+        to_other_hosts = sent["sent_between_hosts_bytes"]
         lines.append(
             f"{kind:<19}{sent['count']:,} a step, {sent['payload_bytes'] / 1e9:.3f} GB, each "
             f"device sends {sent['sent_bytes'] / 1e9:.3f} GB"
-            + (f", {across / 1e9:.3f} of it to other hosts" if across else "")
+            + (f", {to_other_hosts / 1e9:.3f} of it to other hosts" if to_other_hosts else "")
         )
     lines += [
         f"time at peak     compute {_ms(seconds['compute'])}, memory {_ms(seconds['memory'])}, "

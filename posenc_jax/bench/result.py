@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-Mark = tuple[str, float, float, float]  # label, first quartile, median, third quartile
+RatioPoint = tuple[str, float, float, float]  # label, first quartile, median, third quartile
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel of ratios: marks by series, a line at 1, and one at `limit`, a target."""
+    """One panel: ratios with quartiles by series; lines at 1 and, if given, at `limit`."""
 
     title: str
-    series: Mapping[str, Sequence[Mark]]
+    series: Mapping[str, Sequence[RatioPoint]]
     limit: float | None = None
 
 
@@ -20,9 +20,9 @@ class BenchResult:
     """The result of a bench.
 
     Attributes:
-      name: of its files. title, caption: of its figure. settings: all arguments, with defaults.
-      rows: one dict per measurement, all with the same keys. table: the rows as text. panels: of
-        the figure.
+      name: stem of the output files. title, caption, panels: parts of the figure.
+      settings: all arguments, with defaults. table: the rows as text.
+      rows: one dict per measurement, all with the same keys.
     """
 
     name: str
@@ -47,8 +47,8 @@ def aligned(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def mark(label: str, row: Mapping[str, float]) -> Mark:
-    """Returns the ratio of a row as a mark."""
+def ratio_point(label: str, row: Mapping[str, float]) -> RatioPoint:
+    """Returns the ratio of a row with its quartiles, as a point of a panel."""
     return label, row["ratio_q1"], row["ratio"], row["ratio_q3"]
 
 
@@ -62,7 +62,7 @@ def ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f}" if milliseconds >= 10 else f"{milliseconds:.3f}"
 
 
-def failure(error: Exception) -> str:
+def failure_text(error: Exception) -> str:
     """Returns the first line of an error, as the reason for a missing row."""
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0][:120]}"

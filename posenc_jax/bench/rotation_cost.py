@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posenc_jax.bench.result import BenchResult, Panel, aligned, mark, with_quartiles
+from posenc_jax.bench.result import BenchResult, Panel, aligned, ratio_point, with_quartiles
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.encodings import angles, inverse_frequencies, rotate
 from posenc_jax.encodings.analysis import angle_errors
@@ -224,5 +224,5 @@ def _panel(rows: list[dict]) -> Panel:
                 f"{row['length']:,} tokens, {row['heads']} heads, {row['dtype']}, "
                 f"{row['direction']}"
             )
-            series.setdefault(row["implementation"], []).append(mark(label, row))
+            series.setdefault(row["implementation"], []).append(ratio_point(label, row))
     return Panel(f"time, relative to the {BASELINE}", series, TARGET)

@@ -15,7 +15,15 @@ from posenc_jax.bench import pytorch
 from posenc_jax.bench.encoding_cost import VOCABULARY, random_batch
 from posenc_jax.bench.peak_memory import peak, planned_bytes
 from posenc_jax.bench.peers import versions
-from posenc_jax.bench.result import BenchResult, Panel, aligned, failure, mark, ms, with_quartiles
+from posenc_jax.bench.result import (
+    BenchResult,
+    Panel,
+    aligned,
+    failure_text,
+    ms,
+    ratio_point,
+    with_quartiles,
+)
 from posenc_jax.bench.timing import interleaved, spread
 from posenc_jax.evaluation.cpu_devices import use_all_cores
 from posenc_jax.model.decoder import Decoder
@@ -36,7 +44,7 @@ class StepSettings:
     """Settings of the step bench.
 
     Attributes:
-      schemes: in the scheme language; peers run the schemes that they implement. train_length,
+      schemes: lines of the scheme grammar; peers run the schemes that they implement. train_length,
         batch: T and B.
       layers, model_dim: of every model, with heads of `HEAD_DIM`. dtype: of `DTYPES`; in bfloat16
         ours computes under `model.dtype` and PyTorch under `torch.autocast`, both with float32
@@ -204,7 +212,7 @@ def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
         except Exception as error:  # a peer: the row is missing
             if name[0].startswith("ours"):
                 raise
-            missing[name] = failure(error)
+            missing[name] = failure_text(error)
             continue
         finally:
             pytorch.release_memory()
@@ -319,4 +327,4 @@ def _table(rows: list[dict], skipped: list[str], split: str | None) -> str:
 def _series(rows: list[dict]) -> dict[str, list]:
     labelled = [(f"{row['implementation']}: {row['scheme']}", row) for row in rows]
     labelled.sort(key=lambda pair: pair[1]["ratio"])
-    return {"step": [mark(name, row) for name, row in labelled]}
+    return {"step": [ratio_point(name, row) for name, row in labelled]}

@@ -124,8 +124,8 @@ class CheckpointManager:
 
     def failed(self, message: str, error: BaseException) -> SaveFailed:
         """Returns the error of a run that cannot write, with the last whole checkpoint."""
-        sound = [step for step in self.steps() if step != self._saved or self._failure is None]
-        kept = f"the checkpoint of step {sound[-1]} is whole" if sound else "there is none before"
+        whole = [step for step in self.steps() if step != self._saved or self._failure is None]
+        kept = f"the checkpoint of step {whole[-1]} is whole" if whole else "there is none before"
         return SaveFailed(
             f"{message} ({_line(error)}); {kept}; {_remedy(error)} and run the same command to go "
             "on"
@@ -137,16 +137,17 @@ class CheckpointManager:
         self.check()
 
     def steps(self) -> list[int]:
-        """Returns the steps with a folder that is not empty, sound or not, ascending."""
+        """Returns the steps with a folder that is not empty, damaged or not, ascending."""
         return self._store.steps()
 
     def latest(self, *, fall_back: bool = True) -> int | None:
-        """Returns the step of the last sound checkpoint, or None for a run without checkpoints.
+        """Returns the step of the last undamaged checkpoint, or None for a run without checkpoints.
 
         Reports each later, damaged checkpoint on stderr; the run's trainer also renames it.
 
         Args:
-          fall_back: False raises for a damaged last checkpoint instead of taking an earlier one.
+          fall_back: if False, raise when the last checkpoint is damaged, instead of taking an
+            earlier one.
 
         Raises:
           Corrupted: every checkpoint is damaged, and a new start would lose the run.
@@ -295,7 +296,7 @@ class CheckpointManager:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has a checkpoint, sound or not; creates nothing."""
+    """Whether a run has a checkpoint, damaged or not; creates nothing."""
     return bool(checkpoint_steps(workdir.resolve() / "checkpoints"))
 
 

@@ -1,6 +1,6 @@
 """Checkpoint store: lists, verifies, selects, renames and deletes the checkpoint folders of a run.
 
-It uses names and manifests only; `manager` reads the states.
+It never loads arrays (`manager` does): it reads names, manifests and, to verify, hashes of files.
 """
 
 import math
@@ -19,8 +19,8 @@ class CheckpointStore:
     """Numbered checkpoints under one folder.
 
     Args:
-      folder: `<workdir>/checkpoints`. owner: whether this is the run's trainer, which may rename
-        damaged checkpoints and delete old ones; the remains of killed saves are then removed.
+      folder: `<workdir>/checkpoints`. owner: True in the run's trainer; it may rename damaged
+        checkpoints and delete old ones, and the constructor then removes unfinished saves.
     """
 
     def __init__(self, folder: Path, *, owner: bool):
@@ -60,19 +60,19 @@ class CheckpointStore:
         return self.verified(step)["record"]
 
     def newest(self, *, fall_back: bool) -> int | None:
-        """Returns the last sound step, or None without checkpoints.
+        """Returns the last step whose checkpoint verifies, or None if there are no checkpoints.
 
         Reports later, damaged checkpoints on stderr; the owner also renames them.
 
         Args:
-          fall_back: False raises for a damaged last checkpoint.
+          fall_back: if False, raise Corrupted when the last checkpoint is damaged.
 
         Raises:
-          Corrupted: every checkpoint is damaged.
+          Corrupted: every checkpoint is damaged, or without `fall_back` the last one is.
         """
         faults: dict[int, Corrupted] = {}
         for step in reversed(self.steps()):
-            fault = self._fault(step, fall_back, "goes on from the last sound one")
+            fault = self._fault(step, fall_back, "resumes from the last undamaged checkpoint")
             if fault is None:
                 break
             faults[step] = fault
@@ -84,11 +84,11 @@ class CheckpointStore:
                     "from a copy, or remove that folder to start over"
                 )
             return None
-        self._report_and_set_aside(faults, f"step {step} is the last sound one")
+        self._report_and_set_aside(faults, f"step {step} is the last undamaged one")
         return step
 
     def best(self, *, fall_back: bool) -> int | None:
-        """Returns the sound step of the lowest dev loss, or None; `fall_back` as in `newest`."""
+        """Returns the undamaged step of lowest dev loss, or None; `fall_back` as in `newest`."""
         faults: dict[int, Corrupted] = {}
         best = None
         for step in self._by_loss():
@@ -101,7 +101,7 @@ class CheckpointStore:
             faults,
             "there is no other with a dev loss"
             if best is None
-            else f"step {best} is the best sound one",
+            else f"step {best} is the best undamaged one",
         )
         return best
 
@@ -143,7 +143,7 @@ class CheckpointStore:
                 return error
             raise Corrupted(
                 f"checkpoint {self.path(step)} is damaged: {error}; run train.py with the same "
-                f"--workdir, which {remedy}"
+                f"--workdir: it {remedy}"
             ) from None
         return None
 

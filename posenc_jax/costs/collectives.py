@@ -1,4 +1,6 @@
-"""Collectives of a compiled program: kind, number of runs, bytes, group size, links."""
+"""Collectives of a compiled program: kind, number of runs, bytes, group size, and whether a
+group spans hosts.
+"""
 
 import itertools
 import math
@@ -8,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from posenc_jax.costs.hlo import (
-    COLLECTIVES,
+    SENT_PER_PAYLOAD_BYTE,
     HloInstruction,
     HloProgram,
     array_bytes,
@@ -20,22 +22,22 @@ class Collective(NamedTuple):
     """One collective of a program.
 
     Attributes:
-      kind: of `hlo.COLLECTIVES`. times: number of runs in one run of the program.
+      kind: a key of `hlo.SENT_PER_PAYLOAD_BYTE`. times: number of runs in one run of the program.
       payload: bytes per device of the result (all-gather) or of the operands (all others).
-      group: devices in a group. across: whether a group spans several hosts of `host_devices`.
+      group: devices in a group. spans_hosts: whether a group spans several hosts.
     """
 
     kind: str
     times: int
     payload: float
     group: int
-    across: bool
+    spans_hosts: bool
 
     @property
     def sent(self) -> float:
         """Bytes that each device sends, in all runs, around a ring."""
         return (
-            self.times * self.payload * COLLECTIVES[self.kind](self.group)
+            self.times * self.payload * SENT_PER_PAYLOAD_BYTE[self.kind](self.group)
             if self.group > 1
             else 0.0
         )
@@ -48,34 +50,43 @@ def collectives(program: HloProgram, devices: int, host_devices: int) -> list[Co
         fused = executed.instruction.opcode == "fusion"
         if fused:  # TPUs fuse collectives with their neighbours
             members = program.computations[executed.instruction.called("calls")[0]]
-            by_name = {i.name: i for i in members}
+            by_name = {x.name: x for x in members}
         else:
             members, by_name = [executed.instruction], executed.by_name
-        for i in members:
-            kind = i.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
+        for instruction in members:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in SENT_PER_PAYLOAD_BYTE:
                 continue
             if fused:
-                channel = re.search(r"channel_id=\d+", i.rest)
-                if channel and channel[0] in channels:  # one collective in several fusions
+                channel = re.search(r"channel_id=\d+", instruction.rest)
+                # The same collective may stand in several fusions, with one channel.
+                if channel and channel[0] in channels:
                     continue
                 channels.add(channel and channel[0])
-                if kind == "all-reduce" and _scattered(i, by_name):
+                if kind == "all-reduce" and _scattered(instruction, by_name):
                     kind = "reduce-scatter"
-            result.append(_collective(kind, i, by_name, executed.times, devices, host_devices))
+            result.append(
+                _collective(kind, instruction, by_name, executed.times, devices, host_devices)
+            )
     return result
 
 
-def _scattered(i: HloInstruction, by_name: dict[str, HloInstruction]) -> bool:
+def _scattered(instruction: HloInstruction, by_name: dict[str, HloInstruction]) -> bool:
     """Whether each use of a fused all-reduce keeps only this device's piece (a reduce-scatter)."""
-    uses = [use for use in by_name.values() if i.name in use.operands]
+    uses = [use for use in by_name.values() if instruction.name in use.operands]
     return bool(uses) and all(use.opcode == "dynamic-slice" for use in uses)
 
 
-def _collective(kind, i, by_name, times, devices, host_devices) -> Collective:
-    groups = replica_groups(i.rest, devices) if kind != "collective-permute" else _pairs(i.rest)
+def _collective(kind, instruction, by_name, times, devices, host_devices) -> Collective:
+    groups = (
+        _pairs(instruction.rest)
+        if kind == "collective-permute"
+        else replica_groups(instruction.rest, devices)
+    )
     group = groups.shape[1]
-    payload = sum(array_bytes(by_name[name].shape) for name in i.operands if name in by_name)
+    payload = sum(
+        array_bytes(by_name[name].shape) for name in instruction.operands if name in by_name
+    )
     if kind == "all-gather":
         payload *= group
     hosts = groups // host_devices
@@ -86,8 +97,8 @@ def replica_groups(text: str, devices: int) -> np.ndarray:
     """Returns the device groups of a collective, one per row, from its line of a program.
 
     Args:
-      text: with {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'b'} after
-        "replica_groups=".
+      text: has "replica_groups=" followed by one of {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), or
+        mesh['a'=2,'b'=4] {'b'}.
 
     Raises:
       ValueError: another form.

@@ -1,7 +1,8 @@
 """HLO of a compiled program: instructions, their number of runs, bytes of memory traffic.
 
 XLA's own cost analysis counts the body of a loop once. Here the known trip count of a loop
-multiplies its body. Loops whose trip count depends on data count once; their number is returned.
+multiplies its body. Loops of unknown trip count count once; `executed_instructions` also returns
+their number.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 # Bytes that a device sends for one byte of payload, among g devices around a ring; see
 # `collectives`.
-COLLECTIVES = {
+SENT_PER_PAYLOAD_BYTE = {
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "reduce-scatter": lambda g: (g - 1) / g,
     "all-gather": lambda g: (g - 1) / g,
@@ -89,7 +90,7 @@ def parse_hlo(text: str) -> HloProgram:
         elif current is not None and (match := _LINE.match(line)):
             current.append(_instruction(match[2], match[3], bool(match[1])))
     if entry is None:
-        raise ValueError("this is no text of a compiled program: it has no entry computation")
+        raise ValueError("the text is not compiled HLO: it has no ENTRY computation")
     return HloProgram(computations, entry)
 
 
@@ -113,16 +114,16 @@ def _closing(text: str, at: int) -> int:
     raise ValueError(f"a parenthesis is never closed: {text[at : at + 60]}")
 
 
-def array_bytes(shape: str, memory_only: bool = False) -> float:
+def array_bytes(shape: str, main_memory_only: bool = False) -> float:
     """Returns the bytes of an array or tuple of arrays.
 
     Args:
-      memory_only: leaves out arrays of another memory space, e.g. S(1), the on-chip memory of a
-        TPU.
+      main_memory_only: if True, leaves out arrays of another memory space, e.g. S(1), the on-chip
+        memory of a TPU.
     """
     total = 0.0
     for dtype, dims, layout in _ARRAY.findall(shape):
-        if memory_only and re.search(r"S\([1-9]\d*\)", layout):
+        if main_memory_only and re.search(r"S\([1-9]\d*\)", layout):
             continue
         count = 1
         for dim in dims.replace("<=", "").split(","):
@@ -132,16 +133,17 @@ def array_bytes(shape: str, memory_only: bool = False) -> float:
 
 
 def trip_count(program: HloProgram, loop: HloInstruction) -> int | None:
-    """Returns the trip count of a while loop, or None if it depends on data.
+    """Returns the trip count of a while loop, or None if it is unknown.
 
-    Uses XLA's known_trip_count; without it, the constant that a counter from zero is compared with.
+    Uses XLA's known_trip_count, or else the bound of `counter < bound`; start 0 and step 1 are
+    assumed, not checked.
     """
     known = re.search(r'"?known_trip_count"?[:=]\{"?n"?:"?(\d+)"?\}', loop.rest)
     if known:
         return int(known[1])
     condition = program.computations[loop.called("condition")[0]]
-    constants = {i.name: i.literal for i in condition if i.opcode == "constant"}
-    root = next(i for i in condition if i.root)
+    constants = {x.name: x.literal for x in condition if x.opcode == "constant"}
+    root = next(x for x in condition if x.root)
     if root.opcode == "compare" and "direction=LT" in root.rest and root.operands[1] in constants:
         return int(constants[root.operands[1]])
     return None
@@ -156,12 +158,14 @@ class ExecutedInstruction(NamedTuple):
 
 
 def executed_instructions(program: HloProgram) -> tuple[list[ExecutedInstruction], int]:
-    """Returns the executed instructions outside fusions, and the loops of unknown length."""
+    """Returns the executed instructions outside fusions (of a conditional those of all branches),
+    and the number of loops without a known trip count.
+    """
     unknown = 0
 
     def walk(name: str, times: int) -> Iterator[ExecutedInstruction]:
         nonlocal unknown
-        by_name = {i.name: i for i in program.computations[name]}
+        by_name = {x.name: x for x in program.computations[name]}
         for instruction in program.computations[name]:
             yield ExecutedInstruction(instruction, by_name, times)
             inner = times
@@ -196,55 +200,61 @@ def memory_traffic(program: HloProgram) -> float:
     program.
 
     Every instruction reads its operands and writes its result once; values inside a fusion cost
-    nothing. A slice reads its result only, an update in place writes its update only. Collectives
-    do not count here.
+    nothing. A slice counts as a read and a write of its result, an in-place update as a read and a
+    write of the update. Collectives do not count here.
     """
     instructions, _ = executed_instructions(program)
     return sum(executed.times * _moved(program, executed) for executed in instructions)
 
 
 def _moved(program: HloProgram, executed: ExecutedInstruction) -> float:
-    i = executed.instruction
+    instruction = executed.instruction
     if (
-        i.opcode in _FREE
-        or i.opcode.endswith("-done")
-        or i.opcode.removesuffix("-start") in COLLECTIVES
+        instruction.opcode in _FREE
+        or instruction.opcode.endswith("-done")
+        or instruction.opcode.removesuffix("-start") in SENT_PER_PAYLOAD_BYTE
     ):
         return 0.0
-    shapes = [executed.by_name[name].shape for name in i.operands if name in executed.by_name]
-    result = array_bytes(i.shape, memory_only=True)
-    if i.opcode in ("slice", "dynamic-slice", "gather"):
+    shapes = [
+        executed.by_name[name].shape for name in instruction.operands if name in executed.by_name
+    ]
+    result = array_bytes(instruction.shape, main_memory_only=True)
+    if instruction.opcode in ("slice", "dynamic-slice", "gather"):
         return 2 * result
-    if i.opcode == "dynamic-update-slice":
-        return 2 * array_bytes(shapes[1], memory_only=True)
-    if i.opcode == "copy-start":  # its result also contains the operand and a context
-        result = array_bytes(_members(i.shape)[0], memory_only=True)
-    if i.opcode == "fusion":
-        return _fused(program.computations[i.called("calls")[0]], shapes, i.shape)
-    return result + sum(array_bytes(shape, memory_only=True) for shape in shapes)
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * array_bytes(shapes[1], main_memory_only=True)
+    if instruction.opcode == "copy-start":  # its result also contains the operand and a context
+        result = array_bytes(_members(instruction.shape)[0], main_memory_only=True)
+    if instruction.opcode == "fusion":
+        return _fused(
+            program.computations[instruction.called("calls")[0]], shapes, instruction.shape
+        )
+    return result + sum(array_bytes(shape, main_memory_only=True) for shape in shapes)
 
 
 def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
-    by_name = {i.name: i for i in body}
+    by_name = {x.name: x for x in body}
     users: dict[str, list[HloInstruction]] = {}
-    for i in body:
-        for name in i.operands:
-            users.setdefault(name, []).append(i)
+    for instruction in body:
+        for name in instruction.operands:
+            users.setdefault(name, []).append(instruction)
     total = 0.0
-    for parameter in (i for i in body if i.opcode == "parameter"):
+    for parameter in (x for x in body if x.opcode == "parameter"):
         given, uses = shapes[int(parameter.literal)], users.get(parameter.name, [])
-        uses = [use for use in uses if use.opcode.removesuffix("-start") not in COLLECTIVES]
-        if not array_bytes(given, memory_only=True) or all(
-            use.root and _named(use) for use in uses
+        uses = [
+            use for use in uses if use.opcode.removesuffix("-start") not in SENT_PER_PAYLOAD_BYTE
+        ]
+        if not array_bytes(given, main_memory_only=True) or all(
+            use.root and _only_groups(use) for use in uses
         ):
             continue
-        if all(_cut(use, parameter.name) for use in uses):
+        if all(_reads_part(use, parameter.name) for use in uses):
             total += sum(
                 array_bytes(use.shape) for use in uses if use.opcode != "dynamic-update-slice"
             )
         else:
-            total += array_bytes(given, memory_only=True)
-    root = next(i for i in body if i.root)
+            total += array_bytes(given, main_memory_only=True)
+    root = next(x for x in body if x.root)
     pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
     members = _members(shape)
     if len(pieces) != len(members):  # one instruction has several results
@@ -252,21 +262,26 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
     for written, member in zip(pieces, members, strict=True):
         while written.opcode in ("bitcast", "copy", "convert"):
             written = by_name[written.operands[0]]
-        whole = array_bytes(member, memory_only=True)
+        whole = array_bytes(member, main_memory_only=True)
         if written.opcode == "dynamic-update-slice":
             whole = min(whole, array_bytes(by_name[written.operands[1]].shape))
-        elif written.opcode == "parameter" or written.opcode in COLLECTIVES or _named(written):
+        elif (
+            written.opcode == "parameter"
+            or written.opcode in SENT_PER_PAYLOAD_BYTE
+            or _only_groups(written)
+        ):
             whole = 0.0  # passed through, or counted as a collective
         total += whole
     return total
 
 
-def _named(i: HloInstruction) -> bool:
+def _only_groups(instruction: HloInstruction) -> bool:
     """Whether an instruction only groups values: a tuple, or an asynchronous handle."""
-    return i.opcode == "tuple" or (i.opcode == "custom-call" and "S(4)" in i.shape)
+    handle = instruction.opcode == "custom-call" and "S(4)" in instruction.shape
+    return instruction.opcode == "tuple" or handle
 
 
-def _cut(use: HloInstruction, name: str) -> bool:
+def _reads_part(use: HloInstruction, name: str) -> bool:
     """Whether an instruction uses only a part of its operand `name`."""
     if use.opcode in ("dynamic-slice", "slice", "gather", "dynamic-update-slice"):
         return use.operands[0] == name and name not in use.operands[1:]

@@ -11,10 +11,10 @@ WEIGHT = 1.0  # loss weight of an end target, equal to a text token's
 
 @dataclasses.dataclass(frozen=True)
 class EndTargets:
-    """Gives the last token of every document that ends inside the example the target `end`.
+    """Sets the target to `end` at the last token of each document that ends in the example.
 
-    After this training a model ends its texts itself, like language models trained on documents
-    that are joined by an end token (GPT-2's <|endoftext|>).
+    A model trained with these targets learns to generate the end token, like language models
+    trained on documents that are joined by such a token (GPT-2's <|endoftext|>).
 
     Attributes:
       end, pad: ids of the tokenizer.
@@ -26,7 +26,7 @@ class EndTargets:
     def __call__(self, example: Example) -> Example:
         """Returns the example with end targets and their weights.
 
-        A document that goes on after the window keeps its next token as the target, and padding
+        A document that continues after the window keeps its next token as the target, and padding
         keeps weight 0.
         """
         segments_T, targets_T, weights_T = (

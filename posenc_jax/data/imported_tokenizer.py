@@ -1,10 +1,11 @@
 """Tokenizers of imported models: Hugging Face's tokenizer.json, with the exact bytes of each id.
 
-Reading switches off what would change the text or add to it: Unicode normalization (NFC), an added
+The reader removes every step that changes or adds text: Unicode normalization (NFC), an added
 leading space, special ids around a text, and the recognition of special tokens whose spelling
-occurs in a text. Otherwise the ids of ordinary text are the ids of the model's own tokenizer. So
-the bytes of a document's ids sum to the bytes of the document, and bits per byte are comparable
-between tokenizers. This module also chooses the ids that the retrieval tasks use as symbols.
+occurs in a text. For text that these steps leave unchanged, the ids equal those of the original
+tokenizer. So the bytes of a document's ids sum to the bytes of the document, and bits per byte are
+comparable between tokenizers. This module also chooses the ids that the retrieval tasks use as
+keys and values (symbols).
 """
 
 import copy
@@ -17,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from posenc_jax.data.tokenizers import PROBE, SPACE, SYMBOL_IDS, escaped_ids
+from posenc_jax.data.tokenizers import ROUND_TRIP_TEXT, SPACE, SYMBOL_IDS, escaped_ids
 from posenc_jax.results.files import read_json, write_json
 
-SETTINGS = "tokenizer_config.json"  # beside tokenizer.json: the special tokens
+SETTINGS = "tokenizer_config.json"  # beside tokenizer.json: special tokens and vocab_size
 _MOST_IDS = 2**22
-# Text of needles and questions: pieces inside it are no symbols. A blank piece strips to b"", which
-# is inside too.
+# Text of needles and questions. A token whose stripped bytes occur in this text, or are empty, is
+# not used as a symbol.
 _TASK_TEXT = b"key= FIRST LAST. ? _ x"
 _DIGIT = re.compile(rb"[0-9]")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -38,8 +39,8 @@ class SpecialTokens:
 
     Attributes:
       bos, eos, pad: "" where the model has none. BOS falls back to EOS, and PAD to BOS.
-      vocab_size: rows of the model's embedding, at least the number of the tokenizer's ids; 0: that
-        number.
+      vocab_size: rows of the model's embedding, at least the number of the tokenizer's ids; 0 means
+        that number.
     """
 
     bos: str = ""
@@ -51,8 +52,10 @@ class SpecialTokens:
 class ImportedTokenizer:
     """A tokenizer.json as a `Tokenizer`.
 
-    SEP and ANS are the id of a newline, because the model's vocabulary has no such ids. `symbols`
-    is in the middle of the vocabulary, where ids tend to be whole words of medium frequency.
+    The vocabulary has no special ids SEP and ANS (separator and answer mark of the tasks); a
+    newline stands for both. `first_symbol`, the first of the consecutive ids used as keys and
+    values, is in the middle of the vocabulary, where ids tend to be whole words of medium
+    frequency.
 
     Args:
       description: the content of a tokenizer.json, BPE or Unigram. special: its special tokens.
@@ -80,13 +83,20 @@ class ImportedTokenizer:
         self.pad = self._id_of(special.pad, "PAD", name) if special.pad else self.bos
         self.end = self._id_of(special.eos, "EOS", name) if special.eos else None
         self.ends = tuple(sorted({self.bos, self.bos if self.end is None else self.end}))
-        if self.decode(self._ids(PROBE)) != PROBE.encode():
-            raise ValueError(f"{name} does not give its text back, so bits per byte would be wrong")
+        if self.decode(self._ids(ROUND_TRIP_TEXT)) != ROUND_TRIP_TEXT.encode():
+            raise ValueError(
+                f"{name}: decoding the ids does not return the encoded text, so bits per byte "
+                "would be wrong"
+            )
         self.sep = self.ans = int(self.encode(b"\n")[-1])
-        self.symbols = _symbols(self._pieces)
+        self.first_symbol = _first_symbol(self._pieces)
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Returns the ids (int32), without special ids; ValueError if they lose a byte."""
+        """Returns the ids (int32), without special ids.
+
+        Raises:
+          ValueError: the bytes of the ids do not add up to those of the text.
+        """
         ids = np.array(self._ids(text.decode("utf-8")), np.int32)
         total = int(self.byte_lengths_V[ids].sum(dtype=np.int64))
         if total != len(text):
@@ -177,7 +187,7 @@ def _lossless(description: dict, name: str) -> dict:
     model = description.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind not in ("BPE", "Unigram"):
-        raise ValueError(f"{name} holds a {kind} model; BPE and Unigram are read")
+        raise ValueError(f"{name} has model type {kind}; only BPE and Unigram are supported")
     kept = copy.deepcopy(description)
     kept |= dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
     kept["normalizer"] = _normalizer(kept.get("normalizer"), name)
@@ -237,10 +247,10 @@ def _pieces(tokenizer, description: dict, vocab_size: int, name: str) -> list[by
     parts = (*_parts(description["normalizer"]), *_parts(description.get("pre_tokenizer")))
     byte_level = any(part.get("type") == "ByteLevel" for part in parts)
     pieces = [b""] * (vocab_size or highest + 1)
-    for token, number in ids.items():
-        pieces[number] = _byte_level_piece(token) if byte_level else _escaped_piece(token)
-    for number, added in tokenizer.get_added_tokens_decoder().items():
-        pieces[number] = b"" if added.special else added.content.encode()
+    for token, token_id in ids.items():
+        pieces[token_id] = _byte_level_piece(token) if byte_level else _escaped_piece(token)
+    for token_id, added in tokenizer.get_added_tokens_decoder().items():
+        pieces[token_id] = b"" if added.special else added.content.encode()
     unknown = description["model"].get("unk_token")
     if unknown in ids:
         pieces[ids[unknown]] = b""
@@ -259,7 +269,9 @@ def _byte_level_piece(token: str) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Returns GPT-2's code: printable Latin-1 bytes are themselves, others 256, 257, ..."""
+    """Returns the inverse of GPT-2's byte-to-character map: printable Latin-1 bytes are themselves,
+    other bytes are characters 256, 257, ...
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -268,7 +280,7 @@ def _byte_of_character() -> dict[str, int]:
 _BYTE_OF = _byte_of_character()
 
 
-def _symbols(pieces: list[bytes]) -> int:
+def _first_symbol(pieces: list[bytes]) -> int:
     """Returns the start of a run of SYMBOL_IDS ids that the tasks use for nothing else: the first
     run from the middle of the vocabulary on, or else the last run.
 

@@ -14,15 +14,18 @@ import numpy as np
 SYMBOL_IDS = 128  # keys and values of retrieval tasks: the last ids below the special ones
 _SPECIALS = 4  # BOS, SEP, PAD, ANS: always the last four ids, in this order
 SPACE = "\u2581"  # SentencePiece's code for a space; it cannot encode the character itself
-PROBE = "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u672c \U0001f642 "
+ROUND_TRIP_TEXT = (
+    "  A key=10\t9\r\n\n  de\u0301ja\u0300 vu \ufb01n \u00bd \u2581 \u65e5\u672c \U0001f642 "
+)
 
 
 class Tokenizer(Protocol):
     """Text to ids and back; `decode(encode(text)) == text` for every UTF-8 text.
 
-    symbols: first of the consecutive ids that retrieval tasks take as keys and values. ends: ids
-    that end a text when a model generates them. end: the one of `ends` that is trained as an end
-    target (`posenc_jax.data.end_targets`), None for a vocabulary without an end token.
+    sep, ans: separator and answer mark of the tasks. first_symbol: first of the consecutive ids
+    that retrieval tasks take as keys and values. ends: ids that end a text when a model generates
+    them. end: the one of `ends` that is trained as an end target (`posenc_jax.data.end_targets`),
+    None for a vocabulary without an end token.
     """
 
     vocab_size: int
@@ -30,7 +33,7 @@ class Tokenizer(Protocol):
     sep: int
     pad: int
     ans: int
-    symbols: int
+    first_symbol: int
     ends: tuple[int, ...]
     end: int | None
     byte_lengths_V: np.ndarray
@@ -49,7 +52,7 @@ class _PieceTable:
     def __init__(self, pieces: list[bytes], fingerprint: str):
         first = len(pieces)
         self.bos, self.sep, self.pad, self.ans = range(first, first + _SPECIALS)
-        self.symbols = first - SYMBOL_IDS
+        self.first_symbol = first - SYMBOL_IDS
         self.end: int | None = self.bos
         self.ends: tuple[int, ...] = (self.bos,)
         self.vocab_size = first + _SPECIALS
@@ -83,7 +86,7 @@ class SentencePieceTokenizer(_PieceTable):
         try:
             pieces = self._load(model)
             super().__init__(pieces, hashlib.sha256(model).hexdigest())
-            same = self.decode(self._ids(PROBE)) == PROBE.encode()
+            same = self.decode(self._ids(ROUND_TRIP_TEXT)) == ROUND_TRIP_TEXT.encode()
         except Exception as error:  # protobuf and SentencePiece raise any kind
             raise ValueError(
                 f"data.tokenizer={name} is not a SentencePiece model, or a damaged one "
@@ -91,8 +94,9 @@ class SentencePieceTokenizer(_PieceTable):
             ) from error
         if not same:
             raise ValueError(
-                f"data.tokenizer={name} does not give its text back (bits per byte would be "
-                "wrong); train it with --normalization_rule_name=identity --byte_fallback=true"
+                f"data.tokenizer={name}: decoding the ids does not return the encoded text, so "
+                "bits per byte would be wrong; train it with --normalization_rule_name=identity "
+                "--byte_fallback=true"
             )
 
     def _load(self, model: bytes) -> list[bytes]:

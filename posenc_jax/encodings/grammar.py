@@ -1,4 +1,4 @@
-"""The scheme language: parses a line of text into a `Scheme` and writes a `Scheme` as a line.
+"""The scheme grammar: parses a line of text into a `Scheme` and writes a `Scheme` as a line.
 
 ::
 

@@ -159,7 +159,7 @@ class Mixed(_PlanarRotation):
 
 @dataclasses.dataclass(frozen=True)
 class Alibi2d(_OnGrid, Sloped):
-    """ALiBi in the plane: -m times the distance of two patches (Fuller et al. 2023, CROMA, sec. 3).
+    """2-D ALiBi: -m times the distance of two patches (Fuller et al. 2023, CROMA, sec. 3).
 
     Attributes:
       width: as in `Axial`. metric: "euclidean" or "manhattan". slopes, factor, ntk: as for ALiBi.

@@ -1,6 +1,6 @@
-"""The registry of encodings: the name of each part in the scheme language, and its dataclass.
+"""The registry of encodings: the name of each part in the scheme grammar, and its dataclass.
 
-A new encoding is one dataclass and one line here. The scheme language, training, evaluation,
+A new encoding is one dataclass and one line here. The scheme grammar, training, evaluation,
 figures and the tests over all registered parts use this table.
 """
 

@@ -18,8 +18,8 @@ def coupled(
       flat: the other heads. shares: shares of the biased and of the flat heads.
     """
     slopes = "alibi(slopes=match)" if steep == 1 else f"alibi(slopes=match,steep={float(steep)})"
-    decays = f"({rotation}+{slopes})" if rotation else slopes
-    return f"{shares[0]}*{decays}|{shares[1]}*{flat}"
+    biased = f"({rotation}+{slopes})" if rotation else slopes
+    return f"{shares[0]}*{biased}|{shares[1]}*{flat}"
 
 
 def flat_in_last_layer(layers: int) -> str:

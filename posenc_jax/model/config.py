@@ -30,7 +30,7 @@ class Architecture:
     """Shape and choices of a decoder, without its vocabulary.
 
     Attributes:
-      scheme: positional encoding, a line of the scheme language or a `Scheme`.
+      scheme: positional encoding, a line of the scheme grammar or a `Scheme`.
       train_length: L, in tokens. num_layers, model_dim (D), num_heads (N),
       num_kv_heads (K; N for plain attention), head_dim (H), mlp_dim (F): shapes.
       activation: "swiglu", "geglu" or "geglu_exact" (gated, three matrices); "gelu" (by tanh),
@@ -226,7 +226,7 @@ class Architecture:
 
     @property
     def scheme_line(self) -> str:
-        """The scheme in the scheme language."""
+        """The scheme as a line of the scheme grammar."""
         return self.scheme if isinstance(self.scheme, str) else unparse(self.scheme)
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """A figure: one table, and panels drawn from it as PNG and SVG.
 
-The page lays the panels out as a grid that fits a phone and a desk; the PNG shows the same panels.
+The HTML page shows the panels in a grid that adapts to narrow and wide screens; the PNG shows the
+same panels.
 """
 
 import csv
@@ -17,23 +18,28 @@ from matplotlib.figure import Figure as MatplotlibFigure
 
 from posenc_jax.report import style
 
-WIDTHS = {1: 5.0, 2: 5.0, 3: 3.3, 4: 2.45, 6: 1.65}  # inches of a panel, by panels on a line
+WIDTHS = {1: 5.0, 2: 5.0, 3: 3.3, 4: 2.45, 6: 1.65}  # inches per panel, by panels per row
 
 
 class Table(list):
     """Rows as dicts; the keys of the first row are the names of the columns."""
 
     @classmethod
-    def over(cls, same: Mapping, axes: Mapping[str, Iterable], **values: np.ndarray) -> "Table":
-        """Returns one row per cell in which the first array is finite.
+    def from_arrays(
+        cls, constant_columns: Mapping, axes: Mapping[str, Iterable], **values: np.ndarray
+    ) -> "Table":
+        """Returns one row per array element, except where the first array is NaN or infinite.
 
         Args:
-          same: columns added to every row. axes: the values along each axis of the arrays.
+          constant_columns: added to every row. axes: the values along each axis of the arrays.
           values: arrays over these axes, one column each.
         """
-        marks = [np.asarray(list(at)).tolist() for at in axes.values()]
+        axis_values = [np.asarray(list(at)).tolist() for at in axes.values()]
         return cls(
-            {**same, **{name: at[i] for name, at, i in zip(axes, marks, cell, strict=True)}}
+            {
+                **constant_columns,
+                **{name: at[i] for name, at, i in zip(axes, axis_values, cell, strict=True)},
+            }
             | {name: float(array[tuple(cell)]) for name, array in values.items()}
             for cell in np.argwhere(np.isfinite(next(iter(values.values()))))
         )
@@ -107,8 +113,9 @@ class Figure:
     """One figure of a report.
 
     Attributes:
-      panels: empty where nothing was measured. across: panels on a line of a wide page, in WIDTHS.
-      key: a strip above the panels, a legend or a colour bar. missing: what is left out.
+      panels: empty where nothing was measured. columns: panels per row on a wide page, one of the
+        keys of WIDTHS. legend: panel above the others with the legend or the colour bar.
+      missing: one text per item that was not measured, listed below the figure.
       labels: labels of the horizontal and the vertical axes of all panels; "" where each panel has
         its own labels.
     """
@@ -118,8 +125,8 @@ class Figure:
     caption: str
     rows: Sequence[Mapping]
     panels: Sequence[FigurePanel]
-    across: int = 1
-    key: FigurePanel | None = None
+    columns: int = 1
+    legend: FigurePanel | None = None
     labels: tuple[str, str] = ("", "")
     missing: Sequence[str] = ()
 
@@ -134,17 +141,17 @@ class Figure:
             return _saved(drawing, format="png", dpi=200, facecolor=style.SURFACE)
 
     def matplotlib_figure(self) -> MatplotlibFigure:
-        """Returns all panels, and the key above them, as one matplotlib figure."""
-        width, across = WIDTHS[self.across], min(self.across, len(self.panels))
-        lines = [self.panels[i : i + across] for i in range(0, len(self.panels), across)]
-        heights = [max(panel.height for panel in line) for line in lines]
-        above = [self.key.height] if self.key else []
-        drawing = _empty_figure(across * width, sum(above + heights))
-        grid = drawing.add_gridspec(len(above) + len(lines), across, height_ratios=above + heights)
-        if self.key:
-            self.key.draw(drawing.add_subplot(grid[0, : min(across, round(5 / width))]))
-        for number, line in enumerate(lines, len(above)):
-            for column, panel in enumerate(line):
+        """Returns all panels, and the legend above them, as one matplotlib figure."""
+        width, columns = WIDTHS[self.columns], min(self.columns, len(self.panels))
+        rows = [self.panels[i : i + columns] for i in range(0, len(self.panels), columns)]
+        heights = [max(panel.height for panel in row) for row in rows]
+        above = [self.legend.height] if self.legend else []
+        drawing = _empty_figure(columns * width, sum(above + heights))
+        grid = drawing.add_gridspec(len(above) + len(rows), columns, height_ratios=above + heights)
+        if self.legend:
+            self.legend.draw(drawing.add_subplot(grid[0, : min(columns, round(5 / width))]))
+        for number, row in enumerate(rows, len(above)):
+            for column, panel in enumerate(row):
                 panel.draw(drawing.add_subplot(grid[number, column]))
         for label, write in zip(self.labels, (drawing.supxlabel, drawing.supylabel), strict=True):
             if label:
@@ -152,11 +159,14 @@ class Figure:
         return drawing
 
     def svgs(self) -> list[str]:
-        """Returns the key, if there is one, and every panel as inline SVG elements."""
+        """Returns the legend, if there is one, and every panel as inline SVG elements.
+
+        They lack `labels`, which the page prints as text.
+        """
         look = {"format": "svg", "transparent": True, "dpi": 150, "metadata": {"Date": None}}
-        sized = [(self.key, 5.0)] if self.key else []
+        sized = [(self.legend, 5.0)] if self.legend else []
         drawn = []
-        for panel, width in [*sized, *((panel, WIDTHS[self.across]) for panel in self.panels)]:
+        for panel, width in [*sized, *((panel, WIDTHS[self.columns]) for panel in self.panels)]:
             with matplotlib.rc_context(style.settings()):
                 drawing = _empty_figure(width, panel.height)
                 panel.draw(drawing.subplots())

@@ -54,7 +54,7 @@ def similarity_figure(grid_G: np.ndarray, cosine_GG: np.ndarray, length: int) ->
             axes.axvline(at, color=AT_L, linewidth=1.0)
         axes.set_xlabel("j - i (tokens); red: L")
 
-    rows = Table.over({}, {"i": grid_G, "j": grid_G}, cosine=cosine_GG)
+    rows = Table.from_arrays({}, {"i": grid_G, "j": grid_G}, cosine=cosine_GG)
     panels = [FigurePanel(draw_map, 3.6), FigurePanel(draw_curves, 3.6)]
     return Figure("similarity", "Absolute vectors", "", rows, panels, 2)
 
@@ -76,7 +76,7 @@ def temperature_figure(
         axes.set(xlabel=f"{what} + 1 (tokens); red: L", ylabel="tau, a factor on the content logit")
         axes.set_ylim(both.min() - pad, both.max() + pad)
 
-    rows = Table.over({}, {"by": sides, "head": range(both.shape[1]), "at": at_S}, tau=both)
+    rows = Table.from_arrays({}, {"by": sides, "head": range(both.shape[1]), "at": at_S}, tau=both)
     panels = panels_of(draw, sides.items() if (both != 1).any() else (), 3.2)
     return Figure("temperature", "Temperature", "", rows, panels, 2)
 
@@ -92,7 +92,7 @@ def stretch_figure(ratios: Mapping[str, np.ndarray]) -> Figure:
 
     rows = Table()
     for name, ratio_h in ratios.items():
-        rows += Table.over({"stretch": name}, {"pair": range(len(ratio_h))}, ratio=ratio_h)
+        rows += Table.from_arrays({"stretch": name}, {"pair": range(len(ratio_h))}, ratio=ratio_h)
     panels = [FigurePanel(draw, 3.2)] if ratios else ()
     return Figure("stretch", "Stretched pairs", "", rows, panels)
 
@@ -104,7 +104,7 @@ def plane_figure(away_R: np.ndarray, bias_NRR: np.ndarray, kernel_NRR: np.ndarra
     drawn, rows = [side for side in sides if np.ptp(side[1]) > 0], Table()
     for what, map_NRR, _ in drawn:
         axes = {"head": range(len(map_NRR)), "down": away_R, "right": away_R}
-        rows += Table.over({"what": what}, axes, value=map_NRR)
+        rows += Table.from_arrays({"what": what}, axes, value=map_NRR)
 
     def draw(axes: Axes, what: str, head: int, map_RR: np.ndarray, limit: tuple) -> None:
         _map(axes, away_R, map_RR, limit, what)
@@ -141,7 +141,7 @@ def kernel_figure(
     for name, (kernel_S, bound_S) in rotary.items():
         named |= {f"mean cosine of {name}": kernel_S, f"RoFormer bound of {name}": bound_S}
     values = np.array(list(named.values())).reshape(len(named), len(distance_S))
-    rows = Table.over({}, {"what": named, "distance": distance_S}, value=values)
+    rows = Table.from_arrays({}, {"what": named, "distance": distance_S}, value=values)
     drawn = [biases] * bool(bias_NS.any()) + [kernels] * bool(rotary)
     panels = [FigurePanel(draw, 3.4) for draw in drawn]
     return Figure("kernels", "Kernels", "", rows, panels, 2)
@@ -198,9 +198,11 @@ def switches_figure(
         axes.legend(fontsize="small", ncols=2, loc="upper right")
 
     sinks, held = np.stack(list(sink_S.values())), np.stack(list(shifted_T.values()))
-    rows = Table.over({}, {"what": [f"sink: {name}" for name in sink_S], "at": keys_S}, share=sinks)
+    rows = Table.from_arrays(
+        {}, {"what": [f"sink: {name}" for name in sink_S], "at": keys_S}, share=sinks
+    )
     what = [f"token shift: {name}" for name in shifted_T]
-    rows += Table.over({}, {"what": what, "at": range(held.shape[1])}, share=held)
+    rows += Table.from_arrays({}, {"what": what, "at": range(held.shape[1])}, share=held)
     panels = [FigurePanel(shares, 3.0), FigurePanel(shifts, 3.0)]
     return Figure("sink_and_shift", "Sink logit and token shift", "", rows, panels, 2)
 

@@ -75,7 +75,7 @@ def line_panels(
     more: Sequence[Line2D] = (),
     apart: bool = False,
 ) -> dict:
-    """Returns panels, key and across of a line figure: one panel, or one per arm if they are many.
+    """Returns panels, legend and columns of a line figure: one panel, or one per arm if many.
 
     Args:
       dress: sets the axes of a panel up after its lines are drawn. draw_arm: draws one arm, its
@@ -102,12 +102,12 @@ def line_panels(
 
     if together:
         looks = [style.line_style(study.colours[arm]) | {"label": study.names[arm]} for arm in arms]
-        key = legend([*(Line2D([], [], **look) for look in looks), *more])
-        return {"panels": panels_of(draw, [arms], 3.2), "key": key}
+        handles = [*(Line2D([], [], **look) for look in looks), *more]
+        return {"panels": panels_of(draw, [arms], 3.2), "legend": legend(handles)}
     lines = [Line2D([], [], label="other arms", **_behind(study, ""))]
     lines += [Line2D([], [], label=study.names[p], **_behind(study, p)) for p in study.parents]
     panels = panels_of(draw, [(arm,) for arm in arms], 1.8)
-    return {"panels": panels, "key": legend([*lines, *more]), "across": 4}
+    return {"panels": panels, "legend": legend([*lines, *more]), "columns": 4}
 
 
 def seeds_note(study: StudyView) -> str:
@@ -118,7 +118,7 @@ def seeds_note(study: StudyView) -> str:
 
 
 def legend(handles: Sequence, columns: int = 3) -> FigurePanel:
-    """Returns a strip with a legend."""
+    """Returns a panel with a legend."""
 
     def draw(axes: Axes) -> None:
         axes.set_axis_off()

@@ -158,16 +158,16 @@ def _arm(study: StudyView, arm: str) -> str:
 
 def _figure(figure: Figure) -> str:
     svgs, missing = figure.svgs(), items(figure.missing, "missing") if figure.missing else ""
-    if figure.key:
+    if figure.legend:
         svgs[0] = svgs[0].replace("<svg ", '<svg class="key" ', 1)
     if len(figure.missing) > 3:
         missing = fold("Not in this figure", missing, str(len(figure.missing)))
     axes = " · ".join(f"{a} {label}" for a, label in zip("→↑", figure.labels, strict=True) if label)
-    across = min(figure.across, len(figure.panels)) if figure.across < 3 else figure.across
+    columns = min(figure.columns, len(figure.panels)) if figure.columns < 3 else figure.columns
     return (
         f'<section id="figure_{figure.name}"><h3>{text(figure.title)}</h3>'
         f'<p class="caption">{text(figure.caption)}</p><p class="axes">{text(axes)}</p>'
-        f'<figure class="across-{across}">{"".join(svgs)}</figure>'
+        f'<figure class="across-{columns}">{"".join(svgs)}</figure>'
         f"{missing}{_files(figure.name, 'csv', 'png')}</section>"
     )
 

@@ -45,7 +45,7 @@ def pareto(study: StudyView) -> Figure:
     panels = panels_of(_clouds, [(study, rows, x) for x in limits if rows], 3.9)
     more = ("many_seeds" if study.seeds_per_arm[1] > 1 else "one_seed", close and "close_up")
     words = captioned("pareto", *more, text=text, retrieval=retrieval, tasks=named or "no task")
-    return Figure(rows=rows, panels=panels, across=len(limits), missing=missing, **words)
+    return Figure(rows=rows, panels=panels, columns=len(limits), missing=missing, **words)
 
 
 def _close_up(rows: Table) -> tuple[float, float] | None:
@@ -175,7 +175,7 @@ def factorial_effects(study: StudyView) -> list[Figure]:
     listed = ", ".join(study.names[arm] for arm in cells.values())
     at = {"text": text, "retrieval": retrieval, "level": f"{100 * LEVEL:.0f}"}
     said = captioned("effects", cells=listed, **at)
-    return [Figure(rows=rows, panels=panels, across=2, missing=missing, **said)]
+    return [Figure(rows=rows, panels=panels, columns=2, missing=missing, **said)]
 
 
 def _effects(axes: Axes, words: str, found: Fit) -> None:

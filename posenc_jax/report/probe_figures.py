@@ -66,9 +66,9 @@ def attention_distance(study: StudyView) -> Figure:
 
     height = 0.9 + 0.17 * len({(row["layer"], row["head"]) for row in rows})
     panels = panels_of(draw, [(arm,) for arm in study.arms_of(rows)], height)
-    key = marks.colour_bar(0, top, "share of a query's attention")
+    legend = marks.colour_bar(0, top, "share of a query's attention")
     words = captioned("attention_distance") | {"missing": study.without(rows, "no M1")}
-    return Figure(rows=rows, panels=panels, across=3, key=key, **words)
+    return Figure(rows=rows, panels=panels, columns=3, legend=legend, **words)
 
 
 def _grid(study: StudyView, rows: Table, draw: Callable[[Axes, str, Table], None]) -> dict:
@@ -79,7 +79,7 @@ def _grid(study: StudyView, rows: Table, draw: Callable[[Axes, str, Table], None
         marks.arm_title(axes, study, arm, task_name(task))
 
     items = [(task, arm) for task in rows.distinct("task") for arm in study.arms_of(rows)]
-    return {"rows": rows, "panels": panels_of(panel, items, 2.1), "across": 4}
+    return {"rows": rows, "panels": panels_of(panel, items, 2.1), "columns": 4}
 
 
 def head_atlas(study: StudyView) -> Figure:
@@ -112,9 +112,9 @@ def head_atlas(study: StudyView) -> Figure:
 
     look = {"linestyle": "", "color": INK}
     hollow = Line2D([], [], marker="s", markerfacecolor="none", label="does not rotate", **look)
-    key = marks.legend([Line2D([], [], marker="o", label="rotates", **look), hollow])
+    legend = marks.legend([Line2D([], [], marker="o", label="rotates", **look), hollow])
     words = captioned("head_atlas") | _grid(study, rows, draw)
-    return Figure(key=key, missing=missing, **words)
+    return Figure(legend=legend, missing=missing, **words)
 
 
 def margin_budget(study: StudyView) -> Figure:
@@ -156,7 +156,7 @@ def decay_curves(study: StudyView) -> Figure:
             at, (layers, heads, _) = (edge[:-1] + edge[1:] - 1) / 2, sums[0].shape
             arms[run.arm] = (at, *means.values())
             axes = {"layer": range(layers), "head": range(heads), "distance": at}
-            rows += Table.over(run.key, axes, **means)
+            rows += Table.from_arrays(run.key, axes, **means)
 
     def draw(axes: Axes, arm: str, content: bool) -> None:
         at, attention, logits, cosine, bound = arms[arm]
@@ -175,11 +175,11 @@ def decay_curves(study: StudyView) -> Figure:
         marks.arm_title(axes, study, arm, words)
 
     kernel = Line2D([], [], color=INK, label="cosine kernel")
-    key = marks.legend([kernel, Line2D([], [], color=MUTED, label="RoFormer bound")])
+    legend = marks.legend([kernel, Line2D([], [], color=MUTED, label="RoFormer bound")])
     panels = panels_of(draw, [(arm, content) for arm in arms for content in (False, True)], 2.5)
     missing = study.without(rows, "no probes were run, or their arrays are not kept")
     words = captioned("decay_curves") | {"rows": rows, "missing": missing}
-    return Figure(panels=panels, across=2, key=key, **words)
+    return Figure(panels=panels, columns=2, legend=legend, **words)
 
 
 def _longest_probe(run: RunData) -> Mapping[str, np.ndarray] | None:

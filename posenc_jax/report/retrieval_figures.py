@@ -56,7 +56,9 @@ def retrieval_overview(study: StudyView) -> Figure:
     order = sorted({(row["needles"] != "all", row["k"]) for row in rows})
     panels = panels_of(draw, order, 0.8 + 0.25 * len(arms) + 0.6 * many)
     words = captioned("retrieval_overview", "summary" if SUMMARY in columns else None)
-    return Figure(rows=rows, panels=panels, across=2 if many else 3, key=marks.SHARE_BAR, **words)
+    return Figure(
+        rows=rows, panels=panels, columns=2 if many else 3, legend=marks.SHARE_BAR, **words
+    )
 
 
 def _score(run: RunData, column: str, k: float, far: bool) -> float | None:
@@ -111,7 +113,7 @@ def needle_maps(study: StudyView) -> Figure:
 
     panels = panels_of(draw, list(product(tasks, arms)), 2.6 if numbers else 1.7)
     words = captioned("needle_maps") | {"rows": rows, "missing": missing}
-    return Figure(panels=panels, across=4 if numbers else 6, key=marks.SHARE_BAR, **words)
+    return Figure(panels=panels, columns=4 if numbers else 6, legend=marks.SHARE_BAR, **words)
 
 
 def accuracy_by_distance(study: StudyView) -> Figure:
@@ -148,7 +150,7 @@ def accuracy_by_distance(study: StudyView) -> Figure:
 
     panels = panels_of(draw, [(task,) for task in drawn], 1.1 + 0.25 * len(arms))
     words = captioned("accuracy_by_distance") | {"rows": rows, "missing": missing + rest}
-    return Figure(panels=panels, across=3, key=marks.SHARE_BAR, **words)
+    return Figure(panels=panels, columns=3, legend=marks.SHARE_BAR, **words)
 
 
 def acquisition(study: StudyView) -> Figure:
@@ -187,4 +189,4 @@ def acquisition(study: StudyView) -> Figure:
     bounds = {"acquired": 100 * schema.ACQUIRED, "reaches": 100 * schema.REACHES}
     named = ", ".join(map(task_name, tasks))
     words = captioned("acquisition", tasks=named, index=index, **bounds)
-    return Figure(rows=rows, panels=panels, across=2, missing=missing, **words)
+    return Figure(rows=rows, panels=panels, columns=2, missing=missing, **words)

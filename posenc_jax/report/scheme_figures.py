@@ -59,7 +59,7 @@ def bias_figure(grid_G: np.ndarray, bias_NGG: np.ndarray, length: int) -> Figure
 
 def _bias_rows(bias_NGG: np.ndarray, grid_G: np.ndarray, where: dict) -> Table:
     axes = {"head": range(len(bias_NGG)), "query": grid_G, "key": grid_G}
-    return Table.over(where, axes, bias=bias_NGG)
+    return Table.from_arrays(where, axes, bias=bias_NGG)
 
 
 def _bias_panels(maps: Sequence[tuple], length: int, rows: Table) -> dict:
@@ -77,8 +77,8 @@ def _bias_panels(maps: Sequence[tuple], length: int, rows: Table) -> dict:
         marks.frameless(axes)
         axes.set_title(title, color=colour)
 
-    key = marks.colour_bar(low, high, "bias added to the logit (nats)")
-    return {"panels": panels_of(draw, maps, 2.7), "across": 4, "key": key}
+    legend = marks.colour_bar(low, high, "bias added to the logit (nats)")
+    return {"panels": panels_of(draw, maps, 2.7), "columns": 4, "legend": legend}
 
 
 def sees_alike(bias_xGG: np.ndarray) -> bool:
@@ -149,7 +149,7 @@ def rotation_figure(rotations: dict[str, tuple[float, ...]], length: int, reach:
 
 
 def _ring_panels(groups: Sequence[tuple], length: int, reach: float, words: str) -> dict:
-    """Rows, panels and key of rings: groups of (columns, wavelengths, colour, title)."""
+    """Rows, panels and legend of rings: groups of (columns, wavelengths, colour, title)."""
     rows = Table(
         where
         | {"pair": pair, "wavelength": wave, "turns_within_L": length / wave}
@@ -187,4 +187,4 @@ def _ring_panels(groups: Sequence[tuple], length: int, reach: float, words: str)
         Patch(facecolor=EMPTY, label=f"not reached by {words}"),
     ]
     panels = panels_of(draw, groups, 3.3)
-    return {"rows": rows, "panels": panels, "across": 4, "key": marks.legend(handles, 2)}
+    return {"rows": rows, "panels": panels, "columns": 4, "legend": marks.legend(handles, 2)}

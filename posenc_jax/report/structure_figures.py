@@ -77,7 +77,7 @@ def structure(study: StudyView) -> Figure:
     panels = panels_of(lambda axes, draw, *k: draw(axes, *k), draws, 0.9 + 0.26 * len(arms))
     bounds = {"shift": SHIFT_BOUND, "lookup": LOOKUP_MARGIN, "monotone": MONOTONE_AT}
     words = captioned("structure", guess=guess, **bounds)
-    return Figure(rows=rows, panels=panels, across=3, missing=missing, **words)
+    return Figure(rows=rows, panels=panels, columns=3, missing=missing, **words)
 
 
 def _of_run(run: RunData) -> list[dict]:
@@ -136,7 +136,7 @@ def classification(study: StudyView) -> Figure:
         axes.set_ylim(min(0, *points.column("y")) - 4, max(points.column("y")) + 4)
         axes.yaxis.set_major_formatter(marks.PERCENT)
 
-    key = [Line2D([], [], label="bag of ids", **BAG)]
-    made = marks.line_panels(study, lines, "x", "y", dress, draw_arm, key)
+    more = [Line2D([], [], label="bag of ids", **BAG)]
+    made = marks.line_panels(study, lines, "x", "y", dress, draw_arm, more)
     words = captioned("longtext", seeds=marks.seeds_note(study))
     return Figure(rows=rows, missing=missing, **words, **made)

@@ -143,7 +143,7 @@ def far_context(study: StudyView) -> Figure:
 
     panels = panels_of(draw, shown, 0.7 + 0.26 * len(arms))
     words = captioned("far_context", margin=MARGIN)
-    return Figure(rows=rows, panels=panels, across=2, missing=missing, **words)
+    return Figure(rows=rows, panels=panels, columns=2, missing=missing, **words)
 
 
 def _gain(run: RunData, metric: str) -> float | None:

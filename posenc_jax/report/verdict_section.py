@@ -164,12 +164,14 @@ def forest(study: StudyView, verdict: Mapping) -> Figure:
     items = [(found, colours, *unit) for unit in margins if (found := rows.where(unit=unit[0]))]
     labels = max((len(set(map(_label, found))) for found, *_ in items), default=0)
     look = {"marker": "o", "linestyle": "none"}
-    key = legend([Line2D([], [], color=colours[h], label=short_name(h), **look) for h in hybrids])
+    lines = [Line2D([], [], color=colours[h], label=short_name(h), **look) for h in hybrids]
     panels = panels_of(_panel, items, 1.0 + labels * (0.3 + 0.16 * len(hybrids)))
     words = captioned("verdict", banner=banner(verdict), rule=verdict["rule"])
     if verdict["rule"] != 2:
         words["name"] += f"_rule_{verdict['rule']}"
-    return Figure(rows=rows, panels=panels, across=2, key=key, missing=missing, **words)
+    return Figure(
+        rows=rows, panels=panels, columns=2, legend=legend(lines), missing=missing, **words
+    )
 
 
 def _panel(axes: Axes, rows: Table, colours: Mapping[str, str], unit: str, margin: float) -> None:

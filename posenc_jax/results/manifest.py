@@ -64,7 +64,7 @@ def verify(folder: Path) -> dict:
 
 
 def read(folder: Path) -> dict:
-    """Returns contents and files of a sound manifest; Corrupted if missing or changed."""
+    """Returns contents and files of an unchanged manifest; Corrupted if missing or changed."""
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
         raise Corrupted(f"no {NAME}, so it was never finished, or was made by hand")

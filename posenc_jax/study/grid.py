@@ -18,7 +18,7 @@ class Arm:
     """One treatment that a study compares.
 
     Attributes:
-      name: in folders, tables and figures. scheme: in the scheme language, or a preset.
+      name: in folders, tables and figures. scheme: a line of the scheme grammar, or a preset.
       overrides: settings by "section.key" that differ from the base configuration, such as a head
         count.
       length: its own training length in tokens, 0: the study's. Every step keeps its number of

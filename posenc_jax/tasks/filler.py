@@ -27,13 +27,13 @@ class Filler:
     """
 
     def __init__(self, stream: TokenStream | None, tokenizer: Tokenizer, *, corpus: bool = True):
-        if tokenizer.symbols <= 0:
+        if tokenizer.first_symbol <= 0:
             raise ValueError(
                 f"retrieval tasks need more than {SYMBOL_IDS} ids for keys and values; this "
-                f"tokenizer has {tokenizer.symbols + SYMBOL_IDS}"
+                f"tokenizer has {tokenizer.first_symbol + SYMBOL_IDS}"
             )
         self.fingerprint = tokenizer.fingerprint
-        self.keys, self.values = tokenizer.symbols, tokenizer.symbols + SYMBOLS
+        self.keys, self.values = tokenizer.first_symbol, tokenizer.first_symbol + SYMBOLS
         self.bos, self.sep = tokenizer.bos, tokenizer.sep
         self.cue = tokenizer.encode(_CUE)
         self.space, self.stop = tokenizer.encode(b" "), tokenizer.encode(b".")

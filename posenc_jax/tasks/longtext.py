@@ -173,7 +173,7 @@ class LabelTokenizer:
 
     def __init__(self, base: Tokenizer, labels: Sequence[str]):
         self.bos, self.sep, self.pad, self.ans = base.bos, base.sep, base.pad, base.ans
-        self.symbols, self.ends, self.end = base.symbols, base.ends, base.end
+        self.first_symbol, self.ends, self.end = base.first_symbol, base.ends, base.end
         self.labels_C = base.vocab_size + np.arange(len(labels), dtype=np.int32)
         self.vocab_size = base.vocab_size + len(labels)
         self.byte_lengths_V = np.concatenate([base.byte_lengths_V, np.zeros(len(labels), np.int32)])

@@ -22,7 +22,7 @@ class ModelSection:
     `posenc_jax.model.config.Architecture` explains the settings that are not listed here.
 
     Attributes:
-      scheme: a line of the scheme language, or the name of one.
+      scheme: a line of the scheme grammar, or the name of one.
       num_layers: decoder layers. model_dim: width of the residual stream. num_heads: query heads.
       num_kv_heads: key/value heads; 0 = num_heads. head_dim: 0 = model_dim / num_heads.
       mlp_dim: 0 = 8/3 of model_dim for gated activations and 4 times it for others, rounded up to a
@@ -146,7 +146,7 @@ class TrainSection:
         over model. 0 data devices takes all that are left.
       save_every: steps between two checkpoints. log_every: steps between two rows of the log. keep:
         checkpoints kept.
-      init_from: workdir of a run whose last sound checkpoint gives the initial parameters;
+      init_from: workdir of a run whose last undamaged checkpoint gives the initial parameters;
         optimizer, step and data order are new. Empty: random initial parameters.
       original_length: L that the scheme is placed with when it is not `length`: that of the run
         named by init_from. 0 takes length.

@@ -1,4 +1,4 @@
-"""Fine-tuning: a run that starts from the parameters of another run's last sound checkpoint.
+"""Fine-tuning: a run that starts from the parameters of another run's last undamaged checkpoint.
 
 Its scheme is placed at the other run's length, `train.original_length`, and names its length
 extension. At step 0 it therefore equals the other run evaluated under that extension.

@@ -104,7 +104,7 @@ def check_owner(
 
 
 def _check_last_owner(workdir: Path, config: RunConfig) -> None:
-    """Compares a config with that of the last sound checkpoint; raises as `check_owner`."""
+    """Compares a config with that of the last undamaged checkpoint; raises as `check_owner`."""
     store = CheckpointStore(workdir.resolve() / "checkpoints", owner=False)
     step = store.newest(fall_back=True)
     if step is None:

@@ -60,7 +60,7 @@ def tensors(rows, length, dtype):
     [line for line in schemes.ALL if layer_of(line).form is None and not layer_of(line).gated],
 )
 def test_rotations_biases_and_temperatures_are_those_of_a_cpu(line):
-    # Learned tables and grids reach as far; but learned directions in the plane turn by plain float32
+    # Learned tables and grids reach as far; but learned 2-D directions turn by plain float32
     # products, which two compilers round to 2^-24 of the angle: they are for the grids of images.
     furthest = 256 if "mixed" in line else 131_072
     layer, far = layer_of(line, train_length=furthest), FAR % furthest

@@ -39,12 +39,12 @@ class Path:
     implementation: str
     dtype: str
     share: float
-    lanes: int | None = None
+    parallel_tiles: int | None = None
 
 
 PATHS = {
     "blockwise": Path("blockwise", "float32", 1e-5),
-    "blockwise, tiles side by side": Path("blockwise", "float32", 1e-5, lanes=5),
+    "blockwise, tiles side by side": Path("blockwise", "float32", 1e-5, parallel_tiles=5),
     "blockwise, bfloat16": Path("blockwise", "bfloat16", 0.02),
     "flash": Path("flash", "float32", 1e-5),  # emulated, as splash is
     "flash, bfloat16": Path("flash", "bfloat16", 0.02),
@@ -59,8 +59,8 @@ PATHS = {
 def small_and_emulated(monkeypatch, request):
     """Tiles smaller than a row, and cuDNN's call answered by XLA: the same function and arguments."""
     name = getattr(request.node, "callspec", None) and request.node.callspec.params["name"]
-    lanes = PATHS[name].lanes if name else None
-    tiled = functools.partial(BlockwiseSettings, blocks=(16, 24), lanes=lanes)
+    parallel_tiles = PATHS[name].parallel_tiles if name else None
+    tiled = functools.partial(BlockwiseSettings, blocks=(16, 24), parallel_tiles=parallel_tiles)
     module = sys.modules["posenc_jax.attention.attend"]  # the package has a function of that name
     monkeypatch.setattr(module, "BlockwiseSettings", tiled)
 

@@ -90,7 +90,7 @@ def test_a_damaged_best_is_refused_by_a_reader_and_set_aside_by_the_next_leg(tmp
     assert steps(workdir) == [1, 2, 3, 4]
     with CheckpointManager(workdir, 1) as checkpoints:
         assert checkpoints.latest() == 4
-        assert "it is now 1.damaged; step 2 is the best sound one" in capsys.readouterr().err
+        assert "it is now 1.damaged; step 2 is the best undamaged one" in capsys.readouterr().err
         checkpoints.save(5, {"params": {"up_DF": jnp.zeros(4)}}, {"dev_loss": 2.3})
     assert steps(workdir) == [2, 5]
     assert chosen(workdir, "best") == 2
@@ -101,4 +101,4 @@ def test_the_best_serves_where_every_later_one_is_damaged(tmp_path, capsys):
     damage(workdir, 3)
     with CheckpointManager(workdir, 1) as checkpoints:
         assert checkpoints.latest() == 1
-    assert "step 1 is the last sound one" in capsys.readouterr().err
+    assert "step 1 is the last undamaged one" in capsys.readouterr().err

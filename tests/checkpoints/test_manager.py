@@ -1,4 +1,4 @@
-"""Checkpoints: whatever was changed in one is seen and named, and a run goes on from the last sound one."""
+"""Checkpoints: whatever was changed in one is seen and named, a run resumes from the last undamaged one."""
 
 import errno
 import hashlib

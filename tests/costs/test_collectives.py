@@ -55,7 +55,7 @@ def test_scattered_sums_exchanges_and_shifts_are_told_apart():
     assert (exchange.kind, exchange.payload, exchange.sent) == ("all-to-all", 320.0, 280.0)
     ring = [(i, i ^ 1) for i in range(8)]
     (shift,) = said(lambda x: jax.lax.ppermute(x, "x", ring), (64, 10), specs=spec, out=spec[0])
-    assert (shift.kind, shift.sent, shift.across) == ("collective-permute", 320.0, False)
+    assert (shift.kind, shift.sent, shift.spans_hosts) == ("collective-permute", 320.0, False)
 
 
 def test_a_group_inside_a_host_uses_the_links_between_its_chips():
@@ -64,7 +64,7 @@ def test_a_group_inside_a_host_uses_the_links_between_its_chips():
     (near,) = said(
         lambda x: jax.lax.psum(x, "x", axis_index_groups=groups), (8, 100), specs=(spec,), out=spec
     )
-    assert (near.group, near.across) == (4, False)
+    assert (near.group, near.spans_hosts) == (4, False)
 
 
 def test_groups_are_read_in_every_form_that_xla_writes():

@@ -117,7 +117,7 @@ def test_classification_has_no_ends(data_dir):
         sep=2,
         pad=3,
         ans=4,
-        symbols=5,
+        first_symbol=5,
         ends=(1,),
         end=1,
         vocab_size=9,

@@ -76,7 +76,9 @@ def test_different_models_have_different_fingerprints(tmp_path):
 )
 def test_a_model_that_loses_text_is_refused(tmp_path, options):
     path = train_sentencepiece(tmp_path, **options)
-    with pytest.raises(ValueError, match="does not give its text back") as error:
+    with pytest.raises(
+        ValueError, match="decoding the ids does not return the encoded text"
+    ) as error:
         open_tokenizer(path)
     assert "\n" not in str(error.value)
 

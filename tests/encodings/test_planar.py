@@ -1,4 +1,4 @@
-"""Positions in the plane: axial and mixed RoPE and 2-D ALiBi against their float64 loops."""
+"""2-D positions: axial and mixed RoPE and 2-D ALiBi against their float64 loops."""
 
 import dataclasses
 import math

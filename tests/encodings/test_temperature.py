@@ -1,4 +1,4 @@
-"""Temperatures that heads learn, or that tokens decide, against float64 loops and their published starts."""
+"""Temperatures that heads learn, or computed from tokens, against float64 loops and published starts."""
 
 import dataclasses
 import math

@@ -9,7 +9,7 @@ pytest.importorskip("tokenizers")
 
 import tokenizers
 from posenc_jax.data.imported_tokenizer import ImportedTokenizer, SpecialTokens
-from posenc_jax.data.tokenizers import PROBE, SPACE, SYMBOL_IDS, open_tokenizer
+from posenc_jax.data.tokenizers import ROUND_TRIP_TEXT, SPACE, SYMBOL_IDS, open_tokenizer
 from posenc_jax.interop import tokenizer_json
 from posenc_jax.tasks.filler import Filler
 from posenc_jax.tasks.passkey_mqar import mqar, passkey
@@ -22,7 +22,7 @@ TEXTS = [
     "\n\n  x",
     "a",
     "The grass is green.",
-    PROBE,
+    ROUND_TRIP_TEXT,
     "tab\tand\r\nline",
     "\x00\x7f",
     "e\u0301 \u00e9 \ufb01",
@@ -82,13 +82,16 @@ def test_a_saved_tokenizer_is_the_same(opened, tmp_path):
     _, tokenizer = opened
     again = open_tokenizer(str(tokenizer.save(tmp_path / "tokenizer")))
     assert again.fingerprint != ""
-    assert again.encode(PROBE.encode()).tolist() == tokenizer.encode(PROBE.encode()).tolist()
-    assert (again.bos, again.pad, again.ends, again.vocab_size, again.symbols) == (
+    assert (
+        again.encode(ROUND_TRIP_TEXT.encode()).tolist()
+        == tokenizer.encode(ROUND_TRIP_TEXT.encode()).tolist()
+    )
+    assert (again.bos, again.pad, again.ends, again.vocab_size, again.first_symbol) == (
         tokenizer.bos,
         tokenizer.pad,
         tokenizer.ends,
         tokenizer.vocab_size,
-        tokenizer.symbols,
+        tokenizer.first_symbol,
     )
     other = ImportedTokenizer(tokenizer.description, SpecialTokens(bos="<|end|>"), "other")
     assert other.fingerprint != tokenizer.fingerprint
@@ -106,7 +109,7 @@ def test_a_model_may_have_more_ids_than_its_tokenizer(opened):
 def test_retrieval_tasks_use_ids_of_the_vocabulary_that_stand_for_nothing_else(opened):
     _, tokenizer = opened
     filler = Filler(None, tokenizer, corpus=False)
-    symbols = set(range(tokenizer.symbols, tokenizer.symbols + SYMBOL_IDS))
+    symbols = set(range(tokenizer.first_symbol, tokenizer.first_symbol + SYMBOL_IDS))
     used = {*filler.cue, *filler.digits, *filler.space, *filler.stop, tokenizer.bos, tokenizer.sep}
     assert not symbols & {int(i) for i in used}
     assert all(tokenizer.byte_lengths_V[i] for i in symbols)
@@ -147,8 +150,11 @@ WRONG = {
         lambda: changed(normalizer={"type": "Replace", "pattern": {"String": "a"}, "content": "b"}),
         "Replace changes",
     ),
-    "spaces removed": (lambda: changed(pre_tokenizer={"type": "Whitespace"}), "give its text back"),
-    "no bytes": (lambda: changed(pre_tokenizer=None), "give its text back"),
+    "spaces removed": (
+        lambda: changed(pre_tokenizer={"type": "Whitespace"}),
+        "does not return the encoded text",
+    ),
+    "no bytes": (lambda: changed(pre_tokenizer=None), "does not return the encoded text"),
     "an undefined part": (
         lambda: changed(pre_tokenizer={"type": "Os", "command": "rm"}),
         "is no tokenizer.json",

@@ -228,7 +228,7 @@ def test_without_jit_and_patch_by_patch_the_logits_are_the_same():
 
 @pytest.mark.thorough
 def test_blockwise_attention_reads_a_large_image_as_dense_attention_does():
-    """Its cut-off must not take distances on a line for those in the plane."""
+    """Its cut-off must not take distances on a line for 2-D distances."""
     dense, blockwise = (
         configured("axial+alibi2d", train_length=576, attention=name)
         for name in ("dense", "blockwise")

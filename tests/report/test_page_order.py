@@ -25,7 +25,7 @@ def published():
     empty = [FigurePanel(lambda axes: None, 1.0)]
     found = {
         title: [
-            dataclasses.replace(figure, panels=empty, key=None) if figure.panels else figure
+            dataclasses.replace(figure, panels=empty, legend=None) if figure.panels else figure
             for figure in figures
         ]
         for title, figures in sections(study).items()

@@ -527,7 +527,7 @@ def test_figures_of_every_suite_have_their_table_and_are_drawn(measured, classif
             if figure.name in names:
                 table = list(csv.DictReader(io.StringIO(figure.csv())))
                 assert len(table) == len(figure.rows)
-                assert len(figure.svgs()) == len(figure.panels) + (figure.key is not None)
+                assert len(figure.svgs()) == len(figure.panels) + (figure.legend is not None)
 
 
 def test_a_repeat_at_another_place_has_a_picture_that_says_it_is_confounded(tmp_path):

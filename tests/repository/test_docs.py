@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_house import FILES, FLOORS, PACKAGE, imports, room
+from test_package_layers import FILES, LAYERS, PACKAGE, imports, package_of
 
 ROOT = Path(__file__).parents[2]
 SHORT = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -122,32 +122,34 @@ def test_every_term_stands_once_in_the_glossary():
 
 def test_every_module_stands_once_in_the_list_of_files():
     files = section(architecture(), "## Files")
-    for name in FLOORS:
+    for name in LAYERS:
         if (PACKAGE / name).is_dir():
             listed = [row[0].strip("`") for row in tables(section(files, f"### {name}"))][1:]
-            there = (p.relative_to(PACKAGE / name) for p in FILES if room(p) == name)
+            there = (p.relative_to(PACKAGE / name) for p in FILES if package_of(p) == name)
             assert sorted(listed) == sorted(str(p) for p in there if p.stem != "__init__"), name
 
 
-def test_the_house_is_drawn_as_it_is_built():
-    floors = re.findall(
-        r"^ +(\d+) +(\w+(?: +\w+(?!/))*)", section(architecture(), "## The house"), re.M
+def test_the_package_layers_are_drawn_as_they_are_built():
+    layers = re.findall(
+        r"^ +(\d+) +(\w+(?: +\w+(?!/))*)", section(architecture(), "## Package layers"), re.M
     )
     drawn = {
-        name: int(floor) for floor, names in floors for name in names.split() if name in FLOORS
+        name: int(layer) for layer, names in layers for name in names.split() if name in LAYERS
     }
-    assert drawn == FLOORS
-    said = {row[0].strip("`"): row[1] for row in tables(section(architecture(), "## The house"))}
-    for name in FLOORS:
-        modules = {m for path in FILES if room(path) == name for m in imports(path)}
-        rooms = {m.split(".")[1] for m in modules if m.startswith("posenc_jax.")} - {name}
-        assert {part.strip() for part in said[name].split(",") if part.strip()} == rooms, name
+    assert drawn == LAYERS
+    said = {
+        row[0].strip("`"): row[1] for row in tables(section(architecture(), "## Package layers"))
+    }
+    for name in LAYERS:
+        modules = {m for path in FILES if package_of(path) == name for m in imports(path)}
+        packages = {m.split(".")[1] for m in modules if m.startswith("posenc_jax.")} - {name}
+        assert {part.strip() for part in said[name].split(",") if part.strip()} == packages, name
 
 
-def test_the_readme_names_every_room():
-    house = section((ROOT / "README.md").read_text(), "## The house")
-    rooms = re.findall(r"^    (\w+)/", house, re.MULTILINE)
-    assert sorted(rooms) == sorted(name for name in FLOORS if (PACKAGE / name).is_dir())
+def test_the_readme_names_every_package():
+    below = section((ROOT / "README.md").read_text(), "## Package layers")
+    packages = re.findall(r"^    (\w+)/", below, re.MULTILINE)
+    assert sorted(packages) == sorted(name for name in LAYERS if (PACKAGE / name).is_dir())
 
 
 def test_the_checks_see_what_is_wrong():

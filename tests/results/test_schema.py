@@ -1,5 +1,5 @@
-"""What a result is stands once, in the room of results: metric names, buckets, chance, exit codes, the atomic
-write.
+"""What a result is stands once, in the package of results: metric names, buckets, chance, exit codes, the
+atomic write.
 """
 
 import ast
@@ -56,8 +56,8 @@ def assigned(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_metric_is_called_as_the_schema_calls_it(path):
-    room = path.relative_to(ROOT).parts[1] if path.parent != ROOT else ""
-    if room in ("attention", "encodings", "model", "bench", "training", "data", "tasks"):
+    package = path.relative_to(ROOT).parts[1] if path.parent != ROOT else ""
+    if package in ("attention", "encodings", "model", "bench", "training", "data", "tasks"):
         return  # they write and read no rows
     said = {s for s in constants(path) if FAMILY.fullmatch(s) and not WHOLE.fullmatch(s)}
     assert said - NAMES - OTHERS == set()

@@ -36,7 +36,7 @@ def layer_of(line, **shape):
 
 
 def projected_from(layer, shape):
-    """x_BTD, where tokens decide a temperature of the layer; None elsewhere."""
+    """x_BTD, where a temperature of the layer is computed from tokens; None elsewhere."""
     if not layer.tempered_by_tokens:
         return None
     return jax.random.normal(jax.random.key(8), (*shape, layer.groups[0].context.model_dim))

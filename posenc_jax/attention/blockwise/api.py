@@ -31,7 +31,7 @@ from posenc_jax.attention.blockwise.forward import (
 from posenc_jax.attention.blockwise.tiles import (
     BlockwiseConfig,
     Operands,
-    TokenPositions,
+    TokenSides,
     even_block,
     pad,
 )
@@ -42,7 +42,7 @@ from posenc_jax.encodings.backend import current_backend
 from posenc_jax.encodings.base import Params
 from posenc_jax.encodings.scheme import PlacedLayer
 
-# Logits in memory at a time where tiles run side by side: 32 MiB.
+# Logits in memory at a time where tiles run in parallel: 32 MiB.
 MAX_PARALLEL_LOGITS = 2**23
 
 
@@ -58,15 +58,15 @@ class BlockwiseSettings:
         be fast. If tiles run one at a time, the forward pass reads two key blocks together when it
         needs both.
       softcap: as in `AttentionSettings`; a cap only shrinks content logits, so the cut-off holds.
-      lanes: largest number of tiles that run side by side; None: enough to fill a GPU, and one on
-        other devices.
+      parallel_tiles: largest number of tiles that run in parallel; None: enough to fill a GPU, and
+        one on other devices.
     """
 
     causal: bool = True
     window: int | None = None
     epsilon: float = cutoff.EXACT_EPSILON
     blocks: tuple[int, int] | None = None
-    lanes: int | None = None
+    parallel_tiles: int | None = None
     softcap: float = 0.0
 
 
@@ -118,14 +118,14 @@ def head_groups(
     layer: PlacedLayer,
     settings: BlockwiseSettings,
     devices: int = 1,
-) -> list[tuple[BlockwiseConfig, Operands, TokenPositions, jax.Array | None]]:
+) -> list[tuple[BlockwiseConfig, Operands, TokenSides, jax.Array | None]]:
     """Returns the arguments of each head group of this device, padded to whole blocks.
 
     Args:
       operands, positions, first_head: as `sharding.per_shard` passes them.
       devices: number of devices that hold the keys of a row, each the same number of keys.
     """
-    blocks, lanes = settings.blocks, settings.lanes
+    blocks, parallel_tiles = settings.blocks, settings.parallel_tiles
     ordered = positions[2] is not None  # the bound of the cut-off needs causality in positions
     epsilon = settings.epsilon / devices if settings.causal and not ordered else 0.0
     q_BTNH, k_BSKH, v_BSKH, (params, sink_N), q_cum_log_forget_BTN, k_cum_log_forget_BSN = operands
@@ -142,28 +142,28 @@ def head_groups(
         joint = any(
             group.heads.bias is not None and group.heads.bias.joint for group in alone.groups
         )
-        shares = N // K
+        queries_per_kv = N // K
         # A slice copies less than a gather.
-        key_heads: slice | np.ndarray = slice(first // shares, stop // shares)
-        if first % shares or stop % shares:
-            key_heads, shares = np.arange(first, stop) // shares, 1
-        in_turn = current_backend() != "gpu" if lanes is None else lanes == 1
+        key_heads: slice | np.ndarray = slice(first // queries_per_kv, stop // queries_per_kv)
+        if first % queries_per_kv or stop % queries_per_kv:
+            key_heads, queries_per_kv = np.arange(first, stop) // queries_per_kv, 1
+        in_turn = current_backend() != "gpu" if parallel_tiles is None else parallel_tiles == 1
         q_block, k_block = blocks or ((128, 128) if joint else (512, 256 if in_turn else 512))
         t, s = even_block(q_BTNH.shape[1], q_block), even_block(k_BSKH.shape[1], k_block)
         at_once = 1 if joint or not in_turn or k_BSKH.shape[1] <= s else 2
         G = stop - first if joint else 1
-        width = 1 if in_turn else lanes or max(MAX_PARALLEL_LOGITS // (G * t * s), 2)
-        distances = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
+        width = 1 if in_turn else parallel_tiles or max(MAX_PARALLEL_LOGITS // (G * t * s), 2)
+        cutoff_entries = devices * (k_BSKH.shape[1] + -k_BSKH.shape[1] % s)
         window_N = head_windows(alone, settings.window)
         config = BlockwiseConfig(
             alone,
-            shares,
+            queries_per_kv,
             G,
             t,
             s,
             at_once,
             width,
-            distances,
+            cutoff_entries,
             window_N,
             settings.causal,
             epsilon,
@@ -187,7 +187,7 @@ def head_groups(
                     q_cum_log_forget,
                     k_cum_log_forget,
                 ),
-                TokenPositions(
+                TokenSides(
                     _padded_side(positions[:3], t), _padded_side(positions[3:], s), first_head
                 ),
                 None
@@ -213,13 +213,13 @@ def concatenate_heads(pieces: list[jax.Array], operands) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(
-    config: BlockwiseConfig, operands: Operands, positions: TokenPositions, sink_N: jax.Array | None
+    config: BlockwiseConfig, operands: Operands, sides: TokenSides, sink_N: jax.Array | None
 ) -> jax.Array:
-    return _forward(config, operands, positions, sink_N)[0]
+    return _forward(config, operands, sides, sink_N)[0]
 
 
 def _forward(
-    config: BlockwiseConfig, operands: Operands, positions: TokenPositions, sink_N: jax.Array | None
+    config: BlockwiseConfig, operands: Operands, sides: TokenSides, sink_N: jax.Array | None
 ):
     start = (
         None
@@ -227,20 +227,20 @@ def _forward(
         else add_sink(initial_state(operands.q_BNTH, operands.v_BKSH), sink_N)
     )
     softmax_state, stop_BNI = blockwise_forward(
-        config, operands, positions, tail_mass_table(config, operands.params), start
+        config, operands, sides, tail_mass_table(config, operands.params), start
     )
     out_BNTH, lse_BNT, stop_BNI = name_residuals(
         (softmax_state.out_BNTH, finite_lse(softmax_state.lse_BNT), stop_BNI)
     )
-    return out_BNTH, (operands, positions, sink_N, out_BNTH, lse_BNT, stop_BNI)
+    return out_BNTH, (operands, sides, sink_N, out_BNTH, lse_BNT, stop_BNI)
 
 
 def _backward(config: BlockwiseConfig, residuals, d_out_BNTH: jax.Array):
-    operands, positions, sink_N, out_BNTH, lse_BNT, stop_BNI = residuals
+    operands, sides, sink_N, out_BNTH, lse_BNT, stop_BNI = residuals
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), operands)
     delta_BNT = (d_out_BNTH * out_BNTH).sum(-1)
     grads = blockwise_backward(
-        config, operands, positions, (d_out_BNTH, lse_BNT, delta_BNT), stop_BNI, blank
+        config, operands, sides, (d_out_BNTH, lse_BNT, delta_BNT), stop_BNI, blank
     )
     grads = jax.tree.map(lambda d, x: d.astype(x.dtype), grads, operands)
     return grads, None, sink_gradient(sink_N, lse_BNT, delta_BNT)

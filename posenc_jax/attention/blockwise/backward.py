@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posenc_jax.attention.blockwise.forward import map_lanes, merge_tiles
+from posenc_jax.attention.blockwise.forward import map_in_parallel, merge_tiles
 from posenc_jax.attention.blockwise.tiles import (
     BlockwiseConfig,
     Operands,
     Tile,
-    TokenPositions,
+    TokenSides,
     dot,
-    upper_half_end,
+    earlier_half_end,
     visible_blocks,
 )
 from posenc_jax.encodings.base import Params
@@ -24,7 +24,7 @@ from posenc_jax.encodings.base import Params
 def blockwise_backward(
     config: BlockwiseConfig,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     rows: tuple,
     stop_BNI: jax.Array,
     grads: Operands,
@@ -36,13 +36,13 @@ def blockwise_backward(
         delta_BNT, the sum of d_out * out over H.
       stop_BNI: from `blockwise_forward` of the same keys.
     """
-    _, end_XBI = visible_blocks(config, positions)
-    upper_end_XBI = upper_half_end(config, positions)
-    if config.lanes > 1:
-        return _backward_in_lanes(config, operands, positions, rows, (stop_BNI, end_XBI), grads)
+    _, end_XBI = visible_blocks(config, sides)
+    earlier_end_XBI = earlier_half_end(config, sides)
+    if config.parallel_tiles > 1:
+        return _parallel_backward(config, operands, sides, rows, (stop_BNI, end_XBI), grads)
 
     def task(index, grads):
-        tile = Tile(config, operands, positions, index)
+        tile = Tile(config, operands, sides, index)
 
         def step(tile, j, carry):
             q_GHT, d_out_GHT = (tile.queries(x).swapaxes(1, 2) for x in (operands.q_BNTH, rows[0]))
@@ -53,22 +53,24 @@ def blockwise_backward(
                 tile.add_to_keys(grads.k_BKSH, j, dot(q_GHT, pair.d_content_GTS, 2, 1)),
                 tile.add_to_keys(grads.v_BKSH, j, dot(d_out_GHT, pair.weight_GTS, 2, 1)),
                 jax.tree.map(jnp.add, grads.params, pair.d_params),
-                tile.add_to_row(grads.q_cum_log_forget_BTN, tile.i, pair.d_q_cum_log_forget_TN),
-                tile.add_to_row(grads.k_cum_log_forget_BSN, j, pair.d_k_cum_log_forget_SN),
+                tile.add_to_sequence(
+                    grads.q_cum_log_forget_BTN, tile.i, pair.d_q_cum_log_forget_TN
+                ),
+                tile.add_to_sequence(grads.k_cum_log_forget_BSN, j, pair.d_k_cum_log_forget_SN),
             )
 
         stop = stop_BNI[tile.b, tile.n, tile.i]
         end = config.over_windows(end_XBI, tile.head, jnp.max)[tile.b, tile.i]
         d_q_GTH = tile.queries(grads.q_BNTH)
-        if upper_end_XBI is not None:
-            lower, half = tile.lower(), config.q_block // 2
-            upper_end = config.over_windows(upper_end_XBI, tile.head, jnp.max)[tile.b, tile.i]
-            upper_end = jnp.maximum(upper_end, stop)
-            d_low, grads = lax.fori_loop(
-                upper_end, end, functools.partial(step, lower), (d_q_GTH[:, half:], grads)
+        if earlier_end_XBI is not None:
+            later, half = tile.later_half(), config.q_block // 2
+            earlier_end = config.over_windows(earlier_end_XBI, tile.head, jnp.max)[tile.b, tile.i]
+            earlier_end = jnp.maximum(earlier_end, stop)
+            d_later, grads = lax.fori_loop(
+                earlier_end, end, functools.partial(step, later), (d_q_GTH[:, half:], grads)
             )
-            d_q_GTH = jnp.concatenate([d_q_GTH[:, :half], d_low], 1)
-            end = upper_end
+            d_q_GTH = jnp.concatenate([d_q_GTH[:, :half], d_later], 1)
+            end = earlier_end
         d_q_GTH, grads = lax.fori_loop(stop, end, functools.partial(step, tile), (d_q_GTH, grads))
         at = (tile.b, tile.n, tile.i * config.q_block, 0)
         return grads._replace(q_BNTH=lax.dynamic_update_slice(grads.q_BNTH, d_q_GTH[None], at))
@@ -101,22 +103,24 @@ def _tile_gradients(operands: Operands, rows: tuple, tile: Tile, j) -> _TileGrad
     q_GTH = tile.queries(operands.q_BNTH)
     d_out_GTH, lse_GT, delta_GT = (tile.queries(x) for x in rows)
     k_GSH, v_GSH = tile.keys(operands.k_BKSH, j), tile.keys(operands.v_BKSH, j)
-    logits_GTS, transpose = jax.vjp(tile.logits(j), tile.content(q_GTH, k_GSH), *tile.learned(j))
+    logits_GTS, transpose = jax.vjp(
+        tile.logits_function(j), tile.content(q_GTH, k_GSH), *tile.logit_inputs(j)
+    )
     weight_GTS = jnp.exp(logits_GTS - lse_GT[..., None])
     d_logits_GTS = weight_GTS * (dot(d_out_GTH, v_GSH, 2, 2) - delta_GT[..., None])
     d_content_GTS, *d_learned = transpose(d_logits_GTS)
     return _TileGradients(k_GSH, weight_GTS, d_content_GTS / operands.root_H, *d_learned)
 
 
-def _backward_in_lanes(
+def _parallel_backward(
     config: BlockwiseConfig,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     rows: tuple,
     block_range: tuple,
     grads: Operands,
 ) -> Operands:
-    """`blockwise_backward` with tiles side by side, in two passes: first dq per query block, then
+    """`blockwise_backward` with parallel tiles, in two passes: first dq per query block, then
     dk and dv per key block.
 
     In one pass over query blocks, parallel tiles would add to the same keys in an order that is not
@@ -126,7 +130,7 @@ def _backward_in_lanes(
     G, (B, M, q_blocks) = config.tile_heads, config.tile_counts(operands)
 
     def query_gradients(index):
-        tile = Tile(config, operands, positions, index)
+        tile = Tile(config, operands, sides, index)
 
         def step(j, carry):
             pair = _tile_gradients(operands, rows, tile, j)
@@ -152,13 +156,13 @@ def _backward_in_lanes(
         def add_head_tile(r, carry):
             first, head = (b * M + m * sharers + r) * q_blocks, (m * sharers + r) * G
             stop_I = stop_BNI[b, head]
-            end_I = config.over_windows(end_XBI, head + positions.first_head, jnp.max)[b]
+            end_I = config.over_windows(end_XBI, head + sides.first_head, jnp.max)[b]
             reads_I = (stop_I <= j) & (j < end_I)  # query blocks that read key block j
             start = jnp.argmax(reads_I)
             last = jnp.where(reads_I.any(), q_blocks - jnp.argmax(reads_I[::-1]), start)
 
             def step(i, carry):
-                tile = Tile(config, operands, positions, first + i)
+                tile = Tile(config, operands, sides, first + i)
                 pair = _tile_gradients(operands, rows, tile, j)
                 factors = (pair.d_content_GTS, operands.q_BNTH), (pair.weight_GTS, rows[0])
                 products = (dot(x_GTS, tile.queries(y), 1, 1) for x_GTS, y in factors)
@@ -178,12 +182,14 @@ def _backward_in_lanes(
     K, S, k_columns = operands.k_BKSH.shape[1:]
     H = operands.v_BKSH.shape[-1]
     s = config.k_block
-    sharers = max(config.shares // G, 1)  # tiles of G heads that share a key head
+    sharers = max(config.queries_per_kv // G, 1)  # tiles of G heads that share a key head
     key_counts = (B, M // sharers, S // s)
-    d_q, d_params, d_q_cum_log_forget = map_lanes(
-        config.lanes, (B, M, q_blocks), (1, 2, 0), query_gradients
+    d_q, d_params, d_q_cum_log_forget = map_in_parallel(
+        config.parallel_tiles, (B, M, q_blocks), (1, 2, 0), query_gradients
     )
-    d_k, d_v, d_k_cum_log_forget = map_lanes(config.lanes, key_counts, (1, 2, 0), key_gradients)
+    d_k, d_v, d_k_cum_log_forget = map_in_parallel(
+        config.parallel_tiles, key_counts, (1, 2, 0), key_gradients
+    )
     d_q_cum_log_forget, d_k_cum_log_forget = (
         None if x is None else _merge_blocks(x.sum(1))
         for x in (d_q_cum_log_forget, d_k_cum_log_forget)

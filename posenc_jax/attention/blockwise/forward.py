@@ -1,7 +1,7 @@
 """Forward pass of blockwise attention: online softmax (FlashAttention-2, Dao 2023, alg. 1).
 
 Tiles run one after another on a CPU or TPU. On a GPU one tile is too small to fill the device, so
-many run side by side (`BlockwiseConfig.lanes`). Tiles side by side belong to one head and to
+many run in parallel (`BlockwiseConfig.parallel_tiles`). Parallel tiles belong to one head and to
 neighbouring queries where possible, so that they need about the same number of key blocks.
 """
 
@@ -20,9 +20,9 @@ from posenc_jax.attention.blockwise.tiles import (
     BlockwiseConfig,
     Operands,
     Tile,
-    TokenPositions,
+    TokenSides,
     dot,
-    upper_half_end,
+    earlier_half_end,
     visible_blocks,
 )
 from posenc_jax.attention.dense import MASK_VALUE
@@ -43,7 +43,7 @@ def tail_mass_table(config: BlockwiseConfig, params: Params) -> tuple[jax.Array 
     """Returns (table_NE,) for `cutoff.tail_bounds`; None where nothing can be left out."""
     if not config.epsilon or not cutoff.has_tail_bound(config.layer):
         return None
-    return (cutoff.log_tail_mass(config.layer, params, config.distances),)
+    return (cutoff.log_tail_mass(config.layer, params, config.cutoff_entries),)
 
 
 def initial_state(q_xTH: jax.Array, v_xSH: jax.Array) -> SoftmaxState:
@@ -84,7 +84,7 @@ def finite_lse(lse_BNT: jax.Array) -> jax.Array:
 def blockwise_forward(
     config: BlockwiseConfig,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     tail_table: tuple[jax.Array | None] | None,
     softmax_state: SoftmaxState | None = None,
 ) -> tuple[SoftmaxState, jax.Array]:
@@ -97,32 +97,32 @@ def blockwise_forward(
         before.
     """
     s = config.k_block
-    block_range = *visible_blocks(config, positions), upper_half_end(config, positions)
+    block_range = *visible_blocks(config, sides), earlier_half_end(config, sides)
     tail = None
     if tail_table is not None:
         tail = cutoff.tail_bounds(
             *tail_table,
-            config.distances,
+            config.cutoff_entries,
             operands.k_BKSH,
-            positions.queries,
-            positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
+            sides.queries,
+            sides.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
             s,
         )
-    rows = functools.partial(_tile_rows, config, operands, positions, block_range, tail)
+    rows = functools.partial(_tile_rows, config, operands, sides, block_range, tail)
     counts = config.tile_counts(operands)
-    if config.lanes > 1:
+    if config.parallel_tiles > 1:
 
         def one(index):
-            *state, j = rows(Tile(config, operands, positions, index), softmax_state)
+            *state, j = rows(Tile(config, operands, sides, index), softmax_state)
             return *state, jnp.full((config.tile_heads, 1), j)
 
-        done = map_lanes(config.lanes, counts, (1, 2, 0), one)
+        done = map_in_parallel(config.parallel_tiles, counts, (1, 2, 0), one)
         out_BNTH, lse_BNT, stop_BNI = map(merge_tiles, done)
         return SoftmaxState(out_BNTH, lse_BNT), stop_BNI
 
     def task(index, state):
         (out_BNTH, lse_BNT), stop_BNI = state
-        tile = Tile(config, operands, positions, index)
+        tile = Tile(config, operands, sides, index)
         out_GTH, lse_GT, j = rows(
             tile, None if softmax_state is None else SoftmaxState(out_BNTH, lse_BNT)
         )
@@ -143,7 +143,7 @@ def blockwise_forward(
 def _tile_rows(
     config: BlockwiseConfig,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     block_range,
     tail,
     tile: Tile,
@@ -152,7 +152,7 @@ def _tile_rows(
     """Returns out_GTH and lse_GT of a tile's rows, and the first key block they read."""
     s = config.k_block
     reductions = (jnp.min, jnp.max, jnp.max)
-    first, end, upper_end = (
+    first, end, earlier_end = (
         x if x is None else config.over_windows(x, tile.head, reduce)[tile.b, tile.i]
         for x, reduce in zip(block_range, reductions, strict=True)
     )
@@ -161,12 +161,12 @@ def _tile_rows(
     cum_log_forget_GT = (
         None
         if operands.q_cum_log_forget_BTN is None
-        else tile.cum_log_forget(tile.q_row(operands.q_cum_log_forget_BTN))
+        else tile.cum_log_forget(tile.query_slice(operands.q_cum_log_forget_BTN))
     )
     query_rows = cutoff.QueryRows(
         q_norm_GT,
-        tile.q_row(positions.queries.pos_BT),
-        tile.q_row(positions.queries.seg_BT),
+        tile.query_slice(sides.queries.pos_BT),
+        tile.query_slice(sides.queries.seg_BT),
         cum_log_forget_GT,
     )
 
@@ -201,14 +201,16 @@ def _tile_rows(
     def read(blocks, carry):
         j = carry[0] - blocks
         k_GSH, v_GSH = (tile.keys(x, j, blocks) for x in (operands.k_BKSH, operands.v_BKSH))
-        logits_GTS = tile.logits(j, blocks)(tile.content(q_GTH, k_GSH), *tile.learned(j, blocks))
+        logits_GTS = tile.logits_function(j, blocks)(
+            tile.content(q_GTH, k_GSH), *tile.logit_inputs(j, blocks)
+        )
         m_GT = jnp.maximum(carry[2], logits_GTS.max(-1))
         weight_GTS = jnp.exp(logits_GTS - m_GT[..., None])
         return updated(carry, j, m_GT, weight_GTS.sum(-1), dot(weight_GTS, v_GSH, 2, 1))
 
     def read_diagonal(carry):
-        """Reads two blocks; only the lower half of the rows sees the later one."""
-        j, half, lower = carry[0] - 2, config.q_block // 2, tile.lower()
+        """Reads two blocks; only the later half of the queries sees the second."""
+        j, half, later = carry[0] - 2, config.q_block // 2, tile.later_half()
 
         def below(x_GTx, y_GTx):
             return jnp.concatenate([x_GTx[:, :half], y_GTx], axis=1)
@@ -216,9 +218,9 @@ def _tile_rows(
         (k_GSH, v_GSH), (near_k_GSH, near_v_GSH) = (
             [tile.keys(x, j + n) for x in (operands.k_BKSH, operands.v_BKSH)] for n in (0, 1)
         )
-        logits_GTS = tile.logits(j)(tile.content(q_GTH, k_GSH), *tile.learned(j))
-        near_GTS = lower.logits(j + 1)(
-            lower.content(q_GTH[:, half:], near_k_GSH), *lower.learned(j + 1)
+        logits_GTS = tile.logits_function(j)(tile.content(q_GTH, k_GSH), *tile.logit_inputs(j))
+        near_GTS = later.logits_function(j + 1)(
+            later.content(q_GTH[:, half:], near_k_GSH), *later.logit_inputs(j + 1)
         )
         most_GT = logits_GTS.max(-1)
         most_GT = below(most_GT, jnp.maximum(most_GT[:, half:], near_GTS.max(-1)))
@@ -244,9 +246,9 @@ def _tile_rows(
     acc_GTH, m_GT = before
     l_GT = (m_GT > MASK_VALUE / 2).astype(jnp.float32)
     count = more(end, m_GT)
-    if upper_end is not None and end is not None and config.at_once == 2:
+    if earlier_end is not None and end is not None and config.at_once == 2:
         reads.append(read_diagonal)
-        count = jnp.where((count == 2) & (upper_end == end - 1), 3, count)
+        count = jnp.where((count == 2) & (earlier_end == end - 1), 3, count)
     carry = (end, acc_GTH, m_GT, l_GT, count)
     j, acc_GTH, m_GT, l_GT, _ = lax.while_loop(lambda carry: carry[-1] > 0, step, carry)
     # A query that sees no key has weight exp(MASK_VALUE - MASK_VALUE) for every key, or an empty
@@ -257,18 +259,18 @@ def _tile_rows(
     return out_GTH, jnp.where(sees_GT, m_GT + jnp.log(l_GT), MASK_VALUE), j
 
 
-def map_lanes(lanes: int, counts: tuple[int, ...], order: tuple[int, ...], work: Callable):
+def map_in_parallel(most: int, counts: tuple[int, ...], order: tuple[int, ...], work: Callable):
     """Returns `work(index)` for every index below prod(counts); `counts` are the leading dims.
 
     Args:
-      lanes: largest number of indices that run side by side.
+      most: largest number of indices that run in parallel.
       counts: dims of the index, the last one fastest.
       order: dims of `counts` in the order of execution, from the slowest to the fastest.
 
-    Dims: R rounds, one after another; W indices of a round, side by side.
+    Dims: R rounds, one after another; W indices of a round, in parallel.
     """
     total = math.prod(counts)
-    rounds = -(-total // lanes)
+    rounds = -(-total // most)
     width = -(-total // rounds)
     index = np.arange(total).reshape(counts).transpose(order).ravel()
     index_RW = np.pad(index, (0, rounds * width - total), mode="edge").reshape(rounds, width)

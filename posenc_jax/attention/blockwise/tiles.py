@@ -1,7 +1,7 @@
 """Tiles of attention: slices of the arrays for one block of queries and one block of keys.
 
-Dims of a tile: G heads, T queries of one block, S keys of one block. I counts blocks of queries, J
-blocks of keys, X the different windows.
+In a tile T and S are one block of queries and one of keys, and G are its heads; in `Operands` T and
+S are all tokens. I counts blocks of queries, J blocks of keys, X the different windows.
 """
 
 import copy
@@ -27,16 +27,16 @@ class BlockwiseConfig:
     """The static part of blockwise attention of one head group."""
 
     layer: PlacedLayer  # of one head group; the whole layer where heads are split over devices
-    shares: int  # query heads per key/value head
+    queries_per_kv: int  # query heads per key/value head
     tile_heads: int  # heads of a tile: all heads of the group, or 1
     q_block: int
     k_block: int
     at_once: int  # largest number of key blocks that the forward pass reads together
-    lanes: int  # tiles that run side by side
-    distances: int  # entries of the table of the cut-off, one per distance: the number of key slots
+    parallel_tiles: int  # largest number of tiles that run in parallel
+    cutoff_entries: int  # length of the cut-off table, equal to the number of key slots
     window_N: tuple[int | None, ...]  # of the heads of the layer; None: no window
     causal: bool
-    epsilon: float  # 0: nothing is left out
+    epsilon: float  # share of a row's softmax sum that the cut-off may leave out; 0 turns it off
     softcap: float = 0.0  # of content logits; 0: none
 
     @property
@@ -83,38 +83,39 @@ class Operands(NamedTuple):
         return math.sqrt(self.v_BKSH.shape[-1])
 
 
-class TokenPositions(NamedTuple):
-    """Positions and segments, padded like `Operands`; padding has segment 0."""
+class TokenSides(NamedTuple):
+    """The token sides of queries and keys, padded like `Operands`; padding has segment 0."""
 
     queries: TokenSide
     keys: TokenSide
-    first_head: jax.Array  # index in the layer, where this device holds only some of its heads
+    first_head: jax.Array  # index in the layer of this device's first head; 0 if it holds all heads
 
 
 class Tile:
-    """One block of queries of one sequence and G heads: slices of its queries and of any key block,
-    and sums into slices of gradients.
+    """One block of queries of one sequence and G heads.
+
+    It slices the arrays for its queries and for any key block, and adds to slices of gradients.
+
+    Attributes:
+      b: index of the sequence. i: index of the query block. kv, kv_heads: first key head and their
+        number.
+      n: first head, among this device's heads. head: the same head, among the layer's heads.
     """
 
     def __init__(
-        self,
-        config: BlockwiseConfig,
-        operands: Operands,
-        positions: TokenPositions,
-        index: jax.Array,
+        self, config: BlockwiseConfig, operands: Operands, sides: TokenSides, index: jax.Array
     ):
         _B, N, T, _ = operands.q_BNTH.shape
         G, q_blocks = config.tile_heads, T // config.q_block
-        self.config, self.operands, self.positions = config, operands, positions
+        self.config, self.operands, self.sides = config, operands, sides
         self.b, rest = index // (N // G * q_blocks), index % (N // G * q_blocks)
         self.n, self.i = rest // q_blocks * G, rest % q_blocks
-        self.kv, self.kv_heads = self.n // config.shares, max(G // config.shares, 1)
-        self.kv_G = (self.n + jnp.arange(G)) // config.shares
-        # n indexes this device's heads, head the layer's.
-        self.head = self.n + positions.first_head
+        self.kv, self.kv_heads = self.n // config.queries_per_kv, max(G // config.queries_per_kv, 1)
+        self.kv_G = (self.n + jnp.arange(G)) // config.queries_per_kv
+        self.head = self.n + sides.first_head
 
-    def lower(self) -> "Tile":
-        """Returns the tile of the lower (later) half of the queries."""
+    def later_half(self) -> "Tile":
+        """Returns the tile of the later half of the queries."""
         half = copy.copy(self)
         half.config = dataclasses.replace(self.config, q_block=self.config.q_block // 2)
         half.i = 2 * self.i + 1
@@ -144,22 +145,22 @@ class Tile:
         """Returns d_Kxx, summed over the query heads of each key head."""
         return d_Gxx.reshape(self.kv_heads, -1, *d_Gxx.shape[1:]).sum(1)
 
-    def row(self, x_BTx, start, size):
-        """Returns x_Tx, `size` slots of the tile's row of the batch."""
+    def sequence_slice(self, x_BTx, start, size):
+        """Returns x_Tx, `size` slots from `start` of the tile's sequence."""
         rest = x_BTx.shape[2:]
         return lax.dynamic_slice(x_BTx, (self.b, start, *(0 for _ in rest)), (1, size, *rest))[0]
 
-    def q_row(self, x_BTx):
-        return self.row(x_BTx, self.i * self.config.q_block, self.config.q_block)
+    def query_slice(self, x_BTx):
+        return self.sequence_slice(x_BTx, self.i * self.config.q_block, self.config.q_block)
 
-    def k_row(self, x_BSx, j, blocks):
-        return self.row(x_BSx, j * self.config.k_block, blocks * self.config.k_block)
+    def key_slice(self, x_BSx, j, blocks):
+        return self.sequence_slice(x_BSx, j * self.config.k_block, blocks * self.config.k_block)
 
     def cum_log_forget(self, x_TN):
         """Returns x_GT, the heads of the tile."""
         return lax.dynamic_slice_in_dim(x_TN, self.head, self.config.tile_heads, axis=1).T
 
-    def add_to_row(self, x_BTN, index, d_TN):
+    def add_to_sequence(self, x_BTN, index, d_TN):
         """Returns x_BTN with d_TN added to block `index`; None stays None."""
         if x_BTN is None:
             return None
@@ -171,53 +172,53 @@ class Tile:
         """Returns the content logits of the tile."""
         return dot(q_GTH, k_GSH, 2, 2) / self.operands.root_H
 
-    def learned(self, j, blocks=1):
-        """Returns parameters and cumulative log-forget of both sides, for `logits`."""
+    def logit_inputs(self, j, blocks=1):
+        """Returns the other inputs of `logits_function`: parameters, and log-forget sums of both
+        sides.
+        """
         operands = self.operands
         if operands.q_cum_log_forget_BTN is None:
             return operands.params, None, None
-        q_cum_log_forget_TN = self.q_row(operands.q_cum_log_forget_BTN)
+        q_cum_log_forget_TN = self.query_slice(operands.q_cum_log_forget_BTN)
         return (
             operands.params,
             q_cum_log_forget_TN,
-            self.k_row(operands.k_cum_log_forget_BSN, j, blocks),
+            self.key_slice(operands.k_cum_log_forget_BSN, j, blocks),
         )
 
-    def logits(self, j, blocks=1):
-        """Returns the function from content logits and `learned` to the tile's logits."""
-        layer, positions, heads = self.config.layer, self.positions, self.config.tile_heads
+    def logits_function(self, j, blocks=1):
+        """Returns the function from content logits and `logit_inputs` to the tile's logits."""
+        layer, sides, heads = self.config.layer, self.sides, self.config.tile_heads
         window = self.config.window_of(self.head, heads)
         if isinstance(window, jax.Array):
             window = window[:, None, None]
-        queries = jax.tree.map(lambda x_BT: self.q_row(x_BT)[None], positions.queries)
-        keys = jax.tree.map(lambda x_BS: self.k_row(x_BS, j, blocks)[None], positions.keys)
+        queries = jax.tree.map(lambda x_BT: self.query_slice(x_BT)[None], sides.queries)
+        keys = jax.tree.map(lambda x_BS: self.key_slice(x_BS, j, blocks)[None], sides.keys)
 
         def own(x_1NTS):
             return lax.dynamic_slice_in_dim(x_1NTS[0], self.head, heads, axis=0)
 
-        def logits_GTS(content_GTS, params, q_cum_log_forget_TN, k_cum_log_forget_SN):
+        def tile_logits(content_GTS, params, q_cum_log_forget_TN, k_cum_log_forget_SN):
             tau_1NTS = layer.temperature(params, queries.pos_BT, keys.pos_BT)
             # A temperature of the query alone is already multiplied into q.
             if tau_1NTS is not None and tau_1NTS.shape[-1] != 1:
                 content_GTS = content_GTS * own(tau_1NTS)
-            content_GTS = capped(content_GTS, self.config.softcap)
+            logits_GTS = capped(content_GTS, self.config.softcap)
             log_forget = (
                 None if x is None else x[None] for x in (q_cum_log_forget_TN, k_cum_log_forget_SN)
             )
             bias_1NTS = layer.bias(params, queries.pos_BT, keys.pos_BT, *log_forget)
             if bias_1NTS is not None:
-                content_GTS = content_GTS + own(bias_1NTS)
+                logits_GTS = logits_GTS + own(bias_1NTS)
             mask_GTS = visible(queries, keys, causal=self.config.causal, window=window)
-            return jnp.where(mask_GTS, content_GTS, MASK_VALUE)
+            return jnp.where(mask_GTS, logits_GTS, MASK_VALUE)
 
-        return logits_GTS
+        return tile_logits
 
 
-def visible_blocks(
-    config: BlockwiseConfig, positions: TokenPositions
-) -> tuple[jax.Array, jax.Array]:
-    """Returns first_XBI, end_XBI: query block I sees no key block outside of [first, end), for each
-    window X.
+def visible_blocks(config: BlockwiseConfig, sides: TokenSides) -> tuple[jax.Array, jax.Array]:
+    """Returns first_XBI, end_XBI: for window X, no query of block I may attend to a key block
+    outside of [first, end).
 
     It compares the ranges of the blocks' positions and segments; padding does not count.
     """
@@ -229,38 +230,38 @@ def visible_blocks(
 
     (q_pos, q_seg, q_order), (k_pos, k_seg, k_order) = (
         [extremes(x, side.seg_BT, block) for x in (side.pos_BT, side.seg_BT, side.causal_BT)]
-        for side, block in ((positions.queries, config.q_block), (positions.keys, config.k_block))
+        for side, block in ((sides.queries, config.q_block), (sides.keys, config.k_block))
     )
     (q_seg_low, q_seg_high), (q_low, q_high) = ([x[:, :, None] for x in y] for y in (q_seg, q_pos))
     (k_seg_low, k_seg_high), (k_low, k_high) = ([x[:, None, :] for x in y] for y in (k_seg, k_pos))
-    near_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
+    may_see_BIJ = (q_seg_low <= k_seg_high) & (k_seg_low <= q_seg_high)
     if config.causal:
-        near_BIJ &= k_order[0][:, None, :] <= q_order[1][:, :, None]
-    near_XBIJ = jnp.stack(
+        may_see_BIJ &= k_order[0][:, None, :] <= q_order[1][:, :, None]
+    may_see_XBIJ = jnp.stack(
         [
-            near_BIJ if w is None else near_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
-            for w in config.windows  # all-padding blocks overflow here, but near_BIJ is False there
+            may_see_BIJ if w is None else may_see_BIJ & (q_low - k_high < w) & (k_low - q_high < w)
+            for w in config.windows  # all-padding blocks overflow, but may_see_BIJ is False there
         ]
     )
-    J = near_BIJ.shape[-1]
-    end_XBI = jnp.where(near_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
-    first_XBI = jnp.where(near_XBIJ, jnp.arange(J), J).min(-1)
+    J = may_see_BIJ.shape[-1]
+    end_XBI = jnp.where(may_see_XBIJ, jnp.arange(1, J + 1), 0).max(-1)
+    first_XBI = jnp.where(may_see_XBIJ, jnp.arange(J), J).min(-1)
     return jnp.minimum(first_XBI, end_XBI), end_XBI
 
 
-def upper_half_end(config: BlockwiseConfig, positions: TokenPositions) -> jax.Array | None:
-    """Returns end_XBI for the upper (earlier) half of the queries of block I, at most the end of
-    the whole block.
+def earlier_half_end(config: BlockwiseConfig, sides: TokenSides) -> jax.Array | None:
+    """Returns end_XBI for the earlier half of the queries of block I, at most the end of the whole
+    block.
 
-    If q_block is at least 2 k_block, the upper half sees no key of the last key block on the causal
-    diagonal, and this end leaves that block out. None if tiles run side by side: there it would
-    cost more than it saves.
+    If q_block is at least 2 k_block, the earlier half sees no key of the last key block on the
+    causal diagonal, and this end leaves that block out. None if tiles run in parallel (there it
+    would cost more than it saves), without causality, or if q_block is odd.
     """
-    if config.lanes > 1 or not config.causal or config.q_block % 2:
+    if config.parallel_tiles > 1 or not config.causal or config.q_block % 2:
         return None
     halved = dataclasses.replace(config, q_block=config.q_block // 2)
-    _, half_XBI = visible_blocks(halved, positions)
-    return jnp.minimum(half_XBI[..., ::2], visible_blocks(config, positions)[1])
+    _, half_XBI = visible_blocks(halved, sides)
+    return jnp.minimum(half_XBI[..., ::2], visible_blocks(config, sides)[1])
 
 
 def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
@@ -273,7 +274,8 @@ def dot(a, b, a_dim: int, b_dim: int) -> jax.Array:
 def even_block(length: int, most: int) -> int:
     """Returns the block size that cuts `length` evenly into the fewest blocks of at most `most`.
 
-    Sizes of 8 or more are rounded up to a multiple of 8.
+    Sizes of 8 or more are then rounded up to a multiple of 8, which may exceed `most` if that is no
+    multiple of 8.
     """
     size = -(-length // -(-length // most))
     return size if size < 8 else -(-size // 8) * 8

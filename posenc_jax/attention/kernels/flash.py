@@ -29,9 +29,9 @@ from jax.experimental.pallas import triton
 
 from posenc_jax.attention.blockwise.cutoff import EXACT_EPSILON, ROUNDING, STRIDE
 from posenc_jax.attention.kernels.flash_programs import (
+    COLUMN_MULTIPLE,
     LOG2E,
     MASK_VALUE,
-    MIN_COLUMNS,
     Arithmetic,
     TileConfig,
     TileConfigs,
@@ -100,7 +100,7 @@ def flash_attention(
             f"{T} tokens: the flash kernel counts slots in float32, which is exact up to "
             f"{MAX_TOKENS}"
         )
-    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % MIN_COLUMNS
+    columns = q_BTNH.shape[3] + -q_BTNH.shape[3] % COLUMN_MULTIPLE
     tiles = tiles or tile_configs(columns)
     behind = -T % max(_STRIP, *(size for tiling in tiles for size in tiling[:2]))
     q_BTNH, k_BTKH, v_BTKH = (
@@ -239,11 +239,11 @@ def _highest(low_BXT, block):
 class _BlockSpecs:
     """Block specs of programs (r, b, n): query block last - r of row b and head n."""
 
-    def __init__(self, tiling: TileConfig, T: int, H: int, shares: int, Z: int, X: int):
+    def __init__(self, tiling: TileConfig, T: int, H: int, queries_per_kv: int, Z: int, X: int):
         t, last = tiling.q_block, T // tiling.q_block - 1
         own = _own(X)
         self.query = pl.BlockSpec((None, t, None, H), lambda r, b, n: (b, last - r, n, 0))
-        self.keys = pl.BlockSpec((None, T, None, H), lambda r, b, n: (b, 0, n // shares, 0))
+        self.keys = pl.BlockSpec((None, T, None, H), lambda r, b, n: (b, 0, n // queries_per_kv, 0))
         self.low = pl.BlockSpec((None, None, t), lambda r, b, n: (b, own(n), last - r))
         self.row = pl.BlockSpec((None, None, t), lambda r, b, n: (b, n, last - r))
         self.of_block = pl.BlockSpec((None, None, 1), lambda r, b, n: (b, n, last - r))
@@ -286,7 +286,7 @@ def _backward(how, residuals, d_out_BTNH):
         (d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     )
 
-    tiling, block = how.tiles.of_queries, how.tiles.forward.q_block
+    tiling, block = how.tiles.dq, how.tiles.forward.q_block
     t = tiling.q_block
     specs = _BlockSpecs(tiling, T, H, N // K, bias_NZ.shape[1], low_BXT.shape[1])
     begin_BNI = _coarser(start_BNI, block, t, T)
@@ -300,7 +300,7 @@ def _backward(how, residuals, d_out_BTNH):
     run = _call(functools.partial(dq_kernel, how.scale), (T // t, B, N), tiling, given, made)
     d_q_BTNH, d_slope_BNT = run(*arrays, begin_BNI, _highest(low_BXT, t), scaled_NZ)
 
-    tiling = how.tiles.of_keys
+    tiling = how.tiles.dkv
     t, s = tiling[:2]
     end_BNJ = _readers(_coarser(start_BNI, block, t, T), t, s, T)
     J, own = T // s, _own(low_BXT.shape[1])

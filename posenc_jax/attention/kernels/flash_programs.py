@@ -1,9 +1,13 @@
 """Pallas (Triton) programs of the flash kernel: forward, dq, and dk with dv.
 
-Dims of a tile in lower case: t queries, s keys, H columns. Logits and biases are in units of q . k;
-scale2 converts them to logarithms to base 2, the unit of lse. Slots are converted to float32 (exact
-below 2^24) once per row and column, because on a GPU such a conversion costs as much as an
-exponential.
+Dims of a tile: t queries, s keys (lower case: one block), H columns. Logits are q . k + bias /
+scale; times scale2 = scale log2(e) they are exponents of 2. lse is to base 2 too. A slot is the
+index of a token in the row; it is converted to float32 (exact below 2^24) once per row and column,
+because on a GPU such a conversion costs as much as an exponential.
+
+Inputs made by `flash`: low, the first slot that a row sees; start, the first key slot that a block
+of queries reads; highest, the first slot that all rows of the block see; for a block of keys, free
+and end: query blocks from `free` on need a mask, and those from `end` on do not read the keys.
 """
 
 import functools
@@ -17,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 LOG2E = math.log2(math.e)
-MIN_COLUMNS = 16  # columns of a product on a tensor core
+COLUMN_MULTIPLE = 16  # of the number of columns, for the tensor cores
 # A power of two, so that scale * MASK_VALUE - scale * MASK_VALUE is exactly 0 with any rounding.
 MASK_VALUE = -(2.0**100)
 
@@ -35,11 +39,11 @@ class TileConfigs(NamedTuple):
     """The tiles of the forward program, of the program for dq, and of the program for dk and dv."""
 
     forward: TileConfig
-    of_queries: TileConfig
-    of_keys: TileConfig
+    dq: TileConfig
+    dkv: TileConfig
 
 
-# Measured on an H100 at 4,096 and 16,384 tokens, with heads of 64, 96 and 128.
+# The fastest tiles of those timed on an H100: 4,096 and 16,384 tokens, heads of 64, 96 and 128.
 _NARROW = TileConfigs(TileConfig(128, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 2))
 _MIDDLE = TileConfigs(TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(64, 64, 4, 2))
 _WIDE = TileConfigs(TileConfig(128, 64, 8, 3), TileConfig(128, 64, 8, 3), TileConfig(64, 128, 8, 2))
@@ -51,16 +55,16 @@ def tile_configs(columns: int) -> TileConfigs:
 
 
 class Arithmetic(NamedTuple):
-    """GPU instructions written out: the compiler does not fuse multiply-add and adds four
-    operations to exp2.
+    """Inline PTX for exp2 and fused multiply-add, because Triton emits slower code for both.
 
-    The emulation differs in the last bit at most.
+    With emulated=True (Pallas interpreter, CPU) jnp is used; results differ in the last
+    bit at most.
     """
 
     emulated: bool
 
     def exp2(self, x):
-        """Returns 2^x; below 2^-126 zero on a GPU."""
+        """Returns 2^x; on a GPU, results below 2^-126 are zero."""
         return jnp.exp2(x) if self.emulated else self._of("ex2.approx.ftz.f32 $0, $1;", x)
 
     def times_plus(self, a, b, c):
@@ -87,10 +91,10 @@ def power_of_two_parts(width: int) -> tuple[slice, ...]:
     32 instead of padded to 128.
 
     Raises:
-      ValueError: a width that is no multiple of what a tensor core multiplies.
+      ValueError: the width is not a multiple of 16.
     """
-    if width % MIN_COLUMNS:
-        raise ValueError(f"heads of {width} columns, not a multiple of {MIN_COLUMNS}")
+    if width % COLUMN_MULTIPLE:
+        raise ValueError(f"heads of {width} columns, not a multiple of {COLUMN_MULTIPLE}")
     first, parts = 0, []
     for power in reversed(range(width.bit_length())):
         if width & 2**power:
@@ -106,7 +110,7 @@ def _rows(ref, rows=slice(None)):
     )
 
 
-def _logits(a, b):
+def _dots(a, b):
     """Returns the dot products of rows of a with rows of b."""
     return functools.reduce(jnp.add, (triton.dot(x, y.T) for x, y in zip(a, b, strict=True)))
 
@@ -130,14 +134,14 @@ def _seen(low_t, row_t, col_s):
     return (low_t[:, None] <= col_s[None, :]) & (col_s[None, :] <= row_t[:, None])
 
 
-def _away(row, col):
+def _negative_distance(row, col):
     return col.astype(jnp.float32) - row.astype(jnp.float32)
 
 
-def _biased(do, content, bias_ref, row, col):
+def _biased(arithmetic, content, bias_ref, row, col):
     """Returns the content logits plus the bias, from a slope or from a table of distances."""
     if bias_ref.shape == (1,):
-        return do.times_plus(bias_ref[0], _away(row, col), content)
+        return arithmetic.times_plus(bias_ref[0], _negative_distance(row, col), content)
     return content + triton.load(bias_ref.at[jnp.maximum(row - col, 0)])
 
 
@@ -160,7 +164,7 @@ def _over_key_blocks(bounds, body, carry):
 def forward_kernel(
     scale,
     tiling,
-    do,
+    arithmetic,
     q_ref,
     k_ref,
     v_ref,
@@ -179,34 +183,35 @@ def forward_kernel(
     q_tH = _rows(q_ref)
 
     def body(masked, j, carry):
-        acc_tH, top_t, sum_t = carry
+        acc_tH, max_t, sum_t = carry
         k_sH, v_sH = (_rows(ref, pl.ds(j * s, s)) for ref in (k_ref, v_ref))
         col_s = j * s + jnp.arange(s)
-        logits_ts = _biased(do, _logits(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
+        logits_ts = _biased(arithmetic, _dots(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
         if masked:
             logits_ts = jnp.where(_seen(low_t, row_t, col_s), logits_ts, MASK_VALUE)
-        new_t = jnp.maximum(top_t, logits_ts.max(-1))
-        weight_ts = do.exp2(do.times_plus(logits_ts, scale2, (-scale2 * new_t)[:, None]))
-        alpha_t = do.exp2((top_t - new_t) * scale2)
+        new_max_t = jnp.maximum(max_t, logits_ts.max(-1))
+        weight_ts = arithmetic.exp2(
+            arithmetic.times_plus(logits_ts, scale2, (-scale2 * new_max_t)[:, None])
+        )
+        alpha_t = arithmetic.exp2((max_t - new_max_t) * scale2)
         acc_tH = _accumulated(acc_tH, weight_ts, v_sH, alpha_t)
-        return acc_tH, new_t, sum_t * alpha_t + weight_ts.sum(-1)
+        return acc_tH, new_max_t, sum_t * alpha_t + weight_ts.sum(-1)
 
     # The softmax starts with the sink, whose value is zero; without a sink its logit is MASK_VALUE.
     sink_t = jnp.full((t,), sink_ref[0])
     blank = _zeros(q_tH, t), sink_t, jnp.where(sink_t > MASK_VALUE / 2, 1.0, 0.0)
-    acc_tH, top_t, sum_t = _over_key_blocks(_blocks(tiling, i, start_ref, highest_ref), body, blank)
-    # Masked keys read before the first visible key get factor alpha = 0 at that key; padding sees
-    # no key.
+    acc_tH, max_t, sum_t = _over_key_blocks(_blocks(tiling, i, start_ref, highest_ref), body, blank)
+    # Terms of masked keys are multiplied by alpha = 0 at the first visible key; padding sees none.
     sees_t = low_t <= row_t
     sum_t = jnp.where(sees_t, sum_t, 1.0)
     _store(out_ref, (jnp.where(sees_t[:, None], x / sum_t[:, None], 0.0) for x in acc_tH))
-    lse_ref[...] = jnp.where(sees_t, top_t * scale2 + jnp.log2(sum_t), 0.0)
+    lse_ref[...] = jnp.where(sees_t, max_t * scale2 + jnp.log2(sum_t), 0.0)
 
 
 def dq_kernel(
     scale,
     tiling,
-    do,
+    arithmetic,
     q_ref,
     k_ref,
     v_ref,
@@ -230,13 +235,15 @@ def dq_kernel(
         d_q_tH, d_slope_t = carry
         k_sH, v_sH = (_rows(ref, pl.ds(j * s, s)) for ref in (k_ref, v_ref))
         col_s = j * s + jnp.arange(s)
-        logits_ts = _biased(do, _logits(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
-        weight_ts = do.exp2(do.times_plus(logits_ts, scale2, -lse_t[:, None]))
-        d_logits_ts = weight_ts * (_logits(d_out_tH, v_sH) - delta_t[:, None])
+        logits_ts = _biased(arithmetic, _dots(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
+        weight_ts = arithmetic.exp2(arithmetic.times_plus(logits_ts, scale2, -lse_t[:, None]))
+        d_logits_ts = weight_ts * (_dots(d_out_tH, v_sH) - delta_t[:, None])
         if masked:  # masked last, because NaN * 0 is NaN
             d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
-        away_ts = _away(row_t[:, None], col_s[None, :])
-        return _accumulated(d_q_tH, d_logits_ts, k_sH), d_slope_t + (d_logits_ts * away_ts).sum(-1)
+        negative_distance_ts = _negative_distance(row_t[:, None], col_s[None, :])
+        return _accumulated(d_q_tH, d_logits_ts, k_sH), d_slope_t + (
+            d_logits_ts * negative_distance_ts
+        ).sum(-1)
 
     blank = _zeros(q_tH, t), jnp.zeros((t,), jnp.float32)
     d_q_tH, d_slope_t = _over_key_blocks(_blocks(tiling, i, start_ref, highest_ref), body, blank)
@@ -247,7 +254,7 @@ def dq_kernel(
 def dkv_kernel(
     scale,
     tiling,
-    do,
+    arithmetic,
     q_ref,
     k_ref,
     v_ref,
@@ -272,13 +279,15 @@ def dkv_kernel(
         rows = pl.ds(i * t, t)
         q_tH, d_out_tH = _rows(q_ref, rows), _rows(d_out_ref, rows)
         row_t = i * t + jnp.arange(t)
-        logits_st = _biased(do, _logits(k_sH, q_tH), bias_ref, row_t[None, :], col_s[:, None])
-        weight_st = do.exp2(do.times_plus(logits_st, scale2, -lse_ref[rows][None, :]))
+        logits_st = _biased(arithmetic, _dots(k_sH, q_tH), bias_ref, row_t[None, :], col_s[:, None])
+        weight_st = arithmetic.exp2(
+            arithmetic.times_plus(logits_st, scale2, -lse_ref[rows][None, :])
+        )
         if masked:
             seen_st = _seen(low_ref[rows], row_t, col_s).T
             weight_st = jnp.where(seen_st, weight_st, 0.0)
         d_v_sH = _accumulated(d_v_sH, weight_st, d_out_tH)
-        d_logits_st = weight_st * (_logits(v_sH, d_out_tH) - delta_ref[rows][None, :])
+        d_logits_st = weight_st * (_dots(v_sH, d_out_tH) - delta_ref[rows][None, :])
         if masked:  # masked again, because NaN * 0 is NaN
             d_logits_st = jnp.where(seen_st, d_logits_st, 0.0)
         return _accumulated(d_k_sH, d_logits_st, q_tH), d_v_sH

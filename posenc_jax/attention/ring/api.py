@@ -41,7 +41,7 @@ from posenc_jax.attention.blockwise.forward import (
     sink_gradient,
     tail_mass_table,
 )
-from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenPositions
+from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenSides
 from posenc_jax.attention.kernels.remat_names import name_residuals
 from posenc_jax.attention.ring.early_stop import EarlyStop
 from posenc_jax.attention.sharding import Ring, find_ring, per_shard
@@ -127,8 +127,8 @@ def _passed(ring: Ring, tree, step: int):
 class _Bundle:
     """The bundles of heads of a group: the heads of one bundle go around the ring together."""
 
-    def __init__(self, config: BlockwiseConfig, operands: Operands, positions: TokenPositions):
-        self.config, self.operands, self.positions = config, operands, positions
+    def __init__(self, config: BlockwiseConfig, operands: Operands, sides: TokenSides):
+        self.config, self.operands, self.sides = config, operands, sides
         together = config.tile_heads > 1 or not cutoff.has_tail_bound(config.layer)
         self.count = 1 if together else operands.k_BKSH.shape[1]
         self.heads = operands.q_BNTH.shape[1] // self.count
@@ -143,7 +143,7 @@ class _Bundle:
         return x_XBNx.swapaxes(0, 1).reshape(B, X * N, *rest)
 
     def first(self, x):
-        return self.positions.first_head + x * self.heads
+        return self.sides.first_head + x * self.heads
 
     def narrow(self, cum_log_forget_BSN, x):
         """Returns the cumulative log-forget of the heads of bundle x."""
@@ -161,11 +161,11 @@ class _Bundle:
 
     def own(self, x, k_BKSH, v_BKSH) -> HeldKeys:
         cum_log_forget_BSN = self.narrow(self.operands.k_cum_log_forget_BSN, x)
-        tokens = self.positions.keys._replace(cum_log_forget_BTN=cum_log_forget_BSN)
+        tokens = self.sides.keys._replace(cum_log_forget_BTN=cum_log_forget_BSN)
         return HeldKeys(k_BKSH, v_BKSH, tokens)
 
-    def operands_of(self, x, q_BNTH, held: HeldKeys) -> tuple[Operands, TokenPositions]:
-        """Returns the operands and positions of the queries of bundle x and the keys held."""
+    def operands_of(self, x, q_BNTH, held: HeldKeys) -> tuple[Operands, TokenSides]:
+        """Returns the operands and token sides of the queries of bundle x and the keys held."""
         cum_log_forget_BSN = self.wide(held.tokens.cum_log_forget_BTN, x)
         operands = Operands(
             q_BNTH,
@@ -176,8 +176,8 @@ class _Bundle:
             cum_log_forget_BSN,
         )
         keys = held.tokens._replace(cum_log_forget_BTN=None)
-        positions = self.positions._replace(keys=keys, first_head=self.first(x))
-        return operands, positions
+        sides = self.sides._replace(keys=keys, first_head=self.first(x))
+        return operands, sides
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -185,24 +185,24 @@ def _attention(
     config: BlockwiseConfig,
     ring: Ring,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     sink_N: jax.Array | None,
 ) -> jax.Array:
-    return _forward(config, ring, operands, positions, sink_N)[0]
+    return _forward(config, ring, operands, sides, sink_N)[0]
 
 
 def _forward(
     config: BlockwiseConfig,
     ring: Ring,
     operands: Operands,
-    positions: TokenPositions,
+    sides: TokenSides,
     sink_N: jax.Array | None,
 ):
     tail_table, bundle = (
         tail_mass_table(config, operands.params),
-        _Bundle(config, operands, positions),
+        _Bundle(config, operands, sides),
     )
-    early_stop = EarlyStop.gather_ranges(config, ring, operands, positions, tail_table)
+    early_stop = EarlyStop.gather_ranges(config, ring, operands, sides, tail_table)
 
     def forward_bundle(_, one):
         x, q_BNTH, k_BKSH, v_BKSH, norm_BKR, lse_BNT = one
@@ -247,12 +247,12 @@ def _forward(
     _, (softmax_state, far, hops_X, stop_XRBNI) = lax.scan(forward_bundle, None, every)
     out_BNTH, lse_BNT = map(bundle.whole, softmax_state)
     saved = name_residuals((out_BNTH, finite_lse(lse_BNT), far, hops_X, stop_XRBNI))
-    return saved[0], (operands, positions, sink_N, *saved)
+    return saved[0], (operands, sides, sink_N, *saved)
 
 
 def _backward(config: BlockwiseConfig, ring: Ring, residuals, d_out_BNTH: jax.Array):
-    operands, positions, sink_N, out_BNTH, lse_BNT, far, hops_X, stop_XRBNI = residuals
-    bundle = _Bundle(config, operands, positions)
+    operands, sides, sink_N, out_BNTH, lse_BNT, far, hops_X, stop_XRBNI = residuals
+    bundle = _Bundle(config, operands, sides)
     delta_BNT = (d_out_BNTH * out_BNTH).sum(-1)
 
     def zeros(tree):

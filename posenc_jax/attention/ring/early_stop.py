@@ -17,7 +17,7 @@ from jax import lax
 
 from posenc_jax.attention.arguments import TokenSide
 from posenc_jax.attention.blockwise import cutoff
-from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenPositions
+from posenc_jax.attention.blockwise.tiles import BlockwiseConfig, Operands, TokenSides
 from posenc_jax.attention.sharding import Ring
 
 
@@ -39,7 +39,7 @@ class EarlyStop(NamedTuple):
     config: BlockwiseConfig
     ring: Ring
     operands: Operands
-    positions: TokenPositions
+    sides: TokenSides
     ranges: KeyRanges
     tail: cutoff.TailBounds | None
 
@@ -49,11 +49,11 @@ class EarlyStop(NamedTuple):
         config: BlockwiseConfig,
         ring: Ring,
         operands: Operands,
-        positions: TokenPositions,
+        sides: TokenSides,
         tail_table: tuple[jax.Array | None] | None,
     ) -> "EarlyStop":
         """Returns the ranges and bounds of all devices (collective)."""
-        ranges, tail = _key_ranges(positions.keys), None
+        ranges, tail = _key_ranges(sides.keys), None
 
         def gathered(x, dim):
             return lax.all_gather(x, ring.axis, axis=dim, tiled=True)
@@ -61,10 +61,10 @@ class EarlyStop(NamedTuple):
         if tail_table is not None:  # one block per device: bounds of the keys before its end
             own = cutoff.tail_bounds(
                 *tail_table,
-                config.distances,
+                config.cutoff_entries,
                 operands.k_BKSH,
-                positions.queries,
-                positions.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
+                sides.queries,
+                sides.keys._replace(cum_log_forget_BTN=operands.k_cum_log_forget_BSN),
                 operands.k_BKSH.shape[2],
             )
             tail = cutoff.TailBounds(
@@ -80,11 +80,13 @@ class EarlyStop(NamedTuple):
         ranges = KeyRanges(*(gathered(x_B[:, None], 1) for x_B in ranges))
         if tail is not None and tail.table_NE is not None:
             # The table must reach from every query here to every key there.
-            pos_BT, seg_BT = positions.queries[:2]
+            pos_BT, seg_BT = sides.queries[:2]
             furthest = jnp.where(seg_BT != 0, pos_BT, np.iinfo(np.int32).min).max()
             nearest_R = jnp.minimum(ranges.pos_low_BR.min(0), furthest)
-            tail = tail._replace(sure_J=tail.sure_J & (furthest - nearest_R < config.distances))
-        return cls(config, ring, operands, positions, ranges, tail)
+            tail = tail._replace(
+                sure_J=tail.sure_J & (furthest - nearest_R < config.cutoff_entries)
+            )
+        return cls(config, ring, operands, sides, ranges, tail)
 
     def norm_BKR(self, kv_heads: int) -> jax.Array:
         """Returns the largest key norm on every device; zeros without a bound."""
@@ -120,7 +122,7 @@ class EarlyStop(NamedTuple):
         return lax.pmax(most, self.ring.everywhere)
 
     def _needs(self, r, first_head, q_norm_BNT, norm_BKR, lse_BNT):
-        positions, tail = self.positions, self.tail
+        sides, tail = self.sides, self.tail
         sees_BNT = self._sees(r, first_head, q_norm_BNT.shape[1])
         if tail is None:
             return sees_BNT.any()
@@ -146,14 +148,14 @@ class EarlyStop(NamedTuple):
                 self.config.epsilon,
             )
 
-        rows = cutoff.QueryRows(q_norm_BNT, *positions.queries[:2], cum_log_forget_BNT)
+        rows = cutoff.QueryRows(q_norm_BNT, *sides.queries[:2], cum_log_forget_BNT)
         matters_BNT = jax.vmap(of_row)(jnp.arange(len(lse_BNT)), rows, lse_BNT)
         return (matters_BNT & sees_BNT).any()
 
     def _sees(self, r, first_head, heads):
         """Returns sees_BNT: False only where the row certainly sees no key of device r."""
         ranges = KeyRanges(*(x_BR[:, r][:, None] for x_BR in self.ranges))
-        pos_BT, seg_BT = self.positions.queries[:2]
+        pos_BT, seg_BT = self.sides.queries[:2]
         near_BT = (ranges.seg_low_BR <= seg_BT) & (seg_BT <= ranges.seg_high_BR) & (seg_BT != 0)
         exact_BT = jnp.ones_like(near_BT)  # tighter conditions where keys are ordered
         if self.config.causal:

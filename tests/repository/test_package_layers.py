@@ -1,4 +1,4 @@
-"""The house: rooms import from floors below only; the light rooms stay light."""
+"""Package layers: packages import from layers below only; the light packages stay light."""
 
 import ast
 import collections
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "posenc_jax"
-FLOORS = {
+LAYERS = {
     "results": 0,
     "encodings": 1,
     "data": 1,
@@ -70,26 +70,26 @@ def imports(path):
     return modules
 
 
-def strangers(path, source_room, modules):
-    """Imports that break the floors."""
+def strangers(path, source_package, modules):
+    """Imports that break the layers."""
     for module in modules:
         parts = module.split(".")
-        if parts[0] == "posenc_jax" and len(parts) > 1 and parts[1] != source_room:
-            assert parts[1] in FLOORS, f"{path}: room {parts[1]} has no floor"
-            if FLOORS[parts[1]] >= FLOORS[source_room]:
+        if parts[0] == "posenc_jax" and len(parts) > 1 and parts[1] != source_package:
+            assert parts[1] in LAYERS, f"{path}: package {parts[1]} has no layer"
+            if LAYERS[parts[1]] >= LAYERS[source_package]:
                 yield module
 
 
-def room(path):
+def package_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_imports_only_from_floors_below(path):
+def test_a_package_imports_only_from_layers_below(path):
     if path == PACKAGE / "__init__.py":
         assert list(imports(path)) == []
         return
-    assert list(strangers(path, room(path), imports(path))) == []
+    assert list(strangers(path, package_of(path), imports(path))) == []
 
 
 def twice(names):
@@ -107,13 +107,15 @@ def test_no_two_classes_have_the_same_name():
 
 
 TESTS = sorted(PACKAGE.parent.glob("tests/**/test_*.py"))
-# Folders of tests that belong to no single room.
-ACROSS_ROOMS = {"accelerators", "entry_points", "faults", "repository"}
+# Folders of tests that belong to no single package.
+ACROSS_PACKAGES = {"accelerators", "entry_points", "faults", "repository"}
 
 
-def test_tests_lie_in_folders_named_as_the_rooms():
+def test_tests_lie_in_folders_named_as_the_packages():
     folders = {path.relative_to(PACKAGE.parent / "tests").parts[0] for path in TESTS}
-    assert folders == {room(path) for path in FILES if path.parent != PACKAGE} | ACROSS_ROOMS
+    assert (
+        folders == {package_of(path) for path in FILES if path.parent != PACKAGE} | ACROSS_PACKAGES
+    )
 
 
 def test_no_two_test_files_have_the_same_base_name():
@@ -175,7 +177,7 @@ def test_the_report_needs_no_jax():
     assert not {"jax", "flax"} & modules
 
 
-def test_the_room_of_results_needs_numpy_alone():
+def test_the_package_of_results_needs_numpy_alone():
     names = ", ".join(
         f"posenc_jax.results.{path.stem}" for path in (PACKAGE / "results").glob("[a-z]*.py")
     )
