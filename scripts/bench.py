@@ -6,6 +6,7 @@
     step        a training step beside PyTorch, transformers and x-transformers (extra: peers)
     evaluation  scoring per token, and its memory, from the training length to 256 times that
     loop        whole training runs: the cost of checkpoints and of waiting for data
+    decoding    greedy generation beside transformers with the same weights (extra: peers)
 
 Candidates are timed side by side, round by round, and compared within a round; on a GPU or TPU in
 bursts of runs. Prints a table; with --out also writes NAME.json (with versions and hardware),
@@ -62,6 +63,15 @@ _READ = {
         lower_bound=1,
     ),
     "saves": flags.DEFINE_integer("saves", None, "Checkpoints of a training run", lower_bound=1),
+    "models": flags.DEFINE_string(
+        "models", None, "Models of the decoding bench with ';' between; none: all"
+    ),
+    "prompt_length": flags.DEFINE_integer(
+        "prompt_length", None, "Tokens of the prompt", lower_bound=1
+    ),
+    "new_tokens": flags.DEFINE_integer(
+        "new_tokens", None, "Tokens that are generated", lower_bound=1
+    ),
     "rounds": flags.DEFINE_integer(
         "rounds", None, "Rounds, each with every candidate once", lower_bound=1
     ),
@@ -75,13 +85,14 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the JSON, the CSV and the pi
 
 def main(name: str | None) -> None:
     """Runs one bench with the settings of the flags."""
-    if name in ("attention", "step"):
+    if name in ("attention", "step", "decoding"):
         # JAX would reserve three quarters of the GPU memory, which PyTorch in the same process
         # needs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sys.path.append(str(Path(__file__).parent.parent))  # configs/ lies beside the package
     from posenc_jax.bench import (
         attention_cost,
+        decoding_cost,
         encoding_cost,
         evaluation_cost,
         loop_cost,
@@ -96,6 +107,7 @@ def main(name: str | None) -> None:
         "step": (step_cost.measure, step_cost.StepSettings),
         "evaluation": (evaluation_cost.measure, evaluation_cost.EvaluationSettings),
         "loop": (loop_cost.measure, loop_cost.LoopSettings),
+        "decoding": (decoding_cost.measure, decoding_cost.DecodingSettings),
     }
     if name not in benches:
         raise ValueError(f"name a bench first: {', '.join(benches)}, not {name!r}")
@@ -117,7 +129,7 @@ def _given(name: str, fields: list[str]) -> dict:
     for flag in given:
         if flag not in fields:
             raise ValueError(f"--{flag} is not read by {name}, which reads {', '.join(fields)}")
-    for flag in ("schemes", "candidates"):
+    for flag in ("schemes", "candidates", "models"):
         if flag in given:
             given[flag] = tuple(s.strip() for s in given[flag].split(";") if s.strip())
     if "lengths" in given:

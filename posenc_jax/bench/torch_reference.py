@@ -190,14 +190,20 @@ def peer_steps(
         return step(model, lambda m: m(tokens))
 
     return {
-        ("transformers, Llama", "rope"): lambda: transformers_model(_llama),
+        ("transformers, Llama", "rope"): lambda: transformers_model(llama),
         ("transformers, BLOOM", "alibi"): lambda: transformers_model(_bloom),
         ("x-transformers", "rope"): lambda: x_transformers_model(rotary_pos_emb=True),
         ("x-transformers", "alibi"): lambda: x_transformers_model(alibi_pos_bias=True),
     }
 
 
-def _llama(params, shape, vocab_size, length):
+def llama(params, shape, vocab_size, length, use_cache=False):
+    """Returns Llama of transformers with our weights, float32.
+
+    Args:
+      params, shape: as for `TorchReference`; keys may have fewer heads. vocab_size: V. length: most
+        positions. use_cache: whether generation keeps keys and values.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM, logging
 
     logging.set_verbosity_error()
@@ -208,12 +214,13 @@ def _llama(params, shape, vocab_size, length):
             intermediate_size=_mlp_dim(params),
             num_hidden_layers=shape["num_layers"],
             num_attention_heads=shape["num_heads"],
+            num_key_value_heads=params["layer_0"]["attention"]["key_DKH"].shape[1],
             head_dim=shape["head_dim"],
             rms_norm_eps=shape["norm_epsilon"],
             tie_word_embeddings=True,
             max_position_embeddings=length,
             attn_implementation="sdpa",
-            use_cache=False,
+            use_cache=use_cache,
             pad_token_id=None,
             bos_token_id=None,
             eos_token_id=None,

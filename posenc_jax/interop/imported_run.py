@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from posenc_jax.checkpoints.hash_chain import HashChain
 from posenc_jax.checkpoints.manager import CheckpointManager
+from posenc_jax.data.document_files import text_folder_files
 from posenc_jax.data.tokenizers import open_tokenizer
 from posenc_jax.interop import huggingface
 from posenc_jax.interop.huggingface import Loaded
@@ -62,10 +63,13 @@ def import_checkpoint(source: Path, workdir: Path, settings: ImportSettings) -> 
     Everything is read and checked before anything is written.
 
     Raises:
-      ValueError: a checkpoint that is not understood, no tokenizer or two, or a folder in use.
+      ValueError: a checkpoint that is not understood, no tokenizer or two, text that cannot be
+        split, or a folder in use.
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise ValueError(f"{workdir} is there and not empty; choose another --workdir")
+    if settings.text_folder:
+        text_folder_files(settings.text_folder)  # refuses before a large checkpoint is read
     config, params, tokenizer = load_checkpoint(source)
     if (tokenizer is None) != bool(settings.tokenizer):
         what = (

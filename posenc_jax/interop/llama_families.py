@@ -72,6 +72,14 @@ def _settings(c: ModelConfig) -> dict:
     }
 
 
+def _check_heads_divide(c: ModelConfig) -> None:
+    """Raises ValueError where transformers refuses heads of a dim of their own."""
+    if c.model_dim % c.num_heads:
+        raise ValueError(
+            f"has heads that divide the model dim, unlike {c.num_heads} of {c.model_dim}"
+        )
+
+
 def _rope(c: ModelConfig) -> dict:
     """Returns the RoPE object of the rotation that all layers with one share."""
     turns = {heads.rotation for heads in layers_of(c)} - {None}
@@ -120,6 +128,7 @@ def read_llama(s: JsonSettings, longest: int) -> Fields:
 
 def write_llama(c: ModelConfig) -> dict:
     """Writes the settings of `read_llama`."""
+    _check_heads_divide(c)
     biases = {"attention_bias": "qkv" in c.biases, "mlp_bias": "mlp" in c.biases}
     return (
         _settings(c)
@@ -277,6 +286,7 @@ def read_gemma2(s: JsonSettings, longest: int) -> Fields:
 
 
 def _write_gemma(c: ModelConfig) -> dict:
+    _check_heads_divide(c)
     settings = _settings(c) | _window_settings(c)
     settings["hidden_activation"] = settings.pop("hidden_act")
     scalar = c.head_dim / c.query_scale**2

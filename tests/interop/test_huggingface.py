@@ -1,16 +1,12 @@
 """Small random models of transformers, saved, loaded, exported and loaded again."""
 
 import dataclasses
-import functools
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from posenc_jax.interop import huggingface
-from posenc_jax.model.decoder import Decoder
-from posenc_jax.model.generate import Sampling, generate
 
 from support.marks import thorough
 
@@ -18,10 +14,19 @@ pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-transformers.logging.set_verbosity_error()
+    pytest.importorskip("transformers")
+    from support.transformers_models import (
+        NEW,
+        PROMPT,
+        T,
+        our_greedy,
+        our_logits,
+        random_model,
+        random_tokens,
+        their_greedy,
+        their_logits,
+    )
 
-T = 41  # longer than every window and original length below
 DIMS = {
     "vocab_size": 89,
     "hidden_size": 48,
@@ -217,87 +222,43 @@ MODELS = {
 }
 PER_RUN = ("gpt2", "bloom", "gpt_neox", "falcon-grouped", "gemma2", "mixtral", "yarn")
 ALL = [*PER_RUN, *thorough(*(name for name in MODELS if name not in PER_RUN))]
+# Of scalings that follow the length: longest row that is read, and how many tokens are told by it.
+SHORT = (16, 16 - PROMPT + 1)
+SPANS = {
+    "longrope": (SHORT, (T, NEW - SHORT[1])),
+    "dynamic": (SHORT, *((length, 1) for length in range(17, PROMPT + NEW))),
+}
 
 
-def random_model(name, seed=0):
-    """A model of transformers whose every weight is random: gains around 1, biases around 0."""
+def model_of(name, seed=0):
     family, settings = MODELS[name]
-    attention = "sdpa" if family == "falcon" else "eager"
-    config = transformers.AutoConfig.for_model(family, attn_implementation=attention, **settings)
-    kind = getattr(transformers, huggingface.FAMILIES[family].model_class)
-    torch.manual_seed(seed)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for name_of, p in model.named_parameters():
-            if "embed_positions" in name_of:  # sinusoids, which are no weights
-                continue
-            p.copy_(0.12 * torch.randn_like(p) + (p if p.ndim == 1 else 0))
-    return model
-
-
-def logits_of(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor(ids)).logits.numpy()
-
-
-@functools.cache
-def program(config):
-    return jax.jit(Decoder(config).apply)
-
-
-def ours(config, params, ids):
-    pos = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    logits, _ = program(config)(
-        {"params": params}, *(jnp.asarray(x) for x in (ids, pos, np.ones_like(pos)))
-    )
-    return np.asarray(logits)
-
-
-def tokens(config, seed, batch=2):
-    return np.random.default_rng(seed).integers(3, config.vocab_size, (batch, T))
+    return random_model(family, settings, seed)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_imported_model_gives_the_logits_and_tokens_of_transformers(name, tmp_path):
     for seed in range(3):
-        model = random_model(name, seed)
+        model = model_of(name, seed)
         model.save_pretrained(tmp_path / str(seed))
         config, params, tokenizer = huggingface.load(tmp_path / str(seed), longest=T)
         assert tokenizer is None
-        ids = tokens(config, seed)
-        want = logits_of(model, ids)
+        ids = random_tokens(config.vocab_size, seed)
+        want = their_logits(model, ids)
         assert np.abs(want).max() > 0.5
-        assert np.abs(ours(config, params, ids) - want).max() < 1e-4
-    if name == "dynamic":
-        return  # its frequencies follow the length, token by token, in transformers
-    prompt = tokens(config, 9, batch=1)[:, :5]
-    with torch.no_grad():
-        told = model.generate(
-            torch.tensor(prompt),
-            max_new_tokens=32,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    if name == "longrope":
-        config, params, _ = huggingface.load(tmp_path / "2", longest=16)
-        told = told[:, :16]
-    count = told.shape[1] - 5
-    got = generate(
-        params,
-        config,
-        list(prompt),
-        new_tokens=count,
-        pad=0,
-        sampling=Sampling(),
-        key=jax.random.key(0),
-    )
-    np.testing.assert_array_equal(got[0], told[0, 5:].numpy())
+        assert np.abs(our_logits(config, params, ids) - want).max() < 1e-4
+    prompt = random_tokens(config.vocab_size, 9, batch=1, length=PROMPT)
+    told = their_greedy(model, prompt, cached=name not in SPANS)
+    got = []
+    for length, count in SPANS.get(name, ((T, NEW),)):
+        config, params, _ = huggingface.load(tmp_path / "2", longest=length)
+        row = np.concatenate([prompt, told[None, : len(got)]], 1)
+        got += our_greedy(config, params, row, count).tolist()
+    np.testing.assert_array_equal(got, told)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_exported_model_is_transformers_again_and_comes_back_bit_for_bit(name, tmp_path):
-    model = random_model(name)
+    model = model_of(name)
     model.save_pretrained(tmp_path / "theirs")
     config, params, _ = huggingface.load(tmp_path / "theirs")
     huggingface.save(config, params, tmp_path / "ours")
@@ -317,21 +278,21 @@ def test_an_exported_model_is_transformers_again_and_comes_back_bit_for_bit(name
         "roformer.encoder.embed_positions.weight",
     }  # not read, or made
     assert set(report["missing_keys"]) <= unused
-    ids = tokens(config, 0)
-    np.testing.assert_allclose(logits_of(back.eval(), ids), logits_of(model, ids), atol=1e-6)
+    ids = random_tokens(config.vocab_size, 0)
+    np.testing.assert_allclose(their_logits(back.eval(), ids), their_logits(model, ids), atol=1e-6)
 
 
 def test_a_sharded_folder_is_the_whole_model(tmp_path):
-    model = random_model("llama")
+    model = model_of("llama")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     config, params, _ = huggingface.load(tmp_path)
-    ids = tokens(config, 0)
-    assert np.abs(ours(config, params, ids) - logits_of(model, ids)).max() < 1e-4
+    ids = random_tokens(config.vocab_size, 0)
+    assert np.abs(our_logits(config, params, ids) - their_logits(model, ids)).max() < 1e-4
 
 
 def test_bfloat16_weights_are_widened_and_gemmas_factor_is_rounded_with_them(tmp_path):
-    model = random_model("gemma2").bfloat16()
+    model = model_of("gemma2").bfloat16()
     model.save_pretrained(tmp_path)
     config, params, _ = huggingface.load(tmp_path)
     assert config.embedding_scale == float(torch.tensor(54**0.5).bfloat16()) != 54**0.5
@@ -346,7 +307,7 @@ def test_bfloat16_weights_are_widened_and_gemmas_factor_is_rounded_with_them(tmp
 
 
 def test_a_roformer_with_another_table_of_positions_is_refused(tmp_path):
-    model = random_model("roformer")
+    model = model_of("roformer")
     with torch.no_grad():
         model.roformer.encoder.embed_positions.weight.mul_(1.1)
     model.save_pretrained(tmp_path)

@@ -77,6 +77,18 @@ def test_a_scheme_that_is_equal_in_other_words_is_exported(tmp_path):
     assert settings["rope_parameters"]["rope_theta"] == 2.4 * 64
 
 
+def test_heads_that_do_not_divide_the_model_dim_are_exported_where_transformers_takes_them():
+    shape = {"num_heads": 6, "num_kv_heads": 2, "model_dim": 52}
+    config = dataclasses.replace(preset("llama", small=True), **shape)
+    assert huggingface.export_settings(config)[0].model_type == "mistral"  # without a window
+    scale = float(np.float32(52**0.5))
+    config = dataclasses.replace(preset("gemma2", small=True), embedding_scale=scale, **shape)
+    with pytest.raises(ValueError, match="transformers has no model"):
+        huggingface.export_settings(config)
+    config = dataclasses.replace(config, num_heads=4)
+    assert huggingface.export_settings(config)[0].model_type == "gemma2"
+
+
 def test_import_needs_little_more_memory_than_its_result(tmp_path):
     config = dataclasses.replace(preset("llama", small=True), vocab_size=20_000, tied_head=False)
     huggingface.save(config, random_parameters(config), tmp_path / "x")
@@ -130,6 +142,17 @@ def test_a_checkpoint_without_tokenizer_needs_one_that_fits(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="vocab_size=11 is below the 260 ids"):
         import_checkpoint(folder, tmp_path / "run", settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_too_little_text_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, settings = imported(tmp_path)
+    for path in sorted((tmp_path / "texts").iterdir())[2:]:
+        path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="put at least 3 there"):
+        import_checkpoint(folder, tmp_path / "run", settings)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_tokenizer_hook_gets_the_folder(tmp_path, monkeypatch):

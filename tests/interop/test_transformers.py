@@ -13,6 +13,7 @@ import pytest
 from posenc_jax.attention import TokenSide, attend
 from posenc_jax.encodings import (
     HeadContext,
+    Learned,
     Prope,
     Rope,
     Sinusoidal,
@@ -66,13 +67,16 @@ with warnings.catch_warnings():
         apply_rotary_pos_emb,
     )
     from transformers.models.llama4 import modeling_llama4 as llama4
+    from transformers.models.marian import modeling_marian as marian
     from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
+    from transformers.models.opt import modeling_opt as opt
     from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
     from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
     from transformers.models.roformer import modeling_roformer as roformer
     from transformers.models.sam2_video import modeling_sam2_video as sam2
     from transformers.models.t5.modeling_t5 import T5Attention
+    from transformers.models.xglm import modeling_xglm as xglm
 
 DIM, BASE, LENGTH = 128, 10_000.0, 4096
 FREQ = inverse_frequencies(DIM, BASE)
@@ -416,6 +420,21 @@ def test_sinusoids_are_distilberts_and_roformers():
     close(ours, want)
     halves = roformer.RoFormerSinusoidalPositionalEmbedding(300, 64).create_weight()
     close(np.concatenate([ours[:, 0::2], ours[:, 1::2]], 1), halves)  # sines first there
+    sines_first = Sinusoidal(pairing="half").embed({}, jnp.arange(300)[None], place)[0]
+    close(sines_first, marian.MarianSinusoidalPositionalEmbedding(300, 64).create_weight())
+
+
+def test_sinusoids_of_fairseq_are_xglms_and_learned_rows_are_opts():
+    place = HeadContext(heads=1, num_heads=1, head_dim=64, model_dim=64, train_length=300)
+    pos = jnp.arange(300)[None]
+    part = Sinusoidal(base=10_000.0 ** (32 / 31), pairing="half", offset=2)
+    table = xglm.XGLMSinusoidalPositionalEmbedding(300, 64, padding_idx=1)
+    want = table(torch.arange(300)[None])[0]
+    np.testing.assert_allclose(part.embed({}, pos, place)[0], want, atol=5e-5)  # float32 angles
+    learned = opt.OPTLearnedPositionalEmbedding(300, 64)
+    params = {"table_LD": jnp.asarray(learned.weight.detach().numpy())}
+    got = Learned(offset=2).embed(params, pos, place)[0]
+    close(got, learned(torch.ones(1, 300, dtype=torch.long))[0].detach())
 
 
 ROWS, COLUMNS = 4, 6  # unequal, so that an exchange of the axes shows

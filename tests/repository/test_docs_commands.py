@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from posenc_jax.bench import (
     attention_cost,
+    decoding_cost,
     encoding_cost,
     evaluation_cost,
     loop_cost,
@@ -34,6 +35,7 @@ SCRIPTS.remove(ROOT / "scripts" / "installed.py")  # what the others import
 CONFIGS = sorted(ROOT.glob("configs/**/*.py"))
 BENCHES = {
     "attention": attention_cost,
+    "decoding": decoding_cost,
     "encodings": encoding_cost,
     "evaluation": evaluation_cost,
     "loop": loop_cost,
