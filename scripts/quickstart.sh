@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set-up, then train, evaluate and compare several encodings on the embedded corpus; ends with the
 # path of report.html. Running it again continues where it stopped.
-#   bash scripts/quickstart.sh          the quickstart study (about 11 minutes on two slow cores)
+#   bash scripts/quickstart.sh          the quickstart study (under ten minutes on two cores)
 #   bash scripts/quickstart.sh smoke    the same path in about two minutes, no claim about learning
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -39,6 +39,9 @@ NAMED = (
     "coupled-fox",
 )
 LINES = {
+    "steep-2": coupled(2),
+    "steep-2-two-flat": coupled(2, shares=(2, 2)),
+    "steep-two-flat": coupled(4, shares=(2, 2)),
     "steep-20-unrotated": coupled(20, rotation=""),
     "steep-10-two-flat": coupled(10, shares=(2, 2)),
     "steep-10-no-log-n": coupled(10, flat="nope"),

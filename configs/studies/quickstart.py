@@ -3,7 +3,7 @@ and budget.
 
 Command:  bash scripts/quickstart.sh
 Reaches:  the table of results/quickstart
-Takes:    10 min 52 s on two slow cores, with installation
+Takes:    9 min 31 s on two cores, with installation
 
 All arms have the same rates; configs/studies/quickstart_rates.py measured three of them.
 """

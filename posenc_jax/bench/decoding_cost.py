@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,7 @@ def _rows(model: str, s: DecodingSettings, missing: dict[str, str]) -> list[dict
 
 
 def _random_model(model: str, s: DecodingSettings) -> tuple[ModelConfig, dict]:
+    sizes: dict[str, Any] = dict(zip(_FIELDS, SHAPES[model], strict=True))
     config = ModelConfig(
         scheme="rope",
         train_length=s.prompt_length + s.new_tokens,
@@ -150,7 +152,7 @@ def _random_model(model: str, s: DecodingSettings) -> tuple[ModelConfig, dict]:
         norm_epsilon=1e-5,
         dtype="float32",
         attention="auto",
-        **dict(zip(_FIELDS, SHAPES[model], strict=True)),
+        **sizes,
     )
     row = jnp.ones((1, 8), jnp.int32)
     return config, jax.jit(Decoder(config).init)(jax.random.key(s.seed), row, row, row)["params"]
