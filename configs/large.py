@@ -6,7 +6,7 @@ Command:  python train.py --config=configs/large.py:1.3b,rope+alibi --workdir=ru
 Reads:    BOOKS, a folder of UTF-8 text files split by file (the environment variable
           POSENC_JAX_BOOKS names another one), and TOKENIZER, a SentencePiece model of 50,300 pieces
           (POSENC_JAX_TOKENIZER), which has 50,304 ids with our four
-Takes:    results/plan/ has memory and a lower bound of the time of a step
+Takes:    results/plan/ has memory and a roofline estimate of the least time of a step
 
 1.3b is the decoder of Press et al. 2022, sec. 4.2 (25 layers, D 2048, 16 heads, F 8192) with our
 norms and GELU; 7b has the shape of LLaMA 7B (Touvron et al. 2023, table 2).

@@ -91,7 +91,7 @@ def _curriculum():
     grows = Curriculum((2, 16), askings=2, windows=1, pairs_warmup=0.5, divisors=(8, 2, 1))
     found = stages(TASKS, filler, grows, L)
     progress_S = np.arange(180) / 180
-    at_S = [found[grows.part(x)] for x in progress_S]
+    at_S = [found[grows.stage_index(x)] for x in progress_S]
     whole = found[-1]  # all pairs fit
     pairs_S = {
         "as many as fit": np.array(

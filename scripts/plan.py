@@ -2,9 +2,9 @@
 --mesh=data:4,model:4 --chips=v5e.
 
 Compiles the training step for the chips (extra: plan) and prints memory per device, FLOPs, memory
-traffic, collectives, and a lower bound of the time of a step. If the compiler of a chip is not
-installed, the estimate is that of the CPU compiler and is marked. --out appends a row per chip.
-Exit code 2 for wrong input.
+traffic, collectives, and a roofline estimate of the least time of a step. If the compiler of a chip
+is not installed, the estimate is that of the CPU compiler and is marked. --out appends a row per
+chip. Exit code 2 for wrong input.
 """
 
 import contextlib

@@ -41,7 +41,10 @@ def head_windows(layer: PlacedLayer, window: int | None) -> tuple[int | None, ..
 def visible_by_head(
     queries: TokenSide, keys: TokenSide, *, causal: bool, window_N: tuple[int | None, ...]
 ) -> jax.Array:
-    """Returns mask_BNTS: True where the query sees the key; N is 1 for equal windows."""
+    """Returns mask_BNTS: True where the query sees the key.
+
+    The dim N has size 1 if all heads have the same window.
+    """
     if len(set(window_N)) == 1:
         return visible(queries, keys, causal=causal, window=window_N[0])[:, None]
     mask_B1TS = visible(queries, keys, causal=causal)[:, None]

@@ -129,17 +129,17 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
             missing |= pace[direction].left_out(length, [n for n in makers if n != baseline])
             print(f"{direction}, {length:,} tokens", file=sys.stderr, flush=True)
             input_bytes = peers.bias_bytes(s.heads, length, tensors[0].dtype.itemsize)
-            runs, measured = _first_runs(definitions | makers, missing, input_bytes)
-            runs = {name: run for name, run in runs.items() if name in makers}
+            calls, measured = _first_calls(definitions | makers, missing, input_bytes)
+            calls = {name: call for name, call in calls.items() if name in makers}
             skipped += [
                 f"{name}, {direction}, {length:,} tokens: {why}" for name, why in missing.items()
             ]
-            if not runs:
+            if not calls:
                 continue
-            baseline = next(name for name in (baseline, BASELINE, *runs) if name in runs)
-            slow = any(measured[name]["seconds"] > LONG for name in runs)
+            baseline = next(name for name in (baseline, BASELINE, *calls) if name in calls)
+            slow = any(measured[name]["seconds"] > LONG for name in calls)
             seconds = interleaved(
-                runs, rounds=s.rounds, seed=s.seed, warm_ups=0 if slow else WARM_UPS
+                calls, rounds=s.rounds, seed=s.seed, warm_ups=0 if slow else WARM_UPS
             )
             for name, seconds_R in seconds.items():
                 pace[direction].record(name, length, float(np.median(seconds_R)))
@@ -157,12 +157,12 @@ def measure(settings: AttentionBenchSettings) -> BenchResult:
                         "baseline": baseline,
                         **spread(seconds_R, seconds[baseline]),
                         **{key: value for key, value in measured[name].items() if key != "seconds"},
-                        "planned_mb": runs[name].planned_bytes / 1e6
-                        if isinstance(runs[name], Compiled)
+                        "planned_mb": calls[name].planned_bytes / 1e6
+                        if isinstance(calls[name], Compiled)
                         else None,
                     }
                 )
-            del runs  # two lengths may not fit into GPU memory
+            del calls  # two lengths may not fit into GPU memory
             pytorch.release_memory()
     if not rows:
         raise ValueError(f"nothing to time: {'; '.join(skipped)}")
@@ -255,8 +255,8 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
 
         return attention
 
-    runs = {DENSE: definition(alibi), DENSE + WINDOWED: definition(windowed)} if dense else {}
-    runs |= {
+    attentions = {DENSE: definition(alibi), DENSE + WINDOWED: definition(windowed)} if dense else {}
+    attentions |= {
         BASELINE: blockwise(alibi, EXACT_EPSILON),
         "ours, nothing cut": blockwise(alibi, 0.0),
         "ours, no bias": blockwise(nope, 0.0),
@@ -271,45 +271,45 @@ def _ours(tensors, backward: bool, dense: bool) -> peers.Makers:
                     ", no bias": {"slopes": 0.0},
                     WINDOWED: {"slopes": 0.0, "window": WINDOW},
                 }
-                runs |= {f"{FLASH}{name}": flash(**how) for name, how in more.items()}
+                attentions |= {f"{FLASH}{name}": flash(**how) for name, how in more.items()}
             else:
-                runs[f"{FOLDED}{kernel}"] = folded(kernel)
+                attentions[f"{FOLDED}{kernel}"] = folded(kernel)
     arrays = (*tensors, pos, seg)
     return {
-        name: functools.partial(Compiled, _with_gradients(run, backward), arrays)
-        for name, run in runs.items()
+        name: functools.partial(Compiled, _with_gradients(attention, backward), arrays)
+        for name, attention in attentions.items()
     }
 
 
 def _with_gradients(attention: Callable, backward: bool) -> Callable:
     """Returns a function of the result, with `backward` also of the gradients of q, k and v."""
 
-    def run(q, k, v, *rest):
+    def call(q, k, v, *rest):
         if not backward:
             return (attention(q, k, v, *rest),)
         out, pull = jax.vjp(lambda *qkv: attention(*qkv, *rest), q, k, v)
         return out, *pull(q)  # any cotangent of the right shape
 
-    return run
+    return call
 
 
-def _first_runs(
+def _first_calls(
     makers: peers.Makers, missing: dict, input_bytes: dict[str, int]
 ) -> tuple[dict, dict]:
-    """Returns (runs, measurements) of the candidates; one that fails is added to `missing`.
+    """Returns (calls, measurements) of the candidates; one that fails is added to `missing`.
 
     Results are compared with the results of the first candidate with a bias, or with a window.
 
     Args:
       input_bytes: bytes of a candidate's inputs other than q, k and v, by name.
     """
-    runs, measured, references = {}, {}, {}
+    calls, measured, references = {}, {}, {}
     for name in [name for name in makers if name not in missing]:
         try:
-            run = makers[name]()
-            got = np.asarray(run()[0], np.float32)  # the first run compiles
+            call = makers[name]()
+            got = np.asarray(call()[0], np.float32)  # the first call compiles
             start = time.perf_counter()
-            peak_bytes, source = peak(run)
+            peak_bytes, source = peak(call)
             seconds = time.perf_counter() - start
         except Exception as error:  # the compiler failed or memory ran out
             missing[name] = failure_text(error)
@@ -318,13 +318,13 @@ def _first_runs(
             continue
         finally:
             pytorch.release_memory()
-        if peak_bytes is not None:  # adds the inputs, which exist before the run
+        if peak_bytes is not None:  # adds the inputs, which exist before the call
             peak_bytes += input_bytes.get(name, 0)
         unbiased = "no bias" in name
         reference, want = (
             (None, got) if unbiased else references.setdefault(name.endswith(WINDOWED), (name, got))
         )
-        runs[name] = run
+        calls[name] = call
         measured[name] = {
             "difference": None if unbiased else float(np.abs(got - want).max()),
             "difference_to": reference,
@@ -332,7 +332,7 @@ def _first_runs(
             "peak_source": source,
             "seconds": seconds,
         }
-    return runs, measured
+    return calls, measured
 
 
 def _table(rows: list[dict], skipped: list[str]) -> str:

@@ -24,7 +24,7 @@ from posenc_jax.training.sharding import make_mesh
 from posenc_jax.training.step import make_step, state_builder
 
 BASELINE, _WITH = "nope", " with "
-HYBRIDS = (
+COMBINATIONS = (  # schemes that combine several parts
     "rope+alibi",
     "rope|alibi",
     "rope+alibi|nope~logn",
@@ -43,20 +43,20 @@ SWITCHES = ("output_gate", "sink_logit", "token_shift")
 SHAPE: dict[str, Any] = {"num_layers": 2, "model_dim": 128, "num_heads": 4, "head_dim": 32}
 VOCABULARY = 256
 GROUP = 4  # schemes whose runs are interleaved in one timing, together with nope
-STEP = (
-    "forward+backward"  # in rows the direction of the training step, which includes the optimizer
-)
+# "direction" of the training step in rows. The time includes the optimizer; committed rows have
+# this name.
+STEP = "forward+backward"
 
 
 def all_schemes() -> tuple[str, ...]:
-    """Returns one line for each encoding (temperatures as "nope~name"), each hybrid, and nope with
-    each switch.
+    """Returns one line for each encoding (temperatures as "nope~name"), each of COMBINATIONS, and
+    nope with each switch.
     """
     alone = (
         f"{BASELINE}~{name}" if issubclass(part, Temperature) else name
         for name, part in REGISTRY.items()
     )
-    return (*alone, *HYBRIDS, *(f"{BASELINE}{_WITH}{switch}" for switch in SWITCHES))
+    return (*alone, *COMBINATIONS, *(f"{BASELINE}{_WITH}{switch}" for switch in SWITCHES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
         compiled = [nope, *(_compiled(s, train_length, batch, seed, mesh) for s in group)]
         for direction, taken in nope_seconds.items():
             seconds = interleaved(
-                {s.scheme: s.runs[direction] for s in compiled}, rounds=rounds, seed=seed
+                {s.scheme: s.calls[direction] for s in compiled}, rounds=rounds, seed=seed
             )
             taken.append(seconds[BASELINE])
             rows += [
@@ -115,7 +115,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
     for direction, taken in nope_seconds.items():  # the row of the baseline: all its rounds
         if not taken:
             taken.append(
-                interleaved({BASELINE: nope.runs[direction]}, rounds=rounds, seed=seed)[BASELINE]
+                interleaved({BASELINE: nope.calls[direction]}, rounds=rounds, seed=seed)[BASELINE]
             )
         all_R = np.concatenate(taken)
         rows.append(_row(nope, nope, direction, train_length, all_R, all_R))
@@ -139,7 +139,7 @@ def measure(settings: EncodingSettings) -> BenchResult:
 class _CompiledScheme:
     scheme: str
     parameters: int
-    runs: dict[str, Callable]
+    calls: dict[str, Callable]  # by direction: a function that executes it once
     temp_bytes: dict[str, int]
 
 
@@ -190,7 +190,10 @@ def _compiled(scheme: str, train_length: int, batch: int, seed: int, mesh) -> _C
 
 
 def random_batch(train_length: int, batch: int, seed: int, mesh) -> dict[str, jax.Array]:
-    """Returns one micro-batch of random tokens; arrays are [1, B, T] despite the suffix BT."""
+    """Returns a batch of random tokens for a training step.
+
+    Its arrays are [1, B, T], one slice: the step's names leave out the first dim.
+    """
     shape = (1, batch, train_length)
     tokens = np.random.default_rng(seed).integers(VOCABULARY, size=shape, dtype=np.int32)
     arrays = {

@@ -56,24 +56,24 @@ def measure(settings: EvaluationSettings) -> BenchResult:
             f"not {lengths}"
         )
     tokens = lengths[-1]
-    runs: dict[tuple[str, int, str], Callable] = {}
+    calls: dict[tuple[str, int, str], Callable] = {}
     for scheme in schemes:
         config = RunConfig(
             model=ModelSection(scheme=scheme, **SHAPE), train=TrainSection(length=train_length)
         ).model_config(VOCABULARY)
         params = _params(config, seed)
-        runs[scheme, train_length, TRAINING] = _forward(config, params, tokens, seed)
+        calls[scheme, train_length, TRAINING] = _forward(config, params, tokens, seed)
         for length in lengths:
             scorer = Scorer({length: config}, params, batch_tokens=tokens)
             rows_RT = _tokens(tokens // length, length + 1, seed)
-            runs[scheme, length, "scoring"] = functools.partial(scorer.score, rows_RT)
+            calls[scheme, length, "scoring"] = functools.partial(scorer.score, rows_RT)
     peaks = {}
-    for name, run in runs.items():
+    for name, call in calls.items():
         print(f"first run: {name[0]}, {name[1]:,} tokens, {name[2]}", file=sys.stderr, flush=True)
-        run()
+        call()
         on_cpu = jax.default_backend() == "cpu"  # the system does not count memory of a device
-        peaks[name] = peak_bytes(run) if on_cpu else None
-    seconds = interleaved(runs, rounds=rounds, seed=seed, warm_ups=0)
+        peaks[name] = peak_bytes(call) if on_cpu else None
+    seconds = interleaved(calls, rounds=rounds, seed=seed, warm_ups=0)
     rows = [
         {
             "bench": "evaluation",

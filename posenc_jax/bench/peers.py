@@ -32,7 +32,7 @@ _SHAPES = 64  # largest number of variants of compiled FlexAttention (lengths, m
 def attention(
     tensors: tuple, backward: bool, dense: bool, window: int
 ) -> tuple[Makers, dict[str, str]]:
-    """Returns makers of runs (functions without arguments) by name, and the reasons for missing
+    """Returns makers of calls (functions without arguments) by name, and the reasons for missing
     ones.
 
     A maker compiles, and may raise any error of its library.

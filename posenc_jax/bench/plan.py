@@ -3,8 +3,8 @@ roofline.
 
 The step of `train.py` is compiled from shapes; nothing is allocated and nothing runs. Memory is the
 compiler's estimate. Time is a roofline: arithmetic, memory traffic and communication each take
-their time at peak, and a step takes at least the longest of these. So the time is a lower bound,
-and the MFU an upper bound.
+their time at peak, and the step takes the longest of these. The time approximates a lower bound,
+and the MFU an upper bound; traffic may be overcounted (branches, cached operands).
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from posenc_jax.training.step import make_step, state_builder
 
 DEVICES = {"cuda": "gpu", "tpu": "tpu", "cpu": "cpu"}  # JAX's name of a platform's device
 VOCABULARY = 50_304  # GPT-2's 50,257 ids, up to a multiple of 128
-ARRAYS = {  # of a batch
+ARRAYS = {  # of a batch, each [slices, B, T]
     **dict.fromkeys(("tokens_BT", "positions_BT", "segments_BT", "targets_BT"), jnp.int32),
     "weights_BT": jnp.float32,
 }
@@ -147,7 +147,8 @@ def compile_target(chip: Hardware, shape: Mapping[str, int], topology: str | Non
 def _cpu_devices(count: int) -> list:
     if len(jax.devices("cpu")) < count:
         raise ValueError(
-            f"{count} CPU devices stand in for chips; this process has {len(jax.devices('cpu'))}"
+            f"without the chip's compiler this plan needs {count} CPU devices, and the process has "
+            f"{len(jax.devices('cpu'))}; set jax_num_cpu_devices={count} before the first JAX call"
         )
     return jax.devices("cpu")[:count]
 
@@ -156,9 +157,12 @@ def compiled_step(config: RunConfig, model: ModelConfig, target: CompileTarget):
     """Returns the compiled step and its state's shapes; ValueError if memory does not suffice."""
     decoder = Decoder(model)
     t = config.train
-    rows = jax.NamedSharding(target.mesh, BATCH)
+    batch_sharding = jax.NamedSharding(target.mesh, BATCH)
     dims = (t.accumulation, t.batch_size // t.accumulation, t.length)
-    batch = {name: jax.ShapeDtypeStruct(dims, kind, sharding=rows) for name, kind in ARRAYS.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(dims, kind, sharding=batch_sharding)
+        for name, kind in ARRAYS.items()
+    }
     backend = assume_backend(DEVICES[target.platform])
     with jax.set_mesh(target.mesh), tracing_for(target.chip), backend:
         _, state = state_builder(config, decoder, target.mesh)
@@ -221,10 +225,12 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
     traffic = memory_traffic(program)
     inside = sum(c.sent for c in program_collectives if not c.spans_hosts)
     outside = sum(c.sent for c in program_collectives if c.spans_hosts)
+    to_hosts = chip.host_bytes_per_second or chip.axis_bytes_per_second
     seconds_of = {
-        "compute": executed.total / devices / chip.flops,
-        "memory": traffic / chip.bandwidth,
-        "network": inside / chip.interconnect + outside / (chip.network or chip.interconnect),
+        "compute": executed.total / devices / chip.flops_per_second,
+        "memory": traffic / chip.memory_bytes_per_second,
+        # All communication: inside hosts, and between them.
+        "network": inside / chip.axis_bytes_per_second + outside / to_hosts,
     }
     step = max(seconds_of.values())
     return {
@@ -232,7 +238,11 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
         "topology": target.topology,
         "devices": devices,
         "mesh": {axis: n for axis, n in target.mesh.shape.items() if n > 1},
-        "compiler": "the CPU's, an upper bound of memory" if target.estimate else "the chip's own",
+        "compiler": (
+            "the CPU's, so its memory is an estimate, probably too high"
+            if target.estimate
+            else "the chip's own"
+        ),
         "scheme": config.model.scheme,
         "attention": model.attention_paths(t.length, t.sequence_devices, device),
         "length": t.length,
@@ -253,7 +263,7 @@ def plan_step(config: RunConfig, vocab_size: int, target: CompileTarget) -> dict
         "seconds": seconds_of | {"step": step},
         "bound_by": max(seconds_of, key=seconds_of.__getitem__),
         "tokens_per_second": tokens / step,
-        "mfu": needed.total / devices / chip.flops / step,
+        "mfu": needed.total / devices / chip.flops_per_second / step,
         "compile_seconds": round(seconds, 1),
         "compile_cpu_seconds": round(spent, 1),
     }

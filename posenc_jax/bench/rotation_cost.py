@@ -59,7 +59,7 @@ def measure(settings: RotationSettings) -> BenchResult:
         cos_Lh, sin_Lh = map(jnp.asarray, tables(freq_h, np.arange(length)))
         for dtype in DTYPES:
             for direction in DIRECTIONS:
-                runs = {
+                calls = {
                     name: _run(
                         rotation,
                         direction,
@@ -71,7 +71,7 @@ def measure(settings: RotationSettings) -> BenchResult:
                     )
                     for name, rotation in rotations.items()
                 }
-                seconds = interleaved(runs, rounds=rounds, seed=seed)
+                seconds = interleaved(calls, rounds=rounds, seed=seed)
                 rows += [
                     {
                         "bench": "rotation",
@@ -84,7 +84,7 @@ def measure(settings: RotationSettings) -> BenchResult:
                         "rounds": rounds,
                         "angle_error": errors[name],
                     }
-                    for name in runs
+                    for name in calls
                 ]
     return BenchResult(
         "rotation",

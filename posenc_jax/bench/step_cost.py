@@ -111,9 +111,9 @@ def measure(settings: StepSettings) -> BenchResult:
             for scheme, step in ours.items()
         }
     theirs, missing = _peers(ours, s.compiled)
-    runs, losses, peaks = _first_steps(makers | theirs, missing)
-    own_weights = {name for name in runs if name[0] in ("transformers, BLOOM", "x-transformers")}
-    seconds = interleaved(runs, rounds=s.rounds, seed=s.seed)
+    calls, losses, peaks = _first_steps(makers | theirs, missing)
+    own_weights = {name for name in calls if name[0] in ("transformers, BLOOM", "x-transformers")}
+    seconds = interleaved(calls, rounds=s.rounds, seed=s.seed)
     rows = []
     for name, seconds_R in seconds.items():
         same = seconds["ours", name[1]]
@@ -201,14 +201,14 @@ def _ratios(name: str, seconds_R: np.ndarray, other_R: np.ndarray | None) -> dic
 
 
 def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
-    """Returns (runs, losses, peak memory) by (name, scheme); peers that fail move to `missing`."""
-    runs, losses, peaks = {}, {}, {}
+    """Returns (calls, losses, peak memory) by (name, scheme); peers that fail move to `missing`."""
+    calls, losses, peaks = {}, {}, {}
     for name, make in makers.items():
         print(f"first steps: {', '.join(name)}", file=sys.stderr, flush=True)
         try:
-            run = make()
-            first = [float(run()[0]) for _ in range(CHECKED)]
-            peaks[name] = peak(run)
+            call = make()
+            first = [float(call()[0]) for _ in range(CHECKED)]
+            peaks[name] = peak(call)
         except Exception as error:  # a peer: the row is missing
             if name[0].startswith("ours"):
                 raise
@@ -216,8 +216,8 @@ def _first_steps(makers: dict, missing: dict) -> tuple[dict, dict, dict]:
             continue
         finally:
             pytorch.release_memory()
-        runs[name], losses[name] = run, first
-    return runs, losses, peaks
+        calls[name], losses[name] = call, first
+    return calls, losses, peaks
 
 
 class _Ours:

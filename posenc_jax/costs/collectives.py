@@ -1,5 +1,5 @@
-"""Collectives of a compiled program: kind, number of runs, bytes, group size, and whether a
-group spans hosts.
+"""Collectives of a compiled program: kind, number of executions, bytes, group size, and
+whether a group spans hosts.
 """
 
 import itertools
@@ -22,7 +22,8 @@ class Collective(NamedTuple):
     """One collective of a program.
 
     Attributes:
-      kind: a key of `hlo.SENT_PER_PAYLOAD_BYTE`. times: number of runs in one run of the program.
+      kind: a key of `hlo.SENT_PER_PAYLOAD_BYTE`. times: executions per execution of the
+        program.
       payload: bytes per device of the result (all-gather) or of the operands (all others).
       group: devices in a group. spans_hosts: whether a group spans several hosts.
     """
@@ -35,7 +36,7 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends, in all runs, around a ring."""
+        """Bytes that each device sends, in all executions, around a ring."""
         return (
             self.times * self.payload * SENT_PER_PAYLOAD_BYTE[self.kind](self.group)
             if self.group > 1

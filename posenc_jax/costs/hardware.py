@@ -31,12 +31,11 @@ class Hardware:
     Attributes:
       name: key in `HARDWARE`. platform: lowering platform, "tpu" or "cuda". kind: libtpu's name of
         a TPU, or the name that the driver gives a card.
-      memory_bytes: of one device. flops: bfloat16, dense, per second. bandwidth: of its memory,
-        bytes per second.
-      interconnect: bytes sent per second along one mesh axis: for a TPU over the two links of one
-        torus dim; for a GPU over all links, to the switch.
-      network: bytes per second that a GPU sends to other hosts; None for TPUs, planned within a
-        slice.
+      memory_bytes: of one device. flops_per_second: bfloat16, dense. memory_bytes_per_second:
+        bandwidth of its memory.
+      axis_bytes_per_second: sent along one mesh axis: for a TPU over the two links of one torus
+        dim; for a GPU over all links, to the switch.
+      host_bytes_per_second: sent by a GPU to other hosts; None for TPUs, planned within a slice.
       options: of the compiler.
     """
 
@@ -44,10 +43,10 @@ class Hardware:
     platform: str
     kind: str
     memory_bytes: int
-    flops: float
-    bandwidth: float
-    interconnect: float
-    network: float | None
+    flops_per_second: float
+    memory_bytes_per_second: float
+    axis_bytes_per_second: float
+    host_bytes_per_second: float | None
     options: dict
 
     @property
@@ -137,10 +136,10 @@ device_description_str: "{kind}"
 
 @contextlib.contextmanager
 def tracing_for(chip: Hardware) -> Iterator[None]:
-    """Makes JAX trace for a GPU of this chip on any machine.
+    """Makes JAX's cuDNN check accept Hopper while tracing; does nothing for a TPU.
 
-    It patches JAX's cuDNN check, which reads this machine's GPU, to accept up to Hopper: cuDNN
-    attention with 256 columns needs a Hopper card.
+    The check reads this machine's GPU, which may be older or missing. cuDNN attention with a head
+    dim of 256 needs a Hopper card.
     """
     if chip.platform != "cuda":
         yield
@@ -191,7 +190,9 @@ def topology_devices(chip: Hardware, topology: str) -> list:
                 f"{chip.name} has no slice {topology}: {str(error).splitlines()[0]}"
             ) from None
         return list(described.devices)
-    card = _HOPPER.format(bandwidth=int(chip.bandwidth), memory=chip.memory_bytes, kind=chip.kind)
+    card = _HOPPER.format(
+        bandwidth=int(chip.memory_bytes_per_second), memory=chip.memory_bytes, kind=chip.kind
+    )
     described = topologies.get_topology_desc(
         chip.name, "cuda", target_config=card, topology=f"1x{topology}"
     )

@@ -1,4 +1,4 @@
-"""HLO of a compiled program: instructions, their number of runs, bytes of memory traffic.
+"""HLO of a compiled program: instructions, their number of executions, bytes of memory traffic.
 
 XLA's own cost analysis counts the body of a loop once. Here the known trip count of a loop
 multiplies its body. Loops of unknown trip count count once; `executed_instructions` also returns
@@ -48,7 +48,12 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class HloInstruction(NamedTuple):
-    """One line of a program: name, shape, opcode, operands, and the rest of the line."""
+    """One line of a program.
+
+    Attributes:
+      rest: the text after the opcode's "(": operands, then attributes. root: whether its value is
+        that of its computation.
+    """
 
     name: str
     shape: str
@@ -150,7 +155,7 @@ def trip_count(program: HloProgram, loop: HloInstruction) -> int | None:
 
 
 class ExecutedInstruction(NamedTuple):
-    """An instruction, all instructions of its computation by name, and its number of runs."""
+    """An instruction, all instructions of its computation by name, and its number of executions."""
 
     instruction: HloInstruction
     by_name: dict[str, HloInstruction]
@@ -196,7 +201,7 @@ _FREE = {
 
 
 def memory_traffic(program: HloProgram) -> float:
-    """Returns the bytes that one device reads from and writes to its memory in a run of the
+    """Returns the bytes that one device reads from and writes to its memory in one execution of the
     program.
 
     Every instruction reads its operands and writes its result once; values inside a fusion cost
@@ -204,10 +209,11 @@ def memory_traffic(program: HloProgram) -> float:
     write of the update. Collectives do not count here.
     """
     instructions, _ = executed_instructions(program)
-    return sum(executed.times * _moved(program, executed) for executed in instructions)
+    return sum(executed.times * _instruction_bytes(program, executed) for executed in instructions)
 
 
-def _moved(program: HloProgram, executed: ExecutedInstruction) -> float:
+def _instruction_bytes(program: HloProgram, executed: ExecutedInstruction) -> float:
+    """Returns the bytes that one execution of an instruction reads and writes."""
     instruction = executed.instruction
     if (
         instruction.opcode in _FREE
@@ -226,13 +232,19 @@ def _moved(program: HloProgram, executed: ExecutedInstruction) -> float:
     if instruction.opcode == "copy-start":  # its result also contains the operand and a context
         result = array_bytes(_members(instruction.shape)[0], main_memory_only=True)
     if instruction.opcode == "fusion":
-        return _fused(
-            program.computations[instruction.called("calls")[0]], shapes, instruction.shape
-        )
+        body = program.computations[instruction.called("calls")[0]]
+        return _fusion_bytes(body, shapes, instruction.shape)
     return result + sum(array_bytes(shape, main_memory_only=True) for shape in shapes)
 
 
-def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
+def _fusion_bytes(
+    body: list[HloInstruction], operand_shapes: list[str], result_shape: str
+) -> float:
+    """Returns the bytes that a fusion reads from its operands and writes to its results.
+
+    An operand of which only slices are used counts as these slices, and a result that is updated in
+    place as the update.
+    """
     by_name = {x.name: x for x in body}
     users: dict[str, list[HloInstruction]] = {}
     for instruction in body:
@@ -240,7 +252,7 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
             users.setdefault(name, []).append(instruction)
     total = 0.0
     for parameter in (x for x in body if x.opcode == "parameter"):
-        given, uses = shapes[int(parameter.literal)], users.get(parameter.name, [])
+        given, uses = operand_shapes[int(parameter.literal)], users.get(parameter.name, [])
         uses = [
             use for use in uses if use.opcode.removesuffix("-start") not in SENT_PER_PAYLOAD_BYTE
         ]
@@ -256,22 +268,23 @@ def _fused(body: list[HloInstruction], shapes: list[str], shape: str) -> float:
             total += array_bytes(given, main_memory_only=True)
     root = next(x for x in body if x.root)
     pieces = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    members = _members(shape)
+    members = _members(result_shape)
     if len(pieces) != len(members):  # one instruction has several results
         pieces = [root] * len(members)
     for written, member in zip(pieces, members, strict=True):
         while written.opcode in ("bitcast", "copy", "convert"):
             written = by_name[written.operands[0]]
-        whole = array_bytes(member, main_memory_only=True)
+        written_bytes = array_bytes(member, main_memory_only=True)
         if written.opcode == "dynamic-update-slice":
-            whole = min(whole, array_bytes(by_name[written.operands[1]].shape))
+            update = by_name[written.operands[1]]
+            written_bytes = min(written_bytes, array_bytes(update.shape))
         elif (
             written.opcode == "parameter"
             or written.opcode in SENT_PER_PAYLOAD_BYTE
             or _only_groups(written)
         ):
-            whole = 0.0  # passed through, or counted as a collective
-        total += whole
+            written_bytes = 0.0  # passed through, or counted as a collective
+        total += written_bytes
     return total
 
 

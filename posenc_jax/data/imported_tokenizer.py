@@ -1,11 +1,11 @@
 """Tokenizers of imported models: Hugging Face's tokenizer.json, with the exact bytes of each id.
 
-The reader removes every step that changes or adds text: Unicode normalization (NFC), an added
-leading space, special ids around a text, and the recognition of special tokens whose spelling
-occurs in a text. For text that these steps leave unchanged, the ids equal those of the original
-tokenizer. So the bytes of a document's ids sum to the bytes of the document, and bits per byte are
-comparable between tokenizers. This module also chooses the ids that the retrieval tasks use as
-keys and values (symbols).
+Tokenizer steps that change or add text are removed when tokenizer.json is read: Unicode
+normalization (NFC), an added leading space, special ids around a text, and the recognition of
+special tokens whose spelling occurs in a text. For text that these steps leave unchanged, the ids
+equal those of the original tokenizer. So the bytes of a document's ids sum to the bytes of the
+document, and bits per byte are comparable between tokenizers. This module also chooses the ids that
+the retrieval tasks use as keys and values (symbols).
 """
 
 import copy
@@ -53,9 +53,9 @@ class ImportedTokenizer:
     """A tokenizer.json as a `Tokenizer`.
 
     The vocabulary has no special ids SEP and ANS (separator and answer mark of the tasks); a
-    newline stands for both. `first_symbol`, the first of the consecutive ids used as keys and
-    values, is in the middle of the vocabulary, where ids tend to be whole words of medium
-    frequency.
+    newline stands for both. `first_symbol` is the first of the consecutive ids used as keys and
+    values. It lies in the upper half of the vocabulary if a usable run of ids exists there: near
+    the middle, ids tend to be whole words of medium frequency.
 
     Args:
       description: the content of a tokenizer.json, BPE or Unigram. special: its special tokens.
@@ -77,8 +77,9 @@ class ImportedTokenizer:
         self.byte_lengths_V = np.array([len(piece) for piece in self._pieces], np.int32)
         self.byte_lengths_V.flags.writeable = False
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        self._space_bytes = [ids.get(f"<0x{byte:02X}>", -1) for byte in SPACE.encode()]
-        self._escapes = min(self._space_bytes) >= 0
+        # Ids of the bytes of U+2581, for a text that contains this character itself.
+        self._space_byte_ids = [ids.get(f"<0x{byte:02X}>", -1) for byte in SPACE.encode()]
+        self._has_space_byte_ids = min(self._space_byte_ids) >= 0
         self.bos = self._id_of(special.bos or special.eos, "BOS or EOS", name)
         self.pad = self._id_of(special.pad, "PAD", name) if special.pad else self.bos
         self.end = self._id_of(special.eos, "EOS", name) if special.eos else None
@@ -120,8 +121,8 @@ class ImportedTokenizer:
         return folder / "tokenizer.json"
 
     def _ids(self, text: str) -> list[int]:
-        if self._escapes:
-            return escaped_ids(self._plain_ids, self._space_bytes, text)
+        if self._has_space_byte_ids:
+            return escaped_ids(self._plain_ids, self._space_byte_ids, text)
         return self._plain_ids(text)
 
     def _plain_ids(self, text: str) -> list[int]:

@@ -30,8 +30,8 @@ def text_window(stream: TokenStream, index: int, length: int) -> Example:
     """Returns the tokens index*length ... (index+1)*length of a stream, with their successors as
     targets.
 
-    Documents inside the window become segments; one that started before it has position 0 here.
-    A document's last token has no target: weight 0.
+    Documents inside the window become segments. If a document began before the window, its
+    positions restart at 0 at the window's start. A document's last token has no target: weight 0.
     """
     piece = stream.tokens[index * length : (index + 1) * length + 1].astype(np.int32)
     tokens, targets = piece[:-1], piece[1:].copy()

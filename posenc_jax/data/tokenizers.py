@@ -122,7 +122,8 @@ class SentencePieceTokenizer(_PieceTable):
         self._processor = sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
         )
-        self._space_bytes = [
+        # Ids of the bytes of U+2581, for a text that contains this character itself.
+        self._space_byte_ids = [
             self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()
         ]
         return pieces
@@ -131,15 +132,17 @@ class SentencePieceTokenizer(_PieceTable):
         return np.array(self._ids(text.decode("utf-8")), np.int32)
 
     def _ids(self, text: str) -> list[int]:
-        return escaped_ids(self._processor.encode, self._space_bytes, text)
+        return escaped_ids(self._processor.encode, self._space_byte_ids, text)
 
 
-def escaped_ids(encode: Callable[[str], list[int]], space_bytes: list[int], text: str) -> list[int]:
-    """Returns the ids of a text in which SPACE becomes `space_bytes`, the ids of its bytes."""
+def escaped_ids(
+    encode: Callable[[str], list[int]], space_byte_ids: list[int], text: str
+) -> list[int]:
+    """Returns the ids of a text in which SPACE becomes the ids of its bytes."""
     first, *rest = text.split(SPACE)
     ids = encode(first)
     for part in rest:
-        ids += space_bytes + encode(part)
+        ids += space_byte_ids + encode(part)
     return ids
 
 

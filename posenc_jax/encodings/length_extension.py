@@ -26,7 +26,7 @@ slopes:4       unchanged                             distance / 4
 ``rotation.yarn:4`` and ``bias.yarn:4`` apply one half of a rule. ``rotation.off`` leaves the
 rotations out (Gelberg et al. 2025, DroPE, before its training).
 
-A scheme that was fine-tuned at a longer length is placed with its first training length. A rule
+A scheme that was fine-tuned at a longer length keeps its first training length as L. A rule
 then continues from the longer length: slopes divided by 4 are divided by 8 under ``slopes:2``;
 ``dynamic`` begins past the longer length; ``yarn`` and ``llama3`` count turns within it.
 """

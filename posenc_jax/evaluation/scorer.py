@@ -161,8 +161,8 @@ class Scorer:
         pos_BT = np.broadcast_to(np.arange(arrays[0].shape[1], dtype=np.int32), arrays[0].shape)
         if self._mesh is None:
             return (*arrays, pos_BT)
-        rows = jax.NamedSharding(self._mesh, jax.P("data", None))
-        return tuple(jax.device_put(a, rows) for a in (*arrays, pos_BT))
+        batch_sharding = jax.NamedSharding(self._mesh, jax.P("data", None))
+        return tuple(jax.device_put(a, batch_sharding) for a in (*arrays, pos_BT))
 
 
 def _scored(model: ScorableModel, window, params, tokens_BT, targets_BT, seg_BT, pos_BT):

@@ -1,4 +1,4 @@
-"""A figure: one table, and panels drawn from it as PNG and SVG.
+"""A figure: its data as a table, its panels, and their rendering as PNG and SVG.
 
 The HTML page shows the panels in a grid that adapts to narrow and wide screens; the PNG shows the
 same panels.

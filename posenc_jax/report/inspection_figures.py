@@ -213,7 +213,7 @@ def curriculum_figure(
     pairs_S: Mapping[str, np.ndarray],
     shares_S: Mapping[str, np.ndarray],
 ) -> Figure:
-    """The longest document, the most pairs of MQAR and the tasks' shares, by share of training."""
+    """Longest document, maximum number of MQAR pairs and shares of tasks, by share of training."""
 
     def steps(axes: Axes, title: str, lines: Mapping[str, np.ndarray]) -> None:
         _curves(axes, {name: (progress_S, at_S) for name, at_S in lines.items()}, None)

@@ -32,7 +32,7 @@ from posenc_jax.results.study_data import OTHER_LENGTHS, TUNING, RunData, StudyD
 
 
 def load(folder: Path, split: str | None = None) -> StudyData:
-    """Returns the results below a folder; rows of definitions 1 are migrated.
+    """Returns the results below a folder; rows from version 1 of the definitions are migrated.
 
     Args:
       folder: of a run, of a study, or published (with runs.json). split: of the rows; None takes

@@ -1,6 +1,6 @@
-"""Migration of records and rows of definitions 1 to the current definitions.
+"""Migration of records and rows from version 1 of the metric definitions to the current one.
 
-Definitions 1 had 1/64 as the chance of most tasks, context_gain from c = L, Y_R at 4L only, and
+Version 1 had 1/64 as the chance of most tasks, context_gain from c = L, Y_R at 4L only, and
 repeat_gain against a span at another place. What cannot be computed again is named in a sentence.
 """
 
@@ -27,7 +27,7 @@ def migrate_rows(rows: Sequence[Row], config: Mapping) -> tuple[tuple[Row, ...],
     """Returns the rows of one run under the current definitions, and sentences about the rest.
 
     Args:
-      rows: of definitions 1, all of one run. config: config.json of the run, or {}.
+      rows: of version 1, all of one run. config: config.json of the run, or {}.
     """
     chance = dict(CHANCE)
     if pairs := {"evaluation": {}, **config}["evaluation"].get("pairs"):

@@ -21,10 +21,12 @@ class Curriculum:
     2009).
 
     Attributes:
-      pairs: fewest and most key-value pairs of an mqar document. askings: questions per pair.
-      windows: retrieval windows of the whole run; 0: every schedule is at its end.
-      pairs_warmup: share of the windows over which the most pairs grow linearly from the fewest.
-      divisors: the longest document of part i of the run is L / divisors[i]; parts are equal.
+      pairs: minimum and maximum number of key-value pairs of an mqar document. askings: questions
+        per pair.
+      windows: retrieval windows of the whole run; 0: every schedule has its final value.
+      pairs_warmup: share of the windows over which the maximum rises linearly from the minimum.
+      divisors: the longest document of stage i of the run is L / divisors[i]; stages are equally
+        long.
     """
 
     pairs: tuple[int, int]
@@ -44,12 +46,12 @@ class Curriculum:
         """Returns the share of the run that precedes a window, in [0, 1); 1 without schedules."""
         return index / self.windows if self.windows else 1.0
 
-    def part(self, progress: float) -> int:
-        """Returns the index of the part that contains this share of the run."""
+    def stage_index(self, progress: float) -> int:
+        """Returns the index of the stage that contains this share of the run."""
         return min(int(progress * len(self.divisors)), len(self.divisors) - 1)
 
     def most_pairs(self, progress: float, stage: "Stage") -> int:
-        """Returns the most pairs of an mqar document at this share of the run, in its stage."""
+        """Returns the maximum number of pairs of an mqar document at this share of the run."""
         low, high = self.pairs
         grown = progress / self.pairs_warmup if self.pairs_warmup else 1.0
         return min(low + int(min(grown, 1.0) * (high - low)), stage.most_pairs)
@@ -57,11 +59,11 @@ class Curriculum:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Documents of one part of the run.
+    """Documents of one stage of the run.
 
     Attributes:
       longest: tokens of its longest document. tasks: (name, share) of the tasks that fit.
-      most_pairs: the most pairs with which an mqar document fits.
+      most_pairs: the largest number of pairs with which an mqar document fits.
     """
 
     longest: int
@@ -83,13 +85,13 @@ class Stage:
 def stages(
     tasks: Sequence[tuple[str, float]], filler: Filler, curriculum: Curriculum, length: int
 ) -> tuple[Stage, ...]:
-    """Returns the stage of every part of the run, in windows of `length` tokens.
+    """Returns the stages of the run, in windows of `length` tokens.
 
-    No document is longer than its part allows. A task that does not fit is left out, and its share
-    goes to the others in proportion. mqar has as many pairs as fit.
+    No document exceeds the maximum length of its stage. A task that does not fit is left out, and
+    its share goes to the others in proportion. mqar has as many pairs as fit.
 
     Raises:
-      ValueError: no task fits a part; the message names the part and the length of the shortest
+      ValueError: no task fits a stage; the message names the stage and the length of the shortest
         task.
     """
     low, high = curriculum.pairs
@@ -131,7 +133,7 @@ class RetrievalWindows:
       tasks: (name, share) pairs. answer_weight: loss weight of an answer token; a text token has 1.
 
     Raises:
-      ValueError: a task that does not fit the length, or a part that no task fits.
+      ValueError: a task that does not fit the length, or a stage that no task fits.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class RetrievalWindows:
             raise ValueError(
                 f"retrieval tasks need shares that are at least 0 and not all 0: {tasks}"
             )
-        if not curriculum.windows:  # only the last part is read
+        if not curriculum.windows:  # only the last stage is used
             curriculum = dataclasses.replace(curriculum, divisors=curriculum.divisors[-1:])
         self._stages = stages(tasks, filler, curriculum, length)
         self._filler, self._pad, self._answer_weight = filler, tokenizer.pad, answer_weight
@@ -178,7 +180,7 @@ class RetrievalWindows:
     ) -> Document | None:
         which, how_many, how_long = generator.random(3)
         grows, low = self._curriculum, self._curriculum.pairs[0]
-        stage = self._stages[grows.part(progress)]
+        stage = self._stages[grows.stage_index(progress)]
         name, _ = stage.tasks[np.searchsorted(stage.edges, which, side="right")]
         # Drawn for every task, so that another mixture does not change the other documents.
         pairs = low + int(how_many * (grows.most_pairs(progress, stage) - low + 1))

@@ -88,8 +88,8 @@ class DataSection:
         solves.
       answer_weight: loss weight of an answer token; a text token has 1.
       min_pairs, max_pairs: key-value pairs of a recall document in training.
-      pairs_warmup: share of the training in which the most pairs of a recall document grow from
-        min_pairs to max_pairs; 0: max_pairs from the start.
+      pairs_warmup: share of the training during which the maximum number of pairs of a recall
+        document rises from min_pairs to max_pairs; 0: max_pairs from the start.
       pair_askings: times that a recall document in training asks each pair, in rounds; each round
         has a random order of its own.
       length_warmup: the longest retrieval document is L divided by these numbers, one after another
@@ -148,8 +148,8 @@ class TrainSection:
         checkpoints kept.
       init_from: workdir of a run whose last undamaged checkpoint gives the initial parameters;
         optimizer, step and data order are new. Empty: random initial parameters.
-      original_length: L that the scheme is placed with when it is not `length`: that of the run
-        named by init_from. 0 takes length.
+      original_length: L from which the scheme computes bases and slopes when it is not `length`:
+        that of the run named by init_from. 0 takes length.
       dev_every: steps between two measurements of the dev split's loss, a multiple of save_every;
         the last step is measured too, and the checkpoint with the lowest loss is kept. 0: never.
       dev_windows: windows of `length` tokens for this loss, the same ones each time.

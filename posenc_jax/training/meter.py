@@ -120,7 +120,7 @@ class Meter:
             row["step_seconds"] = round(self._spent / self._steps, 6)
             row["data_wait_share"] = round(self._waited / whole, 4)
             row["save_share"] = round(self._saved / whole, 4)
-            peak = peak_flops(jax.devices()[0].device_kind)
+            peak = peak_flops_per_second(jax.devices()[0].device_kind)
             if peak is not None:
                 chips = jax.device_count()
                 row["mfu"] = round(self._flops * self._steps / self._spent / (peak * chips), 4)
@@ -138,9 +138,9 @@ def memory() -> dict[str, int]:
     return {"process_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def peak_flops(kind: str) -> float | None:
+def peak_flops_per_second(kind: str) -> float | None:
     """Returns a device's bfloat16 FLOPs a second by its kind; None without a data sheet."""
     for chip in HARDWARE.values():
         if kind == chip.kind or _TPU_KINDS.get(kind) == chip.name:
-            return chip.flops
+            return chip.flops_per_second
     return None

@@ -222,8 +222,8 @@ def test_rows_and_tokens_split_over_devices_change_nothing(mesh):
     sizes = {"data": 1, "sequence": 1, "model": 1} | mesh
     grid = make_mesh(sizes["data"], sizes["model"], sequence_devices=sizes["sequence"])
     with jax.set_mesh(grid):
-        rows = jax.NamedSharding(grid, jax.P("data", "sequence"))
-        got = logits(MODEL, jax.device_put(pos, rows), jax.device_put(seg, rows))
+        batch_sharding = jax.NamedSharding(grid, jax.P("data", "sequence"))
+        got = logits(MODEL, *(jax.device_put(x, batch_sharding) for x in (pos, seg)))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

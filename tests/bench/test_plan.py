@@ -67,12 +67,14 @@ def test_the_step_takes_at_least_the_longest_of_its_three_terms(tiny):
     seconds, chip = row["seconds"], where.chip
     assert seconds["step"] == max(seconds[term] for term in ("compute", "memory", "network"))
     assert seconds[row["bound_by"]] == seconds["step"]
-    assert seconds["compute"] == row["flops_executed"]["total"] / 8 / chip.flops
-    assert seconds["memory"] == row["memory_traffic_bytes"] / chip.bandwidth
+    flops_per_second = 8 * chip.flops_per_second
+    assert seconds["compute"] == row["flops_executed"]["total"] / flops_per_second
+    assert seconds["memory"] == row["memory_traffic_bytes"] / chip.memory_bytes_per_second
     sent = sum(kind["sent_bytes"] for kind in row["collectives"].values())
-    assert math.isclose(seconds["network"], sent / chip.interconnect)
+    assert math.isclose(seconds["network"], sent / chip.axis_bytes_per_second)
     assert sent > 0
-    assert math.isclose(row["mfu"] * seconds["step"] * 8 * chip.flops, row["flops_needed"]["total"])
+    needed = row["flops_needed"]["total"]
+    assert math.isclose(row["mfu"] * seconds["step"] * flops_per_second, needed)
     assert row["mfu"] <= 1
 
 
@@ -86,7 +88,7 @@ def test_a_plan_reads_well_and_says_that_it_is_an_estimate(tiny):
     _, _, row = tiny
     assert json.loads(json.dumps(row)) == row
     text = summary(row)
-    assert "by the CPU's, an upper bound of memory" in text
+    assert "by the CPU's, so its memory is an estimate, probably too high" in text
     assert "data 4, model 2" in text
     assert "all-reduce" in text
     assert "one by one, remat none; loss over the vocabulary at once" in text

@@ -94,8 +94,8 @@ def test_a_peer_that_fails_is_a_missing_row_and_ours_is_an_error():
 
     missing = {}
     ours = {("ours", "nope"): lambda: lambda: (1.0, 2.0)}
-    runs, losses, _ = step_cost._first_steps(ours | {("theirs", "nope"): broken}, missing)
-    assert set(runs) == {("ours", "nope")}
+    calls, losses, _ = step_cost._first_steps(ours | {("theirs", "nope"): broken}, missing)
+    assert set(calls) == {("ours", "nope")}
     assert losses["ours", "nope"] == [1.0] * step_cost.CHECKED
     assert missing == {("theirs", "nope"): "RuntimeError: no such kernel"}
     with pytest.raises(RuntimeError, match="no such kernel"):

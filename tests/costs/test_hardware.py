@@ -5,7 +5,7 @@ from posenc_jax.costs.hardware import HARDWARE, default_topology, find_hardware
 
 
 def test_chips_are_known_by_name_and_near_ones_offered():
-    assert find_hardware("v5e").flops == 197e12
+    assert find_hardware("v5e").flops_per_second == 197e12
     with pytest.raises(ValueError, match="did you mean 'h100"):
         find_hardware("H1000")
     with pytest.raises(ValueError, match="known: h100, h200"):

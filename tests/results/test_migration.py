@@ -1,4 +1,4 @@
-"""Rows of definitions 1 under today's: known answers by hand, and the committed results."""
+"""Rows from version 1 of the definitions under today's: answers by hand, and committed results."""
 
 import functools
 import json

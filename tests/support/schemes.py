@@ -1,10 +1,10 @@
-"""The schemes that properties are asserted for: every registered part, alone, and the hybrids."""
+"""The schemes that properties are asserted for: every registered part, alone and combined."""
 
 import jax
 import pytest
 from posenc_jax.encodings import REGISTRY, Temperature, parse
 
-HYBRIDS = (
+COMBINATIONS = (
     "rope+alibi",
     "rope|alibi",
     "3*(rope+alibi)|1*nope~logn",
@@ -20,7 +20,7 @@ HYBRIDS = (
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
 ALONE = tuple(f"nope~{n}" if issubclass(p, Temperature) else n for n, p in REGISTRY.items())
-ALL = ("nope", *ALONE, *HYBRIDS)
+ALL = ("nope", *ALONE, *COMBINATIONS)
 SHAPE = {"num_heads": 4, "head_dim": 16, "model_dim": 32, "train_length": 64}
 
 

@@ -155,14 +155,14 @@ def test_a_second_trainer_in_one_folder_is_refused(tmp_path, data_dir):
 def steps(config, batches):
     """States after each batch [slices, B, T], on the devices of the configuration (one, if unsaid)."""
     mesh = make_mesh(config.train.data_devices or 1, config.train.model_devices)
-    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    batch_sharding = jax.NamedSharding(mesh, jax.P(None, "data", None))
     with jax.set_mesh(mesh):
         model = Decoder(config.model_config(260))
         build, _ = state_builder(config, model, mesh)
         state, step, seen = build(jax.random.key(0)), make_step(config, model), []
         seen.append(jax.device_get(state))
         for batch in batches:
-            state, metrics = step(state, jax.device_put(batch, rows))
+            state, metrics = step(state, jax.device_put(batch, batch_sharding))
             seen.append(jax.device_get(state) | {"metrics": jax.device_get(metrics)})
     return seen
 
@@ -271,7 +271,7 @@ def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_
     for data, tensor in ((1, 1), (2, 4)):
         config = on_mesh(tmp_path, stack, data, tensor)
         mesh, model = make_mesh(data, tensor), Decoder(config.model_config(260))
-        rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+        batch_sharding = jax.NamedSharding(mesh, jax.P(None, "data", None))
         with jax.set_mesh(mesh):
             build, like = state_builder(config, model, mesh)
             if state is None:
@@ -279,7 +279,7 @@ def test_every_scheme_gives_the_same_loss_on_a_mesh_and_a_step_that_can_be_laid_
             state = jax.tree.map(
                 lambda x, s: jax.device_put(np.asarray(x), s.sharding), state, like
             )
-            placed = jax.device_put(batch, rows)
+            placed = jax.device_put(batch, batch_sharding)
 
             def loss(params, batch, model=model):
                 read = (batch[k][0] for k in ("tokens_BT", "positions_BT", "segments_BT"))
@@ -311,11 +311,11 @@ def test_a_step_of_multi_query_attention_can_be_laid_out_over_more_devices_than_
     config = on_mesh(tmp_path, "rope+alibi|nope~logn", 2, 2)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_kv_heads=1))
     mesh, model = make_mesh(2, 2), Decoder(config.model_config(260))
-    rows = jax.NamedSharding(mesh, jax.P(None, "data", None))
+    batch_sharding = jax.NamedSharding(mesh, jax.P(None, "data", None))
     check_mesh(config, mesh)
     with jax.set_mesh(mesh):
         _, state = state_builder(config, model, mesh)
-        batch = jax.device_put(random_batch(), rows)
+        batch = jax.device_put(random_batch(), batch_sharding)
         after, _ = jax.eval_shape(make_step(config, model), state, batch)
     layouts = [s["params"]["layer_0"]["attention"]["key_DKH"].sharding.spec for s in (state, after)]
     assert layouts == [jax.P("fsdp", None, None)] * 2

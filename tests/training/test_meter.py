@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 from posenc_jax.training import meter as meters
-from posenc_jax.training.meter import Meter, peak_flops
+from posenc_jax.training.meter import Meter, peak_flops_per_second
 
 from support.clocks import Clock
 
@@ -66,9 +66,9 @@ def test_goodput_goes_on_over_legs_and_counts_saved_steps_that_no_row_has():
 def test_mfu_is_given_where_the_chip_is_known_and_left_out_elsewhere(monkeypatch):
     clock = Clock()
     assert "mfu" not in leg(metered(clock), clock, wait=0.0, work=2.0, save=0.0, steps=4)
-    monkeypatch.setattr(meters, "peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(meters, "peak_flops_per_second", lambda kind: 1e12)
     row = leg(metered(clock), clock, wait=0.0, work=2.0, save=0.0, steps=4)
     assert row["mfu"] == pytest.approx(4e12 / 2.0 / (1e12 * 8))  # eight devices
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("cpu") is None
+    assert peak_flops_per_second("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops_per_second("TPU v5 lite") == 197e12
+    assert peak_flops_per_second("cpu") is None

@@ -47,8 +47,8 @@ def prepared(config):
     with jax.set_mesh(mesh):
         build, _ = state_builder(config, decoder, mesh)
         state, step = build(jax.random.key(0)), make_step(config, decoder)
-    rows = jax.NamedSharding(mesh, BATCH)
-    return mesh, step, state, [jax.device_put(batch(seed), rows) for seed in range(4)]
+    batch_sharding = jax.NamedSharding(mesh, BATCH)
+    return mesh, step, state, [jax.device_put(batch(seed), batch_sharding) for seed in range(4)]
 
 
 def batch(seed):

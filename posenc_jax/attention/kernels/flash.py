@@ -220,15 +220,15 @@ def _forward(how, q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, start_BNI):
     given = [specs.query, specs.keys, specs.keys, specs.low, specs.of_block]
     given += [specs.highest, specs.bias, specs.sink]
     of_out = jax.ShapeDtypeStruct((B, T, N, H), v_BTKH.dtype)
-    of_lse = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
-    made, grid = [(specs.query, of_out), (specs.row, of_lse)], (T // tiling.q_block, B, N)
+    of_lse2 = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    made, grid = [(specs.query, of_out), (specs.row, of_lse2)], (T // tiling.q_block, B, N)
     run = _call(functools.partial(forward_kernel, how.scale), grid, tiling, given, made)
-    out_BTNH, lse_BNT = run(
+    out_BTNH, lse2_BNT = run(
         q_BTNH, k_BTKH, v_BTKH, low_BXT, start_BNI, highest_BXI, bias_NZ / how.scale, sink_N1
     )
-    out_BTNH, lse_BNT, start_BNI = name_residuals((out_BTNH, lse_BNT, start_BNI))
+    out_BTNH, lse2_BNT, start_BNI = name_residuals((out_BTNH, lse2_BNT, start_BNI))
     inputs = (q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT)
-    return out_BTNH, (*inputs, out_BTNH, lse_BNT, start_BNI)
+    return out_BTNH, (*inputs, out_BTNH, lse2_BNT, start_BNI)
 
 
 def _highest(low_BXT, block):
@@ -278,7 +278,7 @@ def _call(kernel, grid, tiling: TileConfig, in_specs, outs):
 
 
 def _backward(how, residuals, d_out_BTNH):
-    q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, out_BTNH, lse_BNT, start_BNI = residuals
+    q_BTNH, k_BTKH, v_BTKH, bias_NZ, sink_N, low_BXT, out_BTNH, lse2_BNT, start_BNI = residuals
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     d_out_BTNH = d_out_BTNH.astype(v_BTKH.dtype)
@@ -295,7 +295,7 @@ def _backward(how, residuals, d_out_BTNH):
     given += [specs.low, specs.of_block, specs.highest, specs.bias]
     of_rows = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
     made = [(of_query, jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)), (of_row, of_rows)]
-    arrays = (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse_BNT, delta_BNT, low_BXT)
+    arrays = (q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, lse2_BNT, delta_BNT, low_BXT)
     scaled_NZ = bias_NZ / how.scale
     run = _call(functools.partial(dq_kernel, how.scale), (T // t, B, N), tiling, given, made)
     d_q_BTNH, d_slope_BNT = run(*arrays, begin_BNI, _highest(low_BXT, t), scaled_NZ)
@@ -326,7 +326,7 @@ def _backward(how, residuals, d_out_BTNH):
     d_sink_N = None
     if sink_N is not None:
         # A weight is at most one. Padding has no softmax sum, but its delta is zero.
-        weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse_BNT, 0.0))
+        weight_BNT = jnp.exp2(jnp.minimum(sink_N[None, :, None] * LOG2E - lse2_BNT, 0.0))
         d_sink_N = -(weight_BNT * delta_BNT).sum((0, 2))
     return d_q_BTNH, d_k_BTKH, d_v_BTKH, d_bias_NZ, d_sink_N, None, None
 

@@ -1,7 +1,7 @@
 """Pallas (Triton) programs of the flash kernel: forward, dq, and dk with dv.
 
 Dims of a tile: t queries, s keys (lower case: one block), H columns. Logits are q . k + bias /
-scale; times scale2 = scale log2(e) they are exponents of 2. lse is to base 2 too. A slot is the
+scale; times scale2 = scale log2(e) they are exponents of 2. lse2 is to base 2 too. A slot is the
 index of a token in the row; it is converted to float32 (exact below 2^24) once per row and column,
 because on a GPU such a conversion costs as much as an exponential.
 
@@ -174,9 +174,9 @@ def forward_kernel(
     bias_ref,
     sink_ref,
     out_ref,
-    lse_ref,
+    lse2_ref,
 ):
-    """Writes out_tH and lse_t, to base 2, of one block of queries; zeros where no key is seen."""
+    """Writes out_tH and lse2_t of one block of queries; zeros where no key is seen."""
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
@@ -205,7 +205,7 @@ def forward_kernel(
     sees_t = low_t <= row_t
     sum_t = jnp.where(sees_t, sum_t, 1.0)
     _store(out_ref, (jnp.where(sees_t[:, None], x / sum_t[:, None], 0.0) for x in acc_tH))
-    lse_ref[...] = jnp.where(sees_t, max_t * scale2 + jnp.log2(sum_t), 0.0)
+    lse2_ref[...] = jnp.where(sees_t, max_t * scale2 + jnp.log2(sum_t), 0.0)
 
 
 def dq_kernel(
@@ -216,7 +216,7 @@ def dq_kernel(
     k_ref,
     v_ref,
     d_out_ref,
-    lse_ref,
+    lse2_ref,
     delta_ref,
     low_ref,
     start_ref,
@@ -229,14 +229,14 @@ def dq_kernel(
     t, s, scale2 = tiling.q_block, tiling.k_block, scale * LOG2E
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     row_t, low_t = i * t + jnp.arange(t), low_ref[...]
-    q_tH, d_out_tH, lse_t, delta_t = _rows(q_ref), _rows(d_out_ref), lse_ref[...], delta_ref[...]
+    q_tH, d_out_tH, lse2_t, delta_t = _rows(q_ref), _rows(d_out_ref), lse2_ref[...], delta_ref[...]
 
     def body(masked, j, carry):
         d_q_tH, d_slope_t = carry
         k_sH, v_sH = (_rows(ref, pl.ds(j * s, s)) for ref in (k_ref, v_ref))
         col_s = j * s + jnp.arange(s)
         logits_ts = _biased(arithmetic, _dots(q_tH, k_sH), bias_ref, row_t[:, None], col_s[None, :])
-        weight_ts = arithmetic.exp2(arithmetic.times_plus(logits_ts, scale2, -lse_t[:, None]))
+        weight_ts = arithmetic.exp2(arithmetic.times_plus(logits_ts, scale2, -lse2_t[:, None]))
         d_logits_ts = weight_ts * (_dots(d_out_tH, v_sH) - delta_t[:, None])
         if masked:  # masked last, because NaN * 0 is NaN
             d_logits_ts = jnp.where(_seen(low_t, row_t, col_s), d_logits_ts, 0.0)
@@ -259,7 +259,7 @@ def dkv_kernel(
     k_ref,
     v_ref,
     d_out_ref,
-    lse_ref,
+    lse2_ref,
     delta_ref,
     low_ref,
     free_ref,
@@ -281,7 +281,7 @@ def dkv_kernel(
         row_t = i * t + jnp.arange(t)
         logits_st = _biased(arithmetic, _dots(k_sH, q_tH), bias_ref, row_t[None, :], col_s[:, None])
         weight_st = arithmetic.exp2(
-            arithmetic.times_plus(logits_st, scale2, -lse_ref[rows][None, :])
+            arithmetic.times_plus(logits_st, scale2, -lse2_ref[rows][None, :])
         )
         if masked:
             seen_st = _seen(low_ref[rows], row_t, col_s).T
