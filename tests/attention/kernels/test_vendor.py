@@ -315,7 +315,7 @@ def test_compiled_for_a_chip_no_array_is_quadratic_in_length(chip, topology, ker
 
 
 def test_chips_and_topologies_that_cannot_be_are_refused(monkeypatch):
-    monkeypatch.setattr(type(HARDWARE["h100"]), "missing", None)
+    monkeypatch.setattr(type(HARDWARE["h100"]), "install_hint", None)
     for chip, topology in (("h100", "8"), ("h100", "1x0"), ("v5e", "four")):
         with pytest.raises(ValueError, match="reads like"):
             topology_devices(HARDWARE[chip], topology)
