@@ -1,7 +1,7 @@
 """Offset lookup (P3) alone: how steep may the slopes be until a short schedule no longer learns it?
 
 Command:  python scripts/study.py --study=configs/studies/offset_lookup.py --workdir=studies/offset_lookup
-Reaches:  results/hybrids
+Reaches:  results/offset_lookup, 6 of its 14 runs
 Takes:    about 70 seconds a run on one core
 
 Every window asks which symbol stands a named number of places back, which position alone answers.

@@ -2,8 +2,8 @@
 recall be learnt: tuning runs alone.
 
 Command:  python scripts/study.py --study=configs/studies/recipe_rates.py --workdir=studies/recipe_rates
-Reaches:  not measured
-Takes:    not measured; 9 runs of 2,500 steps
+Reaches:  the rates of results/hybrids
+Takes:    about 165 seconds a run on one core, 9 runs of 2,500 steps
 
 Recipe and length are those of configs/studies/hybrids.py. There are more steps, because after 1,500
 RoPE had learnt the passkey to 84 %, and eight rows a step, which make two rows of 4L. The three
