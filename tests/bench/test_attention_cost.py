@@ -15,10 +15,7 @@ from posenc_jax.bench.timing import Pace
     [
         (("encodings", "--schemes=alibi;ropee"), "did you mean 'rope'"),
         (("rotation", "--schemes=rope"), "--schemes is not read by rotation"),
-        (
-            ("rotations",),
-            "name a bench first: encodings, rotation, attention, step, evaluation, loop, not 'rotations'",
-        ),
+        (("rotations",), "step, evaluation, loop, decoding, not 'rotations'"),
     ],
 )
 def test_wrong_input_is_one_line_exit_code_two_and_nothing_written(
