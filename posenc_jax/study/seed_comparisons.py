@@ -49,6 +49,7 @@ def decided(values: Sequence[float], threshold: float, above: bool, unit: str) -
 
 
 def signed(value: float) -> str:
+    """Returns the value with its sign and three decimals; zero is +0.000."""
     return f"{round(value, 3) + 0.0:+.3f}"
 
 
