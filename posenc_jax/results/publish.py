@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from posenc_jax.results.files import json_lines, read_json, replace_bytes
-from posenc_jax.results.load import tuning_runs
+from posenc_jax.results.load import check_comparable, tuning_runs
 from posenc_jax.results.published_folder import PUBLISHED
 from posenc_jax.results.study_data import RunData, StudyData
 
@@ -76,6 +76,26 @@ def publish(
         if name not in files:  # of an earlier publication
             (out / name).unlink(missing_ok=True)
     return {name: len(content) for name, content in files.items()}
+
+
+def joined(data: StudyData, earlier: StudyData) -> StudyData:
+    """Returns a study with the runs of an earlier publication that it lacks.
+
+    Args:
+      data, earlier: of `load_unmigrated`, on one split.
+
+    Raises:
+      ValueError: another study, another frozen plan, or runs that are not comparable.
+    """
+    for field in ("name", "split", "plan", "tuning"):
+        if getattr(data, field) != getattr(earlier, field):
+            raise ValueError(f"{earlier.folder} and {data.folder} differ in {field}; not joined")
+    groups: dict[str, Any] = {}
+    for group in ("runs", "elsewhere"):
+        runs = {run.name: run for run in (*getattr(earlier, group), *getattr(data, group))}
+        groups[group] = tuple(runs[name] for name in sorted(runs))
+    check_comparable(groups["runs"], earlier.folder)
+    return dataclasses.replace(data, **groups)
 
 
 def corpus_fingerprint(data: StudyData) -> str:

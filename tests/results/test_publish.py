@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from posenc_jax.data.corpora import open_corpus
 from posenc_jax.data.text_digests import list_texts
 from posenc_jax.report import StudyView, tables
 from posenc_jax.results.load import load, load_unmigrated, splits
-from posenc_jax.results.publish import publish, smallest, without_folders
+from posenc_jax.results.publish import joined, publish, smallest, without_folders
 from posenc_jax.study.preregistration import AnalysisPlan
 from posenc_jax.study.verdict import AuxiliaryRuns, judge
 
@@ -127,6 +128,29 @@ def test_the_same_study_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
         if path.suffix == ".gz":
             assert path.read_bytes()[4:8] == b"\0\0\0\0"  # no time in it (RFC 1952, MTIME)
+
+
+def test_a_study_that_is_published_in_two_parts_is_the_study_published_at_once(tmp_path):
+    folder, whole, parts = study(tmp_path / "study"), tmp_path / "whole", tmp_path / "parts"
+    publish(load_unmigrated(folder), whole, TEXTS)
+    first, second = (Path(shutil.copytree(folder, tmp_path / n)) for n in ("a/study", "b/study"))
+    shutil.rmtree(first / "runs/rope-s1")
+    shutil.rmtree(second / "runs/rope-s0")
+    shutil.rmtree(second / "other_lengths")
+    publish(load_unmigrated(first), parts, TEXTS)
+    publish(joined(load_unmigrated(second), load_unmigrated(parts)), parts, TEXTS)
+    files = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in parts.iterdir()) == files
+    for name in files:
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_parts_under_different_plans_are_not_joined(tmp_path):
+    folder, out = study(tmp_path / "study"), tmp_path / "out"
+    publish(load_unmigrated(folder), out, TEXTS)
+    (folder / "prereg.json").write_text(json.dumps({"plan": {}, "sha256": "1"}))
+    with pytest.raises(ValueError, match="differ in plan"):
+        joined(load_unmigrated(folder), load_unmigrated(out))
 
 
 def test_another_study_is_not_overwritten(tmp_path):
