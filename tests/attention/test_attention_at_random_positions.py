@@ -54,7 +54,7 @@ X_BTD = jax.random.normal(jax.random.key(8), (1, 256, 32))
 
 
 def attended(layer, params, q, k, v, ticks, pos, seg, **settings):
-    clock = cumulative_log_forget(ticks, seg) if layer.gated else None
+    clock = jax.jit(cumulative_log_forget)(ticks, seg) if layer.gated else None
     count = settings.pop("count_BT", visible_key_counts(seg))
     x_BTD = settings.pop("x_BTD", X_BTD[:, : q.shape[1]])
     settings = AttentionSettings(**{"aligned": True} | settings)
@@ -196,7 +196,7 @@ MODEL = ModelConfig(
 
 def logits(config, pos, seg):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 37, seg.shape))
-    params = Decoder(MODEL).init(jax.random.key(3), tokens, pos, seg)["params"]
+    params = jax.jit(Decoder(MODEL).init)(jax.random.key(3), tokens, pos, seg)["params"]
     return jax.jit(Decoder(config).apply)({"params": params}, tokens, pos, seg)[0]
 
 

@@ -41,6 +41,7 @@ def test_mixed_rope_equals_the_oracle_for_every_head(pairing):
     params = part.init(jax.random.key(3), PLACE)
     assert params["freq_2Nh"].shape == (2, 4, 8)
     got = part.rotate(params, jnp.asarray(x), jnp.asarray(POSITIONS)[None], PLACE, "key")
+    got = np.asarray(got)
     freq = np.asarray(params["freq_2Nh"], np.float64)
     for t, n in np.ndindex(len(POSITIONS), 4):
         row, column = divmod(int(POSITIONS[t]), 8)

@@ -91,7 +91,7 @@ def test_pope_equals_its_equation_forward_and_in_gradients(how, K):
         own = {"0.rotation": {"delta_NH": delta_NH}}
         return jnp.sin(attended(layer, own, q[None], k[None], v[None], implementation=how)).sum()
 
-    grads = jax.grad(total, (0, 1, 2, 3))(*(jnp.asarray(x, jnp.float32) for x in exact))
+    grads = jax.jit(jax.grad(total, (0, 1, 2, 3)))(*(jnp.asarray(x, jnp.float32) for x in exact))
     rng = np.random.default_rng(0)
     for which, grad in enumerate(grads):  # along a direction in each argument alone
         direction, moved = rng.normal(size=grad.shape), []
@@ -154,7 +154,7 @@ def model(line, **changes):
     )  # fmt: skip
     config = dataclasses.replace(config, **changes)
     ones = jnp.ones((1, 4), jnp.int32)
-    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
+    return config, jax.jit(Decoder(config).init)(jax.random.key(0), ones, ones, ones)["params"]
 
 
 def test_switched_off_it_leaves_magnitudes_and_no_place():

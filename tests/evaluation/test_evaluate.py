@@ -35,7 +35,10 @@ def test_an_arm_without_the_positions_for_a_context_says_so(trained):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("run") / "x"
-    runs.finished(runs.config(data_dir, "learned"), workdir)
+    config = runs.config(
+        data_dir, "learned", model={"num_layers": 1}, train={"steps": 4, "data_devices": 1}
+    )
+    runs.finished(config, workdir)
     return workdir
 
 

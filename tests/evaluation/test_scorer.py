@@ -22,7 +22,7 @@ def test_the_scorer_pads_without_changing_a_number(tmp_path):
     from posenc_jax.model.decoder import Decoder
 
     ones = np.ones((1, 4), np.int32)
-    params = Decoder(config).init(__import__("jax").random.key(0), ones, ones, ones)["params"]
+    params = jax.jit(Decoder(config).init)(jax.random.key(0), ones, ones, ones)["params"]
     rows = np.stack([text(21, s) for s in range(5)])
     exact = Scorer({20: config}, params, 40)
     padded = Scorer({32: config, 64: config}, params, 96)
@@ -46,7 +46,7 @@ def small(**changes):
         embedding_scale=4.0, norm_epsilon=1e-6, dtype="float32", attention="auto", **changes,
     )  # fmt: skip
     ones = np.ones((1, 4), np.int32)
-    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
+    return config, jax.jit(Decoder(config).init)(jax.random.key(0), ones, ones, ones)["params"]
 
 
 @pytest.mark.thorough

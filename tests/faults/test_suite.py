@@ -128,8 +128,9 @@ def test_typed_settings_of_random_value_are_refused_by_real_trainers_in_seconds(
     assert max(trial.seconds for trial in refused) < 5  # of the CPU, imports left out
 
 
-def test_500_configs_of_random_values_are_read_or_refused_by_name(run):
-    done = injected(bad_inputs.settings, run, 500)
+def test_500_configs_of_random_values_are_read_or_refused_by_name(tmp_path):
+    with SmallRun(tmp_path) as never_started:
+        done = injected(bad_inputs.settings, never_started, 500)
     assert 300 < sum(bool(trial.said) for trial in done) < 500  # most are nonsense, some are not
 
 

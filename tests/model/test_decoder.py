@@ -122,9 +122,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     _, params, apply = model("rope+alibi")
     low = Decoder(dataclasses.replace(BASE, scheme="rope+alibi", dtype="bfloat16"))
     tokens, pos, seg = row(9)
-    made = low.init(jax.random.key(3), tokens, pos, seg)["params"]
+    made = jax.jit(low.init)(jax.random.key(3), tokens, pos, seg)["params"]
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(made))
-    logits, _ = low.apply({"params": params}, tokens, pos, seg)
+    logits, _ = jax.jit(low.apply)({"params": params}, tokens, pos, seg)
     assert logits.dtype == jnp.float32
     high = apply(params, tokens, pos, seg)[0]
     assert 0 < np.abs(logits - high).max() < 0.15 * np.abs(high).max()

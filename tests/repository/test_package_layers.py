@@ -102,7 +102,8 @@ def test_no_two_modules_have_the_same_base_name():
 
 
 def test_no_two_classes_have_the_same_name():
-    nodes = [node for path in FILES for node in ast.walk(ast.parse(path.read_text()))]
+    trees = (ast.parse(path.read_text()) for path in FILES)
+    nodes = (node for tree in trees for node in ast.walk(tree))
     assert twice(node.name for node in nodes if isinstance(node, ast.ClassDef)) == set()
 
 

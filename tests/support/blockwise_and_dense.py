@@ -67,7 +67,7 @@ def both(layer, pos, seg, k_pos=None, k_seg=None, causal=True, window=None, **se
 def assert_same(layer, arrays, *places, gradients=True, atol=2e-6, **settings):
     arrays = (*arrays, layer.init(jax.random.key(7)))
     dense, blockwise = both(layer, *places, **settings)
-    want, dense_vjp = jax.vjp(dense, *arrays)
+    want, dense_vjp = jax.vjp(jax.jit(dense), *arrays)
     got, blockwise_vjp = jax.vjp(jax.jit(blockwise), *arrays)
     np.testing.assert_allclose(got, want, atol=atol)
     if gradients:

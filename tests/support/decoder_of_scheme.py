@@ -22,7 +22,7 @@ def model(line: str, **changes):
     config = dataclasses.replace(BASE, scheme=line, **changes)
     decoder = Decoder(config)
     ones = jnp.ones((1, 4), jnp.int32)
-    params = decoder.init(jax.random.key(3), ones, ones, ones)["params"]
+    params = jax.jit(decoder.init)(jax.random.key(3), ones, ones, ones)["params"]
     # Larger weights than a fresh model has, so that attention is far from uniform.
     params = jax.tree.map(lambda p: 2 * p, params)
     return config, params, jax.jit(lambda p, *a: decoder.apply({"params": p}, *a))

@@ -13,4 +13,4 @@ def model(line):
         embedding_scale=1.0, norm_epsilon=1e-6, dtype="float32", attention="auto",
     )  # fmt: skip
     ones = jnp.ones((1, 4), jnp.int32)
-    return config, Decoder(config).init(jax.random.key(0), ones, ones, ones)["params"]
+    return config, jax.jit(Decoder(config).init)(jax.random.key(0), ones, ones, ones)["params"]

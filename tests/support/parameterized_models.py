@@ -23,5 +23,7 @@ SMALL = ModelConfig(
 def model(scheme="rope+alibi", **changes):
     config = dataclasses.replace(SMALL, scheme=scheme, **changes)
     places = jnp.arange(4)[None]
-    params = Decoder(config).init(jax.random.key(0), places, places, places * 0 + 1)["params"]
+    params = jax.jit(Decoder(config).init)(jax.random.key(0), places, places, places * 0 + 1)[
+        "params"
+    ]
     return ParameterizedModel(config, jax.tree.map(lambda x: x + 0.03, params))

@@ -144,7 +144,7 @@ def test_a_table_read_at_twice_the_resolution_is_interpolated(scheme):
 
 def test_planar_parts_are_read_at_twice_the_resolution_with_their_own_parameters():
     config = image_config(sections("mixed")).vision(2, 1)
-    params = Encoder(config).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    params = jax.jit(Encoder(config).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
     twice, same = read_tables_at(config, params, (16, 16))
     assert same is params
     assert (config.width, twice.width) == (4, 8)

@@ -116,9 +116,8 @@ def test_products_of_the_head_take_bfloat16_both_ways_and_round_no_more_than_it_
     head_VD = head_VD.astype(jnp.bfloat16).astype(jnp.float32)  # what the cast would round away
     arrays = (x_BTD, head_VD, *rest)
     run = jax.grad(functools.partial(objective, chunks=chunks, z_loss=0.03), (0, 1), has_aux=True)
-    products = re.findall(
-        r"dot_general.*?: \((.*?), (.*?)\) ->", jax.jit(run).lower(*arrays).as_text()
-    )
+    run = jax.jit(run)
+    products = re.findall(r"dot_general.*?: \((.*?), (.*?)\) ->", run.lower(*arrays).as_text())
     assert len(products) == (3 if chunks == 1 else 4)  # pieces make their logits twice
     assert all("bf16" in side for product in products for side in product)
     (d_x, d_head), loss = run(*arrays)

@@ -135,7 +135,7 @@ def test_without_a_gradient_no_positional_parameter_moves_and_matrices_shrink_by
 def loss_in_float64(params, of, read):
     """Sum of weight times nll, over the sum of weights, from the model's logits."""
     given = (jnp.asarray(read[name][0]) for name in ("tokens_BT", "positions_BT", "segments_BT"))
-    logits, _ = Decoder(of.model_config(260)).apply(
+    logits, _ = jax.jit(Decoder(of.model_config(260)).apply)(
         jax.tree.map(jnp.asarray, {"params": params}), *given
     )
     logits_BTV = np.asarray(logits, np.float64)

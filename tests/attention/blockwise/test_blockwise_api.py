@@ -45,7 +45,8 @@ def test_blockwise_equals_the_float64_loop_under_a_coupled_split():
     )
     layer = placed("rope+alibi|nope~logn")
     places = (jnp.asarray(pos)[None], jnp.asarray(seg)[None])
-    got = both(layer, *places, blocks=(8, 8))[1](*tensors(1, 21), layer.init(jax.random.key(7)))
+    attention = jax.jit(both(layer, *places, blocks=(8, 8))[1])
+    got = attention(*tensors(1, 21), layer.init(jax.random.key(7)))
     np.testing.assert_allclose(got[0], want, atol=2e-6)
 
 
@@ -83,7 +84,7 @@ def test_rows_that_see_nothing_are_zero_and_have_finite_gradients():
     k_seg = seg.at[0, 5:7].set(3)  # a document whose keys are gone
     pos = jnp.array([[0, 0, 0, 0, 1, 0, 1, 0]])
     attention = both(layer, pos, seg, k_seg=k_seg, blocks=(4, 4))[1]
-    out, vjp = jax.vjp(attention, *tensors(1, 8), {})
+    out, vjp = jax.vjp(jax.jit(attention), *tensors(1, 8), {})
     np.testing.assert_array_equal(out[0, [0, 1, 2, 5, 6, 7]], 0)
     assert np.abs(out[0, 3:5]).min() > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(vjp(jnp.ones_like(out))))
