@@ -126,7 +126,7 @@ def test_attention_does_not_change_when_all_positions_shift(line):
             np.testing.assert_allclose(there, here, atol=1e-5, err_msg=f"shift {shift}")
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough, few=schemes.FEWER))
 def test_grouped_queries_equal_repeated_heads(line):
     q, k, v = tensors(2, 8, K=2)
     pos = jnp.broadcast_to(jnp.arange(8), (2, 8))
@@ -138,7 +138,7 @@ def test_grouped_queries_equal_repeated_heads(line):
     )
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow, few=schemes.FEWER))
 def test_jit_changes_nothing_but_rounding(line):
     q, k, v = tensors(1, 8)
     pos = jnp.arange(8)[None]
@@ -147,7 +147,7 @@ def test_jit_changes_nothing_but_rounding(line):
     )
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow, few=schemes.FEWER))
 def test_bfloat16_stays_near_float32_far_out(line):
     """Positions, angles, biases and softmax are float32 inside: only q, k, v are rounded."""
     q, k, v = tensors(1, 16, dtype=jnp.bfloat16)

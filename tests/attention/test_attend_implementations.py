@@ -198,7 +198,7 @@ def assert_near(got, want, share, least):
         np.testing.assert_allclose(np.asarray(mine, np.float32), theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.default_cases(2, thorough=1)
+@pytest.mark.default_cases(1, thorough=2)
 @pytest.mark.parametrize(
     "name", ["blockwise", "blockwise, tiles side by side", "flash", "splash", "cudnn"]
 )

@@ -98,7 +98,7 @@ def laid_out(mesh, floats, places):
     )
 
 
-@pytest.mark.default_cases(2, thorough=2)
+@pytest.mark.default_cases(1, thorough=3)
 @pytest.mark.parametrize(
     ("line", "K", "sizes", "implementation"),
     [

@@ -165,6 +165,7 @@ print(failed)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_three_processes_under_load_prepare_one_corpus_and_none_fails(prepared, tmp_path, rounds):
     command = [sys.executable, "-c", RACE, prepared / "texts", str(rounds), tmp_path]

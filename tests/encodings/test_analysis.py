@@ -98,7 +98,7 @@ def test_our_angles_beat_the_float32_product_by_orders_of_magnitude():
     assert errors["bfloat16 positions"] > 1
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough, few=schemes.FEWER))
 def test_every_registered_scheme_can_be_inspected(line):
     scheme = placed(line, train_length=32, num_heads=4)
     params = analysis.initial_parameters(scheme, jax.random.key(0))
@@ -207,7 +207,7 @@ def test_the_command_reads_a_scheme_under_a_stretch_as_its_definition_says(tmp_p
     assert "yarn" in wrong.stderr
 
 
-@pytest.mark.default_cases(2)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -106,6 +106,7 @@ def test_pope_equals_its_equation_forward_and_in_gradients(how, K):
         assert abs(slope) > 1e-3
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 def test_heads_beside_it_keep_their_own_logits_and_scale(how):
     layer, arrays = layer_of("pope+alibi|nope"), tensors()

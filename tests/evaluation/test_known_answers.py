@@ -486,6 +486,7 @@ def test_a_slope_ends_the_retrieval_where_the_margin_budget_says():
     assert not answers.correct[far].any()
 
 
+@pytest.mark.thorough
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["needles_4", "mqar_16"])
 def test_under_a_window_the_induction_model_loses_exactly_what_lies_past_its_edge(name):

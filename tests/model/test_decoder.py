@@ -40,7 +40,7 @@ def test_decoder_equals_the_float64_reference_under_rope_and_alibi(changes):
     np.testing.assert_allclose(apply(params, tokens, pos, seg)[0][0], want, atol=3e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow, few=schemes.FEWER))
 def test_a_token_is_moved_by_every_visible_input_and_by_no_future_one(line):
     config, params, _ = of_scheme(line)
     tokens, pos, seg = row(9)
@@ -62,7 +62,7 @@ def test_a_token_is_moved_by_every_visible_input_and_by_no_future_one(line):
     np.testing.assert_array_equal(moved[6:], 0)
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough, few=schemes.FEWER))
 def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
     config, params, apply = of_scheme(line)
     tokens, pos, seg = row(12)
@@ -76,7 +76,7 @@ def test_cached_decoding_equals_prefill_whole_and_in_chunks(line):
     assert_same(jnp.concatenate(out, 1), whole)
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough, few=schemes.FEWER))
 def test_packed_documents_equal_separate_ones(line):
     _, params, apply = of_scheme(line)
     tokens, _, _ = row(12)
@@ -90,7 +90,7 @@ def test_packed_documents_equal_separate_ones(line):
         assert_same(packed[:, a:b], alone)
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.slow, few=schemes.FEWER))
 def test_left_padding_changes_nothing(line):
     _, params, apply = of_scheme(line)
     tokens, pos, seg = row(5)

@@ -170,6 +170,7 @@ def test_packed_documents_that_come_in_chunks_equal_separate_ones():
         assert_same(got[:, a:b], apply(params, tokens[:, a:b], *row(b - a)[1:])[0])
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("switches", EACH)
 def test_a_token_is_moved_by_every_token_of_its_document_and_by_no_other(switches):
     config, params, _ = model(**switches)
@@ -209,7 +210,7 @@ def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
             sequence.append(int(token))
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.default_cases(0)
 @pytest.mark.parametrize(
     "execution", [LayerExecution(scan=True, remat="dots"), LayerExecution(remat="full")]
 )

@@ -45,6 +45,7 @@ def test_greedy_generation_repeats_the_argmax_of_full_forward_passes():
     assert got[0].tolist() == sequence[4:]
 
 
+@pytest.mark.thorough
 def test_sampling_keeps_to_top_k_and_to_the_nucleus():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
     keys = jax.random.split(jax.random.key(0), 2000)

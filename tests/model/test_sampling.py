@@ -40,6 +40,7 @@ def test_the_fewest_tokens_are_kept(shares, sampling, kept):
     assert drawn(shares, sampling) == kept
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("temperature", [1e-30, 1e-37, 1e-44, 1e-60])
 def test_a_tiny_temperature_is_greedy(temperature):
     assert drawn([0.3, 0.31, 0.2, 0.19], Sampling(temperature), 50) == {1}

@@ -70,6 +70,7 @@ def page_without_figures(folder: pathlib.Path) -> str:
     return render(study, undrawn)
 
 
+@pytest.mark.thorough
 def test_importing_the_report_imports_no_jax():
     code = "import sys, posenc_jax.report; assert 'jax' not in sys.modules, 'jax was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

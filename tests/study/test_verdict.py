@@ -68,6 +68,7 @@ def study(tmp_path_factory):
     return write_outcome_study(tmp_path_factory.mktemp("verdict"), range(N))
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("folder", "arms", "ablations", "said"),
     [
@@ -174,6 +175,7 @@ def test_the_assay_is_asked_of_pilot_runs_where_they_are_named(study, lookup, tm
     )
 
 
+@pytest.mark.thorough
 def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, tmp_path):
     pilot = write_outcome_study(tmp_path, range(50, 62), arms=("rope", "alibi", HYBRID))
     edit(pilot / "runs" / "arm0-s50" / "run.json", tokens=5)
@@ -186,6 +188,7 @@ def test_an_assay_that_read_test_or_other_tokens_is_a_deviation(study, lookup, t
     )
 
 
+@pytest.mark.thorough
 def test_runs_of_offset_lookup_that_were_not_trained_alike_are_a_deviation(study, tmp_path):
     folder = write_outcome_study(tmp_path, range(N), arms=("rope", "alibi", HYBRID))
     edit(folder / "runs" / "arm2-s3" / "run.json", tokens=5)
@@ -307,6 +310,7 @@ def test_runs_younger_than_the_frozen_plan_confirm_it_under_its_rule_alone(tmp_p
     )
 
 
+@pytest.mark.thorough
 def test_offset_lookup_that_the_plan_did_not_foresee_is_a_deviation(confirmed, lookup):
     """Its seeds are not in the plan, and they ran before it."""
     edit(lookup / "runs" / "arm1-s3" / "run.json", began="2020-01-01T00:00:00+00:00")
@@ -317,6 +321,7 @@ def test_offset_lookup_that_the_plan_did_not_foresee_is_a_deviation(confirmed, l
     )
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("began", "says"),
     [
@@ -381,6 +386,7 @@ def test_a_smoke_study_is_no_result(tmp_path):
     assert verdict_text(said).startswith("SMOKE")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("file", "fields", "says"),
     [
@@ -404,6 +410,7 @@ def test_runs_of_other_evaluation_settings_are_refused(confirmed):
         of_plan(confirmed)
 
 
+@pytest.mark.thorough
 def test_other_training_tokens_are_a_deviation_that_nobody_has_to_type(confirmed):
     edit(confirmed / "runs" / "arm1-s101" / "run.json", tokens=5)
     assert any("training tokens" in line for line in of_plan(confirmed)["deviations"])
@@ -525,6 +532,7 @@ def test_the_command_freezes_judges_and_writes_what_it_prints(tmp_path, tmp_path
     assert "has begun; freeze the plan first" in again.stderr
 
 
+@pytest.mark.thorough
 def test_a_published_folder_is_judged_without_run_folders_by_the_roles_it_names(tmp_path):
     done = run("--results=results/screening", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -535,6 +543,7 @@ def test_a_published_folder_is_judged_without_run_folders_by_the_roles_it_names(
     assert "Measured under older definitions" in done.stdout
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -60,6 +60,15 @@ FEW = (
     "rope+window(size=5)|forget+window(size=12)~logn(clip=false)",
     "pope(start=uniform)+alibi&log~adaptive_ssmax|slopes&t5~scale_invariant",
 )
+# Of these the ones that a test of many seconds runs by default: float64 loops in tests of their own hold
+# the rest.
+FEWER = (
+    "rope",
+    "learned",
+    "linear",
+    "rope+forget(start=match)|nope~scale_invariant",
+    "rope+alibi,nope~logn",
+)
 # An encoding that is not among them is new, and all its property tests run by default.
 KNOWN = """
 sinusoidal learned rope prope xpos pope axial mixed alibi alibi2d capped log power sandwich slopes
@@ -70,6 +79,15 @@ NEW = tuple(line for line in ALONE if line.removeprefix("nope~") not in KNOWN.sp
 RELATIVE = tuple(line for line in ALL if all(part.relative for part in parts(line)))
 
 
-def some(otherwise, lines=ALL):
-    """The lines; all but FEW, and those of a new encoding, carry the mark `otherwise`."""
-    return [pytest.param(line, marks=() if line in (*FEW, *NEW) else otherwise) for line in lines]
+def some(otherwise, lines=ALL, few=FEW):
+    """The lines; all but FEW, and those of a new encoding, carry the mark `otherwise`.
+
+    Of FEW those that a test leaves out of its own `few` are thorough.
+    """
+
+    def tier(line):
+        if line in few or line in NEW:
+            return ()
+        return pytest.mark.thorough if line in FEW else otherwise
+
+    return [pytest.param(line, marks=tier(line)) for line in lines]

@@ -54,6 +54,7 @@ def test_every_task_is_printed_and_a_wrong_name_is_one_line(data_dir):
         assert message in wrong.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [31])
 def test_a_length_below_the_minimum_is_said_when_all_are_shown(data_dir, length):
     run = show(f"--length={length}", f"--data_dir={data_dir}")

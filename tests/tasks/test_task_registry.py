@@ -125,6 +125,7 @@ def keys_of(name, split):
     return found
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     "name", ["passkey", "needles_4", "ngram", "phonebook", "latest_first", "synonym"]
 )

@@ -92,6 +92,7 @@ def test_a_stopped_run_goes_on_to_the_bits_of_one_that_was_not_stopped(
             train_images(image_config(sections("learned", **changes)), tmp_path / "cut", "x")
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it(stripes, tmp_path):
     config = image_config(
         sections(

@@ -130,6 +130,7 @@ def test_a_folder_with_another_runs_config_is_refused_with_the_difference(
     assert [p.name for p in (tmp_path / "y").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.thorough
 def test_another_text_under_the_same_name_is_refused(finished, tmp_path):
     config, workdir = finished
     shutil.copytree(workdir, tmp_path / "x")

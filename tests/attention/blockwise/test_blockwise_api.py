@@ -50,6 +50,7 @@ def test_blockwise_equals_the_float64_loop_under_a_coupled_split():
     np.testing.assert_allclose(got[0], want, atol=2e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", ["rope+alibi", *slow("t5", "slopes|rope", "mixed|axial+alibi2d")])
 def test_grouped_keys_and_uneven_blocks(line):
     for K in (1, 2):

@@ -65,6 +65,7 @@ def naive(q, k, slope_N):
 SLOPES = np.float32(np.where(np.arange(N) < 3, alibi_slopes(N), [0, 0, 0, 0.7071, 1e-3 / 3, 0.0]))
 
 
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("S", [1024, 16_384, 131_072])
 def test_the_fold_in_bfloat16_is_the_bias_of_the_definition(S):
     q, k = tensors(S)
@@ -153,7 +154,7 @@ def test_the_limbs_of_a_slope_have_together_the_derivative_of_the_slope():
     assert np.array_equal(total, np.eye(N))
 
 
-@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough))
+@pytest.mark.parametrize("line", schemes.some(pytest.mark.thorough, few=schemes.FEWER))
 def test_a_layer_that_says_it_is_linear_has_that_bias(line):
     layer = parse(line).place(num_layers=2, num_heads=4, head_dim=16, model_dim=32, train_length=64)
     layer = layer.layers[0]
@@ -172,6 +173,7 @@ def test_a_layer_that_says_it_is_linear_has_that_bias(line):
         np.testing.assert_allclose(per_head, want, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_learned_slopes_gradient_survives_a_kernel_that_rounds_what_it_sums():
     S = 1500  # slots in limbs of 4 and 1
     q, k, v, aim = (

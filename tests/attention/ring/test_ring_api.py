@@ -227,6 +227,7 @@ def test_keys_travel_and_are_gathered_nowhere(alibi):
         assert sizes.count(LONG) + sizes.count(here) < 2 or LONG not in sizes
 
 
+@pytest.mark.thorough
 def test_flat_heads_go_as_far_as_anything_is_in_sight():
     layer = placed("nope")
     here = LONG // DEVICES
