@@ -124,8 +124,8 @@ def served(layer, path):
     return path.implementation != "auto" or found.name == "linear"
 
 
-# One scheme for each way a bias is made, the first of each path by default; all others are slow tests,
-# as each compiles its own gradients.
+# One scheme for each way a bias is made; the first of each path stands at the head of CASES, two of them
+# run by default. All others are slow tests, as each compiles its own gradients.
 QUICK = {
     "blockwise": (
         "3*(rope+alibi)|1*nope~logn",
@@ -164,13 +164,14 @@ def tier(name, line):
 
 CASES = [
     pytest.param(name, line, marks=tier(name, line))
+    for first in (True, False)
     for name, path in PATHS.items()
     for line in schemes.ALL
-    if served(layer_of(line), path)
+    if (line == QUICK[name][0]) == first and served(layer_of(line), path)
 ]
 
 
-@pytest.mark.default_cases(2, thorough=2)
+@pytest.mark.default_cases(2, thorough=7)
 @pytest.mark.parametrize(("name", "line"), CASES)
 def test_every_path_is_the_definition_and_repeats_itself(name, line):
     layer, path = layer_of(line), PATHS[name]
