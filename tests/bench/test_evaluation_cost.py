@@ -1,4 +1,7 @@
-"""The bench of scoring, per token at every length."""
+"""The bench of scoring, per token at every length.
+
+Slow: a whole bench is timed.
+"""
 
 import pytest
 from posenc_jax.bench import evaluation_cost

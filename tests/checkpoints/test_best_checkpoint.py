@@ -1,4 +1,7 @@
-"""The checkpoint of lowest dev loss: kept beside the last ones, read when asked for, refused when damaged."""
+"""The checkpoint of lowest dev loss: kept beside the last ones, read when asked for, refused when damaged.
+
+Thorough: checkpoints are saved and damaged in every test; test_manager.py does so by default.
+"""
 
 import math
 

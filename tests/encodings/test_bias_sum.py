@@ -1,4 +1,7 @@
-"""A sum of rotation and bias has the logits of both."""
+"""A sum of rotation and bias has the logits of both.
+
+Thorough: every rotation is added to every bias; test_attend.py adds two by default.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""M13 against the parameters that training begins with, and E8_longest against E8."""
+"""M13 against the parameters that training begins with, and E8_longest against E8.
+
+Thorough: runs are trained and evaluated.
+"""
 
 import jax
 import numpy as np

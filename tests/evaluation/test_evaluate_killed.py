@@ -1,4 +1,7 @@
-"""An evaluation that is killed at any moment and run again ends in the same rows, none twice."""
+"""An evaluation that is killed at any moment and run again ends in the same rows, none twice.
+
+Thorough: an evaluation is cut at every write; test_evaluate.py resumes one by default.
+"""
 
 import os
 import random

@@ -1,4 +1,7 @@
-"""E5 end to end: a reference at 4L chooses the targets, an arm at L is scored on them."""
+"""E5 end to end: a reference at 4L chooses the targets, an arm at L is scored on them.
+
+Thorough: two runs are trained and evaluated.
+"""
 
 import json
 

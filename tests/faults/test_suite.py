@@ -1,6 +1,7 @@
 """Faults on purpose: the table fails when a check is missing, and small runs survive the rest.
 
-Ten kills of forked trainers and one of a real one in the default run; ten of every fault are slow.
+By default no run is started: what is read is refused by name. Ten kills of forked trainers and one of
+a real one are thorough; ten of every fault are slow.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Memory of reading a folder of a billion parameters, in a process of its own."""
+"""Memory of reading a folder of a billion parameters, in a process of its own.
+
+Slow: the folder is written and read.
+"""
 
 import json
 import os

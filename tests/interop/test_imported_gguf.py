@@ -1,4 +1,7 @@
-"""An imported GGUF file as a run: evaluated, probed and continued in its own vocabulary."""
+"""An imported GGUF file as a run: evaluated, probed and continued in its own vocabulary.
+
+Thorough: a file is imported, evaluated and probed; test_gguf_file.py reads files by default.
+"""
 
 import json
 import math

@@ -2,6 +2,8 @@
 
 `test_huggingface.py` compares settings of transformers. Here a preset says what transformers builds,
 at its small shape and at an odd one.
+
+Thorough: two models are built for every preset.
 """
 
 import dataclasses

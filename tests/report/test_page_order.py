@@ -1,4 +1,7 @@
-"""The page of a published study: its order, what is folded, its texts, and the ids of its parts."""
+"""The page of a published study: its order, what is folded, its texts, and the ids of its parts.
+
+Thorough: a whole study is published and drawn; test_page.py draws a page by default.
+"""
 
 import dataclasses
 import pathlib

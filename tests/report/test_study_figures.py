@@ -1,4 +1,7 @@
-"""The figures that only a whole study has, and those of every suite that evaluation measures."""
+"""The figures that only a whole study has, and those of every suite that evaluation measures.
+
+Thorough: figures of whole studies are drawn; test_page.py draws a page by default.
+"""
 
 import csv
 import dataclasses

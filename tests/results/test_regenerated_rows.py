@@ -2,6 +2,8 @@
 same bits.
 
 Other versions or another processor round differently, so the test is skipped there and says why.
+
+Slow: a run is trained and evaluated.
 """
 
 import gzip

@@ -1,5 +1,7 @@
 """However a study's runs are carried out, its rows are the same: locally, as an array, seeds in one
 program.
+
+Thorough: whole studies are carried out; test_local_executor.py runs by default.
 """
 
 import os

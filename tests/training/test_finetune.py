@@ -1,4 +1,7 @@
-"""Fine-tuning: a run begins as what a stretched reading of its source is, and needs the source only then."""
+"""Fine-tuning: a run begins as what a stretched reading of its source is, and needs the source only then.
+
+Thorough: runs are trained and tuned.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Seeds trained in one program: each run as if trained alone, resumed together, lost alone."""
+"""Seeds trained in one program: each run as if trained alone, resumed together, lost alone.
+
+Thorough: whole runs are trained, alone and together.
+"""
 
 import json
 import os

@@ -1,5 +1,7 @@
 """Rows, matrices and the tokens of a row on many devices: the same step on every mesh, a piece of every
 matrix on each.
+
+Thorough: steps are compiled for many meshes; test_system_layouts.py runs by default.
 """
 
 import collections

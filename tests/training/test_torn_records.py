@@ -1,5 +1,7 @@
 """Records that a power loss tore block no resume: they are named and rebuilt; time is measured by a steady
 clock.
+
+Thorough: a run is trained and resumed in most tests.
 """
 
 import ast

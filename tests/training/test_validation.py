@@ -1,4 +1,7 @@
-"""Validation during training: the dev loss, on which windows, and the checkpoint it chooses."""
+"""Validation during training: the dev loss, on which windows, and the checkpoint it chooses.
+
+Thorough: whole runs are trained.
+"""
 
 import json
 import shutil
