@@ -281,6 +281,7 @@ def test_the_definition_with_a_sink_is_a_float64_loop_and_so_is_its_gradient():
 
     pos, seg = jnp.arange(14)[None], jnp.ones((1, 14), jnp.int32)
 
+    @jax.jit
     def ours(sinks):
         return attend(
             q,

@@ -168,7 +168,7 @@ def test_switched_off_it_leaves_magnitudes_and_no_place():
     far = layer.rotate({}, q, jnp.full((1, 12), 99), "query")
     np.testing.assert_allclose(far, jax.nn.softplus(q), rtol=1e-6)
     tokens = jnp.arange(5)[None]
-    logits, _ = Decoder(off.config).apply(
+    logits, _ = jax.jit(Decoder(off.config).apply)(
         {"params": off.params}, tokens, tokens, jnp.ones_like(tokens)
     )
     assert np.isfinite(logits).all()

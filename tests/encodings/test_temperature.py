@@ -98,7 +98,7 @@ def tau_of(line, params, x, first=None, window=10**6):
     return tau
 
 
-@pytest.mark.default_cases(2, thorough=1)
+@pytest.mark.default_cases(1, thorough=2)
 @pytest.mark.parametrize("how", ["dense", "blockwise"])
 @pytest.mark.parametrize("line", CASES)
 def test_a_learned_temperature_equals_its_float64_loop_and_its_slope(line, how):
