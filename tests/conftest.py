@@ -62,13 +62,14 @@ def pytest_collection_modifyitems(items):
     """Sorts tests into tiers, and gives each its worker.
 
     Of a test with the mark `default_cases(n, thorough=m)`, the first n cases run by default, the
-    next m are thorough (all others where m is left out), and the rest is slow. A file's tests go
-    to one worker (--dist loadgroup), which makes its fixtures once. Those of one scheme go together
-    where they share a model, which is compiled once.
+    next m are thorough (all others where m is left out), and the rest is slow; cases with a tier of
+    their own are not counted. A file's tests go to one worker (--dist loadgroup), which makes its
+    fixtures once. Those of one scheme go together where they share a model, which is compiled once.
     """
     counts = collections.Counter()
     for item in items:
-        if few := item.get_closest_marker("default_cases"):
+        named = item.get_closest_marker("slow") or item.get_closest_marker("thorough")
+        if (few := item.get_closest_marker("default_cases")) and not named:
             counts[item.function] += 1
             beyond = counts[item.function] - few.args[0]
             if beyond > 0:
