@@ -1,8 +1,8 @@
 """Offset lookup (P3) of the confirmation: RoPE, ALiBi and the hybrid, trained on it alone.
 
 Command:  python scripts/study.py --study=configs/studies/confirmation_lookup.py --workdir=studies/confirmation_lookup
-Reaches:  results/confirmation_lookup
-Takes:    not measured yet
+Reaches:  results/confirmation_lookup, 14 of its 36 runs
+Takes:    60 s a run on one core
 
 Clause G2 asks for offset lookup in as large a share of seeds as RoPE. Arms, sizes, rates and seeds
 are those of configs/studies/confirmation.py, whose frozen plan names the seeds.
