@@ -18,7 +18,7 @@ MOST_NAMED = 6  # arms in one sentence
 
 def answer(study: StudyView, verdict: Mapping | None) -> list[str]:
     """Returns three sentences: verdict or status with n, loss on text, retrieval."""
-    first = _measured(study) if verdict is None else _judged(verdict)
+    first = _measured(study) if verdict is None else _judged(study, verdict)
     classes = [_classes(study)] if study.multiples("longtext_corrected") else []
     if classes and not study.multiples(BPB) and not study.tasks:
         return [first, *classes]
@@ -38,8 +38,11 @@ def status(study: StudyView, verdict: Mapping | None) -> list[str]:
     elif study.seeds_per_arm[0] < SEEDS_FOR_RETRIEVAL:
         needed = {"loss": SEEDS_FOR_LOSS, "retrieval": SEEDS_FOR_RETRIEVAL}
         lines.append(text_of("page", "few_seeds", **needed))
-    for field, words in (("corpus_fingerprint", "corpora"), ("tokens", "numbers of tokens")):
-        if len(_values(study, field)) > 1:
+    trained = [run for run in study.runs if not run.config.get("train", {}).get("init_from")]
+    tokens = {run.info["tokens"] for run in trained if "tokens" in run.info}
+    corpora = _values(study, "corpus_fingerprint")
+    for values, words in ((corpora, "corpora"), (tokens, "numbers of tokens")):
+        if len(values) > 1:
             lines.append(f"The runs saw different {words}: the arms are not comparable.")
     return lines
 
@@ -71,14 +74,18 @@ def _measured(study: StudyView) -> str:
     return text_of("answer", "measured", **facts)
 
 
-def _judged(verdict: Mapping) -> str:
-    said = []
+def _judged(study: StudyView, verdict: Mapping) -> str:
+    said, found_runs = [], {(run.arm, run.seed) for run in study.runs if run.rows}
     for rule in verdict_section.rules(verdict):
         by_verdict: dict[str, list[str]] = {}
         for v in rule["verdicts"]:
             by_verdict.setdefault(v["verdict"], []).append(short_name(v["hybrid"]))
         found = listed([f"{verdict} for {listed(names)}" for verdict, names in by_verdict.items()])
-        seeds = f"{len(rule['seeds'])} seed{'s' if len(rule['seeds']) != 1 else ''}"
+        planned, hybrids = rule["seeds"], [v["hybrid"] for v in rule["verdicts"]]
+        done = sum(all((arm, seed) in found_runs for arm in hybrids) for seed in planned)
+        seeds = f"{len(planned)} seed{'s' if len(planned) != 1 else ''}"
+        if done < len(planned):
+            seeds = f"{done} of {seeds}"
         said.append(f"rule {rule['rule']} ({rule['status']}, {seeds}) finds {found}")
     return f"Can a hybrid have both? {'; '.join(said).replace('rule', 'Rule', 1)}."
 

@@ -496,10 +496,20 @@ def test_no_word_of_a_verdict_or_a_record_is_html(tmp_path):
         assert "<script" not in "".join(figure.svgs())
 
 
+def test_seeds_that_are_planned_and_not_run_do_not_count(tmp_path):
+    folder = write_study(tmp_path, ("rope", "coupled"))
+    verdict = evil_verdict(2)
+    verdict["verdicts"][0] |= {"hybrid": "coupled", "verdict": "INCONCLUSIVE"}
+    verdict["seeds"] = [0, 98, 99]
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    assert "1 of 3 seeds) finds INCONCLUSIVE" in page_without_figures(folder)
+
+
 def test_both_rules_stand_side_by_side(tmp_path):
-    folder = write_study(tmp_path, ("rope",))
+    folder = write_study(tmp_path, ("rope", "coupled"))
     verdict = evil_verdict(2) | {"rule_1": evil_verdict(1)}
     for number, judged in enumerate((verdict, verdict["rule_1"])):
+        judged["seeds"] = [0]
         judged["verdicts"][0] |= {"hybrid": "coupled", "verdict": ("YES", "TRADE-OFF")[number]}
         judged["verdicts"][0]["clauses"] = {("A0", "C1")[number]: "holds"}
     (folder / "verdict.json").write_text(json.dumps(verdict))
