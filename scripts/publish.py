@@ -43,9 +43,8 @@ def main() -> None:
     others = [split for split in splits(workdir) if split != data.split]
     beside = load_unmigrated(workdir, others[0]) if others else None
     if _ADD.value:
-        data = joined(data, load_unmigrated(out, data.split))
-        if beside is not None:
-            beside = joined(beside, load_unmigrated(out, beside.split))
+        data = joined(data, out)
+        beside = beside and joined(beside, out)
     corpus = open_inputs(from_sections(data.runs[0].config)).corpus
     if corpus.fingerprint != corpus_fingerprint(data):
         raise ValueError(

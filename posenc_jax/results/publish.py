@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from posenc_jax.results.files import json_lines, read_json, replace_bytes
-from posenc_jax.results.load import check_comparable, tuning_runs
+from posenc_jax.results.load import check_comparable, load_unmigrated, tuning_runs
 from posenc_jax.results.published_folder import PUBLISHED
 from posenc_jax.results.study_data import RunData, StudyData
 
@@ -78,23 +78,27 @@ def publish(
     return {name: len(content) for name, content in files.items()}
 
 
-def joined(data: StudyData, earlier: StudyData) -> StudyData:
-    """Returns a study with the runs of an earlier publication that it lacks.
+def joined(data: StudyData, out: Path) -> StudyData:
+    """Returns a study with the runs that were published in `out` before and that it lacks.
 
     Args:
-      data, earlier: of `load_unmigrated`, on one split.
+      data: of `load_unmigrated`. out: a published folder, or none yet.
 
     Raises:
-      ValueError: another study, another frozen plan, or runs that are not comparable.
+      ValueError: `out` has another study, split or frozen plan, or runs that are not comparable.
     """
-    for field in ("name", "split", "plan", "tuning"):
+    _refuse_other_study(data, out)
+    if not (out / PUBLISHED).exists():
+        return data
+    earlier = load_unmigrated(out, data.split)
+    for field in ("plan", "tuning"):
         if getattr(data, field) != getattr(earlier, field):
-            raise ValueError(f"{earlier.folder} and {data.folder} differ in {field}; not joined")
+            raise ValueError(f"{out} and {data.folder} differ in {field}; not joined")
     groups: dict[str, Any] = {}
     for group in ("runs", "elsewhere"):
         runs = {run.name: run for run in (*getattr(earlier, group), *getattr(data, group))}
         groups[group] = tuple(runs[name] for name in sorted(runs))
-    check_comparable(groups["runs"], earlier.folder)
+    check_comparable(groups["runs"], str(out))
     return dataclasses.replace(data, **groups)
 
 

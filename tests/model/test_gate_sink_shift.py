@@ -210,7 +210,7 @@ def test_eviction_and_prompts_of_different_lengths_change_no_generated_token():
             sequence.append(int(token))
 
 
-@pytest.mark.default_cases(0)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "execution", [LayerExecution(scan=True, remat="dots"), LayerExecution(remat="full")]
 )

@@ -11,7 +11,7 @@ from posenc_jax.model.generate import Sampling, generate, sample_token
 from support.decoder_of_scheme import model, row
 
 
-@pytest.mark.default_cases(0)
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", ["learned", "rope+alibi|nope~logn", "fire"])
 def test_a_prompt_is_continued_alike_alone_and_beside_a_longer_one(line):
     config, params, _ = model(line)

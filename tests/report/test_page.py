@@ -496,6 +496,18 @@ def test_no_word_of_a_verdict_or_a_record_is_html(tmp_path):
         assert "<script" not in "".join(figure.svgs())
 
 
+def test_a_fine_tuned_arm_may_have_fewer_tokens_and_no_other(tmp_path):
+    folder = write_study(tmp_path, ("rope", "coupled"))
+    run = folder / "runs/arm1-s0"
+    info, config = (json.loads((run / name).read_text()) for name in ("run.json", "config.json"))
+    (run / "run.json").write_text(json.dumps(info | {"tokens": 1}))
+    warning = "saw different numbers of tokens"
+    assert warning in page_without_figures(folder)
+    config["train"]["init_from"] = "runs/arm0-s0"
+    (run / "config.json").write_text(json.dumps(config))
+    assert warning not in page_without_figures(folder)
+
+
 def test_seeds_that_are_planned_and_not_run_do_not_count(tmp_path):
     folder = write_study(tmp_path, ("rope", "coupled"))
     verdict = evil_verdict(2)

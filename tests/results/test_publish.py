@@ -137,20 +137,23 @@ def test_a_study_that_is_published_in_two_parts_is_the_study_published_at_once(t
     shutil.rmtree(first / "runs/rope-s1")
     shutil.rmtree(second / "runs/rope-s0")
     shutil.rmtree(second / "other_lengths")
-    publish(load_unmigrated(first), parts, TEXTS)
-    publish(joined(load_unmigrated(second), load_unmigrated(parts)), parts, TEXTS)
+    for part in (first, second):
+        publish(joined(load_unmigrated(part), parts), parts, TEXTS)
     files = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in parts.iterdir()) == files
     for name in files:
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_parts_under_different_plans_are_not_joined(tmp_path):
+def test_parts_under_different_plans_or_of_different_studies_are_not_joined(tmp_path):
     folder, out = study(tmp_path / "study"), tmp_path / "out"
     publish(load_unmigrated(folder), out, TEXTS)
     (folder / "prereg.json").write_text(json.dumps({"plan": {}, "sha256": "1"}))
     with pytest.raises(ValueError, match="differ in plan"):
-        joined(load_unmigrated(folder), load_unmigrated(out))
+        joined(load_unmigrated(folder), out)
+    (out / "study.json").write_text(json.dumps({"name": "y", "split": "dev"}))
+    with pytest.raises(ValueError, match="holds the study 'y'"):
+        joined(load_unmigrated(folder), out)
 
 
 def test_another_study_is_not_overwritten(tmp_path):
